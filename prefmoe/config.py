@@ -1,0 +1,185 @@
+"""The configuration of an edition: every hyper-parameter of the workflow, read once and validated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+COMPONENTS = "EPICDM"
+"""Ablation switches in the order in which Table 2 of the paper adds them."""
+
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "config"
+
+
+class ConfigError(ValueError):
+    """A configuration file with mistakes; the message names every one of them."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class MiniatureData(_Strict):
+    """The embedded miniature benchmark, drawn from a seed."""
+
+    kind: Literal["miniature"]
+    seed: int = 0
+    users: int = Field(40, ge=4)
+    unseen_users: int = Field(8, ge=0)
+    train_per_user: int = Field(40, ge=5)
+    validation_per_user: int = Field(10, ge=1)
+    test_per_user: int = Field(25, ge=5)
+
+
+class MMPBData(_Strict):
+    """A folder that holds mmpb_clean/ (from PREFMOE_DATA when no folder is given)."""
+
+    kind: Literal["mmpb"]
+    folder: str | None = None
+    csv: str = "sample.csv"
+
+
+class Training(_Strict):
+    """Optimisation shared by all trained methods of an edition."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    checkpoint_every: int = Field(100, ge=1)
+    group_batches: bool = Field(True, description="draw batches in which preference groups recur")
+
+
+class Evaluation(_Strict):
+    batch_size: int = Field(64, ge=1)
+    turns: tuple[int, ...] = (0, 10)
+    max_new_tokens: int = Field(3, ge=1)
+    splits: tuple[str, ...] = ("test", "unseen")
+
+
+class Losses(_Strict):
+    """Weights of the published recipe (Table of losses in the paper's method section)."""
+
+    alignment: float = 0.05
+    profile_contrast: float = 0.10
+    residual_contrast: float = 0.20
+    residual_preservation: float = 0.20
+    decorrelation: float = 0.05
+    temperature: float = Field(0.07, gt=0)
+    density_power: float = Field(1.0, ge=0)
+
+
+class NonTunedMethod(_Strict):
+    kind: Literal["nontuned"]
+    label: str
+    profile: Literal["text", "none"]
+
+
+class FullFineTuningMethod(_Strict):
+    kind: Literal["fft"]
+    label: str
+    lr: float = Field(gt=0)
+
+
+class LoRAMethod(_Strict):
+    kind: Literal["lora"]
+    label: str
+    lr: float = Field(gt=0)
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    steps_factor: float = Field(1.0, gt=0, description="times the edition's steps (time-matched baseline)")
+    last_layers: int | None = Field(None, ge=1, description="decoder layers adapted; all when absent")
+
+
+class PrefMoEMethod(_Strict):
+    kind: Literal["prefmoe"]
+    label: str
+    components: str = COMPONENTS
+    lr: float = Field(gt=0, description="LoRA experts and routers")
+    lr_user: float = Field(gt=0, description="user embeddings, prototypes and corrections")
+    last_layers: int = Field(8, ge=1)
+    preference_rank: int = Field(8, ge=1)
+    user_rank: int = Field(64, ge=1)
+    profile_rank: int = Field(8, ge=1)
+    alpha: float = Field(1.0, gt=0, description="scale of the experts' output: alpha times B gate A x")
+    anchors: Literal["hidden", "embedding"] = "embedding"
+    residual: Literal["published", "centred"] = "centred"
+    correction_scale: float = Field(0.1, gt=0, description="bound of a learned correction, relative to anchor RMS")
+    facet_label: Literal["none", "oracle"] = "none"
+    counterfactual_users: int = Field(20, ge=0)
+    losses: Losses = Losses()
+
+    @field_validator("components")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if not value or not COMPONENTS.startswith(value):
+            raise ValueError(f"components must be a non-empty prefix of {COMPONENTS}, got {value!r}")
+        return value
+
+
+Method = Annotated[
+    NonTunedMethod | FullFineTuningMethod | LoRAMethod | PrefMoEMethod, Field(discriminator="kind")
+]
+
+
+class Edition(_Strict):
+    """One configuration of the whole workflow."""
+
+    name: str
+    purpose: str
+    seeds: tuple[int, ...] = Field(min_length=1)
+    backbones: tuple[str, ...] = Field(min_length=1)
+    ablation_backbone: str | None = None
+    data: Annotated[MiniatureData | MMPBData, Field(discriminator="kind")]
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    methods: dict[str, Method] = Field(min_length=1)
+    table1: tuple[str, ...]
+    table2: tuple[str, ...] = ()
+    cache_images: bool = Field(True, description="keep encoded pictures in memory; off for large backbones")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Edition:
+        for table in ("table1", "table2"):
+            unknown = [name for name in getattr(self, table) if name not in self.methods]
+            if unknown:
+                raise ValueError(f"{table} names methods that are not defined: {', '.join(unknown)}")
+        if self.table2 and self.ablation_backbone not in self.backbones:
+            raise ValueError(f"ablation_backbone must be one of {', '.join(self.backbones)}")
+        return self
+
+    def runs(self) -> list[tuple[str, str]]:
+        """Every (backbone, method) pair that the edition trains or evaluates, without repetition."""
+        pairs = [(backbone, method) for backbone in self.backbones for method in self.table1]
+        pairs += [(self.ablation_backbone, method) for method in self.table2]
+        return list(dict.fromkeys(pairs))
+
+
+def load_edition(name: str | Path) -> Edition:
+    """Reads config/<name>.yaml (or a YAML file given by path).
+
+    Raises:
+        ConfigError: if the edition is unknown, or with one line per mistake in the file.
+    """
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else CONFIG_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in CONFIG_FOLDER.glob("*.yaml")))
+        raise ConfigError(f"edition {str(name)!r} is unknown: {path} does not exist; known editions: {known}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    try:
+        return Edition.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
+        raise ConfigError(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error

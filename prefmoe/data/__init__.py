@@ -1,0 +1,1 @@
+"""Users, questions and pictures: the benchmark, its readers and its prompts."""

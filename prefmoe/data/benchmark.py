@@ -1,0 +1,140 @@
+"""What a benchmark is: users with profiles and preferences, questions about them, and splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+FACETS = ("entertainment", "travel", "lifestyle", "shopping", "fashion")
+"""The five preference facets, in the order of every facet axis in this package."""
+
+OPTION_LETTERS = ("A", "B", "C", "D")
+
+Turn = tuple[Literal["user", "assistant"], str]
+"""One utterance of a conversation: who speaks, and what."""
+
+
+class Preference(BaseModel):
+    """What a user likes and dislikes within one facet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    likes: tuple[str, ...]
+    dislikes: tuple[str, ...]
+
+
+class User(BaseModel):
+    """A user: a name, a face and a description (profile), and up to five preferences (one per facet)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    attribute: Literal["human", "animal", "object", "character"]
+    description: str
+    preferences: dict[str, Preference]
+    images: tuple[Path, ...]
+
+    @property
+    def image(self) -> Path:
+        """The profile picture: the first of the user's injection images."""
+        return self.images[0]
+
+
+class Example(BaseModel):
+    """One question about one user and one picture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: int
+    name: str
+    category: Literal["preference", "recognition"]
+    l2_category: Literal["awareness", "overconcept", "inconsistency"]
+    concept: str
+    target: str
+    question: str
+    options: tuple[str, ...]
+    answer: int
+    image: Path
+    semantic_invert: bool
+    bucket_names: tuple[str, ...]
+
+    @property
+    def answer_text(self) -> str:
+        """The string the model is trained to say: an option letter, "yes" or "no"."""
+        return ("A", "B", "C", "D", "yes", "no")[self.answer]
+
+    @property
+    def facet_id(self) -> int:
+        """Row of the question's facet in FACETS, or -1 for a recognition question."""
+        return FACETS.index(self.concept) if self.category == "preference" else -1
+
+    @property
+    def is_multiple_choice(self) -> bool:
+        return self.l2_category == "inconsistency"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Users, examples and splits of one benchmark folder.
+
+    Attributes:
+        root: the data folder that image paths are relative to.
+        frame: the questions with MMPB-clean's columns, indexed by ``index``.
+        users: name -> User, in order of first appearance; a user's row is the position in this order.
+        examples: index -> Example.
+        splits: split name ("train", "validation", "test", "unseen") -> indices; absent splits are empty.
+        transcripts: small-talk conversations for multi-turn prompts.
+        annotations: optional item, popularity and seen_pair per question, indexed by ``index``.
+        digest: a hash of everything above, pictures included.
+    """
+
+    root: Path
+    frame: pd.DataFrame
+    users: dict[str, User]
+    examples: dict[int, Example]
+    splits: dict[str, tuple[int, ...]]
+    transcripts: tuple[tuple[Turn, ...], ...] = ()
+    annotations: pd.DataFrame | None = None
+    digest: str = field(default="")
+
+    def select(self, split: str) -> list[Example]:
+        """The examples of one split.
+
+        Raises:
+            KeyError: if the benchmark has no such split.
+        """
+        if split not in self.splits:
+            raise KeyError(f"split {split!r} is unknown; this benchmark has {', '.join(self.splits)}")
+        return [self.examples[i] for i in self.splits[split]]
+
+    def row(self, name: str) -> int:
+        """The row of a user in every user axis."""
+        return self._rows[name]
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.users)}
+
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """Preference group of each user in each facet, (users, facets): equal annotation, equal id; -1 = none."""
+        table: list[list[int]] = []
+        ids: dict[tuple[str, Preference], int] = {}
+        for user in self.users.values():
+            row = []
+            for facet in FACETS:
+                preference = user.preferences.get(facet)
+                row.append(-1 if preference is None else ids.setdefault((facet, preference), len(ids)))
+            table.append(row)
+        return table
+
+    @property
+    def trained_users(self) -> list[str]:
+        """Names of the users that occur in the training split, in user order."""
+        seen = {self.examples[i].name for i in self.splits["train"]}
+        return [name for name in self.users if name in seen]

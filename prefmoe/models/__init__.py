@@ -1,0 +1,1 @@
+"""Backbones, the user state, the mixture of LoRA experts, PrefMoE and its baselines."""
