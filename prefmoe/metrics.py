@@ -1,0 +1,367 @@
+"""Scoring: from free-text answers to hits, and on to accuracy, collapse, recall and sensitivity."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from prefmoe import statistics
+
+QuestionKind = Literal["yes_no", "multiple_choice"]
+
+METRICS = ("overall", "preference", "profile", "collapse", "recall", "sensitivity")
+"""Metrics of every table, in the order of its rows."""
+
+BUCKETS = ("small_<=4", "middle_5-8", "large_>=9")
+"""Sizes of the group of users who share the preference that a question asks about."""
+
+COLUMNS = (
+    "name",
+    "category",
+    "l2-category",
+    "concept",
+    "question",
+    "A",
+    "B",
+    "C",
+    "D",
+    "answer",
+    "prediction",
+    "preference_bucket_names",
+    "preference_semantic_invert",
+)
+"""Columns that `score` needs; others are kept as they are."""
+
+UNPARSED_OPTION = "z"
+"""What a multiple-choice answer without exactly one recognisable option is parsed to."""
+
+_KINDS: Mapping[str, QuestionKind] = {
+    "awareness": "yes_no",
+    "overconcept": "yes_no",
+    "inconsistency": "multiple_choice",
+}
+_ANSWER_CODES = ("a", "b", "c", "d", "yes", "no")
+_YES = frozenset(("yes", "y", "yeah", "yep", "sure", "affirmative", "ok", "okay"))
+_NO = frozenset(("no", "n", "nope", "nah", "negative", "0", "false"))
+_SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_COUNTED = ("overall", "preference", "profile", "collapse", "recall")
+
+
+class ScoringError(ValueError):
+    """A frame that cannot be scored; the message names the column, or the row and what was expected."""
+
+
+def question_kind(l2_category: str) -> QuestionKind:
+    """The kind of question behind an l2-category.
+
+    Raises:
+        KeyError: if it is none of awareness, overconcept, inconsistency.
+    """
+    return _KINDS[l2_category]
+
+
+def parse_answer(text: str | None, kind: QuestionKind, options: Sequence[str] = ()) -> str:
+    """What a free-text answer says.
+
+    Multiple choice: the only option letter among the tokens (``.()[],:;!*#{}`` separate, either case), else
+    the only option whose text the answer contains (ignoring case), else "z". Yes/no: "yes" or "no" when the
+    first word, punctuation stripped, is a synonym, else that word.
+
+    Args:
+        text: the answer; None and NaN read as empty.
+        kind: "yes_no" or "multiple_choice".
+        options: texts of A, B, C, ...; blank or missing ones do not exist.
+
+    Returns:
+        "yes", "no", "a" ... "d", "z", or the first word in lower case ("" for an empty answer).
+    """
+    if kind not in ("yes_no", "multiple_choice"):
+        raise ValueError(f"question kind {kind!r} is unknown; expected 'yes_no' or 'multiple_choice'")
+    text = "" if _missing(text) else str(text)
+    if kind == "yes_no":
+        return _parse_yes_no(text)
+    return _parse_option(text, tuple("" if _missing(option) else str(option) for option in options))
+
+
+def is_parsed(prediction: str, kind: QuestionKind) -> bool:
+    """Whether a parsed answer is one that the question allows."""
+    return prediction in ("yes", "no") if kind == "yes_no" else prediction != UNPARSED_OPTION
+
+
+def split_names(text: str | None) -> frozenset[str]:
+    """The users of a ``preference_bucket_names`` cell; names are separated by ``|``, ``;`` or ``,``."""
+    if _missing(text):
+        return frozenset()
+    return frozenset(name for name in (part.strip() for part in re.split(r"[|;,]", str(text))) if name)
+
+
+def score(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds the columns gt (true answer), pred (parsed answer) and hit (0/1) to a copy of the frame.
+
+    Args:
+        frame: one row per question with the columns of `COLUMNS`; `answer` holds 0-3 = A-D, 4 = yes, 5 = no,
+            or the letter or word itself.
+
+    Raises:
+        ScoringError: naming the missing columns, or the first row with an unknown l2-category, category,
+            answer or negation flag, and what was expected.
+    """
+    missing = [column for column in COLUMNS if column not in frame.columns]
+    if missing:
+        names, expected = ", ".join(missing), ", ".join(COLUMNS)
+        raise ScoringError(f"predictions lack the column(s) {names}; expected {expected}")
+    truth, parsed = [], []
+    columns = (frame[column].tolist() for column in ("l2-category", "category", "answer", "prediction"))
+    options = zip(*(frame[letter].tolist() for letter in "ABCD"), strict=True)
+    flags = frame["preference_semantic_invert"].tolist()
+    rows = zip(*columns, options, flags, strict=True)
+    for position, (l2_category, category, answer, prediction, texts, flag) in enumerate(rows):
+        if l2_category not in _KINDS:
+            _fail(frame, position, "l2-category", l2_category, ", ".join(_KINDS))
+        if category not in ("preference", "recognition"):
+            _fail(frame, position, "category", category, "preference or recognition")
+        if _flag(flag) is None:
+            _fail(frame, position, "preference_semantic_invert", flag, "0, 1 or empty")
+        kind = _KINDS[l2_category]
+        allowed = _ANSWER_CODES[4:] if kind == "yes_no" else _ANSWER_CODES[:4]
+        gt = _answer_text(answer)
+        if gt not in allowed:
+            codes = "4 (yes) or 5 (no)" if kind == "yes_no" else "0-3 or A-D"
+            _fail(frame, position, "answer", answer, f"{codes} for a question of l2-category {l2_category}")
+        truth.append(gt)
+        parsed.append(parse_answer(prediction, kind, texts))
+    scored = frame.copy()
+    scored["gt"] = pd.Series(truth, index=frame.index, dtype=object)
+    scored["pred"] = pd.Series(parsed, index=frame.index, dtype=object)
+    scored["hit"] = (scored["gt"] == scored["pred"]).astype(int)
+    return scored
+
+
+def summarize(
+    scored: pd.DataFrame, *, clusters: str = "name", resamples: int = statistics.RESAMPLES, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Every metric of `METRICS` with its n and a 95 % cluster-bootstrap interval over users.
+
+    overall, preference and profile (recognition) are accuracies. Collapse (FPout; PrefMoE, Lyu et al. 2026),
+    recall and sensitivity = recall - collapse are defined in `question_counts`.
+
+    Returns:
+        metric -> {"value", "n", "low", "high", "unparsed"}: n is the number of questions counted (of
+        sensitivity: those of recall and collapse together), unparsed the number of answers that could not be
+        read; collapse leaves them out of its n, every other metric counts them as wrong. Without questions
+        value, low and high are NaN, and with fewer than two users low and high are.
+    """
+    _, numerator, denominator = user_counts([scored], clusters=clusters)
+    rows = estimates(numerator, denominator, resamples=resamples, seed=seed)
+    unparsed = unparsed_counts(scored)
+    return {metric: {**rows[metric], "unparsed": unparsed[metric]} for metric in METRICS}
+
+
+def collapse_by_bucket(scored: pd.DataFrame) -> pd.DataFrame:
+    """Collapse by the number of users who share the preference.
+
+    Returns:
+        Columns bucket, value and n, one row per entry of `BUCKETS`; value is NaN where n is 0.
+    """
+    table = collapse_by(scored, group_bucket(scored), BUCKETS, resamples=0)
+    return table.rename(columns={"group": "bucket"})[["bucket", "value", "n"]]
+
+
+def collapse_by(
+    scored: pd.DataFrame,
+    groups: Sequence | pd.Series,
+    order: Iterable,
+    *,
+    clusters: str = "name",
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Collapse within groups of questions, with intervals.
+
+    Args:
+        scored: N scored questions.
+        groups: (N,) a label per question.
+        order: the labels to report, in this order.
+
+    Returns:
+        Columns group, value, n, low, high; low and high are NaN when resamples is 0.
+    """
+    hit, counted = question_counts(scored)
+    labels, column = np.asarray(groups, dtype=object), _COUNTED.index("collapse")
+    rows = []
+    for label in order:
+        inside = counted[:, column].astype(bool) & (labels == label)
+        values = hit[inside, column]
+        if resamples:
+            users = scored[clusters].to_numpy()[inside]
+            row = statistics.cluster_bootstrap(values, users, resamples=resamples, seed=seed)
+        else:
+            value = float(values.mean()) if len(values) else np.nan
+            row = {"value": value, "n": len(values), "low": np.nan, "high": np.nan}
+        rows.append({"group": label, **row})
+    return pd.DataFrame(rows, columns=["group", "value", "n", "low", "high"])
+
+
+def group_bucket(frame: pd.DataFrame) -> pd.Series:
+    """The bucket (an entry of `BUCKETS`) of each question, by the number of users who hold its preference."""
+    sizes = [len(split_names(cell)) for cell in frame["preference_bucket_names"].tolist()]
+    labels = [BUCKETS[0] if size <= 4 else BUCKETS[1] if size <= 8 else BUCKETS[2] for size in sizes]
+    return pd.Series(labels, index=frame.index, dtype=object)
+
+
+def question_counts(scored: pd.DataFrame) -> tuple[NDArray, NDArray]:
+    """What each question adds to the metrics that are shares.
+
+    Only preference yes/no questions enter collapse and recall. S is the set of users who hold the preference
+    asked about; true and answered meaning are the literal answers, exchanged when the question is negated.
+    Collapse: target user outside S and true meaning "no"; the share whose answered meaning is "yes",
+    unreadable answers left out. Recall: target user inside S and true meaning "yes"; the share whose answered
+    meaning is "yes".
+
+    Returns:
+        numerator and denominator, each (N, 5) 0/1 for overall, preference, profile, collapse and recall.
+    """
+    external, internal, answered_yes, readable = _boundary(scored)
+    hit = scored["hit"].to_numpy(dtype=float)
+    preference = (scored["category"] == "preference").to_numpy()
+    everything = np.ones(len(scored), dtype=bool)
+    counted = np.stack([everything, preference, ~preference, external & readable, internal], axis=-1)
+    right = np.stack([hit, hit, hit, answered_yes, answered_yes], axis=-1) * counted
+    return right, counted.astype(float)
+
+
+def user_counts(runs: Sequence[pd.DataFrame], *, clusters: str = "name") -> tuple[NDArray, NDArray, NDArray]:
+    """Sums of `question_counts` per user and run (seed).
+
+    Returns:
+        (U,) users of all runs, numerator and denominator, each (U, runs, 5).
+    """
+    names = np.unique(np.concatenate([run[clusters].to_numpy(dtype=object).astype(str) for run in runs]))
+    numerator, denominator = np.zeros((2, len(names), len(runs), len(_COUNTED)))
+    for position, run in enumerate(runs):
+        right, counted = question_counts(run)
+        users, sums = statistics.cluster_sums(np.stack([right, counted], axis=-1), run[clusters].to_numpy())
+        rows = np.searchsorted(names, users)
+        numerator[rows, position], denominator[rows, position] = sums[..., 0], sums[..., 1]
+    return names, numerator, denominator
+
+
+def with_sensitivity(shares: NDArray) -> NDArray:
+    """Appends sensitivity = recall - collapse: (..., 5) shares to (..., 6) in the order of `METRICS`."""
+    sensitivity = shares[..., _COUNTED.index("recall")] - shares[..., _COUNTED.index("collapse")]
+    return np.concatenate([shares, sensitivity[..., None]], axis=-1)
+
+
+def estimates(
+    numerator: NDArray, denominator: NDArray, *, resamples: int = statistics.RESAMPLES, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Mean over seeds of every metric, with a cluster-bootstrap interval of that mean.
+
+    Args:
+        numerator, denominator: (U, seeds, 5) of `user_counts`.
+
+    Returns:
+        metric -> {"value", "n", "low", "high"}; n is the number of questions counted in one seed (their mean,
+        rounded, where unreadable answers make it differ between seeds).
+    """
+    value = with_sensitivity(statistics.ratio(numerator.sum(0), denominator.sum(0))).mean(axis=0)
+    low, high = np.full((2, len(METRICS)), np.nan)
+    if len(numerator) > 1:
+        samples = statistics.ratio_bootstrap(numerator, denominator, resamples=resamples, seed=seed)
+        low, high = statistics.percentile_interval(with_sensitivity(samples).mean(axis=1))
+    counted = denominator.sum(0).mean(axis=0)
+    n = [*counted, counted[_COUNTED.index("collapse")] + counted[_COUNTED.index("recall")]]
+    return {
+        metric: {
+            "value": float(value[column]),
+            "n": int(round(n[column])),
+            "low": float(low[column]),
+            "high": float(high[column]),
+        }
+        for column, metric in enumerate(METRICS)
+    }
+
+
+def unparsed_counts(scored: pd.DataFrame) -> dict[str, int]:
+    """metric -> number of answers to its questions that could not be read as an allowed answer."""
+    external, internal, _, _ = _boundary(scored)
+    kinds = scored["l2-category"].map(_KINDS)
+    pairs = zip(scored["pred"], kinds, strict=True)
+    unread = np.array([not is_parsed(pred, kind) for pred, kind in pairs], dtype=bool)
+    preference = (scored["category"] == "preference").to_numpy()
+    everything = np.ones(len(scored), dtype=bool)
+    questions = (everything, preference, ~preference, external, internal, external | internal)
+    return {metric: int((unread & asked).sum()) for metric, asked in zip(METRICS, questions, strict=True)}
+
+
+def _boundary(scored: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """(N,) masks: outside the group and truly "no"; inside and truly "yes"; answered "yes"; readable.
+
+    All but the last undo negated questions.
+    """
+    asked = ((scored["category"] == "preference") & (scored["l2-category"] != "inconsistency")).to_numpy()
+    flags = scored["preference_semantic_invert"].tolist()
+    inverted = np.array([bool(_flag(value)) for value in flags], dtype=bool)
+    members = [split_names(cell) for cell in scored["preference_bucket_names"].tolist()]
+    names = (str(name).strip() for name in scored["name"].tolist())
+    inside = np.array([name in group for name, group in zip(names, members, strict=True)], dtype=bool)
+    truly_yes = (scored["gt"] == "yes").to_numpy(dtype=bool) ^ inverted
+    said_yes, said_no = ((scored["pred"] == word).to_numpy(dtype=bool) for word in ("yes", "no"))
+    answered_yes = np.where(inverted, said_no, said_yes)
+    return asked & ~inside & ~truly_yes, asked & inside & truly_yes, answered_yes, said_yes | said_no
+
+
+@lru_cache(maxsize=65536)
+def _parse_yes_no(text: str) -> str:
+    words = text.lower().split()
+    word = re.sub(r"[^\w]", "", words[0]) if words else ""
+    return "yes" if word in _YES else "no" if word in _NO else word
+
+
+@lru_cache(maxsize=65536)
+def _parse_option(text: str, options: tuple[str, ...]) -> str:
+    available = {letter: option for letter, option in zip("abcd", options, strict=False) if option.strip()}
+    tokens = {token.lower() for token in text.translate(_SEPARATORS).split()}
+    letters = [letter for letter in available if letter in tokens]
+    if len(letters) == 1:
+        return letters[0]
+    named = [letter for letter, option in available.items() if option.strip().lower() in text.lower()]
+    return named[0] if len(named) == 1 else UNPARSED_OPTION
+
+
+def _answer_text(answer: object) -> str | None:
+    """A ground-truth cell as "a" ... "d", "yes", "no", or None when it is no answer code."""
+    if _missing(answer) or isinstance(answer, bool):
+        return None
+    text = str(answer).strip().lower()
+    if text in _ANSWER_CODES:
+        return text
+    code = re.fullmatch(r"([0-5])(\.0*)?", text)
+    return _ANSWER_CODES[int(code.group(1))] if code else None
+
+
+def _flag(value: object) -> bool | None:
+    """A negation cell: 0/1, true/false, empty = False; None when it is something else."""
+    if _missing(value):
+        return False
+    text = str(value).strip().lower()
+    if text in ("1", "1.0", "true"):
+        return True
+    return False if text in ("0", "0.0", "false", "") else None
+
+
+def _missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+
+
+def _fail(frame: pd.DataFrame, position: int, column: str, value: object, expected: str) -> None:
+    row = f"row {frame.index[position]!r}"
+    if "index" in frame.columns:
+        row += f" (question {frame['index'].iloc[position]})"
+    raise ScoringError(f"{row}: {column} is {value!r}, expected {expected}")
