@@ -361,7 +361,7 @@ def _missing(value: object) -> bool:
 
 
 def _fail(frame: pd.DataFrame, position: int, column: str, value: object, expected: str) -> None:
-    row = f"row {frame.index[position]!r}"
+    row = f"row {frame.index[position]}"
     if "index" in frame.columns:
         row += f" (question {frame['index'].iloc[position]})"
     raise ScoringError(f"{row}: {column} is {value!r}, expected {expected}")

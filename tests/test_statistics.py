@@ -1,0 +1,102 @@
+"""Intervals, paired tests and corrections against loops, closed forms and values worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from prefmoe import statistics
+
+
+def test_vectorised_cluster_bootstrap_equals_a_loop_over_resampled_questions():
+    rng = np.random.default_rng(3)
+    users = rng.integers(0, 7, size=60)
+    hits = rng.integers(0, 2, size=60).astype(float)
+    labels, sums = statistics.cluster_sums(np.stack([hits, np.ones(60)], axis=1), users)
+    fast = statistics.ratio_bootstrap(sums[:, 0], sums[:, 1], resamples=50, seed=9)
+    for counts, value in zip(statistics.resample_counts(7, resamples=50, seed=9), fast, strict=True):
+        drawn = [
+            hit
+            for label, count in zip(labels, counts, strict=True)
+            for _ in range(int(count))
+            for hit in hits[users.astype(str) == label]
+        ]
+        assert value == pytest.approx(np.mean(drawn))
+
+
+def test_interval_agrees_with_scipy_on_independent_questions():
+    """One question per user: the cluster bootstrap is the ordinary bootstrap."""
+    hits = (np.arange(400) % 10 < 3).astype(float)
+    estimate = statistics.cluster_bootstrap(hits, np.arange(400), resamples=4000)
+    reference = stats.bootstrap(
+        (hits,), np.mean, n_resamples=4000, method="percentile", rng=1
+    ).confidence_interval
+    assert estimate["value"] == pytest.approx(0.3) and estimate["n"] == 400
+    assert estimate["low"] == pytest.approx(reference.low, abs=0.006)
+    assert estimate["high"] == pytest.approx(reference.high, abs=0.006)
+
+
+def test_interval_width_follows_the_closed_form_for_equal_clusters():
+    """Equal clusters: the variance of the mean is the population variance of cluster means over U."""
+    rng = np.random.default_rng(0)
+    means = rng.uniform(size=60)
+    values, users = np.repeat(means, 20), np.repeat(np.arange(60), 20)
+    estimate = statistics.cluster_bootstrap(values, users, resamples=8000)
+    half = stats.norm.ppf(0.975) * means.std() / np.sqrt(60)
+    assert (estimate["high"] - estimate["low"]) / 2 == pytest.approx(half, rel=0.06)
+    alone = statistics.cluster_bootstrap(values, np.arange(1200), resamples=8000)
+    assert alone["high"] - alone["low"] < 0.35 * (estimate["high"] - estimate["low"])
+
+
+def test_bootstrap_is_seeded():
+    hits, users = np.arange(30) % 2, np.arange(30) % 5
+    assert statistics.cluster_bootstrap(hits, users, seed=1) == statistics.cluster_bootstrap(
+        hits, users, seed=1
+    )
+
+
+def test_undefined_resamples_are_left_out():
+    samples = np.array([[0.0, np.nan], [1.0, np.nan], [np.nan, np.nan]])
+    low, high = statistics.percentile_interval(samples, level=1.0)
+    assert (low[0], high[0]) == (0, 1)
+    assert np.isnan(low[1]) and np.isnan(high[1])
+
+
+def test_sign_test_is_mcnemar_for_one_seed():
+    first = np.array([1] * 30 + [0] * 12 + [1] * 20 + [0] * 8)
+    second = np.array([1] * 30 + [0] * 12 + [0] * 20 + [1] * 8)
+    wins, losses, p = statistics.sign_test(first, second)
+    assert (wins, losses) == (20, 8)
+    assert p == pytest.approx(2 * stats.binom.cdf(8, 28, 0.5))
+    assert statistics.sign_test(first, first) == (0, 0, 1.0)
+
+
+def test_sign_test_of_seed_means_ignores_rounding():
+    first = np.array([(1 + 0 + 0) / 3, 2 / 3, 1.0])
+    second = np.array([1 / 3, 1 - 1 / 3, 0.0])
+    assert statistics.sign_test(first, second)[:2] == (1, 0)
+
+
+def test_holm_against_the_textbook():
+    """p = .01 .04 .03 .005 gives .03 .06 .06 .02: .005*4, .01*3, .03*2, then .04*1 raised to .06."""
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.7]) == pytest.approx([1, 1])
+    adjusted = statistics.holm([0.02, np.nan, 0.01])
+    assert adjusted[[0, 2]] == pytest.approx([0.02, 0.02]) and np.isnan(adjusted[1])
+    assert statistics.holm([]).size == 0
+
+
+def test_permutation_p_matches_full_enumeration():
+    differences = np.array([3.0, 1.0, 2.0, -1.0, 4.0, 2.0])
+    signs = 1 - 2 * np.array(np.meshgrid(*[[0, 1]] * 6)).reshape(6, -1).T
+    exact = np.mean(np.abs(signs @ differences) >= differences.sum())
+    masks = statistics.swap_masks(6, permutations=20000)
+    p = statistics.permutation_p(differences.sum(), (1 - 2 * masks) @ differences)
+    assert p == pytest.approx(exact, abs=0.01)
+    assert np.isnan(statistics.permutation_p(np.nan, np.array([np.nan, np.nan])))
+
+
+def test_seed_spread():
+    assert statistics.seed_spread([0.1, 0.3]) == pytest.approx(np.sqrt(0.02))
+    assert np.isnan(statistics.seed_spread([0.4]))
