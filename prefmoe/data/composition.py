@@ -1,0 +1,83 @@
+"""What a benchmark is made of, as tables: questions by kind and split, users, preference groups, items."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+
+from .benchmark import FACETS, Benchmark
+
+
+def question_counts(benchmark: Benchmark, by: str = "task_family") -> pd.DataFrame:
+    """Questions per value of a column and split.
+
+    Args:
+        by: a column of the benchmark's frame, such as task_family, concept, attribute or answer; questions
+            where it is empty (the concept of a recognition question) are left out.
+
+    Returns:
+        columns ``by``, split, n; splits in the benchmark's order, those without questions left out.
+    """
+    parts = []
+    for split, indices in benchmark.splits.items():
+        values = benchmark.frame.loc[list(indices), by]
+        counts = values[values.astype(str) != ""].value_counts().sort_index()
+        parts.append(pd.DataFrame({by: counts.index, "split": split, "n": counts.to_numpy()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def user_counts(benchmark: Benchmark) -> pd.DataFrame:
+    """Users per attribute.
+
+    Returns:
+        columns attribute, n, with_preferences (how many of the n have any preference), most frequent first.
+    """
+    users = benchmark.users.values()
+    total = Counter(user.attribute for user in users)
+    informed = Counter(user.attribute for user in users if user.preferences)
+    rows = [(attribute, n, informed[attribute]) for attribute, n in total.most_common()]
+    return pd.DataFrame(rows, columns=["attribute", "n", "with_preferences"])
+
+
+def group_sizes(benchmark: Benchmark) -> pd.DataFrame:
+    """Preference groups: users whose annotation in a facet is the same.
+
+    Returns:
+        columns facet, group (id of benchmark.groups), size (users); per facet, largest first.
+    """
+    rows = []
+    for column, facet in enumerate(FACETS):
+        sizes = Counter(row[column] for row in benchmark.groups if row[column] >= 0)
+        rows += [(facet, group, size) for group, size in sizes.most_common()]
+    return pd.DataFrame(rows, columns=["facet", "group", "size"])
+
+
+def item_popularity(benchmark: Benchmark) -> pd.DataFrame:
+    """How many users like and dislike each item.
+
+    Returns:
+        columns facet, item, likes, dislikes; per facet, the most liked first.
+    """
+    rows = []
+    for facet in FACETS:
+        held = [user.preferences[facet] for user in benchmark.users.values() if facet in user.preferences]
+        likes = Counter(item for preference in held for item in preference.likes)
+        dislikes = Counter(item for preference in held for item in preference.dislikes)
+        items = sorted(likes | dislikes, key=lambda item: (-likes[item], item))
+        rows += [(facet, item, likes[item], dislikes[item]) for item in items]
+    return pd.DataFrame(rows, columns=["facet", "item", "likes", "dislikes"])
+
+
+def sharing_sizes(benchmark: Benchmark) -> pd.DataFrame:
+    """Sizes of the groups behind the collapse metric: users who hold the preference a question asks about.
+
+    Returns:
+        columns split, size, n: yes/no preference questions by the number of users in preference_bucket_names;
+        questions without that annotation are left out.
+    """
+    rows = []
+    for split in benchmark.splits:
+        sizes = Counter(len(e.bucket_names) for e in benchmark.select(split) if e.bucket_names)
+        rows += [(split, size, n) for size, n in sorted(sizes.items())]
+    return pd.DataFrame(rows, columns=["split", "size", "n"])

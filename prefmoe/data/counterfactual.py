@@ -1,0 +1,223 @@
+"""Counterfactual users: plausible people who do not exist, negatives for the contrastive losses."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from csv import DictWriter
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from .benchmark import FACETS, Benchmark, Preference, User
+from .mmpb import Mistakes, Row, read_rows
+from .prompts import parse_preferences, preference_phrase
+
+PREFERENCE_COLUMNS = tuple(f"pref_{facet}" for facet in FACETS)
+COLUMNS = (
+    "pseudo_id", "pseudo_name", "concept_family", "description_text", *PREFERENCE_COLUMNS,
+    "uid_seed", "image_seed",
+)  # fmt: skip
+"""The columns of MMPB-clean's pseudo_users.csv."""
+
+_PIECES = re.compile(r"(,\s+|\.\s+)")
+
+
+class PseudoUser(BaseModel):
+    """Somebody who does not exist: a hard negative in the facet ``family``.
+
+    ``preferences`` holds one phrase per facet, either like "enjoys a, b, dislikes c, d" or freely worded
+    ("quiet travel"); the seeds fix what is random about this user's tokens.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pseudo_id: int
+    name: str
+    family: str
+    description: str
+    preferences: dict[str, str]
+    uid_seed: int
+    image_seed: int
+
+
+def generate(benchmark: Benchmark, n: int, seed: int = 0) -> list[PseudoUser]:
+    """``n`` counterfactual users made from the users of the training split (PrefMoE, Lyu et al. 2026).
+
+    The families take turns. A user starts from a real one: in the family's facet one item is exchanged so
+    that the result is nobody's preference, but close to somebody's (the more popular a preference, the more
+    often it is the base). The other facets are drawn from the population, the description recombines two
+    descriptions. The same seed gives the same users, and fewer users are the first of more.
+
+    Raises:
+        ValueError: if a facet has no preference to start from, or no combination is left that nobody holds.
+    """
+    rng = np.random.default_rng(seed)
+    population = [benchmark.users[name] for name in benchmark.trained_users]
+    descriptions = {user.description for user in population}
+    taken = {
+        facet: {_content(user.preferences[facet]) for user in population if facet in user.preferences}
+        for facet in FACETS
+    }
+    made = []
+    for number in range(n):
+        family = FACETS[number % len(FACETS)]
+        preferences = {}
+        for facet in FACETS:
+            holders = [user for user in population if facet in user.preferences]
+            if not holders:
+                raise ValueError(f"no user of the training split has a preference in {facet}")
+            preferences[facet] = holders[rng.integers(len(holders))].preferences[facet]
+        base, preferences[family] = _novel_preference(population, family, taken[family], rng)
+        taken[family].add(_content(preferences[family]))
+        made.append(
+            PseudoUser(
+                pseudo_id=number,
+                name=f"Pseudo{family.capitalize()}{number // len(FACETS) + 1}",
+                family=family,
+                description=_recombine(base, population, descriptions, rng),
+                preferences={facet: preference_phrase(preferences[facet]) for facet in FACETS},
+                uid_seed=int(rng.integers(2**31)),
+                image_seed=int(rng.integers(2**31)),
+            )
+        )
+    return made
+
+
+def _content(preference: Preference) -> tuple[frozenset[str], frozenset[str]]:
+    """What a preference says, whatever the order of its items."""
+    return frozenset(preference.likes), frozenset(preference.dislikes)
+
+
+def _novel_preference(
+    population: Sequence[User], facet: str, taken: set, rng: np.random.Generator
+) -> tuple[User, Preference]:
+    """A user and this user's preference with one item exchanged, such that it is not taken."""
+    holders = [user for user in population if facet in user.preferences]
+    items = sorted({item for user in holders for item in _items(user.preferences[facet])})
+    for position in rng.permutation(len(holders)):
+        base = holders[position]
+        for candidate in _exchanges(base.preferences[facet], items, rng):
+            if _content(candidate) not in taken:
+                return base, candidate
+    raise ValueError(f"no combination of {len(items)} items in {facet} is left that nobody holds")
+
+
+def _items(preference: Preference) -> tuple[str, ...]:
+    return (*preference.likes, *preference.dislikes)
+
+
+def _exchanges(
+    preference: Preference, items: Sequence[str], rng: np.random.Generator
+) -> Iterator[Preference]:
+    """The preference with one item replaced by one that it does not hold, in random order."""
+    held = _items(preference)
+    others = [item for item in items if item not in held]
+    for choice in rng.permutation(len(held) * len(others)):
+        slot, other = divmod(int(choice), len(others))
+        changed = [*held[:slot], others[other], *held[slot + 1 :]]
+        likes = len(preference.likes)
+        yield Preference(likes=tuple(changed[:likes]), dislikes=tuple(changed[likes:]))
+
+
+def _recombine(base: User, population: Sequence[User], taken: set[str], rng: np.random.Generator) -> str:
+    """The base's description with clauses from another user of the same kind; nobody has this description."""
+    pieces = _PIECES.split(base.description)
+    donors = [user for user in population if user.attribute == base.attribute and user is not base]
+    for position in rng.permutation(len(donors)):
+        given = _PIECES.split(donors[position].description)
+        # Clauses stand at the even places, separators between them; the first clause, who it is, stays.
+        places = [k for k in range(2, min(len(pieces), len(given)), 2) if pieces[k] != given[k]]
+        chosen = [k for k in places if rng.random() < 0.5] or places[:1]
+        text = "".join(given[k] if k in chosen else piece for k, piece in enumerate(pieces))
+        if text not in taken:
+            return text
+    others = [user.description for user in population if user is not base] or [base.description]
+    return f"{base.description} {others[rng.integers(len(others))]}"
+
+
+def groups(users: Sequence[PseudoUser], benchmark: Benchmark) -> list[list[int]]:
+    """Preference group of each counterfactual user in each facet, (N, facets), by benchmark.groups' ids.
+
+    -1 where no user of the training split has this preference: always so in the family of a generated user.
+    """
+    known: dict[tuple[str, tuple[frozenset[str], frozenset[str]]], int] = {}
+    for name in benchmark.trained_users:
+        ids = benchmark.groups[benchmark.row(name)]
+        for facet, preference in benchmark.users[name].preferences.items():
+            known[facet, _content(preference)] = ids[FACETS.index(facet)]
+
+    def group(facet: str, phrase: str) -> int:
+        preference = parse_phrase(phrase)
+        return -1 if preference is None else known.get((facet, _content(preference)), -1)
+
+    return [[group(facet, user.preferences[facet]) for facet in FACETS] for user in users]
+
+
+def parse_phrase(phrase: str) -> Preference | None:
+    """The preference behind a phrase such as "enjoys a, b, dislikes c, d"; None for free words."""
+    if not phrase.startswith(("enjoys ", "dislikes ")):
+        return None
+    text = phrase if phrase.startswith("dislikes ") else phrase.replace(", dislikes ", ", but dislikes ", 1)
+    return parse_preferences(f"In terms of travel, <sks> {text}.")["travel"]
+
+
+def write(users: Sequence[PseudoUser], path: str | Path) -> None:
+    """Writes pseudo_users.csv, under a temporary name first."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for user in users:
+            texts = {f"pref_{facet}": user.preferences[facet] for facet in FACETS}
+            writer.writerow(
+                {
+                    "pseudo_id": user.pseudo_id,
+                    "pseudo_name": user.name,
+                    "concept_family": user.family,
+                    "description_text": user.description,
+                    **texts,
+                    "uid_seed": user.uid_seed,
+                    "image_seed": user.image_seed,
+                }
+            )
+    temporary.replace(path)
+
+
+def read(path: str | Path) -> list[PseudoUser]:
+    """The counterfactual users of a pseudo_users.csv.
+
+    Raises:
+        MMPBError: with one line per mistake, naming file, line, field and what was expected.
+    """
+    path = Path(path)
+    mistakes = Mistakes(str(path))
+    rows = list(read_rows(path, COLUMNS, mistakes, path.name))
+    seen: dict[str, Row] = {}
+    users = []
+    for row in rows:
+        pseudo_id, uid_seed, image_seed = (
+            row.number(column, "a non-negative integer") for column in ("pseudo_id", "uid_seed", "image_seed")
+        )
+        first = seen.setdefault(row["pseudo_id"], row)
+        row.require(first is row, "pseudo_id", f"an id that occurs once (line {first.line} has it, too)")
+        known = row.require(row["concept_family"] in FACETS, "concept_family", f"one of {', '.join(FACETS)}")
+        texts = ("pseudo_name", "description_text", *PREFERENCE_COLUMNS)
+        complete = [row.require(row[column] != "", column, "a text") for column in texts]
+        if known and all(complete) and None not in (pseudo_id, uid_seed, image_seed):
+            users.append(
+                PseudoUser(
+                    pseudo_id=pseudo_id,
+                    name=row["pseudo_name"],
+                    family=row["concept_family"],
+                    description=row["description_text"],
+                    preferences={facet: row[f"pref_{facet}"] for facet in FACETS},
+                    uid_seed=uid_seed,
+                    image_seed=image_seed,
+                )
+            )
+    mistakes.check()
+    return users
