@@ -1,0 +1,333 @@
+"""Runs notebooks so that a finished one can be trusted, and tells whether outputs belong to their cells."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+PARAMETERS_TAG = "parameters"
+INJECTED_TAG = "injected-parameters"
+RECORD = "prefmoe"
+"""Metadata key under which the runner notes what it executed: of the notebook, and of every code cell."""
+
+KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+KERNEL_OPTIONS = ("--IPKernelApp.log_level=ERROR", "--HistoryManager.enabled=False")
+
+
+class NotebookError(RuntimeError):
+    """A notebook that cannot be run, failed, or carries outputs that are not its own."""
+
+
+def execute(
+    notebook: str | Path,
+    output: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    threads: int | None = None,
+) -> Path:
+    """Executes a notebook with papermill in the running interpreter's environment.
+
+    The output appears under a temporary name next to ``output`` and is renamed when the last cell has succeeded.
+    A second call for the same output waits for the first. Everything that differs between two equal runs
+    (execution times, absolute paths, progress bars) stays out of the file; what cells print goes to this
+    process's stdout and stderr as well, so that a log has all of it.
+
+    Args:
+        parameters: values for names that the cell tagged "parameters" assigns.
+        threads: CPU threads the kernel may use; all when absent.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        NotebookError: for an unreadable notebook, an unknown parameter, or a failing cell; the cells executed so
+            far are then kept as ``<output>.failed.ipynb``.
+    """
+    from filelock import FileLock
+
+    notebook, output = Path(notebook), Path(output)
+    parameters = dict(parameters or {})
+    known = defaults(_read(notebook))
+    if unknown := [name for name in parameters if name not in known]:
+        expected = f"it has {', '.join(known)}" if known else "it has no cell tagged 'parameters'"
+        raise NotebookError(f"{notebook}: unknown parameter {', '.join(map(repr, unknown))}; {expected}")
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
+    with FileLock(output.with_name(f".{output.stem}.lock")):
+        try:
+            _run(notebook, partial, parameters, threads)
+        except Exception as error:
+            if partial.exists():
+                _write(_normalise(_read(partial)), failed)
+                partial.unlink()
+            kept = f"; the cells that ran are in {failed}" if failed.exists() else ""
+            raise NotebookError(f"{notebook}: {_reason(error)}{kept}") from error
+        executed = _normalise(_read(partial))
+        _record(executed, parameters)
+        _write(executed, partial)
+        os.replace(partial, output)
+        failed.unlink(missing_ok=True)
+    return output
+
+
+def defaults(notebook: nbformat.NotebookNode) -> dict[str, Any]:
+    """The names that the cell tagged "parameters" assigns, with their literal values (None where not literal).
+
+    Raises:
+        NotebookError: if that cell is not valid Python.
+    """
+    values: dict[str, Any] = {}
+    for cell in _code_cells(notebook):
+        if PARAMETERS_TAG not in cell.metadata.get("tags", []):
+            continue
+        try:
+            tree = ast.parse(cell.source)
+        except SyntaxError as error:
+            raise NotebookError(f"the parameters cell is not valid Python: {error}") from error
+        for statement in tree.body:
+            targets = statement.targets if isinstance(statement, ast.Assign) else []
+            if isinstance(statement, ast.AnnAssign) and statement.value is not None:
+                targets = [statement.target]
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    try:
+                        values[target.id] = ast.literal_eval(statement.value)
+                    except ValueError:
+                        values[target.id] = None
+    return values
+
+
+def code_digest(notebook: str | Path) -> str:
+    """A digest of a notebook's code cells; prose, outputs and metadata do not change it."""
+    return _digest([cell.source for cell in _code_cells(_read(Path(notebook)))])
+
+
+def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
+    """Refuses a notebook whose outputs do not belong to its cells.
+
+    A cell's outputs are its own when the runner produced them from this code, after this code in the cells above
+    and with the noted parameters, and nobody edited them since. A notebook without any outputs passes.
+
+    Args:
+        executed: refuse a notebook that was never executed, too.
+
+    Raises:
+        NotebookError: with one line per mistake.
+    """
+    path, content = Path(notebook), _read(Path(notebook))
+    record = content.metadata.get(RECORD)
+    if record is None:
+        mistakes = [f"cell {number} has outputs that no run recorded" for number, cell in _numbered(content) if cell.outputs]
+        if executed:
+            mistakes.append("it was never executed by `prefmoe notebook`")
+    else:
+        mistakes = []
+        digests = _chain(content, record.get("parameters", {}))
+        for (number, cell), digest in zip(_numbered(content), digests, strict=True):
+            noted = cell.metadata.get(RECORD)
+            if noted is None:
+                mistakes.append(f"cell {number} was added after the run")
+            elif noted.get("code") != digest:
+                mistakes.append(f"cell {number}, or a cell above it, was changed after the run")
+            elif noted.get("outputs") != _digest(cell.outputs):
+                mistakes.append(f"cell {number} carries outputs that its run did not produce")
+    if mistakes:
+        raise NotebookError(f"{path}: outputs do not belong to the cells:\n  " + "\n  ".join(mistakes))
+
+
+def publish(executed: str | Path, notebook: str | Path) -> Path:
+    """Puts the outputs of an executed notebook into its source; the source's prose is kept.
+
+    Returns:
+        ``notebook``, now without the injected parameters and with outputs that check_outputs accepts.
+
+    Raises:
+        NotebookError: if the code differs, or the run did not use the notebook's default parameters.
+    """
+    source, run = _read(Path(notebook)), _read(Path(executed))
+    check_outputs(executed, executed=True)
+    if [c.source for c in _code_cells(source)] != [c.source for c in _code_cells(run)]:
+        raise NotebookError(f"{notebook}: its code differs from {executed}; execute it again before publishing")
+    usual = defaults(source)
+    for name, value in run.metadata[RECORD]["parameters"].items():
+        if usual.get(name) != value:
+            raise NotebookError(f"{executed}: ran with {name}={value!r}, the default is {usual.get(name)!r}")
+    for mine, theirs in zip(_code_cells(source), _code_cells(run), strict=True):
+        mine.outputs, mine.execution_count = theirs.outputs, theirs.execution_count
+    _record(source, {})
+    _write(_normalise(source), Path(notebook))
+    return Path(notebook)
+
+
+def parse_parameters(pairs: list[str]) -> dict[str, Any]:
+    """Parameters from ``name=value`` strings; values are YAML scalars.
+
+    Raises:
+        NotebookError: for an entry without "=".
+    """
+    parameters = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name.isidentifier():
+            raise NotebookError(f"parameter {pair!r} is not of the form name=value")
+        parameters[name] = yaml.safe_load(value)
+    return parameters
+
+
+def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int | None) -> None:
+    """Papermill with a kernel of this interpreter: no kernel name has to be installed anywhere."""
+    import papermill
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    with tempfile.TemporaryDirectory(prefix="prefmoe-kernel-") as folder:
+        environment = {"IPYTHONDIR": folder, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        if threads is not None:
+            names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PREFMOE_THREADS")
+            environment |= dict.fromkeys(names, str(threads))
+        spec = KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *KERNEL_OPTIONS],
+            env=environment,
+            **{k: v for k, v in KERNELSPEC.items() if k != "name"},
+        )
+
+        class InterpreterKernelManager(AsyncKernelManager):
+            """A kernel manager that knows one kernel: the interpreter which runs this module."""
+
+            kernel_spec = spec
+
+        with _quiet("papermill"):
+            papermill.execute_notebook(
+                str(notebook),
+                str(partial),
+                parameters=parameters,
+                kernel_name=KERNELSPEC["name"],
+                language="python",
+                cwd=str(notebook.resolve().parent),
+                progress_bar=False,
+                kernel_manager_class=InterpreterKernelManager,
+                start_timeout=180,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+            )
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keeps a library's chatter out of the log while its warnings stay."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, with the cell and the last lines of its traceback where there are any."""
+    from papermill.exceptions import PapermillExecutionError
+
+    if not isinstance(error, PapermillExecutionError):
+        return f"{type(error).__name__}: {error}"
+    return f"code cell {error.exec_count} failed with {error.ename}: {error.evalue}"
+
+
+def _normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drops what differs between two equal runs: times, paths, progress bars, kernel details."""
+    notebook.metadata = nbformat.from_dict(
+        {k: v for k, v in notebook.metadata.items() if k not in ("papermill", "widgets")}
+        | {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
+    )
+    folders = {str(Path(__file__).resolve().parent.parent): ".", str(Path.home()): "~"}
+    folders = {path: short for path, short in folders.items() if path != os.sep}
+    for cell in notebook.cells:
+        for volatile in ("papermill", "execution"):
+            cell.metadata.pop(volatile, None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)  # papermill adds empty ones
+        if INJECTED_TAG in cell.metadata.get("tags", []):
+            cell["id"] = INJECTED_TAG
+        if cell.cell_type == "code":
+            cell.outputs = [
+                _shorten(output, folders)
+                for output in cell.outputs
+                if output.get("name") != "stderr" and not any("widget" in kind for kind in output.get("data", {}))
+            ]
+    return notebook
+
+
+def _shorten(value: Any, folders: Mapping[str, str]) -> Any:
+    """The same output with the given folders written in their short form, wherever they occur in a text."""
+    if isinstance(value, str):
+        for path, short in folders.items():
+            value = value.replace(path, short)
+        return value
+    if isinstance(value, list):
+        return [_shorten(item, folders) for item in value]
+    if isinstance(value, dict):
+        return nbformat.from_dict({key: _shorten(item, folders) for key, item in value.items()})
+    return value
+
+
+def _record(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> None:
+    """Notes on the notebook and on every code cell what was run and what came out."""
+    notebook.metadata[RECORD] = nbformat.from_dict({"parameters": dict(parameters)})
+    for cell, digest in zip(_code_cells(notebook), _chain(notebook, parameters), strict=True):
+        cell.metadata[RECORD] = nbformat.from_dict({"code": digest, "outputs": _digest(cell.outputs)})
+
+
+def _chain(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> list[str]:
+    """For every code cell a digest of the parameters, of all code above it and of its own."""
+    digests, above = [], _digest(dict(parameters))
+    for cell in _code_cells(notebook):
+        above = _digest([above, cell.source])
+        digests.append(above)
+    return digests
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _numbered(notebook: nbformat.NotebookNode) -> list[tuple[int, nbformat.NotebookNode]]:
+    """Code cells with their position among all cells, from 1, as an editor counts them."""
+    return [(n, c) for n, c in enumerate(notebook.cells, 1) if c.cell_type == "code" and not _injected(c)]
+
+
+def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for _, cell in _numbered(notebook)]
+
+
+def _injected(cell: nbformat.NotebookNode) -> bool:
+    return INJECTED_TAG in cell.metadata.get("tags", [])
+
+
+def _read(path: Path) -> nbformat.NotebookNode:
+    if not path.is_file():
+        raise NotebookError(f"notebook {path} does not exist")
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises many kinds, none of which names the file
+        raise NotebookError(f"{path}: not a notebook: {error}") from error
+
+
+def _write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    text = nbformat.writes(notebook) + "\n"
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,228 @@
+"""The notebook runner: finished means finished, parameters are known, outputs belong to their cells."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from prefmoe import notebooks
+from prefmoe.notebooks import NotebookError, check_outputs, code_digest, execute, parse_parameters, publish
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+COMMITTED = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+def _notebook(path: Path, *sources: str, parameters: str = "") -> Path:
+    """A small notebook: prose, a parameters cell when one is given, then one code cell per source."""
+    cells = [nbformat.v4.new_markdown_cell("# A small notebook", id="title")]
+    if parameters:
+        tagged = {"tags": ["parameters"]}
+        cells.append(nbformat.v4.new_code_cell(parameters, id="parameters", metadata=tagged))
+    cells += [nbformat.v4.new_code_cell(source, id=f"cell-{n}") for n, source in enumerate(sources)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def _edit(path: Path, change) -> None:
+    content = nbformat.read(path, as_version=4)
+    change(content)
+    nbformat.write(content, path)
+
+
+def _printed(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory) -> tuple[Path, Path]:
+    """A source notebook and the result of running it with other parameters than its own."""
+    folder = tmp_path_factory.mktemp("executed")
+    source = _notebook(
+        folder / "source.ipynb",
+        "import os, sys, warnings\nprint(word * times, sys.executable, os.getcwd(), os.environ['OMP_NUM_THREADS'])",
+        "warnings.warn('seen in ' + 'the log only')\ntimes + 1",
+        parameters="word = 'a'\ntimes: int = 2",
+    )
+    return source, execute(source, folder / "out" / "result.ipynb", {"word": "b"}, threads=1)
+
+
+def test_runs_in_this_interpreter_with_the_given_parameters(executed):
+    source, result = executed
+    assert _printed(result).split() == [
+        "bb",
+        str(notebooks._shorten(sys.executable, {str(Path.home()): "~", str(REPOSITORY): "."})),
+        str(source.parent),
+        "1",
+    ]
+
+
+def test_nothing_that_differs_between_two_equal_runs_is_stored(executed):
+    source, result = executed
+    again = execute(source, result.with_name("again.ipynb"), {"word": "b"}, threads=1)
+    assert again.read_bytes() == result.read_bytes()
+    text = result.read_text()
+    assert "seen in the log only" not in text and "papermill" not in text and "start_time" not in text
+
+
+def test_only_the_result_is_left_beside_a_finished_notebook(executed):
+    _, result = executed
+    assert not list(result.parent.glob("*.running.ipynb")) and not list(result.parent.glob("*.failed.ipynb"))
+
+
+def test_an_unknown_parameter_is_an_error_before_anything_runs(tmp_path):
+    source = _notebook(tmp_path / "source.ipynb", "1", parameters="edition = 'mini'")
+    with pytest.raises(NotebookError, match="unknown parameter 'editon'; it has edition"):
+        execute(source, tmp_path / "out.ipynb", {"editon": "smoke"})
+    with pytest.raises(NotebookError, match="no cell tagged 'parameters'"):
+        execute(_notebook(tmp_path / "bare.ipynb", "1"), tmp_path / "out.ipynb", {"edition": "smoke"})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_missing_or_damaged_notebook_is_named(tmp_path):
+    with pytest.raises(NotebookError, match="absent.ipynb does not exist"):
+        execute(tmp_path / "absent.ipynb", tmp_path / "out.ipynb")
+    (tmp_path / "damaged.ipynb").write_text("{")
+    with pytest.raises(NotebookError, match="damaged.ipynb: not a notebook"):
+        code_digest(tmp_path / "damaged.ipynb")
+
+
+def test_a_failing_cell_is_never_mistaken_for_a_result(tmp_path):
+    source = _notebook(tmp_path / "source.ipynb", "print('before')", "raise ValueError('no such user')")
+    output = tmp_path / "out.ipynb"
+    with pytest.raises(NotebookError, match=r"source.ipynb: code cell 2 failed with ValueError: no such user.*out.failed"):
+        execute(source, output)
+    assert not output.exists() and not (tmp_path / "out.running.ipynb").exists()
+    assert "before" in _printed(tmp_path / "out.failed.ipynb")
+    _edit(source, lambda content: content.cells.pop())
+    execute(source, output)
+    assert output.exists() and not (tmp_path / "out.failed.ipynb").exists()
+
+
+def test_a_dead_kernel_is_an_error(tmp_path):
+    source = _notebook(tmp_path / "source.ipynb", "import os; os._exit(3)")
+    with pytest.raises(NotebookError, match="died"):
+        execute(source, tmp_path / "out.ipynb")
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_killed_runner_leaves_no_result_and_takes_its_kernel_along(tmp_path):
+    code = "import os, pathlib, time\npathlib.Path('kernel').write_text(str(os.getpid()))\ntime.sleep(60)"
+    source, output = _notebook(tmp_path / "source.ipynb", code), tmp_path / "out.ipynb"
+    call = f"from prefmoe.notebooks import execute; execute({str(source)!r}, {str(output)!r})"
+    runner = subprocess.Popen([sys.executable, "-c", call], cwd=REPOSITORY)
+    kernel = tmp_path / "kernel"
+    _wait_for(lambda: kernel.exists() and kernel.read_text())
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
+    assert not output.exists()
+    _wait_for(lambda: not _alive(int(kernel.read_text())))
+    _edit(source, lambda content: content.cells[1].update(source="print('finished')"))
+    assert _printed(execute(source, output)) == "finished\n"
+    assert sorted(p.suffixes for p in tmp_path.glob("out*.ipynb")) == [[".ipynb"]]
+
+
+def _wait_for(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def test_code_digest_sees_code_and_nothing_else(tmp_path):
+    source = _notebook(tmp_path / "source.ipynb", "1 + 1", parameters="edition = 'mini'")
+    before = code_digest(source)
+    _edit(source, lambda content: content.cells[0].update(source="# Another title"))
+    assert code_digest(source) == before
+    _edit(source, lambda content: content.cells[2].update(source="1 + 2"))
+    assert code_digest(source) != before
+
+
+def test_code_digest_survives_execution(executed):
+    source, result = executed
+    assert code_digest(source) == code_digest(result)
+
+
+def test_outputs_of_a_run_are_accepted(executed):
+    check_outputs(executed[1], executed=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.cells[-2].update(source="print(1)"), "cell 4, or a cell above it, was changed.*\n.*cell 5, or"),
+        (lambda c: c.cells[-1].outputs[0].data.update({"text/plain": "4"}), "cell 5 carries outputs that its run did not"),
+        (lambda c: c.cells[-2].outputs.clear(), "cell 4 carries outputs that its run did not produce"),
+        (lambda c: c.cells.append(nbformat.v4.new_code_cell("1")), "cell 6 was added after the run"),
+        (lambda c: c.metadata.pop("prefmoe"), "cell 4 has outputs that no run recorded"),
+    ],
+    ids=["edited code", "edited output", "removed output", "new cell", "foreign run"],
+)
+def test_outputs_of_other_code_are_refused(executed, tmp_path, change, message):
+    copy = tmp_path / "copy.ipynb"
+    copy.write_bytes(executed[1].read_bytes())
+    _edit(copy, change)
+    with pytest.raises(NotebookError, match=f"(?s)do not belong.*{message}"):
+        check_outputs(copy)
+
+
+def test_a_notebook_without_outputs_passes_unless_it_should_have_some(executed):
+    check_outputs(executed[0])
+    with pytest.raises(NotebookError, match="never executed"):
+        check_outputs(executed[0], executed=True)
+
+
+def test_publishing_keeps_the_prose_and_brings_the_outputs(tmp_path):
+    source = _notebook(tmp_path / "source.ipynb", "print(word)", parameters="word = 'a'")
+    result = execute(source, tmp_path / "out.ipynb", {"word": "a"})
+    _edit(source, lambda content: content.cells[0].update(source="# Better prose"))
+    publish(result, source)
+    check_outputs(source, executed=True)
+    content = nbformat.read(source, as_version=4)
+    assert [cell.source for cell in content.cells] == ["# Better prose", "word = 'a'", "print(word)"]
+    assert _printed(source) == "a\n"
+    assert code_digest(source) == code_digest(result)
+
+
+def test_publishing_refuses_other_code_and_other_parameters(tmp_path):
+    source = _notebook(tmp_path / "source.ipynb", "print(word)", parameters="word = 'a'")
+    result = execute(source, tmp_path / "out.ipynb", {"word": "b"})
+    with pytest.raises(NotebookError, match="ran with word='b', the default is 'a'"):
+        publish(result, source)
+    _edit(source, lambda content: content.cells[-1].update(source="print(word, word)"))
+    with pytest.raises(NotebookError, match="code differs"):
+        publish(result, source)
+
+
+def test_parameters_are_yaml_scalars():
+    assert parse_parameters(["edition=smoke", "seed=3", "method=E"]) == {"edition": "smoke", "seed": 3, "method": "E"}
+    with pytest.raises(NotebookError, match="name=value"):
+        parse_parameters(["edition"])
+
+
+@pytest.mark.parametrize("notebook", COMMITTED, ids=lambda path: path.stem)
+def test_committed_notebooks_carry_only_outputs_of_their_own(notebook):
+    check_outputs(notebook)
+
+
+@pytest.mark.parametrize("notebook", COMMITTED, ids=lambda path: path.stem)
+def test_committed_notebooks_hold_no_absolute_path_and_no_kernel_name(notebook):
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    assert str(REPOSITORY) not in json.dumps([cell.get("outputs", []) for cell in content["cells"]])
