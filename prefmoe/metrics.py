@@ -96,9 +96,7 @@ def is_parsed(prediction: str, kind: QuestionKind) -> bool:
 
 def split_names(text: str | None) -> frozenset[str]:
     """The users of a ``preference_bucket_names`` cell; names are separated by ``|``, ``;`` or ``,``."""
-    if _missing(text):
-        return frozenset()
-    return frozenset(name for name in (part.strip() for part in re.split(r"[|;,]", str(text))) if name)
+    return frozenset() if _missing(text) else _names(str(text))
 
 
 def score(frame: pd.DataFrame) -> pd.DataFrame:
@@ -315,6 +313,11 @@ def _boundary(scored: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray, NDArray]
     said_yes, said_no = ((scored["pred"] == word).to_numpy(dtype=bool) for word in ("yes", "no"))
     answered_yes = np.where(inverted, said_no, said_yes)
     return asked & ~inside & ~truly_yes, asked & inside & truly_yes, answered_yes, said_yes | said_no
+
+
+@lru_cache(maxsize=65536)
+def _names(text: str) -> frozenset[str]:
+    return frozenset(name for name in (part.strip() for part in re.split(r"[|;,]", text)) if name)
 
 
 @lru_cache(maxsize=65536)

@@ -7,6 +7,7 @@ sums per user, which makes a bootstrap of every metric of every method one matri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,8 +44,15 @@ def resample_counts(clusters: int, *, resamples: int = RESAMPLES, seed: int = 0)
     """
     if clusters == 0:
         return np.zeros((resamples, 0))
+    return _draws(clusters, resamples, seed)
+
+
+@lru_cache(maxsize=8)
+def _draws(clusters: int, resamples: int, seed: int) -> NDArray:
     draws = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
-    return draws.astype(float)
+    counts = draws.astype(float)
+    counts.setflags(write=False)
+    return counts
 
 
 def ratio(numerator: NDArray, denominator: NDArray) -> NDArray:

@@ -1,0 +1,647 @@
+"""Tables of an edition: reads its runs' predictions, adds floors and ceilings, and writes the CSV files.
+
+Nothing here needs a model. Values are means over seeds; intervals are cluster bootstraps over users of
+that mean; the spread over seeds stands apart in table1_seeds.csv.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from prefmoe import metrics, statistics
+from prefmoe.config import COMPONENTS, Edition, PrefMoEMethod
+from prefmoe.data.benchmark import FACETS, Benchmark, User
+
+TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds")
+TABLE2_COLUMNS = ("components", "turns", "metric", "value", "low", "high", "n", "seeds")
+SEEDS_COLUMNS = (
+    "method", "type", "backbone", "turns", "metric", "value", "sd", "minimum", "maximum", "seeds", "unparsed"
+)  # fmt: skip
+COMPARISON_COLUMNS = (
+    "method", "baseline", "backbone", "turns", "metric", "difference", "low", "high", "n", "seeds", "better",
+    "worse", "p_questions", "p_questions_holm", "p_users", "p_users_holm",
+)  # fmt: skip
+BREAKDOWN_COLUMNS = (
+    "method", "type", "backbone", "turns", "metric", "grouping", "group", "value", "low", "high", "n", "seeds"
+)  # fmt: skip
+
+TYPES = {"nontuned": "NT", "fft": "FFT", "lora": "PEFT", "prefmoe": "PEFT"}
+"""Kind of method in the configuration -> type in Table 1; computed floors and ceilings have type
+"Reference"."""
+
+REFERENCE = "Reference"
+NO_BACKBONE = "none"
+"""What the backbone column says for a reference, which has none."""
+
+CHANCE, POPULAR, READER = "Chance", "Popular choice", "Profile reader"
+LOWER_IS_BETTER = ("collapse",)
+POPULARITY_GROUPS = ("rare", "middle", "popular")
+PAIR_GROUPS = ("pair unseen in training", "pair seen in training")
+QUESTION_GROUPS = (
+    "preference yes/no", "preference multiple choice", "recognition yes/no", "recognition multiple choice"
+)  # fmt: skip
+
+
+class TableError(ValueError):
+    """Runs from which a table cannot be made; the message names the runs and what was expected."""
+
+
+# Floors and ceilings
+
+
+def questions(benchmark: Benchmark, split: str) -> pd.DataFrame:
+    """The questions of a split with their columns and an ``index`` column, in the order of the index."""
+    return benchmark.frame.loc[sorted(benchmark.splits.get(split, ()))].reset_index()
+
+
+def depicted_items(benchmark: Benchmark) -> pd.Series:
+    """The item that each question's picture shows, by index: annotated, else MMPB-clean's common items."""
+    if benchmark.annotations is not None:
+        return benchmark.annotations["item"].reindex(benchmark.frame.index).fillna("")
+    return benchmark.frame["preference_common_items"].fillna("").astype(str)
+
+
+def chance(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Uniform guessing, exactly: twelve copies in which every allowed answer is given equally often.
+
+    The mean of a metric over the copies is its expected value, because 12 is a multiple of 2, 3 and 4
+    answers.
+
+    Returns:
+        Frames with a column prediction.
+    """
+    allowed = [_allowed(row) for row in frame.to_dict("records")]
+    return [frame.assign(prediction=[answers[k % len(answers)] for answers in allowed]) for k in range(12)]
+
+
+def popular_choice(train: pd.DataFrame, frame: pd.DataFrame, items: pd.Series) -> pd.DataFrame:
+    """The answer of somebody who knows what people answered in training, but not who is asking.
+
+    It is told the item in the picture (it does not see the picture). Preference yes/no: what the
+    majority of the training answers about this item means, or about any item if this one never occurred;
+    negated questions are undone and redone. Multiple choice: the option that was right most often in
+    training, for the same wording if there is any. Recognition yes/no: the majority answer of training.
+    Ties mean "no" and the first option.
+
+    Args:
+        train: training questions with their answers.
+        frame: questions to answer.
+        items: index -> depicted item ("" if unknown).
+
+    Returns:
+        frame with a column prediction.
+    """
+    truth = _with_truth(train)
+    yes_no = truth[truth["l2-category"] != "inconsistency"]
+    yes = (yes_no["gt"] == "yes") != yes_no["preference_semantic_invert"].astype(bool)
+    tallies: dict[tuple, list[int]] = {}
+    for category, item, answer in zip(yes_no["category"], yes_no["index"].map(items), yes, strict=True):
+        for key in {(category, item), (category, None)}:
+            tally = tallies.setdefault(key, [0, 0])
+            tally[int(answer)] += 1
+    choices = truth[truth["l2-category"] == "inconsistency"]
+    right = [row[row["gt"].upper()] for row in choices.to_dict("records")]
+    by_wording = Counter(zip(choices["category"], choices["question"], right, strict=True))
+    by_text = Counter(zip(choices["category"], right, strict=True))
+
+    def answer(row: dict) -> str:
+        category = row["category"]
+        if row["l2-category"] == "inconsistency":
+            letters = _allowed(row)
+            return max(
+                letters,
+                key=lambda letter: (
+                    by_wording[category, row["question"], row[letter]],
+                    by_text[category, row[letter]],
+                ),
+            )
+        item = items.get(row["index"], "")
+        known = category == "preference" and item and (category, item) in tallies
+        no_count, yes_count = tallies.get((category, item if known else None), [0, 0])
+        return "yes" if (yes_count > no_count) != bool(row["preference_semantic_invert"]) else "no"
+
+    return frame.assign(prediction=[answer(row) for row in frame.to_dict("records")])
+
+
+def profile_reader(
+    train: pd.DataFrame, frame: pd.DataFrame, items: pd.Series, users: Mapping[str, User]
+) -> pd.DataFrame:
+    """The answer of somebody who reads the user's profile text and is told the item in the picture.
+
+    Preference yes/no: yes if the item is among the user's likes. Multiple choice: the first option that
+    the user likes (or dislikes, when the question's target is "dislike"). The profile text does not show
+    the user's face in the picture, so recognition, and whatever the profile does not settle, falls back
+    on `popular_choice`.
+
+    Args:
+        users: name -> User.
+
+    Returns:
+        frame with a column prediction.
+    """
+    fallback = popular_choice(train, frame, items)["prediction"].tolist()
+
+    def answer(row: dict, guess: str) -> str:
+        if row["category"] != "preference":
+            return guess
+        preferences = users[row["name"]].preferences.values()
+        likes = {item for preference in preferences for item in preference.likes}
+        if row["l2-category"] == "inconsistency":
+            dislikes = {item for preference in preferences for item in preference.dislikes}
+            wanted = dislikes if row.get("target") == "dislike" else likes
+            return next((letter for letter in _allowed(row) if row[letter] in wanted), guess)
+        item = items.get(row["index"], "")
+        return (
+            guess
+            if not item
+            else "yes"
+            if (item in likes) != bool(row["preference_semantic_invert"])
+            else "no"
+        )
+
+    rows = zip(frame.to_dict("records"), fallback, strict=True)
+    return frame.assign(prediction=[answer(row, guess) for row, guess in rows])
+
+
+def references(benchmark: Benchmark, split: str) -> dict[str, list[pd.DataFrame]]:
+    """Scored floors and ceilings of a split: method -> copies, like the seeds of a run.
+
+    The profile reader needs the depicted items of ``annotations.csv`` and is left out without them.
+    """
+    train, frame, items = (
+        questions(benchmark, "train"),
+        questions(benchmark, split),
+        depicted_items(benchmark),
+    )
+    answers = {CHANCE: chance(frame), POPULAR: [popular_choice(train, frame, items)]}
+    if benchmark.annotations is not None:
+        answers[READER] = [profile_reader(train, frame, items, benchmark.users)]
+    return {method: [metrics.score(copy) for copy in copies] for method, copies in answers.items()}
+
+
+def _allowed(row: Mapping) -> tuple[str, ...]:
+    if row["l2-category"] != "inconsistency":
+        return ("yes", "no")
+    return tuple(letter for letter in "ABCD" if isinstance(row[letter], str) and row[letter].strip())
+
+
+def _with_truth(train: pd.DataFrame) -> pd.DataFrame:
+    return metrics.score(train.assign(prediction=""))
+
+
+# Runs
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one method answered to the same N questions with each of S seeds.
+
+    Attributes:
+        method: label shown in tables.
+        key: name in the configuration ("" for a reference).
+        index: (N,) question indices, ascending.
+        users: (N,) names.
+        right, counted: (N, S, 5) per-question contributions to the metrics (`metrics.question_counts`).
+        unparsed: answers that could not be read, mean over seeds.
+    """
+
+    method: str
+    key: str
+    type: str
+    backbone: str
+    turns: int
+    index: NDArray
+    users: NDArray
+    right: NDArray
+    counted: NDArray
+    unparsed: float
+    seeds: int
+
+    @classmethod
+    def of(
+        cls, copies: Sequence[pd.DataFrame], *, method: str, key: str, type: str, backbone: str, turns: int
+    ) -> Answers:
+        """Collects scored frames of the same questions."""
+        pairs = [metrics.question_counts(copy) for copy in copies]
+        return cls(
+            method=method,
+            key=key,
+            type=type,
+            backbone=backbone,
+            turns=turns,
+            index=copies[0]["index"].to_numpy(),
+            users=copies[0]["name"].to_numpy(dtype=object).astype(str),
+            right=np.stack([right for right, _ in pairs], axis=1),
+            counted=np.stack([counted for _, counted in pairs], axis=1),
+            unparsed=float(np.mean([metrics.unparsed_counts(copy)["overall"] for copy in copies])),
+            seeds=1 if type == REFERENCE else len(copies),
+        )
+
+    def user_sums(self) -> tuple[NDArray, NDArray]:
+        """Sums per user of right and counted, each (U, S, 5)."""
+        _, sums = statistics.cluster_sums(np.stack([self.right, self.counted], axis=-1), self.users)
+        return sums[..., 0], sums[..., 1]
+
+    def seed_values(self) -> NDArray:
+        """(S, 6) every metric of every seed."""
+        return metrics.with_sensitivity(statistics.ratio(self.right.sum(0), self.counted.sum(0)))
+
+    def where(self) -> dict:
+        """The columns that say whose values a row holds."""
+        return {"method": self.method, "type": self.type, "backbone": self.backbone, "turns": self.turns}
+
+
+def run_folder(results: str | Path, edition: str, backbone: str, method: str, seed: int) -> Path:
+    """Where a run of an edition lies."""
+    return Path(results) / edition / "runs" / backbone / method / f"seed{seed}"
+
+
+def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers]:
+    """Scored answers of every run of an edition to one split, in the order of the configuration.
+
+    A non-tuned model needs one seed, every other method all seeds of the edition.
+
+    Raises:
+        TableError: naming every run that is missing or incomplete, and any that answered other questions.
+    """
+    missing: list[str] = []
+    answers: list[Answers] = []
+    expected: dict[int, NDArray] = {}
+    columns = [*metrics.COLUMNS, "index", "split", "turns"]
+    for backbone, key in edition.runs():
+        method = edition.methods[key]
+        folders = {s: run_folder(results, edition.name, backbone, key, s) for s in edition.seeds}
+        ready = {
+            seed: folder
+            for seed, folder in folders.items()
+            if (folder / "run.json").is_file() and (folder / "predictions.parquet").is_file()
+        }
+        if not ready or (method.kind != "nontuned" and len(ready) < len(folders)):
+            missing += [str(folder) for seed, folder in folders.items() if seed not in ready]
+            continue
+        frames = []
+        for folder in ready.values():
+            frame = pd.read_parquet(folder / "predictions.parquet", columns=columns)
+            frames.append(metrics.score(frame[frame["split"] == split].sort_values(["turns", "index"])))
+        for turns in edition.evaluation.turns:
+            copies = [frame[frame["turns"] == turns] for frame in frames]
+            for folder, copy in zip(ready.values(), copies, strict=True):
+                asked = expected.setdefault(turns, copy["index"].to_numpy())
+                if not np.array_equal(asked, copy["index"].to_numpy()):
+                    raise TableError(
+                        f"{folder / 'predictions.parquet'}: {len(copy)} {split} questions with {turns} turns "
+                        f"that differ from the other runs' {len(asked)}; expected the same in every run"
+                    )
+            if len(copies[0]):
+                where = {"backbone": backbone, "type": TYPES[method.kind], "turns": turns}
+                answers.append(Answers.of(copies, method=method.label, key=key, **where))
+    if missing:
+        raise TableError(
+            f"{len(missing)} run(s) of edition {edition.name!r} are missing or incomplete (expected run.json "
+            "and predictions.parquet): " + ", ".join(missing)
+        )
+    return answers
+
+
+def read_references(edition: Edition, benchmark: Benchmark, split: str) -> list[Answers]:
+    """The references' answers, once per number of turns (small talk changes nothing for them)."""
+    if not benchmark.splits.get(split):
+        return []
+    scored = references(benchmark, split)
+    where = {"key": "", "type": REFERENCE, "backbone": NO_BACKBONE}
+    return [
+        Answers.of(copies, method=method, turns=turns, **where)
+        for method, copies in scored.items()
+        for turns in edition.evaluation.turns
+    ]
+
+
+# Tables
+
+
+def estimates_table(answers: Iterable[Answers]) -> pd.DataFrame:
+    """One row per method, backbone, turns and metric: the columns of `TABLE1_COLUMNS` and the method's
+    key."""
+    rows = [
+        {**entry.where(), "key": entry.key, "metric": metric, **estimate, "seeds": entry.seeds}
+        for entry in answers
+        for metric, estimate in metrics.estimates(*entry.user_sums()).items()
+    ]
+    return pd.DataFrame(rows, columns=[*TABLE1_COLUMNS, "key"])
+
+
+def main_table(edition: Edition, table: pd.DataFrame) -> pd.DataFrame:
+    """Table 1: the edition's methods and the references, from `estimates_table`."""
+    chosen = table["key"].isin(edition.table1) | (table["type"] == REFERENCE)
+    return table.loc[chosen, list(TABLE1_COLUMNS)].reset_index(drop=True)
+
+
+def ablation_table(edition: Edition, table: pd.DataFrame) -> pd.DataFrame:
+    """Table 2: the ablation on the edition's ablation backbone, from `estimates_table`."""
+    rows = table[table["key"].isin(edition.table2) & (table["backbone"] == edition.ablation_backbone)]
+    components = {key: getattr(edition.methods[key], "components", key) for key in edition.table2}
+    rows = rows.assign(components=rows["key"].map(components))
+    order = {value: position for position, value in enumerate(components.values())}
+    rows = rows.sort_values(
+        ["components", "turns"], key=lambda c: c.map(order) if c.name == "components" else c
+    )
+    return rows[list(TABLE2_COLUMNS)].reset_index(drop=True)
+
+
+def seeds_table(answers: Iterable[Answers]) -> pd.DataFrame:
+    """How much every metric differs between seeds (sd, minimum, maximum); unparsed: unreadable answers
+    per seed."""
+    rows = []
+    for entry in answers:
+        if entry.type == REFERENCE:
+            continue
+        for metric, values in zip(metrics.METRICS, entry.seed_values().T, strict=True):
+            spread = {"sd": statistics.seed_spread(values), "minimum": values.min(), "maximum": values.max()}
+            row = {**entry.where(), "metric": metric, "value": values.mean(), **spread}
+            rows.append({**row, "seeds": entry.seeds, "unparsed": entry.unparsed})
+    return pd.DataFrame(rows, columns=list(SEEDS_COLUMNS))
+
+
+def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> list[dict]:
+    """Paired comparison of two methods on the same questions, one row per metric.
+
+    difference is first minus second, mean over seeds, with a cluster-bootstrap interval (both methods
+    are resampled together). p_questions: exact sign test on the seed means of single questions
+    (McNemar's with one seed); it takes questions as independent. p_users: permutation test that
+    exchanges the two methods' results of whole users; it does not. better and worse count the questions
+    that favour the first and the second.
+
+    Raises:
+        TableError: if the questions differ.
+    """
+    if not np.array_equal(first.index, second.index):
+        raise TableError(f"{first.method} and {second.method} answered different questions; nothing to pair")
+    sums = [entry.user_sums() for entry in (first, second)]
+    values = [entry.seed_values().mean(axis=0) for entry in (first, second)]
+    difference = values[0] - values[1]
+    users = len(sums[0][0])
+    low, high = np.full((2, len(metrics.METRICS)), np.nan)
+    if users > 1:
+        samples = [metrics.with_sensitivity(statistics.ratio_bootstrap(*pair)).mean(axis=1) for pair in sums]
+        low, high = statistics.percentile_interval(samples[0] - samples[1])
+    (right_a, counted_a), (right_b, counted_b) = ([part.mean(axis=1) for part in pair] for pair in sums)
+    swap = statistics.swap_masks(users, permutations=permutations)
+
+    def shares(right: NDArray, other_right: NDArray, counted: NDArray, other_counted: NDArray) -> NDArray:
+        numerator = right.sum(0) + swap @ (other_right - right)
+        denominator = counted.sum(0) + swap @ (other_counted - counted)
+        return metrics.with_sensitivity(statistics.ratio(numerator, denominator))
+
+    permuted = shares(right_a, right_b, counted_a, counted_b) - shares(right_b, right_a, counted_b, counted_a)
+    observed = metrics.with_sensitivity(statistics.ratio(right_a.sum(0), counted_a.sum(0)))
+    observed = observed - metrics.with_sensitivity(statistics.ratio(right_b.sum(0), counted_b.sum(0)))
+    p_users = statistics.permutation_p(observed, permuted)
+    scores = [statistics.ratio(entry.right.sum(1), entry.counted.sum(1)) for entry in (first, second)]
+    rows = []
+    for column, metric in enumerate(metrics.METRICS):
+        row = {
+            "method": first.method,
+            "baseline": second.method,
+            "backbone": first.backbone,
+            "turns": first.turns,
+        }
+        row |= {"metric": metric, "difference": difference[column], "low": low[column], "high": high[column]}
+        if column < scores[0].shape[1]:
+            pair = [score[:, column] for score in scores]
+            both = ~np.isnan(pair[0]) & ~np.isnan(pair[1])
+            better, worse, p = statistics.sign_test(pair[0][both], pair[1][both])
+            if metric in LOWER_IS_BETTER:
+                better, worse = worse, better
+            row |= {"n": int(both.sum()), "better": better, "worse": worse}
+            row |= {"p_questions": p if both.any() else np.nan}
+        else:
+            row |= {"n": sum(r["n"] for r in rows if r["metric"] in ("collapse", "recall"))}
+            row |= {"better": np.nan, "worse": np.nan, "p_questions": np.nan}
+        rows.append(row | {"p_users": p_users[column], "seeds": min(first.seeds, second.seeds)})
+    return rows
+
+
+def focus_method(edition: Edition) -> str | None:
+    """The complete PrefMoE of an edition (all components, no facet label), or None."""
+    for key in (*edition.table1, *edition.table2):
+        method = edition.methods[key]
+        if (
+            isinstance(method, PrefMoEMethod)
+            and method.components == COMPONENTS
+            and method.facet_label == "none"
+        ):
+            return key
+    return None
+
+
+def comparisons_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
+    """PrefMoE against every other method of the same backbone and turns.
+
+    Holm's correction runs over all comparisons of the same metric in the edition, for each of the two tests.
+    """
+    focus = focus_method(edition)
+    rows: list[dict] = []
+    for first in answers:
+        if first.key == focus and focus is not None:
+            for second in answers:
+                same = (second.backbone, second.turns) == (first.backbone, first.turns)
+                if same and second.key != focus:
+                    rows += compare(first, second)
+    table = pd.DataFrame(rows, columns=[c for c in COMPARISON_COLUMNS if not c.endswith("_holm")])
+    for test in ("p_questions", "p_users"):
+        table[f"{test}_holm"] = table.groupby("metric")[test].transform(
+            lambda p: statistics.holm(p.to_numpy())
+        )
+    return table[list(COMPARISON_COLUMNS)]
+
+
+def popularity_groups(benchmark: Benchmark) -> pd.Series:
+    """Each annotated question's item as rare, middle or popular (thirds of the items by number of
+    holders)."""
+    annotations = benchmark.annotations
+    annotations = annotations[annotations["item"].fillna("") != ""]
+    holders = annotations.groupby("item")["popularity"].first()
+    thirds = np.minimum((holders.rank(method="first") - 1) * 3 // len(holders), 2).astype(int)
+    return annotations["item"].map(thirds).map(dict(enumerate(POPULARITY_GROUPS)))
+
+
+def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str) -> pd.DataFrame:
+    """Metrics within groups of questions, with intervals.
+
+    Groupings: bucket (size of the sharing group; collapse), popularity (of the item; collapse, recall,
+    preference), pair (whether this user was asked about this item in training; preference, collapse),
+    facet (preference), question (kind of question; overall). popularity and pair need annotations.
+    """
+    frame = questions(benchmark, split).set_index("index")
+    kind = np.where(frame["l2-category"] == "inconsistency", "multiple choice", "yes/no")
+    groupings: list[tuple[str, pd.Series, tuple[str, ...], tuple[str, ...]]] = [
+        ("bucket", metrics.group_bucket(frame), metrics.BUCKETS, ("collapse",)),
+        ("facet", frame["concept"], FACETS, ("preference",)),
+        ("question", frame["category"] + " " + kind, QUESTION_GROUPS, ("overall",)),
+    ]
+    if benchmark.annotations is not None:
+        shown = benchmark.annotations[benchmark.annotations["item"].fillna("") != ""]
+        pairs = shown["seen_pair"].map(dict(enumerate(PAIR_GROUPS)))
+        groupings += [
+            (
+                "popularity",
+                popularity_groups(benchmark),
+                POPULARITY_GROUPS,
+                ("collapse", "recall", "preference"),
+            ),
+            ("pair", pairs, PAIR_GROUPS, ("preference", "collapse")),
+        ]
+    rows = []
+    for entry in answers:
+        for grouping, labels, groups, chosen in groupings:
+            label = labels.reindex(entry.index).to_numpy(dtype=object)
+            member = np.stack([label == group for group in groups], axis=-1).astype(float)
+            for metric in chosen:
+                column = metrics.METRICS.index(metric)
+                stacked = np.stack([entry.right[..., column], entry.counted[..., column]], axis=-1)
+                _, sums = statistics.cluster_sums(
+                    np.einsum("ng,nsc->ngsc", member, stacked), entry.users
+                )  # (U, groups, seeds, 2)
+                numerator, denominator = sums[..., 0], sums[..., 1]
+                value = statistics.ratio(numerator.sum(0), denominator.sum(0)).mean(axis=-1)
+                samples = statistics.ratio_bootstrap(numerator, denominator).mean(axis=-1)
+                low, high = statistics.percentile_interval(samples)
+                n = np.rint(denominator.sum(0).mean(axis=-1)).astype(int)
+                for g, group in enumerate(groups):
+                    row = {**entry.where(), "metric": metric, "grouping": grouping, "group": group}
+                    row |= {
+                        "value": value[g],
+                        "low": low[g],
+                        "high": high[g],
+                        "n": n[g],
+                        "seeds": entry.seeds,
+                    }
+                    rows.append(row)
+    return pd.DataFrame(rows, columns=list(BREAKDOWN_COLUMNS))
+
+
+def dataset_statistics(benchmark: Benchmark) -> pd.DataFrame:
+    """Questions by type and split: columns question_type, split, count (as in the paper's dataset table)."""
+    kind = np.where(benchmark.frame["l2-category"] == "inconsistency", "mcq", "yesno")
+    types = benchmark.frame["category"] + "_" + kind
+    rows = [
+        {"question_type": name, "split": split, "count": int((types.loc[list(indices)] == name).sum())}
+        for name in ("preference_mcq", "preference_yesno", "recognition_mcq", "recognition_yesno")
+        for split, indices in benchmark.splits.items()
+        if indices
+    ]
+    return pd.DataFrame(rows, columns=["question_type", "split", "count"])
+
+
+def build(
+    edition: Edition,
+    benchmark: Benchmark,
+    *,
+    results: str | Path = "results",
+    figures: str | Path = "figures",
+) -> dict[str, Path]:
+    """Reads all runs of an edition and writes its tables to ``figures/<edition>/``.
+
+    Only the test split enters table1.csv, table2.csv, table1_seeds.csv, comparisons.csv and
+    breakdown.csv; questions about users without training questions are in unseen.csv (if the benchmark
+    has any).
+
+    Returns:
+        Table name -> file.
+
+    Raises:
+        TableError: see `read_runs`.
+    """
+    runs = read_runs(edition, results, "test")
+    reference = read_references(edition, benchmark, "test")
+    table = estimates_table([*runs, *reference])
+    tables = {
+        "table1": main_table(edition, table),
+        "table2": ablation_table(edition, table),
+        "table1_seeds": seeds_table(runs),
+        "comparisons": comparisons_table(edition, runs),
+        "breakdown": breakdown_table(benchmark, [*runs, *reference], "test"),
+        "dataset_statistics": dataset_statistics(benchmark),
+    }
+    if benchmark.splits.get("unseen") and "unseen" in edition.evaluation.splits:
+        unseen = [*read_runs(edition, results, "unseen"), *read_references(edition, benchmark, "unseen")]
+        tables["unseen"] = estimates_table(unseen)[list(TABLE1_COLUMNS)]
+    folder = Path(figures) / edition.name
+    return {name: write_csv(content, folder / f"{name}.csv") for name, content in tables.items()}
+
+
+def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
+    """Writes a table with six decimals under a temporary name, then renames it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    table.to_csv(partial, index=False, float_format="%.6f")
+    os.replace(partial, path)
+    return path
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Reads a table written by `build`; names like "none" stay text."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+# Markdown
+
+
+def markdown(edition: str, *, figures: str | Path = "figures", turns: int = 0) -> str:
+    """Tables 1 and 2 of an edition as Markdown, from ``figures/<edition>/table1.csv`` and ``table2.csv``
+    alone.
+
+    A cell is value ± half the width of its 95 % interval; n and seeds stand in the caption of each table.
+    """
+    folder = Path(figures) / edition
+    main = read_table(folder / "table1.csv")
+    main = main[main["turns"] == turns]
+    parts = []
+    reference = main[main["type"] == REFERENCE]
+    for backbone in main.loc[main["type"] != REFERENCE, "backbone"].unique():
+        rows = pd.concat([main[main["backbone"] == backbone], reference])
+        title = f"**{backbone}, {turns} turns of small talk.** {_sizes(rows)}"
+        parts.append(title + "\n\n" + _grid(rows, ["method", "type"]))
+    path = folder / "table2.csv"
+    ablation = read_table(path) if path.is_file() else pd.DataFrame(columns=list(TABLE2_COLUMNS))
+    ablation = ablation[ablation["turns"] == turns]
+    if len(ablation):
+        title = f"**Ablation, {turns} turns of small talk.** {_sizes(ablation)}"
+        parts.append(title + "\n\n" + _grid(ablation, ["components"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _sizes(rows: pd.DataFrame) -> str:
+    counts = rows.groupby("metric")["n"].max()
+    sizes = ", ".join(f"{metric} {counts[metric]}" for metric in metrics.METRICS[:-1] if metric in counts)
+    trained = rows if "type" not in rows else rows[~rows["type"].isin((REFERENCE, "NT"))]
+    seeds = sorted(trained["seeds"].unique())
+    return f"Questions: {sizes}. Trained methods: mean of {'/'.join(map(str, seeds)) or 1} seeds."
+
+
+def _grid(rows: pd.DataFrame, keys: list[str]) -> str:
+    heads = [*keys, *(f"{m} ↓" if m in LOWER_IS_BETTER else m for m in metrics.METRICS)]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(keys) + "--:|" * len(metrics.METRICS)]
+    for key, group in rows.groupby(keys, sort=False):
+        cells = group.set_index("metric")
+        values = [_cell(cells.loc[metric]) if metric in cells.index else "" for metric in metrics.METRICS]
+        lines.append("| " + " | ".join([*map(str, key), *values]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: pd.Series) -> str:
+    if pd.isna(row["value"]):
+        return "–"
+    value = round(float(row["value"]), 3) + 0.0  # no "-0.000"
+    if pd.isna(row["low"]) or pd.isna(row["high"]):
+        return f"{value:.3f}"
+    return f"{value:.3f} ± {(row['high'] - row['low']) / 2:.3f}"
