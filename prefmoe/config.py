@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 COMPONENTS = "EPICDM"
 """Ablation switches in the order in which Table 2 of the paper adds them."""
 
-CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "config"
+ROOT = Path(__file__).resolve().parent.parent
+"""The clone: where config/, notebooks/, results/ and figures/ are, whatever the working directory."""
+
+CONFIG_FOLDER, RESULTS, FIGURES = ROOT / "config", ROOT / "results", ROOT / "figures"
 
 
 class ConfigError(ValueError):

@@ -39,10 +39,10 @@ def execute(
 ) -> Path:
     """Executes a notebook with papermill in the running interpreter's environment.
 
-    The output appears under a temporary name next to ``output`` and is renamed when the last cell has succeeded.
-    A second call for the same output waits for the first. Everything that differs between two equal runs
-    (execution times, absolute paths, progress bars) stays out of the file; what cells print goes to this
-    process's stdout and stderr as well, so that a log has all of it.
+    The output appears under a temporary name next to ``output`` and is renamed when the last cell has
+    succeeded. A second call for the same output waits for the first. Everything that differs between two
+    equal runs (execution times, absolute paths, progress bars) stays out of the file; what cells print
+    goes to this process's stdout and stderr as well, so that a log has all of it.
 
     Args:
         parameters: values for names that the cell tagged "parameters" assigns.
@@ -52,8 +52,8 @@ def execute(
         ``output``.
 
     Raises:
-        NotebookError: for an unreadable notebook, an unknown parameter, or a failing cell; the cells executed so
-            far are then kept as ``<output>.failed.ipynb``.
+        NotebookError: for an unreadable notebook, an unknown parameter, or a failing cell; the cells executed
+            so far are then kept as ``<output>.failed.ipynb``.
     """
     from filelock import FileLock
 
@@ -84,7 +84,7 @@ def execute(
 
 
 def defaults(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """The names that the cell tagged "parameters" assigns, with their literal values (None where not literal).
+    """The names that the cell tagged "parameters" assigns, with their values (None where not literal).
 
     Raises:
         NotebookError: if that cell is not valid Python.
@@ -118,8 +118,8 @@ def code_digest(notebook: str | Path) -> str:
 def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
     """Refuses a notebook whose outputs do not belong to its cells.
 
-    A cell's outputs are its own when the runner produced them from this code, after this code in the cells above
-    and with the noted parameters, and nobody edited them since. A notebook without any outputs passes.
+    A cell's outputs are its own when the runner produced them from this code, after this code in the cells
+    above and with the noted parameters, and nobody edited them since. A notebook without any outputs passes.
 
     Args:
         executed: refuse a notebook that was never executed, too.
@@ -130,7 +130,8 @@ def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
     path, content = Path(notebook), _read(Path(notebook))
     record = content.metadata.get(RECORD)
     if record is None:
-        mistakes = [f"cell {number} has outputs that no run recorded" for number, cell in _numbered(content) if cell.outputs]
+        foreign = [number for number, cell in _numbered(content) if cell.outputs]
+        mistakes = [f"cell {number} has outputs that no run recorded" for number in foreign]
         if executed:
             mistakes.append("it was never executed by `prefmoe notebook`")
     else:
@@ -160,7 +161,7 @@ def publish(executed: str | Path, notebook: str | Path) -> Path:
     source, run = _read(Path(notebook)), _read(Path(executed))
     check_outputs(executed, executed=True)
     if [c.source for c in _code_cells(source)] != [c.source for c in _code_cells(run)]:
-        raise NotebookError(f"{notebook}: its code differs from {executed}; execute it again before publishing")
+        raise NotebookError(f"{notebook}: its code differs from {executed}; execute it before publishing")
     usual = defaults(source)
     for name, value in run.metadata[RECORD]["parameters"].items():
         if usual.get(name) != value:
@@ -265,7 +266,7 @@ def _normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.outputs = [
                 _shorten(output, folders)
                 for output in cell.outputs
-                if output.get("name") != "stderr" and not any("widget" in kind for kind in output.get("data", {}))
+                if output.get("name") != "stderr" and not any("widget" in k for k in output.get("data", {}))
             ]
     return notebook
 

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe import metrics, statistics
-from prefmoe.config import COMPONENTS, Edition, PrefMoEMethod
+from prefmoe.config import COMPONENTS, FIGURES, RESULTS, Edition, PrefMoEMethod
 from prefmoe.data.benchmark import FACETS, Benchmark, User
 
 TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds")
@@ -545,8 +545,8 @@ def build(
     edition: Edition,
     benchmark: Benchmark,
     *,
-    results: str | Path = "results",
-    figures: str | Path = "figures",
+    results: str | Path = RESULTS,
+    figures: str | Path = FIGURES,
 ) -> dict[str, Path]:
     """Reads all runs of an edition and writes its tables to ``figures/<edition>/``.
 
@@ -596,7 +596,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 # Markdown
 
 
-def markdown(edition: str, *, figures: str | Path = "figures", turns: int = 0) -> str:
+def markdown(edition: str, *, figures: str | Path = FIGURES, turns: int = 0) -> str:
     """Tables 1 and 2 of an edition as Markdown, from ``figures/<edition>/table1.csv`` and ``table2.csv``
     alone.
 

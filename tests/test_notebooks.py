@@ -48,7 +48,8 @@ def executed(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("executed")
     source = _notebook(
         folder / "source.ipynb",
-        "import os, sys, warnings\nprint(word * times, sys.executable, os.getcwd(), os.environ['OMP_NUM_THREADS'])",
+        "import os, sys, warnings",
+        "print(word * times, sys.executable, os.getcwd(), os.environ['OMP_NUM_THREADS'])",
         "warnings.warn('seen in ' + 'the log only')\ntimes + 1",
         parameters="word = 'a'\ntimes: int = 2",
     )
@@ -98,7 +99,8 @@ def test_a_missing_or_damaged_notebook_is_named(tmp_path):
 def test_a_failing_cell_is_never_mistaken_for_a_result(tmp_path):
     source = _notebook(tmp_path / "source.ipynb", "print('before')", "raise ValueError('no such user')")
     output = tmp_path / "out.ipynb"
-    with pytest.raises(NotebookError, match=r"source.ipynb: code cell 2 failed with ValueError: no such user.*out.failed"):
+    expected = r"source.ipynb: code cell 2 failed with ValueError: no such user.*out.failed"
+    with pytest.raises(NotebookError, match=expected):
         execute(source, output)
     assert not output.exists() and not (tmp_path / "out.running.ipynb").exists()
     assert "before" in _printed(tmp_path / "out.failed.ipynb")
@@ -166,11 +168,11 @@ def test_outputs_of_a_run_are_accepted(executed):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.cells[-2].update(source="print(1)"), "cell 4, or a cell above it, was changed.*\n.*cell 5, or"),
-        (lambda c: c.cells[-1].outputs[0].data.update({"text/plain": "4"}), "cell 5 carries outputs that its run did not"),
-        (lambda c: c.cells[-2].outputs.clear(), "cell 4 carries outputs that its run did not produce"),
-        (lambda c: c.cells.append(nbformat.v4.new_code_cell("1")), "cell 6 was added after the run"),
-        (lambda c: c.metadata.pop("prefmoe"), "cell 4 has outputs that no run recorded"),
+        (lambda c: c.cells[-2].update(source="1"), "cell 5, or a cell above it, was changed.*\n.*cell 6, or"),
+        (lambda c: c.cells[-1].outputs[0].data.update({"text/plain": "4"}), "cell 6 carries outputs that"),
+        (lambda c: c.cells[-2].outputs.clear(), "cell 5 carries outputs that its run did not produce"),
+        (lambda c: c.cells.append(nbformat.v4.new_code_cell("1")), "cell 7 was added after the run"),
+        (lambda c: c.metadata.pop("prefmoe"), "cell 5 has outputs that no run recorded"),
     ],
     ids=["edited code", "edited output", "removed output", "new cell", "foreign run"],
 )
@@ -211,7 +213,8 @@ def test_publishing_refuses_other_code_and_other_parameters(tmp_path):
 
 
 def test_parameters_are_yaml_scalars():
-    assert parse_parameters(["edition=smoke", "seed=3", "method=E"]) == {"edition": "smoke", "seed": 3, "method": "E"}
+    expected = {"edition": "smoke", "seed": 3, "method": "E"}
+    assert parse_parameters(["edition=smoke", "seed=3", "method=E"]) == expected
     with pytest.raises(NotebookError, match="name=value"):
         parse_parameters(["edition"])
 

@@ -1,0 +1,86 @@
+"""Says which code a result depends on: a digest of modules and of everything in this package they import."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+
+RUN_MODULES = ("prefmoe.training", "prefmoe.evaluation", "prefmoe.models.methods")
+"""Where weights and answers come from."""
+
+NOT_A_CAUSE = ("prefmoe.config", "prefmoe.metrics", "prefmoe.statistics", "prefmoe.provenance")
+"""Imported by the modules above, yet unable to change weights or raw answers (settings are compared by value)."""
+
+
+@cache
+def code_digest(modules: tuple[str, ...] = RUN_MODULES, without: tuple[str, ...] = NOT_A_CAUSE) -> str:
+    """A hash of the named modules and of all they import from this package; nothing is imported to compute it.
+
+    Comments, docstrings and layout are not part of it.
+
+    Args:
+        without: modules that are left out, with what only they import.
+    """
+    waiting, dumps = list(modules), {}
+    while waiting:
+        name = waiting.pop()
+        path = module_file(name)
+        if path is None or name in dumps or name in without:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        waiting += _imports(tree, package)
+        dumps[name] = _without_docstrings(tree)
+    return digest(sorted(dumps.items()))
+
+
+def digest(content: Any) -> str:
+    """A hash of anything JSON can hold; the order of keys does not matter."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """A hash of the names and contents of all files in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest([(p.relative_to(folder).as_posix(), hashlib.blake2b(p.read_bytes()).hexdigest()) for p in files])
+
+
+def module_file(name: str) -> Path | None:
+    """The source file of a module of this package; None for the package itself and for anything else."""
+    first, *rest = name.split(".")
+    if first != "prefmoe" or not rest:
+        return None
+    path = PACKAGE.joinpath(*rest)
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+
+
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
+    """Names of the modules that a module imports, at its top level or inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _without_docstrings(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [
+                statement
+                for statement in node.body
+                if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+            ]
+    return ast.dump(tree)
