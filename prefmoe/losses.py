@@ -1,0 +1,166 @@
+"""The terms of PrefMoE's objective (Lyu et al. 2026) beside the answer loss, on profiles and preferences.
+
+Every similarity is a cosine, every term is one number, and no term loops over users, facets or examples.
+B = examples of a batch, F = facets, N = counterfactual users, H = hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+TEMPERATURE = 0.07
+
+
+def profile_alignment(image: Tensor, description: Tensor) -> Tensor:
+    """How far a user's two profile tokens point apart: the mean of 1 - cos(image, description).
+
+    Args:
+        image, description: (B, H) the profile tokens of each example's user.
+
+    Returns:
+        A scalar in [0, 2].
+    """
+    return (1 - cosine_similarity(image, description, dim=-1)).mean()
+
+
+def profile_contrast(
+    anchor: Tensor,
+    positive: Tensor,
+    user_ids: Tensor,
+    counterfactual: Tensor | None = None,
+    pool_mask: Tensor | None = None,
+    *,
+    temperature: float = TEMPERATURE,
+    real_weight: float = 1.0,
+    counterfactual_weight: float = 0.5,
+) -> Tensor:
+    """InfoNCE of a user's profile token against the user's own frozen anchor.
+
+    With t_i = anchor[i], a_i = positive[i], c_k = counterfactual[k] and s(., .) = exp(cos / temperature):
+
+        loss_i = -log s(t_i, a_i) / (s(t_i, a_i) + real_weight * mean_j s(t_i, a_j)
+                                     + counterfactual_weight * mean_k s(t_i, c_k))
+
+    with j over the examples of other users and k over the counterfactual users admitted for example i. The
+    negatives enter by their mean, so that the loss does not depend on how many there are; an empty pool adds
+    nothing.
+
+    Args:
+        anchor: (B, H) learned tokens t. positive: (B, H) frozen anchors a.
+        user_ids: (B,) which user an example belongs to: examples of one user are no negatives of each other.
+        counterfactual: (N, H) tokens of counterfactual users, or None.
+        pool_mask: (B, N) bool, which counterfactual users example i admits; None admits all.
+
+    Returns:
+        The mean over the examples, a scalar.
+    """
+    own = cosine_similarity(anchor, positive, dim=-1) / temperature  # (B,)
+    others = user_ids[:, None] != user_ids[None, :]  # (B, B)
+    pools = [_log_mean_exp(_cosines(anchor, positive) / temperature, others, real_weight)]
+    if counterfactual is not None and len(counterfactual):
+        similarity = _cosines(anchor, counterfactual) / temperature  # (B, N)
+        admitted = torch.ones_like(similarity, dtype=torch.bool) if pool_mask is None else pool_mask
+        pools.append(_log_mean_exp(similarity, admitted, counterfactual_weight))
+    return (torch.logsumexp(torch.stack([own, *pools]), dim=0) - own).mean()
+
+
+def residual_contrast(
+    residuals: Tensor,
+    groups: Tensor,
+    query: Tensor | None = None,
+    counterfactual: Tensor | None = None,
+    counterfactual_groups: Tensor | None = None,
+    *,
+    temperature: float = TEMPERATURE,
+    density_power: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Contrast of residuals between preference groups, plain and imbalance-aware.
+
+    In each facet an example is active with a_i = r_i + q_i. Its candidates are the active examples (itself
+    included) and the counterfactual users, who answer example i's query: r_k + q_i. With p_i the softmax mass
+    (over cosines / temperature) on the candidates of i's own preference group,
+
+        contrast = mean_i -log p_i        focal = mean_i -(1 - rho_i)^density_power (1 - p_i) log p_i
+
+    where rho_i is the share of i's group among the annotated examples of the batch: members of small groups,
+    the first to be absorbed by the popular preference, weigh most. Both are averaged over the facets, and a
+    facet without an annotated example counts as 0. p is clamped to [1e-6, 1].
+
+    Args:
+        residuals: (B, F, H).
+        groups: (B, F) preference group in each facet; -1 = no annotation, takes no part.
+        query: (B, H) summary of each example's question, or None for none.
+        counterfactual: (N, F, H) residuals of counterfactual users, or None.
+        counterfactual_groups: (N, F) their groups; -1 = takes no part.
+
+    Returns:
+        (contrast, focal), two scalars.
+
+    Raises:
+        ValueError: if counterfactual users come without groups.
+    """
+    if counterfactual is not None and counterfactual_groups is None:
+        raise ValueError("counterfactual residuals need counterfactual_groups (N, F)")
+    batch, facets, _ = residuals.shape
+    query = torch.zeros_like(residuals[:, 0]) if query is None else query
+    members = groups.T  # (F, B)
+    activation = normalize((residuals + query[:, None]).transpose(0, 1), dim=-1)  # (F, B, H)
+    similarity = activation @ activation.transpose(1, 2)  # (F, B, B)
+    candidates = members[:, None, :]  # (F, 1, B) group of each candidate
+    if counterfactual is not None and len(counterfactual):
+        # a_i . (r_k + q_i) / |r_k + q_i| expands into products of matrices: no (F, B, N, H) tensor is formed
+        pseudo = counterfactual.transpose(0, 1)  # (F, N, H)
+        cross = pseudo @ query.T  # (F, N, B)
+        norms = pseudo.square().sum(-1)[:, None] + query.square().sum(-1)[:, None]  # (F, B, N)
+        squared = norms + 2 * cross.transpose(1, 2)
+        dot = activation @ pseudo.transpose(1, 2) + (activation * query).sum(-1)[..., None]  # (F, B, N)
+        similarity = torch.cat([similarity, dot * squared.clamp_min(1e-12).rsqrt()], dim=2)
+        candidates = torch.cat([candidates, counterfactual_groups.T[:, None, :]], dim=2)
+    annotated = members >= 0  # (F, B)
+    lowest = torch.finfo(similarity.dtype).min
+    logits = (similarity / temperature).masked_fill(candidates < 0, lowest)  # (F, B, B + N)
+    same = candidates == members[..., None]
+    log_p = torch.logsumexp(logits.masked_fill(~same, lowest), dim=2) - torch.logsumexp(logits, dim=2)
+    p = log_p.exp().clamp(1e-6, 1)
+    log_p = p.log()
+    count = annotated.sum(1).to(similarity.dtype)  # (F,)
+    rho = same[..., :batch].sum(2) / count.clamp_min(1)[:, None]  # (F, B)
+    focal = (1 - rho) ** density_power * (1 - p) * log_p
+
+    def mean(values: Tensor) -> Tensor:
+        return -(values.masked_fill(~annotated, 0).sum(1) / count.clamp_min(1)).mean()
+
+    return mean(log_p), mean(focal)
+
+
+def decorrelation(residuals: Tensor, prototypes: Tensor) -> Tensor:
+    """Keeps a user's residuals from repeating each other and from repeating the shared prototypes.
+
+    Args:
+        residuals: (B, F, H). prototypes: (F, H).
+
+    Returns:
+        Mean squared cosine between residuals of different facets, plus the mean squared cosine between each
+        residual and its facet's prototype; a scalar in [0, 2].
+    """
+    facets = residuals.shape[1]
+    unit = normalize(residuals, dim=-1)
+    between = (unit @ unit.transpose(1, 2)).square()  # (B, F, F)
+    different = ~torch.eye(facets, dtype=torch.bool, device=residuals.device)
+    to_prototype = (unit * normalize(prototypes, dim=-1)).sum(-1).square()  # (B, F)
+    return between[:, different].mean() + to_prototype.mean()
+
+
+def _cosines(left: Tensor, right: Tensor) -> Tensor:
+    """(B, H) and (N, H) to the (B, N) cosines between them."""
+    return normalize(left, dim=-1) @ normalize(right, dim=-1).T
+
+
+def _log_mean_exp(values: Tensor, mask: Tensor, weight: float) -> Tensor:
+    """log(weight * mean of exp(values) over mask) per row of (B, N); hugely negative for an empty row."""
+    lowest = torch.finfo(values.dtype).min
+    total = torch.logsumexp(values.masked_fill(~mask, lowest), dim=1)
+    scale = weight / mask.sum(1).clamp_min(1).to(values.dtype)
+    return torch.where(mask.any(1), total + scale.log(), torch.full_like(total, lowest))

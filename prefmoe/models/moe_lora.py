@@ -1,0 +1,199 @@
+"""The hierarchical mixture of LoRA experts: one low-rank update per linear layer, re-weighted per example.
+
+PrefMoE (Lyu et al. 2026), section on the mixture. Beside each adapted projection of the frozen backbone stand
+
+    five preference experts   mixed by the preference router          B (gate . A x)
+    one user expert           bottleneck bent by the user's facets    B gelu(A x + c_i)
+    two profile experts       mixed by the profile router             B (gate . A x)
+
+and a task router weighs (preference experts + user expert) against the profile experts. The sum over experts
+is linear in the gates, so all of it is a single LoRA of the experts' total rank whose low-rank activations
+are scaled: two matrix products per layer, however many experts there are. The B start at zero, so an
+untrained mixture changes nothing; the first step therefore moves B alone, and A, routers and context follow
+from the second on.
+
+B, T = batch, tokens; R = total rank; H = hidden size of the language model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear, rms_norm
+
+from prefmoe.data.benchmark import FACETS
+
+PROFILE_EXPERTS = ("image", "description")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Rank of each preference expert, of the user expert and of each profile expert."""
+
+    preference: int = 8
+    user: int = 64
+    profile: int = 8
+
+    @property
+    def total(self) -> int:
+        return self.user + len(FACETS) * self.preference + len(PROFILE_EXPERTS) * self.profile
+
+
+@dataclass
+class Routing:
+    """What every layer reads during a forward (and the recomputing backward) pass; None = the plain backbone.
+
+    It belongs to the model and is emptied after the backward pass, so that gradient checkpointing recomputes
+    layers under the routing of their first pass.
+
+    Attributes:
+        scale: (B, R) factor of each low-rank activation. context: (B, user rank).
+        gates: the routers' outputs by name, (B, 2), (B, 5), (B, 2); kept until the next forward pass.
+    """
+
+    scale: Tensor | None = None
+    context: Tensor | None = None
+    gates: dict[str, Tensor] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Back to the plain backbone; the last gates stay readable."""
+        self.scale = self.context = None
+
+
+def scaled_low_rank(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, context: Tensor | None = None) -> Tensor:
+    """B (scale . h) with h = A x, of which the first C rows become gelu(A x + context).
+
+    Args:
+        x: (B, T, in). A: (R, in). B: (out, R). scale: (B, R). context: (B, C) with C <= R, or None.
+
+    Returns:
+        (B, T, out).
+    """
+    hidden = linear(x, A)  # (B, T, R)
+    if context is not None:
+        bent, straight = hidden.split([context.shape[1], hidden.shape[2] - context.shape[1]], dim=2)
+        hidden = torch.cat([gelu(bent + context[:, None]), straight], dim=2)
+    return linear(hidden * scale[:, None], B)
+
+
+def expert_mixture(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, context: Tensor | None = None) -> Tensor:
+    """The gated sum over experts e of B_e A_e x, or of B_e gelu(A_e x + context_e) with a context.
+
+    Args:
+        x: (batch, tokens, in). A: (experts, rank, in). B: (experts, out, rank). gate: (batch, experts).
+        context: (batch, experts, rank) or None.
+
+    Returns:
+        (batch, tokens, out), by two matrix products in all.
+    """
+    scale = gate.repeat_interleave(A.shape[1], dim=1)  # (batch, experts * rank)
+    stacked = B.transpose(0, 1).flatten(1)  # (out, experts * rank)
+    context = None if context is None else context.flatten(1)
+    return scaled_low_rank(x, A.flatten(0, 1), stacked, scale, context)
+
+
+class MixtureOfLoRA(nn.Module):
+    """A frozen linear layer plus its experts, in the place of that layer.
+
+    Rows of A and columns of B are stacked: user expert, preference experts in the order of FACETS, profile
+    experts (image, description).
+
+    Args:
+        base: the layer. ranks: of the experts. routing: shared by all layers of the model.
+    """
+
+    def __init__(self, base: nn.Linear, ranks: Ranks, routing: Routing) -> None:
+        super().__init__()
+        self.base = base
+        self.routing = routing
+        device = base.weight.device
+        self.A = nn.Parameter(torch.empty(ranks.total, base.in_features, device=device))
+        self.B = nn.Parameter(torch.zeros(base.out_features, ranks.total, device=device))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, in) to (B, T, out); the plain layer while the routing is empty."""
+        output = self.base(x)
+        routing = self.routing
+        if routing.scale is None:
+            return output
+        update = scaled_low_rank(x.to(self.A.dtype), self.A, self.B, routing.scale, routing.context)
+        return output + update.to(output.dtype)
+
+
+class HierarchicalRouter(nn.Module):
+    """The three routers and the user expert's context, computed once per forward pass and per example.
+
+    Inputs are brought to unit rms, because hidden sizes and embedding scales differ between backbones. Gates
+    are softmaxes of linear maps that start at zero: a new router mixes evenly.
+
+    Args:
+        hidden: H. ranks: of the experts. alpha: scale of the mixture's output.
+        facet_label: "oracle" adds a learned vector of the gold facet (or of "recognition") to the query, as
+            the published evaluation did; "none" uses the prompt alone.
+    """
+
+    def __init__(self, hidden: int, ranks: Ranks, *, alpha: float = 1.0, facet_label: str = "none") -> None:
+        super().__init__()
+        self.ranks, self.alpha = ranks, alpha
+        self.task = nn.Linear(3 * hidden, 2)
+        self.preference = nn.Linear(2 * hidden, len(FACETS))
+        self.profile = nn.Linear(2 * hidden, len(PROFILE_EXPERTS))
+        for router in (self.task, self.preference, self.profile):
+            nn.init.zeros_(router.weight)
+            nn.init.zeros_(router.bias)
+        self.context = nn.Linear(len(FACETS) * hidden, ranks.user)
+        self.label = nn.Embedding(len(FACETS) + 1, hidden) if facet_label == "oracle" else None
+
+    def forward(self, routing: Routing, profile: Tensor, facets: Tensor, residuals: Tensor, query: Tensor,
+                facet: Tensor) -> None:  # fmt: skip
+        """Fills ``routing`` for a batch.
+
+        Args:
+            profile: (B, 3, H) profile tokens. facets: (B, F, H) full facet tokens p + r.
+            residuals: (B, F, H), of which the context is made (the shared part would only add a bias).
+            query: (B, H) mean input embedding of the question's text and image tokens.
+            facet: (B,) gold facet or -1; read by the oracle only.
+        """
+        unit = [_unit(value) for value in (profile.mean(1), facets.mean(1), query)]
+        if self.label is not None:
+            unit[2] = unit[2] + self.label(facet.remainder(self.label.num_embeddings))
+        about, likes, asked = unit
+        task = self.task(torch.cat(unit, dim=1)).softmax(1)  # (B, 2): preference branch, profile branch
+        preference = self.preference(torch.cat([likes, asked], dim=1)).softmax(1)  # (B, F)
+        profile_gate = self.profile(torch.cat([about, asked], dim=1)).softmax(1)  # (B, 2)
+        ranks = self.ranks
+        first, second = self.alpha * task[:, :1], self.alpha * task[:, 1:]
+        routing.scale = torch.cat(
+            [
+                first.expand(-1, ranks.user),
+                (first * preference).repeat_interleave(ranks.preference, dim=1),
+                (second * profile_gate).repeat_interleave(ranks.profile, dim=1),
+            ],
+            dim=1,
+        )  # (B, R)
+        routing.context = self.context(_unit(residuals.flatten(1)))  # (B, user rank)
+        gates = {"task": task, "preference": preference, "profile": profile_gate}
+        routing.gates = {name: gate.detach() for name, gate in gates.items()}
+
+
+def install_mixture(model: nn.Module, names: list[str], ranks: Ranks, routing: Routing) -> None:
+    """Replaces the named linear layers of ``model`` by mixtures around them.
+
+    Raises:
+        TypeError: if a name is not that of a linear layer (for example of one that is adapted already).
+    """
+    found = {name: model.get_submodule(name) for name in names}
+    for name, module in found.items():
+        if not isinstance(module, nn.Linear):
+            raise TypeError(f"{name}: expected a torch.nn.Linear to adapt, found {type(module).__name__}")
+    for name, module in found.items():
+        model.set_submodule(name, MixtureOfLoRA(module, ranks, routing))
+
+
+def _unit(x: Tensor) -> Tensor:
+    """(B, D) with each row at rms 1."""
+    return rms_norm(x.float(), x.shape[-1:], eps=1e-12)

@@ -1,0 +1,244 @@
+"""What PrefMoE knows about a user: frozen anchors, small learned corrections, shared facet prototypes.
+
+PrefMoE (Lyu et al. 2026), section on the factorised user state. In short, for user i and facet f:
+
+    name                   anchor                                        nothing learned
+    image, description     anchor + s * rms * tanh(delta_i)              bounded personal correction
+    facet                  z[i, f] = p[f] + r[i, f]                      shared prototype + personal residual
+    r[i, f]                anchor - mean[f] + s * rms * tanh(delta_i)    "centred": what the text says
+                           anchor           + s * rms * tanh(delta_i)    "published": what the code did
+
+p starts as mean[f], the mean of the trained users' anchors; rms is that of the anchors of the same kind, so
+that the bound s means the same on every backbone. A user without an annotation in a facet has the prototype
+alone. The soft prefix is name, image, description, then (p[f], r[i, f]) per facet: 13 tokens.
+
+U = users, B = examples of a batch, F = 5 facets, H = hidden size of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prefmoe.data.benchmark import FACETS, User
+from prefmoe.data.prompts import description_text, facet_sentence
+
+if TYPE_CHECKING:
+    from prefmoe.data.counterfactual import PseudoUser
+    from prefmoe.models.backbones import Backbone
+
+ANCHORS = ("name", "image", "description", *FACETS)
+"""The eight anchors of a user, in the order of every anchor axis; all but the name carry a correction."""
+
+PREFIX_LENGTH = 3 + 2 * len(FACETS)
+
+AnchorKind = Literal["hidden", "embedding"]
+
+
+@dataclass
+class UserTokens:
+    """The soft tokens of a batch's users. A free embedding has a prefix and nothing else.
+
+    Attributes:
+        prefix: (B, 13, H) name, image, description, then prototype and residual of each facet.
+        profile: (B, 3, H) name, image and description tokens.
+        profile_anchors: (B, 2, H) the frozen image and description anchors.
+        prototypes: (F, H). residuals: (B, F, H).
+    """
+
+    prefix: Tensor
+    profile: Tensor | None = None
+    profile_anchors: Tensor | None = None
+    prototypes: Tensor | None = None
+    residuals: Tensor | None = None
+
+
+class FactorisedUsers(nn.Module):
+    """Anchors of all users with their corrections, and the facet prototypes.
+
+    Args:
+        anchors: (U, 8, H) from encode_users. known: (U, F) bool, which facet anchors exist.
+        trained: (U,) bool, users with training questions: prototypes, means and rms come from them alone. The
+            other users keep delta = 0, because no training question asks about them.
+        residual: "centred" or "published", see above. scale: s, relative to the anchors' rms.
+
+    Raises:
+        ValueError: if no user is trained.
+    """
+
+    def __init__(
+        self,
+        anchors: Tensor,
+        known: Tensor,
+        trained: Tensor,
+        *,
+        residual: Literal["centred", "published"] = "centred",
+        scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not trained.any():
+            raise ValueError("a user state needs at least one user with training questions")
+        users, _, hidden = anchors.shape
+        weight = (known & trained[:, None]).to(anchors)[..., None]  # (U, F, 1)
+        count = weight.sum(0).clamp_min(1)  # (F, 1)
+        mean = (anchors[:, 3:] * weight).sum(0) / count  # (F, H)
+        center = mean if residual == "centred" else torch.zeros_like(mean)
+        facet_rms = _rms((anchors[:, 3:] * weight).square().sum(0) / count)  # (F, 1)
+        profile_rms = _rms(anchors[trained, 1:3].square().mean(0))  # (2, 1)
+        start = (anchors[:, 3:] - center) * weight
+        self.register_buffer("anchors", anchors)
+        self.register_buffer("known", known)
+        self.register_buffer("center", center)
+        self.register_buffer("bound", scale * torch.cat([profile_rms, facet_rms]))  # (7, 1)
+        self.register_buffer("residual_rms", (start.square().sum() / (count.sum() * hidden)).sqrt())
+        self.prototypes = nn.Parameter(mean.clone())  # (F, H)
+        self.delta = nn.Parameter(anchors.new_zeros(users, len(ANCHORS) - 1, hidden))  # (U, 7, H)
+
+    def forward(self, rows: Tensor) -> UserTokens:
+        """The tokens of users, by row. rows: (B,). Its cost does not depend on the number of users."""
+        anchors, known = self.anchors[rows], self.known[rows]  # (B, 8, H), (B, F)
+        correction = self.bound * torch.tanh(self.delta[rows])  # (B, 7, H)
+        profile = torch.cat([anchors[:, :1], anchors[:, 1:3] + correction[:, :2]], dim=1)  # (B, 3, H)
+        residuals = (anchors[:, 3:] - self.center + correction[:, 2:]) * known[..., None]  # (B, F, H)
+        pairs = torch.stack([self.prototypes.expand_as(residuals), residuals], dim=2)  # (B, F, 2, H)
+        prefix = torch.cat([profile, pairs.flatten(1, 2)], dim=1)  # (B, 13, H)
+        return UserTokens(prefix, profile, anchors[:, 1:3], self.prototypes, residuals)
+
+    @torch.no_grad()
+    def append(self, anchors: Tensor, known: Tensor) -> None:
+        """Adds users with delta = 0. anchors (N, 8, H), known (N, F). After training: delta is replaced."""
+        self.anchors = torch.cat([self.anchors, anchors.to(self.anchors)])
+        self.known = torch.cat([self.known, known.to(self.known)])
+        new = self.delta.new_zeros(len(anchors), *self.delta.shape[1:])
+        self.delta = nn.Parameter(torch.cat([self.delta, new]), requires_grad=self.delta.requires_grad)
+
+
+class FreeUsers(nn.Module):
+    """Ablation "E": 13 free vectors per user, with neither anchors nor structure.
+
+    Drawn from N(0, rms^2), rms being that of the backbone's input embeddings. Users without training
+    questions get the mean of the trained users' vectors: nothing is known of them.
+
+    Args:
+        trained: (U,) bool. hidden: H. rms: standard deviation of the start.
+    """
+
+    def __init__(self, trained: Tensor, hidden: int, rms: float) -> None:
+        super().__init__()
+        if not trained.any():
+            raise ValueError("a user embedding needs at least one user with training questions")
+        # (U,) a user's row of the embedding, or -1
+        self.register_buffer("slot", torch.where(trained, trained.cumsum(0) - 1, -1))
+        self.embedding = nn.Parameter(rms * torch.randn(int(trained.sum()), PREFIX_LENGTH, hidden))
+
+    def forward(self, rows: Tensor) -> UserTokens:
+        """The tokens of users, by row. rows: (B,)."""
+        slot = self.slot[rows]  # (B,)
+        prefix = self.embedding[slot.clamp_min(0)]  # (B, 13, H)
+        if not self.training:
+            prefix = torch.where(slot[:, None, None] >= 0, prefix, self.embedding.mean(0))
+        return UserTokens(prefix)
+
+    @torch.no_grad()
+    def append(self, count: int) -> None:
+        """Adds ``count`` users of whom nothing is known."""
+        self.slot = torch.cat([self.slot, self.slot.new_full((count,), -1)])
+
+
+class CounterfactualUsers(nn.Module):
+    """Pseudo users, as frozen negatives of the contrastive terms; they never answer a question.
+
+    Attributes (buffers that are rebuilt from the seed, not saved):
+        image, description: (N, H). residuals: (N, F, H).
+        groups: (N, F) that of the real users who share the preference; where nobody does, one of its own, so
+            that the pseudo user is a negative there.
+        pool: (F + 1, N) bool: whom a question of each facet admits to its profile contrast, namely the pseudo
+            users of that facet's family. The last row is for recognition (facet -1): two of each family.
+    """
+
+    def __init__(
+        self, anchors: Tensor, center: Tensor, families: Sequence[str], groups: Tensor, real_groups: int
+    ) -> None:
+        """anchors (N, 8, H); center (F, H); groups (N, F), -1 = nobody's; real_groups: ids in use."""
+        super().__init__()
+        own = real_groups + torch.arange(groups.numel()).view_as(groups)
+        family = torch.tensor([FACETS.index(name) for name in families])  # (N,)
+        same = family[None, :] == torch.arange(len(FACETS))[:, None]  # (F, N)
+        early = (same & (same.cumsum(1) <= 2)).any(0)
+        buffers = {
+            "image": anchors[:, 1],
+            "description": anchors[:, 2],
+            "residuals": anchors[:, 3:] - center,
+            "groups": torch.where(groups < 0, own, groups),
+            "pool": torch.cat([same, early[None]]),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value.to(anchors.device), persistent=False)
+
+
+@torch.no_grad()
+def encode_users(backbone: Backbone, users: Sequence[User], kind: AnchorKind) -> tuple[Tensor, Tensor]:
+    """The eight anchors of each user, computed once by the frozen backbone.
+
+    A text anchor is the mean over the tokens of a short text (the name; the description; "User preference in
+    travel: ...") of the last hidden states or of the input embeddings; the image anchor is the mean of the
+    projected image tokens of the profile picture.
+
+    Returns:
+        anchors (U, 8, H) in float32, zero where a facet is not annotated; known (U, F) bool.
+    """
+    images = backbone.image_features([user.image for user in users])
+    return _encode(backbone, users, torch.stack([tokens.float().mean(0) for tokens in images]), kind)
+
+
+@torch.no_grad()
+def encode_counterfactual_users(
+    backbone: Backbone, pseudo_users: Sequence[PseudoUser], kind: AnchorKind, image_anchors: Tensor
+) -> Tensor:
+    """Anchors (N, 8, H) of pseudo users.
+
+    They have no picture: the image anchor mixes those of a real user, drawn by the pseudo user's image seed,
+    and of the user most like it (0.65 and 0.35), with a hint of the description and of noise (0.05 rms each).
+
+    Args:
+        image_anchors: (U, H) of the trained users.
+    """
+    no_images = image_anchors.new_zeros(len(pseudo_users), image_anchors.shape[1])
+    anchors, _ = _encode(backbone, pseudo_users, no_images, kind)
+    unit = nn.functional.normalize(image_anchors, dim=-1)
+    likeness = (unit @ unit.T).fill_diagonal_(-2.0)  # (U, U)
+    generators = [np.random.default_rng(user.image_seed) for user in pseudo_users]
+    first = torch.tensor([int(rng.integers(len(unit))) for rng in generators], device=unit.device)
+    second = likeness[first].argmax(1) if len(unit) > 1 else first
+    noise = np.stack([rng.standard_normal(unit.shape[1]) for rng in generators])
+    rms = _rms(image_anchors.square().mean(0))  # (1,)
+    hint = anchors[:, 2] / _rms(anchors[:, 2].square())
+    extra = hint + torch.as_tensor(noise, dtype=hint.dtype, device=hint.device)
+    anchors[:, 1] = 0.65 * image_anchors[first] + 0.35 * image_anchors[second] + 0.05 * rms * extra
+    return anchors
+
+
+def _encode(
+    backbone: Backbone, users: Sequence[User | PseudoUser], images: Tensor, kind: AnchorKind
+) -> tuple[Tensor, Tensor]:
+    known = torch.tensor([[facet in user.preferences for facet in FACETS] for user in users])
+    known = known.to(images.device)
+    texts = [
+        [user.name, description_text(user), *(facet_sentence(user, facet) for facet in FACETS)]
+        for user in users
+    ]
+    distinct = {text: row for row, text in enumerate(dict.fromkeys(sum(texts, [])))}
+    encoded = backbone.text_anchors(list(distinct), kind=kind).float()
+    index = torch.tensor([[distinct[text] for text in row] for row in texts], device=encoded.device)
+    name, description, facets = encoded[index].split([1, 1, len(FACETS)], dim=1)  # (U, 1 | 1 | F, H)
+    return torch.cat([name, images[:, None], description, facets * known[..., None]], dim=1), known
+
+
+def _rms(squares: Tensor) -> Tensor:
+    """(..., H) squares to their (..., 1) root mean."""
+    return squares.mean(-1, keepdim=True).sqrt()
