@@ -1,0 +1,283 @@
+"""Asks a method questions: greedy answers and the probability of each allowed answer, a row per question."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from transformers import GenerationConfig
+
+from prefmoe import metrics
+from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn
+from prefmoe.training import progress_bar
+
+if TYPE_CHECKING:
+    from prefmoe.models.methods import Method
+
+log = logging.getLogger(__name__)
+
+ANSWERS = ("yes", "no", *OPTION_LETTERS)
+"""Every answer that some question allows; column p_<answer> holds its probability."""
+
+QUESTION_COLUMNS = tuple(column for column in metrics.COLUMNS if column != "prediction")
+"""Columns of the benchmark that are repeated beside each prediction, so that tables need nothing else."""
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that cannot be done as asked."""
+
+
+def allowed_answers(example: Example) -> tuple[str, ...]:
+    """The answers a question allows: its option letters, or yes and no."""
+    return OPTION_LETTERS[: len(example.options)] if example.is_multiple_choice else ("yes", "no")
+
+
+def first_tokens(tokenizer: Any, answers: Sequence[str] = ANSWERS) -> dict[str, list[int]]:
+    """The token ids with which each answer may begin: as it is, capitalised, and after a space.
+
+    Option letters count in upper case only ("a" is a word). A token that could begin two of the answers, or
+    that is unknown to the tokenizer, counts for none.
+
+    Raises:
+        EvaluationError: if an answer is left without a token.
+    """
+    found: dict[str, set[int]] = {}
+    for answer in answers:
+        spellings = {answer} if len(answer) == 1 else {answer, answer.capitalize(), answer.upper()}
+        ids = set()
+        for text in sorted(space + spelling for spelling in spellings for space in ("", " ")):
+            encoded = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if encoded and encoded[0] != tokenizer.unk_token_id:
+                ids.add(encoded[0])
+        found[answer] = ids
+    for answer in answers:
+        others = set().union(*(found[other] for other in answers if other != answer))
+        if not found[answer] - others:
+            raise EvaluationError(f"the tokenizer has no token of its own that begins the answer {answer!r}")
+    return {
+        answer: sorted(found[answer] - set().union(*(found[other] for other in answers if other != answer)))
+        for answer in answers
+    }
+
+
+def small_talk(example: Example, transcripts: Sequence[Sequence[Turn]], turns: int) -> tuple[Turn, ...]:
+    """The first ``turns`` exchanges (two utterances each) of the transcript that belongs to a question.
+
+    Raises:
+        EvaluationError: if there is no transcript, or it is too short.
+    """
+    if turns == 0:
+        return ()
+    if not transcripts:
+        raise EvaluationError(
+            f"{turns} turns of small talk were asked for, but the benchmark has no transcripts"
+        )
+    transcript = transcripts[example.index % len(transcripts)]
+    if len(transcript) < 2 * turns:
+        raise EvaluationError(
+            f"transcript {example.index % len(transcripts)} has {len(transcript)} utterances, "
+            f"expected at least {2 * turns} for {turns} turns"
+        )
+    return tuple(transcript[: 2 * turns])
+
+
+def answer_probabilities(
+    logits: torch.Tensor, examples: Sequence[Example], tokens: dict[str, list[int]]
+) -> pd.DataFrame:
+    """Probabilities of the allowed answers' first tokens.
+
+    Args:
+        logits: (B, V) raw logits of the first generated position.
+        examples: B questions.
+        tokens: answer -> token ids (`first_tokens`).
+
+    Returns:
+        B rows; p_yes, p_no, p_a ... p_d: softmax restricted to what the question allows (NaN for the rest),
+        p_allowed: the mass of all allowed answers in the full softmax.
+    """
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+    mass = torch.stack([log_probabilities[:, tokens[answer]].logsumexp(-1) for answer in ANSWERS], dim=-1)
+    allowed = torch.tensor(
+        [[answer in allowed_answers(example) for answer in ANSWERS] for example in examples]
+    )
+    mass = mass.masked_fill(~allowed.to(mass.device), -torch.inf)
+    total = mass.logsumexp(-1, keepdim=True)
+    shares = (mass - total).exp().masked_fill(~allowed.to(mass.device), torch.nan)
+    table = torch.cat([shares, total.exp()], dim=-1).cpu().numpy()
+    return pd.DataFrame(table, columns=[*(f"p_{answer.lower()}" for answer in ANSWERS), "p_allowed"])
+
+
+def _splits(benchmark: Benchmark) -> dict[int, str]:
+    return {index: split for split, indices in benchmark.splits.items() for index in indices}
+
+
+def _generation_config(method: Method, max_new_tokens: int) -> GenerationConfig:
+    """Plain greedy decoding: no repetition penalty or temperature is inherited from the backbone's files."""
+    end = method.backbone.model.generation_config.eos_token_id
+    if end is None:
+        end = method.backbone.tokenizer.eos_token_id
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        eos_token_id=end,
+        pad_token_id=method.backbone.pad_token_id,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+
+
+@torch.inference_mode()
+def _answer(
+    method: Method,
+    examples: Sequence[Example],
+    transcripts: Sequence[tuple[Turn, ...]],
+    tokens: dict[str, list[int]],
+    generation: GenerationConfig,
+) -> pd.DataFrame:
+    """Rows (prediction, probabilities, prompt digest, gates) of one batch."""
+    device = method.backbone.device
+    batch = method.collator(examples, transcripts=transcripts, with_answer=False).to(device)
+    with method.context(batch):
+        output = method.backbone.model.generate(**batch.inputs, generation_config=generation)
+        gates = {name: gate.float().cpu() for name, gate in method.gates(output).items()}
+    prompt_length = batch.inputs["input_ids"].shape[1]
+    texts = method.backbone.tokenizer.batch_decode(
+        output.sequences[:, prompt_length:], skip_special_tokens=True
+    )
+    rows = answer_probabilities(output.logits[0], examples, tokens)
+    rows.insert(0, "index", [example.index for example in examples])
+    rows["prediction"] = [text.strip() for text in texts]
+    rows["prompt_digest"] = list(batch.prompt_digest)
+    for name, gate in gates.items():
+        for k in range(gate.shape[1]):
+            rows[f"gate_{name}_{k}"] = gate[:, k].numpy()
+    return rows
+
+
+class _Shards:
+    """Answers of finished batches, kept so that an interrupted evaluation goes on where it stopped."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+        self.pattern = f"{key}-{{:05d}}.parquet"
+
+    def read(self, number: int) -> pd.DataFrame | None:
+        path = self.folder / self.pattern.format(number)
+        return pd.read_parquet(path) if path.is_file() else None
+
+    def write(self, number: int, rows: pd.DataFrame) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / self.pattern.format(number)
+        partial = path.with_suffix(".partial")
+        rows.to_parquet(partial, index=False)
+        os.replace(partial, path)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def evaluate(
+    method: Method,
+    examples: Sequence[Example],
+    *,
+    turns: int,
+    transcripts: Sequence[Sequence[Turn]] = (),
+    batch_size: int,
+    max_new_tokens: int,
+    folder: str | Path | None = None,
+    shard_batches: int = 50,
+) -> pd.DataFrame:
+    """Answers every question greedily; deterministic, and independent of the batch size.
+
+    Args:
+        examples: questions, in the order of the rows returned.
+        turns: exchanges of small talk between profile and question (0 for none).
+        transcripts: conversations to take them from; a question's is chosen by its index.
+        batch_size: questions per forward pass; questions of like length share one.
+        max_new_tokens: longest answer; generation stops at the end-of-sequence token.
+        folder: where answers are kept after every ``shard_batches`` batches; a second call with the same
+            questions continues from there, and a finished one removes the folder. None keeps nothing.
+
+    Returns:
+        One row per question: index, split, turns, user (row in the benchmark's users), the question's
+        columns (`QUESTION_COLUMNS`), prediction (raw text), unparsed (whether the parser cannot read it),
+        p_yes, p_no, p_a ... p_d, p_allowed (`answer_probabilities`), prompt_digest, and gate_<router>_<k> for
+        routed methods.
+
+    Raises:
+        EvaluationError: if there are no questions, no small talk, or the tokenizer cannot say an answer.
+    """
+    if not examples:
+        raise EvaluationError("no questions to evaluate")
+    benchmark = method.benchmark
+    talks = {example.index: small_talk(example, transcripts, turns) for example in examples}
+    tokens = first_tokens(method.backbone.tokenizer)
+    generation = _generation_config(method, max_new_tokens)
+
+    def length(example: Example) -> int:
+        words = [example.question, *example.options, *(text for _, text in talks[example.index])]
+        return sum(map(len, words))
+
+    ordered = sorted(examples, key=lambda example: (-length(example), example.index))
+    identity = {
+        "indices": [example.index for example in ordered],
+        "turns": turns,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "shard_batches": shard_batches,
+    }
+    shards = _Shards(Path(folder), identity) if folder is not None else None
+    method.eval()
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    bar = progress_bar(
+        len(batches), f"evaluate {method.backbone.entry.name} {method.config.kind}, {turns} turns"
+    )
+    pieces = []
+    for number, start in enumerate(range(0, len(batches), shard_batches)):
+        piece = shards.read(number) if shards else None
+        if piece is None:
+            rows = []
+            for batch in batches[start : start + shard_batches]:
+                rows.append(_answer(method, batch, [talks[e.index] for e in batch], tokens, generation))
+                bar.update()
+            piece = pd.concat(rows, ignore_index=True)
+            if shards:
+                shards.write(number, piece)
+        else:
+            bar.update(len(batches[start : start + shard_batches]))
+        pieces.append(piece)
+    bar.close()
+    answers = pd.concat(pieces, ignore_index=True).set_index("index")
+    indices = [example.index for example in examples]
+    split = _splits(benchmark)
+    questions = benchmark.frame.loc[indices, list(QUESTION_COLUMNS)].reset_index(drop=True)
+    answers = answers.loc[indices].reset_index()
+    context = pd.DataFrame(
+        {
+            "split": [split.get(index, "") for index in indices],
+            "turns": turns,
+            "user": [benchmark.row(example.name) for example in examples],
+        }
+    )
+    frame = pd.concat([answers[["index"]], context, questions, answers.drop(columns="index")], axis=1)
+    scored = metrics.score(frame)
+    kinds = scored["l2-category"].map(metrics.question_kind)
+    parsed = [metrics.is_parsed(pred, kind) for pred, kind in zip(scored["pred"], kinds, strict=True)]
+    frame.insert(frame.columns.get_loc("prediction") + 1, "unparsed", [not value for value in parsed])
+    if shards:
+        shards.clear()
+    return frame

@@ -1,0 +1,453 @@
+"""Runs: one backbone, one method, one seed, trained and evaluated into a folder that exists once complete."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+
+import prefmoe
+from prefmoe import provenance
+from prefmoe.config import RESULTS, Edition, Method, MiniatureData, load_edition
+from prefmoe.data import miniature, mmpb
+from prefmoe.data.benchmark import Benchmark
+from prefmoe.evaluation import evaluate
+from prefmoe.models.backbones import Backbone, find_backbone, load_backbone
+from prefmoe.models.methods import Method as BuiltMethod
+from prefmoe.models.methods import build_method
+from prefmoe.training import peak_memory, train
+
+log = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+PREDICTIONS_FILE = "predictions.parquet"
+LOSSES_FILE = "losses.parquet"
+
+
+class RunError(RuntimeError):
+    """A run that cannot start: unknown names, missing data, or another process at work on it."""
+
+
+def _edition(edition: Edition | str | Path) -> Edition:
+    return edition if isinstance(edition, Edition) else load_edition(edition)
+
+
+def run_folder(
+    edition: Edition, backbone_name: str, method_name: str, seed: int, results: str | Path = RESULTS
+) -> Path:
+    """Where a run is, or will be: <results>/<edition>/runs/<backbone>/<method>/seed<k>."""
+    return Path(results) / edition.name / "runs" / backbone_name / method_name / f"seed{seed}"
+
+
+def prepare_data(edition: Edition | str, results: str | Path = RESULTS) -> Path:
+    """The data folder of an edition (it holds mmpb_clean/); draws the miniature when it is not there yet.
+
+    Raises:
+        RunError: if the edition wants real data, and neither its ``folder`` nor PREFMOE_DATA names a folder that
+            holds them.
+    """
+    edition = _edition(edition)
+    if isinstance(edition.data, MiniatureData):
+        return miniature.build(edition.data, Path(results) / edition.name / "data")
+    source, named = "data.folder", edition.data.folder
+    if named is None:
+        source, named = "PREFMOE_DATA", os.environ.get("PREFMOE_DATA")
+    if not named:
+        raise RunError(
+            f"edition {edition.name!r} needs MMPB-clean: set the environment variable PREFMOE_DATA, or "
+            f"data.folder in config/{edition.name}.yaml, to the folder that holds mmpb_clean/"
+        )
+    folder = Path(named).expanduser()
+    if not (folder / "mmpb_clean").is_dir():
+        raise RunError(
+            f"{source} is {named!r}, but {folder / 'mmpb_clean'} is not a folder; expected MMPB-clean there"
+        )
+    return folder
+
+
+def use_threads() -> None:
+    """Lets torch use as many CPU threads as PREFMOE_THREADS says; as many as it likes when that is not set.
+
+    Raises:
+        RunError: if the variable is not a positive whole number.
+    """
+    wanted = os.environ.get("PREFMOE_THREADS")
+    if not wanted:
+        return
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise RunError(f"PREFMOE_THREADS is {wanted!r}; expected a positive whole number")
+    torch.set_num_threads(int(wanted))
+
+
+def git_commit() -> dict[str, Any]:
+    """The commit that this package's sources are of, and whether they were edited since; None outside git."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        return {
+            "git_commit": git("rev-parse", "HEAD"),
+            "git_dirty": bool(git("status", "--porcelain", "--", ".", "../config")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    names = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "pandas", "pillow")
+    found = {"python": platform.python_version(), "prefmoe": prefmoe.__version__}
+    return found | {name: importlib.metadata.version(name) for name in names}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What a run was computed on."""
+    found: dict[str, Any] = {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu_cores": psutil.cpu_count(),
+        "cpu_threads_used": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "device": device.type,
+        "processes": PartialState().num_processes,
+    }
+    if device.type == "cuda":
+        found["accelerator"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    partial = path.with_name(path.name + ".partial")
+    frame.to_parquet(partial, index=False)
+    os.replace(partial, path)
+
+
+@contextmanager
+def _sole_process(folder: Path) -> Iterator[None]:
+    """Holds a lock on a run's folder: a notebook and the workflow must not write the same run at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(
+            f"{folder}: another process is working on this run; wait for it, or stop it first"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Workbench:
+    """An edition's benchmark and one of its backbones, loaded once and used for many runs.
+
+    Every run starts from a backbone loaded anew, so that nothing of an earlier run is left in it; encoded questions
+    and pictures, which no run changes, are handed on.
+    """
+
+    def __init__(
+        self, edition: Edition | str | Path, backbone_name: str, *, results: str | Path = RESULTS
+    ) -> None:
+        """
+        Raises:
+            RunError: if the backbone is not one of the edition's, or the data are missing.
+        """
+        self.edition = _edition(edition)
+        if backbone_name not in self.edition.backbones:
+            raise RunError(
+                f"edition {self.edition.name!r} has no backbone {backbone_name!r}; "
+                f"it has {', '.join(self.edition.backbones)}"
+            )
+        use_threads()
+        self.backbone_name = backbone_name
+        self.results = Path(results)
+        self._unused: Backbone | None = None
+        self._latest: Backbone | None = None
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """The questions, read and checked."""
+        data = self.edition.data
+        csv = {} if isinstance(data, MiniatureData) else {"csv": data.csv}
+        return mmpb.read(prepare_data(self.edition, self.results), **csv)
+
+    def backbone(self) -> Backbone:
+        """A backbone as it was saved, with what earlier ones have encoded."""
+        backbone, self._unused = self._unused or self._load(), None
+        if self._latest is not None:
+            backbone.adopt_caches(self._latest)
+        self._latest = backbone
+        return backbone
+
+    def _load(self) -> Backbone:
+        device = PartialState().device
+        small = find_backbone(self.backbone_name).folder is not None
+        return load_backbone(
+            self.backbone_name,
+            device=device,
+            dtype=torch.float32 if small or device.type == "cpu" else torch.bfloat16,
+            cache_images=self.edition.cache_images,
+        )
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Identifies the backbone's weights."""
+        self._unused = self._unused or self._load()
+        return self._unused.digest
+
+    def method(self, config: Method, seed: int) -> BuiltMethod:
+        """An untrained method on a pristine backbone."""
+        return build_method(config, self.backbone(), self.benchmark, seed=seed)
+
+    def inputs(
+        self, config: Method, seed: int, splits: Sequence[str], turns: Sequence[int]
+    ) -> dict[str, Any]:
+        """Everything a run's result depends on; equal inputs, equal result."""
+        evaluation = self.edition.evaluation.model_dump(mode="json") | {
+            "splits": list(splits),
+            "turns": list(turns),
+        }
+        return {
+            "method": config.model_dump(mode="json", exclude={"label"}),
+            "training": self.edition.training.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "evaluation": evaluation,
+            "seed": seed,
+            "data": self.benchmark.digest,
+            "weights": self.weights_digest,
+            "code": provenance.code_digest(),
+        }
+
+    def run(
+        self,
+        config: Method,
+        seed: int,
+        folder: Path,
+        *,
+        splits: Sequence[str],
+        turns: Sequence[int],
+        about: dict[str, Any],
+    ) -> Path:
+        """Trains and evaluates into ``folder``, which exists from the moment everything in it is complete.
+
+        An unchanged complete run is left alone. An interrupted one, in ``<folder>.partial``, goes on from its
+        last checkpoint or shard of answers; when its inputs have changed since, it starts again.
+
+        Args:
+            about: what else run.json says (names of edition, backbone and method).
+
+        Raises:
+            TrainingError, EvaluationError: from training and evaluation; nothing is saved as complete then.
+            RunError: if another process is working on the same run.
+        """
+        inputs = self.inputs(config, seed, splits, turns)
+        digest = provenance.digest(inputs)
+        if is_complete(folder, digest):
+            log.info("%s: complete and unchanged, nothing to do", folder)
+            return folder
+        main = PartialState().is_main_process
+        with _sole_process(folder) if main else nullcontext():
+            partial = folder.with_name(folder.name + ".partial")
+            if main:
+                _open_partial(partial, inputs)
+            PartialState().wait_for_everyone()
+            if not is_complete(partial, digest):
+                self._work(
+                    config, seed, partial, splits, turns, {"inputs_digest": digest, "inputs": inputs, **about}
+                )
+            if main:
+                _publish(partial, folder)
+            PartialState().wait_for_everyone()
+        return folder
+
+    def _work(
+        self,
+        config: Method,
+        seed: int,
+        folder: Path,
+        splits: Sequence[str],
+        turns: Sequence[int],
+        about: dict[str, Any],
+    ) -> None:
+        """Fills a run's folder; run.json comes last."""
+        examples = [
+            self.benchmark.examples[i] for split in splits for i in self.benchmark.splits.get(split, ())
+        ]
+        if not examples:
+            raise RunError(f"{self.benchmark.root}: no questions in the split(s) {', '.join(splits)}")
+        method = self.method(config, seed)
+        device = method.backbone.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        training = None
+        if config.kind != "nontuned":
+            train_examples = self.benchmark.select("train")
+            training = train(method, train_examples, self.edition.training, folder=folder, seed=seed)
+        settings, frames, seconds = self.edition.evaluation, [], {}
+        for count in turns:
+            answers, timing = folder / f"answers-{count}.parquet", folder / f"answers-{count}.json"
+            if not timing.is_file():
+                started = time.perf_counter()
+                frame = evaluate(
+                    method,
+                    examples,
+                    turns=count,
+                    transcripts=self.benchmark.transcripts,
+                    batch_size=settings.batch_size,
+                    max_new_tokens=settings.max_new_tokens,
+                    folder=folder / f"answers-{count}",
+                )
+                if not PartialState().is_main_process:
+                    continue
+                _write_parquet(answers, frame)
+                _write_json(timing, time.perf_counter() - started)
+            frames.append(pd.read_parquet(answers))
+            seconds[str(count)] = json.loads(timing.read_text(encoding="utf-8"))
+        if not PartialState().is_main_process:
+            return
+        _write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
+        method.save_pretrained(folder / "method")
+        _write_json(
+            folder / RUN_FILE,
+            {
+                **about,
+                "seed": seed,
+                "config": {
+                    "method": config.model_dump(mode="json"),
+                    "training": self.edition.training.model_dump(mode="json"),
+                    "evaluation": settings.model_dump(mode="json"),
+                },
+                "parameters": method.describe(),
+                "steps": training.steps if training else 0,
+                "seconds": {"train": training.seconds if training else 0.0, "evaluate": seconds},
+                "peak_memory_bytes": peak_memory(device),
+                "hardware": hardware(device),
+                "versions": versions(),
+                **git_commit(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+
+
+def is_complete(folder: Path, digest: str | None = None) -> bool:
+    """Whether a run's folder is finished (and, given a digest, made from just these inputs)."""
+    try:
+        found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return digest is None or found.get("inputs_digest") == digest
+
+
+def _open_partial(partial: Path, inputs: dict[str, Any]) -> None:
+    """Keeps what an interrupted run of the same inputs left behind; clears what any other run did."""
+    note = partial / "inputs.json"
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if partial.exists() and found != inputs:
+        changed = [key for key in inputs if found is None or found.get(key) != inputs[key]]
+        log.warning("%s: inputs have changed (%s), starting again", partial, ", ".join(changed))
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    _write_json(note, inputs)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Gives a finished run its name, in place of an earlier one."""
+    for path in (partial / "checkpoint", *partial.glob("answers-*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    (folder / "inputs.json").unlink(missing_ok=True)
+
+
+def _method_config(edition: Edition, method_name: str) -> Method:
+    if method_name not in edition.methods:
+        raise RunError(
+            f"edition {edition.name!r} has no method {method_name!r}; it has {', '.join(edition.methods)}"
+        )
+    return edition.methods[method_name]
+
+
+def seeds_of(edition: Edition | str, method_name: str) -> tuple[int, ...]:
+    """The seeds a method is run with: the edition's; the first alone when nothing is trained, hence random."""
+    edition = _edition(edition)
+    nontuned = _method_config(edition, method_name).kind == "nontuned"
+    return edition.seeds[:1] if nontuned else edition.seeds
+
+
+def run_method(
+    edition: Edition | str | Path,
+    backbone_name: str,
+    method_name: str,
+    seed: int,
+    *,
+    results: str | Path = RESULTS,
+    workbench: Workbench | None = None,
+) -> Path:
+    """Trains and evaluates one method on one backbone with one seed; a complete, unchanged run is left alone.
+
+    Args:
+        workbench: an open one of the same edition and backbone, to share what is loaded.
+
+    Returns:
+        The run's folder: run.json, predictions.parquet (all turns and splits), losses.parquet (unless
+        non-tuned) and method/ (`save_pretrained`).
+
+    Raises:
+        RunError: if the edition has no such method or backbone, data are missing, or somebody is at work on it.
+        TrainingError: if a loss is not finite; the run is not complete then.
+    """
+    workbench = workbench or Workbench(edition, backbone_name, results=results)
+    edition = workbench.edition
+    return workbench.run(
+        _method_config(edition, method_name),
+        seed,
+        run_folder(edition, workbench.backbone_name, method_name, seed, workbench.results),
+        splits=edition.evaluation.splits,
+        turns=edition.evaluation.turns,
+        about={"edition": edition.name, "backbone": workbench.backbone_name, "method": method_name},
+    )
+
+
+def run_all_seeds(
+    edition: Edition | str | Path, backbone_name: str, method_name: str, *, results: str | Path = RESULTS
+) -> list[Path]:
+    """`run_method` for every seed of `seeds_of`, on one workbench."""
+    workbench = Workbench(edition, backbone_name, results=results)
+    return [
+        run_method(edition, backbone_name, method_name, seed, workbench=workbench)
+        for seed in seeds_of(workbench.edition, method_name)
+    ]

@@ -1,0 +1,397 @@
+"""Trains a method: the same batches for everybody, a loss log per term, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from prefmoe.config import Training
+from prefmoe.data.benchmark import FACETS, Benchmark, Example
+
+if TYPE_CHECKING:
+    from prefmoe.models.methods import Method
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "state.json"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; the message names the step, the loss terms and the examples."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint that is damaged or belongs to another method, backbone, seed or set of examples."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training run did.
+
+    Attributes:
+        steps: optimiser steps in all, those before a resumption included.
+        seconds: wall time of these steps, summed over resumptions.
+        peak_memory: bytes; of the accelerator when there is one, else of the process.
+        losses: one row per step: step, lr_factor, total, one column per term (weighted), gradient_norm.
+        resumed_from: steps that had been done before this call.
+    """
+
+    steps: int
+    seconds: float
+    peak_memory: int
+    losses: pd.DataFrame
+    resumed_from: int
+
+
+def total_steps(training: Training, method_config: Any) -> int:
+    """Optimiser steps of a method: the edition's, times ``steps_factor`` for time-matched baselines."""
+    return max(1, round(training.steps * getattr(method_config, "steps_factor", 1.0)))
+
+
+def learning_rate_factor(step: int, steps: int, training: Training) -> float:
+    """Multiplier of every learning rate at a step (from 0): linear warm-up, then cosine to 0, or constant."""
+    warmup = round(training.warmup * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if training.schedule == "constant":
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _pairs(examples: Sequence[Example], benchmark: Benchmark, rng: np.random.Generator) -> list[list[int]]:
+    """One epoch as units: two examples whose different users share a preference group, or a single one.
+
+    The group is that of the asked facet; for recognition, of a facet drawn at random.
+    """
+    order = rng.permutation(len(examples))
+    drawn = rng.integers(len(FACETS), size=len(examples))
+    users = [benchmark.row(example.name) for example in examples]
+    keys = []
+    for position, example in enumerate(examples):
+        facet = example.facet_id if example.facet_id >= 0 else int(drawn[position])
+        keys.append(benchmark.groups[users[position]][facet])
+    waiting: dict[int, list[int]] = defaultdict(list)
+    for position in order:
+        waiting[keys[position]].append(int(position))
+    used = np.zeros(len(examples), dtype=bool)
+    units = []
+    for position in map(int, order):
+        if used[position]:
+            continue
+        used[position] = True
+        unit = [position]
+        if keys[position] >= 0:
+            queue = waiting[keys[position]] = [p for p in waiting[keys[position]] if not used[p]]
+            partner = next((p for p in queue if users[p] != users[position]), None)
+            if partner is not None:
+                used[partner] = True
+                unit.append(partner)
+        units.append(unit)
+    return [units[i] for i in rng.permutation(len(units))]
+
+
+def _stream(
+    examples: Sequence[Example], benchmark: Benchmark, *, batch_size: int, seed: int, group_batches: bool
+) -> Iterator[list[int]]:
+    """Endless batches of positions; every epoch shows each example once, and batches run on across epochs."""
+    pending: list[list[int]] = []
+    epoch = 0
+    while True:
+        batch: list[int] = []
+        while len(batch) < batch_size:
+            if not pending:
+                rng = np.random.default_rng([seed, epoch])
+                epoch += 1
+                if group_batches:
+                    pending = _pairs(examples, benchmark, rng)
+                else:
+                    pending = [[int(position)] for position in rng.permutation(len(examples))]
+            room = batch_size - len(batch)
+            fitting = next((i for i, unit in enumerate(pending) if len(unit) <= room), None)
+            if fitting is None:
+                batch += pending[0][:room]
+                pending[0] = pending[0][room:]
+            else:
+                batch += pending.pop(fitting)
+        yield batch
+
+
+def plan_batches(
+    examples: Sequence[Example],
+    benchmark: Benchmark,
+    *,
+    count: int,
+    batch_size: int,
+    seed: int,
+    group_batches: bool,
+) -> list[list[int]]:
+    """The positions (into ``examples``) of every batch of a training run.
+
+    A function of the examples, the seed and the batch size alone, so that all methods of an edition see the
+    same questions in the same order, and a longer run begins like a shorter one. With ``group_batches`` an
+    example comes, where possible, with one about another user of its preference group: the residual contrast
+    (PrefMoE, Lyu et al. 2026, residual losses) has no positives otherwise.
+    """
+    if not examples:
+        raise TrainingError("no training examples: the benchmark's train split is empty")
+    stream = _stream(examples, benchmark, batch_size=batch_size, seed=seed, group_batches=group_batches)
+    return [next(stream) for _ in range(count)]
+
+
+def progress_bar(total: int, description: str) -> tqdm:
+    """A progress bar in a terminal or a notebook; silent where the output goes to a file."""
+    shell = sys.modules.get("IPython")
+    notebook = shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
+    quiet = {} if notebook or sys.stderr.isatty() else {"disable": True}
+    return tqdm(total=total, desc=description, leave=False, mininterval=0.5, **quiet)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of the accelerator when ``device`` is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _Checkpoints:
+    """Numbered folders ``step-NNNNNN`` under one folder, each complete from the moment it has its name."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any], parameters: list[torch.nn.Parameter]) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.parameters = parameters
+
+    def _complete(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".partial")
+
+    def save(self, step: int, seconds: float, optimizer: torch.optim.Optimizer, losses: pd.DataFrame) -> None:
+        """Writes under a temporary name, renames, and only then removes the older ones."""
+        older = self._complete()
+        target = self.folder / f"step-{step:06d}"
+        partial = target.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(
+            {f"{i:05d}": p.detach().contiguous() for i, p in enumerate(self.parameters)},
+            partial / "parameters.safetensors",
+        )
+        tensors = {
+            f"{i:05d}.{key}": value.contiguous()
+            for i, p in enumerate(self.parameters)
+            for key, value in optimizer.state.get(p, {}).items()
+        }
+        save_file(tensors, partial / "optimizer.safetensors")
+        losses.to_parquet(partial / "losses.parquet", index=False)
+        state = {"step": step, "seconds": seconds, "identity": self.identity}
+        (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+        for path in older:
+            if path != target:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def load(self, optimizer: torch.optim.Optimizer) -> tuple[int, float, list[dict[str, float]]]:
+        """Restores parameters and optimiser in place; (steps done, seconds, loss rows), or (0, 0, []).
+
+        Raises:
+            CheckpointError: if the newest checkpoint is damaged or was written for something else.
+        """
+        complete = self._complete()
+        if not complete:
+            return 0, 0.0, []
+        path = complete[-1]
+        try:
+            state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+            parameters = load_file(path / "parameters.safetensors")
+            moments = load_file(path / "optimizer.safetensors")
+            rows = pd.read_parquet(path / "losses.parquet").to_dict("records")
+            step, seconds, found = int(state["step"]), float(state["seconds"]), state["identity"]
+        except Exception as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}); delete the folder to start again"
+            ) from error
+        for key in sorted(self.identity.keys() | found.keys()):
+            if found.get(key) != self.identity.get(key):
+                raise CheckpointError(
+                    f"{path}: written for another run: {key} is {found.get(key)!r} there, "
+                    f"{self.identity.get(key)!r} here; delete the folder to start again"
+                )
+        with torch.no_grad():
+            for i, parameter in enumerate(self.parameters):
+                parameter.copy_(parameters[f"{i:05d}"])
+                prefix = f"{i:05d}."
+                mine = {k[len(prefix) :]: v for k, v in moments.items() if k.startswith(prefix)}
+                if mine:
+                    optimizer.state[parameter] = {
+                        key: value
+                        if key == "step" and not _steps_on_device(optimizer)
+                        else value.to(parameter.device)
+                        for key, value in mine.items()
+                    }
+        return step, seconds, rows
+
+
+def _steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether AdamW keeps its step counters beside the parameters (it does when fused)."""
+    return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
+
+
+def _average_gradients(parameters: list[torch.nn.Parameter], accelerator: Accelerator) -> None:
+    """Replaces the gradients by their mean over processes, in one message."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = accelerator.reduce(torch.cat([p.grad.flatten().float() for p in parameters]), reduction="mean")
+    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(mean.view_as(parameter))
+
+
+def train(
+    method: Method,
+    examples: Sequence[Example],
+    training: Training,
+    *,
+    folder: str | Path,
+    seed: int,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> TrainingResult:
+    """Trains a method in place and logs each loss term.
+
+    AdamW with the method's parameter groups, linear warm-up, gradient clipping. ``training.batch_size``
+    examples enter a forward pass (shared among the processes of ``accelerate launch``), and
+    ``gradient_accumulation`` of these make a step. All randomness of a step (dropout) is drawn from
+    (seed, step), and the order of the examples from the seed, so that a run resumed from
+    ``folder/checkpoint`` ends in exactly the weights of one that was never interrupted.
+
+    Args:
+        on_step: called after every step with the number of steps done and the weighted terms.
+
+    Returns:
+        The losses of all steps, time and memory. ``folder/losses.parquet`` holds the same losses.
+
+    Raises:
+        TrainingError: if there is nothing to train, or a loss or gradient is not finite.
+        CheckpointError: if ``folder/checkpoint`` belongs to another run.
+    """
+    groups = [{**group, "params": list(group["params"])} for group in method.parameter_groups()]
+    parameters = [p for group in groups for p in group["params"]]
+    if not parameters:
+        raise TrainingError(f"method {method.config.kind!r} has no trainable parameters")
+    accelerator = Accelerator()
+    if accelerator.scaler is not None:
+        raise TrainingError("mixed precision fp16 cannot resume exactly; use bf16 or no")
+    folder, device = Path(folder), parameters[0].device
+    steps = total_steps(training, method.config)
+    micro = training.gradient_accumulation
+    plan = plan_batches(
+        examples,
+        method.benchmark,
+        count=steps * micro,
+        batch_size=training.batch_size,
+        seed=seed,
+        group_batches=training.group_batches,
+    )
+    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=training.weight_decay, fused=True)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    identity = {
+        "backbone": method.backbone.entry.name,
+        "method": method.config.model_dump(mode="json"),
+        "training": training.model_dump(mode="json"),
+        "seed": seed,
+        "examples": [example.index for example in examples],
+        "shapes": [list(p.shape) for p in parameters],
+    }
+    checkpoints = _Checkpoints(folder / "checkpoint", identity, parameters)
+    done, seconds_before, rows = checkpoints.load(optimizer)
+    if done:
+        log.info("%s: resuming after step %d of %d", folder, done, steps)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    started = time.perf_counter()
+    method.train()
+    bar = progress_bar(steps, f"train {method.backbone.entry.name} {method.config.kind} seed {seed}")
+    bar.update(done)
+    try:
+        for step in range(done, steps):
+            factor = learning_rate_factor(step, steps, training)
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            set_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
+            summed: torch.Tensor | None = None
+            names: list[str] = []
+            for positions in plan[step * micro : (step + 1) * micro]:
+                chosen = [examples[p] for p in positions[rank::world]]
+                batch = method.collator(chosen, transcripts=None, with_answer=True).to(device)
+                with accelerator.autocast():
+                    losses = method.training_losses(batch)
+                names = list(losses)
+                terms = torch.stack([losses[name].float() for name in names])
+                accelerator.backward(terms.sum() / micro)
+                summed = terms.detach() / micro if summed is None else summed + terms.detach() / micro
+            if world > 1:
+                _average_gradients(parameters, accelerator)
+                summed = accelerator.reduce(summed, reduction="mean")
+            norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+            *values, gradient_norm = torch.cat([summed, norm.reshape(1).to(summed)]).tolist()
+            row = dict(zip(names, values, strict=True))
+            if not (math.isfinite(gradient_norm) and all(map(math.isfinite, values))):
+                indices = [examples[p].index for b in plan[step * micro : (step + 1) * micro] for p in b]
+                raise TrainingError(
+                    f"step {step + 1} of {steps}: loss or gradient is not finite: {row}, "
+                    f"gradient norm {gradient_norm}; question indices of the batch: {indices}"
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            rows.append(
+                {
+                    "step": step + 1,
+                    "lr_factor": factor,
+                    "total": sum(values),
+                    **row,
+                    "gradient_norm": gradient_norm,
+                }
+            )
+            bar.update()
+            if (step + 1) % training.checkpoint_every == 0 or step + 1 == steps:
+                seconds = seconds_before + time.perf_counter() - started
+                if accelerator.is_main_process:
+                    checkpoints.save(step + 1, seconds, optimizer, pd.DataFrame(rows))
+                accelerator.wait_for_everyone()
+            if on_step is not None:
+                on_step(step + 1, row)
+    finally:
+        bar.close()
+        optimizer.zero_grad(set_to_none=True)
+        method.eval()
+    seconds = seconds_before + (time.perf_counter() - started if done < steps else 0.0)
+    table = pd.DataFrame(rows)
+    if accelerator.is_main_process:
+        partial = folder / "losses.parquet.partial"
+        table.to_parquet(partial, index=False)
+        os.replace(partial, folder / "losses.parquet")
+    log.info("%s: %d steps in %.1f s, final answer loss %.4f", folder, steps, seconds, rows[-1]["answer"])
+    return TrainingResult(steps, seconds, peak_memory(device), table, done)

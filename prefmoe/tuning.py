@@ -1,0 +1,256 @@
+"""Chooses settings on the validation split: as many trials for every method, and all of them recorded."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from prefmoe import metrics
+from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, load_edition
+from prefmoe.runs import PREDICTIONS_FILE, Workbench
+
+log = logging.getLogger(__name__)
+
+Setting = float | int | str | bool
+Settings = dict[str, Setting]
+
+
+class TuningError(RuntimeError):
+    """A grid that cannot be tried, or a choice that does not fit the edition."""
+
+
+class Grid(BaseModel):
+    """config/tuning/<edition>.yaml: which settings of which methods are tried.
+
+    Attributes:
+        trials: number of trials of every method; each grid must have exactly this many points.
+        seed: the one seed of all trials.
+        criterion: the validation metric to maximise; the earlier trial wins a tie.
+        methods: method -> setting (dotted for a nested one, "losses.alignment") -> values; the trials of a
+            method are the product of its settings' values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trials: int = Field(ge=1)
+    seed: int = 0
+    criterion: str = Field("overall", pattern="^(overall|preference|profile|sensitivity)$")
+    methods: dict[str, dict[str, list[Setting]]] = Field(min_length=1)
+
+
+def grid_path(edition: str, folder: str | Path = CONFIG_FOLDER) -> Path:
+    """Where an edition's grid is written down."""
+    return Path(folder) / "tuning" / f"{edition}.yaml"
+
+
+def load_grid(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Grid:
+    """Reads and checks an edition's grid.
+
+    Raises:
+        ConfigError: if the file is missing or malformed, names an unknown method or setting, or budgets differ.
+    """
+    path = grid_path(edition.name, folder)
+    if not path.is_file():
+        raise ConfigError(f"edition {edition.name!r} has no grid: {path} does not exist")
+    try:
+        grid = Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error
+    mistakes = []
+    for name, settings in grid.methods.items():
+        if name not in edition.methods:
+            mistakes.append(f"  methods.{name}: not a method of edition {edition.name!r}")
+            continue
+        points = list(_points(settings))
+        if len(points) != grid.trials:
+            mistakes.append(
+                f"  methods.{name}: {len(points)} trials, expected {grid.trials} as for every method"
+            )
+        for point in points:
+            try:
+                apply_settings(edition.methods[name], point)
+            except TuningError as error:
+                mistakes.append(f"  methods.{name}: {error}")
+                break
+    if mistakes:
+        raise ConfigError(f"{path} has {len(mistakes)} mistake(s):\n" + "\n".join(mistakes))
+    return grid
+
+
+def _points(settings: Mapping[str, list[Setting]]) -> Iterator[Settings]:
+    """The product of a method's settings, the last one varying fastest."""
+    for values in itertools.product(*settings.values()):
+        yield dict(zip(settings, values, strict=True))
+
+
+def apply_settings(config: Method, settings: Mapping[str, Setting]) -> Method:
+    """A method's configuration with some settings changed; dotted names reach nested ones.
+
+    Raises:
+        TuningError: if the method has no such setting, or refuses the value.
+    """
+    content = config.model_dump(mode="json")
+    for name, value in settings.items():
+        *parents, leaf = name.split(".")
+        inner: Any = content
+        for parent in parents:
+            inner = inner.get(parent) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or leaf not in inner:
+            raise TuningError(f"{config.kind} has no setting {name!r}")
+        inner[leaf] = value
+    try:
+        return TypeAdapter(Method).validate_python(content)
+    except ValidationError as error:
+        raise TuningError(f"{config.kind} refuses {dict(settings)}: {error.errors()[0]['msg']}") from error
+
+
+def trial_folder(
+    edition: Edition, backbone: str, method: str, settings: Settings, results: str | Path
+) -> Path:
+    """Where a trial's predictions are kept: a finished trial is not run again."""
+    key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return Path(results) / edition.name / "tuning" / backbone / method / key
+
+
+def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) -> dict[str, Any]:
+    """Trains with some settings and scores the validation questions, without small talk.
+
+    Returns:
+        backbone, method, the settings as JSON, seed, n (questions), and the value of each of `metrics.METRICS`.
+
+    Raises:
+        TuningError: if the benchmark has no validation split.
+    """
+    edition = workbench.edition
+    if not workbench.benchmark.splits.get("validation"):
+        raise TuningError(
+            f"{workbench.benchmark.root} has no validation split; settings are never chosen on another"
+        )
+    folder = workbench.run(
+        apply_settings(edition.methods[method], settings),
+        seed,
+        trial_folder(edition, workbench.backbone_name, method, settings, workbench.results),
+        splits=("validation",),
+        turns=(0,),
+        about={
+            "edition": edition.name,
+            "backbone": workbench.backbone_name,
+            "method": method,
+            "settings": settings,
+        },
+    )
+    scored = metrics.score(pd.read_parquet(folder / PREDICTIONS_FILE))
+    summary = metrics.summarize(scored)
+    seconds = json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"]["train"]
+    return {
+        "backbone": workbench.backbone_name,
+        "method": method,
+        "settings": json.dumps(settings, sort_keys=True),
+        "seed": seed,
+        "n": len(scored),
+        **{metric: round(summary[metric]["value"], 6) for metric in metrics.METRICS},
+        "train_seconds": round(seconds, 1),
+    }
+
+
+def choose(trials: pd.DataFrame, criterion: str) -> pd.DataFrame:
+    """Adds ``chosen`` (0/1): per method the settings with the best mean of the criterion over the backbones.
+
+    An edition holds one configuration of a method for all its backbones; the first of equals is taken.
+    """
+    means = trials.groupby(["method", "settings"], sort=False)[criterion].mean()
+    best = {method: means[method].idxmax() for method in trials["method"].unique()}
+    return trials.assign(chosen=(trials["settings"] == trials["method"].map(best)).astype(int))
+
+
+def disagreements(edition: Edition, table: pd.DataFrame) -> list[str]:
+    """What an edition sets otherwise than its tuning table chose; empty when it follows the table."""
+    found = []
+    for method, settings in table.loc[table["chosen"] == 1, ["method", "settings"]].drop_duplicates().values:
+        if method not in edition.methods:
+            found.append(f"{method}: tuned, but not a method of edition {edition.name!r}")
+        elif apply_settings(edition.methods[method], json.loads(settings)) != edition.methods[method]:
+            found.append(f"{method}: the table chose {settings}")
+    return found
+
+
+def tune(
+    edition: Edition | str | Path,
+    *,
+    results: str | Path = RESULTS,
+    config_folder: str | Path = CONFIG_FOLDER,
+    backbones: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+) -> Path | None:
+    """Tries an edition's grid and records every trial in config/tuning/<edition>.csv.
+
+    Trials that were finished before are read, not run again, and an interrupted one goes on from its last
+    checkpoint. Only the training and validation questions are touched.
+
+    Args:
+        backbones, methods: only these, so that several processes can share the work; no table is written
+            then, and a last call without them collects all trials.
+
+    Returns:
+        The path of the table (backbone, method, settings, seed, n, the metrics of `metrics.METRICS`,
+        train_seconds, chosen), or None when only a part was asked for.
+
+    Raises:
+        ConfigError: if there is no valid grid.
+        TuningError: if a method asked for is not in the grid, or there is no validation split.
+    """
+    edition = edition if isinstance(edition, Edition) else load_edition(edition)
+    grid = load_grid(edition, config_folder)
+    for method in methods or ():
+        if method not in grid.methods:
+            raise TuningError(f"{method!r} is not in the grid; it has {', '.join(grid.methods)}")
+    trials = []
+    for backbone in backbones or edition.backbones:
+        workbench = Workbench(edition, backbone, results=results)
+        for method in methods or grid.methods:
+            for settings in _points(grid.methods[method]):
+                trial = run_trial(workbench, method, settings, grid.seed)
+                log.info(
+                    "%s %s %s: %s %.3f", backbone, method, settings, grid.criterion, trial[grid.criterion]
+                )
+                trials.append(trial)
+    if backbones or methods:
+        return None
+    path = grid_path(edition.name, config_folder).with_suffix(".csv")
+    partial = path.with_suffix(".partial")
+    choose(pd.DataFrame(trials), grid.criterion).to_csv(partial, index=False, lineterminator="\n")
+    os.replace(partial, path)
+    return path
+
+
+def main() -> None:
+    """Command line: python -m prefmoe.tuning --edition mini."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--edition", default="mini")
+    parser.add_argument("--results", default=RESULTS, type=Path)
+    parser.add_argument("--backbones", nargs="+", help="only these (no table is written)")
+    parser.add_argument("--methods", nargs="+", help="only these (no table is written)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    path = tune(
+        arguments.edition, results=arguments.results, backbones=arguments.backbones, methods=arguments.methods
+    )
+    print(path or "part of the grid is done; run without --backbones and --methods to write the table")
+
+
+if __name__ == "__main__":
+    main()
