@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 """The clone: where config/, notebooks/, results/ and figures/ are, whatever the working directory."""
 
 CONFIG_FOLDER, RESULTS, FIGURES = ROOT / "config", ROOT / "results", ROOT / "figures"
+
+REGISTRY = Path(__file__).resolve().parent / "models" / "registry.yaml"
 
 
 class ConfigError(ValueError):
@@ -114,7 +119,7 @@ class PrefMoEMethod(_Strict):
     alpha: float = Field(1.0, gt=0, description="scale of the experts' output: alpha times B gate A x")
     anchors: Literal["hidden", "embedding"] = "embedding"
     residual: Literal["published", "centred"] = "centred"
-    correction_scale: float = Field(0.1, gt=0, description="bound of a learned correction, relative to anchor RMS")
+    correction_scale: float = Field(0.1, gt=0, description="bound of a correction, relative to the anchors' RMS")
     facet_label: Literal["none", "oracle"] = "none"
     counterfactual_users: int = Field(20, ge=0)
     losses: Losses = Losses()
@@ -148,6 +153,13 @@ class Edition(_Strict):
     table2: tuple[str, ...] = ()
     cache_images: bool = Field(True, description="keep encoded pictures in memory; off for large backbones")
 
+    @field_validator("backbones")
+    @classmethod
+    def _registered(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in known_backbones()]:
+            raise ValueError(f"unknown {', '.join(unknown)}; known backbones: {', '.join(known_backbones())}")
+        return names
+
     @model_validator(mode="after")
     def _consistent(self) -> Edition:
         for table in ("table1", "table2"):
@@ -176,13 +188,48 @@ def load_edition(name: str | Path) -> Edition:
         known = ", ".join(sorted(p.stem for p in CONFIG_FOLDER.glob("*.yaml")))
         raise ConfigError(f"edition {str(name)!r} is unknown: {path} does not exist; known editions: {known}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    mistakes = list(_repeated(yaml.compose(text)))
+    if "name" in content and content["name"] != path.stem:
+        mistakes.append(f"name: expected {path.stem!r} as in the file's name (got {content['name']!r})")
     try:
-        return Edition.model_validate(content)
+        edition = Edition.model_validate(content)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
-        raise ConfigError(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error
+        mistakes += [_mistake(entry) for entry in error.errors()]
+    if mistakes:
+        lines = "\n".join(f"  {mistake}" for mistake in mistakes)
+        raise ConfigError(f"{path} has {len(mistakes)} mistake(s):\n{lines}")
+    return edition
+
+
+@cache
+def known_backbones() -> tuple[str, ...]:
+    """Names in models/registry.yaml."""
+    return tuple(yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"])
+
+
+def _mistake(entry: Mapping[str, Any]) -> str:
+    """One line for one of pydantic's errors; an unknown setting gets the nearest known name beside it."""
+    place = ".".join(map(str, entry["loc"])) or "(file)"
+    if entry["type"] == "extra_forbidden":
+        known = sorted({name for part in _Strict.__subclasses__() for name in part.model_fields})
+        near = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
+        return f"{place}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
+    return f"{place}: {entry['msg'].removeprefix('Value error, ')} (got {entry['input']!r:.80})"
+
+
+def _repeated(node: yaml.Node | None, place: str = "") -> Iterator[str]:
+    """Settings that a YAML document gives twice; YAML itself would silently keep the last."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            inner = f"{place}.{key.value}".lstrip(".")
+            if key.value in seen:
+                yield f"{inner}: given twice, again in line {key.start_mark.line + 1}"
+            seen.add(key.value)
+            yield from _repeated(value, inner)

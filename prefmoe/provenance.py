@@ -16,12 +16,12 @@ RUN_MODULES = ("prefmoe.training", "prefmoe.evaluation", "prefmoe.models.methods
 """Where weights and answers come from."""
 
 NOT_A_CAUSE = ("prefmoe.config", "prefmoe.metrics", "prefmoe.statistics", "prefmoe.provenance")
-"""Imported by the modules above, yet unable to change weights or raw answers (settings are compared by value)."""
+"""Imported by the modules above, yet unable to change weights or answers (settings are compared by value)."""
 
 
 @cache
 def code_digest(modules: tuple[str, ...] = RUN_MODULES, without: tuple[str, ...] = NOT_A_CAUSE) -> str:
-    """A hash of the named modules and of all they import from this package; nothing is imported to compute it.
+    """A hash of the named modules and of all they import from this package; computing it imports nothing.
 
     Comments, docstrings and layout are not part of it.
 
@@ -48,8 +48,8 @@ def digest(content: Any) -> str:
 
 def folder_digest(folder: Path) -> str:
     """A hash of the names and contents of all files in a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest([(p.relative_to(folder).as_posix(), hashlib.blake2b(p.read_bytes()).hexdigest()) for p in files])
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return digest({name: hashlib.blake2b(path.read_bytes()).hexdigest() for name, path in files.items()})
 
 
 def module_file(name: str) -> Path | None:
