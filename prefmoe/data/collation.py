@@ -1,0 +1,449 @@
+"""From conversations to tensors: encodes one conversation, pads several into a batch, and remembers both."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from prefmoe.data import prompts
+from prefmoe.data.benchmark import Benchmark, Example, Turn
+
+if TYPE_CHECKING:
+    from prefmoe.models.backbones import Backbone
+
+Picture = Path | str | Image.Image
+"""A picture, or the file that holds it."""
+
+_MARK = "\u2063{}\u2063"
+"""Stands for a text part while its place in a rendered prompt is looked up."""
+
+
+class CollationError(ValueError):
+    """A conversation that cannot be encoded: an unreadable picture, or a template that loses the question."""
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+def load_pictures(pictures: Sequence[Picture]) -> list[Image.Image]:
+    """The pictures as RGB images.
+
+    Raises:
+        CollationError: if a file is missing, truncated or no image; the message names it.
+    """
+    images = []
+    for picture in pictures:
+        if isinstance(picture, Image.Image):
+            images.append(picture.convert("RGB"))
+            continue
+        try:
+            with Image.open(picture) as image:
+                images.append(image.convert("RGB"))
+        except FileNotFoundError:
+            raise CollationError(f"{picture}: no such picture") from None
+        except UnidentifiedImageError:
+            raise CollationError(f"{picture}: expected an image file") from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise CollationError(f"{picture}: expected a complete image file ({error})") from error
+    return images
+
+
+@dataclass(frozen=True)
+class ProcessedPictures:
+    """The pictures of one conversation, as its model reads them.
+
+    Attributes:
+        inputs: what the image processor made (pixel_values, and image_grid_thw or image_sizes of some models).
+        replacements: for each picture, its image tokens as text.
+        digests: for each picture, a hash of its pixels.
+    """
+
+    inputs: dict[str, Tensor]
+    replacements: tuple[str, ...]
+    digests: tuple[str, ...]
+
+
+def process_pictures(backbone: Backbone, images: Sequence[Image.Image]) -> ProcessedPictures:
+    """Prepares the RGB pictures of one conversation with the backbone's own processor."""
+    if not images:
+        return ProcessedPictures({}, (), ())
+    processor = backbone.processor
+    inputs = processor.image_processor(images=[list(images)], return_tensors="pt")
+    replacements = tuple(processor.replace_image_token(inputs, image_idx=i) for i in range(len(images)))
+    digests = tuple(hashlib.blake2b(i.tobytes() + repr(i.size).encode(), digest_size=16).hexdigest() for i in images)
+    return ProcessedPictures(dict(inputs), replacements, digests)
+
+
+def stack_pictures(processed: Sequence[ProcessedPictures]) -> dict[str, Tensor]:
+    """The image tensors of several conversations, concatenated along the pictures; crops are padded with zeros."""
+    stacked: dict[str, Tensor] = {}
+    shown = [one.inputs for one in processed if one.inputs]
+    for key in shown[0] if shown else ():
+        values = [inputs[key] for inputs in shown]
+        if values[0].dim() == 5:  # (pictures, crops, C, H, W)
+            crops = max(value.shape[1] for value in values)
+            values = [F.pad(value, (0, 0) * 3 + (0, crops - value.shape[1])) for value in values]
+        stacked[key] = torch.cat(values)
+    return stacked
+
+
+# --- one conversation ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as unpadded tensors.
+
+    Attributes:
+        input_ids: (T,) long: prefix placeholders, rendered prompt and, if given, answer and end of sequence.
+        labels: (T,) long, -100 but at the answer and the end of sequence; None without an answer.
+        query_mask: (T,) bool, True at the final turn's text and image tokens.
+        prefix_mask: (T,) bool, True at the placeholders.
+        token_types: (T,) long, 1 at image tokens, or None where the model wants none.
+        pictures: the image tensors.
+        prompt_digest: a hash of the rendered prompt and of its pictures.
+        prompt: the rendered prompt, image tokens not expanded.
+    """
+
+    input_ids: Tensor
+    labels: Tensor | None
+    query_mask: Tensor
+    prefix_mask: Tensor
+    token_types: Tensor | None
+    pictures: ProcessedPictures
+    prompt_digest: str
+    prompt: str
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def encode(
+    backbone: Backbone,
+    messages: Sequence[dict[str, Any]],
+    images: Sequence[Picture] = (),
+    answer: str | None = None,
+    prefix_length: int = 0,
+    *,
+    memory: MutableMapping[tuple[str, ...], ProcessedPictures] | None = None,
+) -> Encoded:
+    """Encodes one conversation that ends with a question, by the backbone's processor and chat template.
+
+    Args:
+        messages: in the chat format of Hugging Face processors; the last one is the user's.
+        images: the pictures (or their files) of the messages' image parts, in order.
+        answer: what the model should say; None ends the sequence with the generation prompt.
+        prefix_length: number of placeholders before everything else, the beginning-of-sequence token included.
+        memory: keeps prepared pictures that came as files, by their paths.
+
+    Raises:
+        CollationError: if a picture cannot be read, pictures and image parts disagree in number, or the template
+            does not show the final turn's text.
+    """
+    prompt, spans = render(backbone, messages)
+    key = tuple(map(str, images))
+    if memory is not None and key in memory:
+        pictures = memory[key]
+    else:
+        pictures = process_pictures(backbone, load_pictures(images))
+        if memory is not None and not any(isinstance(image, Image.Image) for image in images):
+            memory[key] = pictures
+    token = backbone.entry.image_token
+    places = [match.start() for match in re.finditer(re.escape(token), prompt)]
+    if len(places) != len(images):
+        raise CollationError(f"the prompt has {len(places)} places for pictures, {len(images)} were given: {prompt!r}")
+
+    parts = prompt.split(token)
+    expanded = parts[0] + "".join(tokens + part for tokens, part in zip(pictures.replacements, parts[1:], strict=True))
+    growth = [len(tokens) - len(token) for tokens in pictures.replacements]
+
+    def moved(position: int) -> int:
+        return position + sum(g for place, g in zip(places, growth, strict=True) if place < position)
+
+    final_pictures = sum(part["type"] == "image" for part in _parts(messages[-1]))
+    spans = [(moved(start), moved(end)) for start, end in spans]
+    for place, tokens in list(zip(places, pictures.replacements, strict=True))[len(places) - final_pictures :]:
+        spans.append((moved(place), moved(place) + len(tokens)))
+
+    ids, offsets = _tokenize(backbone, expanded)
+    query = [first < last and any(first < end and last > start for start, end in spans) for first, last in offsets]
+    target: list[int] = []
+    if answer is not None:
+        target = [*_answer_ids(backbone, messages, prompt, expanded, ids, answer), backbone.tokenizer.eos_token_id]
+
+    front = [backbone.placeholder_id] * prefix_length
+    input_ids = torch.tensor(front + ids + target)
+    total, before = len(input_ids), prefix_length + len(ids)
+    query_mask = torch.zeros(total, dtype=torch.bool)
+    query_mask[prefix_length:before] = torch.tensor(query)
+    image_mask = input_ids == backbone.image_token_id
+    labels = None
+    if answer is not None:
+        labels = torch.full((total,), -100)
+        labels[before:] = input_ids[before:]
+    digest = hashlib.blake2b("\0".join([prompt, *pictures.digests]).encode(), digest_size=16).hexdigest()
+    return Encoded(
+        input_ids=input_ids,
+        labels=labels,
+        query_mask=query_mask,
+        prefix_mask=torch.arange(total) < prefix_length,
+        token_types=image_mask.long() if backbone.processor.return_mm_token_type_ids else None,
+        pictures=pictures,
+        prompt_digest=digest,
+        prompt=prompt,
+    )
+
+
+def render(backbone: Backbone, messages: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+    """The prompt as the chat template writes it, generation prompt included, and where the final turn's texts are.
+
+    Returns:
+        the prompt, and for each text part of the last message its (start, end) in it, outer blanks left out.
+
+    Raises:
+        CollationError: if the last message is not the user's or has no text, or the template changes that text.
+    """
+    parts = _parts(messages[-1])
+    texts = [part["text"].strip() for part in parts if part["type"] == "text"]
+    if messages[-1]["role"] != "user" or not any(texts):
+        raise CollationError(f"expected a final user message with text, found {messages[-1]!r}")
+    marked, marks = [], (_MARK.format(k) for k in range(len(texts)))
+    for part in parts:
+        if part["type"] == "text":
+            text = part["text"]
+            left, right = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+            part = {**part, "text": f"{left}{next(marks)}{right}"}
+        marked.append(part)
+    prompt = _apply_template(backbone, messages)
+    outline = _apply_template(backbone, [*messages[:-1], {**messages[-1], "content": marked}])
+    spans, position, done = [], 0, 0
+    for k, text in enumerate(texts):
+        found = outline.find(_MARK.format(k), done)
+        position += found - done
+        done = found + len(_MARK.format(k))
+        if found < 0 or not prompt.startswith(text, position):
+            raise CollationError(f"the chat template of {backbone.entry.name!r} does not show {text!r} as it is: {prompt!r}")
+        spans.append((position, position + len(text)))
+        position += len(text)
+    return prompt, spans
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+def _apply_template(backbone: Backbone, messages: Sequence[dict[str, Any]], generation: bool = True) -> str:
+    return backbone.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
+
+
+def _tokenize(backbone: Backbone, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and character offsets; special tokens are added unless the template wrote them."""
+    bos = backbone.tokenizer.bos_token
+    special = not (bos is not None and text.startswith(bos))
+    encoded = backbone.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _answer_ids(
+    backbone: Backbone,
+    messages: Sequence[dict[str, Any]],
+    prompt: str,
+    expanded: str,
+    prompt_ids: list[int],
+    answer: str,
+) -> list[int]:
+    """The answer's tokens as they follow the prompt, with the blank that the template puts between them, if any."""
+    content: Any = answer if isinstance(messages[-1]["content"], str) else [{"type": "text", "text": answer}]
+    answered = _apply_template(backbone, [*messages, {"role": "assistant", "content": content}], generation=False)
+    text = answer
+    if answered.startswith(prompt):
+        rest = answered[len(prompt) :]
+        blank = rest[: len(rest) - len(rest.lstrip())]
+        text = blank + answer if rest.lstrip().startswith(answer) else answer
+    joined, _ = _tokenize(backbone, expanded + text)
+    if joined[: len(prompt_ids)] == prompt_ids and len(joined) > len(prompt_ids):
+        return joined[len(prompt_ids) :]
+    return backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+# --- batches ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several conversations, padded on the left.
+
+    Attributes:
+        inputs: arguments of model(**inputs) and model.generate(**inputs): input_ids and attention_mask (B, T),
+            mm_token_type_ids where the model wants it, and the image tensors of its processor.
+        labels: (B, T) long, -100 but at the answers; None without answers.
+        prefix_mask: (B, T) bool, True at the prefix placeholders (the first positions after the padding).
+        query_mask: (B, T) bool, True at the final question's text and image tokens.
+        user: (B,) long, row in benchmark.users; -1 outside a benchmark.
+        facet: (B,) long, the question's facet, -1 for recognition.
+        index: (B,) long, the question's index; -1 outside a benchmark.
+        prompt_digest: a hash of each rendered prompt and its pictures.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor | None
+    prefix_mask: Tensor
+    query_mask: Tensor
+    user: Tensor
+    facet: Tensor
+    index: Tensor
+    prompt_digest: list[str]
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The batch with its tensors on a device."""
+        moved: dict[str, Any] = {"inputs": {key: value.to(device) for key, value in self.inputs.items()}}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device)
+        return replace(self, **moved)
+
+
+def pad(
+    encoded: Sequence[Encoded],
+    pad_token_id: int,
+    *,
+    user: Sequence[int] | None = None,
+    facet: Sequence[int] | None = None,
+    index: Sequence[int] | None = None,
+) -> Batch:
+    """Pads encoded conversations on the left to the longest one; ids that are not given are -1.
+
+    Raises:
+        ValueError: if there is no conversation, or only some have an answer.
+    """
+    if not encoded:
+        raise ValueError("expected at least one conversation")
+    answered = [one.labels is not None for one in encoded]
+    if any(answered) != all(answered):
+        raise ValueError("expected an answer in every conversation of a batch or in none")
+    size, length = len(encoded), max(map(len, encoded))
+    input_ids = torch.full((size, length), pad_token_id)
+    masks = torch.zeros(3, size, length, dtype=torch.bool)  # attention, prefix, query
+    labels = torch.full((size, length), -100) if all(answered) else None
+    typed = encoded[0].token_types is not None
+    token_types = torch.zeros(size, length, dtype=torch.long) if typed else None
+    for row, one in enumerate(encoded):
+        first = length - len(one)
+        input_ids[row, first:] = one.input_ids
+        masks[0, row, first:] = True
+        masks[1, row, first:] = one.prefix_mask
+        masks[2, row, first:] = one.query_mask
+        if labels is not None:
+            labels[row, first:] = one.labels
+        if token_types is not None:
+            token_types[row, first:] = one.token_types
+    inputs = {"input_ids": input_ids, "attention_mask": masks[0].long()}
+    if token_types is not None:
+        inputs["mm_token_type_ids"] = token_types
+    inputs |= stack_pictures([one.pictures for one in encoded])
+    none = [-1] * size
+    return Batch(
+        inputs=inputs,
+        labels=labels,
+        prefix_mask=masks[1],
+        query_mask=masks[2],
+        user=torch.tensor(list(user) if user is not None else none),
+        facet=torch.tensor(list(facet) if facet is not None else none),
+        index=torch.tensor(list(index) if index is not None else none),
+        prompt_digest=[one.prompt_digest for one in encoded],
+    )
+
+
+class Collator:
+    """Turns a benchmark's examples into batches for one backbone.
+
+    Args:
+        backbone: whose processor and chat template are used.
+        benchmark: of the examples.
+        prefix_length: number of prefix placeholders (0 or 13).
+        profile: what a prompt shows of the user.
+        cache: keep every encoded example; collators of one backbone and benchmark share them.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        benchmark: Benchmark,
+        *,
+        prefix_length: int = 0,
+        profile: prompts.Profile = "none",
+        cache: bool = True,
+    ) -> None:
+        self.backbone, self.benchmark = backbone, benchmark
+        self.prefix_length, self.profile, self.cache = prefix_length, profile, cache
+        shared = backbone.encoded.setdefault(benchmark.digest or id(benchmark), {})
+        self._examples: dict[Any, Encoded] = shared.setdefault((prefix_length, profile), {})
+        self._pictures: dict[tuple[str, ...], ProcessedPictures] = shared.setdefault("pictures", {})
+
+    def __call__(
+        self,
+        examples: Sequence[Example],
+        *,
+        transcripts: Sequence[Sequence[Turn]] | None = None,
+        with_answer: bool,
+    ) -> Batch:
+        """The examples as one batch, in their order.
+
+        Args:
+            transcripts: for each example, the small talk before its question.
+            with_answer: append the true answers and make labels (training).
+
+        Raises:
+            CollationError: naming the example, if one cannot be encoded.
+            ValueError: if transcripts and examples differ in number.
+        """
+        if transcripts is None:
+            transcripts = [()] * len(examples)
+        if len(transcripts) != len(examples):
+            raise ValueError(f"expected a transcript per example, found {len(transcripts)} for {len(examples)}")
+        encoded = [self._encode(e, tuple(t), with_answer) for e, t in zip(examples, transcripts, strict=True)]
+        return pad(
+            encoded,
+            self.backbone.pad_token_id,
+            user=[self.benchmark.row(example.name) for example in examples],
+            facet=[example.facet_id for example in examples],
+            index=[example.index for example in examples],
+        )
+
+    def length(self, example: Example, transcript: Sequence[Turn] = (), with_answer: bool = False) -> int:
+        """Number of tokens of an encoded example (to put examples of one length together)."""
+        return len(self._encode(example, tuple(transcript), with_answer))
+
+    def _encode(self, example: Example, transcript: tuple[Turn, ...], with_answer: bool) -> Encoded:
+        key = (example.index, transcript, with_answer)
+        if key in self._examples:
+            return self._examples[key]
+        user = self.benchmark.users[example.name]
+        try:
+            encoded = encode(
+                self.backbone,
+                prompts.messages(example, user, profile=self.profile, transcript=transcript),
+                prompts.images(example, user, self.profile),
+                example.answer_text if with_answer else None,
+                self.prefix_length,
+                memory=self._pictures if self.cache else None,
+            )
+        except CollationError as error:
+            raise CollationError(f"question {example.index} ({example.name}): {error}") from error
+        if self.cache:
+            self._examples[key] = encoded
+        return encoded

@@ -1,0 +1,579 @@
+"""Backbones: loads any multimodal model of the registry and gives its parts one set of names."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging as transformers_logging
+from transformers.vision_utils import get_vision_window_index
+
+from prefmoe.data.collation import Picture, load_pictures, process_pictures, stack_pictures
+
+PACKAGE = Path(__file__).resolve().parent.parent
+REGISTRY = Path(__file__).with_name("registry.yaml")
+
+
+class BackboneError(ValueError):
+    """A backbone that is unknown, incomplete, or not what the registry says."""
+
+
+# --- registry -----------------------------------------------------------------------------------------------------
+
+
+class Paths(BaseModel):
+    """Attribute paths of a model's parts, seen from the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    language_model: str
+    layers: str
+    embed_tokens: str
+    lm_head: str
+    vision_tower: str
+    projector: str
+
+
+class Architecture(BaseModel):
+    """What all backbones of one transformers class share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    processor_class: str
+    image_token: str
+    paths: Paths
+    target_modules: tuple[str, ...]
+
+
+class BackboneEntry(BaseModel):
+    """One backbone: where its weights are (hub_id, or a folder inside the package) and what they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    name: str
+    model_class: str
+    architecture: Architecture
+    hub_id: str | None = None
+    revision: str | None = None
+    folder: Path | None = None
+    licence: str | None = None
+    parameters: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BackboneEntry:
+        if (self.hub_id is None) == (self.folder is None):
+            raise ValueError("expected exactly one of hub_id and folder")
+        if self.revision is not None and self.hub_id is None:
+            raise ValueError("a revision belongs to a hub_id")
+        return self
+
+    @property
+    def paths(self) -> Paths:
+        return self.architecture.paths
+
+    @property
+    def image_token(self) -> str:
+        return self.architecture.image_token
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        return self.architecture.target_modules
+
+
+class Registry(BaseModel):
+    """The architectures and backbones of a registry file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architectures: dict[str, Architecture]
+    backbones: dict[str, BackboneEntry]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _join(cls, content: Any) -> Any:
+        """Gives every backbone its name and its architecture."""
+        if not isinstance(content, dict):
+            return content
+        architectures, backbones = content.get("architectures"), content.get("backbones")
+        if not isinstance(architectures, dict) or not isinstance(backbones, dict):
+            return content
+        joined = {}
+        for name, fields in backbones.items():
+            if not isinstance(fields, dict):
+                raise ValueError(f"backbones.{name}: expected a mapping, found {type(fields).__name__}")
+            kind = fields.get("model_class")
+            if kind not in architectures:
+                known = ", ".join(architectures)
+                raise ValueError(f"backbones.{name}.model_class: {kind!r} is no architecture of this file; known: {known}")
+            joined[name] = {**fields, "name": name, "architecture": architectures[kind]}
+        return {**content, "backbones": joined}
+
+
+@lru_cache
+def read_registry(path: Path = REGISTRY) -> Registry:
+    """Reads a registry file; folders become absolute (relative ones are inside the package).
+
+    Raises:
+        BackboneError: with one line per mistake in the file.
+    """
+    try:
+        registry = Registry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
+        raise BackboneError(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error
+    return registry
+
+
+def known_backbones() -> tuple[str, ...]:
+    """Names that load_backbone accepts."""
+    return tuple(read_registry().backbones)
+
+
+def find_backbone(name_or_folder: str | Path) -> BackboneEntry:
+    """The registry's entry of that name, or an entry made from the config.json of a local folder.
+
+    Raises:
+        BackboneError: if it is neither, or the folder's model is of no known class.
+    """
+    registry, name = read_registry(), str(name_or_folder)
+    if name in registry.backbones:
+        entry = registry.backbones[name]
+        return entry if entry.folder is None else entry.model_copy(update={"folder": PACKAGE / entry.folder})
+    folder = Path(name_or_folder)
+    if not folder.is_dir():
+        raise BackboneError(
+            f"backbone {name!r} is unknown and no such folder exists; known backbones: {', '.join(registry.backbones)}"
+        )
+    model_class = _model_class(folder)
+    if model_class not in registry.architectures:
+        raise BackboneError(
+            f"{folder / 'config.json'}, architectures: found {model_class}, expected one of "
+            f"{', '.join(registry.architectures)}"
+        )
+    return BackboneEntry(
+        name=folder.name,
+        model_class=model_class,
+        architecture=registry.architectures[model_class],
+        folder=folder.resolve(),
+    )
+
+
+def _model_class(folder: Path) -> str:
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return str(content["architectures"][0])
+    except FileNotFoundError:
+        raise BackboneError(f"{folder} is no model folder: config.json is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
+        raise BackboneError(f"{path}: expected JSON with a list `architectures` ({error})") from error
+
+
+# --- loading ------------------------------------------------------------------------------------------------------
+
+
+def load_backbone(
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    attn: str = "sdpa",
+    cache_images: bool = False,
+) -> Backbone:
+    """Loads a backbone, frozen and in evaluation mode.
+
+    Args:
+        name_or_folder: a name of registry.yaml, or a folder in the format of save_pretrained.
+        dtype: of the parameters, whatever the files hold.
+        attn: "sdpa", "eager" (returns attention maps) or another implementation of transformers.
+        cache_images: keep the vision tower's output for every picture (VisionCache).
+
+    Raises:
+        BackboneError: if it is unknown, a file is missing, the class is not the registry's, or weights are missing.
+    """
+    entry = find_backbone(name_or_folder)
+    source, options = _source(entry)
+    model_class = getattr(transformers, entry.model_class)
+    with _no_progress_bars():
+        model, loading = model_class.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=attn,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+        processor = _load_processor(entry, source, options)
+    for kind in ("missing_keys", "mismatched_keys"):
+        if loading[kind]:
+            raise BackboneError(f"{source}: weights with {kind.replace('_', ' ')}: {sorted(map(str, loading[kind]))[:5]}")
+    backbone = Backbone(entry, model.to(device), processor)
+    backbone.freeze()
+    if cache_images:
+        backbone.vision_cache = VisionCache(backbone)
+    return backbone
+
+
+def _source(entry: BackboneEntry) -> tuple[str, dict[str, Any]]:
+    """Where from_pretrained finds the files, and its options; a folder is checked first."""
+    if entry.folder is None:
+        assert entry.hub_id is not None
+        return entry.hub_id, {"revision": entry.revision or "main"}
+    folder = entry.folder
+    if not folder.is_dir():
+        raise BackboneError(f"backbone {entry.name!r}: folder {folder} is missing")
+    expected = [("config.json",), ("tokenizer.json",), ("processor_config.json", "preprocessor_config.json")]
+    expected.append(("model.safetensors", "model.safetensors.index.json"))
+    missing = [" or ".join(names) for names in expected if not any((folder / name).is_file() for name in names)]
+    if missing:
+        raise BackboneError(f"backbone {entry.name!r}: {folder} lacks {', '.join(missing)}")
+    found = _model_class(folder)
+    if found != entry.model_class:
+        raise BackboneError(f"{folder / 'config.json'}, architectures: found {found}, expected {entry.model_class}")
+    return str(folder), {"local_files_only": True}
+
+
+def pictures_only(processor_class: type) -> type:
+    """The processor class without its video part, which pictures do not need (and which needs torchvision)."""
+    if "video_processor" not in processor_class.get_attributes():
+        return processor_class
+
+    class PictureProcessor(processor_class):
+        def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+            super().__init__(image_processor, tokenizer, None, **kwargs)
+
+    # save_pretrained writes the settings that the signature names, under the name of the class.
+    signature = inspect.signature(processor_class.__init__)
+    kept = [parameter for name, parameter in signature.parameters.items() if name != "video_processor"]
+    PictureProcessor.__init__.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    PictureProcessor.__name__ = processor_class.__name__
+    return PictureProcessor
+
+
+def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any]) -> Any:
+    """The processor with pictures prepared by Pillow, so that the pixels are the same wherever it runs."""
+    original = getattr(transformers, entry.architecture.processor_class)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    images = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False, **options)
+    settings, _ = original.get_processor_dict(source, **options)
+    accepted = set(inspect.signature(original.__init__).parameters) - set(original.get_attributes()) - {"self", "kwargs"}
+    settings = {key: value for key, value in settings.items() if key in accepted}
+    settings.setdefault("chat_template", tokenizer.chat_template)
+    return pictures_only(original)(images, tokenizer, **settings)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+class Backbone:
+    """A multimodal model with its processor, and its parts under the same names whatever its class.
+
+    Attributes:
+        entry: what the registry says about it.
+        model, processor, tokenizer: as transformers made them.
+        vision_cache: the cache of the vision tower's output, or None.
+        encoded: memory that collators of this backbone share (prefmoe.data.collation.Collator).
+    """
+
+    def __init__(self, entry: BackboneEntry, model: nn.Module, processor: Any) -> None:
+        self.entry, self.model, self.processor = entry, model, processor
+        self.tokenizer = processor.tokenizer
+        self.vision_cache: VisionCache | None = None
+        self.encoded: dict[Any, Any] = {}
+        for path in Paths.model_fields:
+            self._part(path)
+        if not self.tokenizer.is_fast:
+            raise BackboneError(f"backbone {entry.name!r}: expected a fast tokenizer (tokenizer.json)")
+        if self.processor.chat_template is None:
+            raise BackboneError(f"backbone {entry.name!r}: its processor has no chat template")
+        found = self.tokenizer.convert_tokens_to_ids(entry.image_token)
+        if found != model.config.image_token_id:
+            raise BackboneError(
+                f"backbone {entry.name!r}: the tokenizer has id {found} for {entry.image_token!r}, "
+                f"the model expects {model.config.image_token_id}"
+            )
+
+    def _part(self, field: str) -> Any:
+        path = getattr(self.entry.paths, field)
+        part: Any = self.model
+        for name in path.split("."):
+            if not hasattr(part, name):
+                raise BackboneError(
+                    f"backbone {self.entry.name!r}, {field}: {type(self.model).__name__} has no {path!r} "
+                    f"({type(part).__name__} lacks {name!r})"
+                )
+            part = getattr(part, name)
+        return part
+
+    @cached_property
+    def language_model(self) -> nn.Module:
+        return self._part("language_model")
+
+    @cached_property
+    def layers(self) -> nn.ModuleList:
+        return self._part("layers")
+
+    @cached_property
+    def embed_tokens(self) -> nn.Module:
+        return self._part("embed_tokens")
+
+    @cached_property
+    def lm_head(self) -> nn.Module:
+        return self._part("lm_head")
+
+    @cached_property
+    def vision_tower(self) -> nn.Module:
+        return self._part("vision_tower")
+
+    @cached_property
+    def projector(self) -> nn.Module:
+        return self._part("projector")
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    @property
+    def pad_token_id(self) -> int:
+        """The padding id, or the end-of-sequence id where a tokenizer has none (padding is masked)."""
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    @cached_property
+    def placeholder_id(self) -> int:
+        """The id at prefix positions: the first ordinary token, neither special nor padding nor image."""
+        taken = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder, self.pad_token_id}
+        return next(i for i in range(len(self.tokenizer)) if i not in taken and i != self.image_token_id)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the weights: a hash of the folder's files, or the hub's commit."""
+        if self.entry.folder is None:
+            return f"{self.entry.hub_id}@{getattr(self.model.config, '_commit_hash', None) or self.entry.revision}"
+        total = hashlib.blake2b(digest_size=16)
+        names = [p for p in self.entry.folder.iterdir() if p.name in ("config.json", "tokenizer.json")]
+        for path in sorted([*names, *self.entry.folder.glob("*.safetensors")]):
+            total.update(path.name.encode())
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "blake2b").digest())
+        return total.hexdigest()
+
+    def to(self, device: str | torch.device) -> Backbone:
+        """Moves the model; returns self."""
+        self.model.to(device)
+        return self
+
+    def adopt_caches(self, other: Backbone) -> None:
+        """Goes on with what another copy of this backbone has encoded: conversations, and pictures if both cache.
+
+        Raises:
+            BackboneError: if the other one has other weights.
+        """
+        if other.digest != self.digest:
+            raise BackboneError(f"{self.entry.name!r} cannot use what {other.entry.name!r} encoded: other weights")
+        self.encoded = other.encoded
+        if self.vision_cache is not None and other.vision_cache is not None:
+            self.vision_cache.share(other.vision_cache)
+
+    def freeze(self) -> None:
+        """Stops gradients into every parameter and switches to evaluation mode."""
+        self.model.requires_grad_(False)
+        self.model.eval()
+
+    def target_modules(self, last_layers: int | None = None) -> list[str]:
+        """Full names of the projections that adapters go on, in the last decoder layers (all when None).
+
+        Names are paths below the language model's layers: the vision tower has projections of the same names.
+
+        Raises:
+            BackboneError: if a layer lacks one of the architecture's target modules.
+        """
+        count = len(self.layers)
+        first = 0 if last_layers is None else max(0, count - last_layers)
+        names = []
+        for index in range(first, count):
+            found = {name.rsplit(".", 1)[-1]: name for name, _ in self.layers[index].named_modules()}
+            for target in self.entry.target_modules:
+                if target not in found:
+                    raise BackboneError(f"backbone {self.entry.name!r}: {self.entry.paths.layers}.{index} has no {target}")
+                names.append(f"{self.entry.paths.layers}.{index}.{found[target]}")
+        return names
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Picture], batch_size: int = 32) -> list[Tensor]:
+        """Projected image tokens of each picture, as the language model receives them: list of (n_tokens, H).
+
+        Raises:
+            CollationError: if a picture cannot be read; the message names it.
+        """
+        features: list[Tensor] = []
+        for start in range(0, len(images), batch_size):
+            processed = [process_pictures(self, load_pictures([image])) for image in images[start : start + batch_size]]
+            inputs = {key: value.to(self.device) for key, value in stack_pictures(processed).items()}
+            features += list(self.model.get_image_features(**inputs, return_dict=True).pooler_output)
+        return features
+
+    @torch.no_grad()
+    def text_anchors(
+        self, texts: Sequence[str], kind: Literal["hidden", "embedding"] = "hidden", batch_size: int = 32
+    ) -> Tensor:
+        """One vector per text, (N, H): the mean over its tokens, special tokens and padding left out.
+
+        Args:
+            kind: of the language model's last hidden states, or of its input embeddings.
+
+        Raises:
+            ValueError: if a text has no tokens, or the kind is unknown.
+        """
+        if kind not in ("hidden", "embedding"):
+            raise ValueError(f"kind of text anchor: expected hidden or embedding, found {kind!r}")
+        special = torch.tensor(sorted(self.tokenizer.all_special_ids), device=self.device)
+        rows = []
+        for start in range(0, len(texts), batch_size):
+            encoded = self.tokenizer(list(texts[start : start + batch_size]))["input_ids"]
+            length = max(map(len, encoded))
+            ids = torch.tensor([row + [self.pad_token_id] * (length - len(row)) for row in encoded], device=self.device)
+            lengths = torch.tensor([len(row) for row in encoded], device=self.device)
+            attention = torch.arange(length, device=self.device) < lengths[:, None]
+            counted = attention & ~torch.isin(ids, special)
+            for text, count in zip(texts[start:], counted.sum(1).tolist(), strict=False):
+                if count == 0:
+                    raise ValueError(f"a text without tokens has no anchor: {text!r}")
+            states = self.embed_tokens(ids)
+            if kind == "hidden":
+                states = self.language_model(
+                    inputs_embeds=states, attention_mask=attention.long(), use_cache=False
+                ).last_hidden_state
+            weight = counted.to(states.dtype).unsqueeze(-1)
+            rows.append((states * weight).sum(1) / weight.sum(1))
+        return torch.cat(rows) if rows else torch.empty(0, self.hidden_size, device=self.device)
+
+
+# --- vision cache -------------------------------------------------------------------------------------------------
+
+
+class VisionCache:
+    """Keeps what the frozen vision tower says about each picture, so that a picture is encoded once.
+
+    Takes the place of the tower's forward. Every picture (or crop of one) is encoded alone, keyed by the digest of its
+    pixel values: the result does not depend on which pictures share a batch, or on when the cache was filled. The
+    projector runs every time and may be trained. While a parameter of the tower needs a gradient, or attention maps are
+    asked of it, the original forward runs.
+
+    Args:
+        backbone: of a class with `pixel_values` (N, C, H, W) and selected hidden states (LLaVA family), or with
+            packed patches and a merger (Qwen2.5-VL).
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._tower, self._projector = backbone.vision_tower, backbone.projector
+        self._inside = any(module is self._projector for module in self._tower.modules())
+        self._layer = getattr(backbone.model.config, "vision_feature_layer", None)
+        self._frozen_parameters = list(self._tower.parameters())
+        if self._inside:
+            trained = set(map(id, self._projector.parameters()))
+            self._frozen_parameters = [p for p in self._frozen_parameters if id(p) not in trained]
+        self._original = self._tower.forward
+        self._states: dict[bytes, dict[int, Tensor]] = {}
+        self._tower.forward = self._forward_packed if self._inside else self._forward_rows
+
+    def __len__(self) -> int:
+        """How many pictures (or crops) are kept."""
+        return len(self._states)
+
+    def share(self, other: VisionCache) -> None:
+        """Keeps pictures together with the cache of another copy of the same frozen tower."""
+        self._states = other._states
+
+    def clear(self) -> None:
+        """Forgets every picture: after a change of the tower's weights."""
+        self._states.clear()
+
+    def remove(self) -> None:
+        """Gives the tower its own forward back."""
+        self.clear()
+        self._tower.forward = self._original
+
+    def _bypassed(self, options: dict[str, Any]) -> bool:
+        return bool(options.get("output_attentions")) or any(p.requires_grad for p in self._frozen_parameters)
+
+    def _forward_rows(self, pixel_values: Tensor, **options: Any) -> Any:
+        """LLaVA family: pixel_values (N, C, H, W) -> output whose hidden_states hold the projector's layers."""
+        layers = [self._layer] if isinstance(self._layer, int) else list(self._layer)
+        if self._bypassed(options) or options.get("output_hidden_states") not in (True, self._layer):
+            return self._original(pixel_values, **options)
+        rows = []
+        for row, key in zip(pixel_values, _digests(pixel_values), strict=True):
+            if key not in self._states:
+                with torch.no_grad():
+                    output = self._original(row.unsqueeze(0), **options)
+                self._states[key] = {layer: output.hidden_states[layer].detach() for layer in layers}
+            rows.append(self._states[key])
+        return BaseModelOutputWithPooling(hidden_states={k: torch.cat([r[k] for r in rows]) for k in layers})
+
+    def _forward_packed(self, hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
+        """Qwen2.5-VL: packed patches (sum of t*h*w, D) and grids (N, 3) -> output with merged tokens (sum, H)."""
+        if self._bypassed(options) or options.get("output_hidden_states"):
+            return self._original(hidden_states, grid_thw=grid_thw, **options)
+        rows = []
+        for patches, grid in zip(hidden_states.split(grid_thw.prod(-1).tolist()), grid_thw, strict=True):
+            key = _digests(patches.unsqueeze(0), prefix=bytes(str(grid.tolist()), "ascii"))[0]
+            if key not in self._states:
+                self._states[key] = {0: self._before_merger(patches, grid.unsqueeze(0), options)}
+            rows.append(self._states[key][0])
+        return BaseModelOutputWithPooling(pooler_output=self._projector(torch.cat(rows)))
+
+    @torch.no_grad()
+    def _before_merger(self, patches: Tensor, grid: Tensor, options: dict[str, Any]) -> Tensor:
+        """What the merger receives for one picture, (patches, D), in the order of the image tokens."""
+        seen: list[Tensor] = []
+        handle = self._projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            self._original(patches, grid_thw=grid, **options)
+        finally:
+            handle.remove()
+        tower = self._tower
+        order, _ = get_vision_window_index(grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)
+        units = seen[0].reshape(len(order), -1, seen[0].shape[-1])
+        return units[torch.argsort(order).to(units.device)].flatten(0, 1)
+
+
+def _digests(rows: Tensor, prefix: bytes = b"") -> list[bytes]:
+    """A digest of the bytes of each row."""
+    values = rows.detach().cpu().contiguous()
+    if values.dtype == torch.bfloat16:  # numpy has no bfloat16
+        values = values.view(torch.int16)
+    return [hashlib.blake2b(prefix + row.tobytes(), digest_size=16).digest() for row in values.numpy()]

@@ -1,0 +1,77 @@
+"""Soft tokens at the front of a prompt: a hook that swaps placeholder embeddings for the batch's user tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class PrefixHook:
+    """Replaces the embeddings of placeholder positions by given tokens (Section 3 of PrefMoE, Lyu et al. 2026).
+
+    The prompt holds ordinary token ids at the places of the prefix, so the backbone computes masks, multimodal
+    positions and the key-value cache from ``input_ids`` as always; only the rows that the input embedding returns
+    there change. Outside set() ... clear() the embedding is untouched.
+
+    Args:
+        embed_tokens: the backbone's input embedding.
+    """
+
+    def __init__(self, embed_tokens: nn.Module) -> None:
+        self.tokens: Tensor | None = None
+        self.mask: Tensor | None = None
+        self._handle = embed_tokens.register_forward_hook(self._replace)
+
+    def set(self, tokens: Tensor, mask: Tensor) -> None:
+        """Chooses the tokens of the coming forward passes.
+
+        Args:
+            tokens: (B, P, H), in the order of the prefix; gradients flow into them.
+            mask: (B, T) bool, True at the P placeholder positions of each row (Batch.prefix_mask).
+
+        Raises:
+            ValueError: if the shapes disagree, or a row has not exactly P placeholders.
+        """
+        if tokens.dim() != 3 or mask.dim() != 2 or tokens.shape[0] != mask.shape[0]:
+            raise ValueError(
+                f"expected prefix tokens (B, P, H) and mask (B, T), found {tuple(tokens.shape)} and {tuple(mask.shape)}"
+            )
+        # On an accelerator the comparison would wait for the device.
+        if mask.device.type == "cpu" and not bool((mask.sum(1) == tokens.shape[1]).all()):
+            raise ValueError(f"expected {tokens.shape[1]} placeholders per row, found {mask.sum(1).tolist()}")
+        self.tokens, self.mask = tokens, mask
+
+    def clear(self) -> None:
+        """Forgets the tokens; call it after the backward pass."""
+        self.tokens = self.mask = None
+
+    @contextmanager
+    def active(self, tokens: Tensor, mask: Tensor) -> Iterator[None]:
+        """Sets the tokens for the body of a with statement, and clears them afterwards."""
+        self.set(tokens, mask)
+        try:
+            yield
+        finally:
+            self.clear()
+
+    def remove(self) -> None:
+        """Takes the hook off the embedding."""
+        self.clear()
+        self._handle.remove()
+
+    def _replace(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        tokens, mask = self.tokens, self.mask
+        ids = args[0]
+        if tokens is None or mask is None or ids.dim() != 2 or ids.shape[1] == 1:
+            return None  # no prefix here, or a decoding step behind a cached prefix
+        if ids.shape[0] != mask.shape[0] or ids.shape[1] < mask.shape[1]:
+            raise ValueError(
+                f"a prefix is set for a batch of shape {tuple(mask.shape)}, "
+                f"but tokens of shape {tuple(ids.shape)} are embedded"
+            )
+        # Without a cache, generation embeds the whole sequence again, longer by what it has generated.
+        mask = nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]))
+        return output.masked_scatter(mask.unsqueeze(-1).to(output.device), tokens.to(output))
