@@ -87,7 +87,8 @@ class Row:
 
     def mistake(self, column: str, problem: str) -> None:
         """Notes a mistake in the column."""
-        name = column if column == "index" else f"{column} (index {self['index']})"
+        index = self.fields.get("index")
+        name = column if index is None or column == "index" else f"{column} (index {index})"
         self.mistakes.add(self.file, problem, line=self.line, column=name)
 
     def require(self, valid: bool, column: str, expected: str) -> bool:
@@ -99,7 +100,7 @@ class Row:
 
     def number(self, column: str, expected: str, allowed: range | None = None) -> int | None:
         """The column as a non-negative integer (one of ``allowed``), or None and a mistake."""
-        value = int(self[column]) if re.fullmatch(r"[0-9]{1,9}", self[column]) else None
+        value = int(self[column]) if re.fullmatch(r"[0-9]{1,18}", self[column]) else None
         valid = value is not None and (allowed is None or value in allowed)
         return value if self.require(valid, column, expected) else None
 

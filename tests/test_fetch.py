@@ -1,0 +1,198 @@
+"""Fetching: complete and verified from folder, archive or server; resumable; clear when it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from synthetic_mmpb import make
+
+from prefmoe.data import fetch as module
+from prefmoe.data import mmpb
+from prefmoe.data.fetch import FetchError, Release, fetch
+
+PICTURE = "mmpb_clean/images/000005.png"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return make(tmp_path_factory.mktemp("published") / "data")
+
+
+@pytest.fixture(scope="module")
+def release(published) -> Release:
+    return Release.of(published)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def server(published, monkeypatch):
+    """A web server for the published files; ``faults`` maps a path to answers before the right one."""
+    faults: dict[str, list] = {}
+    served: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.lstrip("/")
+            served.append(path)
+            waiting = faults.get(path)
+            if not waiting:
+                return super().do_GET()
+            fault = waiting.pop(0)
+            if fault == "truncated":
+                data = (published / path).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[: len(data) // 2])
+            else:
+                self.send_response(fault)
+                self.send_header("Retry-After", "0")
+                self.end_headers()
+            return None
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(published)))
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    httpd.address, httpd.faults, httpd.served = f"http://127.0.0.1:{httpd.server_port}/", faults, served
+    yield httpd
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def test_checksums_are_those_of_sha256sum(published, release):
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(published)}\n"
+        for path in sorted((published / "mmpb_clean/images").iterdir())
+    ]
+    assert release.pictures["mmpb_clean/images"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert set(release.documents) == {
+        "mmpb_clean/sample.csv", "mmpb_clean/split.json", "multi_turn/generic_text/talk.json"
+    }  # fmt: skip
+    assert len(release.pictures) == 6
+
+
+def test_a_folder_is_copied_and_readable(published, release, tmp_path):
+    folder = fetch(tmp_path / "new", source=published, release=release)
+    assert contents(folder) == contents(published)
+    assert mmpb.read(folder).digest == mmpb.read(published).digest
+
+
+@pytest.mark.parametrize("prefix", ["", "data/", "PrefMoE-b34e56a/data/"])
+def test_an_archive_of_the_data_or_of_the_repository_will_do(published, release, tmp_path, prefix):
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        for name, data in contents(published).items():
+            archive.writestr(prefix + name, data)
+        archive.writestr("../outside.txt", "not wanted")
+    folder = fetch(tmp_path / "new", source=tmp_path / "archive.zip", release=release)
+    assert contents(folder) == contents(published)
+    assert not (tmp_path / "outside.txt").exists()
+
+
+def test_a_repository_folder_will_do(published, release, tmp_path):
+    shutil.copytree(published, tmp_path / "repository" / "data")
+    folder = fetch(tmp_path / "new", source=tmp_path / "repository", release=release)
+    assert contents(folder) == contents(published)
+
+
+def test_files_come_from_the_release_s_address(published, release, tmp_path, server):
+    there = Release(server.address, release.documents, release.pictures)
+    assert contents(fetch(tmp_path / "new", release=there)) == contents(published)
+    assert len(server.served) == len(contents(published))
+    fetch(tmp_path / "new", release=there)
+    assert len(server.served) == len(contents(published)), "a complete folder asks for nothing"
+
+
+def test_passing_failures_are_tried_again(published, release, tmp_path, server):
+    server.faults[PICTURE] = [503, "truncated", 429]
+    server.faults["mmpb_clean/sample.csv"] = ["truncated"]
+    assert contents(fetch(tmp_path / "new", source=server.address, release=release)) == contents(published)
+    assert server.served.count(PICTURE) == 4
+
+
+def test_an_interrupted_fetch_continues(published, release, tmp_path, server):
+    server.faults[PICTURE] = [404]
+    with pytest.raises(FetchError, match=r"000005.png: 404 (.|\n)* of 120 pictures are here"):
+        fetch(tmp_path / "new", source=server.address, release=release)
+    partial_contents = contents(tmp_path / "new")
+    assert PICTURE not in partial_contents
+    assert partial_contents.items() <= contents(published).items(), "whatever has its name is complete"
+    server.served.clear()
+    assert contents(fetch(tmp_path / "new", source=server.address, release=release)) == contents(published)
+    assert len(server.served) == len(contents(published)) - len(partial_contents)
+
+
+def test_giving_up_says_so(release, tmp_path, server):
+    server.faults["mmpb_clean/sample.csv"] = [503] * 9
+    with pytest.raises(FetchError, match=r"sample.csv: 503 .*\(5 attempts\); is the internet reachable"):
+        fetch(tmp_path / "new", source=server.address, release=release)
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(FetchError, match="Connection refused"):
+        fetch(tmp_path / "new", source=server.address, release=release)
+
+
+def test_damaged_local_files_are_fetched_anew(published, release, tmp_path):
+    folder = fetch(tmp_path / "new", source=published, release=release)
+    (folder / PICTURE).write_bytes((folder / PICTURE).read_bytes()[:40])
+    (folder / "mmpb_clean/split.json").write_text("[]")
+    (folder / "mmpb_clean/images/000006.png").unlink()
+    fetch(folder, source=published, release=release)
+    assert contents(folder) == contents(published)
+
+
+def test_other_data_are_refused(published, release, tmp_path):
+    other = Path(shutil.copytree(published, tmp_path / "other"))
+    Image.new("RGB", (8, 8), "white").save(other / PICTURE)
+    with pytest.raises(FetchError, match="not the published pictures in .*mmpb_clean/images; remove"):
+        fetch(tmp_path / "new", source=other, release=release)
+    (other / PICTURE).write_bytes(b"text")
+    with pytest.raises(FetchError, match="000005.png: expected a picture"):
+        fetch(tmp_path / "newer", source=other, release=release)
+    (other / "mmpb_clean/sample.csv").write_text("index\n")
+    with pytest.raises(FetchError, match="sample.csv: not the published file; expected sha256"):
+        fetch(tmp_path / "newest", source=other, release=release)
+    assert not (tmp_path / "newest").exists()
+
+
+def test_sources_that_hold_no_data_are_refused(release, tmp_path):
+    with pytest.raises(FetchError, match="expected a zip archive, or a folder that holds"):
+        fetch(tmp_path / "new", source=tmp_path / "nowhere", release=release)
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(FetchError, match="expected an archive with mmpb_clean/sample.csv"):
+        fetch(tmp_path / "new", source=tmp_path / "archive.zip", release=release)
+
+
+def test_the_command_reports_errors_without_a_traceback(tmp_path, capsys):
+    assert module.main([str(tmp_path / "new"), "--source", str(tmp_path / "nowhere")]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_the_public_subset_is_pinned():
+    assert module.COMMIT in module.PUBLIC_SUBSET.url and len(module.COMMIT) == 40
+    digests = [*module.PUBLIC_SUBSET.documents.values(), *module.PUBLIC_SUBSET.pictures.values()]
+    assert all(len(digest) == 64 for digest in digests) and len(set(digests)) == 12
+
+
+@pytest.mark.skipif("PREFMOE_DATA" not in os.environ, reason="PREFMOE_DATA does not point to the real rows")
+def test_the_pinned_checksums_are_those_of_the_public_subset(capsys):
+    folder = os.environ["PREFMOE_DATA"]
+    assert module.main([folder, "--source", folder]) == 0
+    assert "complete and verified" in capsys.readouterr().out
