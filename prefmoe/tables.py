@@ -159,13 +159,7 @@ def profile_reader(
             wanted = dislikes if row.get("target") == "dislike" else likes
             return next((letter for letter in _allowed(row) if row[letter] in wanted), guess)
         item = items.get(row["index"], "")
-        return (
-            guess
-            if not item
-            else "yes"
-            if (item in likes) != bool(row["preference_semantic_invert"])
-            else "no"
-        )
+        return guess if not item else "yes" if (item in likes) != bool(row["preference_semantic_invert"]) else "no"
 
     rows = zip(frame.to_dict("records"), fallback, strict=True)
     return frame.assign(prediction=[answer(row, guess) for row, guess in rows])
@@ -350,9 +344,7 @@ def ablation_table(edition: Edition, table: pd.DataFrame) -> pd.DataFrame:
     components = {key: getattr(edition.methods[key], "components", key) for key in edition.table2}
     rows = rows.assign(components=rows["key"].map(components))
     order = {value: position for position, value in enumerate(components.values())}
-    rows = rows.sort_values(
-        ["components", "turns"], key=lambda c: c.map(order) if c.name == "components" else c
-    )
+    rows = rows.sort_values(["components", "turns"], key=lambda c: c.map(order) if c.name == "components" else c)
     return rows[list(TABLE2_COLUMNS)].reset_index(drop=True)
 
 
@@ -433,11 +425,7 @@ def focus_method(edition: Edition) -> str | None:
     """The complete PrefMoE of an edition (all components, no facet label), or None."""
     for key in (*edition.table1, *edition.table2):
         method = edition.methods[key]
-        if (
-            isinstance(method, PrefMoEMethod)
-            and method.components == COMPONENTS
-            and method.facet_label == "none"
-        ):
+        if isinstance(method, PrefMoEMethod) and method.components == COMPONENTS and method.facet_label == "none":
             return key
     return None
 
@@ -457,9 +445,7 @@ def comparisons_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFr
                     rows += compare(first, second)
     table = pd.DataFrame(rows, columns=[c for c in COMPARISON_COLUMNS if not c.endswith("_holm")])
     for test in ("p_questions", "p_users"):
-        table[f"{test}_holm"] = table.groupby("metric")[test].transform(
-            lambda p: statistics.holm(p.to_numpy())
-        )
+        table[f"{test}_holm"] = table.groupby("metric")[test].transform(lambda p: statistics.holm(p.to_numpy()))
     return table[list(COMPARISON_COLUMNS)]
 
 
@@ -539,6 +525,68 @@ def dataset_statistics(benchmark: Benchmark) -> pd.DataFrame:
         if indices
     ]
     return pd.DataFrame(rows, columns=["question_type", "split", "count"])
+
+
+def item_popularity(benchmark: Benchmark) -> pd.DataFrame:
+    """How many users like each item that anybody mentions: columns facet, item, users."""
+    likes: Counter[tuple[str, str]] = Counter()
+    for user in benchmark.users.values():
+        for facet, preference in user.preferences.items():
+            likes.update({(facet, item): 1 for item in preference.likes})
+            likes.update({(facet, item): 0 for item in preference.dislikes})
+    rows = [(facet, item, users) for (facet, item), users in sorted(likes.items(), key=lambda x: (-x[1], x[0]))]
+    return pd.DataFrame(rows, columns=["facet", "item", "users"])
+
+
+def group_sizes(benchmark: Benchmark) -> pd.DataFrame:
+    """How many users share each preference annotation: columns facet, group (id in benchmark.groups),
+    users, rank.
+
+    rank counts from 0, the largest group of its facet.
+    """
+    ids = np.array(benchmark.groups)
+    rows = []
+    for column, facet in enumerate(FACETS):
+        counted = Counter(int(group) for group in ids[:, column] if group >= 0)
+        for rank, (group, users) in enumerate(sorted(counted.items(), key=lambda entry: (-entry[1], entry[0]))):
+            rows.append((facet, group, users, rank))
+    return pd.DataFrame(rows, columns=["facet", "group", "users", "rank"])
+
+
+def gates_table(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Mean gates of every router by kind of question and facet, with cluster-bootstrap intervals over users.
+
+    Args:
+        runs: predictions of the same questions, one frame per seed, with columns gate_<router>_<position>.
+
+    Returns:
+        Columns router, group, expert (position), value, low, high, n (questions); gates are averaged
+        over seeds.
+
+    Raises:
+        TableError: if there are no gates.
+    """
+    columns = [column for column in runs[0].columns if column.startswith("gate_")]
+    if not columns:
+        raise TableError("the predictions have no gates; expected those of a method with the mixture (gate_* columns)")
+    first = runs[0].sort_values("index")
+    gates = np.mean([run.sort_values("index")[columns].to_numpy(dtype=float) for run in runs], axis=0)
+    kind = np.where(first["l2-category"] == "inconsistency", "multiple choice", "yes/no")
+    preference = (first["category"] == "preference").to_numpy()
+    label = np.where(preference, "preference, " + first["concept"].astype(str), "recognition, " + kind.astype(object))
+    order = [
+        *(f"preference, {facet}" for facet in FACETS),
+        *(f"recognition, {k}" for k in ("yes/no", "multiple choice")),
+    ]
+    rows = []
+    for column, values in zip(columns, gates.T, strict=True):
+        router, position = column.removeprefix("gate_").rsplit("_", 1)
+        for group in order:
+            inside = label == group
+            if inside.any():
+                estimate = statistics.cluster_bootstrap(values[inside], first["name"].to_numpy()[inside])
+                rows.append({"router": router, "group": group, "expert": int(position), **estimate})
+    return pd.DataFrame(rows, columns=["router", "group", "expert", "value", "low", "high", "n"])
 
 
 def build(

@@ -1,0 +1,1141 @@
+"""Figures: each function draws one message from tables, arrays or picture files and returns a matplotlib
+Figure.
+
+House style: a colour-blind-safe palette with a marker or a hatch beside every colour (readable in grey),
+intervals drawn wherever the table has them, the number of questions in the caption under the plot.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from scipy import stats
+from sklearn.manifold import TSNE
+
+from prefmoe import metrics, statistics
+from prefmoe.data.benchmark import FACETS
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "axes.grid": False,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "figure.facecolor": "white",
+}
+"""The house style; every figure function applies it."""
+
+INK, MUTED, GRID = "#1A1A1A", "#666666", "#DDDDDD"
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C4A00", "#999999", "#000000")
+"""Okabe and Ito's colours (yellow, illegible on white, replaced by brown), always used with a marker or
+a hatch."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+HATCHES = ("", "////", "....", "xxxx", "----")
+HEAT = "cividis"
+"""Sequential colour map: monotone in grey and safe for colour-blind readers."""
+
+PREFIX_TOKENS = (
+    "name",
+    "image",
+    "description",
+    *(f"{part} {facet}" for facet in FACETS for part in ("p", "r")),
+)
+"""The 13 prefix tokens: profile, then prototype (p) and residual (r) of each facet."""
+
+METRIC_LABELS = {
+    "overall": "Overall accuracy",
+    "preference": "Preference accuracy",
+    "profile": "Profile (recognition)\naccuracy",
+    "collapse": "Collapse\n(lower is better)",
+    "recall": "Recall",
+    "sensitivity": "Sensitivity\n(recall − collapse)",
+}
+
+_TYPE_STYLE = {
+    "NT": ("#7A7A7A", "o"),
+    "FFT": ("#E69F00", "s"),
+    "PEFT": ("#0072B2", "^"),
+    "PrefMoE": ("#A63603", "D"),
+}
+_REFERENCE_LINES = {
+    "Chance": {"color": MUTED, "linestyle": ":"},
+    "Popular choice": {"color": MUTED, "linestyle": "--"},
+    "Profile reader": {"color": MUTED, "linestyle": "-"},
+}
+_INTERVAL = "Bars: 95 % cluster bootstrap over users."
+
+house_style = mpl.rc_context(STYLE)
+
+
+# Files and frames
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Writes a PNG at 150 dpi without dates or versions in it, under a temporary name that is renamed
+    when done."""
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ValueError(f"{path}: figures are saved as PNG, expected a name that ends in .png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+    os.replace(partial, path)
+    return path
+
+
+def _canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, NDArray]:
+    """A figure with a constrained layout and its axes as a (rows, columns) array; pyplot keeps no
+    reference to it."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
+    plt.close(figure)
+    return figure, axes
+
+
+def _finish(figure: Figure, title: str, caption: str) -> Figure:
+    """Adds a title above and a wrapped caption below the axes."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(caption, max(20, int(width * 16.5)))
+    heading = textwrap.fill(title, max(20, int(width * 11.5)))
+    bottom = (0.13 * len(lines) + 0.08) / height
+    top = (0.19 * (heading.count("\n") + 1) + 0.06) / height
+    figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom - top))
+    inset = 0.08 / width
+    figure.text(inset, 1 - 0.05 / height, heading, fontsize=10.5, weight="bold", color=INK, va="top", ha="left")
+    figure.text(inset, 0.06 / height, "\n".join(lines), fontsize=8, color=MUTED, va="bottom", ha="left")
+    return figure
+
+
+def _bars(axes: Axes, rows: pd.DataFrame, positions: ArrayLike, *, horizontal: bool = True, **options) -> None:
+    """Draws the intervals low..high of a table's rows, where there are any."""
+    value = rows["value"].to_numpy(dtype=float)
+    errors = np.stack([value - rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float) - value])
+    errors = np.where(np.isnan(errors), 0, np.maximum(errors, 0))
+    style = {"fmt": "none", "elinewidth": 1.2, "capsize": 0, "ecolor": INK, "zorder": 2} | options
+    if horizontal:
+        axes.errorbar(value, positions, xerr=errors, **style)
+    else:
+        axes.errorbar(positions, value, yerr=errors, **style)
+
+
+def _sizes(table: pd.DataFrame, names: Sequence[str]) -> str:
+    """ "n = 680 preference, 279 collapse" from a table's n column; a range where methods differ."""
+    parts = []
+    for metric in names:
+        n = table.loc[table["metric"] == metric, "n"]
+        if len(n):
+            low, high = int(n.min()), int(n.max())
+            parts.append(f"{low if low == high else f'{low}–{high}'} {metric}")
+    return "n = " + ", ".join(parts) + " questions"
+
+
+def _method_style(method: str, kind: str) -> tuple[str, str]:
+    return _TYPE_STYLE["PrefMoE" if method == "PrefMoE" else kind]
+
+
+def _light_grid(axes: Axes, axis: str = "x") -> None:
+    axes.grid(axis=axis, color=GRID, linewidth=0.6)
+
+
+# The published results
+
+
+@house_style
+def published_table1(table: pd.DataFrame) -> Figure:
+    """The paper's Table 1 as dots: accuracies of every method at 0 and 10 turns.
+
+    Args:
+        table: published/table1.csv (method, type, group, turns, metric, value).
+    """
+    return _published(
+        table,
+        ("overall", "preference", "profile"),
+        "Published accuracies (Table 1 of the paper) at 0 and 10 turns of small talk",
+        "Shares of correct answers as printed; n = 2145 questions overall, 750 preference, 1395 profile "
+        "(recognition). The paper gives no intervals.",
+    )
+
+
+@house_style
+def published_collapse(table: pd.DataFrame) -> Figure:
+    """The paper's collapse (FPout) of every method at 0 and 10 turns; the same input as
+    `published_table1`."""
+    return _published(
+        table,
+        ("collapse",),
+        "Published group preference collapse at 0 and 10 turns",
+        "Share of questions about a preference that the user does not hold, but others do, that are answered as "
+        "if the user held it; n = 219 questions. The paper gives neither intervals nor recall.",
+    )
+
+
+def _published(table: pd.DataFrame, names: Sequence[str], title: str, caption: str) -> Figure:
+    methods = table[["method", "type"]].drop_duplicates().reset_index(drop=True)
+    figure, axes = _canvas(2.6 + 2.5 * len(names), 1.3 + 0.2 * len(methods), 1, len(names), sharey=True)
+    rows = np.arange(len(methods))
+    for axis, metric in zip(axes[0], names, strict=True):
+        values = table[table["metric"] == metric].pivot(index=["method", "type"], columns="turns", values="value")
+        values = values.reindex(pd.MultiIndex.from_frame(methods))
+        axis.hlines(rows, values[0], values[10], color=GRID, linewidth=2, zorder=1)
+        for row, (method, kind) in enumerate(methods.itertuples(index=False)):
+            colour, marker = _method_style(method, kind)
+            style = {"color": colour, "marker": marker, "linestyle": "none", "markersize": 5.5, "zorder": 3}
+            axis.plot(values[0].iloc[row], row, **style)
+            axis.plot(values[10].iloc[row], row, markerfacecolor="white", **style)
+        axis.set_xlabel(METRIC_LABELS[metric])
+        axis.set_yticks(rows, methods["method"])
+        axis.tick_params(axis="y", length=0)
+        _light_grid(axis)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+    changes = np.flatnonzero(methods["type"].ne(methods["type"].shift()))[1:]
+    for axis in axes[0]:
+        for change in changes:
+            axis.axhline(change - 0.5, color=MUTED, linewidth=0.6)
+    axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)
+    kinds = [kind for kind in _TYPE_STYLE if kind in set(methods["type"]) | ({"PrefMoE"} & set(methods["method"]))]
+    handles = [
+        Line2D([], [], color=_TYPE_STYLE[kind][0], marker=_TYPE_STYLE[kind][1], linestyle="none", label=kind)
+        for kind in kinds
+    ]
+    handles += [
+        Line2D([], [], color=INK, marker="o", linestyle="none", label="0 turns"),
+        Line2D([], [], color=INK, marker="o", linestyle="none", markerfacecolor="white", label="10 turns"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if len(names) > 1 else 3)
+    return _finish(figure, title, caption)
+
+
+# The benchmark
+
+
+@house_style
+def dataset_statistics(table: pd.DataFrame) -> Figure:
+    """Questions by type and split.
+
+    Args:
+        table: columns question_type, split, count (published/dataset_statistics.csv or
+        tables.dataset_statistics).
+    """
+    counts = table.pivot(index="question_type", columns="split", values="count").fillna(0)
+    splits = [split for split in ("train", "validation", "test", "unseen") if split in counts]
+    kinds = list(dict.fromkeys(table["question_type"]))
+    figure, axes = _canvas(6.4, 1.6 + 0.22 * len(kinds) * len(splits))
+    axis = axes[0, 0]
+    height = 0.8 / len(splits)
+    for k, split in enumerate(splits):
+        values = counts.loc[kinds, split]
+        places = np.arange(len(kinds)) + (k - (len(splits) - 1) / 2) * height
+        axis.barh(places, values, height * 0.92, color=PALETTE[k], hatch=HATCHES[k], edgecolor="white", label=split)
+        for place, value in zip(places, values, strict=True):
+            axis.text(value + counts.to_numpy().max() * 0.01, place, f"{int(value)}", va="center", fontsize=7.5)
+    axis.set_yticks(range(len(kinds)), [_kind_name(kind) for kind in kinds])
+    axis.invert_yaxis()
+    axis.set_xlabel("Questions")
+    axis.margins(x=0.1)
+    axis.legend(title="split")
+    total = ", ".join(f"{int(counts[split].sum())} {split}" for split in splits)
+    return _finish(figure, "Questions by type and split", f"n = {int(table['count'].sum())} questions: {total}.")
+
+
+def _kind_name(kind: str) -> str:
+    return kind.replace("_", " ").replace("mcq", "multiple choice").replace("yesno", "yes/no")
+
+
+@house_style
+def identities(table: pd.DataFrame) -> Figure:
+    """Users by what they are (attribute, count)."""
+    figure, axes = _canvas(4.6, 2.4)
+    axis = axes[0, 0]
+    axis.barh(table["attribute"], table["count"], color=PALETTE[0], height=0.65)
+    for row, count in enumerate(table["count"]):
+        axis.text(count, row, f" {count}", va="center", fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("Users")
+    axis.margins(x=0.1)
+    return _finish(figure, "Who the users are", f"n = {int(table['count'].sum())} users.")
+
+
+@house_style
+def popularity_skew(popularity: pd.DataFrame, groups: pd.DataFrame) -> Figure:
+    """How unequal preferences are: users who like each item, and users who share each annotation, by rank.
+
+    Args:
+        popularity: columns facet, item, users (`tables.item_popularity`).
+        groups: columns facet, users (`tables.group_sizes`).
+    """
+    figure, axes = _canvas(8.2, 3.4, 1, 2)
+    panels = ((popularity, "Rank of the item within its facet", "Users who like it"),
+              (groups, "Rank of the preference group within its facet", "Users who share it"))  # fmt: skip
+    for axis, (table, xlabel, ylabel) in zip(axes[0], panels, strict=True):
+        for k, facet in enumerate(facet for facet in FACETS if facet in set(table["facet"])):
+            users = np.sort(table.loc[table["facet"] == facet, "users"].to_numpy())[::-1]
+            axis.plot(
+                np.arange(1, len(users) + 1),
+                users,
+                color=PALETTE[k],
+                marker=MARKERS[k],
+                markersize=4,
+                label=facet,
+            )
+        axis.set_xlabel(xlabel)
+        axis.set_ylabel(ylabel)
+        axis.set_ylim(0)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        _light_grid(axis, "y")
+    axes[0, 1].legend(title="facet")
+    facet = groups["facet"].iloc[0]
+    users = int(groups.loc[groups["facet"] == facet, "users"].sum())
+    return _finish(
+        figure,
+        "Few preferences are shared by many users",
+        f"n = {users} users, {len(popularity)} items, {len(groups)} preference groups.",
+    )
+
+
+@house_style
+def picture_grid(pictures: Sequence[tuple[str | Path, str]], *, columns: int = 4, title: str = "") -> Figure:
+    """Pictures with a text under each.
+
+    Args:
+        pictures: (path, text) pairs, for instance question and answer.
+    """
+    rows = -(-len(pictures) // columns)
+    texts = [_wrapped(text, 27) for _, text in pictures]
+    lines = max(text.count("\n") + 1 for text in texts)
+    figure, axes = _canvas(1.95 * columns, (1.85 + 0.15 * lines) * rows + 0.6, rows, columns)
+    for axis, (path, _), text in zip(axes.flat, pictures, texts, strict=False):
+        _show(axis, path)
+        axis.set_xlabel(text, fontsize=7.5, loc="left", color=INK)
+    for axis in axes.flat[len(pictures) :]:
+        axis.set_axis_off()
+    return _finish(figure, title or "Questions and their pictures", f"n = {len(pictures)} pictures.")
+
+
+@house_style
+def portraits(users: Sequence[tuple[str, str, Sequence[str | Path]]], *, title: str = "") -> Figure:
+    """Users in rows: name, profile text, and their pictures.
+
+    Args:
+        users: (name, text, picture paths) per user.
+    """
+    columns = max(len(paths) for _, _, paths in users)
+    texts = [_wrapped(text, 44) for _, text, _ in users]
+    height = max(1.25, 0.3 + 0.145 * max(text.count("\n") + 2 for text in texts))
+    figure, axes = _canvas(
+        3.2 + 1.15 * columns,
+        height * len(users) + 0.6,
+        len(users),
+        columns + 1,
+        width_ratios=[3.0, *[1.1] * columns],
+    )
+    for row, ((name, _, paths), text) in enumerate(zip(users, texts, strict=True)):
+        axes[row, 0].set_axis_off()
+        axes[row, 0].text(0, 1, name, weight="bold", va="top", transform=axes[row, 0].transAxes)
+        offset = mpl.transforms.offset_copy(axes[row, 0].transAxes, figure, y=-14, units="points")
+        axes[row, 0].text(0, 1, text, fontsize=7.5, va="top", transform=offset)
+        for axis, path in zip(axes[row, 1:], paths, strict=False):
+            _show(axis, path)
+        for axis in axes[row, 1 + len(paths) :]:
+            axis.set_axis_off()
+    return _finish(figure, title or "Users and their pictures", f"n = {len(users)} users.")
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
+
+
+def _show(axis: Axes, path: str | Path) -> None:
+    with Image.open(path) as picture:
+        axis.imshow(np.asarray(picture.convert("RGB")))
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(True)
+    axis.spines[:].set_color(GRID)
+
+
+# Backbones
+
+
+@house_style
+def backbone_abilities(table: pd.DataFrame) -> Figure:
+    """What the backbones can do before any user is known.
+
+    Args:
+        table: columns backbone, ability, value (share correct), n and chance; rows in the order to draw.
+    """
+    abilities = list(dict.fromkeys(table["ability"]))
+    backbones = list(dict.fromkeys(table["backbone"]))
+    figure, axes = _canvas(7.0, 1.5 + 0.24 * len(abilities) * len(backbones))
+    axis = axes[0, 0]
+    step = 0.7 / max(1, len(backbones))
+    for k, backbone in enumerate(backbones):
+        rows = table[table["backbone"] == backbone]
+        places = np.array([abilities.index(a) for a in rows["ability"]]) + (k - (len(backbones) - 1) / 2) * step
+        tests = [stats.binomtest(round(v * n), int(n)) for v, n in zip(rows["value"], rows["n"], strict=True)]
+        bounds = [test.proportion_ci(method="wilson") for test in tests]
+        rows = rows.assign(low=[b.low for b in bounds], high=[b.high for b in bounds])
+        _bars(axis, rows, places, ecolor=PALETTE[k])
+        axis.plot(
+            rows["value"],
+            places,
+            MARKERS[k],
+            color=PALETTE[k],
+            markersize=6,
+            linestyle="none",
+            label=backbone,
+            zorder=3,
+        )
+    chance = table.drop_duplicates("ability").set_index("ability")["chance"]
+    for row, ability in enumerate(abilities):
+        axis.plot([chance[ability]] * 2, [row - 0.42, row + 0.42], color=MUTED, linestyle=":", zorder=1)
+    axis.plot([], [], color=MUTED, linestyle=":", label="chance")
+    axis.set_yticks(range(len(abilities)), [_wrapped(ability, 40) for ability in abilities])
+    axis.set_ylim(len(abilities) - 0.4, -0.6)
+    axis.set_xlim(0, 1.03)
+    axis.set_xlabel("Share of correct answers")
+    _light_grid(axis)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(backbones) + 1)
+    n = sorted(table["n"].astype(int).unique())
+    sizes = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    return _finish(
+        figure,
+        "Abilities of the backbones on material without benchmark users",
+        f"n = {sizes} questions per ability. Bars: 95 % Wilson intervals.",
+    )
+
+
+# Collapse
+
+
+@house_style
+def collapse_recall(table: pd.DataFrame, *, backbone: str, turns: int = 0) -> Figure:
+    """Collapse against recall, with lines of equal sensitivity: whoever always says no has neither.
+
+    Args:
+        table: table1.csv of an edition.
+    """
+    chosen = table[(table["turns"] == turns) & table["backbone"].isin((backbone, "none"))]
+    wide = {metric: rows.set_index("method") for metric, rows in chosen.groupby("metric")}
+    methods = [m for m in dict.fromkeys(chosen["method"]) if not np.isnan(wide["recall"].loc[m, "value"])]
+    figure, axes = _canvas(7.6, 5.2)
+    axis = axes[0, 0]
+    line = np.array([-0.05, 1.05])
+    for sensitivity in np.arange(-0.8, 0.81, 0.2).round(1):
+        zero = sensitivity == 0
+        axis.plot(line, line + sensitivity, color=MUTED if zero else GRID, linewidth=1 if zero else 0.8, zorder=0)
+        x, y = (0.985 - sensitivity, 0.985) if sensitivity > 0 else (0.985, 0.985 + sensitivity)
+        label = f"{sensitivity:+.1f}" if not zero else "sensitivity 0"
+        axis.text(x, y, label, fontsize=7, color=MUTED, rotation=45, rotation_mode="anchor", ha="right", va="bottom")
+    axis.annotate(
+        'always "no":\nno collapse, no recall', (0, 0), (0.06, 0.05), fontsize=8, color=MUTED,
+        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6},
+    )  # fmt: skip
+    axis.annotate(
+        'always "yes"', (1, 1), (0.9, 0.8), fontsize=8, color=MUTED, ha="center",
+        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6},
+    )  # fmt: skip
+    handles = []
+    for number, method in enumerate(methods, 1):
+        collapse, recall = wide["collapse"].loc[method], wide["recall"].loc[method]
+        kind = collapse["type"]
+        colour, marker = (MUTED, "h") if kind == "Reference" else _method_style(method, kind)
+        ends = [[collapse["value"] - collapse["low"]], [collapse["high"] - collapse["value"]]]
+        tops = [[recall["value"] - recall["low"]], [recall["high"] - recall["value"]]]
+        axis.errorbar(
+            collapse["value"], recall["value"], xerr=np.nan_to_num(np.maximum(ends, 0)),
+            yerr=np.nan_to_num(np.maximum(tops, 0)), fmt="none", ecolor=colour, elinewidth=0.9, zorder=2,
+        )  # fmt: skip
+        axis.plot(collapse["value"], recall["value"], marker, color=colour, markersize=12, zorder=3)
+        axis.text(
+            collapse["value"], recall["value"], str(number), color="white", fontsize=7.5, weight="bold",
+            ha="center", va="center_baseline", zorder=4,
+        )  # fmt: skip
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=colour,
+                marker=marker,
+                linestyle="none",
+                markersize=8,
+                label=f"{number}  {method}",
+            )
+        )
+    axis.set_xlim(-0.03, 1.03)
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_aspect("equal")
+    axis.set_xlabel("Collapse: share answered as if held, user outside the group")
+    axis.set_ylabel("Recall: share answered as held, user inside the group")
+    figure.legend(handles=handles, loc="outside right center")
+    return _finish(
+        figure,
+        f"Collapse beside recall, {backbone}, {turns} turns",
+        f"{_sizes(chosen, ('collapse', 'recall'))}; diagonals: equal sensitivity = recall − collapse. {_INTERVAL}",
+    )
+
+
+@house_style
+def groups(
+    breakdown: pd.DataFrame, *, grouping: str, metric: str = "collapse", backbone: str, turns: int = 0
+) -> Figure:
+    """One metric within groups of questions, for every method.
+
+    Args:
+        breakdown: breakdown.csv of an edition (or rows of it).
+        grouping: "bucket", "popularity", "pair", "facet" or "question".
+    """
+    chosen = breakdown[
+        (breakdown["grouping"] == grouping)
+        & (breakdown["metric"] == metric)
+        & (breakdown["turns"] == turns)
+        & breakdown["backbone"].isin((backbone, "none"))
+    ].dropna(subset=["value"])
+    methods = list(dict.fromkeys(chosen["method"]))
+    names = list(dict.fromkeys(chosen["group"]))
+    figure, axes = _canvas(7.4, 1.5 + 0.12 * len(methods) * (len(names) + 1))
+    axis = axes[0, 0]
+    step = 0.72 / len(names)
+    shades = ("#9EC9E2", "#3C93C2", "#0D4A70", "#8C4A00", "#E69F00") if len(names) <= 3 else PALETTE
+    for k, name in enumerate(names):
+        rows = chosen[chosen["group"] == name]
+        places = np.array([methods.index(m) for m in rows["method"]]) + (k - (len(names) - 1) / 2) * step
+        _bars(axis, rows, places, ecolor=shades[k])
+        axis.plot(
+            rows["value"], places, MARKERS[k], color=shades[k], markeredgecolor=INK, markeredgewidth=0.4,
+            markersize=5.5, zorder=3, label=_group_name(name, grouping, rows),
+        )  # fmt: skip
+    for row in range(1, len(methods)):
+        axis.axhline(row - 0.5, color=GRID, linewidth=0.5, zorder=0)
+    axis.set_yticks(range(len(methods)), methods)
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(methods) - 0.4, -0.6)
+    axis.set_xlim(left=min(0, axis.get_xlim()[0]))
+    axis.set_xlabel(METRIC_LABELS[metric].replace("\n", " "))
+    _light_grid(axis)
+    figure.legend(
+        *axis.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3 if len(names) < 4 else 2,
+        title=_BY[grouping],
+    )
+    head = METRIC_LABELS[metric].split("\n")[0]
+    return _finish(
+        figure,
+        f"{head} by {_BY[grouping]}, {backbone}, {turns} turns",
+        f"n in the legend, questions per method. {_INTERVAL} Three seeds or fewer are averaged.",
+    )
+
+
+_BY = {
+    "bucket": "number of users who share the preference",
+    "popularity": "popularity of the item",
+    "pair": "whether training asked this user about this item",
+    "facet": "facet",
+    "question": "kind of question",
+}
+
+
+def _group_name(name: str, grouping: str, rows: pd.DataFrame) -> str:
+    n = int(rows["n"].max())
+    label = {"small_<=4": "at most 4", "middle_5-8": "5 to 8", "large_>=9": "9 or more"}.get(name, name)
+    return f"{label} (n = {n})"
+
+
+# Main table and ablation
+
+
+@house_style
+def main_table(
+    table: pd.DataFrame, *, backbone: str, turns: Sequence[int] = (0, 10), seeds: pd.DataFrame | None = None
+) -> Figure:
+    """Table 1 (or unseen.csv) as dots with intervals; floors and ceilings are vertical lines.
+
+    Args:
+        table: table1.csv of an edition.
+        seeds: table1_seeds.csv; adds small ticks at the lowest and highest seed.
+    """
+    chosen = table[table["backbone"].isin((backbone, "none")) & table["turns"].isin(turns)]
+    trained = chosen[chosen["type"] != "Reference"]
+    names = [m for m in metrics.METRICS if trained.loc[trained["metric"] == m, "value"].notna().any()]
+    methods = list(dict.fromkeys(trained["method"]))
+    figure, axes = _canvas(2.4 + 1.72 * len(names), 1.6 + 0.36 * len(methods), 1, len(names), sharey=True)
+    step = 0.36
+    for axis, metric in zip(axes[0], names, strict=True):
+        for reference, style in _REFERENCE_LINES.items():
+            value = chosen[(chosen["method"] == reference) & (chosen["metric"] == metric)]["value"]
+            if len(value) and not np.isnan(value.iloc[0]):
+                axis.axvline(value.iloc[0], linewidth=1.1, zorder=0, **style)
+        for k, turn in enumerate(turns):
+            rows = trained[(trained["metric"] == metric) & (trained["turns"] == turn)]
+            places = np.array([methods.index(m) for m in rows["method"]]) + (k - (len(turns) - 1) / 2) * step
+            _bars(axis, rows, places)
+            for place, row in zip(places, rows.itertuples(), strict=True):
+                colour, marker = _method_style(row.method, row.type)
+                face = colour if k == 0 else "white"
+                axis.plot(row.value, place, marker, color=colour, markerfacecolor=face, markersize=6, zorder=3)
+                if seeds is not None:
+                    _seed_ticks(axis, seeds, row, turn, metric, place)
+        axis.set_xlabel(METRIC_LABELS[metric])
+        axis.set_yticks(range(len(methods)), [_wrapped(method, 24) for method in methods])
+        axis.tick_params(axis="y", length=0)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+        _light_grid(axis)
+    axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)
+    handles = [
+        Line2D([], [], color=INK, marker="o", linestyle="none", markerfacecolor=INK if k == 0 else "white",
+               label=f"{turn} turns")
+        for k, turn in enumerate(turns)
+    ]  # fmt: skip
+    handles += [
+        Line2D([], [], label=name, **style) for name, style in _REFERENCE_LINES.items() if name in set(chosen["method"])
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    count = int(trained["seeds"].max())
+    ticks = " Small ticks: lowest and highest seed." if seeds is not None else ""
+    return _finish(
+        figure,
+        f"Accuracy, collapse and recall of every method, {backbone}",
+        f"{_sizes(trained, [name for name in names if name != 'sensitivity'])}; mean of {count} seed(s) for "
+        f"trained methods. {_INTERVAL}{ticks}",
+    )
+
+
+def _seed_ticks(axis: Axes, seeds: pd.DataFrame, row, turn: int, metric: str, place: float) -> None:
+    found = seeds[
+        (seeds["method"] == row.method)
+        & (seeds["backbone"] == row.backbone)
+        & (seeds["turns"] == turn)
+        & (seeds["metric"] == metric)
+        & (seeds["seeds"] > 1)
+    ]
+    for bound in ("minimum", "maximum"):
+        axis.plot(found[bound], [place] * len(found), "|", color=INK, markersize=5, markeredgewidth=0.8, zorder=4)
+
+
+@house_style
+def ablation_steps(
+    table: pd.DataFrame, *, published: pd.DataFrame | None = None, turns: int = 0, backbone: str = ""
+) -> Figure:
+    """Table 2: every metric as components are added one after the other.
+
+    Args:
+        table: table2.csv of an edition, or published/table2.csv (no intervals).
+        published: published/table2.csv, drawn behind for comparison of the direction (not of the level).
+    """
+    chosen = table[table["turns"] == turns]
+    steps = list(dict.fromkeys(chosen["components"]))
+    names = [m for m in metrics.METRICS if m in set(chosen["metric"])]
+    figure, axes = _canvas(1.9 * len(names) + 0.4, 2.9, 1, len(names))
+    labels = [steps[0], *(f"+{step[-1]}" for step in steps[1:])]
+    for axis, metric in zip(axes[0], names, strict=True):
+        if published is not None:
+            rows = published[(published["turns"] == turns) & (published["metric"] == metric)]
+            places = [steps.index(c) for c in rows["components"] if c in steps]
+            values = rows.loc[rows["components"].isin(steps), "value"]
+            axis.plot(
+                places,
+                values,
+                color="#999999",
+                marker="o",
+                markersize=3.5,
+                linestyle="--",
+                linewidth=1,
+                zorder=1,
+            )
+        rows = chosen[chosen["metric"] == metric]
+        places = [steps.index(c) for c in rows["components"]]
+        axis.plot(places, rows["value"], color=PALETTE[0], marker="D", markersize=5, zorder=3)
+        if {"low", "high"} <= set(rows.columns):
+            _bars(axis, rows, places, horizontal=False, ecolor=PALETTE[0])
+        axis.set_title(METRIC_LABELS[metric])
+        axis.set_xticks(range(len(steps)), labels)
+        axis.set_xlim(-0.4, len(steps) - 0.6)
+        axis.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+        _light_grid(axis, "y")
+    axes[0, 0].set_ylabel("Share of questions")
+    if published is not None:
+        handles = [
+            Line2D(
+                [],
+                [],
+                color=PALETTE[0],
+                marker="D",
+                label=f"this edition{f' ({backbone})' if backbone else ''}",
+            ),
+            Line2D([], [], color="#999999", marker="o", markersize=3.5, linestyle="--", label="published"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    switches = "E user embedding, P profile and preference factors, I imbalance-aware term, C counterfactual users, "
+    switches += "D decorrelation, M mixture of experts."
+    sizes = f"{_sizes(chosen, [n for n in names if n != 'sensitivity'])}. {_INTERVAL} " if "n" in chosen else ""
+    return _finish(figure, f"Components added one after the other, {turns} turns", sizes + switches)
+
+
+@house_style
+def paired_differences(
+    comparisons: pd.DataFrame, *, backbone: str, turns: int = 0, names: Sequence[str] = metrics.METRICS
+) -> Figure:
+    """PrefMoE minus each other method on the same questions.
+
+    Args:
+        comparisons: comparisons.csv of an edition.
+    """
+    chosen = comparisons[(comparisons["backbone"] == backbone) & (comparisons["turns"] == turns)]
+    baselines = list(dict.fromkeys(chosen["baseline"]))
+    figure, axes = _canvas(2.4 + 1.72 * len(names), 1.5 + 0.25 * len(baselines), 1, len(names), sharey=True)
+    for axis, metric in zip(axes[0], names, strict=True):
+        rows = chosen[chosen["metric"] == metric].rename(columns={"difference": "value"})
+        places = np.array([baselines.index(b) for b in rows["baseline"]])
+        axis.axvline(0, color=MUTED, linewidth=0.9, zorder=0)
+        _bars(axis, rows, places)
+        clear = (rows["p_users_holm"] < 0.05).to_numpy()
+        for place, value, sure in zip(places, rows["value"], clear, strict=True):
+            colour = _TYPE_STYLE["PrefMoE"][0]
+            axis.plot(value, place, "D", color=colour, markerfacecolor=colour if sure else "white", markersize=5.5)
+        axis.set_xlabel(METRIC_LABELS[metric])
+        axis.set_yticks(range(len(baselines)), baselines)
+        axis.tick_params(axis="y", length=0)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+        _light_grid(axis)
+    axes[0, 0].set_ylim(len(baselines) - 0.4, -0.6)
+    method = chosen["method"].iloc[0]
+    return _finish(
+        figure,
+        f"{method} minus each other method on the same questions, {backbone}, {turns} turns",
+        f"{_sizes(chosen, [n for n in names if n != 'sensitivity'])}. {_INTERVAL} Filled: p < .05 in a "
+        "permutation test over users, Holm-corrected over the edition's comparisons of the metric.",
+    )
+
+
+# Training
+
+
+@house_style
+def loss_curves(losses: Mapping[str, Sequence[pd.DataFrame]], *, window: int = 20) -> Figure:
+    """Every loss term during training, already weighted, one line per method (mean of seeds) over faint
+    seeds.
+
+    Args:
+        losses: method -> one losses.parquet per seed (step, total, a column per term, and bookkeeping
+        columns).
+        window: steps of the running mean.
+    """
+    bookkeeping = {"step", "lr_factor", "total", "gradient_norm"}
+    terms = list(
+        dict.fromkeys(c for runs in losses.values() for run in runs for c in run.columns if c not in bookkeeping)
+    )
+    columns = min(4, len(terms))
+    rows = -(-len(terms) // columns)
+    figure, axes = _canvas(2.5 * columns + 0.4, 2.1 * rows + 1.0, rows, columns)
+    drawn: dict[str, Line2D] = {}
+    for axis, term in zip(axes.flat, terms, strict=False):
+        for k, (method, runs) in enumerate(losses.items()):
+            present = [run for run in runs if term in run]
+            if not present:
+                continue
+            style = {"color": PALETTE[k % len(PALETTE)], "linestyle": ("-", "--", "-.", ":")[k % 4]}
+            smooth = [run.set_index("step")[term].rolling(window, min_periods=1).mean() for run in present]
+            for curve in smooth:
+                axis.plot(curve.index, curve, linewidth=0.5, alpha=0.35, **style)
+            mean = pd.concat(smooth, axis=1).mean(axis=1)
+            drawn[method] = axis.plot(mean.index, mean, label=method, **style)[0]
+        axis.set_title(term.replace("_", " "))
+        axis.set_ylim(0)
+        _light_grid(axis, "y")
+    for axis in axes.flat[len(terms) :]:
+        axis.set_axis_off()
+    for axis in axes[-1]:
+        axis.set_xlabel("Step")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("Weighted loss")
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=min(4, len(drawn)))
+    seeds = max(len(runs) for runs in losses.values())
+    return _finish(
+        figure,
+        "Loss terms during training",
+        f"Running mean over {window} steps; thick: mean of n = {seeds} seed(s), thin: single seeds.",
+    )
+
+
+# User space
+
+
+def principal_axes(X: ArrayLike, dimensions: int = 2) -> NDArray:
+    """(N, dimensions) principal component scores; the largest loading of each axis is positive, so signs
+    are fixed."""
+    X = np.asarray(X, dtype=np.float64)
+    centred = X - X.mean(axis=0)
+    left, scale, loadings = np.linalg.svd(centred, full_matrices=False)
+    signs = np.sign(loadings[np.arange(len(loadings)), np.abs(loadings).argmax(axis=1)])
+    return (left * scale * signs)[:, :dimensions]
+
+
+def tsne(X: ArrayLike, seed: int = 0, *, perplexity: float = 30.0) -> NDArray:
+    """(N, H) vectors to (N, 2) t-SNE coordinates that do not differ between calls.
+
+    Rows are scaled to unit length (the losses compare cosines); exact gradients; started from the
+    principal components; each axis flipped so that its skewness is positive.
+
+    Raises:
+        ValueError: with fewer than five vectors.
+    """
+    X = np.asarray(X, dtype=np.float64)
+    if len(X) < 5:
+        raise ValueError(f"t-SNE needs at least 5 vectors, got {len(X)}")
+    X = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+    start = principal_axes(X)
+    start = start / max(start[:, 0].std(), 1e-12) * 1e-4
+    perplexity = min(perplexity, (len(X) - 1) / 3)
+    model = TSNE(2, perplexity=perplexity, init=start, method="exact", random_state=seed, learning_rate="auto")
+    coordinates = model.fit_transform(X)
+    signs = np.sign(stats.skew(coordinates, axis=0))
+    return coordinates * np.where(signs == 0, 1, signs)
+
+
+def neighbourhood_purity(
+    X: ArrayLike, labels: ArrayLike, k: int, users: ArrayLike, *, seed: int = 0
+) -> dict[str, float]:
+    """Share of a vector's k nearest neighbours (cosine) that carry its label, neighbours of the same
+    user left out.
+
+    Computed in the full space, because a two-dimensional picture invents neighbourhoods.
+
+    Args:
+        X: (N, H).
+        labels: (N,) for instance facets or preference groups.
+        users: (N,) the user of each vector; the interval resamples users.
+
+    Returns:
+        value, n (vectors), low, high, and chance: the share of all admissible vectors that carry the label.
+
+    Raises:
+        ValueError: if a vector has fewer than k admissible neighbours.
+    """
+    X = np.asarray(X, dtype=np.float64)
+    labels, users = np.asarray(labels), np.asarray(users)
+    X = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+    admissible = users[:, None] != users[None, :]
+    if admissible.sum(axis=1).min() < k:
+        raise ValueError(f"{k} neighbours of other users were asked for, but some vector has fewer")
+    similarity = np.where(admissible, X @ X.T, -np.inf)
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    same = labels[:, None] == labels[None, :]
+    purity = np.take_along_axis(same, nearest, axis=1).mean(axis=1)
+    chance = ((same & admissible).sum(axis=1) / admissible.sum(axis=1)).mean()
+    return {**statistics.cluster_bootstrap(purity, users, seed=seed), "chance": float(chance)}
+
+
+@house_style
+def user_space(coordinates: pd.DataFrame, purity: pd.DataFrame, *, colour: str = "facet") -> Figure:
+    """t-SNE panels of the users' tokens: rows are stages of training, columns kinds of token.
+
+    Args:
+        coordinates: columns stage, tokens, x, y, facet and group (rank of the preference group within
+            its facet, 0 is the largest; negative = none).
+        purity: columns stage, tokens, colour, value, low, high, chance (`neighbourhood_purity`) for each
+        panel.
+        colour: "facet", or "group" (facet by colour, preference group by marker).
+    """
+    stages, kinds = (list(dict.fromkeys(coordinates[c])) for c in ("stage", "tokens"))
+    figure, axes = _canvas(2.7 * len(kinds), 2.8 * len(stages) + 1.0, len(stages), len(kinds))
+    ranks = sorted(rank for rank in coordinates["group"].unique() if rank >= 0)
+    for row, stage in enumerate(stages):
+        for column, kind in enumerate(kinds):
+            axis = axes[row, column]
+            points = coordinates[(coordinates["stage"] == stage) & (coordinates["tokens"] == kind)]
+            for f, facet in enumerate(FACETS):
+                inside = points[points["facet"] == facet]
+                for rank in ranks if colour == "group" else [None]:
+                    part = inside if rank is None else inside[inside["group"] == rank]
+                    marker = MARKERS[f] if rank is None else MARKERS[int(rank) % len(MARKERS)]
+                    axis.scatter(
+                        part["x"],
+                        part["y"],
+                        s=16,
+                        color=PALETTE[f],
+                        marker=marker,
+                        linewidths=0.3,
+                        edgecolors="white",
+                    )
+            number = purity[
+                (purity["stage"] == stage) & (purity["tokens"] == kind) & (purity["colour"] == colour)
+            ].iloc[0]
+            axis.set_title(
+                f"{kind}, {stage}\npurity {number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}], "
+                f"chance {number['chance']:.2f}",
+                fontsize=8,
+            )
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(True)
+            axis.spines[:].set_color(GRID)
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=PALETTE[f],
+            marker="o" if colour == "group" else MARKERS[f],
+            linestyle="none",
+            label=facet,
+        )
+        for f, facet in enumerate(FACETS)
+    ]
+    if colour == "group":
+        handles += [
+            Line2D(
+                [],
+                [],
+                color=INK,
+                marker=MARKERS[int(r) % len(MARKERS)],
+                linestyle="none",
+                label=f"group {r + 1}",
+            )
+            for r in ranks
+        ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6 if colour == "group" else 5)
+    n = int(coordinates.groupby(["stage", "tokens"]).size().max())
+    by = "facet" if colour == "facet" else "preference group"
+    return _finish(
+        figure,
+        f"User tokens by {by} (t-SNE)",
+        f"n = {n} tokens per panel. Purity: share of nearest neighbours (other users, full space) with the same "
+        f"{by}; 95 % cluster bootstrap over users. Distances and areas in t-SNE mean little: read the purity.",
+    )
+
+
+# Attention
+
+
+@house_style
+def attention_prefix(
+    panels: Mapping[str, ArrayLike],
+    rows: Sequence[str],
+    *,
+    tokens: Sequence[str] = PREFIX_TOKENS,
+    title: str = "Attention to the prefix tokens",
+    caption: str = "",
+) -> Figure:
+    """Heatmaps of attention from the answer or the image to the prefix tokens.
+
+    Args:
+        panels: heading -> (R, 13) shares of attention.
+        rows: R names, for instance users or questions.
+    """
+    matrices = {name: np.asarray(matrix, dtype=float) for name, matrix in panels.items()}
+    for name, matrix in matrices.items():
+        if matrix.shape != (len(rows), len(tokens)):
+            raise ValueError(
+                f"panel {name!r} has shape {matrix.shape}, expected {(len(rows), len(tokens))} (rows, tokens)"
+            )
+    top = max(matrix.max() for matrix in matrices.values())
+    figure, axes = _canvas(4.3 * len(matrices) + 1.6, 2.3 + 0.24 * len(rows), 1, len(matrices), sharey=True)
+    for axis, (name, matrix) in zip(axes[0], matrices.items(), strict=True):
+        image = axis.imshow(matrix, cmap=HEAT, vmin=0, vmax=top, aspect="auto")
+        axis.set_xticks(range(len(tokens)), tokens, rotation=55, ha="right", rotation_mode="anchor", fontsize=7.5)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_title(name)
+        for boundary in (2.5, *np.arange(4.5, len(tokens) - 0.5, 2)):
+            axis.axvline(boundary, color="white", linewidth=1.2)
+        if len(rows) <= 14:
+            for (r, c), value in np.ndenumerate(matrix):
+                shade = "black" if value > 0.6 * top else "white"
+                axis.text(c, r, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color=shade)
+    bar = figure.colorbar(image, ax=axes[0], shrink=0.85, pad=0.02)
+    bar.set_label("Attention (share)")
+    note = "p: prototype shared by all users, r: residual of the user."
+    if len(rows) <= 14:
+        note += " Numbers in percent."
+    return _finish(figure, title, f"{caption} {note}".strip())
+
+
+@house_style
+def attention_image(
+    examples: Sequence[tuple[str | Path, ArrayLike, str]],
+    *,
+    columns: int = 4,
+    title: str = "Attention over the image",
+    caption: str = "",
+) -> Figure:
+    """Attention from the answer to the image patches, laid over the grey picture.
+
+    Args:
+        examples: (picture, (h, w) weights, text below) each; colours run from 0 to the largest weight of all.
+    """
+    rows = -(-len(examples) // columns)
+    columns = min(columns, len(examples))
+    figure, axes = _canvas(2.1 * columns + 0.8, 2.6 * rows + 0.8, rows, columns)
+    top = max(float(np.max(weights)) for _, weights, _ in examples)
+    for axis, (path, weights, text) in zip(axes.flat, examples, strict=False):
+        with Image.open(path) as picture:
+            grey = np.asarray(picture.convert("L"), dtype=float)
+        height, width = grey.shape
+        axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        weights = np.asarray(weights, dtype=float)
+        # Weak attention stays transparent, so that the picture remains visible where the model does not look.
+        heat = axis.imshow(
+            weights, cmap=HEAT, vmin=0, vmax=top, extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            alpha=0.25 + 0.5 * weights / top, interpolation="nearest",
+        )  # fmt: skip
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_xlabel(_wrapped(text, 30), fontsize=7.5)
+    for axis in axes.flat[len(examples) :]:
+        axis.set_axis_off()
+    scale = mpl.cm.ScalarMappable(heat.norm, HEAT)
+    figure.colorbar(scale, ax=axes, shrink=0.7, pad=0.02).set_label("Attention per patch (share)")
+    return _finish(figure, title, f"n = {len(examples)} examples. {caption}".strip())
+
+
+# Routing
+
+
+@house_style
+def routing_gates(
+    gates: pd.DataFrame, *, router: str, experts: Sequence[str], title: str = "", caption: str = ""
+) -> Figure:
+    """Mean gates of a router as stacked bars, one bar per group of questions.
+
+    Args:
+        gates: columns router, group, expert (position), value, low, high, n (`tables.gates_table`).
+        router: "task", "preference" or "profile".
+        experts: names of the experts, in the order of the gates.
+    """
+    chosen = gates[gates["router"] == router]
+    groups_ = list(dict.fromkeys(chosen["group"]))
+    figure, axes = _canvas(7.4, 1.6 + 0.42 * len(groups_))
+    axis = axes[0, 0]
+    left = np.zeros(len(groups_))
+    for k, expert in enumerate(experts):
+        rows = chosen[chosen["expert"] == k].set_index("group").reindex(groups_)
+        value = rows["value"].to_numpy()
+        bars = axis.barh(
+            range(len(groups_)), value, 0.68, left=left, color=PALETTE[k], hatch=HATCHES[k % len(HATCHES)],
+            edgecolor="white", linewidth=0.6, label=expert, alpha=0.9,
+        )  # fmt: skip
+        for bar, share in zip(bars, value, strict=True):
+            if share > 0.07:
+                middle = bar.get_x() + bar.get_width() / 2
+                axis.text(
+                    middle, bar.get_y() + bar.get_height() * 0.3, f"{share:.2f}", ha="center", va="center",
+                    fontsize=7.5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9},
+                )  # fmt: skip
+        left += value
+        if k < len(experts) - 1:
+            ends = rows.assign(low=left + rows["low"] - value, high=left + rows["high"] - value, value=left)
+            _bars(axis, ends, np.arange(len(groups_)) + 0.14, elinewidth=1.4, capsize=2)
+    n = chosen.drop_duplicates("group").set_index("group")["n"]
+    axis.set_yticks(range(len(groups_)), [f"{group} (n = {n[group]})" for group in groups_])
+    axis.set_ylim(len(groups_) - 0.5, -0.5)
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("Mean gate")
+    axis.tick_params(axis="y", length=0)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(experts)))
+    note = "n = questions. Lines at a segment's end: 95 % cluster bootstrap over users of that segment's length."
+    return _finish(figure, title or f"Gates of the {router} router by question", f"{note} {caption}".strip())
+
+
+# Examples
+
+
+@house_style
+def qualitative_examples(
+    examples: Sequence[tuple[str | Path, Sequence[tuple[str, str, Mapping[str, tuple[str, bool]]]]]],
+    *,
+    title: str = "The same picture, two users",
+    caption: str = "",
+) -> Figure:
+    """Pictures with what is asked about different users and how the methods answer.
+
+    Args:
+        examples: (picture, questions) each; a question is (text, true answer, method -> (answer, right)).
+    """
+    width = max(len(asked) for _, asked in examples)
+    count = max(len(answers) for _, asked in examples for _, _, answers in asked)
+    lines = max(_wrapped(text, 38).count("\n") + 1 for _, asked in examples for text, _, _ in asked)
+    height = max(1.9, 0.165 * (lines + count + 2) + 0.2)
+    figure, axes = _canvas(
+        2.0 + 3.0 * width,
+        height * len(examples) + 0.7,
+        len(examples),
+        width + 1,
+        width_ratios=[1.8, *[3.0] * width],
+    )
+    for row, (path, asked) in enumerate(examples):
+        _show(axes[row, 0], path)
+        for axis, (text, truth, answers) in zip(axes[row, 1:], asked, strict=False):
+            axis.set_axis_off()
+            question = _wrapped(text, 38)
+            axis.text(0, 1, question, va="top", fontsize=8, transform=axis.transAxes)
+            line = question.count("\n") + 1.4
+            place = mpl.transforms.offset_copy(axis.transAxes, figure, y=-11.5 * line, units="points")
+            axis.text(0, 1, f"truth: {truth}", va="top", fontsize=8, weight="bold", transform=place)
+            for position, (method, (answer, right)) in enumerate(answers.items()):
+                place = mpl.transforms.offset_copy(
+                    axis.transAxes, figure, y=-11.5 * (line + 1.3 + position), units="points"
+                )
+                mark, colour = ("✓", "#00634A") if right else ("✗", "#A63603")
+                axis.text(0, 1, f"{mark} {method}: {answer}", va="top", fontsize=8, color=colour, transform=place)
+        for axis in axes[row, 1 + len(asked) :]:
+            axis.set_axis_off()
+    return _finish(figure, title, f"n = {len(examples)} pictures, chosen by hand. {caption}".strip())
+
+
+# Hyper-parameters
+
+
+@house_style
+def tuning_grid(grid: pd.DataFrame, *, metric: str = "overall") -> Figure:
+    """Validation results of every setting tried, per method, with the chosen one filled.
+
+    Args:
+        grid: columns method, setting, value, chosen (bool), and n.
+    """
+    methods = list(dict.fromkeys(grid["method"]))
+    figure, axes = _canvas(6.8, 1.3 + 0.34 * len(methods))
+    axis = axes[0, 0]
+    for row, method in enumerate(methods):
+        tried = grid[grid["method"] == method]
+        axis.plot(tried["value"], [row] * len(tried), "o", color=PALETTE[0], markerfacecolor="white", markersize=6)
+        best = tried[tried["chosen"].astype(bool)]
+        axis.plot(best["value"], [row] * len(best), "o", color=PALETTE[0], markersize=6)
+        for value, setting in zip(best["value"], best["setting"], strict=True):
+            axis.annotate(str(setting), (value, row), (7, 0), textcoords="offset points", fontsize=7, va="center")
+    axis.set_yticks(range(len(methods)), methods)
+    axis.set_ylim(len(methods) - 0.4, -0.6)
+    axis.tick_params(axis="y", length=0)
+    axis.margins(x=0.25)
+    axis.set_xlabel(f"{metric} on the validation split".capitalize())
+    _light_grid(axis)
+    n = int(grid["n"].max())
+    return _finish(
+        figure,
+        "Settings tried on the validation split",
+        f"n = {n} questions per setting; filled: chosen. One seed.",
+    )
