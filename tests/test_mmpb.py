@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -201,6 +202,13 @@ def test_damaged_pictures_are_named(folder, kind, damage):
     path.write_bytes({"truncated": data[: len(data) * 2 // 3], "flipped": data, "empty": b""}[damage])
     (found,) = mistakes(folder)
     assert f"line {line_of(5)}, field injection_image_2 (index 5): expected a " in found
+
+
+def test_a_picture_that_would_not_fit_in_memory_is_refused(monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "would not fit in memory" in mmpb.picture_mistake(buffer.getvalue())
 
 
 def test_a_link_that_leaves_the_folder_is_refused(folder, tmp_path):
