@@ -25,9 +25,9 @@ from filelock import FileLock, Timeout
 
 import prefmoe
 from prefmoe import provenance
-from prefmoe.config import RESULTS, Edition, Method, MiniatureData, load_edition
-from prefmoe.data import miniature, mmpb
+from prefmoe.config import RESULTS, Edition, Method, load_edition
 from prefmoe.data.benchmark import Benchmark
+from prefmoe.data.sources import load_benchmark
 from prefmoe.evaluation import evaluate
 from prefmoe.models.backbones import Backbone, find_backbone, load_backbone
 from prefmoe.models.methods import Method as BuiltMethod
@@ -42,7 +42,7 @@ LOSSES_FILE = "losses.parquet"
 
 
 class RunError(RuntimeError):
-    """A run that cannot start: unknown names, missing data, or another process at work on it."""
+    """A run that cannot start: unknown names, or another process at work on it."""
 
 
 def _edition(edition: Edition | str | Path) -> Edition:
@@ -54,32 +54,6 @@ def run_folder(
 ) -> Path:
     """Where a run is, or will be: <results>/<edition>/runs/<backbone>/<method>/seed<k>."""
     return Path(results) / edition.name / "runs" / backbone_name / method_name / f"seed{seed}"
-
-
-def prepare_data(edition: Edition | str, results: str | Path = RESULTS) -> Path:
-    """The data folder of an edition (it holds mmpb_clean/); draws the miniature when it is not there yet.
-
-    Raises:
-        RunError: if the edition wants real data, and neither its ``folder`` nor PREFMOE_DATA names a folder that
-            holds them.
-    """
-    edition = _edition(edition)
-    if isinstance(edition.data, MiniatureData):
-        return miniature.build(edition.data, Path(results) / edition.name / "data")
-    source, named = "data.folder", edition.data.folder
-    if named is None:
-        source, named = "PREFMOE_DATA", os.environ.get("PREFMOE_DATA")
-    if not named:
-        raise RunError(
-            f"edition {edition.name!r} needs MMPB-clean: set the environment variable PREFMOE_DATA, or "
-            f"data.folder in config/{edition.name}.yaml, to the folder that holds mmpb_clean/"
-        )
-    folder = Path(named).expanduser()
-    if not (folder / "mmpb_clean").is_dir():
-        raise RunError(
-            f"{source} is {named!r}, but {folder / 'mmpb_clean'} is not a folder; expected MMPB-clean there"
-        )
-    return folder
 
 
 def use_threads() -> None:
@@ -195,9 +169,7 @@ class Workbench:
     @cached_property
     def benchmark(self) -> Benchmark:
         """The questions, read and checked."""
-        data = self.edition.data
-        csv = {} if isinstance(data, MiniatureData) else {"csv": data.csv}
-        return mmpb.read(prepare_data(self.edition, self.results), **csv)
+        return load_benchmark(self.edition, self.results)
 
     def backbone(self) -> Backbone:
         """A backbone as it was saved, with what earlier ones have encoded."""

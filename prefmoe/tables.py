@@ -668,6 +668,24 @@ def markdown(edition: str, *, figures: str | Path = FIGURES, turns: int = 0) -> 
     return "\n\n".join(parts) + "\n"
 
 
+README_BEGIN, README_END = "<!-- tables: begin -->", "<!-- tables: end -->"
+
+
+def with_tables(readme: str, edition: str, *, figures: str | Path = FIGURES) -> str:
+    """The text of README.md with `markdown` of all turns between its two markers.
+
+    Raises:
+        TableError: if the markers are not there, once and in order.
+    """
+    before, begin, rest = readme.partition(README_BEGIN)
+    _, end, after = rest.partition(README_END)
+    if not begin or not end or README_BEGIN in after or README_END in after:
+        raise TableError(f"README.md: expected one {README_BEGIN} and, after it, one {README_END}")
+    turns = sorted(read_table(Path(figures) / edition / "table1.csv")["turns"].unique())
+    tables = "\n".join(markdown(edition, figures=figures, turns=int(turn)) for turn in turns)
+    return f"{before}{begin}\n\n{tables}\n{end}{after}"
+
+
 def _sizes(rows: pd.DataFrame) -> str:
     counts = rows.groupby("metric")["n"].max()
     sizes = ", ".join(f"{metric} {counts[metric]}" for metric in metrics.METRICS[:-1] if metric in counts)

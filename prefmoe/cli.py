@@ -1,0 +1,139 @@
+"""The `prefmoe` command: thin wrappers over functions of the package, for the workflow and for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit status. The package's own errors are printed without a traceback."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        options.function(options)
+    except Exception as error:
+        if not type(error).__module__.startswith("prefmoe."):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="prefmoe", description="A runnable companion to PrefMoE.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function, summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary)
+        added.set_defaults(function=function)
+        return added
+
+    data = command("data", _data, "Draw or check an edition's benchmark and write down what it holds.")
+    data.add_argument("edition")
+    data.add_argument("output", type=Path, help="JSON file: digest, users, questions per split")
+
+    notebook = command("notebook", _notebook, "Execute a notebook; its output appears when all cells have run.")
+    notebook.add_argument("notebook", type=Path)
+    notebook.add_argument("output", type=Path)
+    notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    notebook.add_argument("--threads", type=int, help="CPU threads the kernel may use (default: all)")
+
+    publish = command("publish", _publish, "Put an executed notebook's outputs into its source.")
+    publish.add_argument("executed", type=Path)
+    publish.add_argument("notebook", type=Path)
+
+    check = command("check", _check, "Refuse notebooks whose outputs do not belong to their cells.")
+    check.add_argument("notebooks", type=Path, nargs="+")
+
+    tables = command("tables", _tables, "Make an edition's tables from its runs.")
+    tables.add_argument("edition")
+    tables.add_argument("--readme", action="store_true", help="bring README.md's tables up to date from the CSV files")
+
+    pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (about an hour of CPU).")
+    pretrain.add_argument("backbone")
+
+    tune = command("tune", _tune, "Try an edition's grid on the validation split and record every trial.")
+    tune.add_argument("edition")
+    tune.add_argument("--backbones", nargs="+", help="only these (no table is written)")
+    tune.add_argument("--methods", nargs="+", help="only these (no table is written)")
+
+    fetch = command("fetch", _fetch, "Download and verify the public subset of MMPB-clean.")
+    fetch.add_argument("dataset", choices=["mmpb-clean"])
+    fetch.add_argument("folder", type=Path)
+    fetch.add_argument("--source", help="a folder or zip archive with the files, instead of the internet")
+    return parser
+
+
+def _data(options: argparse.Namespace) -> None:
+    from prefmoe.config import load_edition
+    from prefmoe.data.sources import load_benchmark
+
+    benchmark = load_benchmark(load_edition(options.edition))
+    summary = {
+        "digest": benchmark.digest,
+        "users": len(benchmark.users),
+        "questions": {split: len(indices) for split, indices in benchmark.splits.items()},
+        "transcripts": len(benchmark.transcripts),
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = options.output.with_name(f".{options.output.name}.partial")
+    partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, options.output)
+
+
+def _notebook(options: argparse.Namespace) -> None:
+    from prefmoe.notebooks import execute, parse_parameters
+
+    execute(options.notebook, options.output, parse_parameters(options.parameter), threads=options.threads)
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from prefmoe.notebooks import publish
+
+    publish(options.executed, options.notebook)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from prefmoe.notebooks import check_outputs
+
+    for notebook in options.notebooks:
+        check_outputs(notebook)
+
+
+def _tables(options: argparse.Namespace) -> None:
+    from prefmoe import tables
+    from prefmoe.config import ROOT, load_edition
+    from prefmoe.data.sources import load_benchmark
+
+    edition = load_edition(options.edition)
+    if options.readme:
+        readme = ROOT / "README.md"
+        readme.write_text(tables.with_tables(readme.read_text(encoding="utf-8"), edition.name), encoding="utf-8")
+        return
+    for path in tables.build(edition, load_benchmark(edition)).values():
+        print(path)
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from prefmoe.pretraining import pretrain
+
+    pretrain(options.backbone)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from prefmoe.tuning import tune
+
+    print(tune(options.edition, backbones=options.backbones, methods=options.methods) or "a part of the grid is done")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from prefmoe.data.fetch import main as fetch
+
+    source = ["--source", options.source] if options.source else []
+    sys.exit(fetch([str(options.folder), *source]))

@@ -1,0 +1,47 @@
+"""Where an edition's benchmark comes from: drawn into the results folder, or a folder of real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prefmoe.config import RESULTS, Edition, MiniatureData
+from prefmoe.data import miniature, mmpb
+from prefmoe.data.benchmark import Benchmark
+
+
+class SourceError(RuntimeError):
+    """An edition whose data are not where they should be."""
+
+
+def prepare_data(edition: Edition, results: str | Path = RESULTS) -> Path:
+    """The data folder of an edition (it holds mmpb_clean/); draws the miniature when it is not there yet.
+
+    Raises:
+        SourceError: if the edition wants real data and neither its ``folder`` nor PREFMOE_DATA names a folder with it.
+    """
+    if isinstance(edition.data, MiniatureData):
+        return miniature.build(edition.data, Path(results) / edition.name / "data")
+    source, named = "data.folder", edition.data.folder
+    if named is None:
+        source, named = "PREFMOE_DATA", os.environ.get("PREFMOE_DATA")
+    if not named:
+        raise SourceError(
+            f"edition {edition.name!r} needs MMPB-clean: set the environment variable PREFMOE_DATA, or data.folder in "
+            f"config/{edition.name}.yaml, to the folder that holds mmpb_clean/"
+        )
+    folder = Path(named).expanduser()
+    if not (folder / "mmpb_clean").is_dir():
+        raise SourceError(f"{source} is {named!r}, but {folder / 'mmpb_clean'} is not a folder with MMPB-clean")
+    return folder
+
+
+def load_benchmark(edition: Edition, results: str | Path = RESULTS) -> Benchmark:
+    """An edition's benchmark, read and checked row by row; the miniature is drawn first when it is not there yet.
+
+    Raises:
+        SourceError: see `prepare_data`.
+        MMPBError: if the data have mistakes; the message names file, row and field of each.
+    """
+    csv = {} if isinstance(edition.data, MiniatureData) else {"csv": edition.data.csv}
+    return mmpb.read(prepare_data(edition, results), **csv)
