@@ -460,7 +460,9 @@ class Backbone:
         """
         if kind not in ("hidden", "embedding"):
             raise ValueError(f"kind of text anchor: expected hidden or embedding, found {kind!r}")
-        special = torch.tensor(sorted(self.tokenizer.all_special_ids), device=self.device)
+        # An unknown word is a word: a small vocabulary does not hold every name.
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        special = torch.tensor(sorted(special), device=self.device)
         rows = []
         for start in range(0, len(texts), batch_size):
             encoded = self.tokenizer(list(texts[start : start + batch_size]))["input_ids"]

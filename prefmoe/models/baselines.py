@@ -1,0 +1,79 @@
+"""The methods PrefMoE is compared with: the backbone as it is, full fine-tuning, and LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
+from prefmoe.data.benchmark import Benchmark
+from prefmoe.models.backbones import Backbone
+from prefmoe.models.methods import Method
+
+
+class NonTuned(Method):
+    """The backbone as it is, with the user's profile in the prompt or without."""
+
+    def __init__(self, config: NonTunedMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True) -> None:
+        super().__init__(config, backbone, benchmark, profile=config.profile, cache=cache)
+
+
+class FullFineTuning(Method):
+    """All weights of language model and projector are trained; the vision tower stays frozen."""
+
+    def __init__(
+        self, config: FullFineTuningMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
+    ) -> None:
+        super().__init__(config, backbone, benchmark, cache=cache)
+        for part in (backbone.language_model, backbone.lm_head, backbone.projector):
+            part.requires_grad_(True)
+
+    def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        return {"backbone": ([p for p in self.model.parameters() if p.requires_grad], self.config.lr)}
+
+
+class LoRA(Method):
+    """PEFT's LoRA on the projections of the decoder layers."""
+
+    def __init__(self, config: LoRAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True) -> None:
+        super().__init__(config, backbone, benchmark, cache=cache)
+        self.lora = install_lora(
+            backbone, config.last_layers, rank=config.rank, alpha=config.alpha, dropout=config.dropout
+        )
+
+    def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        return {"lora": (self.lora, self.config.lr)}
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "rank": self.config.rank}
+
+
+def install_lora(
+    backbone: Backbone, last_layers: int | None, *, rank: int, alpha: float, dropout: float
+) -> list[nn.Parameter]:
+    """Adds PEFT's LoRA to the projections of the last decoder layers (all when None).
+
+    Args:
+        alpha: the update is alpha / rank * B A x.
+
+    Returns:
+        The adapters' parameters, the only ones of the backbone that require a gradient.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=backbone.target_modules(last_layers),
+        bias="none",
+    )
+    inject_adapter_in_model(config, backbone.model)
+    return [p for p in backbone.model.parameters() if p.requires_grad]
+
+
+def matching_rank(backbone: Backbone, parameters: int, last_layers: int | None = None) -> int:
+    """The rank at which LoRA on a plain backbone comes nearest to a number of trainable parameters."""
+    layers = [backbone.model.get_submodule(name) for name in backbone.target_modules(last_layers)]
+    per_rank = sum(layer.in_features + layer.out_features for layer in layers)
+    return max(1, round(parameters / per_rank))

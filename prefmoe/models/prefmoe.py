@@ -1,0 +1,256 @@
+"""PrefMoE (Lyu et al. 2026) on any backbone: user state, prefix, mixture of experts and objective put together.
+
+The components E P I C D M of the ablation are added in this order:
+
+    E  a free embedding of 13 tokens per user and a plain LoRA of the mixture's total rank
+    P  the factorised user state in its place; profile alignment, profile contrasts, residual contrast
+    I  imbalance-aware residual preservation
+    C  counterfactual users in the contrasts' denominators
+    D  decorrelation of residuals and prototypes
+    M  the hierarchical mixture of LoRA experts in the place of the plain LoRA
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
+
+from prefmoe import losses
+from prefmoe.config import PrefMoEMethod
+from prefmoe.data import counterfactual
+from prefmoe.data.benchmark import Benchmark, User
+from prefmoe.data.collation import Batch
+from prefmoe.models.backbones import Backbone
+from prefmoe.models.baselines import install_lora
+from prefmoe.models.methods import Method, MethodError
+from prefmoe.models.moe_lora import HierarchicalRouter, Ranks, Routing, install_mixture
+from prefmoe.models.prefix import PrefixHook
+from prefmoe.models.user_state import (
+    PREFIX_LENGTH,
+    CounterfactualUsers,
+    FactorisedUsers,
+    FreeUsers,
+    UserTokens,
+    encode_counterfactual_users,
+    encode_users,
+)
+
+
+class PrefMoE(Method):
+    """A frozen backbone with a soft prefix per user and, with component M, routed experts.
+
+    Attributes:
+        user_state: FactorisedUsers, or FreeUsers for component E alone; user_state(rows) are the users' tokens.
+        router: HierarchicalRouter, or None without M.
+        counterfactual: CounterfactualUsers, or None without C.
+
+    Raises:
+        MethodError: if the oracle's facet label is asked for without M: only routers read it.
+    """
+
+    def __init__(
+        self,
+        config: PrefMoEMethod,
+        backbone: Backbone,
+        benchmark: Benchmark,
+        *,
+        seed: int = 0,
+        cache: bool = True,
+    ) -> None:
+        super().__init__(config, backbone, benchmark, prefix_length=PREFIX_LENGTH, cache=cache)
+        self.components = frozenset(config.components)
+        if config.facet_label == "oracle" and "M" not in self.components:
+            raise MethodError("facet_label: oracle is read by the routers, which only component M has")
+        trained = set(benchmark.trained_users)
+        is_trained = torch.tensor([name in trained for name in benchmark.users], device=backbone.device)
+        self.counterfactual = None
+        if "P" in self.components:
+            anchors, known = encode_users(backbone, list(benchmark.users.values()), config.anchors)
+            self.user_state: FactorisedUsers | FreeUsers = FactorisedUsers(
+                anchors, known, is_trained, residual=config.residual, scale=config.correction_scale
+            )
+            if "C" in self.components and config.counterfactual_users:
+                self.counterfactual = self._make_counterfactual_users(seed, anchors[is_trained, 1])
+        else:
+            rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
+            self.user_state = FreeUsers(is_trained, backbone.hidden_size, rms).to(backbone.device)
+        self._remember_groups()
+
+        ranks = Ranks(config.preference_rank, config.user_rank, config.profile_rank)
+        self.router, self.routing = None, Routing()
+        if "M" in self.components:
+            names = backbone.target_modules(config.last_layers)
+            install_mixture(backbone.model, names, ranks, self.routing)
+            self.experts = [p for p in backbone.model.parameters() if p.requires_grad]
+            self.router = HierarchicalRouter(
+                backbone.hidden_size, ranks, alpha=config.alpha, facet_label=config.facet_label
+            ).to(backbone.device)
+            backbone.language_model.register_forward_pre_hook(self._route, with_kwargs=True)
+        else:
+            self.experts = install_lora(
+                backbone,
+                config.last_layers,
+                rank=ranks.total,
+                alpha=config.alpha * ranks.total,
+                dropout=0.0,
+            )
+        self.prefix = PrefixHook(backbone.embed_tokens)
+        self._active: tuple[Batch, UserTokens] | None = None
+
+    def _make_counterfactual_users(self, seed: int, image_anchors: Tensor) -> CounterfactualUsers:
+        config, benchmark = self.config, self.benchmark
+        pseudo = counterfactual.generate(benchmark, config.counterfactual_users, seed)
+        anchors = encode_counterfactual_users(self.backbone, pseudo, config.anchors, image_anchors)
+        groups = torch.tensor(counterfactual.groups(pseudo, benchmark), device=anchors.device)
+        used = 1 + max(group for row in benchmark.groups for group in row)
+        families = [user.family for user in pseudo]
+        return CounterfactualUsers(anchors, self.user_state.center, families, groups, used)
+
+    def _remember_groups(self) -> None:
+        groups = torch.tensor(self.benchmark.groups, device=self.backbone.device)  # (U, F)
+        self.register_buffer("groups", groups, persistent=False)
+
+    # --- training and asking
+
+    @contextmanager
+    def context(self, batch: Batch) -> Iterator[None]:
+        """Prefix and routing of the batch's users, until the backward pass (or generate()) is done."""
+        tokens = self.user_state(batch.user)
+        self._active = (batch, tokens)
+        try:
+            with self.prefix.active(tokens.prefix, batch.prefix_mask):
+                yield
+        finally:
+            self._active = None
+            self.routing.clear()
+
+    def _route(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Sets the gates when a prompt enters the language model; steps of decoding keep them."""
+        if self._active is None:
+            return
+        (batch, tokens), embeddings = self._active, kwargs["inputs_embeds"]
+        if embeddings.shape[:2] == batch.query_mask.shape:
+            self.router(
+                self.routing,
+                tokens.profile,
+                tokens.prototypes + tokens.residuals,
+                tokens.residuals,
+                masked_mean(embeddings, batch.query_mask),
+                batch.facet,
+            )
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of the objective (the paper's method section); those of absent components are absent.
+
+        Raises:
+            RuntimeError: outside ``context(batch)``.
+        """
+        if self._active is None or self._active[0] is not batch:
+            raise RuntimeError("training_losses(batch) and its backward pass belong inside context(batch)")
+        tokens, weights = self._active[1], self.config.losses
+        answer, hidden = self.answer_loss(batch)
+        terms = {"answer": answer}
+        if "P" not in self.components:
+            return terms
+        pseudo = self.counterfactual
+        _, image, description = tokens.profile.unbind(1)
+        terms["alignment"] = weights.alignment * losses.profile_alignment(image, description)
+        pool = None if pseudo is None else pseudo.pool[batch.facet]  # the last row is that of facet -1
+        for kind, (name, token) in enumerate({"image": image, "description": description}.items()):
+            contrast = losses.profile_contrast(
+                token,
+                tokens.profile_anchors[:, kind],
+                batch.user,
+                None if pseudo is None else getattr(pseudo, name),
+                pool,
+                temperature=weights.temperature,
+            )
+            terms[f"{name}_contrast"] = weights.profile_contrast * contrast
+        # The query joins residuals, which may be far smaller than hidden states: it is brought to their rms.
+        query = masked_mean(hidden, batch.query_mask).float()
+        query = self.user_state.residual_rms * rms_norm(query, query.shape[-1:])
+        contrast, focal = losses.residual_contrast(
+            tokens.residuals,
+            self.groups[batch.user],
+            query,
+            None if pseudo is None else pseudo.residuals,
+            None if pseudo is None else pseudo.groups,
+            temperature=weights.temperature,
+            density_power=weights.density_power,
+        )
+        terms["residual_contrast"] = weights.residual_contrast * contrast
+        if "I" in self.components:
+            terms["residual_preservation"] = weights.residual_preservation * focal
+        if "D" in self.components:
+            decorrelation = losses.decorrelation(tokens.residuals, tokens.prototypes)
+            terms["decorrelation"] = weights.decorrelation * decorrelation
+        return terms
+
+    def gates(self, output: Any = None) -> dict[str, Tensor]:
+        return self.routing.gates
+
+    # --- parameters
+
+    def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        groups = {
+            "user_state": (list(self.user_state.parameters()), self.config.lr_user),
+            "experts" if self.router else "lora": (self.experts, self.config.lr),
+        }
+        if self.router:
+            groups["routers"] = (list(self.router.parameters()), self.config.lr)
+        return groups
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "components": self.config.components,
+            "users": len(self.benchmark.users),
+            "trained_users": len(self.benchmark.trained_users),
+            "counterfactual_users": 0 if self.counterfactual is None else len(self.counterfactual.image),
+        }
+
+    # --- users
+
+    def add_user(self, user: User) -> int:
+        """Makes a new user known: anchors from the profile, no correction (delta = 0); returns the row.
+
+        With component E alone nothing is computed from a profile: the user gets the mean embedding.
+
+        Raises:
+            MethodError: if a user of this name is known already.
+        """
+        row = super().add_user(user)
+        if isinstance(self.user_state, FactorisedUsers):
+            with self._plain_backbone():
+                self.user_state.append(*encode_users(self.backbone, [user], self.config.anchors))
+        else:
+            self.user_state.append(1)
+        self._remember_groups()
+        return row
+
+    @contextmanager
+    def _plain_backbone(self) -> Iterator[None]:
+        """Within it the backbone is as it was loaded: anchors do not depend on what was trained."""
+        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    def _buffers_to_save(self) -> dict[str, Tensor]:
+        return {f"user_state.{name}": buffer for name, buffer in self.user_state.named_buffers()}
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of values (B, T, H) over the positions in mask (B, T), (B, H)."""
+    weight = mask.to(values.dtype)
+    return torch.einsum("bth,bt->bh", values, weight) / weight.sum(1, keepdim=True).clamp_min(1)
