@@ -229,8 +229,10 @@ def evaluate(
     generation = _generation_config(method, max_new_tokens)
 
     def length(example: Example) -> int:
-        words = [example.question, *example.options, *(text for _, text in talks[example.index])]
-        return sum(map(len, words))
+        """In tokens where encoded questions are kept; else in characters, rather than encode everything twice."""
+        if method.collator.cache:
+            return method.collator.length(example, talks[example.index])
+        return sum(map(len, [example.question, *example.options, *(text for _, text in talks[example.index])]))
 
     ordered = sorted(examples, key=lambda example: (-length(example), example.index))
     identity = {

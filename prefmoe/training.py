@@ -346,11 +346,12 @@ def train(
             for positions in plan[step * micro : (step + 1) * micro]:
                 chosen = [examples[p] for p in positions[rank::world]]
                 batch = method.collator(chosen, transcripts=None, with_answer=True).to(device)
-                with accelerator.autocast():
-                    losses = method.training_losses(batch)
-                names = list(losses)
-                terms = torch.stack([losses[name].float() for name in names])
-                accelerator.backward(terms.sum() / micro)
+                with method.context(batch):
+                    with accelerator.autocast():
+                        losses = method.training_losses(batch)
+                    names = list(losses)
+                    terms = torch.stack([losses[name].float() for name in names])
+                    accelerator.backward(terms.sum() / micro)
                 summed = terms.detach() / micro if summed is None else summed + terms.detach() / micro
             if world > 1:
                 _average_gradients(parameters, accelerator)

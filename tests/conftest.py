@@ -45,7 +45,7 @@ NAMES = ("Ann", "Bob", "Cid", "Dot")
 ITEMS = ("tea", "jazz", "chess", "hats", "surfing", "opera")
 
 
-def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(kind: str, further: str = "") -> PreTrainedTokenizerFast:
     """A word-level tokenizer of the tiny benchmark's words, with the special tokens of the architecture."""
     special = {
         "llava": ["<pad>", "<s>", "</s>", "<image>"],
@@ -58,7 +58,7 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         [*NAMES, *ITEMS, *FACETS, "USER ASSISTANT user assistant system yes no yeah A B C D Yes No"]
         + ["User preference in enjoys dislikes but In terms of Does like Is in this picture Which does Options I got it"]
         + ["A person with red hair blue This hello how are you fine thanks the weather is good which name what"]
-        + list("0123456789.,:;?!'\"-()")
+        + [*"0123456789.,:;?!'\"-()", further]
     )
     words = list(dict.fromkeys(re.findall(r"\w+|[^\w\s]", text)))
     vocabulary = {word: index for index, word in enumerate([*special, "<unk>", *words])}
@@ -75,10 +75,10 @@ def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=extra_special, **options)
 
 
-def save_tiny(kind: str, folder: Path, seed: int = 0) -> Path:
-    """Writes a random model of an architecture with its processor, in the format of save_pretrained."""
+def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
+    """Writes a random model of an architecture that knows some more words, in the format of save_pretrained."""
     torch.manual_seed(seed)
-    tokenizer = tiny_tokenizer(kind)
+    tokenizer = tiny_tokenizer(kind, words)
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>" if kind == "qwen2_5_vl" else "<image>")
     text = dict(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
