@@ -56,8 +56,8 @@ def tiny_tokenizer(kind: str, further: str = "") -> PreTrainedTokenizerFast:
     }[kind]  # fmt: skip
     text = " ".join(
         [*NAMES, *ITEMS, *FACETS, "USER ASSISTANT user assistant system yes no yeah A B C D Yes No"]
-        + ["User preference in enjoys dislikes but In terms of Does like Is in this picture Which does Options I got it"]
-        + ["A person with red hair blue This hello how are you fine thanks the weather is good which name what"]
+        + ["User preference in enjoys dislikes but In terms of Does like Is in this picture Which does Options I got"]
+        + ["it A person with red hair blue This hello how are you fine thanks the weather is good which name what"]
         + [*"0123456789.,:;?!'\"-()", further]
     )
     words = list(dict.fromkeys(re.findall(r"\w+|[^\w\s]", text)))
@@ -129,8 +129,9 @@ def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
             images, tokenizer, num_image_tokens=4, vision_feature_select_strategy="full", **common
         )
     else:
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
         config = transformers.Qwen2_5_VLConfig(
-            text_config=text | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+            text_config=text | {"rope_parameters": rope},
             vision_config=dict(
                 depth=3, hidden_size=24, intermediate_size=32, num_heads=2, patch_size=4, spatial_merge_size=2,
                 temporal_patch_size=2, window_size=16, fullatt_block_indexes=[1], out_hidden_size=32,
@@ -215,8 +216,10 @@ def tiny_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
             index = len(examples)
             facet = FACETS[k % 5]
             item = ITEMS[k % 6]
-            common = dict(index=index, name=name, semantic_invert=False, bucket_names=(), image=save(f"q{index}", index),
-                          target=name, options=())  # fmt: skip
+            common = dict(
+                index=index, name=name, semantic_invert=False, bucket_names=(), image=save(f"q{index}", index),
+                target=name, options=(),
+            )  # fmt: skip
             if k < 6 and facet in user.preferences:
                 yes = item in user.preferences[facet].likes
                 examples[index] = Example(

@@ -109,6 +109,8 @@ class Encoded:
         query_mask: (T,) bool, True at the final turn's text and image tokens.
         prefix_mask: (T,) bool, True at the placeholders.
         token_types: (T,) long, 1 at image tokens, or None where the model wants none.
+        positions: (3, T) long, multimodal positions with an answer, where the model has them; else None. They are
+            those that the model would compute in every forward, row by row.
         pictures: the image tensors.
         prompt_digest: a hash of the rendered prompt and of its pictures.
         prompt: the rendered prompt, image tokens not expanded.
@@ -119,6 +121,7 @@ class Encoded:
     query_mask: Tensor
     prefix_mask: Tensor
     token_types: Tensor | None
+    positions: Tensor | None
     pictures: ProcessedPictures
     prompt_digest: str
     prompt: str
@@ -178,7 +181,12 @@ def encode(
     query = [first < last and any(first < end and last > start for start, end in spans) for first, last in offsets]
     target: list[int] = []
     if answer is not None:
-        target = [*_answer_ids(backbone, messages, prompt, expanded, ids, answer), backbone.tokenizer.eos_token_id]
+        # How an answer is tokenized depends on the end of the prompt alone, which all prompts share.
+        known = backbone.encoded.setdefault("answers", {})
+        key = (prompt[-32:], answer)
+        if key not in known:
+            known[key] = _answer_ids(backbone, messages, prompt, expanded, ids, answer)
+        target = [*known[key], backbone.tokenizer.eos_token_id]
 
     front = [backbone.placeholder_id] * prefix_length
     input_ids = torch.tensor(front + ids + target)
@@ -190,13 +198,19 @@ def encode(
     if answer is not None:
         labels = torch.full((total,), -100)
         labels[before:] = input_ids[before:]
+    token_types = image_mask.long() if backbone.processor.return_mm_token_type_ids else None
+    positions = None
+    if answer is not None and (rope_index := getattr(backbone.model.model, "get_rope_index", None)) is not None:
+        grids = pictures.inputs.get("image_grid_thw")
+        positions = rope_index(input_ids[None], token_types[None], image_grid_thw=grids)[0][:, 0]
     digest = hashlib.blake2b("\0".join([prompt, *pictures.digests]).encode(), digest_size=16).hexdigest()
     return Encoded(
         input_ids=input_ids,
         labels=labels,
         query_mask=query_mask,
         prefix_mask=torch.arange(total) < prefix_length,
-        token_types=image_mask.long() if backbone.processor.return_mm_token_type_ids else None,
+        token_types=token_types,
+        positions=positions,
         pictures=pictures,
         prompt_digest=digest,
         prompt=prompt,
@@ -231,7 +245,8 @@ def render(backbone: Backbone, messages: Sequence[dict[str, Any]]) -> tuple[str,
         position += found - done
         done = found + len(_MARK.format(k))
         if found < 0 or not prompt.startswith(text, position):
-            raise CollationError(f"the chat template of {backbone.entry.name!r} does not show {text!r} as it is: {prompt!r}")
+            name = backbone.entry.name
+            raise CollationError(f"the chat template of {name!r} does not show {text!r} as it is: {prompt!r}")
         spans.append((position, position + len(text)))
         position += len(text)
     return prompt, spans
@@ -285,7 +300,8 @@ class Batch:
 
     Attributes:
         inputs: arguments of model(**inputs) and model.generate(**inputs): input_ids and attention_mask (B, T),
-            mm_token_type_ids where the model wants it, and the image tensors of its processor.
+            mm_token_type_ids where the model wants it, position_ids (3, B, T) with answers where it has multimodal
+            positions, and the image tensors of its processor.
         labels: (B, T) long, -100 but at the answers; None without answers.
         prefix_mask: (B, T) bool, True at the prefix placeholders (the first positions after the padding).
         query_mask: (B, T) bool, True at the final question's text and image tokens.
@@ -354,6 +370,9 @@ def pad(
     inputs = {"input_ids": input_ids, "attention_mask": masks[0].long()}
     if token_types is not None:
         inputs["mm_token_type_ids"] = token_types
+    if encoded[0].positions is not None:
+        places = [F.pad(one.positions, (length - len(one), 0)) for one in encoded if one.positions is not None]
+        inputs["position_ids"] = torch.stack(places, dim=1)
     inputs |= stack_pictures([one.pictures for one in encoded])
     none = [-1] * size
     return Batch(

@@ -116,7 +116,7 @@ class Registry(BaseModel):
             kind = fields.get("model_class")
             if kind not in architectures:
                 known = ", ".join(architectures)
-                raise ValueError(f"backbones.{name}.model_class: {kind!r} is no architecture of this file; known: {known}")
+                raise ValueError(f"backbones.{name}.model_class: expected one of {known}, found {kind!r}")
             joined[name] = {**fields, "name": name, "architecture": architectures[kind]}
         return {**content, "backbones": joined}
 
@@ -219,7 +219,8 @@ def load_backbone(
         processor = _load_processor(entry, source, options)
     for kind in ("missing_keys", "mismatched_keys"):
         if loading[kind]:
-            raise BackboneError(f"{source}: weights with {kind.replace('_', ' ')}: {sorted(map(str, loading[kind]))[:5]}")
+            some = ", ".join(sorted(map(str, loading[kind]))[:5])
+            raise BackboneError(f"backbone {entry.name!r}: {source} has weights with {kind.replace('_', ' ')}: {some}")
     backbone = Backbone(entry, model.to(device), processor)
     backbone.freeze()
     if cache_images:
@@ -269,7 +270,7 @@ def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any]) 
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
     images = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False, **options)
     settings, _ = original.get_processor_dict(source, **options)
-    accepted = set(inspect.signature(original.__init__).parameters) - set(original.get_attributes()) - {"self", "kwargs"}
+    accepted = set(inspect.signature(original.__init__).parameters) - set(original.get_attributes())
     settings = {key: value for key, value in settings.items() if key in accepted}
     settings.setdefault("chat_template", tokenizer.chat_template)
     return pictures_only(original)(images, tokenizer, **settings)
@@ -425,11 +426,12 @@ class Backbone:
         first = 0 if last_layers is None else max(0, count - last_layers)
         names = []
         for index in range(first, count):
+            prefix = f"{self.entry.paths.layers}.{index}"
             found = {name.rsplit(".", 1)[-1]: name for name, _ in self.layers[index].named_modules()}
             for target in self.entry.target_modules:
                 if target not in found:
-                    raise BackboneError(f"backbone {self.entry.name!r}: {self.entry.paths.layers}.{index} has no {target}")
-                names.append(f"{self.entry.paths.layers}.{index}.{found[target]}")
+                    raise BackboneError(f"backbone {self.entry.name!r}: {prefix} has no {target}")
+                names.append(f"{prefix}.{found[target]}")
         return names
 
     @torch.no_grad()
@@ -490,10 +492,9 @@ class Backbone:
 class VisionCache:
     """Keeps what the frozen vision tower says about each picture, so that a picture is encoded once.
 
-    Takes the place of the tower's forward. Every picture (or crop of one) is encoded alone, keyed by the digest of its
-    pixel values: the result does not depend on which pictures share a batch, or on when the cache was filled. The
-    projector runs every time and may be trained. While a parameter of the tower needs a gradient, or attention maps are
-    asked of it, the original forward runs.
+    Takes the place of the tower's forward. Every picture (or crop of one) is kept by the digest of its pixel values;
+    those of a batch that are new are encoded together. The projector runs every time and may be trained. While a
+    parameter of the tower needs a gradient, or attention maps are asked of it, the original forward runs.
 
     Args:
         backbone: of a class with `pixel_values` (N, C, H, W) and selected hidden states (LLaVA family), or with
@@ -509,7 +510,7 @@ class VisionCache:
             trained = set(map(id, self._projector.parameters()))
             self._frozen_parameters = [p for p in self._frozen_parameters if id(p) not in trained]
         self._original = self._tower.forward
-        self._states: dict[bytes, dict[int, Tensor]] = {}
+        self._states: dict[bytes, Tensor] = {}
         self._tower.forward = self._forward_packed if self._inside else self._forward_rows
 
     def __len__(self) -> int:
@@ -537,40 +538,50 @@ class VisionCache:
         layers = [self._layer] if isinstance(self._layer, int) else list(self._layer)
         if self._bypassed(options) or options.get("output_hidden_states") not in (True, self._layer):
             return self._original(pixel_values, **options)
-        rows = []
-        for row, key in zip(pixel_values, _digests(pixel_values), strict=True):
-            if key not in self._states:
-                with torch.no_grad():
-                    output = self._original(row.unsqueeze(0), **options)
-                self._states[key] = {layer: output.hidden_states[layer].detach() for layer in layers}
-            rows.append(self._states[key])
-        return BaseModelOutputWithPooling(hidden_states={k: torch.cat([r[k] for r in rows]) for k in layers})
+        keys = _digests(pixel_values)
+        new = self._new(keys)
+        if new:
+            with torch.no_grad():
+                output = self._original(pixel_values[list(new.values())], **options)
+            for row, key in enumerate(new):
+                self._states[key] = torch.stack([output.hidden_states[layer][row] for layer in layers])
+        states = torch.stack([self._states[key] for key in keys], dim=1)  # (layers, N, tokens, D)
+        return BaseModelOutputWithPooling(hidden_states=dict(zip(layers, states, strict=True)))
 
     def _forward_packed(self, hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
         """Qwen2.5-VL: packed patches (sum of t*h*w, D) and grids (N, 3) -> output with merged tokens (sum, H)."""
         if self._bypassed(options) or options.get("output_hidden_states"):
             return self._original(hidden_states, grid_thw=grid_thw, **options)
-        rows = []
-        for patches, grid in zip(hidden_states.split(grid_thw.prod(-1).tolist()), grid_thw, strict=True):
-            key = _digests(patches.unsqueeze(0), prefix=bytes(str(grid.tolist()), "ascii"))[0]
-            if key not in self._states:
-                self._states[key] = {0: self._before_merger(patches, grid.unsqueeze(0), options)}
-            rows.append(self._states[key][0])
-        return BaseModelOutputWithPooling(pooler_output=self._projector(torch.cat(rows)))
+        pictures = hidden_states.split(grid_thw.prod(-1).tolist())
+        keys = [
+            _digests(patches.unsqueeze(0), prefix=repr(grid).encode())[0]
+            for patches, grid in zip(pictures, grid_thw.tolist(), strict=True)
+        ]
+        new = list(self._new(keys).values())
+        if new:
+            states = self._before_merger(torch.cat([pictures[i] for i in new]), grid_thw[new], options)
+            self._states |= zip([keys[i] for i in new], states, strict=True)
+        merged = self._projector(torch.cat([self._states[key] for key in keys]))
+        return BaseModelOutputWithPooling(pooler_output=merged)
+
+    def _new(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        """Position of the first occurrence of each key that is not kept yet."""
+        return {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._states}
 
     @torch.no_grad()
-    def _before_merger(self, patches: Tensor, grid: Tensor, options: dict[str, Any]) -> Tensor:
-        """What the merger receives for one picture, (patches, D), in the order of the image tokens."""
+    def _before_merger(self, patches: Tensor, grids: Tensor, options: dict[str, Any]) -> list[Tensor]:
+        """What the merger receives for each picture, (patches, D), in the order of the image tokens."""
         seen: list[Tensor] = []
         handle = self._projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         try:
-            self._original(patches, grid_thw=grid, **options)
+            self._original(patches, grid_thw=grids, **options)
         finally:
             handle.remove()
         tower = self._tower
-        order, _ = get_vision_window_index(grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)
+        order, _ = get_vision_window_index(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)
         units = seen[0].reshape(len(order), -1, seen[0].shape[-1])
-        return units[torch.argsort(order).to(units.device)].flatten(0, 1)
+        states = units[torch.argsort(order).to(units.device)].flatten(0, 1)
+        return [state.clone() for state in states.split(grids.prod(-1).tolist())]
 
 
 def _digests(rows: Tensor, prefix: bytes = b"") -> list[bytes]:
