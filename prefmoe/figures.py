@@ -70,7 +70,7 @@ PREFIX_TOKENS = (
 METRIC_LABELS = {
     "overall": "Overall accuracy",
     "preference": "Preference accuracy",
-    "profile": "Profile (recognition)\naccuracy",
+    "profile": "Profile accuracy\n(recognition)",
     "collapse": "Collapse\n(lower is better)",
     "recall": "Recall",
     "sensitivity": "Sensitivity\n(recall − collapse)",
@@ -116,15 +116,25 @@ def _canvas(width: float, height: float, rows: int = 1, columns: int = 1, **opti
     return figure, axes
 
 
-def _finish(figure: Figure, title: str, caption: str) -> Figure:
-    """Adds a title above and a wrapped caption below the axes."""
+def _finish(figure: Figure, title: str, caption: str, *, legend: Sequence = (), legend_columns: int = 0) -> Figure:
+    """Adds a title above the axes, and a legend and a wrapped caption below them.
+
+    Args:
+        legend: labelled handles.
+        legend_columns: how many stand side by side; all when 0.
+    """
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(caption, max(20, int(width * 16.5)))
-    heading = textwrap.fill(title, max(20, int(width * 11.5)))
-    bottom = (0.13 * len(lines) + 0.08) / height
-    top = (0.19 * (heading.count("\n") + 1) + 0.06) / height
-    figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom - top))
+    heading = textwrap.fill(title, max(20, int(width * 10.5)))
+    bottom = 0.14 * len(lines) + 0.08
     inset = 0.08 / width
+    if legend:
+        columns = legend_columns or len(legend)
+        anchor = (inset, bottom / height)
+        figure.legend(handles=list(legend), loc="lower left", bbox_to_anchor=anchor, ncols=columns, borderpad=0.3)
+        bottom += 0.19 * -(-len(legend) // columns) + 0.1
+    top = 0.19 * (heading.count("\n") + 1) + 0.06
+    figure.get_layout_engine().set(rect=(0, bottom / height, 1, 1 - (bottom + top) / height))
     figure.text(inset, 1 - 0.05 / height, heading, fontsize=10.5, weight="bold", color=INK, va="top", ha="left")
     figure.text(inset, 0.06 / height, "\n".join(lines), fontsize=8, color=MUTED, va="bottom", ha="left")
     return figure
@@ -154,7 +164,7 @@ def _sizes(table: pd.DataFrame, names: Sequence[str]) -> str:
 
 
 def _method_style(method: str, kind: str) -> tuple[str, str]:
-    return _TYPE_STYLE["PrefMoE" if method == "PrefMoE" else kind]
+    return _TYPE_STYLE["PrefMoE" if method.startswith("PrefMoE") else kind]
 
 
 def _light_grid(axes: Axes, axis: str = "x") -> None:
@@ -210,13 +220,13 @@ def _published(table: pd.DataFrame, names: Sequence[str], title: str, caption: s
         axis.set_yticks(rows, methods["method"])
         axis.tick_params(axis="y", length=0)
         _light_grid(axis)
-        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     changes = np.flatnonzero(methods["type"].ne(methods["type"].shift()))[1:]
     for axis in axes[0]:
         for change in changes:
             axis.axhline(change - 0.5, color=MUTED, linewidth=0.6)
     axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)
-    kinds = [kind for kind in _TYPE_STYLE if kind in set(methods["type"]) | ({"PrefMoE"} & set(methods["method"]))]
+    kinds = [kind for kind in _TYPE_STYLE if kind in {*methods["type"], "PrefMoE"}]
     handles = [
         Line2D([], [], color=_TYPE_STYLE[kind][0], marker=_TYPE_STYLE[kind][1], linestyle="none", label=kind)
         for kind in kinds
@@ -225,8 +235,7 @@ def _published(table: pd.DataFrame, names: Sequence[str], title: str, caption: s
         Line2D([], [], color=INK, marker="o", linestyle="none", label="0 turns"),
         Line2D([], [], color=INK, marker="o", linestyle="none", markerfacecolor="white", label="10 turns"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if len(names) > 1 else 3)
-    return _finish(figure, title, caption)
+    return _finish(figure, title, caption, legend=handles, legend_columns=len(handles) if len(names) > 1 else 3)
 
 
 # The benchmark
@@ -327,7 +336,7 @@ def picture_grid(pictures: Sequence[tuple[str | Path, str]], *, columns: int = 4
     rows = -(-len(pictures) // columns)
     texts = [_wrapped(text, 27) for _, text in pictures]
     lines = max(text.count("\n") + 1 for text in texts)
-    figure, axes = _canvas(1.95 * columns, (1.85 + 0.15 * lines) * rows + 0.6, rows, columns)
+    figure, axes = _canvas(1.95 * columns, (1.86 + 0.135 * lines) * rows + 0.45, rows, columns)
     for axis, (path, _), text in zip(axes.flat, pictures, texts, strict=False):
         _show(axis, path)
         axis.set_xlabel(text, fontsize=7.5, loc="left", color=INK)
@@ -344,14 +353,14 @@ def portraits(users: Sequence[tuple[str, str, Sequence[str | Path]]], *, title: 
         users: (name, text, picture paths) per user.
     """
     columns = max(len(paths) for _, _, paths in users)
-    texts = [_wrapped(text, 44) for _, text, _ in users]
-    height = max(1.25, 0.3 + 0.145 * max(text.count("\n") + 2 for text in texts))
+    texts = [_wrapped(text, 62) for _, text, _ in users]
+    height = max(1.3, 0.15 + 0.132 * max(text.count("\n") + 2 for text in texts))
     figure, axes = _canvas(
-        3.2 + 1.15 * columns,
+        4.2 + 1.15 * columns,
         height * len(users) + 0.6,
         len(users),
         columns + 1,
-        width_ratios=[3.0, *[1.1] * columns],
+        width_ratios=[3.9, *[1.1] * columns],
     )
     for row, ((name, _, paths), text) in enumerate(zip(users, texts, strict=True)):
         axes[row, 0].set_axis_off()
@@ -372,6 +381,7 @@ def _wrapped(text: str, width: int) -> str:
 def _show(axis: Axes, path: str | Path) -> None:
     with Image.open(path) as picture:
         axis.imshow(np.asarray(picture.convert("RGB")))
+    axis.set_anchor("N")
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_visible(True)
@@ -419,13 +429,13 @@ def backbone_abilities(table: pd.DataFrame) -> Figure:
     axis.set_xlim(0, 1.03)
     axis.set_xlabel("Share of correct answers")
     _light_grid(axis)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(backbones) + 1)
     n = sorted(table["n"].astype(int).unique())
     sizes = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
     return _finish(
         figure,
         "Abilities of the backbones on material without benchmark users",
         f"n = {sizes} questions per ability. Bars: 95 % Wilson intervals.",
+        legend=axis.get_legend_handles_labels()[0],
     )
 
 
@@ -456,10 +466,10 @@ def collapse_recall(table: pd.DataFrame, *, backbone: str, turns: int = 0) -> Fi
         arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6},
     )  # fmt: skip
     axis.annotate(
-        'always "yes"', (1, 1), (0.9, 0.8), fontsize=8, color=MUTED, ha="center",
+        'always "yes"', (1, 1), (0.86, 0.58), fontsize=8, color=MUTED, ha="center",
         arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6},
     )  # fmt: skip
-    handles = []
+    handles, points = [], []
     for number, method in enumerate(methods, 1):
         collapse, recall = wide["collapse"].loc[method], wide["recall"].loc[method]
         kind = collapse["type"]
@@ -470,11 +480,8 @@ def collapse_recall(table: pd.DataFrame, *, backbone: str, turns: int = 0) -> Fi
             collapse["value"], recall["value"], xerr=np.nan_to_num(np.maximum(ends, 0)),
             yerr=np.nan_to_num(np.maximum(tops, 0)), fmt="none", ecolor=colour, elinewidth=0.9, zorder=2,
         )  # fmt: skip
-        axis.plot(collapse["value"], recall["value"], marker, color=colour, markersize=12, zorder=3)
-        axis.text(
-            collapse["value"], recall["value"], str(number), color="white", fontsize=7.5, weight="bold",
-            ha="center", va="center_baseline", zorder=4,
-        )  # fmt: skip
+        axis.plot(collapse["value"], recall["value"], marker, color=colour, markersize=7, zorder=3)
+        points.append((collapse["value"], recall["value"]))
         handles.append(
             Line2D(
                 [],
@@ -486,8 +493,13 @@ def collapse_recall(table: pd.DataFrame, *, backbone: str, turns: int = 0) -> Fi
                 label=f"{number}  {method}",
             )
         )
-    axis.set_xlim(-0.03, 1.03)
-    axis.set_ylim(-0.03, 1.03)
+    for number, (point, place) in enumerate(zip(points, _label_places(np.array(points)), strict=True), 1):
+        axis.annotate(
+            str(number), point, place, fontsize=8, ha="center", va="center", zorder=4,
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
+        )  # fmt: skip
+    axis.set_xlim(-0.06, 1.06)
+    axis.set_ylim(-0.06, 1.06)
     axis.set_aspect("equal")
     axis.set_xlabel("Collapse: share answered as if held, user outside the group")
     axis.set_ylabel("Recall: share answered as held, user inside the group")
@@ -497,6 +509,25 @@ def collapse_recall(table: pd.DataFrame, *, backbone: str, turns: int = 0) -> Fi
         f"Collapse beside recall, {backbone}, {turns} turns",
         f"{_sizes(chosen, ('collapse', 'recall'))}; diagonals: equal sensitivity = recall − collapse. {_INTERVAL}",
     )
+
+
+def _label_places(points: NDArray, gap: float = 0.05, rounds: int = 300) -> NDArray:
+    """(N, 2) places for labels beside N points in the unit square.
+
+    Each label starts on the side that faces away from the neighbouring points; labels are then pushed
+    off one another and off the points.
+    """
+    between = points[:, None] - points[None]
+    near = np.exp(-((between / 0.1) ** 2).sum(axis=-1, keepdims=True))
+    outward = (between * near).sum(axis=1) + 1e-3 * np.array([1.0, 0.7])
+    places = points + gap * outward / np.linalg.norm(outward, axis=1, keepdims=True)
+    for _ in range(rounds):
+        away = places[:, None] - np.concatenate([places, points])[None]
+        distance = np.maximum(np.linalg.norm(away, axis=-1, keepdims=True), 1e-6)
+        push = np.where(distance < gap, away / distance * (gap - distance), 0.0)
+        push[np.arange(len(points)), np.arange(len(points))] = 0
+        places = np.clip(places + 0.5 * push.sum(axis=1), -0.03, 1.03)
+    return places
 
 
 @house_style
@@ -537,17 +568,13 @@ def groups(
     axis.set_xlim(left=min(0, axis.get_xlim()[0]))
     axis.set_xlabel(METRIC_LABELS[metric].replace("\n", " "))
     _light_grid(axis)
-    figure.legend(
-        *axis.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=3 if len(names) < 4 else 2,
-        title=_BY[grouping],
-    )
     head = METRIC_LABELS[metric].split("\n")[0]
     return _finish(
         figure,
         f"{head} by {_BY[grouping]}, {backbone}, {turns} turns",
-        f"n in the legend, questions per method. {_INTERVAL} Three seeds or fewer are averaged.",
+        f"n: questions per method, seeds averaged. {_INTERVAL}",
+        legend=axis.get_legend_handles_labels()[0],
+        legend_columns=3 if len(names) < 4 else 2,
     )
 
 
@@ -603,7 +630,7 @@ def main_table(
         axis.set_xlabel(METRIC_LABELS[metric])
         axis.set_yticks(range(len(methods)), [_wrapped(method, 24) for method in methods])
         axis.tick_params(axis="y", length=0)
-        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
         _light_grid(axis)
     axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)
     handles = [
@@ -614,7 +641,6 @@ def main_table(
     handles += [
         Line2D([], [], label=name, **style) for name, style in _REFERENCE_LINES.items() if name in set(chosen["method"])
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     count = int(trained["seeds"].max())
     ticks = " Small ticks: lowest and highest seed." if seeds is not None else ""
     return _finish(
@@ -622,6 +648,7 @@ def main_table(
         f"Accuracy, collapse and recall of every method, {backbone}",
         f"{_sizes(trained, [name for name in names if name != 'sensitivity'])}; mean of {count} seed(s) for "
         f"trained methods. {_INTERVAL}{ticks}",
+        legend=handles,
     )
 
 
@@ -675,9 +702,10 @@ def ablation_steps(
         axis.set_title(METRIC_LABELS[metric])
         axis.set_xticks(range(len(steps)), labels)
         axis.set_xlim(-0.4, len(steps) - 0.6)
-        axis.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+        axis.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
         _light_grid(axis, "y")
     axes[0, 0].set_ylabel("Share of questions")
+    handles = []
     if published is not None:
         handles = [
             Line2D(
@@ -689,11 +717,12 @@ def ablation_steps(
             ),
             Line2D([], [], color="#999999", marker="o", markersize=3.5, linestyle="--", label="published"),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     switches = "E user embedding, P profile and preference factors, I imbalance-aware term, C counterfactual users, "
     switches += "D decorrelation, M mixture of experts."
-    sizes = f"{_sizes(chosen, [n for n in names if n != 'sensitivity'])}. {_INTERVAL} " if "n" in chosen else ""
-    return _finish(figure, f"Components added one after the other, {turns} turns", sizes + switches)
+    sizes = "As printed in the paper, without intervals; n = 2145 overall, 750 preference, 1395 profile, 219 collapse. "
+    if "n" in chosen:
+        sizes = f"{_sizes(chosen, [n for n in names if n != 'sensitivity'])}. {_INTERVAL} "
+    return _finish(figure, f"Components added one after the other, {turns} turns", sizes + switches, legend=handles)
 
 
 @house_style
@@ -720,7 +749,7 @@ def paired_differences(
         axis.set_xlabel(METRIC_LABELS[metric])
         axis.set_yticks(range(len(baselines)), baselines)
         axis.tick_params(axis="y", length=0)
-        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
         _light_grid(axis)
     axes[0, 0].set_ylim(len(baselines) - 0.4, -0.6)
     method = chosen["method"].iloc[0]
@@ -773,12 +802,13 @@ def loss_curves(losses: Mapping[str, Sequence[pd.DataFrame]], *, window: int = 2
         axis.set_xlabel("Step")
     for axis in axes[:, 0]:
         axis.set_ylabel("Weighted loss")
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=min(4, len(drawn)))
     seeds = max(len(runs) for runs in losses.values())
     return _finish(
         figure,
         "Loss terms during training",
         f"Running mean over {window} steps; thick: mean of n = {seeds} seed(s), thin: single seeds.",
+        legend=drawn.values(),
+        legend_columns=min(3, len(drawn)),
     )
 
 
@@ -917,7 +947,6 @@ def user_space(coordinates: pd.DataFrame, purity: pd.DataFrame, *, colour: str =
             )
             for r in ranks
         ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6 if colour == "group" else 5)
     n = int(coordinates.groupby(["stage", "tokens"]).size().max())
     by = "facet" if colour == "facet" else "preference group"
     return _finish(
@@ -925,6 +954,8 @@ def user_space(coordinates: pd.DataFrame, purity: pd.DataFrame, *, colour: str =
         f"User tokens by {by} (t-SNE)",
         f"n = {n} tokens per panel. Purity: share of nearest neighbours (other users, full space) with the same "
         f"{by}; 95 % cluster bootstrap over users. Distances and areas in t-SNE mean little: read the purity.",
+        legend=handles,
+        legend_columns=6 if colour == "group" else 5,
     )
 
 
@@ -990,7 +1021,8 @@ def attention_image(
     """
     rows = -(-len(examples) // columns)
     columns = min(columns, len(examples))
-    figure, axes = _canvas(2.1 * columns + 0.8, 2.6 * rows + 0.8, rows, columns)
+    lines = max(_wrapped(text, 30).count("\n") + 1 for _, _, text in examples)
+    figure, axes = _canvas(2.1 * columns + 0.8, (2.05 + 0.14 * lines) * rows + 0.45, rows, columns)
     top = max(float(np.max(weights)) for _, weights, _ in examples)
     for axis, (path, weights, text) in zip(axes.flat, examples, strict=False):
         with Image.open(path) as picture:
@@ -1001,7 +1033,7 @@ def attention_image(
         # Weak attention stays transparent, so that the picture remains visible where the model does not look.
         heat = axis.imshow(
             weights, cmap=HEAT, vmin=0, vmax=top, extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-            alpha=0.25 + 0.5 * weights / top, interpolation="nearest",
+            alpha=0.15 + 0.65 * np.sqrt(weights / top), interpolation="nearest",
         )  # fmt: skip
         axis.set_xticks([])
         axis.set_yticks([])
@@ -1056,9 +1088,14 @@ def routing_gates(
     axis.set_xlim(0, 1)
     axis.set_xlabel("Mean gate")
     axis.tick_params(axis="y", length=0)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(experts)))
     note = "n = questions. Lines at a segment's end: 95 % cluster bootstrap over users of that segment's length."
-    return _finish(figure, title or f"Gates of the {router} router by question", f"{note} {caption}".strip())
+    return _finish(
+        figure,
+        title or f"Gates of the {router} router by question",
+        f"{note} {caption}".strip(),
+        legend=axis.get_legend_handles_labels()[0],
+        legend_columns=min(5, len(experts)),
+    )
 
 
 # Examples
@@ -1137,5 +1174,5 @@ def tuning_grid(grid: pd.DataFrame, *, metric: str = "overall") -> Figure:
     return _finish(
         figure,
         "Settings tried on the validation split",
-        f"n = {n} questions per setting; filled: chosen. One seed.",
+        f"n = {n} questions per setting; filled: chosen.",
     )
