@@ -44,9 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
     notebook.add_argument("--threads", type=int, help="CPU threads the kernel may use (default: all)")
 
-    publish = command("publish", _publish, "Put an executed notebook's outputs into its source.")
-    publish.add_argument("executed", type=Path)
-    publish.add_argument("notebook", type=Path)
+    publish = command("publish", _publish, "Put the outputs of an edition's executed notebooks into notebooks/.")
+    publish.add_argument("edition")
 
     check = command("check", _check, "Refuse notebooks whose outputs do not belong to their cells.")
     check.add_argument("notebooks", type=Path, nargs="+")
@@ -94,9 +93,11 @@ def _notebook(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    from prefmoe.notebooks import publish
+    from prefmoe.config import RESULTS, ROOT, load_edition
+    from prefmoe.notebooks import publish_all
 
-    publish(options.executed, options.notebook)
+    for path in publish_all(RESULTS / load_edition(options.edition).name / "notebooks", ROOT / "notebooks"):
+        print(path)
 
 
 def _check(options: argparse.Namespace) -> None:

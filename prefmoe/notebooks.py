@@ -17,6 +17,8 @@ from typing import Any
 import nbformat
 import yaml
 
+from prefmoe.config import ROOT
+
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"
 RECORD = "prefmoe"
@@ -110,11 +112,6 @@ def defaults(notebook: nbformat.NotebookNode) -> dict[str, Any]:
     return values
 
 
-def code_digest(notebook: str | Path) -> str:
-    """A digest of a notebook's code cells; prose, outputs and metadata do not change it."""
-    return _digest([cell.source for cell in _code_cells(_read(Path(notebook)))])
-
-
 def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
     """Refuses a notebook whose outputs do not belong to its cells.
 
@@ -173,6 +170,23 @@ def publish(executed: str | Path, notebook: str | Path) -> Path:
     return Path(notebook)
 
 
+def publish_all(executed: Path, folder: Path) -> list[Path]:
+    """`publish` for every notebook of a folder.
+
+    Args:
+        executed: holds <notebook>.ipynb, or <notebook>/<backbone>/<method>.ipynb for one that is executed for
+            many pairs; of these the pair that the notebook has as its defaults is taken.
+    """
+    published = []
+    for notebook in sorted(folder.glob("*.ipynb")):
+        run = executed / notebook.name
+        usual = defaults(_read(notebook))
+        if "backbone" in usual and "method" in usual:
+            run = executed / notebook.stem / usual["backbone"] / f"{usual['method']}.ipynb"
+        published.append(publish(run, notebook))
+    return published
+
+
 def parse_parameters(pairs: list[str]) -> dict[str, Any]:
     """Parameters from ``name=value`` strings; values are YAML scalars.
 
@@ -195,7 +209,12 @@ def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int
     from jupyter_client.manager import AsyncKernelManager
 
     with tempfile.TemporaryDirectory(prefix="prefmoe-kernel-") as folder:
-        environment = {"IPYTHONDIR": folder, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # the kernel imports this prefmoe, no other
+        environment = {
+            "IPYTHONDIR": folder,
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
         if threads is not None:
             names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PREFMOE_THREADS")
             environment |= dict.fromkeys(names, str(threads))
@@ -253,7 +272,7 @@ def _normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         {k: v for k, v in notebook.metadata.items() if k not in ("papermill", "widgets")}
         | {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
     )
-    folders = {str(Path(__file__).resolve().parent.parent): ".", str(Path.home()): "~"}
+    folders = {str(ROOT): ".", str(Path.home()): "~"}
     folders = {path: short for path, short in folders.items() if path != os.sep}
     for cell in notebook.cells:
         for volatile in ("papermill", "execution"):

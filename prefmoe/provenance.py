@@ -1,4 +1,4 @@
-"""Says which code a result depends on: a digest of modules and of everything in this package they import."""
+"""Says which code a result depends on: digests of modules with everything they import, and of notebooks' code."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ NOT_A_CAUSE = ("prefmoe.config", "prefmoe.metrics", "prefmoe.statistics", "prefm
 """Imported by the modules above, yet unable to change weights or answers (settings are compared by value)."""
 
 
+class NotebookCodeError(ValueError):
+    """A notebook whose code cannot be read; the message names the file and the cell."""
+
+
 @cache
 def code_digest(modules: tuple[str, ...] = RUN_MODULES, without: tuple[str, ...] = NOT_A_CAUSE) -> str:
     """A hash of the named modules and of all they import from this package; computing it imports nothing.
@@ -36,9 +40,43 @@ def code_digest(modules: tuple[str, ...] = RUN_MODULES, without: tuple[str, ...]
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += _imports(tree, package)
+        waiting += imports(tree, package)
         dumps[name] = _without_docstrings(tree)
     return digest(sorted(dumps.items()))
+
+
+def notebook_digest(notebook: str | Path) -> str:
+    """A hash of a notebook's code cells and of what they import from this package.
+
+    Prose, outputs, metadata and the cell that papermill injects do not change it.
+
+    Raises:
+        NotebookCodeError: if the file is not a notebook, or a code cell is not valid Python.
+    """
+    path, names, sources = Path(notebook), set(), []
+    for number, source in _code_cells(path):
+        plain = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
+        try:
+            names.update(imports(ast.parse(plain)))
+        except SyntaxError as error:
+            raise NotebookCodeError(f"{path}: cell {number} is not valid Python: {error}") from error
+        sources.append(source)
+    return digest([sources, code_digest(tuple(sorted(names)), ())])
+
+
+def _code_cells(path: Path) -> list[tuple[int, str]]:
+    """Number (from 1, among all cells) and source of a notebook's own code cells; quicker than nbformat."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return [
+            (number, "".join(cell["source"]))
+            for number, cell in enumerate(cells, 1)
+            if cell["cell_type"] == "code" and "injected-parameters" not in cell["metadata"].get("tags", [])
+        ]
+    except FileNotFoundError as error:
+        raise NotebookCodeError(f"notebook {path} does not exist") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise NotebookCodeError(f"{path}: not a notebook: {error!r}") from error
 
 
 def digest(content: Any) -> str:
@@ -61,7 +99,7 @@ def module_file(name: str) -> Path | None:
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
 
-def _imports(tree: ast.Module, package: str) -> Iterator[str]:
+def imports(tree: ast.Module, package: str = "") -> Iterator[str]:
     """Names of the modules that a module imports, at its top level or inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -14,7 +14,8 @@ import nbformat
 import pytest
 
 from prefmoe import notebooks
-from prefmoe.notebooks import NotebookError, check_outputs, code_digest, execute, parse_parameters, publish
+from prefmoe.notebooks import NotebookError, check_outputs, execute, parse_parameters, publish
+from prefmoe.provenance import notebook_digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -93,7 +94,7 @@ def test_a_missing_or_damaged_notebook_is_named(tmp_path):
         execute(tmp_path / "absent.ipynb", tmp_path / "out.ipynb")
     (tmp_path / "damaged.ipynb").write_text("{")
     with pytest.raises(NotebookError, match="damaged.ipynb: not a notebook"):
-        code_digest(tmp_path / "damaged.ipynb")
+        execute(tmp_path / "damaged.ipynb", tmp_path / "out.ipynb")
 
 
 def test_a_failing_cell_is_never_mistaken_for_a_result(tmp_path):
@@ -147,20 +148,6 @@ def _alive(process: int) -> bool:
     return "Z" not in Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
-def test_code_digest_sees_code_and_nothing_else(tmp_path):
-    source = _notebook(tmp_path / "source.ipynb", "1 + 1", parameters="edition = 'mini'")
-    before = code_digest(source)
-    _edit(source, lambda content: content.cells[0].update(source="# Another title"))
-    assert code_digest(source) == before
-    _edit(source, lambda content: content.cells[2].update(source="1 + 2"))
-    assert code_digest(source) != before
-
-
-def test_code_digest_survives_execution(executed):
-    source, result = executed
-    assert code_digest(source) == code_digest(result)
-
-
 def test_outputs_of_a_run_are_accepted(executed):
     check_outputs(executed[1], executed=True)
 
@@ -199,7 +186,7 @@ def test_publishing_keeps_the_prose_and_brings_the_outputs(tmp_path):
     content = nbformat.read(source, as_version=4)
     assert [cell.source for cell in content.cells] == ["# Better prose", "word = 'a'", "print(word)"]
     assert _printed(source) == "a\n"
-    assert code_digest(source) == code_digest(result)
+    assert notebook_digest(source) == notebook_digest(result)
 
 
 def test_publishing_refuses_other_code_and_other_parameters(tmp_path):

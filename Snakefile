@@ -1,0 +1,30 @@
+# The whole workflow: data, runs (one notebook per backbone and method, its seeds inside), tables, analysis notebooks.
+#
+#   snakemake --cores all                          the default edition, mini
+#   snakemake --cores all --config edition=smoke   another one of config/*.yaml
+#   snakemake --cores all pretrain                 make the miniature backbones' weights again
+#   snakemake --cores all tune                     choose settings on the validation split again
+#   snakemake --cores all publish                  put the default edition's outputs into notebooks/*.ipynb
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+include: "workflow/rules/common.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        tables("table1"),
+        RUN_NOTEBOOKS,
+        [executed(name) for name in ANALYSES],
+
+
+include: "workflow/rules/runs.smk"
+include: "workflow/rules/analysis.smk"
+include: "workflow/rules/maintenance.smk"

@@ -1,0 +1,112 @@
+"""Digests of code: what changes them, what does not, and what they follow."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+
+from prefmoe import provenance
+from prefmoe.provenance import NotebookCodeError, code_digest, folder_digest, notebook_digest
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of three modules in place of this one: first imports second, third stands alone."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "first.py").write_text("from prefmoe.deep import second\n\ndef f():\n    return second.g()\n")
+    (tmp_path / "deep" / "__init__.py").write_text("")
+    (tmp_path / "deep" / "second.py").write_text("def g():\n    return 1\n")
+    (tmp_path / "third.py").write_text("h = 3\n")
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
+    code_digest.cache_clear()
+    yield tmp_path
+    code_digest.cache_clear()
+
+
+def _digest(*modules, without=()):
+    code_digest.cache_clear()
+    return code_digest(modules, without)
+
+
+def test_a_digest_follows_imports(package):
+    before = _digest("prefmoe.first")
+    (package / "deep" / "second.py").write_text("def g():\n    return 2\n")
+    assert _digest("prefmoe.first") != before
+
+
+def test_a_digest_ignores_other_modules_comments_and_docstrings(package):
+    before = _digest("prefmoe.first")
+    (package / "third.py").write_text("h = 4\n")
+    (package / "first.py").write_text(
+        '"""A module."""\nfrom prefmoe.deep import second  # why\n\n\ndef f():\n    """Returns."""\n    return second.g()\n'
+    )
+    assert _digest("prefmoe.first") == before
+
+
+def test_a_module_can_be_left_out(package):
+    before = _digest("prefmoe.first", without=("prefmoe.deep.second",))
+    (package / "deep" / "second.py").write_text("def g():\n    return 2\n")
+    assert _digest("prefmoe.first", without=("prefmoe.deep.second",)) == before
+
+
+def test_relative_imports_are_followed(package):
+    (package / "first.py").write_text("from .deep.second import g\n")
+    before = _digest("prefmoe.first")
+    (package / "deep" / "second.py").write_text("def g():\n    return 2\n")
+    assert _digest("prefmoe.first") != before
+
+
+def _notebook(path, *cells):
+    nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), path)
+    return path
+
+
+def test_a_notebook_digest_sees_code_and_nothing_else(tmp_path):
+    title, code = nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("1 + 1")
+    injected = nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["injected-parameters"]})
+    before = notebook_digest(_notebook(tmp_path / "a.ipynb", title, code))
+    title.source, code.execution_count = "# Another title", 7
+    code.outputs = [nbformat.v4.new_output("stream", text="2")]
+    assert notebook_digest(_notebook(tmp_path / "b.ipynb", title, injected, code)) == before
+    code.source = "1 + 2"
+    assert notebook_digest(_notebook(tmp_path / "c.ipynb", title, code)) != before
+
+
+def test_a_notebook_digest_follows_imports(tmp_path, package):
+    notebook = _notebook(tmp_path / "a.ipynb", nbformat.v4.new_code_cell("%matplotlib inline\nfrom prefmoe import third"))
+    before = notebook_digest(notebook)
+    (package / "first.py").write_text("0\n")
+    assert notebook_digest(notebook) == before
+    (package / "third.py").write_text("h = 4\n")
+    code_digest.cache_clear()
+    assert notebook_digest(notebook) != before
+
+
+def test_a_notebook_whose_code_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(NotebookCodeError, match="absent.ipynb does not exist"):
+        notebook_digest(tmp_path / "absent.ipynb")
+    (tmp_path / "list.ipynb").write_text("[]")
+    with pytest.raises(NotebookCodeError, match="list.ipynb: not a notebook"):
+        notebook_digest(tmp_path / "list.ipynb")
+    with pytest.raises(NotebookCodeError, match="broken.ipynb: cell 1 is not valid Python"):
+        notebook_digest(_notebook(tmp_path / "broken.ipynb", nbformat.v4.new_code_cell("def")))
+
+
+def test_a_folder_digest_sees_names_and_contents(tmp_path):
+    (tmp_path / "a").write_text("1")
+    before = folder_digest(tmp_path)
+    (tmp_path / "a").write_text("2")
+    changed = folder_digest(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len({before, changed, folder_digest(tmp_path)}) == 3
+
+
+def test_what_a_run_depends_on_is_found_and_figures_are_not_among_it(monkeypatch):
+    seen = []
+    original = provenance.module_file
+    monkeypatch.setattr(provenance, "module_file", lambda name: seen.append(name) or original(name))
+    code_digest.cache_clear()
+    code_digest()
+    used = {name for name in seen if original(name)}
+    assert {"prefmoe.losses", "prefmoe.data.prompts", "prefmoe.models.moe_lora", "prefmoe.training"} <= used
+    assert not used & {"prefmoe.figures", "prefmoe.tables", "prefmoe.notebooks", "prefmoe.runs"}

@@ -1,0 +1,109 @@
+# What the rules share: the edition, names of files, and digests that decide what has to run again.
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from prefmoe import provenance
+from prefmoe.config import ROOT, ConfigError, PrefMoEMethod, load_edition
+
+if Path(workflow.basedir).resolve() != ROOT:
+    raise WorkflowError(f"the installed prefmoe belongs to another clone, {ROOT}; run pip install -e . in this one")
+if unknown := set(config) - {"edition"}:
+    raise WorkflowError(f"unknown --config {', '.join(sorted(unknown))}; expected edition=<name>")
+try:
+    EDITION = load_edition(config.get("edition", "mini"))
+except ConfigError as error:
+    raise WorkflowError(str(error))
+
+RESULTS, FIGURES = f"results/{EDITION.name}", f"figures/{EDITION.name}"
+ENVIRONMENT = str(ROOT / "environment.yml")
+RUN_NOTEBOOK = "06_train_and_evaluate"
+PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
+FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]
+
+ANALYSES = ["01_published_results", "02_benchmark", "03_backbone", "04_group_preference_collapse", "07_main_table"]
+if FULL_RUNS:
+    ANALYSES += ["05_prefmoe_step_by_step", "09_user_space", "10_attention_maps", "11_routing"]
+if EDITION.table2:
+    ANALYSES += ["08_ablation"]
+ANALYSES.sort()
+
+UNSEEN_TABLE = ["unseen"] if EDITION.data.kind == "miniature" and "unseen" in EDITION.evaluation.splits else []
+
+
+wildcard_constraints:
+    backbone="|".join(EDITION.backbones),
+    method="|".join(EDITION.methods),
+
+
+# Jobs call the python that runs snakemake, unless snakemake makes the environment itself.
+if not workflow.deployment_settings.deployment_method:
+    shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+
+def executed(name):
+    """The executed copy of an analysis notebook."""
+    return f"{RESULTS}/notebooks/{name}.ipynb"
+
+
+def run_notebooks(pairs):
+    """The executed copies of the run notebook for (backbone, method) pairs."""
+    return [f"{RESULTS}/notebooks/{RUN_NOTEBOOK}/{backbone}/{method}.ipynb" for backbone, method in pairs]
+
+
+def tables(*names):
+    """CSV files that the rule `tables` writes."""
+    return [f"{FIGURES}/{name}.csv" for name in names]
+
+
+def figures(*names):
+    """PNG files that an analysis notebook writes."""
+    return [f"{FIGURES}/{name}.png" for name in names]
+
+
+def code(name):
+    """A digest of an analysis notebook's code and of the modules it imports; prose is not part of it."""
+    try:
+        return provenance.notebook_digest(ROOT / "notebooks" / f"{name}.ipynb")
+    except provenance.NotebookCodeError as error:
+        raise WorkflowError(str(error))
+
+
+def run_inputs(wildcards):
+    """A digest of what a run depends on besides the data; runs of equal inputs are not repeated."""
+    settings = EDITION.model_dump(mode="json", include={"seeds", "training", "evaluation", "cache_images"})
+    method = EDITION.methods[wildcards.method].model_dump(mode="json")
+    weights = ROOT / "prefmoe" / "weights" / wildcards.backbone
+    return provenance.digest([code(RUN_NOTEBOOK), settings, method, provenance.folder_digest(weights)])
+
+
+def table_inputs(wildcards):
+    """A digest of the settings and the code behind the tables."""
+    settings = EDITION.model_dump(mode="json", include={"methods", "table1", "table2", "backbones", "seeds"})
+    return provenance.digest([settings, provenance.code_digest(("prefmoe.tables",), ())])
+
+
+def data_inputs(wildcards):
+    """A digest of the settings and the code behind the benchmark."""
+    source = provenance.code_digest(("prefmoe.data.sources",), ("prefmoe.config",))
+    return provenance.digest([EDITION.data.model_dump(mode="json"), source])
+
+
+def real_data(wildcards):
+    """Files of a real benchmark that are watched for changes; the miniature has none."""
+    if EDITION.data.kind == "miniature":
+        return []
+    folder = EDITION.data.folder or os.environ.get("PREFMOE_DATA")
+    if not folder:
+        raise WorkflowError(
+            f"edition {EDITION.name!r} needs MMPB-clean: set the environment variable PREFMOE_DATA, or data.folder "
+            f"in config/{EDITION.name}.yaml, to the folder that holds mmpb_clean/"
+        )
+    return [f"{folder}/mmpb_clean/{name}" for name in (EDITION.data.csv, "split.json")]
+
+
+RUN_NOTEBOOKS = run_notebooks(EDITION.runs())

@@ -1,0 +1,66 @@
+# What is not part of a default run: weights made again, settings chosen again, committed notebooks brought up to date.
+
+MINIATURES = ["llava-mini", "qwen2.5-vl-mini"]
+
+
+rule pretrain:
+    input:
+        expand("results/pretraining/{miniature}.done", miniature=MINIATURES),
+
+
+rule pretrain_miniature:
+    output:
+        touch("results/pretraining/{miniature}.done"),
+    log:
+        "results/pretraining/{miniature}.log",
+    threads: 1
+    conda:
+        ENVIRONMENT
+    shell:
+        "OMP_NUM_THREADS={threads} python -m prefmoe pretrain {wildcards.miniature} > {log} 2>&1"
+
+
+rule tune_backbone:
+    input:
+        f"{RESULTS}/data.json",
+        f"config/tuning/{EDITION.name}.yaml",
+    output:
+        touch(f"{RESULTS}/tuning/{{backbone}}.done"),
+    params:
+        inputs=lambda wildcards: provenance.code_digest(),
+        edition=EDITION.name,
+    log:
+        f"{RESULTS}/logs/tuning/{{backbone}}.log",
+    threads: 1
+    conda:
+        ENVIRONMENT
+    shell:
+        "OMP_NUM_THREADS={threads} PREFMOE_THREADS={threads}"
+        " python -m prefmoe tune {params.edition} --backbones {wildcards.backbone} > {log} 2>&1"
+
+
+rule tune:
+    input:
+        expand(f"{RESULTS}/tuning/{{backbone}}.done", backbone=EDITION.backbones),
+    params:
+        edition=EDITION.name,
+    log:
+        f"{RESULTS}/logs/tuning/tune.log",
+    conda:
+        ENVIRONMENT
+    shell:
+        "python -m prefmoe tune {params.edition} > {log} 2>&1"
+
+
+rule publish:
+    input:
+        [executed(name) for name in ANALYSES],
+        RUN_NOTEBOOKS,
+    params:
+        edition=EDITION.name,
+    log:
+        f"{RESULTS}/logs/publish.log",
+    conda:
+        ENVIRONMENT
+    shell:
+        "python -m prefmoe publish {params.edition} > {log} 2>&1"

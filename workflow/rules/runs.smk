@@ -1,0 +1,44 @@
+# The benchmark, and every (backbone, method) run on it. Run folders are not outputs, so that snakemake never deletes
+# a checkpoint or a finished run: the executed notebook is the sign that all seeds are complete.
+
+
+rule data:
+    input:
+        real_data,
+    output:
+        f"{RESULTS}/data.json",
+    params:
+        inputs=data_inputs,
+        edition=EDITION.name,
+    log:
+        f"{RESULTS}/logs/data.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/data.tsv"
+    threads: 1
+    priority: 20
+    conda:
+        ENVIRONMENT
+    shell:
+        "python -m prefmoe data {params.edition} {output} > {log} 2>&1"
+
+
+rule run:
+    input:
+        f"{RESULTS}/data.json",
+    output:
+        f"{RESULTS}/notebooks/{RUN_NOTEBOOK}/{{backbone}}/{{method}}.ipynb",
+    params:
+        inputs=run_inputs,
+        edition=EDITION.name,
+        notebook=f"notebooks/{RUN_NOTEBOOK}.ipynb",
+    log:
+        f"{RESULTS}/logs/{RUN_NOTEBOOK}/{{backbone}}/{{method}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{RUN_NOTEBOOK}/{{backbone}}/{{method}}.tsv"
+    threads: 1
+    priority: 10
+    conda:
+        ENVIRONMENT
+    shell:
+        "python -m prefmoe notebook {params.notebook} {output} --threads {threads}"
+        " -p edition={params.edition} -p backbone={wildcards.backbone} -p method={wildcards.method} > {log} 2>&1"
