@@ -1,0 +1,217 @@
+"""Runs: complete or absent, untouched when unchanged, continued when interrupted, each from a pristine backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+from small_world import data_folder, model_folder, small_edition
+
+from prefmoe import runs
+from prefmoe.models.backbones import load_backbone
+from prefmoe.runs import RunError, Workbench, is_complete, run_all_seeds, run_folder, run_method, seeds_of
+from prefmoe.training import TrainingError
+
+
+@pytest.fixture(autouse=True)
+def beside_the_model(tmp_path, monkeypatch):
+    """Runs start in a folder where "tiny-llava" is the model and the benchmark is drawn already."""
+    for name in ("llava", "qwen2_5_vl"):
+        (tmp_path / f"tiny-{name}").symlink_to(model_folder(name), target_is_directory=True)
+    (tmp_path / "results" / "small-world").mkdir(parents=True)
+    (tmp_path / "results" / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+
+
+EDITION = small_edition("tiny-llava")
+
+
+def run(method: str = "LoRA", seed: int = 0, edition=EDITION, **options) -> Path:
+    return run_method(edition, "tiny-llava", method, seed, results="results", **options)
+
+
+def tree(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def changed(**parts: dict) -> object:
+    return EDITION.model_copy(
+        update={name: getattr(EDITION, name).model_copy(update=values) for name, values in parts.items()}
+    )
+
+
+@pytest.mark.parametrize("method", list(EDITION.methods))
+def test_a_run_holds_predictions_losses_the_method_and_its_story(method):
+    folder = run(method)
+    assert folder == run_folder(EDITION, "tiny-llava", method, 0, "results")
+    trained = method != "NT"
+    assert {path.name for path in folder.iterdir()} == {"run.json", "predictions.parquet", "method"} | (
+        {"losses.parquet"} if trained else set()
+    )
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    workbench = Workbench(EDITION, "tiny-llava", results="results")
+    asked = [*workbench.benchmark.splits["test"], *workbench.benchmark.splits["unseen"]]
+    assert frame["index"].tolist() == asked * 2
+    assert frame.groupby(["turns", "split"]).size().to_dict() == {
+        (turns, split): len(workbench.benchmark.splits[split]) for turns in (0, 1) for split in ("test", "unseen")
+    }
+    story = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert (story["edition"], story["backbone"], story["method"], story["seed"]) == (
+        "small-world", "tiny-llava", method, 0,
+    )  # fmt: skip
+    assert story["config"]["method"] == EDITION.methods[method].model_dump(mode="json")
+    assert story["inputs"]["data"] == workbench.benchmark.digest
+    assert story["inputs"]["weights"] == load_backbone("tiny-llava").digest
+    assert story["steps"] == (4 if trained else 0)
+    assert story["seconds"]["evaluate"].keys() == {"0", "1"}
+    assert story["peak_memory_bytes"] > 1e7 and story["versions"]["torch"] == torch.__version__
+    assert story["parameters"]["trainable_total"] == 0 or trained
+    assert {"git_commit", "hardware"} < story.keys()
+
+
+def test_an_unchanged_run_is_left_alone_and_a_changed_one_is_replaced():
+    folder = run()
+    before = tree(folder)
+    assert run() == folder and tree(folder) == before
+    assert run(edition=EDITION.model_copy(update={"purpose": "another"})) == folder and tree(folder) == before
+    run(edition=changed(training={"steps": 3}))
+    assert len(pd.read_parquet(folder / "losses.parquet")) == 3
+    after = tree(folder)
+    run(edition=changed(training={"steps": 3, "checkpoint_every": 1}))
+    assert tree(folder) == after
+
+
+class Interruption(Exception):
+    """Stands for a killed process."""
+
+
+def interrupt_at(monkeypatch, name: str, count: int):
+    """Makes the count-th call of a function of prefmoe.runs fail; returns the calls that were made."""
+    original, calls = getattr(runs, name), []
+
+    def limited(*arguments, **options):
+        calls.append(options)
+        if len(calls) == count:
+            raise Interruption
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(runs, name, limited)
+    return calls
+
+
+def assert_same_result(folder: Path, reference: Path) -> None:
+    for name in ("predictions.parquet", "losses.parquet"):
+        pd.testing.assert_frame_equal(pd.read_parquet(folder / name), pd.read_parquet(reference / name))
+    ours, theirs = (load_file(path / "method" / "method.safetensors") for path in (folder, reference))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(("name", "count"), [("evaluate", 1), ("evaluate", 2), ("git_commit", 1), ("_publish", 1)])
+def test_a_run_killed_anywhere_is_absent_and_then_ends_like_any_other(monkeypatch, name, count):
+    reference = run_method(EDITION, "tiny-llava", "PrefMoE", 0, results="elsewhere")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, name, count)
+        with pytest.raises(Interruption):
+            run("PrefMoE")
+    folder = run_folder(EDITION, "tiny-llava", "PrefMoE", 0, "results")
+    assert not folder.exists()
+    with monkeypatch.context() as patch:
+        evaluations = interrupt_at(patch, "evaluate", -1)
+        assert run("PrefMoE") == folder
+    assert len(evaluations) == {"evaluate": 3 - count, "git_commit": 0, "_publish": 0}[name]
+    assert_same_result(folder, reference)
+
+
+def test_what_an_interrupted_run_of_other_inputs_left_is_cleared(monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "evaluate", 1)
+        with pytest.raises(Interruption):
+            run()
+    folder = run(edition=changed(training={"steps": 2}))
+    assert len(pd.read_parquet(folder / "losses.parquet")) == 2
+
+
+def test_the_old_result_stays_until_the_new_one_is_complete(monkeypatch):
+    folder = run()
+    before = tree(folder)
+    interrupt_at(monkeypatch, "evaluate", 2)
+    with pytest.raises(Interruption):
+        run(edition=changed(training={"steps": 2}))
+    assert tree(folder) == before and is_complete(folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [("FFT", "tiny-llava"), ("FFT", "tiny-qwen2_5_vl"), ("LoRA", "tiny-llava"), ("PrefMoE", "tiny-llava")],
+)
+def test_a_second_seed_on_a_used_workbench_starts_from_a_pristine_backbone(method, backbone):
+    edition = small_edition(backbone)
+    together = run_all_seeds(edition, backbone, method, results="results")
+    assert [folder.name for folder in together] == ["seed0", "seed1"]
+    alone = run_method(edition, backbone, method, 1, results="elsewhere")
+    assert_same_result(together[1], alone)
+    first, second = (pd.read_parquet(folder / "losses.parquet") for folder in together)
+    assert not first["answer"].equals(second["answer"])
+
+
+def test_workbench_hands_caches_on_but_no_weights():
+    workbench = Workbench(EDITION, "tiny-llava", results="results")
+    first = workbench.method(EDITION.methods["FFT"], seed=0)
+    with torch.no_grad():
+        for parameter in first.model.parameters():
+            parameter.zero_()
+    first.collator(workbench.benchmark.select("test")[:2], transcripts=None, with_answer=True)
+    second = workbench.method(EDITION.methods["LoRA"], seed=0)
+    assert second.backbone.encoded is first.backbone.encoded and first.backbone.encoded
+    plain = load_backbone("tiny-llava").model.state_dict()
+    kept = {name.replace(".base_layer", ""): value for name, value in second.model.state_dict().items()}
+    assert all(torch.equal(kept[name], value) for name, value in plain.items())
+
+
+def test_nothing_random_is_not_repeated():
+    assert seeds_of(EDITION, "NT") == (0,)
+    assert seeds_of(EDITION, "LoRA") == (0, 1)
+    assert [folder.name for folder in run_all_seeds(EDITION, "tiny-llava", "NT", results="results")] == ["seed0"]
+
+
+def test_a_loss_that_is_not_a_number_leaves_no_run():
+    edition = EDITION.model_copy(
+        update={"methods": {"FFT": EDITION.methods["FFT"].model_copy(update={"lr": float("inf")})}}
+    )
+    with pytest.raises(TrainingError, match="not finite"):
+        run("FFT", edition=edition)
+    assert not run_folder(EDITION, "tiny-llava", "FFT", 0, "results").exists()
+
+
+def test_mistakes_are_named(monkeypatch):
+    with pytest.raises(RunError, match="no method 'Lora'; it has NT, FFT, LoRA, PrefMoE"):
+        run("Lora")
+    with pytest.raises(RunError, match="no backbone 'tiny'; it has tiny-llava"):
+        run_method(EDITION, "tiny", "LoRA", 0, results="results")
+    monkeypatch.setenv("PREFMOE_THREADS", "two")
+    with pytest.raises(RunError, match="PREFMOE_THREADS is 'two'"):
+        run()
+
+
+def test_two_processes_never_write_one_run():
+    folder = run_folder(EDITION, "tiny-llava", "LoRA", 0, "results")
+    folder.parent.mkdir(parents=True)
+    with FileLock(folder.with_name(".seed0.lock")), pytest.raises(RunError, match="another process"):
+        run()
+
+
+def test_a_saved_method_answers_like_the_run():
+    from prefmoe.evaluation import evaluate
+    from prefmoe.models.methods import Method
+
+    folder = run("PrefMoE")
+    workbench = Workbench(EDITION, "tiny-llava", results="results")
+    method = Method.from_pretrained(folder / "method", workbench.backbone(), workbench.benchmark)
+    frame = evaluate(method, workbench.benchmark.select("unseen"), turns=0, batch_size=16, max_new_tokens=2)
+    kept = pd.read_parquet(folder / "predictions.parquet").query("turns == 0 and split == 'unseen'")
+    pd.testing.assert_frame_equal(frame, kept.reset_index(drop=True), rtol=1e-4)
