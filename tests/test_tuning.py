@@ -1,0 +1,134 @@
+"""Tuning: equal budgets, every trial recorded, the test split never touched, finished trials not repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from small_world import data_folder, model_folder, small_edition
+
+from prefmoe import metrics, runs
+from prefmoe.config import ConfigError
+from prefmoe.tuning import TuningError, apply_settings, choose, disagreements, load_grid, tune
+
+EDITION = small_edition("tiny-llava", methods=small_edition("tiny").model_dump()["methods"])
+GRID = {
+    "trials": 2,
+    "seed": 3,
+    "methods": {"LoRA": {"lr": [1e-3, 1e-2]}, "PrefMoE": {"lr": [3e-3], "losses.alignment": [0.0, 0.1]}},
+}
+
+
+@pytest.fixture(autouse=True)
+def beside_the_model(tmp_path, monkeypatch):
+    """As in test_runs: the model and the benchmark are in the working folder."""
+    (tmp_path / "tiny-llava").symlink_to(model_folder(), target_is_directory=True)
+    (tmp_path / "results" / "small-world").mkdir(parents=True)
+    (tmp_path / "results" / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def write(grid: dict) -> None:
+    Path("config/tuning").mkdir(parents=True, exist_ok=True)
+    Path("config/tuning/small-world.yaml").write_text(yaml.safe_dump(grid, sort_keys=False), encoding="utf-8")
+
+
+def tune_here(**options):
+    return tune(EDITION, results="results", config_folder="config", **options)
+
+
+def test_every_trial_is_recorded_and_the_best_of_each_method_marked(monkeypatch):
+    write(GRID)
+    evaluated = []
+    original = runs.evaluate
+
+    def watch(method, examples, **options):
+        evaluated.append({example.index for example in examples})
+        return original(method, examples, **options)
+
+    monkeypatch.setattr(runs, "evaluate", watch)
+    path = tune_here()
+    assert path.as_posix() == "config/tuning/small-world.csv"
+    table = pd.read_csv(path)
+    validation = set(runs.Workbench(EDITION, "tiny-llava", results="results").benchmark.splits["validation"])
+    assert evaluated == [validation] * 4
+    assert table["method"].tolist() == ["LoRA", "LoRA", "PrefMoE", "PrefMoE"]
+    assert [json.loads(cell) for cell in table["settings"]] == [
+        {"lr": 1e-3},
+        {"lr": 1e-2},
+        {"losses.alignment": 0.0, "lr": 3e-3},
+        {"losses.alignment": 0.1, "lr": 3e-3},
+    ]
+    assert set(table["n"]) == {len(validation)} and set(table["seed"]) == {3}
+    assert set(metrics.METRICS) < set(table)
+    for _, trials in table.groupby("method"):
+        assert trials["chosen"].sum() == 1
+        assert trials.loc[trials["chosen"] == 1, "overall"].item() == trials["overall"].max()
+    evaluated.clear()
+    before = path.read_bytes()
+    assert tune_here() == path and evaluated == []
+    assert path.read_bytes() == before
+
+
+def test_parts_of_the_grid_can_be_shared_out_and_are_collected_at_the_end():
+    write(GRID)
+    assert tune_here(methods=["LoRA"]) is None
+    assert tune_here(backbones=["tiny-llava"], methods=["PrefMoE"]) is None
+    folder = Path("results/small-world/tuning/tiny-llava")
+    finished = {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")}
+    assert len(finished) == 4
+    assert len(pd.read_csv(tune_here())) == 4
+    assert finished == {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")}
+    with pytest.raises(TuningError, match="'FFT' is not in the grid; it has LoRA, PrefMoE"):
+        tune_here(methods=["FFT"])
+
+
+def test_settings_are_chosen_by_the_mean_over_backbones_the_first_of_equals():
+    rows = [("x", "m", "1", 0.5), ("x", "m", "2", 1.0), ("x", "m", "3", 0.75)]
+    rows += [("y", "m", "1", 0.75), ("y", "m", "2", 0.5), ("y", "m", "3", 0.75), ("y", "k", "1", 0.1)]
+    table = choose(pd.DataFrame(rows, columns=["backbone", "method", "settings", "overall"]), "overall")
+    assert table["chosen"].tolist() == [0, 1, 0, 0, 1, 0, 1]
+
+
+def test_an_edition_that_departs_from_its_table_is_noticed():
+    lora = EDITION.methods["LoRA"]
+    rows = [("LoRA", json.dumps({"lr": lora.lr}), 1), ("LoRA", json.dumps({"lr": 0.5}), 0)]
+    table = pd.DataFrame(rows, columns=["method", "settings", "chosen"])
+    assert disagreements(EDITION, table) == []
+    assert disagreements(EDITION, table.assign(chosen=1 - table["chosen"])) == ['LoRA: the table chose {"lr": 0.5}']
+    assert disagreements(EDITION, table.assign(method="gone"))[0].startswith("gone: tuned, but not a method")
+
+
+def test_settings_reach_nested_ones_and_are_validated():
+    method = apply_settings(EDITION.methods["PrefMoE"], {"losses.residual_contrast": 0.7, "lr_user": 0.5})
+    assert (method.losses.residual_contrast, method.lr_user) == (0.7, 0.5)
+    assert method.losses.alignment == EDITION.methods["PrefMoE"].losses.alignment
+    with pytest.raises(TuningError, match="lora has no setting 'losses.alignment'"):
+        apply_settings(EDITION.methods["LoRA"], {"losses.alignment": 1.0})
+    with pytest.raises(TuningError, match="greater than 0"):
+        apply_settings(EDITION.methods["LoRA"], {"lr": -1.0})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trials": 3}, "methods.LoRA: 2 trials, expected 3 as for every method"),
+        ({"methods": {"Lora": {"lr": [1, 2]}}}, "methods.Lora: not a method of edition"),
+        ({"methods": {"LoRA": {"lrs": [1, 2]}}}, "methods.LoRA: lora has no setting 'lrs'"),
+        ({"methods": {"LoRA": {"rank": [4, 0]}}}, "methods.LoRA: lora refuses"),
+        ({"criterion": "recall"}, "criterion"),
+        ({"budget": 3}, "budget"),
+    ],
+)
+def test_mistakes_in_a_grid_are_named(change, message):
+    write(GRID | change)
+    with pytest.raises(ConfigError, match=message):
+        load_grid(EDITION, "config")
+
+
+def test_a_missing_grid_is_an_error():
+    with pytest.raises(ConfigError, match="no grid"):
+        load_grid(EDITION, "config")
