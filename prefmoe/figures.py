@@ -466,7 +466,7 @@ def collapse_recall(table: pd.DataFrame, *, backbone: str, turns: int = 0) -> Fi
         arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6},
     )  # fmt: skip
     axis.annotate(
-        'always "yes"', (1, 1), (0.86, 0.58), fontsize=8, color=MUTED, ha="center",
+        'always "yes"', (1, 1), (0.79, 0.56), fontsize=8, color=MUTED, ha="center",
         arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6},
     )  # fmt: skip
     handles, points = [], []

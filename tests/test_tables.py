@@ -1,0 +1,349 @@
+"""Floors and ceilings on a benchmark small enough to answer by hand, and tables against sums made another way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prefmoe import metrics, statistics, tables
+from prefmoe.config import Edition
+from prefmoe.data.benchmark import Benchmark, Preference, User
+
+LIKES = {"ann": ("tea", "jam"), "bob": ("tea", "jam"), "cid": ("tea", "kites"), "dan": ("ice", "kites")}
+DISLIKES = {"ann": ("ice",), "bob": ("ice",), "cid": ("maps",), "dan": ("tea",)}
+HOLDERS = {item: [n for n, likes in LIKES.items() if item in likes] for item in ("tea", "jam", "ice", "kites", "maps")}
+
+
+def yes_no(name: str, item: str, *, negated: bool = False, seen: bool = False) -> dict:
+    holds = item in LIKES[name]
+    return {
+        "name": name, "category": "preference", "l2-category": "awareness" if holds else "overconcept",
+        "concept": "travel", "question": f"{'not ' if negated else ''}like?", "answer": 4 if holds != negated else 5,
+        "preference_semantic_invert": int(negated), "preference_bucket_names": " | ".join(HOLDERS[item]),
+        "item": item, "seen_pair": int(seen),
+    }  # fmt: skip
+
+
+def choice(name: str, options: tuple[str, ...], right: str, target: str = "like") -> dict:
+    return {
+        "name": name, "category": "preference", "l2-category": "inconsistency", "concept": "travel", "target": target,
+        "question": f"most {target}d?", **dict(zip("ABCD", options, strict=False)), "answer": options.index(right),
+        "item": right,
+    }  # fmt: skip
+
+
+def present(name: str, answer: int) -> dict:
+    kind = "awareness" if answer == 4 else "overconcept"
+    return {"name": name, "category": "recognition", "l2-category": kind, "question": "here?", "answer": answer}
+
+
+TRAIN = [
+    yes_no("ann", "tea"), yes_no("bob", "tea"), yes_no("cid", "tea", negated=True), yes_no("dan", "tea"),
+    yes_no("ann", "ice"), yes_no("bob", "ice", negated=True), yes_no("dan", "ice"), yes_no("dan", "maps"),
+    choice("ann", ("tea", "ice", "maps", "kites"), "tea"), choice("bob", ("ice", "tea", "maps", "kites"), "tea"),
+    choice("dan", ("ice", "tea", "maps", "jam"), "ice"),
+    choice("ann", ("tea", "ice", "maps", "jam"), "ice", "dislike"),
+    present("ann", 4), present("bob", 4), present("dan", 5),
+]  # fmt: skip
+TEST = [
+    yes_no("ann", "tea", seen=True),  # popular says yes: right
+    yes_no("dan", "tea", seen=True),  # popular says yes: the collapse
+    yes_no("dan", "tea", negated=True, seen=True),  # popular says no, negated
+    yes_no("cid", "ice"),  # popular says no: right
+    yes_no("dan", "ice", seen=True),  # popular says no: wrong
+    yes_no("dan", "kites"),  # never asked in training: the majority of all items, no
+    choice("cid", ("maps", "tea", "ice", "jam"), "tea"),  # tea was right most often
+    choice("dan", ("tea", "maps", "ice", "jam"), "ice"),  # tea again: wrong
+    choice("cid", ("tea", "ice", "maps", "jam"), "maps", "dislike"),  # ice, by the wording
+    present("cid", 5),  # majority yes: wrong
+]
+UNSEEN = [yes_no("dan", "jam")]
+
+
+@pytest.fixture
+def benchmark() -> Benchmark:
+    rows = [*TRAIN, *TEST, *UNSEEN]
+    defaults = dict.fromkeys((*"ABCD", "target", "concept", "preference_bucket_names", "item"), "")
+    defaults |= {"preference_semantic_invert": 0, "preference_common_items": "", "seen_pair": 0}
+    frame = pd.DataFrame([defaults | row for row in rows]).rename_axis("index")
+    annotations = frame[["item", "seen_pair"]].assign(popularity=[len(HOLDERS.get(i, ())) for i in frame["item"]])
+    users = {
+        name: User(
+            name=name, attribute="human", description=f"{name} smiles", images=(Path("x.png"),),
+            preferences={"travel": Preference(likes=LIKES[name], dislikes=DISLIKES[name])},
+        )
+        for name in LIKES
+    }  # fmt: skip
+    ends = np.cumsum([0, len(TRAIN), len(TEST), len(UNSEEN)])
+    names = ("train", "test", "unseen")
+    splits = {name: tuple(range(*ends[k : k + 2])) for k, name in enumerate(names)} | {"validation": ()}
+    frame = frame.drop(columns=["item", "seen_pair"])
+    return Benchmark(root=Path("."), frame=frame, users=users, examples={}, splits=splits, annotations=annotations)
+
+
+def test_popular_choice_answers_what_training_answered_most(benchmark):
+    train, test = tables.questions(benchmark, "train"), tables.questions(benchmark, "test")
+    answers = tables.popular_choice(train, test, tables.depicted_items(benchmark))
+    assert answers["prediction"].tolist() == ["yes", "yes", "no", "no", "no", "no", "B", "A", "B", "yes"]
+
+
+def test_popular_choice_never_looks_at_the_answers_it_predicts(benchmark):
+    train, test = tables.questions(benchmark, "train"), tables.questions(benchmark, "test")
+    items = tables.depicted_items(benchmark)
+    hidden = test.drop(columns="answer")
+    expected = tables.popular_choice(train, test, items)["prediction"]
+    assert tables.popular_choice(train, hidden, items)["prediction"].equals(expected)
+
+
+def test_the_profile_reader_knows_every_preference_and_no_face(benchmark):
+    train, test = tables.questions(benchmark, "train"), tables.questions(benchmark, "test")
+    answers = tables.profile_reader(train, test, tables.depicted_items(benchmark), benchmark.users)
+    scored = metrics.score(answers)
+    assert scored.loc[scored["category"] == "preference", "hit"].all()
+    popular = tables.popular_choice(train, test, tables.depicted_items(benchmark))
+    assert answers["prediction"].iloc[-1] == popular["prediction"].iloc[-1]
+
+
+def test_chance_is_the_exact_expectation(benchmark):
+    test = tables.questions(benchmark, "test")
+    test.loc[6, "D"] = ""  # a question with three options
+    copies = [metrics.score(copy) for copy in tables.chance(test)]
+    expected = np.array([1 / 2] * 6 + [1 / 3, 1 / 4, 1 / 4] + [1 / 2])
+    assert np.mean([copy["hit"] for copy in copies], axis=0) == pytest.approx(expected)
+    _, numerator, denominator = metrics.user_counts(copies)
+    estimates = metrics.estimates(numerator, denominator)
+    values = [estimates[metric]["value"] for metric in ("collapse", "recall", "sensitivity")]
+    assert values == pytest.approx([0.5, 0.5, 0])
+
+
+def test_the_reader_is_left_out_without_annotations(benchmark):
+    bare = Benchmark(
+        root=benchmark.root, frame=benchmark.frame, users=benchmark.users, examples={}, splits=benchmark.splits
+    )
+    assert list(tables.references(bare, "test")) == [tables.CHANCE, tables.POPULAR]
+    assert list(tables.references(benchmark, "test")) == [tables.CHANCE, tables.POPULAR, tables.READER]
+
+
+# An edition with runs
+
+
+EDITION = Edition.model_validate(
+    {
+        "name": "tiny",
+        "purpose": "tests",
+        "seeds": [0, 1],
+        "backbones": ["llava-mini"],
+        "ablation_backbone": "llava-mini",
+        "data": {"kind": "miniature"},
+        "training": {"steps": 1, "batch_size": 1},
+        "methods": {
+            "nt": {"kind": "nontuned", "label": "Non-tuned", "profile": "none"},
+            "fft": {"kind": "fft", "label": "Full fine-tuning", "lr": 1e-3},
+            "e": {"kind": "prefmoe", "label": "Embedding", "components": "E", "lr": 1e-3, "lr_user": 1e-2},
+            "full": {"kind": "prefmoe", "label": "PrefMoE", "lr": 1e-3, "lr_user": 1e-2},
+        },
+        "table1": ["nt", "fft", "full"],
+        "table2": ["e", "full"],
+    }
+)
+
+
+def write_run(benchmark: Benchmark, results: Path, key: str, seed: int, skill: float) -> None:
+    rng = np.random.default_rng([seed, int(1000 * skill)])
+    frames = []
+    for split in ("test", "unseen"):
+        for turns in (0, 10):
+            frame = metrics.score(tables.questions(benchmark, split).assign(prediction=""))
+            other = {"yes": "no", "no": "yes", "a": "b", "b": "c", "c": "d", "d": "a"}
+            right = rng.random(len(frame)) < skill
+            words = [gt if hit else other[gt] for gt, hit in zip(frame["gt"], right, strict=True)]
+            prediction = [word.upper() if len(word) == 1 else word for word in words]
+            gates = {f"gate_task_{k}": np.full(len(frame), value) for k, value in enumerate((0.25 + seed / 2, 0.75))}
+            frame = frame.assign(prediction=prediction, split=split, turns=turns, **gates)
+            frames.append(frame.drop(columns=["gt", "pred", "hit"]))
+    folder = tables.run_folder(results, "tiny", "llava-mini", key, seed)
+    folder.mkdir(parents=True)
+    pd.concat(frames).sample(frac=1, random_state=seed).to_parquet(folder / "predictions.parquet")
+    (folder / "run.json").write_text("{}")
+
+
+@pytest.fixture
+def results(benchmark, tmp_path) -> Path:
+    write_run(benchmark, tmp_path, "nt", 0, 0.5)
+    for key, skill in (("fft", 0.6), ("e", 0.4), ("full", 0.9)):
+        for seed in (0, 1):
+            write_run(benchmark, tmp_path, key, seed, skill)
+    return tmp_path
+
+
+def test_build_writes_every_table_with_its_columns(benchmark, results, tmp_path):
+    written = tables.build(EDITION, benchmark, results=results, figures=tmp_path / "figures")
+    content = {name: tables.read_table(path) for name, path in written.items()}
+    columns = {
+        "table1": tables.TABLE1_COLUMNS,
+        "table2": tables.TABLE2_COLUMNS,
+        "table1_seeds": tables.SEEDS_COLUMNS,
+        "comparisons": tables.COMPARISON_COLUMNS,
+        "breakdown": tables.BREAKDOWN_COLUMNS,
+        "unseen": tables.TABLE1_COLUMNS,
+    }
+    for name, expected in columns.items():
+        assert tuple(content[name].columns) == expected, name
+    table = content["table1"]
+    assert dict(zip(table["method"], table["type"], strict=True)) == {
+        "Non-tuned": "NT", "Full fine-tuning": "FFT", "PrefMoE": "PEFT",
+        "Chance": "Reference", "Popular choice": "Reference", "Profile reader": "Reference",
+    }  # fmt: skip
+    assert set(table["turns"]) == {0, 10} and tuple(table["metric"].unique()) == metrics.METRICS
+    assert content["table2"]["components"].unique().tolist() == ["E", "EPICDM"]
+    assert (table.loc[table["metric"] == "overall", "n"] == len(TEST)).all()
+    unseen = content["unseen"]
+    assert (unseen.loc[unseen["metric"] == "overall", "n"] == len(UNSEEN)).all()
+    assert not list((tmp_path / "figures" / "tiny").glob(".*"))
+
+
+def test_values_are_means_over_seeds(benchmark, results):
+    answers = {(a.key, a.turns): a for a in tables.read_runs(EDITION, results, "test")}
+    table = tables.estimates_table(answers.values()).set_index(["key", "turns", "metric"])
+    seeds = tables.seeds_table(answers.values()).set_index(["method", "turns", "metric"])
+    per_seed = []
+    for seed in (0, 1):
+        frame = pd.read_parquet(tables.run_folder(results, "tiny", "llava-mini", "full", seed) / "predictions.parquet")
+        frame = frame[(frame["split"] == "test") & (frame["turns"] == 10)]
+        per_seed.append(metrics.summarize(metrics.score(frame)))
+    for metric in metrics.METRICS:
+        values = [summary[metric]["value"] for summary in per_seed]
+        row = table.loc[("full", 10, metric)]
+        assert row["value"] == pytest.approx(np.mean(values))
+        assert row["low"] <= row["value"] <= row["high"]
+        assert (row["seeds"], row["n"]) == (2, per_seed[0][metric]["n"])
+        spread = seeds.loc[("PrefMoE", 10, metric)]
+        assert spread["sd"] == pytest.approx(np.std(values, ddof=1))
+        assert (spread["minimum"], spread["maximum"]) == pytest.approx((min(values), max(values)))
+
+
+def test_comparisons_are_paired_and_corrected(benchmark, results):
+    answers = tables.read_runs(EDITION, results, "test")
+    table = tables.comparisons_table(EDITION, answers)
+    assert set(table["baseline"]) == {"Non-tuned", "Full fine-tuning", "Embedding"}
+    values = tables.estimates_table(answers).set_index(["method", "turns", "metric"])["value"]
+    for row in table.itertuples():
+        expected = values[row.method, row.turns, row.metric] - values[row.baseline, row.turns, row.metric]
+        assert row.difference == pytest.approx(expected)
+    one = table[table["metric"] == "overall"]
+    assert one["p_questions_holm"].to_numpy() == pytest.approx(statistics.holm(one["p_questions"]))
+    full, base = (
+        next(a for a in answers if (a.key, a.turns) == (key, 0)).right[..., 0].mean(axis=1) for key in ("full", "fft")
+    )
+    row = one[(one["baseline"] == "Full fine-tuning") & (one["turns"] == 0)].iloc[0]
+    assert (row["better"], row["worse"], row["n"]) == ((full > base).sum(), (full < base).sum(), len(TEST))
+    collapse = table[(table["metric"] == "collapse") & (table["baseline"] == "Embedding") & (table["turns"] == 0)]
+    assert collapse["better"].iloc[0] >= collapse["worse"].iloc[0]  # fewer collapses count as better
+
+
+def test_a_method_does_not_differ_from_itself(benchmark, results):
+    entry = tables.read_runs(EDITION, results, "test")[2]
+    for row in tables.compare(entry, entry):
+        assert (row["difference"], row["low"], row["high"], row["p_users"]) == (0, 0, 0, 1)
+        assert row["metric"] == "sensitivity" or row["p_questions"] == 1
+
+
+@pytest.mark.parametrize("metric", ["preference", "collapse"])
+def test_exchanging_users_matches_a_loop(benchmark, results, metric):
+    """The vectorised permutations against exchanging the two methods' answers user by user."""
+    first, second = (a for a in tables.read_runs(EDITION, results, "test") if a.key in ("fft", "e") and a.turns == 0)
+    names, column = np.unique(first.users), metrics.METRICS.index(metric)
+
+    def share(parts: list[tuple[tables.Answers, np.ndarray | slice]]) -> float:
+        right = sum(entry.right[rows].mean(axis=1)[:, column].sum() for entry, rows in parts)
+        counted = sum(entry.counted[rows].mean(axis=1)[:, column].sum() for entry, rows in parts)
+        return right / counted
+
+    observed = share([(first, slice(None))]) - share([(second, slice(None))])
+    extreme = 0
+    for mask in statistics.swap_masks(len(names), permutations=40):
+        swap = np.isin(first.users, names[mask == 1])
+        difference = share([(first, ~swap), (second, swap)]) - share([(second, ~swap), (first, swap)])
+        extreme += abs(difference) >= abs(observed) - 1e-12
+    row = next(row for row in tables.compare(first, second, permutations=40) if row["metric"] == metric)
+    assert row["p_users"] == pytest.approx((extreme + 1) / 41)
+
+
+def test_breakdown_agrees_with_scoring_each_group(benchmark, results):
+    answers = [a for a in tables.read_runs(EDITION, results, "test") if a.key == "nt" and a.turns == 0]
+    table = tables.breakdown_table(benchmark, answers, "test")
+    frame = pd.read_parquet(tables.run_folder(results, "tiny", "llava-mini", "nt", 0) / "predictions.parquet")
+    scored = metrics.score(frame[(frame["split"] == "test") & (frame["turns"] == 0)])
+    buckets = table[table["grouping"] == "bucket"]
+    expected = metrics.collapse_by_bucket(scored)
+    assert buckets["n"].tolist() == expected["n"].tolist()
+    assert buckets["value"].to_numpy() == pytest.approx(expected["value"].to_numpy(), nan_ok=True)
+    pairs = table[(table["grouping"] == "pair") & (table["metric"] == "preference")].set_index("group")
+    seen = scored[scored["index"].isin([len(TRAIN) + k for k in (0, 1, 2, 4)])]
+    assert pairs.loc["pair seen in training", "n"] == 4
+    assert pairs.loc["pair seen in training", "value"] == pytest.approx(seen["hit"].mean())
+    assert set(table["grouping"]) == {"bucket", "facet", "question", "popularity", "pair"}
+
+
+def test_popularity_groups_are_thirds_of_the_items(benchmark):
+    groups = tables.popularity_groups(benchmark)
+    items = tables.depicted_items(benchmark)
+    by_item = {items[index]: group for index, group in groups.items()}
+    assert by_item["tea"] == "popular" and by_item["maps"] == "rare" and by_item["ice"] == "rare"
+
+
+def test_missing_runs_are_all_named(benchmark, results):
+    for key, seed, file in (("fft", 1, "run.json"), ("full", 0, "predictions.parquet")):
+        (tables.run_folder(results, "tiny", "llava-mini", key, seed) / file).unlink()
+    with pytest.raises(tables.TableError, match="2 run.*tiny.*fft/seed1.*full/seed0"):
+        tables.build(EDITION, benchmark, results=results, figures=results / "figures")
+    assert not (results / "figures").exists()
+
+
+def test_runs_with_other_questions_are_refused(benchmark, results):
+    path = tables.run_folder(results, "tiny", "llava-mini", "full", 1) / "predictions.parquet"
+    frame = pd.read_parquet(path)
+    frame[frame["index"] != len(TRAIN)].to_parquet(path)
+    with pytest.raises(tables.TableError, match="full/seed1.*9 test questions with 0 turns.*other runs' 10"):
+        tables.read_runs(EDITION, results, "test")
+
+
+def test_markdown_repeats_the_csv(benchmark, results, tmp_path):
+    tables.build(EDITION, benchmark, results=results, figures=tmp_path / "figures")
+    text = tables.markdown("tiny", figures=tmp_path / "figures")
+    table = tables.read_table(tmp_path / "figures" / "tiny" / "table1.csv")
+    row = table[(table["method"] == "PrefMoE") & (table["turns"] == 0) & (table["metric"] == "preference")].iloc[0]
+    line = next(line for line in text.splitlines() if line.startswith("| PrefMoE |"))
+    assert f"| {row['value']:.3f} ± {(row['high'] - row['low']) / 2:.3f} |" in line
+    assert f"preference {row['n']}" in text and "mean of 2 seeds" in text
+    assert "| EPICDM |" in text and "| Profile reader | Reference |" in text and "-0.000" not in text
+
+
+def test_gates_are_averaged_over_seeds(benchmark, results):
+    runs = [
+        pd.read_parquet(tables.run_folder(results, "tiny", "llava-mini", "full", seed) / "predictions.parquet")
+        for seed in (0, 1)
+    ]
+    runs = [run[(run["split"] == "test") & (run["turns"] == 0)] for run in runs]
+    table = tables.gates_table(runs).set_index(["router", "group", "expert"])
+    row = table.loc[("task", "preference, travel", 0)]
+    assert (row["value"], row["n"]) == (pytest.approx(0.5), 9)
+    assert set(table.index.get_level_values("group")) == {"preference, travel", "recognition, yes/no"}
+    with pytest.raises(tables.TableError, match="no gates"):
+        tables.gates_table([runs[0].drop(columns=["gate_task_0", "gate_task_1"])])
+
+
+def test_popularity_and_group_sizes(benchmark):
+    popularity = tables.item_popularity(benchmark)
+    assert popularity.set_index("item")["users"].to_dict() == {"tea": 3, "jam": 2, "kites": 2, "ice": 1, "maps": 0}
+    sizes = tables.group_sizes(benchmark)
+    assert sizes["users"].tolist() == [2, 1, 1] and sizes["rank"].tolist() == [0, 1, 2]
+
+
+def test_dataset_statistics(benchmark):
+    table = tables.dataset_statistics(benchmark).set_index(["question_type", "split"])["count"]
+    assert table["preference_yesno", "train"] == 8 and table["preference_mcq", "test"] == 3
+    assert table.sum() == len(TRAIN) + len(TEST) + len(UNSEEN)
