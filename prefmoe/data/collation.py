@@ -238,7 +238,8 @@ def render(backbone: Backbone, messages: Sequence[dict[str, Any]]) -> tuple[str,
             part = {**part, "text": f"{left}{next(marks)}{right}"}
         marked.append(part)
     prompt = _apply_template(backbone, messages)
-    outline = _apply_template(backbone, [*messages[:-1], {**messages[-1], "content": marked}])
+    content = marked[0]["text"] if isinstance(messages[-1]["content"], str) else marked
+    outline = _apply_template(backbone, [*messages[:-1], {**messages[-1], "content": content}])
     spans, position, done = [], 0, 0
     for k, text in enumerate(texts):
         found = outline.find(_MARK.format(k), done)
@@ -395,7 +396,7 @@ class Collator:
         benchmark: of the examples.
         prefix_length: number of prefix placeholders (0 or 13).
         profile: what a prompt shows of the user.
-        cache: keep every encoded example; collators of one backbone and benchmark share them.
+        cache: keep every encoded example; collators of one backbone and one benchmark (by digest) share them.
     """
 
     def __init__(
@@ -409,7 +410,7 @@ class Collator:
     ) -> None:
         self.backbone, self.benchmark = backbone, benchmark
         self.prefix_length, self.profile, self.cache = prefix_length, profile, cache
-        shared = backbone.encoded.setdefault(benchmark.digest or id(benchmark), {})
+        shared = backbone.encoded.setdefault(benchmark.digest, {}) if cache and benchmark.digest else {}
         self._examples: dict[Any, Encoded] = shared.setdefault((prefix_length, profile), {})
         self._pictures: dict[tuple[str, ...], ProcessedPictures] = shared.setdefault("pictures", {})
 
