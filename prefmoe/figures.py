@@ -519,7 +519,8 @@ def _label_places(points: NDArray, gap: float = 0.05, rounds: int = 300) -> NDAr
     """
     between = points[:, None] - points[None]
     near = np.exp(-((between / 0.1) ** 2).sum(axis=-1, keepdims=True))
-    outward = (between * near).sum(axis=1) + 1e-3 * np.array([1.0, 0.7])
+    turn = np.arange(len(points))  # tells points apart that coincide
+    outward = (between * near).sum(axis=1) + 1e-3 * np.stack([np.cos(turn), np.sin(turn)], axis=1)
     places = points + gap * outward / np.linalg.norm(outward, axis=1, keepdims=True)
     for _ in range(rounds):
         away = places[:, None] - np.concatenate([places, points])[None]

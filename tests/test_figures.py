@@ -1,0 +1,347 @@
+"""Figures by the values in their artists, and the numbers computed beside them by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from prefmoe import figures, metrics
+from prefmoe.data.benchmark import FACETS
+
+PUBLISHED = Path(__file__).parent.parent / "published"
+
+
+def table1(seeds: int = 2) -> pd.DataFrame:
+    rows = []
+    methods = (("Non-tuned", "NT", "b"), ("LoRA", "PEFT", "b"), ("PrefMoE", "PEFT", "b"))
+    for k, (method, kind, backbone) in enumerate((*methods, ("Chance", "Reference", "none"))):
+        for turns in (0, 10):
+            for m, metric in enumerate(metrics.METRICS):
+                value = 0.2 + 0.1 * k + 0.03 * m - turns / 200
+                bounds = {"low": value - 0.04, "high": value + 0.05}
+                row = {"method": method, "type": kind, "backbone": backbone, "turns": turns, "metric": metric}
+                rows.append({**row, "value": value, **bounds, "n": 100 + m, "seeds": seeds})
+    return pd.DataFrame(rows)
+
+
+def text(figure: Figure) -> str:
+    """Everything written in a figure, titles, captions, legends and ticks included."""
+    FigureCanvasAgg(figure).draw()
+    words = [t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text") and a.get_visible())]
+    return "\n".join(words)
+
+
+def marks(axis) -> list[tuple[float, float]]:
+    """(x, y) of every line that is a single marked point."""
+    lines = [line for line in axis.lines if line.get_marker() not in ("None", "|", None)]
+    return [
+        (float(x), float(y))
+        for line in lines
+        for x, y in zip(np.atleast_1d(line.get_xdata()), np.atleast_1d(line.get_ydata()), strict=True)
+    ]
+
+
+def test_published_table_shows_every_printed_number():
+    table = pd.read_csv(PUBLISHED / "table1.csv")
+    figure = figures.published_table1(table)
+    for axis, metric in zip(figure.axes, ("overall", "preference", "profile"), strict=True):
+        drawn = sorted(x for x, _ in marks(axis))
+        assert drawn == pytest.approx(sorted(table.loc[table["metric"] == metric, "value"]))
+    assert "n = 2145" in text(figure)
+    collapse = figures.published_collapse(table)
+    expected = table.loc[table["metric"] == "collapse", "value"]
+    assert sorted(x for x, _ in marks(collapse.axes[0])) == pytest.approx(sorted(expected))
+
+
+def test_main_table_draws_values_intervals_and_references():
+    table = table1()
+    seeds = table[table["type"] != "Reference"].assign(minimum=lambda t: t["value"] - 0.01)
+    seeds = seeds.assign(maximum=lambda t: t["value"] + 0.02)
+    figure = figures.main_table(table, backbone="b", seeds=seeds)
+    assert len(figure.axes) == len(metrics.METRICS)
+    for axis, metric in zip(figure.axes, metrics.METRICS, strict=True):
+        rows = table[(table["metric"] == metric) & (table["type"] != "Reference")]
+        assert sorted(x for x, _ in marks(axis)) == pytest.approx(sorted(rows["value"]))
+        ends = np.sort(np.concatenate([s[:, 0] for c in axis.collections for s in c.get_segments()]))
+        assert ends == pytest.approx(np.sort(np.concatenate([rows["low"], rows["high"]])))
+        chance = table[(table["metric"] == metric) & (table["method"] == "Chance")]["value"].iloc[0]
+        assert axis.lines[0].get_xdata()[0] == pytest.approx(chance)
+        ticks = sorted(float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "|")
+        rows = seeds[seeds["metric"] == metric]
+        assert ticks == pytest.approx(sorted([*rows["minimum"], *rows["maximum"]]))
+    written = text(figure)
+    assert "100 overall" in written and "95 % cluster bootstrap" in written and "mean of 2 seed(s)" in written
+
+
+def test_undefined_metrics_are_left_out():
+    table = table1()
+    table.loc[table["metric"].isin(["recall", "sensitivity"]), ["value", "low", "high"]] = np.nan
+    assert len(figures.main_table(table, backbone="b").axes) == 4
+
+
+def test_ablation_follows_the_table_beside_the_published_numbers():
+    published = pd.read_csv(PUBLISHED / "table2.csv")
+    steps = ["E", "EP", "EPI", "EPIC", "EPICD", "EPICDM"]
+    rows = [
+        {"components": c, "turns": 0, "metric": m, "value": 0.1 * k, "low": 0.1 * k - 0.02, "high": 0.1 * k + 0.02,
+         "n": 50, "seeds": 3}
+        for k, c in enumerate(steps) for m in metrics.METRICS
+    ]  # fmt: skip
+    figure = figures.ablation_steps(pd.DataFrame(rows), published=published)
+    axis = figure.axes[metrics.METRICS.index("collapse")]
+    printed = published[(published["turns"] == 0) & (published["metric"] == "collapse")]["value"]
+    assert list(axis.lines[0].get_ydata()) == pytest.approx(list(printed))
+    assert list(axis.lines[1].get_ydata()) == pytest.approx([0.1 * k for k in range(6)])
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["E", "+P", "+I", "+C", "+D", "+M"]
+    assert "n = 2145" in text(figures.ablation_steps(published))
+
+
+def test_collapse_recall_has_every_method_on_its_place():
+    table = table1()
+    figure = figures.collapse_recall(table, backbone="b")
+    wide = table[table["turns"] == 0].pivot(index="method", columns="metric", values="value")
+    points = np.array(sorted(marks(figure.axes[0])))
+    expected = np.array(sorted(zip(wide["collapse"], wide["recall"], strict=True)))
+    assert points == pytest.approx(expected)
+    diagonals = [line for line in figure.axes[0].lines if line.get_marker() == "None" and len(line.get_xdata()) == 2]
+    levels = sorted(round(float(line.get_ydata()[0] - line.get_xdata()[0]), 3) for line in diagonals)
+    assert levels == pytest.approx(np.arange(-0.8, 0.81, 0.2))
+    assert 'always "no"' in text(figure)
+
+
+def test_labels_keep_off_points_and_one_another():
+    points = np.array([[0.5, 0.5], [0.5, 0.5], [0.51, 0.5], [0.0, 1.0], [0.2, 0.3]])
+    places = figures._label_places(points)
+    gaps = np.linalg.norm(places[:, None] - np.concatenate([places, points])[None], axis=-1)
+    np.fill_diagonal(gaps, np.inf)
+    assert gaps.min() > 0.03
+
+
+def test_groups_draw_one_mark_per_method_and_group():
+    rows = [
+        {"method": m, "type": "PEFT", "backbone": "b", "turns": 0, "metric": "collapse", "grouping": "bucket",
+         "group": g, "value": 0.1 * i + 0.02 * j, "low": 0.1 * i, "high": 0.1 * i + 0.1, "n": 30 + j, "seeds": 3}
+        for i, m in enumerate(("LoRA", "PrefMoE")) for j, g in enumerate(metrics.BUCKETS)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    figure = figures.groups(table, grouping="bucket", backbone="b")
+    assert sorted(x for x, _ in marks(figure.axes[0])) == pytest.approx(sorted(table["value"]))
+    assert "at most 4 (n = 30)" in text(figure) and "9 or more (n = 32)" in text(figure)
+
+
+def test_paired_differences_fill_what_is_clear():
+    rows = [
+        {"method": "PrefMoE", "baseline": b, "backbone": "b", "turns": 0, "metric": m, "difference": d, "low": d - 0.1,
+         "high": d + 0.1, "n": 40, "p_users_holm": p}
+        for m in metrics.METRICS for b, d, p in (("LoRA", 0.2, 0.01), ("FFT", 0.05, 0.4))
+    ]  # fmt: skip
+    figure = figures.paired_differences(pd.DataFrame(rows), backbone="b")
+    points = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
+    assert [float(p.get_xdata()[0]) for p in points] == pytest.approx([0.2, 0.05])
+    assert [p.get_markerfacecolor() == "white" for p in points] == [False, True]
+
+
+def test_loss_curves_average_seeds_and_steps():
+    runs = [pd.DataFrame({"step": range(6), "answer": np.arange(6.0) + k, "total": 0.0}) for k in (0, 2)]
+    moe = [run.assign(decorrelation=1.0) for run in runs]
+    figure = figures.loss_curves({"LoRA": runs, "PrefMoE": moe}, window=2)
+    assert [axis.get_title() for axis in figure.axes] == ["answer", "decorrelation"]
+    mean = next(line for line in figure.axes[0].lines if line.get_label() == "LoRA")
+    assert list(mean.get_ydata()) == pytest.approx([1, 1.5, 2.5, 3.5, 4.5, 5.5])
+    assert "n = 2 seed(s)" in text(figure)
+
+
+def test_abilities_have_wilson_intervals():
+    rows = [
+        {"backbone": "b", "ability": "see", "value": 0.9, "n": 100, "chance": 0.5},
+        {"backbone": "b", "ability": "read", "value": 0.5, "n": 100, "chance": 0.25},
+    ]
+    figure = figures.backbone_abilities(pd.DataFrame(rows))
+    low, high = figure.axes[0].collections[0].get_segments()[0][:, 0]
+    z2, p, n = 1.959964**2, 0.9, 100
+    half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
+    assert (low, high) == pytest.approx(tuple((p + z2 / (2 * n) + s * half) / (1 + z2 / n) for s in (-1, 1)))
+
+
+def test_gates_add_up_and_carry_their_n():
+    rows = [
+        {"router": "task", "group": g, "expert": e, "value": v, "low": v - 0.01, "high": v + 0.01, "n": n}
+        for g, values, n in (("preference, travel", (0.7, 0.3), 20), ("recognition, yes/no", (0.4, 0.6), 10))
+        for e, v in enumerate(values)
+    ]
+    figure = figures.routing_gates(pd.DataFrame(rows), router="task", experts=["preference", "profile"])
+    bars = figure.axes[0].patches
+    assert [bar.get_width() for bar in bars] == pytest.approx([0.7, 0.4, 0.3, 0.6])
+    assert [bars[k].get_x() + bars[k].get_width() for k in (2, 3)] == pytest.approx([1, 1])
+    assert "preference, travel (n = 20)" in text(figure)
+
+
+def test_dataset_and_popularity_counts():
+    figure = figures.dataset_statistics(pd.read_csv(PUBLISHED / "dataset_statistics.csv"))
+    assert "n = 12516 questions: 10371 train, 2145 test." in text(figure)
+    assert sum(bar.get_width() for bar in figure.axes[0].patches) == 12516
+    popularity = pd.DataFrame({"facet": ["travel"] * 3, "item": list("abc"), "users": [1, 5, 2]})
+    groups = pd.DataFrame({"facet": ["travel"] * 2, "users": [5, 3]})
+    figure = figures.popularity_skew(popularity, groups)
+    assert list(figure.axes[0].lines[0].get_ydata()) == [5, 2, 1]
+    assert "n = 8 users, 3 items, 2 preference groups" in text(figure)
+    assert "n = 111 users" in text(figures.identities(pd.read_csv(PUBLISHED / "identities.csv")))
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(path)
+    return path
+
+
+def test_pictures_are_shown_unchanged(picture):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    grid = figures.picture_grid([(picture, "Would Ada like this?")] * 5, columns=4)
+    assert np.array_equal(grid.axes[0].images[0].get_array(), pixels)
+    assert sum(bool(axis.images) for axis in grid.axes) == 5
+    users = figures.portraits([("Ada", "Ada is a person.", [picture] * 2), ("Bo", "Bo too.", [picture])])
+    assert sum(bool(axis.images) for axis in users.axes) == 3
+    asked = [("Would Ada like it?", "yes", {"LoRA": ("no", False), "PrefMoE": ("yes", True)})]
+    written = text(figures.qualitative_examples([(picture, asked)]))
+    assert "✗ LoRA: no" in written and "✓ PrefMoE: yes" in written and "truth: yes" in written
+
+
+def test_attention_maps_hold_the_given_shares(picture):
+    matrix = np.random.default_rng(0).dirichlet(np.ones(13), size=3)
+    figure = figures.attention_prefix({"answer": matrix, "image": matrix / 2}, ["a", "b", "c"], caption="n = 3 users.")
+    assert np.allclose(figure.axes[1].images[0].get_array(), matrix / 2)
+    assert figure.axes[0].images[0].get_clim() == figure.axes[1].images[0].get_clim()
+    assert "n = 3 users." in text(figure) and "r travel" in text(figure)
+    assert len(figures.PREFIX_TOKENS) == 13 and figures.PREFIX_TOKENS[3:5] == ("p entertainment", "r entertainment")
+    with pytest.raises(ValueError, match="panel 'answer' has shape \\(3, 12\\), expected \\(3, 13\\)"):
+        figures.attention_prefix({"answer": matrix[:, :12]}, ["a", "b", "c"])
+    weights = np.array([[0.1, 0.2], [0.3, 0.4]])
+    overlay = figures.attention_image([(picture, weights, "Ada")])
+    assert np.allclose(overlay.axes[0].images[1].get_array(), weights)
+    assert overlay.axes[0].images[1].get_extent() == [-0.5, 3.5, 3.5, -0.5]
+
+
+def test_tuning_grid_marks_the_choice():
+    grid = pd.DataFrame(
+        {"method": ["LoRA"] * 2, "setting": ["lr 1", "lr 2"], "value": [0.4, 0.6], "chosen": [False, True], "n": 50}
+    )
+    figure = figures.tuning_grid(grid)
+    assert list(figure.axes[0].lines[1].get_xdata()) == [0.6] and "lr 2" in text(figure)
+
+
+# User space
+
+
+def test_purity_by_hand():
+    """Two tight bundles of directions; each user has one vector in each bundle, so neighbours are all of
+    one label."""
+    angles = np.array([0.0, 0.01, 0.02, 1.5, 1.51, 1.52])
+    X = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    labels, users = list("aaabbb"), [0, 1, 2, 0, 1, 2]
+    estimate = figures.neighbourhood_purity(X, labels, 2, users)
+    assert (estimate["value"], estimate["low"], estimate["high"], estimate["n"]) == (1, 1, 1, 6)
+    assert estimate["chance"] == pytest.approx(0.5)
+    mixed = figures.neighbourhood_purity(X, list("abbabb"), 2, users)
+    # Nearest two of other users: row 0 {b, b}; 1 {a, b}; 2 {b, a}; the same for the second bundle.
+    assert mixed["value"] == pytest.approx((0 + 0.5 + 0.5) / 3)
+    with pytest.raises(ValueError, match="5 neighbours"):
+        figures.neighbourhood_purity(X, labels, 5, users)
+
+
+def test_a_users_own_vectors_are_no_neighbours():
+    X = np.array([[1, 0], [1, 0.01], [0, 1], [0.01, 1]], dtype=float)
+    estimate = figures.neighbourhood_purity(X, list("aabb"), 1, [0, 0, 1, 1])
+    assert estimate["value"] == 0
+
+
+def test_purity_ignores_length_and_matches_sklearn():
+    from sklearn.neighbors import NearestNeighbors
+
+    rng = np.random.default_rng(1)
+    X, labels = rng.normal(size=(40, 6)), rng.integers(0, 3, 40)
+    estimate = figures.neighbourhood_purity(X * rng.uniform(1, 9, size=(40, 1)), labels, 4, np.arange(40))
+    near = NearestNeighbors(n_neighbors=4, metric="cosine").fit(X).kneighbors(return_distance=False)
+    assert estimate["value"] == pytest.approx((labels[near] == labels[:, None]).mean())
+
+
+def test_tsne_is_repeatable_and_keeps_bundles_together():
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=8) * 5 + rng.normal(size=(12, 8)) * 0.1 for _ in range(3)])
+    first, second = figures.tsne(X, 0), figures.tsne(X.copy(), 0)
+    assert np.array_equal(first, second)
+    centres = first.reshape(3, 12, 2).mean(axis=1)
+    spread = np.linalg.norm(first.reshape(3, 12, 2) - centres[:, None], axis=-1).max()
+    assert min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > spread
+    with pytest.raises(ValueError, match="at least 5 vectors, got 3"):
+        figures.tsne(X[:3])
+
+
+def test_principal_axes_have_fixed_signs():
+    X = np.random.default_rng(0).normal(size=(30, 4)) * [5, 2, 1, 1]
+    scores = figures.principal_axes(X)
+    assert scores.var(axis=0) == pytest.approx(np.sort(np.linalg.eigvalsh(np.cov(X.T, bias=True)))[::-1][:2])
+    assert figures.principal_axes(X[::-1])[::-1] == pytest.approx(scores)
+
+
+def test_user_space_draws_every_token_and_its_purity():
+    rng = np.random.default_rng(0)
+    rows, purity = [], []
+    for stage in ("before", "after"):
+        for tokens in ("anchors", "residuals"):
+            for user in range(4):
+                for facet in FACETS:
+                    x, y = rng.normal(size=2)
+                    rows.append((stage, tokens, x, y, facet, user % 2))
+            for colour in ("facet", "group"):
+                purity.append((stage, tokens, colour, 0.75, 0.7, 0.8, 0.2))
+    coordinates = pd.DataFrame(rows, columns=["stage", "tokens", "x", "y", "facet", "group"])
+    numbers = pd.DataFrame(purity, columns=["stage", "tokens", "colour", "value", "low", "high", "chance"])
+    for colour in ("facet", "group"):
+        figure = figures.user_space(coordinates, numbers, colour=colour)
+        for axis in figure.axes:
+            points = np.concatenate([c.get_offsets() for c in axis.collections])
+            assert len(points) == 20
+        assert "purity 0.75 [0.70, 0.80], chance 0.20" in text(figure) and "n = 20 tokens" in text(figure)
+
+
+# Files
+
+
+def test_saving_twice_gives_the_same_bytes_and_no_leftovers(tmp_path):
+    figure = figures.identities(pd.DataFrame({"attribute": ["human"], "count": [3]}))
+    first = figures.save(figure, tmp_path / "new" / "one.png").read_bytes()
+    again = figures.identities(pd.DataFrame({"attribute": ["human"], "count": [3]}))
+    assert figures.save(again, tmp_path / "new" / "two.png").read_bytes() == first
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["one.png", "two.png"]
+    with Image.open(tmp_path / "new" / "one.png") as picture:
+        assert picture.info["dpi"] == pytest.approx((150, 150), abs=0.1) and "Software" not in picture.info
+    with pytest.raises(ValueError, match="one.svg: figures are saved as PNG"):
+        figures.save(figure, tmp_path / "one.svg")
+
+
+def test_captions_and_legends_do_not_overlap():
+    """The legend stands above the caption and below the axes' labels."""
+    figure = figures.main_table(table1(), backbone="b")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    caption = next(t for t in figure.texts if "95 %" in t.get_text()).get_window_extent(renderer)
+    legend = figure.legends[0].get_window_extent(renderer)
+    panels = [axis.get_tightbbox(renderer) for axis in figure.axes]
+    assert caption.y1 <= legend.y0 + 1 and legend.y1 <= min(panel.y0 for panel in panels) + 1
+    title = next(t for t in figure.texts if t.get_weight() == "bold").get_window_extent(renderer)
+    assert title.y0 >= max(panel.y1 for panel in panels) - 1
+
+
+def test_style_and_pyplot_state_do_not_leak():
+    before = dict(plt.rcParams)
+    figures.identities(pd.DataFrame({"attribute": ["human"], "count": [3]}))
+    assert dict(plt.rcParams) == before and not plt.get_fignums()
