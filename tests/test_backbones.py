@@ -27,7 +27,6 @@ from prefmoe.models.backbones import (
     read_registry,
 )
 
-
 # --- registry -----------------------------------------------------------------------------------------------------
 
 
@@ -37,6 +36,7 @@ def test_registry_knows_the_published_and_the_shipped_backbones() -> None:
     assert {entry.model_class for entry in registry.backbones.values()} == set(registry.architectures)
     entry = registry.backbones["qwen2.5-vl-7b"]
     assert (entry.hub_id, entry.paths.projector) == ("Qwen/Qwen2.5-VL-7B-Instruct", "model.visual.merger")
+    assert all(len(entry.revision or "") == 40 for entry in registry.backbones.values() if entry.hub_id)
     assert find_backbone("llava-mini").folder == backbones.PACKAGE / "weights" / "llava-mini"
 
 
@@ -164,6 +164,27 @@ def test_missing_weights_are_refused(tiny_folder: Callable[[str], Path], tmp_pat
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(BackboneError, match="missing keys: .*layers.1.mlp.up_proj.weight"):
         load_backbone(folder)
+
+
+def test_a_broken_weights_file_is_named(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder("llava"), tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BackboneError, match="backbone 'model' cannot be loaded from .*model: .*"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+def test_a_processor_without_patch_size_takes_it_from_the_model(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    folder = shutil.copytree(tiny_folder(kind), tmp_path / "old")
+    settings = json.loads((folder / "processor_config.json").read_text())
+    names = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+    expected = {name: settings.pop(name) for name in names}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    processor = load_backbone(folder).processor
+    assert {name: getattr(processor, name) for name in names} == expected
 
 
 def test_a_wrong_path_is_named(llava: Backbone) -> None:

@@ -15,6 +15,7 @@ import torch
 import transformers
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as transformers_logging
@@ -197,31 +198,36 @@ def load_backbone(
     Args:
         name_or_folder: a name of registry.yaml, or a folder in the format of save_pretrained.
         dtype: of the parameters, whatever the files hold.
+        device: where the model goes; "auto" spreads it over all accelerators.
         attn: "sdpa", "eager" (returns attention maps) or another implementation of transformers.
         cache_images: keep the vision tower's output for every picture (VisionCache).
 
     Raises:
-        BackboneError: if it is unknown, a file is missing, the class is not the registry's, or weights are missing.
+        BackboneError: if it is unknown, a file is missing or broken, the class is not the registry's, or the weights
+            do not fit the model.
     """
     entry = find_backbone(name_or_folder)
     source, options = _source(entry)
     model_class = getattr(transformers, entry.model_class)
-    with _no_progress_bars():
-        model, loading = model_class.from_pretrained(
-            source,
-            dtype=dtype,
-            attn_implementation=attn,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-        processor = _load_processor(entry, source, options)
+    try:
+        with _no_progress_bars():
+            model, loading = model_class.from_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation=attn,
+                device_map="auto" if device == "auto" else None,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+            processor = _load_processor(entry, source, options, model.config)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BackboneError(f"backbone {entry.name!r} cannot be loaded from {source}: {error}") from error
     for kind in ("missing_keys", "mismatched_keys"):
         if loading[kind]:
             some = ", ".join(sorted(map(str, loading[kind]))[:5])
             raise BackboneError(f"backbone {entry.name!r}: {source} has weights with {kind.replace('_', ' ')}: {some}")
-    backbone = Backbone(entry, model.to(device), processor)
+    backbone = Backbone(entry, model if device == "auto" else model.to(device), processor)
     backbone.freeze()
     if cache_images:
         backbone.vision_cache = VisionCache(backbone)
@@ -264,7 +270,7 @@ def pictures_only(processor_class: type) -> type:
     return PictureProcessor
 
 
-def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any]) -> Any:
+def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any], config: Any) -> Any:
     """The processor with pictures prepared by Pillow, so that the pixels are the same wherever it runs."""
     original = getattr(transformers, entry.architecture.processor_class)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
@@ -273,6 +279,11 @@ def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any]) 
     accepted = set(inspect.signature(original.__init__).parameters) - set(original.get_attributes())
     settings = {key: value for key, value in settings.items() if key in accepted}
     settings.setdefault("chat_template", tokenizer.chat_template)
+    if "patch_size" in accepted and settings.get("patch_size") is None:
+        # Processors saved before they expanded image tokens themselves leave these to the model's configuration.
+        settings["patch_size"] = config.vision_config.patch_size
+        settings["vision_feature_select_strategy"] = config.vision_feature_select_strategy
+        settings["num_additional_image_tokens"] = int(config.vision_config.model_type == "clip_vision_model")
     return pictures_only(original)(images, tokenizer, **settings)
 
 
