@@ -1,0 +1,73 @@
+"""README.md says nothing that does not hold: its tables are those of the CSV files, its commands and paths exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prefmoe import tables
+from prefmoe.cli import _parser
+from prefmoe.config import CONFIG_FOLDER, load_edition
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+RULES = "\n".join(p.read_text(encoding="utf-8") for p in (REPOSITORY / "workflow/rules").glob("*.smk"))
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+
+def test_the_tables_are_those_of_the_csv_files():
+    assert tables.with_tables(README, "mini") == README, "run `prefmoe tables mini --readme`"
+
+
+def test_tables_go_between_the_markers_and_nowhere_else():
+    with pytest.raises(tables.TableError, match="expected one"):
+        tables.with_tables("no markers", "mini")
+    with pytest.raises(tables.TableError, match="expected one"):
+        tables.with_tables(f"{tables.README_END} {tables.README_BEGIN}", "mini")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("prefmoe ")])
+def test_every_prefmoe_command_is_understood(command):
+    options = _parser().parse_args(shlex.split(command)[1:])
+    if hasattr(options, "notebook"):
+        assert (REPOSITORY / options.notebook).is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "snakemake " in c])
+def test_every_snakemake_command_names_a_known_edition_target_and_profile(command):
+    words = shlex.split(command.partition("snakemake ")[2])
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--profile":
+            assert (REPOSITORY / following / "config.yaml").is_file()
+        if word == "--config":
+            assert load_edition(following.removeprefix("edition="))
+    targets = [w for w in words if re.fullmatch("[a-z]+", w) and w != "all"]
+    assert all(f"rule {target}:" in RULES for target in targets)
+
+
+def test_every_path_exists():
+    paths = re.findall(r"`((?:figures|notebooks|config|profiles)/[\w./-]*|[\w-]+\.(?:yml|cff|lock)|LICENSE)`", README)
+    paths += re.findall(r"\]\(([^)]+)\)", README)
+    assert paths
+    assert not [path for path in paths if not (REPOSITORY / path).exists()]
+
+
+def test_every_edition_is_described():
+    described = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    assert described == {path.stem for path in CONFIG_FOLDER.glob("*.yaml")}
+
+
+def test_the_numbers_of_the_notebooks_are_those_of_the_folder():
+    section = README.split("The notebooks in `notebooks/`")[1].split("## ")[0]
+    assert re.findall(r"\((\d\d)\)", section) == [p.name[:2] for p in sorted((REPOSITORY / "notebooks").glob("*.ipynb"))]
+
+
+def test_the_citation_names_the_paper_and_the_licence():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["preferred-citation"]["title"] in README.replace("\n", " ")
+    assert citation["license"] == "Apache-2.0"
+    assert "Apache License" in (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
