@@ -33,7 +33,6 @@ def table1(seeds: int = 2) -> pd.DataFrame:
 
 def text(figure: Figure) -> str:
     """Everything written in a figure, titles, captions, legends and ticks included."""
-    FigureCanvasAgg(figure).draw()
     words = [t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text") and a.get_visible())]
     return "\n".join(words)
 
