@@ -63,7 +63,8 @@ def test_every_edition_is_described():
 
 def test_the_numbers_of_the_notebooks_are_those_of_the_folder():
     section = README.split("The notebooks in `notebooks/`")[1].split("## ")[0]
-    assert re.findall(r"\((\d\d)\)", section) == [p.name[:2] for p in sorted((REPOSITORY / "notebooks").glob("*.ipynb"))]
+    notebooks = sorted(path.name for path in (REPOSITORY / "notebooks").glob("*.ipynb"))
+    assert re.findall(r"\((\d\d)\)", section) == [name[:2] for name in notebooks]
 
 
 def test_the_citation_names_the_paper_and_the_licence():
