@@ -301,6 +301,23 @@ def test_vision_cache_lets_the_projector_learn(
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
 
 
+@torch.no_grad()
+def test_another_copy_goes_on_with_what_is_encoded(
+    tiny_backbone: Callable[..., Backbone], tiny_benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (tiny_backbone("qwen2_5_vl", cache_images=True) for _ in range(2))
+    inputs = [batch.inputs for batch in batches(first, tiny_benchmark)]
+    expected = [first.model(**one).logits for one in inputs]
+    second.adopt_caches(first)
+    calls = tower_calls(second)
+    monkeypatch.setattr("prefmoe.data.collation.encode", None)
+    for batch, logits in zip(batches(second, tiny_benchmark), expected, strict=True):
+        assert torch.equal(second.model(**batch.inputs).logits, logits)
+    assert calls == []
+    with pytest.raises(BackboneError, match="other weights"):
+        second.adopt_caches(tiny_backbone("llava"))
+
+
 def test_vision_cache_stands_aside_while_the_tower_learns(llava: Backbone, tiny_benchmark: Benchmark) -> None:
     cache = VisionCache(llava)
     llava.vision_tower.requires_grad_(True)

@@ -537,8 +537,8 @@ class VisionCache:
         self._states.clear()
 
     def remove(self) -> None:
-        """Gives the tower its own forward back."""
-        self.clear()
+        """Gives the tower its own forward back, and leaves pictures to the caches that share them."""
+        self._states = {}
         self._tower.forward = self._original
 
     def _bypassed(self, options: dict[str, Any]) -> bool:
