@@ -1,0 +1,361 @@
+"""The embedded miniature benchmark: users, preferences and questions drawn from a seed, in MMPB-clean's layout.
+
+The world has what makes group preference collapse possible: preference annotations are shared by groups of very
+different size, items differ in popularity, and "no" questions ask about what other users hold, so that a guess of
+the popular answer pays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefmoe.config import MiniatureData
+from prefmoe.data.benchmark import FACETS, Preference, Turn
+from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_people
+
+VERSION = 1
+"""Raised whenever the same configuration would draw another benchmark."""
+
+NAMES = tuple(
+    "Ada Akira Alma Amir Ana Anouk Arjun Asha Bela Bruno Carla Chen Clara Cora Dario Dina Eitan Elif Elsa Emil Enzo "
+    "Esra Farid Faye Finn Flora Gita Greta Hana Hugo Ida Imani Inez Iris Ivan Jonas Jun Kaya Kenji Kofi Lara Leila "
+    "Leo Lina Luca Mai Malik Mara Mei Mila Milo Mina Nadia Nils Nina Nora Omar Otto Paula Petra Priya Rafa Rana Ravi "
+    "Rosa Runa Sami Sana Selma Sofia Stella Sven Talia Tara Theo Timo Uma Vera Viktor Wanda Wren Yara Yuki Yusuf Zara "
+    "Zeno Zoe".split()
+)
+"""First names for benchmark users and for the invented people of the backbones' pre-training."""
+
+GROUP_SHARES = (0.44, 0.20, 0.13, 0.09, 0.08, 0.06)
+"""Share of the users that hold each of a facet's six preference annotations."""
+
+ZIPF = 0.9
+"""Exponent of item popularity within a facet."""
+
+LIKES_QUESTIONS = ("Would <sks> like this?", "Does this suit <sks>?", "Is this for <sks>?")
+NEGATED_QUESTIONS = ("Would <sks> not like this?", "Does this not suit <sks>?", "Is this not for <sks>?")
+CHOICE_QUESTIONS = {"like": "Which would <sks> pick?", "dislike": "Which would <sks> avoid?"}
+PRESENCE_QUESTIONS = ("Is <sks> here?", "Can you see <sks>?", "Does this show <sks>?")
+PLACE_QUESTION = "Where is <sks>?"
+PLACES = {1: ("middle",), 2: ("left", "right"), 3: ("left", "middle", "right")}
+PLACE_OPTIONS = ("left", "middle", "right", "absent")
+
+NEGATED_SHARE = 0.3
+UNSEEN_PAIR_SHARE = 2 / 3
+KIND_SHARES = {"preference_yesno": 0.5, "preference_mcq": 0.15, "recognition_yesno": 0.25, "recognition_mcq": 0.1}
+
+COLUMNS = (
+    "index name attribute category l2-category concept target task_family question A B C D answer answer_text image_path "
+    "injection_image_1 injection_image_2 injection_image_3 injection_image_4 injection_image_5 preference "
+    "description_simple description_moderate description_detailed description_super_detailed polarity "
+    "preference_semantic_invert preference_bucket_kind preference_common_items preference_bucket_names "
+    "preference_candidate_neg_names recognition_bucket_type"
+).split()
+"""The columns of MMPB-clean's CSV."""
+
+
+def preference_text(preferences: dict[str, Preference]) -> str:
+    """The profile's preference sentences in MMPB's wording, with <sks> for the name."""
+    return " ".join(
+        f"In terms of {facet}, <sks> enjoys {', '.join(p.likes)}, but dislikes {', '.join(p.dislikes)}."
+        for facet, p in preferences.items()
+    )
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody of the drawing world."""
+
+    name: str
+    face: Face
+    preferences: dict[str, Preference]
+
+    @property
+    def likes(self) -> set[str]:
+        return {item for p in self.preferences.values() for item in p.likes}
+
+    @property
+    def dislikes(self) -> set[str]:
+        return {item for p in self.preferences.values() for item in p.dislikes}
+
+
+def small_talk(rng: np.random.Generator, exchanges: int = 10) -> list[Turn]:
+    """A neutral conversation of ``exchanges`` questions and answers (two utterances each)."""
+    text = files("prefmoe.data").joinpath("small_talk.json").read_text(encoding="utf-8")
+    pool = json.loads(text)["exchanges"]
+    chosen = rng.choice(len(pool), size=exchanges, replace=False)
+    return [turn for k in chosen for turn in (("user", pool[k][0]), ("assistant", pool[k][1]))]
+
+
+def _annotations(rng: np.random.Generator) -> dict[str, list[Preference]]:
+    """Six different annotations per facet: two liked items by Zipf popularity, two disliked among the others."""
+    popularity = 1.0 / np.arange(1, 13) ** ZIPF
+    result: dict[str, list[Preference]] = {}
+    for facet in FACETS:
+        items = rng.permutation(list(ITEMS[facet]))
+        pairs: list[Preference] = []
+        while len(pairs) < len(GROUP_SHARES):
+            likes = tuple(sorted(rng.choice(items, 2, replace=False, p=popularity / popularity.sum())))
+            if all(likes != p.likes for p in pairs):
+                others = [item for item in items if item not in likes]
+                pairs.append(Preference(likes=likes, dislikes=tuple(sorted(rng.choice(others, 2, replace=False)))))
+        result[facet] = pairs
+    return result
+
+
+def people(config: MiniatureData) -> tuple[list[Person], list[Person]]:
+    """The benchmark's users and the held-out unseen users; every two faces differ in at least two attributes.
+
+    Group sizes follow GROUP_SHARES exactly (rounded), in an order drawn anew for every facet.
+    """
+    rng = np.random.default_rng([config.seed, 1])
+    total = config.users + config.unseen_users
+    if total > len(NAMES):
+        raise ValueError(f"users + unseen_users is {total}, but there are only {len(NAMES)} names")
+    annotations = _annotations(rng)
+    bounds = np.cumsum(GROUP_SHARES)
+    columns = {}
+    for facet in FACETS:
+        trained = np.searchsorted(bounds, (np.arange(config.users) + 0.5) / config.users * bounds[-1])
+        unseen = rng.choice(len(GROUP_SHARES), config.unseen_users, p=np.array(GROUP_SHARES) / bounds[-1])
+        columns[facet] = np.concatenate([rng.permutation(trained), unseen])
+    faces: list[Face] = []
+    while len(faces) < total:
+        face = Face.random(rng)
+        if all(face.shared(other) <= 4 for other in faces):
+            faces.append(face)
+    names = rng.permutation(NAMES)[:total]
+    everybody = [
+        Person(str(names[i]), faces[i], {f: annotations[f][columns[f][i]] for f in FACETS}) for i in range(total)
+    ]
+    return everybody[: config.users], everybody[config.users :]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The items that one split may ask a user about: never trained for this user, and trained."""
+
+    fresh: frozenset[str]
+    known: frozenset[str] = frozenset()
+
+
+class _Questions:
+    """Draws the questions of one benchmark and writes their pictures."""
+
+    def __init__(self, config: MiniatureData, folder: Path):
+        self.config, self.folder = config, folder
+        self.rng = np.random.default_rng([config.seed, 2])
+        self.users, self.unseen = people(config)
+        self.holders = {item: [u.name for u in self.users if item in u.likes] for item in ITEM_FACET}
+        self.rows: list[dict] = []
+        self.annotations: list[dict] = []
+
+    def _deal(self, items: list[str], count: int, weights: dict[str, float], pairs: _Pairs) -> Iterator[str]:
+        """``count`` of ``items`` by weight, UNSEEN_PAIR_SHARE of them fresh where there are fresh and known ones."""
+        fresh = [i for i in items if i in pairs.fresh]
+        known = [i for i in items if i in pairs.known]
+        share = round(count * UNSEEN_PAIR_SHARE) if fresh and known else count * bool(fresh)
+        for pool, n in ((fresh, share), (known, count - share)):
+            if n:
+                p = np.array([weights[i] for i in pool])
+                yield from (str(i) for i in self.rng.choice(pool, n, p=p / p.sum(), replace=n > len(pool)))
+
+    def _add(self, person: Person, picture, **fields) -> int:
+        index = len(self.rows)
+        path = f"mmpb_clean/images/{index:06d}.png"
+        picture.save(self.folder / path)
+        item, seen = fields.pop("item", ""), fields.pop("seen", False)
+        description = person.face.description()
+        answer = fields["answer"]
+        row = dict.fromkeys(COLUMNS, "") | {
+            "index": index, "name": person.name, "attribute": "human", "image_path": path,
+            "answer_text": ("a", "b", "c", "d", "yes", "no")[answer],
+            "preference": preference_text(person.preferences), "preference_semantic_invert": 0,
+            "description_simple": description, "description_moderate": description,
+            "description_detailed": description, "description_super_detailed": description,
+        }  # fmt: skip
+        row |= {f"injection_image_{k}": f"mmpb_clean/injection/injection_image_{k}/{person.name}.png" for k in range(1, 6)}
+        self.rows.append(row | fields)
+        holders = len(self.holders.get(item, ())) if item else 0
+        self.annotations.append({"index": index, "item": item, "popularity": holders, "seen_pair": int(seen)})
+        return index
+
+    def _preference_yesno(self, person: Person, count: int, pairs: _Pairs) -> None:
+        liked = sorted(person.likes)
+        others = [i for i in ITEM_FACET if i not in person.likes]
+        positives = count // 2
+        # "No" questions ask about what other users hold: a guess of the popular answer is wrong here.
+        weights = {i: 0.25 + len(self.holders[i]) for i in others} | dict.fromkeys(liked, 1.0)
+        chosen = [(i, True) for i in self._deal(liked, positives, weights, pairs)]
+        chosen += [(i, False) for i in self._deal(others, count - positives, weights, pairs)]
+        for item, holds in chosen:
+            negated = self.rng.random() < NEGATED_SHARE
+            templates = NEGATED_QUESTIONS if negated else LIKES_QUESTIONS
+            yes = holds != negated
+            self._add(
+                person, draw_items([item], self.rng), item=item, seen=item in pairs.known,
+                category="preference", concept=ITEM_FACET[item], question=str(self.rng.choice(templates)),
+                **{"l2-category": "awareness" if holds else "overconcept"}, task_family="preference_yesno",
+                answer=4 if yes else 5, polarity="reverse" if negated else "positive",
+                preference_semantic_invert=int(negated),
+                preference_bucket_kind="positive_bucket" if holds else "negative_bucket",
+                preference_common_items=item, preference_bucket_names=" | ".join(self.holders[item]),
+            )  # fmt: skip
+
+    def _preference_mcq(self, person: Person, count: int, pairs: _Pairs) -> None:
+        askable = [
+            (facet, target, item)
+            for facet, own in person.preferences.items()
+            for target, held in (("like", own.likes), ("dislike", own.dislikes))
+            for item in held
+        ]
+        for item in self._deal([a[2] for a in askable], count, dict.fromkeys(ITEM_FACET, 1.0), pairs):
+            facet, target, right = next(a for a in askable if a[2] == item)
+            own = person.preferences[facet]
+            wrong_pool = own.dislikes if target == "like" else own.likes
+            # One contrary item of the same user, and two of the facet's items that only other people mention.
+            neutral = [i for i in ITEMS[facet] if i not in own.likes + own.dislikes]
+            options = [right, str(self.rng.choice(wrong_pool)), *map(str, self.rng.choice(neutral, 2, replace=False))]
+            options = [str(o) for o in self.rng.permutation(options)]
+            self._add(
+                person, draw_items(options, self.rng), item=right, seen=right in pairs.known,
+                category="preference", concept=facet, target=target, question=CHOICE_QUESTIONS[target],
+                **{"l2-category": "inconsistency"}, task_family="preference_mcq", answer=options.index(right),
+                **dict(zip("ABCD", options, strict=True)),
+            )  # fmt: skip
+
+    def _company(self, person: Person, present: bool) -> tuple[list[Face], int]:
+        """Faces of a picture with one to three people and the target's place in it (-1 when absent)."""
+        size = int(self.rng.choice([1, 2, 3], p=[0.4, 0.35, 0.25]))
+        strangers: list[Face] = []
+        while len(strangers) < size:
+            draw = self.rng.random()
+            if draw < 0.4:
+                other = self.users[self.rng.integers(len(self.users))].face
+            elif draw < 0.7:
+                other = person.face.altered(self.rng, 3)
+            else:
+                other = Face.random(self.rng)
+            if other.shared(person.face) <= 4:
+                strangers.append(other)
+        place = int(self.rng.integers(size)) if present else -1
+        if present:
+            strangers[place] = person.face
+        return strangers, place
+
+    def _recognition_yesno(self, person: Person, count: int) -> None:
+        for k in range(count):
+            present = k % 2 == 0
+            faces, _ = self._company(person, present)
+            self._add(
+                person, draw_people(faces, self.rng), category="recognition",
+                question=str(self.rng.choice(PRESENCE_QUESTIONS)), answer=4 if present else 5,
+                **{"l2-category": "awareness" if present else "overconcept"}, task_family="recognition_yesno",
+                target="Single" if len(faces) == 1 else "Multi",
+                recognition_bucket_type="all_yes_only" if present else "all_no_only",
+            )  # fmt: skip
+
+    def _recognition_mcq(self, person: Person, count: int) -> None:
+        for _ in range(count):
+            faces, place = self._company(person, present=self.rng.random() < 0.75)
+            right = "absent" if place < 0 else PLACES[len(faces)][place]
+            options = [str(o) for o in self.rng.permutation(PLACE_OPTIONS)]
+            self._add(
+                person, draw_people(faces, self.rng), category="recognition", question=PLACE_QUESTION,
+                **{"l2-category": "inconsistency"}, task_family="recognition_mcq", answer=options.index(right),
+                target="Single" if len(faces) == 1 else "Multi", **dict(zip("ABCD", options, strict=True)),
+            )  # fmt: skip
+
+    def ask(self, person: Person, count: int, pairs: _Pairs) -> list[int]:
+        """``count`` questions about one person, mixed by KIND_SHARES; returns their indices."""
+        first = len(self.rows)
+        counts = {kind: max(1, round(count * share)) for kind, share in KIND_SHARES.items()}
+        counts["preference_yesno"] = max(2, count - sum(n for k, n in counts.items() if k != "preference_yesno"))
+        self._preference_yesno(person, counts["preference_yesno"], pairs)
+        self._preference_mcq(person, counts["preference_mcq"], pairs)
+        self._recognition_yesno(person, counts["recognition_yesno"])
+        self._recognition_mcq(person, counts["recognition_mcq"])
+        return list(range(first, len(self.rows)))
+
+    def portraits(self) -> None:
+        """Five pictures per user in which the user is alone."""
+        for k in range(1, 6):
+            (self.folder / f"mmpb_clean/injection/injection_image_{k}").mkdir(parents=True)
+            for person in self.users + self.unseen:
+                picture = draw_people([person.face], self.rng)
+                picture.save(self.folder / f"mmpb_clean/injection/injection_image_{k}/{person.name}.png")
+
+
+def build(config: MiniatureData, folder: Path) -> Path:
+    """Draws the benchmark into ``folder`` unless the same benchmark is already there.
+
+    Args:
+        config: seed and sizes; the same configuration always draws the same files.
+        folder: becomes the data folder (holds mmpb_clean/ and multi_turn/); written under a temporary name first.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        FileExistsError: if ``folder`` holds something that is not a miniature benchmark.
+    """
+    made_from = {"version": VERSION, **config.model_dump()}
+    marker = folder / "miniature.json"
+    if marker.is_file() and json.loads(marker.read_text()) == made_from:
+        return folder
+    if folder.exists() and any(folder.iterdir()) and not marker.is_file():
+        raise FileExistsError(f"{folder} holds something else than a miniature benchmark; choose an empty folder")
+    building = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    (building / "mmpb_clean/images").mkdir(parents=True)
+    _write(config, building)
+    (building / "miniature.json").write_text(json.dumps(made_from, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    building.rename(folder)
+    return folder
+
+
+def _split_items(person: Person, rng: np.random.Generator) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Items to ask a user about in training (60 %), and fresh ones for validation and test (20 % each).
+
+    Liked, disliked and other items are split apart; tuning on validation therefore sees none of the test's pairs.
+    """
+    parts: tuple[set[str], set[str], set[str]] = (set(), set(), set())
+    for kind in (person.likes, person.dislikes - person.likes, set(ITEM_FACET) - person.likes - person.dislikes):
+        order = [str(i) for i in rng.permutation(sorted(kind))]
+        fifth = len(order) // 5
+        parts[1].update(order[:fifth])
+        parts[2].update(order[fifth : 2 * fifth])
+        parts[0].update(order[2 * fifth :])
+    return frozenset(parts[0]), frozenset(parts[1]), frozenset(parts[2])
+
+
+def _write(config: MiniatureData, folder: Path) -> None:
+    questions = _Questions(config, folder)
+    questions.portraits()
+    splits: dict[str, list[int]] = {"train_idx": [], "validation_idx": [], "test_idx": [], "unseen_idx": []}
+    for person in questions.users:
+        trained, validation, test = _split_items(person, questions.rng)
+        splits["train_idx"] += questions.ask(person, config.train_per_user, _Pairs(trained))
+        splits["validation_idx"] += questions.ask(person, config.validation_per_user, _Pairs(validation, trained))
+        splits["test_idx"] += questions.ask(person, config.test_per_user, _Pairs(test, trained))
+    for person in questions.unseen:
+        splits["unseen_idx"] += questions.ask(person, config.test_per_user, _Pairs(frozenset(ITEM_FACET)))
+    root = folder / "mmpb_clean"
+    pd.DataFrame(questions.rows, columns=COLUMNS).to_csv(root / "sample.csv", index=False)
+    pd.DataFrame(questions.annotations).to_csv(root / "annotations.csv", index=False)
+    (root / "split.json").write_text(json.dumps([{"tasks": [splits]}]))
+    talk = folder / "multi_turn/generic_text"
+    talk.mkdir(parents=True)
+    for k in range(1, 5):
+        turns = small_talk(np.random.default_rng([config.seed, 3, k]))
+        content = [{"role": role, "content": text} for role, text in turns]
+        (talk / f"multi_turn_conversation_{k}.json").write_text(json.dumps(content, indent=1))

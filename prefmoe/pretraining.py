@@ -1,0 +1,853 @@
+"""Makes the miniature backbones: real architectures, small configurations, trained on user-free drawings and texts.
+
+Three stages, all on randomly invented people and on pictures of the drawing world, never on benchmark users:
+
+1. vision: the tower and its projector learn to emit, at the place of an item or a person, the sum of the word
+   embeddings that name it (cross entropy over the words, plus MSE to the sum);
+2. text: the language model learns to read a profile and answer questions about it, from one facet to five;
+3. joint: pictures take the place of words; items, preferences, captions, recognition from a portrait or a
+   description, small talk in between.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import (
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from prefmoe.data import miniature as world
+from prefmoe.data.benchmark import FACETS, Preference
+from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, ITEMS, Face, draw_items, draw_people
+from prefmoe.models.backbones import pictures_only
+
+log = logging.getLogger(__name__)
+
+IMAGE_SIZE, GRID, HIDDEN = 64, 4, 128
+"""Pixels the towers see, image tokens per side, hidden size of the language models."""
+
+BLANK = "background"
+"""The word whose embedding an image token takes where there is nothing."""
+
+LLAVA_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ 'USER:' if m['role'] == 'user' else 'ASSISTANT:' }}"
+    "{% if m['content'] is string %} {{ m['content'] }} {% else %}{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<image>{% else %} {{ p['text'] }} {% endif %}{% endfor %}{% endif %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+QWEN_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %} {{ p['text'] }} {% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+
+CAPTION_QUESTIONS = ("What is this?", "Name the thing in this picture.")
+FACE_QUESTION = "Describe the person."
+
+
+# --- words and tokenizer ------------------------------------------------------------------------------------------
+
+
+def vocabulary() -> list[str]:
+    """Every whole word of the miniature world, in a fixed order."""
+    talk = " ".join(t for k in range(40) for _, t in world.small_talk(np.random.default_rng(k), 10))
+    questions = " ".join(
+        [*world.LIKES_QUESTIONS, *world.NEGATED_QUESTIONS, *world.CHOICE_QUESTIONS.values(),
+         *world.PRESENCE_QUESTIONS, world.PLACE_QUESTION, *CAPTION_QUESTIONS, FACE_QUESTION]
+    )  # fmt: skip
+    phrases = (
+        f"{talk} {questions} In terms of enjoys but dislikes and is a person with skin hair in clothes person "
+        "I got it Options A B C D yes no Yes No user assistant User preference in profile name image description "
+        f"{BLANK} nothing unknown someone enjoy dislike suits there are people picture the this that"
+    )
+    words = [w for v in ATTRIBUTES.values() for w in v] + list(ITEM_FACET) + list(world.PLACE_OPTIONS)
+    words += [*FACETS, *world.NAMES, *re.findall(r"[A-Za-z]+|[0-9]+", phrases)]
+    return list(dict.fromkeys(words))
+
+
+def build_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer: whole words of the world, and single characters for everything else."""
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    if kind == "llava":
+        special += ["<image>", "USER:", "ASSISTANT:"]
+    else:
+        special += ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    characters = [chr(c) for c in range(33, 127)]
+    entries = [*special, *characters, *(f"##{c}" for c in characters), *vocabulary()]
+    ids = {token: i for i, token in enumerate(dict.fromkeys(entries))}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="<unk>", max_input_chars_per_word=60))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    extra = special[4:]
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
+        eos_token="</s>" if kind == "llava" else "<|im_end|>", additional_special_tokens=extra,
+        padding_side="left", model_max_length=1024,
+    )  # fmt: skip
+    wrapped.chat_template = LLAVA_TEMPLATE if kind == "llava" else QWEN_TEMPLATE
+    if kind == "llava":
+        wrapped.image_token = "<image>"
+    return wrapped
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+def build_model(kind: str, seed: int = 0):
+    """An untrained miniature backbone of the real classes.
+
+    Args:
+        kind: "llava" (CLIP tower + Llama) or "qwen2.5-vl".
+
+    Returns:
+        (model, image processor, tokenizer).
+    """
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(kind)
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    text = dict(
+        vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=256, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024, initializer_range=0.08,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    token = tokenizer.convert_tokens_to_ids
+    if kind == "llava":
+        vision = CLIPVisionConfig(
+            hidden_size=HIDDEN, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+            image_size=IMAGE_SIZE, patch_size=IMAGE_SIZE // GRID, projection_dim=HIDDEN,
+        )  # fmt: skip
+        config = LlavaConfig(
+            vision_config=vision, text_config=LlamaConfig(**text, rope_parameters=rope), vision_feature_layer=-1,
+            image_token_index=token("<image>"), image_seq_length=GRID * GRID,
+        )  # fmt: skip
+        model = LlavaForConditionalGeneration(config)
+        size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        images = CLIPImageProcessorPil(size=size, do_center_crop=False, crop_size=size)
+    else:
+        vision = dict(
+            depth=3, hidden_size=96, intermediate_size=192, num_heads=4, patch_size=8, spatial_merge_size=2,
+            temporal_patch_size=2, window_size=IMAGE_SIZE, fullatt_block_indexes=[0, 1, 2], out_hidden_size=HIDDEN,
+        )  # fmt: skip
+        config = Qwen2_5_VLConfig(
+            text_config=text | {"rope_parameters": rope | {"rope_type": "default", "mrope_section": [4, 6, 6]}},
+            vision_config=vision, image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
+            vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
+            tie_word_embeddings=False,
+        )  # fmt: skip
+        model = Qwen2_5_VLForConditionalGeneration(config)
+        pixels = IMAGE_SIZE * IMAGE_SIZE
+        geometry = dict(patch_size=8, merge_size=2, temporal_patch_size=2, min_pixels=pixels, max_pixels=pixels,
+                        size={"shortest_edge": pixels, "longest_edge": pixels})  # fmt: skip
+        images = Qwen2VLImageProcessorPil(**geometry)
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, do_sample=False,
+    )  # fmt: skip
+    with torch.no_grad():  # keys start close to queries: equal things attend to each other from the first step
+        for layer in model.model.language_model.layers:
+            attention = layer.self_attn
+            attention.k_proj.weight.copy_(attention.q_proj.weight + 0.01 * torch.randn_like(attention.q_proj.weight))
+    return model, images, tokenizer
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pictures:
+    """A pool of drawings with what each of the 16 image tokens should say.
+
+    Attributes:
+        pixels: (n, 64, 64, 3) uint8.
+        labels: (n, 16, 8) word indices: item, six attributes, place; -1 = none. All -1 = background.
+        people: person id -> [(picture, place)]; a place is "left", "middle" or "right".
+        faces: person id -> Face.
+        items: item word -> pictures that show it alone.
+        groups: pictures of people -> person ids from left to right.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    items: dict[str, list[int]]
+    quarters: dict[int, list[str]]
+    groups: dict[int, list[int]]
+    faces: list[Face]
+    appearances: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+
+
+LABEL_WORDS: list[list[str]] = [list(ITEM_FACET), *(list(w) for w in ATTRIBUTES.values()), list(world.PLACE_OPTIONS[:3])]
+"""The vocabulary of each label column of Pictures.labels."""
+
+_REGIONS = {
+    ("item", 1): [[5, 6, 9, 10]],
+    ("item", 4): [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]],
+    ("people", 1): [[5, 6, 9, 10, 13, 14]],
+    ("people", 2): [[8, 9, 12, 13], [10, 11, 14, 15]],
+    ("people", 3): [[8, 12], [9, 10, 13, 14], [11, 15]],
+}
+"""Which of the 4 x 4 image tokens speak for each thing in a picture."""
+
+
+def _draw(job: tuple[str, list, int]) -> np.ndarray:
+    kind, content, seed = job
+    rng = np.random.default_rng(seed)
+    picture = draw_items(content, rng) if kind == "item" else draw_people(content, rng)
+    return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC))
+
+
+def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, avoid: set[Face]) -> Pictures:
+    """Draws the pre-training pictures; people are invented and never have the face of anybody in ``avoid``."""
+    rng = np.random.default_rng([seed, 11])
+    faces: list[Face] = []
+    while len(faces) < people:
+        face = Face.random(rng)
+        if rng.random() < 0.5 and faces:  # half of the people have a lookalike
+            face = faces[rng.integers(len(faces))].altered(rng, int(rng.integers(2, 4)))
+        if face not in avoid:
+            faces.append(face)
+    words = list(ITEM_FACET)
+    jobs: list[tuple[str, list, int]] = []
+    members: list[list] = []
+    for k in range(items):
+        members.append([words[k % len(words)]])
+    for _ in range(quarters):
+        members.append([str(w) for w in rng.choice(words, 4, replace=False)])
+    for k in range(groups):
+        size = 1 if k < 2 * people else int(rng.integers(1, 4))
+        first = k % people
+        others = [int(p) for p in rng.integers(people, size=size - 1)]
+        members.append([int(p) for p in rng.permutation([first, *others])])
+    for k, content in enumerate(members):
+        kind = "item" if k < items + quarters else "people"
+        drawn = content if kind == "item" else [faces[p] for p in content]
+        jobs.append((kind, drawn, int(rng.integers(2**62))))
+    # Sorting by face keeps the cache of drawn faces small.
+    pixels = np.stack([_draw(job) for job in tqdm(jobs, desc="drawing", mininterval=5)])
+    labels = np.full((len(jobs), GRID * GRID, 8), -1, dtype=np.int64)
+    pool = Pictures(pixels, labels, {w: [] for w in words}, {}, {}, faces)
+    for k, content in enumerate(members):
+        kind = jobs[k][0]
+        for place, (region, thing) in enumerate(zip(_REGIONS[kind, len(content)], content, strict=True)):
+            if kind == "item":
+                labels[k, region, 0] = words.index(thing)
+            else:
+                values = [list(ATTRIBUTES[a]).index(getattr(faces[thing], a)) for a in ATTRIBUTES]
+                where = world.PLACES[len(content)][place]
+                labels[k, region, 1:7] = values
+                labels[k, region, 7] = world.PLACE_OPTIONS.index(where)
+                pool.appearances.setdefault(thing, []).append((k, where))
+        if kind == "people":
+            pool.groups[k] = content
+        elif len(content) == 1:
+            pool.items[content[0]].append(k)
+        else:
+            pool.quarters[k] = content
+    return pool
+
+
+# --- stage 1: vision ----------------------------------------------------------------------------------------------
+
+
+def word_ids(tokenizer) -> list[torch.Tensor]:
+    """Token ids of the words of each label column."""
+    return [torch.tensor(tokenizer.convert_tokens_to_ids(words)) for words in LABEL_WORDS]
+
+
+def image_tokens(model, image_processor, pixels: np.ndarray) -> torch.Tensor:
+    """Projected image tokens (n, 16, H) of uint8 pictures (n, 64, 64, 3), through the model's own code path."""
+    inputs = image_processor(images=list(pixels), return_tensors="pt")
+    features = model.model.get_image_features(**inputs).pooler_output
+    return torch.stack([f.reshape(GRID * GRID, -1) for f in features])
+
+
+def vision_targets(labels: torch.Tensor, table: torch.Tensor, ids: Sequence[torch.Tensor], blank: int) -> torch.Tensor:
+    """The sum of the embeddings of a token's words, scaled to the norm of one word; (n, 16, 8) -> (n, 16, H)."""
+    total = torch.zeros(*labels.shape[:2], table.shape[1])
+    for column, words in enumerate(ids):
+        named = labels[..., column] >= 0
+        total[named] += table[words[labels[..., column][named]]]
+    count = (labels >= 0).sum(-1, keepdim=True)
+    return torch.where(count > 0, total / count.clamp(min=1).sqrt(), table[blank])
+
+
+def _shifted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random translations by up to four pixels, and small changes of brightness: cheap new pictures."""
+    dy, dx = rng.integers(-4, 5, 2)
+    padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="edge")
+    moved = padded[:, 4 + dy : 4 + dy + IMAGE_SIZE, 4 + dx : 4 + dx + IMAGE_SIZE].astype(np.float32)
+    gain = rng.uniform(0.93, 1.07, (len(pixels), 1, 1, 3))
+    return np.clip(moved * gain, 0, 255).astype(np.uint8)
+
+
+def vision_accuracy(tokens: torch.Tensor, labels: torch.Tensor, table: torch.Tensor, ids) -> dict[str, float]:
+    """Share of labelled image tokens whose nearest word is right, per label column."""
+    names = ["item", *ATTRIBUTES, "place"]
+    result = {}
+    for column, name in enumerate(names):
+        named = labels[..., column] >= 0
+        scores = tokens[named] @ table[ids[column]].T
+        result[name] = (scores.argmax(-1) == labels[..., column][named]).float().mean().item()
+    return result
+
+
+def whiten_patches(model, image_processor, pool: Pictures) -> None:
+    """Starts the patch embedding as a PCA whitening of the pool's patches: shape is seen beside colour at once."""
+    inputs = image_processor(images=list(pool.pixels[:: max(1, len(pool.pixels) // 3000)]), return_tensors="pt")
+    pixels = inputs["pixel_values"].float()
+    vision = getattr(model.model, "vision_tower", None) or model.model.visual
+    convolution = next(m for m in vision.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)))
+    weight = convolution.weight
+    if pixels.ndim == 4:  # pictures: cut them into patches; Qwen's processor has done so already
+        size = weight.shape[-1]
+        pixels = F.unfold(pixels, size, stride=size).transpose(1, 2)
+    patches = pixels.reshape(-1, weight[0].numel())
+    values, directions = torch.linalg.eigh(torch.cov(patches[torch.randperm(len(patches))[:20000]].T))
+    top = directions[:, -weight.shape[0] :] / (values[-weight.shape[0] :].clamp(min=0) + 1e-2).sqrt()
+    with torch.no_grad():
+        weight.copy_(0.5 * top.T.reshape(weight.shape))
+
+
+def train_vision(model, image_processor, tokenizer, pool: Pictures, *, steps: int, lr: float, batch: int = 64, seed: int = 0) -> dict:
+    """Stage 1. Trains tower and projector; word embeddings stay as they are.
+
+    Returns:
+        accuracy per label column on pictures that were not trained on.
+    """
+    rng = np.random.default_rng([seed, 21])
+    whiten_patches(model, image_processor, pool)
+    table = model.get_input_embeddings().weight.detach().clone()
+    ids, blank = word_ids(tokenizer), tokenizer.convert_tokens_to_ids(BLANK)
+    vision = [p for name, p in model.model.named_parameters() if not name.startswith("language_model")]
+    optimizer = torch.optim.AdamW(vision, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    scale = 12.0 / table.norm(dim=1).mean() ** 2
+    order = rng.permutation(len(pool.pixels))
+    held, train = order[:512], order[512:]
+    bar = tqdm(range(steps), desc="vision", mininterval=5)
+    for step in bar:
+        chosen = rng.choice(train, batch, replace=False)
+        tokens = image_tokens(model, image_processor, _shifted(pool.pixels[chosen], rng))
+        labels = torch.from_numpy(pool.labels[chosen])
+        target = vision_targets(labels, table, ids, blank)
+        loss = 4.0 * F.mse_loss(tokens, target) / target.var()
+        for column, words in enumerate(ids):
+            named = labels[..., column] >= 0
+            weight = 1.0 if column == 0 else 0.5
+            loss = loss + weight * F.cross_entropy(scale * tokens[named] @ table[words].T * (1 if column == 0 else 2.4),
+                                                   labels[..., column][named])  # fmt: skip
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vision, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if step % 250 == 249 or step == steps - 1:
+            with torch.no_grad():
+                got = torch.cat([image_tokens(model, image_processor, pool.pixels[held[i : i + 64]]) for i in range(0, 512, 64)])
+            scores = vision_accuracy(got, torch.from_numpy(pool.labels[held]), table, ids)
+            log.info("vision %d: loss %.3f %s", step + 1, loss.item(), {k: round(v, 3) for k, v in scores.items()})
+    return scores
+
+
+# --- stages 2 and 3: conversations ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Say:
+    """One utterance: its text, the pictures before the text, and whether the model learns to say it.
+
+    The role "bare" adds its text without any chat markup (the first lessons of stage 2).
+    """
+
+    role: str
+    text: str
+    pictures: tuple[int, ...] = ()
+    learn: bool = False
+
+
+def _invented(rng: np.random.Generator, facets: Sequence[str]) -> dict[str, Preference]:
+    """Preferences of an invented person: uniform items, so that popularity cannot stand in for reading."""
+    result = {}
+    for facet in facets:
+        picked = [str(i) for i in rng.choice(list(ITEMS[facet]), 4, replace=False)]
+        result[facet] = Preference(likes=tuple(picked[:2]), dislikes=tuple(picked[2:]))
+    return result
+
+
+def _named(text: str, name: str) -> str:
+    return text.replace("<sks>", name)
+
+
+class Conversations:
+    """Draws training conversations about invented people.
+
+    Args:
+        pool: pictures, or None for stage 2, where the word of an item stands in for its picture.
+        rng: source of every choice.
+        held: picture indices that must not be used (they measure the abilities), or, with ``only_held``, the only ones.
+    """
+
+    def __init__(self, pool: Pictures | None, rng: np.random.Generator, held: frozenset[int] = frozenset(),
+                 only_held: bool = False):  # fmt: skip
+        self.rng, self.pool = rng, pool
+        if pool is None:
+            return
+
+        def usable(k: int) -> bool:
+            return (k in held) == only_held
+
+        self.items = {w: [k for k in ks if usable(k)] for w, ks in pool.items.items()}
+        self.quarters = [(k, w) for k, w in pool.quarters.items() if usable(k)]
+        self.appearances = {p: [(k, w) for k, w in a if usable(k)] for p, a in pool.appearances.items()}
+        self.portraits = {p: [k for k, _ in a if len(pool.groups[k]) == 1] for p, a in self.appearances.items()}
+        self.known = [p for p, a in self.appearances.items() if self.portraits[p] and len(a) > 1]
+        self.group_list = [k for k in pool.groups if usable(k)]
+
+    def _pick(self, options: Sequence):
+        return options[int(self.rng.integers(len(options)))]
+
+    def _shown(self, item: str) -> dict:
+        """A picture of the item, or the word for it in stage 2."""
+        return {"pictures": (self._pick(self.items[item]),)} if self.pool else {"prefix": f"{item}. "}
+
+    def _ask(self, question: str, answer: str, pictures: tuple[int, ...] = (), prefix: str = "") -> list[Say]:
+        return [Say("user", prefix + question, pictures), Say("assistant", answer, learn=True)]
+
+    def _preference_question(self, name: str, preferences: dict[str, Preference], choices: float) -> list[Say]:
+        facet = self._pick(list(preferences))
+        own = preferences[facet]
+        if self.rng.random() < choices:
+            target = self._pick(list(world.CHOICE_QUESTIONS))
+            right_pool, wrong_pool = (own.likes, own.dislikes) if target == "like" else (own.dislikes, own.likes)
+            neutral = [i for i in ITEMS[facet] if i not in own.likes + own.dislikes]
+            right = self._pick(right_pool)
+            options = [right, self._pick(wrong_pool), *(str(i) for i in self.rng.choice(neutral, 2, replace=False))]
+            pictures: tuple[int, ...] = ()
+            if self.pool:  # the options may be the four things in some picture of the pool
+                pictures = (self._pick(self.quarters)[0],)
+            return self._choice(_named(world.CHOICE_QUESTIONS[target], name), options, right, pictures)
+        kind = self.rng.random()
+        if kind < 0.5:
+            item = self._pick(own.likes)
+        elif kind < 0.75:
+            item = self._pick(own.dislikes)
+        else:
+            item = self._pick(list(ITEMS[facet] if self.rng.random() < 0.6 else list(ITEM_FACET)))
+        likes = {i for p in preferences.values() for i in p.likes}
+        negated = self.rng.random() < world.NEGATED_SHARE
+        question = self._pick(world.NEGATED_QUESTIONS if negated else world.LIKES_QUESTIONS)
+        return self._ask(_named(question, name), "yes" if (item in likes) != negated else "no", **self._shown(item))
+
+    def _choice(self, question: str, options: list[str], right: str, pictures: tuple[int, ...]) -> list[Say]:
+        shuffled = [str(o) for o in self.rng.permutation(options)]
+        listed = "".join(f"{letter}. {option}\n" for letter, option in zip("ABCD", shuffled, strict=True))
+        return self._ask(f"{question}\nOptions:\n{listed}", "ABCD"[shuffled.index(right)], pictures)
+
+    def _talk(self) -> list[Say]:
+        if self.rng.random() < 0.3:
+            return [Say(role, text) for role, text in world.small_talk(self.rng, int(self.rng.integers(1, 11)))]
+        return []
+
+    def preferences(self, facets: int, questions: int, talk: bool = False, choices: float = 0.3) -> list[Say]:
+        """A profile text with some facets, then questions about likings."""
+        name = self._pick(world.NAMES)
+        chosen = sorted(self.rng.choice(len(FACETS), facets, replace=False))
+        held = _invented(self.rng, [FACETS[f] for f in chosen])
+        if self.rng.random() < 0.15:
+            facet = FACETS[chosen[0]]
+            own = held = {facet: held[facet]}
+            likes, dislikes = ", ".join(own[facet].likes), ", ".join(own[facet].dislikes)
+            profile = f"User preference in {facet}: enjoys {likes}, dislikes {dislikes}"
+        else:
+            profile = _named(world.preference_text(held), name)
+            if self.rng.random() < 0.5:
+                profile = f"{_named(Face.random(self.rng).description(), name)} {profile}"
+        turns = [Say("user", profile), Say("assistant", "I got it.")] + (self._talk() if talk else [])
+        for _ in range(questions):
+            turns += self._preference_question(name, held, choices)
+        return turns
+
+    def lesson(self, level: int) -> list[Say]:
+        """Stage 2, from looking up a word to choosing between four options by a whole profile (levels 0 to 8)."""
+        if level == 0:
+            items = [str(i) for i in self.rng.choice(list(ITEM_FACET), 6, replace=False)]
+            truth = {i: self._pick(("yes", "no")) for i in items}
+            return [Say("bare", f"{i} {a} ") for i, a in truth.items()] + self._drill(truth, 14, chat=False)
+        if level <= 3:
+            facet = self._pick(FACETS)
+            own = _invented(self.rng, [facet])[facet]
+            truth = dict.fromkeys(own.likes, "yes") | dict.fromkeys(own.dislikes, "no")
+            text = world.preference_text({facet: own}).removeprefix(f"In terms of {facet}, <sks> ")
+            if level == 1:
+                return [Say("bare", text), *self._drill(truth, 12, chat=False)]
+            turns = [Say("user", text), Say("assistant", "I got it.")]
+            if level == 2:
+                return turns + self._drill(truth, 8, chat=True)
+            name = self._pick(world.NAMES)
+            for item in [self._pick(list(truth)) for _ in range(6)]:
+                question = _named(self._pick(world.LIKES_QUESTIONS), name)
+                turns += self._ask(question, truth[item], **self._shown(item))
+            return turns
+        if level == 4:
+            return self.preferences(int(self.rng.integers(1, 4)), 6)
+        if level == 5:
+            return self.preferences(int(self.rng.integers(2, 6)), 8)
+        if level == 6:  # find a word among four options and say its letter
+            turns = []
+            for _ in range(5):
+                options = [str(i) for i in self.rng.choice(list(ITEM_FACET), 4, replace=False)]
+                turns += self._choice(f"{options[0]}.", options, options[0], ())
+            return turns
+        return self.preferences(1 if level == 7 else int(self.rng.integers(1, 6)), 5, choices=0.8 if level == 7 else 0.5)
+
+    def _drill(self, truth: dict[str, str], count: int, chat: bool) -> list[Say]:
+        turns: list[Say] = []
+        for _ in range(count):
+            item = self._pick(list(truth))
+            if chat:
+                turns += [Say("user", item), Say("assistant", truth[item], learn=True)]
+            else:
+                turns += [Say("bare", item), Say("bare", truth[item], learn=True)]
+        return turns
+
+    def _company(self, person: int) -> tuple[int, str | None]:
+        """A group picture: with the person, with a stranger who may be a lookalike, or with anybody."""
+        draw = self.rng.random()
+        if draw < 0.5:
+            return self._pick(self.appearances[person])
+        if draw < 0.75:  # a lookalike neighbours the person in the list of faces
+            face = self.pool.faces[person]
+            near = [p for p in self.rng.integers(0, len(self.pool.faces), 40) if 2 <= face.shared(self.pool.faces[p]) <= 4]
+            near = [int(p) for p in near if self.appearances.get(int(p))]
+            if near:
+                best = max(near, key=lambda p: face.shared(self.pool.faces[p]))
+                picture = self._pick(self.appearances[best])[0]
+            else:
+                picture = self._pick(self.group_list)
+        else:
+            picture = self._pick(self.group_list)
+        members = self.pool.groups[picture]
+        if any(self.pool.faces[m].shared(self.pool.faces[person]) > 4 for m in members if m != person):
+            return self._company(person)
+        place = dict((k, w) for k, w in self.appearances[person]).get(picture)
+        return picture, place
+
+    def recognition(self, questions: int, talk: bool = False, source: str | None = None) -> list[Say]:
+        """A portrait, a description or both (or the given source), then questions about pictures of people."""
+        name, person = self._pick(world.NAMES), self._pick(self.known)
+        draw = {"portrait": 0.0, "description": 1.0, None: self.rng.random()}[source]
+        text = _named(self.pool.faces[person].description(), name) if draw > 0.35 else f"{name}"
+        pictures = (self._pick(self.portraits[person]),) if draw < 0.75 else ()
+        if draw > 0.35 and self.rng.random() < 0.3:
+            facets = [FACETS[f] for f in sorted(self.rng.choice(5, int(self.rng.integers(1, 3)), replace=False))]
+            text += " " + _named(world.preference_text(_invented(self.rng, facets)), name)
+        turns = [Say("user", text, pictures), Say("assistant", "I got it.")] + (self._talk() if talk else [])
+        for _ in range(questions):
+            picture, place = self._company(person)
+            while pictures and picture == pictures[0]:
+                picture, place = self._company(person)
+            if self.rng.random() < 0.3:
+                turns += self._choice(_named(world.PLACE_QUESTION, name), list(world.PLACE_OPTIONS),
+                                      place or "absent", (picture,))  # fmt: skip
+            else:
+                question = _named(self._pick(world.PRESENCE_QUESTIONS), name)
+                turns += self._ask(question, "yes" if place else "no", (picture,))
+        return turns
+
+    def captions(self, questions: int, faces: bool = True) -> list[Say]:
+        """Pictures to be named or described."""
+        turns: list[Say] = []
+        for _ in range(questions):
+            if not faces or self.rng.random() < 0.6:
+                item = self._pick(list(ITEM_FACET))
+                turns += self._ask(self._pick(CAPTION_QUESTIONS), item, **self._shown(item))
+            else:
+                person = self._pick(self.known)
+                description = self.pool.faces[person].description().removeprefix("<sks> is ")
+                turns += self._ask(FACE_QUESTION, description, (self._pick(self.portraits[person]),))
+        return turns
+
+
+class Encoder:
+    """Turns conversations into token ids, exactly as the chat template does (a test compares the two)."""
+
+    def __init__(self, kind: str, tokenizer):
+        self.kind, self.tokenizer = kind, tokenizer
+        self.ids = lru_cache(maxsize=100_000)(lambda text: tuple(tokenizer(text, add_special_tokens=False).input_ids))
+        self.image_id = tokenizer.convert_tokens_to_ids("<image>" if kind == "llava" else "<|image_pad|>")
+
+    def __call__(self, turns: Sequence[Say]) -> tuple[list[int], list[int], list[int]]:
+        """Returns (input ids, labels with -100 where nothing is learned, pictures in order)."""
+        ids: list[int] = []
+        labels: list[int] = []
+        pictures: list[int] = []
+        if self.kind == "llava":
+            ids += self.ids("<s>")
+            opening = {"user": "USER:", "assistant": "ASSISTANT:"}
+            before, after, closing = "", "", {"user": "", "assistant": "</s>"}
+        else:
+            opening = {"user": "<|im_start|> user", "assistant": "<|im_start|> assistant"}
+            before, after, closing = "<|vision_start|>", "<|vision_end|>", dict.fromkeys(("user", "assistant"), "<|im_end|>")
+        labels += [-100] * len(ids)
+        for say in turns:
+            start = list(self.ids(opening[say.role])) if say.role in opening else []
+            for picture in say.pictures:
+                start += [*self.ids(before), *([self.image_id] * (GRID * GRID)), *self.ids(after)]
+                pictures.append(picture)
+            said = list(self.ids(say.text) + self.ids(closing.get(say.role, "")))
+            ids += start + said
+            labels += [-100] * len(start) + (said if say.learn else [-100] * len(said))
+        return ids, labels, pictures
+
+
+def collate(encoded: Sequence[tuple[list[int], list[int], list[int]]], pad: int) -> dict:
+    """Left-pads conversations to (B, T) and lists their pictures in reading order."""
+    length = max(len(ids) for ids, _, _ in encoded)
+    rows = [([pad] * (length - len(i)) + i, [-100] * (length - len(i)) + y, length - len(i)) for i, y, _ in encoded]
+    return {
+        "input_ids": torch.tensor([r[0] for r in rows]),
+        "labels": torch.tensor([r[1] for r in rows]),
+        "attention_mask": torch.tensor([[0] * r[2] + [1] * (length - r[2]) for r in rows]),
+        "pictures": [p for _, _, pictures in encoded for p in pictures],
+    }
+
+
+def language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int) -> torch.Tensor:
+    """Logits at the labelled positions (in order), with precomputed image features (n pictures, 16, H)."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    embeds = model.get_input_embeddings()(ids)
+    places = ids == image_id
+    if batch["pictures"]:
+        tokens = features[torch.tensor(batch["pictures"])].to(embeds.dtype)
+        embeds = embeds.masked_scatter(places[..., None], tokens.reshape(-1, tokens.shape[-1]))
+    extra = {}
+    if kind == "qwen2.5-vl":
+        grid = torch.tensor([[1, 2 * GRID, 2 * GRID]] * len(batch["pictures"])) if batch["pictures"] else None
+        positions, _ = model.model.get_rope_index(
+            input_ids=ids, mm_token_type_ids=places.int(), image_grid_thw=grid, attention_mask=mask
+        )
+        extra["position_ids"] = positions
+    states = model.model.language_model(inputs_embeds=embeds, attention_mask=mask, **extra).last_hidden_state
+    learned = batch["labels"][:, 1:] != -100
+    return model.lm_head(states[:, :-1][learned])
+
+
+class LanguageTrainer:
+    """Optimises a miniature's language model on conversations; image features are frozen and given.
+
+    Args:
+        model, kind, tokenizer: as build_model returns them.
+        features: (n pictures, 16, H) projected image tokens, or None for stage 2.
+        fixed_words: token ids whose input embeddings must not move (the vision stage aims at them).
+    """
+
+    def __init__(self, model, kind: str, tokenizer, features: torch.Tensor | None = None,
+                 fixed_words: torch.Tensor | None = None):  # fmt: skip
+        self.model, self.kind, self.tokenizer, self.features = model, kind, tokenizer, features
+        self.encoder = Encoder(kind, tokenizer)
+        self.parameters = [p for n, p in model.named_parameters() if "language_model" in n or n.startswith("lm_head")]
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.01)
+        if fixed_words is not None:
+            moves = torch.ones(len(tokenizer), 1)
+            moves[fixed_words] = 0
+            model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * moves)
+
+    def step(self, conversations: Sequence[list[Say]], lr: float) -> float:
+        """One step; returns the accuracy over the learned tokens, ends of turns not counted."""
+        data = collate([self.encoder(c) for c in conversations], self.tokenizer.pad_token_id)
+        logits = language_logits(self.model, self.kind, data, self.features, self.encoder.image_id)
+        wanted = data["labels"][:, 1:][data["labels"][:, 1:] != -100]
+        loss = F.cross_entropy(logits, wanted)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        answer = wanted != self.tokenizer.eos_token_id
+        return (logits.argmax(-1) == wanted)[answer].float().mean().item()
+
+
+LESSONS = (
+    *((0, 0.95, 600), (1, 0.95, 400), (2, 0.95, 500), (3, 0.93, 500), (4, 0.93, 900), (5, 0.95, 900)),
+    *((6, 0.95, 500), (7, 0.93, 700), (8, 0.95, 700)),
+)
+"""Stage 2: level, the accuracy at which the next level begins, and the most steps a level may take."""
+
+
+def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, lessons=LESSONS) -> float:
+    """Stage 2; every fourth conversation repeats an earlier level. Returns the last level's accuracy."""
+    rng = np.random.default_rng([seed, 31])
+    conversations = Conversations(None, rng)
+    fixed = torch.cat([*word_ids(tokenizer), torch.tensor([tokenizer.convert_tokens_to_ids(BLANK)])])
+    trainer = LanguageTrainer(model, kind, tokenizer, fixed_words=fixed)
+    done = 0
+    for level, goal, limit in lessons:
+        hits: list[float] = []
+        bar = tqdm(range(limit), desc=f"lesson {level}", mininterval=5)
+        for k in bar:
+            done += 1
+            levels = [level if level == 0 or i % 4 else int(rng.integers(level)) for i in range(24 if level < 4 else 16)]
+            rate = (lr if level < 4 else 0.75 * lr) * min(1.0, done / 60)
+            hits.append(trainer.step([conversations.lesson(n) for n in levels], rate))
+            if k % 50 == 49:
+                bar.set_postfix(accuracy=f"{np.mean(hits[-25:]):.3f}")
+                if np.mean(hits[-25:]) > goal:
+                    break
+        log.info("lesson %d: accuracy %.3f after %d steps", level, np.mean(hits[-25:]), len(hits))
+    return float(np.mean(hits[-25:]))
+
+
+@torch.no_grad()
+def pool_features(model, image_processor, pool: Pictures) -> torch.Tensor:
+    """Projected image tokens of every picture of the pool, (n, 16, H) in half precision."""
+    parts = [image_tokens(model, image_processor, pool.pixels[k : k + 64]).half() for k in range(0, len(pool.pixels), 64)]
+    return torch.cat(parts)
+
+
+def train_joint(model, kind: str, tokenizer, pool: Pictures, features: torch.Tensor, held: frozenset[int], *,
+                steps: int, lr: float = 1e-3, batch: int = 16, seed: int = 0) -> float:  # fmt: skip
+    """Stage 3: preferences, recognition and captions with pictures; every fifth batch with small talk in between."""
+    rng = np.random.default_rng([seed, 41])
+    conversations = Conversations(pool, rng, held)
+    trainer = LanguageTrainer(model, kind, tokenizer, features)
+    hits: list[float] = []
+    bar = tqdm(range(steps), desc="joint", mininterval=5)
+    for k in bar:
+        talk = k % 5 == 4
+        drawn = []
+        for i in range(batch // 2 if talk else batch):
+            if i % 16 < 8:
+                drawn.append(conversations.preferences(int(rng.integers(1, 6)), 4, talk, choices=0.4))
+            elif i % 16 < 14:
+                drawn.append(conversations.recognition(4, talk))
+            else:
+                drawn.append(conversations.captions(4))
+        rate = lr * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / steps)))
+        hits.append(trainer.step(drawn, rate))
+        if k % 100 == 99:
+            bar.set_postfix(accuracy=f"{np.mean(hits[-100:]):.3f}")
+            log.info("joint %d: accuracy %.3f", k + 1, np.mean(hits[-100:]))
+        if k % 500 == 499:
+            log.info("abilities %s", {n: a["accuracy"] for n, a in
+                                      abilities(model, kind, tokenizer, pool, features, held, count=120).items()})  # fmt: skip
+    return float(np.mean(hits[-100:]))
+
+
+@torch.no_grad()
+def abilities(model, kind: str, tokenizer, pool: Pictures, features: torch.Tensor, held: frozenset[int],
+              count: int = 600) -> dict[str, dict[str, float]]:  # fmt: skip
+    """What a miniature can do, on pictures it was not trained on and newly invented people.
+
+    Returns:
+        ability -> {"accuracy", "n"}: naming an item, yes/no and choice questions about preferences read from a
+        profile text, and recognising somebody from a portrait or from a description alone.
+    """
+    encoder = Encoder(kind, tokenizer)
+    drawn = Conversations(pool, np.random.default_rng(97), held, only_held=True)
+    letters = set(tokenizer.convert_tokens_to_ids(list("ABCD")))
+    asked: dict[str, list[tuple[int, int]]] = {}
+
+    def run(conversations: list[list[Say]], name: Callable[[int], str]) -> None:
+        for first in range(0, len(conversations), 40):
+            data = collate([encoder(c) for c in conversations[first : first + 40]], tokenizer.pad_token_id)
+            logits = language_logits(model, kind, data, features, encoder.image_id)
+            wanted = data["labels"][:, 1:][data["labels"][:, 1:] != -100]
+            for want, got in zip(wanted.tolist(), logits.argmax(-1).tolist(), strict=True):
+                if want != tokenizer.eos_token_id:
+                    asked.setdefault(name(want), []).append((want, got))
+
+    was_training = model.training
+    model.eval()
+    run([drawn.preferences(5, 1) for _ in range(count)],
+        lambda want: "preference choice" if want in letters else "preference yes/no")  # fmt: skip
+    for source in ("portrait", "description"):
+        run([drawn.recognition(1, source=source) for _ in range(count)],
+            lambda want, s=source: f"{'place' if want in letters else 'presence'} from {s}")  # fmt: skip
+    run([drawn.captions(1, faces=False) for _ in range(count)], lambda want: "naming an item")
+    model.train(was_training)
+    return {
+        name: {"accuracy": round(float(np.mean([w == g for w, g in pairs])), 4), "n": len(pairs)}
+        for name, pairs in sorted(asked.items())
+    }
+
+
+def adopt_language_model(model, tokenizer, source, source_tokenizer) -> None:
+    """Starts a Qwen2.5-VL text model from the Llama's weights: the same blocks, with attention biases at zero.
+
+    Embedding and output rows are matched by token; the chat markers of one template take the other's rows.
+    """
+    mine, theirs = model.model.language_model, source.model.language_model
+    weights = theirs.state_dict()
+    embedding = weights.pop("embed_tokens.weight")
+    missing = mine.load_state_dict(weights, strict=False).missing_keys
+    with torch.no_grad():
+        for name, parameter in mine.named_parameters():
+            if name in missing and name.endswith("bias"):
+                parameter.zero_()
+        markers = {"<|im_start|>": "<s>", "user": "USER:", "assistant": "ASSISTANT:", "<|im_end|>": "</s>"}
+        known = source_tokenizer.get_vocab()
+        for token, row in tokenizer.get_vocab().items():
+            other = known.get(markers.get(token, token))
+            if other is not None:
+                mine.embed_tokens.weight[row] = embedding[other]
+                model.lm_head.weight[row] = source.lm_head.weight[other]
+
+
+# --- keeping the result -------------------------------------------------------------------------------------------
+
+FOLDERS = {"llava": "llava-mini", "qwen2.5-vl": "qwen2.5-vl-mini"}
+CARD = "miniature.json"
+
+
+def save(model, image_processor, tokenizer, kind: str, folder: Path, card: dict) -> None:
+    """Writes a miniature as an ordinary folder of save_pretrained, in half precision, with a card.
+
+    The card (miniature.json) gets the digest of the weights, so that a test can tell whether the two belong together.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "llava":
+        processor = LlavaProcessor(
+            image_processor, tokenizer, patch_size=IMAGE_SIZE // GRID, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1, chat_template=LLAVA_TEMPLATE,
+        )  # fmt: skip
+    else:
+        processor = pictures_only(Qwen2_5_VLProcessor)(image_processor, tokenizer, chat_template=QWEN_TEMPLATE)
+    half = copy.deepcopy(model).half()
+    half.config.dtype = torch.float16
+    half.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    card = {**card, "weights_blake2b": hashlib.blake2b(weights, digest_size=16).hexdigest()}
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
