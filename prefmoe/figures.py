@@ -7,6 +7,7 @@ intervals drawn wherever the table has them, the number of questions in the capt
 
 from __future__ import annotations
 
+import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -1149,31 +1150,38 @@ def qualitative_examples(
 
 
 @house_style
-def tuning_grid(grid: pd.DataFrame, *, metric: str = "overall") -> Figure:
+def tuning_grid(trials: pd.DataFrame, *, metric: str = "overall") -> Figure:
     """Validation results of every setting tried, per method, with the chosen one filled.
 
     Args:
-        grid: columns method, setting, value, chosen (bool), and n.
+        trials: config/tuning/<edition>.csv (backbone, method, settings as JSON, n, a column per metric, chosen).
     """
-    methods = list(dict.fromkeys(grid["method"]))
-    figure, axes = _canvas(6.8, 1.3 + 0.34 * len(methods))
+    methods = list(dict.fromkeys(trials["method"]))
+    backbones = list(dict.fromkeys(trials["backbone"]))
+    figure, axes = _canvas(7.2, 1.5 + 0.42 * len(methods))
     axis = axes[0, 0]
+    step = 0.3
+    for k, backbone in enumerate(backbones):
+        style = {"color": PALETTE[k], "marker": MARKERS[k], "linestyle": "none", "markersize": 6}
+        for row, method in enumerate(methods):
+            place = row + (k - (len(backbones) - 1) / 2) * step
+            tried = trials[(trials["method"] == method) & (trials["backbone"] == backbone)]
+            axis.plot(tried[metric], [place] * len(tried), markerfacecolor="white", **style)
+            best = tried[tried["chosen"] == 1]
+            axis.plot(best[metric], [place] * len(best), label=backbone if row == 0 else None, **style)
     for row, method in enumerate(methods):
-        tried = grid[grid["method"] == method]
-        axis.plot(tried["value"], [row] * len(tried), "o", color=PALETTE[0], markerfacecolor="white", markersize=6)
-        best = tried[tried["chosen"].astype(bool)]
-        axis.plot(best["value"], [row] * len(best), "o", color=PALETTE[0], markersize=6)
-        for value, setting in zip(best["value"], best["setting"], strict=True):
-            axis.annotate(str(setting), (value, row), (7, 0), textcoords="offset points", fontsize=7, va="center")
+        best = trials[(trials["method"] == method) & (trials["chosen"] == 1)]["settings"].iloc[0]
+        settings = ", ".join(f"{name} {value}" for name, value in json.loads(best).items())
+        axis.annotate(settings, (1.01, row), xycoords=axis.get_yaxis_transform(), fontsize=7.5, va="center")
     axis.set_yticks(range(len(methods)), methods)
     axis.set_ylim(len(methods) - 0.4, -0.6)
     axis.tick_params(axis="y", length=0)
-    axis.margins(x=0.25)
-    axis.set_xlabel(f"{metric} on the validation split".capitalize())
+    axis.set_xlabel(METRIC_LABELS[metric].replace("\n", " ") + " on the validation split")
     _light_grid(axis)
-    n = int(grid["n"].max())
+    sizes = "/".join(map(str, sorted(trials["n"].unique())))
     return _finish(
         figure,
         "Settings tried on the validation split",
-        f"n = {n} questions per setting; filled: chosen.",
+        f"n = {sizes} questions per setting; filled, and named on the right: chosen for all backbones together.",
+        legend=axis.get_legend_handles_labels()[0],
     )

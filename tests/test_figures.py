@@ -229,11 +229,16 @@ def test_attention_maps_hold_the_given_shares(picture):
 
 
 def test_tuning_grid_marks_the_choice():
-    grid = pd.DataFrame(
-        {"method": ["LoRA"] * 2, "setting": ["lr 1", "lr 2"], "value": [0.4, 0.6], "chosen": [False, True], "n": 50}
-    )
-    figure = figures.tuning_grid(grid)
-    assert list(figure.axes[0].lines[1].get_xdata()) == [0.6] and "lr 2" in text(figure)
+    settings = ['{"lr": 0.001}', '{"lr": 0.003}']
+    rows = [
+        {"backbone": b, "method": "LoRA", "settings": s, "n": 50, "sensitivity": v, "chosen": int(s == settings[1])}
+        for b, values in (("llava", (0.4, 0.6)), ("qwen", (0.5, 0.7)))
+        for s, v in zip(settings, values, strict=True)
+    ]
+    figure = figures.tuning_grid(pd.DataFrame(rows), metric="sensitivity")
+    filled = [line for line in figure.axes[0].lines if line.get_markerfacecolor() != "white"]
+    assert [list(line.get_xdata()) for line in filled] == [[0.6], [0.7]]
+    assert "lr 0.003" in text(figure) and "n = 50 questions" in text(figure)
 
 
 # User space
