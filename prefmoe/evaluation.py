@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
 from prefmoe import metrics
@@ -77,9 +79,7 @@ def small_talk(example: Example, transcripts: Sequence[Sequence[Turn]], turns: i
     if turns == 0:
         return ()
     if not transcripts:
-        raise EvaluationError(
-            f"{turns} turns of small talk were asked for, but the benchmark has no transcripts"
-        )
+        raise EvaluationError(f"{turns} turns of small talk were asked for, but the benchmark has no transcripts")
     transcript = transcripts[example.index % len(transcripts)]
     if len(transcript) < 2 * turns:
         raise EvaluationError(
@@ -105,9 +105,7 @@ def answer_probabilities(
     """
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
     mass = torch.stack([log_probabilities[:, tokens[answer]].logsumexp(-1) for answer in ANSWERS], dim=-1)
-    allowed = torch.tensor(
-        [[answer in allowed_answers(example) for answer in ANSWERS] for example in examples]
-    )
+    allowed = torch.tensor([[answer in allowed_answers(example) for answer in ANSWERS] for example in examples])
     mass = mass.masked_fill(~allowed.to(mass.device), -torch.inf)
     total = mass.logsumexp(-1, keepdim=True)
     shares = (mass - total).exp().masked_fill(~allowed.to(mass.device), torch.nan)
@@ -154,9 +152,7 @@ def _answer(
         output = method.backbone.model.generate(**batch.inputs, generation_config=generation)
         gates = {name: gate.float().cpu() for name, gate in method.gates(output).items()}
     prompt_length = batch.inputs["input_ids"].shape[1]
-    texts = method.backbone.tokenizer.batch_decode(
-        output.sequences[:, prompt_length:], skip_special_tokens=True
-    )
+    texts = method.backbone.tokenizer.batch_decode(output.sequences[:, prompt_length:], skip_special_tokens=True)
     rows = answer_probabilities(output.logits[0], examples, tokens)
     rows.insert(0, "index", [example.index for example in examples])
     rows["prediction"] = [text.strip() for text in texts]
@@ -203,6 +199,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Answers every question greedily; deterministic, and independent of the batch size.
 
+    The processes of ``accelerate launch`` share the batches, and each of them returns all rows.
+
     Args:
         examples: questions, in the order of the rows returned.
         turns: exchanges of small talk between profile and question (0 for none).
@@ -235,8 +233,11 @@ def evaluate(
         return sum(map(len, [example.question, *example.options, *(text for _, text in talks[example.index])]))
 
     ordered = sorted(examples, key=lambda example: (-length(example), example.index))
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    state = PartialState()
+    batches = batches[state.process_index :: state.num_processes]
     identity = {
-        "indices": [example.index for example in ordered],
+        "indices": [example.index for batch in batches for example in batch],
         "turns": turns,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
@@ -244,10 +245,7 @@ def evaluate(
     }
     shards = _Shards(Path(folder), identity) if folder is not None else None
     method.eval()
-    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    bar = progress_bar(
-        len(batches), f"evaluate {method.backbone.entry.name} {method.config.kind}, {turns} turns"
-    )
+    bar = progress_bar(len(batches), f"evaluate {method.backbone.entry.name} {method.config.kind}, {turns} turns")
     pieces = []
     for number, start in enumerate(range(0, len(batches), shard_batches)):
         piece = shards.read(number) if shards else None
@@ -263,6 +261,8 @@ def evaluate(
             bar.update(len(batches[start : start + shard_batches]))
         pieces.append(piece)
     bar.close()
+    if state.num_processes > 1:
+        pieces = gather_object(pieces)
     answers = pd.concat(pieces, ignore_index=True).set_index("index")
     indices = [example.index for example in examples]
     split = _splits(benchmark)
@@ -280,6 +280,6 @@ def evaluate(
     kinds = scored["l2-category"].map(metrics.question_kind)
     parsed = [metrics.is_parsed(pred, kind) for pred, kind in zip(scored["pred"], kinds, strict=True)]
     frame.insert(frame.columns.get_loc("prediction") + 1, "unparsed", [not value for value in parsed])
-    if shards:
+    if shards and state.is_main_process:
         shards.clear()
     return frame

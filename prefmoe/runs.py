@@ -131,9 +131,7 @@ def _sole_process(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(
-            f"{folder}: another process is working on this run; wait for it, or stop it first"
-        ) from error
+        raise RunError(f"{folder}: another process is working on this run; wait for it, or stop it first") from error
     try:
         yield
     finally:
@@ -147,9 +145,7 @@ class Workbench:
     and pictures, which no run changes, are handed on.
     """
 
-    def __init__(
-        self, edition: Edition | str | Path, backbone_name: str, *, results: str | Path = RESULTS
-    ) -> None:
+    def __init__(self, edition: Edition | str | Path, backbone_name: str, *, results: str | Path = RESULTS) -> None:
         """
         Raises:
             RunError: if the backbone is not one of the edition's, or the data are missing.
@@ -180,12 +176,13 @@ class Workbench:
         return backbone
 
     def _load(self) -> Backbone:
-        device = PartialState().device
-        small = find_backbone(self.backbone_name).folder is not None
+        """In float32 on the CPU and for miniatures; else in bfloat16, a lone process taking all accelerators."""
+        state = PartialState()
+        plain = find_backbone(self.backbone_name).folder is not None or state.device.type == "cpu"
         return load_backbone(
             self.backbone_name,
-            device=device,
-            dtype=torch.float32 if small or device.type == "cpu" else torch.bfloat16,
+            device=state.device if plain or state.num_processes > 1 else "auto",
+            dtype=torch.float32 if plain else torch.bfloat16,
             cache_images=self.edition.cache_images,
         )
 
@@ -197,11 +194,9 @@ class Workbench:
 
     def method(self, config: Method, seed: int) -> BuiltMethod:
         """An untrained method on a pristine backbone."""
-        return build_method(config, self.backbone(), self.benchmark, seed=seed)
+        return build_method(config, self.backbone(), self.benchmark, seed=seed, cache=self.edition.cache_images)
 
-    def inputs(
-        self, config: Method, seed: int, splits: Sequence[str], turns: Sequence[int]
-    ) -> dict[str, Any]:
+    def inputs(self, config: Method, seed: int, splits: Sequence[str], turns: Sequence[int]) -> dict[str, Any]:
         """Everything a run's result depends on; equal inputs, equal result."""
         evaluation = self.edition.evaluation.model_dump(mode="json") | {
             "splits": list(splits),
@@ -250,10 +245,10 @@ class Workbench:
             if main:
                 _open_partial(partial, inputs)
             PartialState().wait_for_everyone()
-            if not is_complete(partial, digest):
-                self._work(
-                    config, seed, partial, splits, turns, {"inputs_digest": digest, "inputs": inputs, **about}
-                )
+            finished = is_complete(partial, digest)
+            PartialState().wait_for_everyone()
+            if not finished:
+                self._work(config, seed, partial, splits, turns, {"inputs_digest": digest, "inputs": inputs, **about})
             if main:
                 _publish(partial, folder)
             PartialState().wait_for_everyone()
@@ -269,9 +264,7 @@ class Workbench:
         about: dict[str, Any],
     ) -> None:
         """Fills a run's folder; run.json comes last."""
-        examples = [
-            self.benchmark.examples[i] for split in splits for i in self.benchmark.splits.get(split, ())
-        ]
+        examples = [self.benchmark.examples[i] for split in splits for i in self.benchmark.splits.get(split, ())]
         if not examples:
             raise RunError(f"{self.benchmark.root}: no questions in the split(s) {', '.join(splits)}")
         method = self.method(config, seed)
@@ -367,9 +360,7 @@ def _publish(partial: Path, folder: Path) -> None:
 
 def _method_config(edition: Edition, method_name: str) -> Method:
     if method_name not in edition.methods:
-        raise RunError(
-            f"edition {edition.name!r} has no method {method_name!r}; it has {', '.join(edition.methods)}"
-        )
+        raise RunError(f"edition {edition.name!r} has no method {method_name!r}; it has {', '.join(edition.methods)}")
     return edition.methods[method_name]
 
 

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from prefmoe.config import Training
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
@@ -161,7 +161,7 @@ def progress_bar(total: int, description: str) -> tqdm:
     shell = sys.modules.get("IPython")
     notebook = shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
     quiet = {} if notebook or sys.stderr.isatty() else {"disable": True}
-    return tqdm(total=total, desc=description, leave=False, mininterval=0.5, **quiet)
+    return tqdm(total=total, desc=description, leave=False, mininterval=1.0, **quiet)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -232,9 +232,7 @@ class _Checkpoints:
             rows = pd.read_parquet(path / "losses.parquet").to_dict("records")
             step, seconds, found = int(state["step"]), float(state["seconds"]), state["identity"]
         except Exception as error:
-            raise CheckpointError(
-                f"{path}: cannot be read ({error}); delete the folder to start again"
-            ) from error
+            raise CheckpointError(f"{path}: cannot be read ({error}); delete the folder to start again") from error
         for key in sorted(self.identity.keys() | found.keys()):
             if found.get(key) != self.identity.get(key):
                 raise CheckpointError(
@@ -248,9 +246,7 @@ class _Checkpoints:
                 mine = {k[len(prefix) :]: v for k, v in moments.items() if k.startswith(prefix)}
                 if mine:
                     optimizer.state[parameter] = {
-                        key: value
-                        if key == "step" and not _steps_on_device(optimizer)
-                        else value.to(parameter.device)
+                        key: value if key == "step" and not _steps_on_device(optimizer) else value.to(parameter.device)
                         for key, value in mine.items()
                     }
         return step, seconds, rows
@@ -305,7 +301,7 @@ def train(
     accelerator = Accelerator()
     if accelerator.scaler is not None:
         raise TrainingError("mixed precision fp16 cannot resume exactly; use bf16 or no")
-    folder, device = Path(folder), parameters[0].device
+    folder, device = Path(folder), method.backbone.device
     steps = total_steps(training, method.config)
     micro = training.gradient_accumulation
     plan = plan_batches(
@@ -350,7 +346,7 @@ def train(
                     with accelerator.autocast():
                         losses = method.training_losses(batch)
                     names = list(losses)
-                    terms = torch.stack([losses[name].float() for name in names])
+                    terms = torch.stack([losses[name].float().to(device) for name in names])
                     accelerator.backward(terms.sum() / micro)
                 summed = terms.detach() / micro if summed is None else summed + terms.detach() / micro
             if world > 1:

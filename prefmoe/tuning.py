@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -77,9 +76,7 @@ def load_grid(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Grid:
             continue
         points = list(_points(settings))
         if len(points) != grid.trials:
-            mistakes.append(
-                f"  methods.{name}: {len(points)} trials, expected {grid.trials} as for every method"
-            )
+            mistakes.append(f"  methods.{name}: {len(points)} trials, expected {grid.trials} as for every method")
         for point in points:
             try:
                 apply_settings(edition.methods[name], point)
@@ -118,9 +115,7 @@ def apply_settings(config: Method, settings: Mapping[str, Setting]) -> Method:
         raise TuningError(f"{config.kind} refuses {dict(settings)}: {error.errors()[0]['msg']}") from error
 
 
-def trial_folder(
-    edition: Edition, backbone: str, method: str, settings: Settings, results: str | Path
-) -> Path:
+def trial_folder(edition: Edition, backbone: str, method: str, settings: Settings, results: str | Path) -> Path:
     """Where a trial's predictions are kept: a finished trial is not run again."""
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6).hexdigest()
     return Path(results) / edition.name / "tuning" / backbone / method / key
@@ -137,9 +132,7 @@ def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) 
     """
     edition = workbench.edition
     if not workbench.benchmark.splits.get("validation"):
-        raise TuningError(
-            f"{workbench.benchmark.root} has no validation split; settings are never chosen on another"
-        )
+        raise TuningError(f"{workbench.benchmark.root} has no validation split; settings are never chosen on another")
     folder = workbench.run(
         apply_settings(edition.methods[method], settings),
         seed,
@@ -224,9 +217,7 @@ def tune(
         for method in methods or grid.methods:
             for settings in _points(grid.methods[method]):
                 trial = run_trial(workbench, method, settings, grid.seed)
-                log.info(
-                    "%s %s %s: %s %.3f", backbone, method, settings, grid.criterion, trial[grid.criterion]
-                )
+                log.info("%s %s %s: %s %.3f", backbone, method, settings, grid.criterion, trial[grid.criterion])
                 trials.append(trial)
     if backbones or methods:
         return None
@@ -235,22 +226,3 @@ def tune(
     choose(pd.DataFrame(trials), grid.criterion).to_csv(partial, index=False, lineterminator="\n")
     os.replace(partial, path)
     return path
-
-
-def main() -> None:
-    """Command line: python -m prefmoe.tuning --edition mini."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--edition", default="mini")
-    parser.add_argument("--results", default=RESULTS, type=Path)
-    parser.add_argument("--backbones", nargs="+", help="only these (no table is written)")
-    parser.add_argument("--methods", nargs="+", help="only these (no table is written)")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    path = tune(
-        arguments.edition, results=arguments.results, backbones=arguments.backbones, methods=arguments.methods
-    )
-    print(path or "part of the grid is done; run without --backbones and --methods to write the table")
-
-
-if __name__ == "__main__":
-    main()
