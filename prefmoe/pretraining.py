@@ -17,7 +17,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_model, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -43,10 +45,12 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from prefmoe.config import RESULTS, MiniatureData
 from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS, Preference
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, ITEMS, Face, draw_items, draw_people
-from prefmoe.models.backbones import pictures_only
+from prefmoe.data.prompts import format_preferences
+from prefmoe.models.backbones import load_backbone, pictures_only
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +104,14 @@ def build_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     if kind == "llava":
         special += ["<image>", "USER:", "ASSISTANT:"]
     else:
-        special += ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+        special += [
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|vision_start|>",
+            "<|vision_end|>",
+            "<|image_pad|>",
+            "<|video_pad|>",
+        ]
     characters = [chr(c) for c in range(33, 127)]
     entries = [*special, *characters, *(f"##{c}" for c in characters), *vocabulary()]
     ids = {token: i for i, token in enumerate(dict.fromkeys(entries))}
@@ -205,7 +216,11 @@ class Pictures:
     appearances: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
 
 
-LABEL_WORDS: list[list[str]] = [list(ITEM_FACET), *(list(w) for w in ATTRIBUTES.values()), list(world.PLACE_OPTIONS[:3])]
+LABEL_WORDS: list[list[str]] = [
+    list(ITEM_FACET),
+    *(list(w) for w in ATTRIBUTES.values()),
+    list(world.PLACE_OPTIONS[:3]),
+]
 """The vocabulary of each label column of Pictures.labels."""
 
 _REGIONS = {
@@ -225,13 +240,13 @@ def _draw(job: tuple[str, list, int]) -> np.ndarray:
     return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC))
 
 
-def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, avoid: set[Face]) -> Pictures:
+def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, avoid: Collection[Face]) -> Pictures:
     """Draws the pre-training pictures; people are invented and never have the face of anybody in ``avoid``."""
     rng = np.random.default_rng([seed, 11])
     faces: list[Face] = []
     while len(faces) < people:
         face = Face.random(rng)
-        if rng.random() < 0.5 and faces:  # half of the people have a lookalike
+        if rng.random() < 0.5 and faces:  # half have a lookalike
             face = faces[rng.integers(len(faces))].altered(rng, int(rng.integers(2, 4)))
         if face not in avoid:
             faces.append(face)
@@ -251,7 +266,6 @@ def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, av
         kind = "item" if k < items + quarters else "people"
         drawn = content if kind == "item" else [faces[p] for p in content]
         jobs.append((kind, drawn, int(rng.integers(2**62))))
-    # Sorting by face keeps the cache of drawn faces small.
     pixels = np.stack([_draw(job) for job in tqdm(jobs, desc="drawing", mininterval=5)])
     labels = np.full((len(jobs), GRID * GRID, 8), -1, dtype=np.int64)
     pool = Pictures(pixels, labels, {w: [] for w in words}, {}, {}, faces)
@@ -337,7 +351,9 @@ def whiten_patches(model, image_processor, pool: Pictures) -> None:
         weight.copy_(0.5 * top.T.reshape(weight.shape))
 
 
-def train_vision(model, image_processor, tokenizer, pool: Pictures, *, steps: int, lr: float, batch: int = 64, seed: int = 0) -> dict:
+def train_vision(
+    model, image_processor, tokenizer, pool: Pictures, *, steps: int, lr: float, batch: int = 64, seed: int = 0
+) -> dict:
     """Stage 1. Trains tower and projector; word embeddings stay as they are.
 
     Returns:
@@ -374,7 +390,9 @@ def train_vision(model, image_processor, tokenizer, pool: Pictures, *, steps: in
             bar.set_postfix(loss=f"{loss.item():.3f}")
         if step % 250 == 249 or step == steps - 1:
             with torch.no_grad():
-                got = torch.cat([image_tokens(model, image_processor, pool.pixels[held[i : i + 64]]) for i in range(0, 512, 64)])
+                got = torch.cat(
+                    [image_tokens(model, image_processor, pool.pixels[held[i : i + 64]]) for i in range(0, 512, 64)]
+                )
             scores = vision_accuracy(got, torch.from_numpy(pool.labels[held]), table, ids)
             log.info("vision %d: loss %.3f %s", step + 1, loss.item(), {k: round(v, 3) for k, v in scores.items()})
     return scores
@@ -415,31 +433,22 @@ class Conversations:
     Args:
         pool: pictures, or None for stage 2, where the word of an item stands in for its picture.
         rng: source of every choice.
-        held: picture indices that must not be used (they measure the abilities), or, with ``only_held``, the only ones.
     """
 
-    def __init__(self, pool: Pictures | None, rng: np.random.Generator, held: frozenset[int] = frozenset(),
-                 only_held: bool = False):  # fmt: skip
+    def __init__(self, pool: Pictures | None, rng: np.random.Generator):
         self.rng, self.pool = rng, pool
         if pool is None:
             return
-
-        def usable(k: int) -> bool:
-            return (k in held) == only_held
-
-        self.items = {w: [k for k in ks if usable(k)] for w, ks in pool.items.items()}
-        self.quarters = [(k, w) for k, w in pool.quarters.items() if usable(k)]
-        self.appearances = {p: [(k, w) for k, w in a if usable(k)] for p, a in pool.appearances.items()}
-        self.portraits = {p: [k for k, _ in a if len(pool.groups[k]) == 1] for p, a in self.appearances.items()}
-        self.known = [p for p, a in self.appearances.items() if self.portraits[p] and len(a) > 1]
-        self.group_list = [k for k in pool.groups if usable(k)]
+        self.quarters, self.group_list = list(pool.quarters), list(pool.groups)
+        self.portraits = {p: [k for k, _ in a if len(pool.groups[k]) == 1] for p, a in pool.appearances.items()}
+        self.known = [p for p, a in pool.appearances.items() if self.portraits[p] and len(a) > 1]
 
     def _pick(self, options: Sequence):
         return options[int(self.rng.integers(len(options)))]
 
     def _shown(self, item: str) -> dict:
         """A picture of the item, or the word for it in stage 2."""
-        return {"pictures": (self._pick(self.items[item]),)} if self.pool else {"prefix": f"{item}. "}
+        return {"pictures": (self._pick(self.pool.items[item]),)} if self.pool else {"prefix": f"{item}. "}
 
     def _ask(self, question: str, answer: str, pictures: tuple[int, ...] = (), prefix: str = "") -> list[Say]:
         return [Say("user", prefix + question, pictures), Say("assistant", answer, learn=True)]
@@ -455,7 +464,7 @@ class Conversations:
             options = [right, self._pick(wrong_pool), *(str(i) for i in self.rng.choice(neutral, 2, replace=False))]
             pictures: tuple[int, ...] = ()
             if self.pool:  # the options may be the four things in some picture of the pool
-                pictures = (self._pick(self.quarters)[0],)
+                pictures = (self._pick(self.quarters),)
             return self._choice(_named(world.CHOICE_QUESTIONS[target], name), options, right, pictures)
         kind = self.rng.random()
         if kind < 0.5:
@@ -490,7 +499,7 @@ class Conversations:
             likes, dislikes = ", ".join(own[facet].likes), ", ".join(own[facet].dislikes)
             profile = f"User preference in {facet}: enjoys {likes}, dislikes {dislikes}"
         else:
-            profile = _named(world.preference_text(held), name)
+            profile = _named(format_preferences(held), name)
             if self.rng.random() < 0.5:
                 profile = f"{_named(Face.random(self.rng).description(), name)} {profile}"
         turns = [Say("user", profile), Say("assistant", "I got it.")] + (self._talk() if talk else [])
@@ -508,7 +517,7 @@ class Conversations:
             facet = self._pick(FACETS)
             own = _invented(self.rng, [facet])[facet]
             truth = dict.fromkeys(own.likes, "yes") | dict.fromkeys(own.dislikes, "no")
-            text = world.preference_text({facet: own}).removeprefix(f"In terms of {facet}, <sks> ")
+            text = format_preferences({facet: own}).removeprefix(f"In terms of {facet}, <sks> ")
             if level == 1:
                 return [Say("bare", text), *self._drill(truth, 12, chat=False)]
             turns = [Say("user", text), Say("assistant", "I got it.")]
@@ -529,7 +538,9 @@ class Conversations:
                 options = [str(i) for i in self.rng.choice(list(ITEM_FACET), 4, replace=False)]
                 turns += self._choice(f"{options[0]}.", options, options[0], ())
             return turns
-        return self.preferences(1 if level == 7 else int(self.rng.integers(1, 6)), 5, choices=0.8 if level == 7 else 0.5)
+        return self.preferences(
+            1 if level == 7 else int(self.rng.integers(1, 6)), 5, choices=0.8 if level == 7 else 0.5
+        )
 
     def _drill(self, truth: dict[str, str], count: int, chat: bool) -> list[Say]:
         turns: list[Say] = []
@@ -545,14 +556,16 @@ class Conversations:
         """A group picture: with the person, with a stranger who may be a lookalike, or with anybody."""
         draw = self.rng.random()
         if draw < 0.5:
-            return self._pick(self.appearances[person])
+            return self._pick(self.pool.appearances[person])
         if draw < 0.75:  # a lookalike neighbours the person in the list of faces
             face = self.pool.faces[person]
-            near = [p for p in self.rng.integers(0, len(self.pool.faces), 40) if 2 <= face.shared(self.pool.faces[p]) <= 4]
-            near = [int(p) for p in near if self.appearances.get(int(p))]
+            near = [
+                p for p in self.rng.integers(0, len(self.pool.faces), 40) if 2 <= face.shared(self.pool.faces[p]) <= 4
+            ]
+            near = [int(p) for p in near if self.pool.appearances.get(int(p))]
             if near:
                 best = max(near, key=lambda p: face.shared(self.pool.faces[p]))
-                picture = self._pick(self.appearances[best])[0]
+                picture = self._pick(self.pool.appearances[best])[0]
             else:
                 picture = self._pick(self.group_list)
         else:
@@ -560,7 +573,7 @@ class Conversations:
         members = self.pool.groups[picture]
         if any(self.pool.faces[m].shared(self.pool.faces[person]) > 4 for m in members if m != person):
             return self._company(person)
-        place = dict((k, w) for k, w in self.appearances[person]).get(picture)
+        place = dict((k, w) for k, w in self.pool.appearances[person]).get(picture)
         return picture, place
 
     def recognition(self, questions: int, talk: bool = False, source: str | None = None) -> list[Say]:
@@ -571,7 +584,7 @@ class Conversations:
         pictures = (self._pick(self.portraits[person]),) if draw < 0.75 else ()
         if draw > 0.35 and self.rng.random() < 0.3:
             facets = [FACETS[f] for f in sorted(self.rng.choice(5, int(self.rng.integers(1, 3)), replace=False))]
-            text += " " + _named(world.preference_text(_invented(self.rng, facets)), name)
+            text += " " + _named(format_preferences(_invented(self.rng, facets)), name)
         turns = [Say("user", text, pictures), Say("assistant", "I got it.")] + (self._talk() if talk else [])
         for _ in range(questions):
             picture, place = self._company(person)
@@ -618,7 +631,11 @@ class Encoder:
             before, after, closing = "", "", {"user": "", "assistant": "</s>"}
         else:
             opening = {"user": "<|im_start|> user", "assistant": "<|im_start|> assistant"}
-            before, after, closing = "<|vision_start|>", "<|vision_end|>", dict.fromkeys(("user", "assistant"), "<|im_end|>")
+            before, after, closing = (
+                "<|vision_start|>",
+                "<|vision_end|>",
+                dict.fromkeys(("user", "assistant"), "<|im_end|>"),
+            )
         labels += [-100] * len(ids)
         for say in turns:
             start = list(self.ids(opening[say.role])) if say.role in opening else []
@@ -718,7 +735,9 @@ def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, 
         bar = tqdm(range(limit), desc=f"lesson {level}", mininterval=5)
         for k in bar:
             done += 1
-            levels = [level if level == 0 or i % 4 else int(rng.integers(level)) for i in range(24 if level < 4 else 16)]
+            levels = [
+                level if level == 0 or i % 4 else int(rng.integers(level)) for i in range(24 if level < 4 else 16)
+            ]
             rate = (lr if level < 4 else 0.75 * lr) * min(1.0, done / 60)
             hits.append(trainer.step([conversations.lesson(n) for n in levels], rate))
             if k % 50 == 49:
@@ -732,15 +751,17 @@ def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, 
 @torch.no_grad()
 def pool_features(model, image_processor, pool: Pictures) -> torch.Tensor:
     """Projected image tokens of every picture of the pool, (n, 16, H) in half precision."""
-    parts = [image_tokens(model, image_processor, pool.pixels[k : k + 64]).half() for k in range(0, len(pool.pixels), 64)]
+    parts = [
+        image_tokens(model, image_processor, pool.pixels[k : k + 64]).half() for k in range(0, len(pool.pixels), 64)
+    ]
     return torch.cat(parts)
 
 
-def train_joint(model, kind: str, tokenizer, pool: Pictures, features: torch.Tensor, held: frozenset[int], *,
-                steps: int, lr: float = 1e-3, batch: int = 16, seed: int = 0) -> float:  # fmt: skip
+def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, features: torch.Tensor, *,
+                steps: int, lr: float, batch: int = 16, seed: int = 0) -> float:  # fmt: skip
     """Stage 3: preferences, recognition and captions with pictures; every fifth batch with small talk in between."""
     rng = np.random.default_rng([seed, 41])
-    conversations = Conversations(pool, rng, held)
+    conversations = Conversations(pool, rng)
     trainer = LanguageTrainer(model, kind, tokenizer, features)
     hits: list[float] = []
     bar = tqdm(range(steps), desc="joint", mininterval=5)
@@ -760,22 +781,31 @@ def train_joint(model, kind: str, tokenizer, pool: Pictures, features: torch.Ten
             bar.set_postfix(accuracy=f"{np.mean(hits[-100:]):.3f}")
             log.info("joint %d: accuracy %.3f", k + 1, np.mean(hits[-100:]))
         if k % 500 == 499:
-            log.info("abilities %s", {n: a["accuracy"] for n, a in
-                                      abilities(model, kind, tokenizer, pool, features, held, count=120).items()})  # fmt: skip
+            found = abilities(model, kind, image_processor, tokenizer, count=120)
+            log.info("abilities %s", {name: ability["accuracy"] for name, ability in found.items()})
     return float(np.mean(hits[-100:]))
 
 
+@lru_cache(maxsize=1)
+def unseen_pictures() -> Pictures:
+    """Drawings of newly invented people and of items that no stage has seen, for measuring the abilities."""
+    return draw_pool(items=240, quarters=60, groups=240, people=40, seed=1000, avoid=frozenset())
+
+
 @torch.no_grad()
-def abilities(model, kind: str, tokenizer, pool: Pictures, features: torch.Tensor, held: frozenset[int],
-              count: int = 600) -> dict[str, dict[str, float]]:  # fmt: skip
-    """What a miniature can do, on pictures it was not trained on and newly invented people.
+def abilities(model, kind: str, image_processor, tokenizer, count: int = 400) -> dict[str, dict[str, float]]:
+    """What a miniature can do, on pictures and people of ``unseen_pictures``.
 
     Returns:
         ability -> {"accuracy", "n"}: naming an item, yes/no and choice questions about preferences read from a
         profile text, and recognising somebody from a portrait or from a description alone.
     """
+    pool = unseen_pictures()
+    was_training = model.training
+    model.eval()
+    features = pool_features(model, image_processor, pool)
     encoder = Encoder(kind, tokenizer)
-    drawn = Conversations(pool, np.random.default_rng(97), held, only_held=True)
+    drawn = Conversations(pool, np.random.default_rng(97))
     letters = set(tokenizer.convert_tokens_to_ids(list("ABCD")))
     asked: dict[str, list[tuple[int, int]]] = {}
 
@@ -788,8 +818,6 @@ def abilities(model, kind: str, tokenizer, pool: Pictures, features: torch.Tenso
                 if want != tokenizer.eos_token_id:
                     asked.setdefault(name(want), []).append((want, got))
 
-    was_training = model.training
-    model.eval()
     run([drawn.preferences(5, 1) for _ in range(count)],
         lambda want: "preference choice" if want in letters else "preference yes/no")  # fmt: skip
     for source in ("portrait", "description"):
@@ -829,6 +857,7 @@ def adopt_language_model(model, tokenizer, source, source_tokenizer) -> None:
 
 FOLDERS = {"llava": "llava-mini", "qwen2.5-vl": "qwen2.5-vl-mini"}
 CARD = "miniature.json"
+WEIGHTS = Path(__file__).parent / "weights"
 
 
 def save(model, image_processor, tokenizer, kind: str, folder: Path, card: dict) -> None:
@@ -851,3 +880,77 @@ def save(model, image_processor, tokenizer, kind: str, folder: Path, card: dict)
     weights = (folder / "model.safetensors").read_bytes()
     card = {**card, "weights_blake2b": hashlib.blake2b(weights, digest_size=16).hexdigest()}
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+RECIPES: dict[str, dict] = {
+    "llava": {
+        "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
+        "vision": {"steps": 4500, "batch": 64, "lr": 1e-3},
+        "joint": {"steps": 2600, "lr": 1.2e-3},
+    },
+    "qwen2.5-vl": {
+        "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
+        "vision": {"steps": 4500, "batch": 40, "lr": 1e-3},
+        "joint": {"steps": 800, "lr": 8e-4},
+    },
+}
+"""Sizes of the stages. The Qwen2.5-VL text model starts from the LLaVA miniature's and skips stage 2."""
+
+
+def pretrain(
+    backbone: str, *, folder: Path | None = None, work: Path | None = None, recipe: dict | None = None
+) -> Path:
+    """Makes a miniature backbone from nothing; a finished stage is kept and not repeated.
+
+    Args:
+        backbone: "llava-mini" or "qwen2.5-vl-mini" (which needs the weights of llava-mini).
+        folder: where the weights go; the package's own by default.
+        work: where the stages are kept; results/pretraining/<backbone> by default.
+        recipe: another entry than that of RECIPES, for trying things out.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ValueError: if the backbone is not a miniature.
+    """
+    kinds = {name: kind for kind, name in FOLDERS.items()}
+    if backbone not in kinds:
+        raise ValueError(f"{backbone!r} is not a miniature; expected one of {', '.join(kinds)}")
+    kind = kinds[backbone]
+    recipe = recipe or RECIPES[kind]
+    folder = folder or WEIGHTS / backbone
+    work = work or RESULTS / "pretraining" / backbone
+    work.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    model, image_processor, tokenizer = build_model(kind)
+
+    def stage(name: str, train: Callable[[], object]) -> None:
+        path = work / f"{name}.safetensors"
+        if path.is_file():
+            load_model(model, path)
+            return
+        train()
+        save_model(model, f"{path}.partial")
+        os.replace(f"{path}.partial", path)
+
+    trained, unseen = world.people(MiniatureData(kind="miniature"))
+    pool = draw_pool(**recipe["pool"], seed=0, avoid={person.face for person in trained + unseen})
+    stage("vision", lambda: train_vision(model, image_processor, tokenizer, pool, **recipe["vision"]))
+    if kind == "llava":
+        stage("text", lambda: train_text(model, kind, tokenizer, lessons=recipe.get("lessons", LESSONS)))
+    else:
+        llava = load_backbone("llava-mini")
+        stage("text", lambda: adopt_language_model(model, tokenizer, llava.model, llava.tokenizer))
+    features = pool_features(model, image_processor, pool)
+    stage("joint", lambda: train_joint(model, kind, image_processor, tokenizer, pool, features, **recipe["joint"]))
+    card = {
+        "backbone": backbone,
+        "made_by": "snakemake --cores all pretrain",
+        "recipe": recipe,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "minutes": round((time.time() - began) / 60, 1),
+        "abilities": abilities(model.half().float(), kind, image_processor, tokenizer),
+    }
+    save(model, image_processor, tokenizer, kind, folder, card)
+    return folder

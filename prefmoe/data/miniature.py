@@ -21,6 +21,8 @@ import pandas as pd
 from prefmoe.config import MiniatureData
 from prefmoe.data.benchmark import FACETS, Preference, Turn
 from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_people
+from prefmoe.data.mmpb import COLUMNS
+from prefmoe.data.prompts import format_preferences
 
 VERSION = 1
 """Raised whenever the same configuration would draw another benchmark."""
@@ -51,23 +53,6 @@ PLACE_OPTIONS = ("left", "middle", "right", "absent")
 NEGATED_SHARE = 0.3
 UNSEEN_PAIR_SHARE = 2 / 3
 KIND_SHARES = {"preference_yesno": 0.5, "preference_mcq": 0.15, "recognition_yesno": 0.25, "recognition_mcq": 0.1}
-
-COLUMNS = (
-    "index name attribute category l2-category concept target task_family question A B C D answer answer_text image_path "
-    "injection_image_1 injection_image_2 injection_image_3 injection_image_4 injection_image_5 preference "
-    "description_simple description_moderate description_detailed description_super_detailed polarity "
-    "preference_semantic_invert preference_bucket_kind preference_common_items preference_bucket_names "
-    "preference_candidate_neg_names recognition_bucket_type"
-).split()
-"""The columns of MMPB-clean's CSV."""
-
-
-def preference_text(preferences: dict[str, Preference]) -> str:
-    """The profile's preference sentences in MMPB's wording, with <sks> for the name."""
-    return " ".join(
-        f"In terms of {facet}, <sks> enjoys {', '.join(p.likes)}, but dislikes {', '.join(p.dislikes)}."
-        for facet, p in preferences.items()
-    )
 
 
 @dataclass(frozen=True)
@@ -178,11 +163,12 @@ class _Questions:
         row = dict.fromkeys(COLUMNS, "") | {
             "index": index, "name": person.name, "attribute": "human", "image_path": path,
             "answer_text": ("a", "b", "c", "d", "yes", "no")[answer],
-            "preference": preference_text(person.preferences), "preference_semantic_invert": 0,
+            "preference": format_preferences(person.preferences), "preference_semantic_invert": 0,
             "description_simple": description, "description_moderate": description,
             "description_detailed": description, "description_super_detailed": description,
         }  # fmt: skip
-        row |= {f"injection_image_{k}": f"mmpb_clean/injection/injection_image_{k}/{person.name}.png" for k in range(1, 6)}
+        portrait = "mmpb_clean/injection/injection_image_{k}/{name}.png"
+        row |= {f"injection_image_{k}": portrait.format(k=k, name=person.name) for k in range(1, 6)}
         self.rows.append(row | fields)
         holders = len(self.holders.get(item, ())) if item else 0
         self.annotations.append({"index": index, "item": item, "popularity": holders, "seen_pair": int(seen)})
