@@ -133,7 +133,7 @@ def test_a_killed_runner_leaves_no_result_and_takes_its_kernel_along(tmp_path):
     assert sorted(p.suffixes for p in tmp_path.glob("out*.ipynb")) == [[".ipynb"]]
 
 
-def _wait_for(condition, seconds: float = 30) -> None:
+def _wait_for(condition, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -1,0 +1,200 @@
+"""The workflow in a copy of the clone with small notebooks: what runs, what runs again, and what a kill costs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from prefmoe.config import load_edition
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SNAKEMAKE = [sys.executable, "-m", "snakemake"]
+RUN = "results/tiny/notebooks/06_train_and_evaluate/llava-mini"
+
+COUNTING = """\
+import time
+from prefmoe.config import RESULTS
+folder = RESULTS / edition / "runs" / backbone / method
+folder.mkdir(parents=True, exist_ok=True)
+log = folder / "steps"
+done = len(log.read_text().split()) if log.exists() else 0
+for step in range(done, 8):
+    time.sleep(0.5 if method == "LoRA" else 0)
+    with log.open("a") as lines:
+        lines.write(f"{step}\\n")
+print("started from", done)
+"""
+"""A run that can be interrupted: it counts to eight in a file and goes on from there."""
+
+DRAWING = """\
+from prefmoe.config import FIGURES
+(FIGURES / edition).mkdir(parents=True, exist_ok=True)
+for name in files:
+    (FIGURES / edition / name).write_text("drawn")
+"""
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """This repository with an edition `tiny`, and in place of its notebooks ones that only count and touch files."""
+    folder = tmp_path_factory.mktemp("workflow") / "clone"
+    ignored = shutil.ignore_patterns(".*", "results", "figures", "notebooks", "tests", "*.egg-info", "__pycache__")
+    shutil.copytree(REPOSITORY, folder, ignore=ignored)
+    (folder / "notebooks").mkdir()
+    _notebook(folder, "06_train_and_evaluate", "edition = 'tiny'\nbackbone = ''\nmethod = ''", COUNTING)
+    rules = (folder / "workflow/rules/analysis.smk").read_text(encoding="utf-8")
+    for name, outputs in re.findall(r'notebook=executed\("(\w+)"\),(.*?)params:', rules, re.DOTALL):
+        files = re.findall(r"\{FIGURES\}/([\w.]+)", outputs)
+        _notebook(folder, name, "edition = 'tiny'", f"files = {files}\n{DRAWING}")
+    tiny = yaml.safe_load((folder / "config/smoke.yaml").read_text(encoding="utf-8"))
+    tiny |= {"name": "tiny", "backbones": ["llava-mini"], "table1": ["NT", "LoRA"], "table2": []}
+    tiny["data"] |= {"users": 4, "unseen_users": 0, "train_per_user": 5, "validation_per_user": 1, "test_per_user": 5}
+    (folder / "config/tiny.yaml").write_text(yaml.safe_dump(tiny), encoding="utf-8")
+    return folder
+
+
+def _notebook(clone: Path, name: str, parameters: str, code: str) -> Path:
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# {name}", id="title"),
+        nbformat.v4.new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code, id="code"),
+    ]
+    path = clone / "notebooks" / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k not in ("PREFMOE_DATA", "PYTHONPATH")} | more
+
+
+def _snakemake(clone: Path, *arguments: str, edition: str = "tiny", **more: str) -> subprocess.CompletedProcess:
+    command = [*SNAKEMAKE, "--cores", "2", "--config", f"edition={edition}", *arguments]
+    return subprocess.run(command, cwd=clone, capture_output=True, text=True, env=_environment(**more), timeout=600)
+
+
+def _planned(result: subprocess.CompletedProcess) -> dict[str, int]:
+    """Jobs per rule that a dry run announces."""
+    assert result.returncode == 0, result.stdout + result.stderr
+    _, _, table = (result.stdout + result.stderr).partition("Job stats:")
+    counts = re.findall(r"^(\w+) +(\d+)$", table.partition("total")[0], re.MULTILINE)
+    return {rule: int(count) for rule, count in counts}
+
+
+@pytest.mark.parametrize("edition", ["smoke", "mini", "sample", "paper"])
+def test_every_edition_plans_all_its_runs_and_notebooks(clone, tmp_path, edition):
+    (tmp_path / "mmpb_clean").mkdir()
+    for name in ("sample.csv", "full.csv", "split.json"):
+        (tmp_path / "mmpb_clean" / name).write_text("")
+    planned = _planned(_snakemake(clone, "--dry-run", edition=edition, PREFMOE_DATA=str(tmp_path)))
+    settings = load_edition(edition)
+    assert planned["run"] == len(settings.runs())
+    assert planned["data"] == planned["tables"] == planned["main_table"] == planned["user_space"] == 1
+    assert ("ablation" in planned) == bool(settings.table2)
+
+
+def test_the_linter_has_no_complaint():
+    result = subprocess.run([*SNAKEMAKE, "--lint"], cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0 and "good condition" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("configuration", "message"),
+    [
+        ("edition=minni", "edition 'minni' is unknown.*known editions: .*mini"),
+        ("editon=mini", r"unknown --config editon; expected edition=<name>"),
+        ("edition=sample", "edition 'sample' needs MMPB-clean: set the environment variable PREFMOE_DATA"),
+    ],
+)
+def test_a_typo_on_the_command_line_is_named(clone, configuration, message):
+    command = [*SNAKEMAKE, "--cores", "1", "--dry-run", "--config", configuration]
+    result = subprocess.run(command, cwd=clone, capture_output=True, text=True, env=_environment(), timeout=600)
+    assert result.returncode != 0
+    assert re.search(message, result.stdout + result.stderr, re.DOTALL)
+
+
+def test_a_mistake_in_an_edition_is_named(clone):
+    text = (clone / "config/tiny.yaml").read_text(encoding="utf-8")
+    (clone / "config/broken.yaml").write_text(text.replace("llava-mini", "lava-mini").replace("tiny", "broken"))
+    result = _snakemake(clone, "--dry-run", edition="broken")
+    assert result.returncode != 0
+    assert "backbones: unknown lava-mini; known backbones: llava-mini" in result.stdout + result.stderr
+
+
+def test_a_missing_notebook_is_named(clone):
+    path = clone / "notebooks/11_routing.ipynb"
+    hidden = path.rename(path.with_suffix(".hidden"))
+    try:
+        result = _snakemake(clone, "--dry-run", edition="smoke")
+        assert result.returncode != 0
+        assert "11_routing.ipynb does not exist" in result.stdout + result.stderr
+    finally:
+        hidden.rename(path)
+
+
+def test_a_killed_workflow_goes_on_and_a_finished_one_rests(clone):
+    targets = ["--", f"{RUN}/LoRA.ipynb", f"{RUN}/NT.ipynb", "results/tiny/notebooks/03_backbone.ipynb"]
+    steps = clone / "results/tiny/runs/llava-mini/LoRA/steps"
+    command = [*SNAKEMAKE, "--cores", "1", "--config", "edition=tiny", *targets[:2]]
+    process = subprocess.Popen(command, cwd=clone, env=_environment(), start_new_session=True)
+    _wait_for(lambda: steps.exists() and len(steps.read_text().split()) >= 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (clone / f"{RUN}/LoRA.ipynb").exists()
+
+    result = _snakemake(clone, *targets)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert steps.read_text().split() == [str(step) for step in range(8)], "a step was lost or done twice"
+    started = re.search(r"started from (\d)", (clone / f"{RUN}/LoRA.ipynb").read_text())
+    assert started and int(started[1]) >= 2
+    assert (clone / "figures/tiny/backbone_abilities.png").read_text() == "drawn"
+    assert not list((clone / RUN).glob("*.running.ipynb"))
+
+    again = _snakemake(clone, *targets)
+    assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
+
+    _change(clone / "notebooks/03_backbone.ipynb", "# 03_backbone", "# The backbone, in better words")
+    _change(clone / "notebooks/06_train_and_evaluate.ipynb", "# 06_train", "# Train")
+    for path in (*(clone / "notebooks").iterdir(), *(clone / "prefmoe").rglob("*.py"), *(clone / "config").iterdir()):
+        path.touch()
+    again = _snakemake(clone, "--dry-run", *targets)
+    assert "Nothing to be done" in again.stdout + again.stderr, "prose or times of files must not trigger anything"
+
+    _change(clone / "notebooks/03_backbone.ipynb", "drawn", "drawn again")
+    assert _planned(_snakemake(clone, "--dry-run", *targets)) == {"backbone": 1}
+
+    _change(clone / "config/tiny.yaml", "steps: 4", "steps: 5")
+    assert _planned(_snakemake(clone, "--dry-run", *targets)) == {"backbone": 1, "run": 2}
+
+
+def test_a_failing_notebook_fails_the_workflow_and_leaves_no_result(clone):
+    _change(clone / "notebooks/01_published_results.ipynb", "files = ", "files = no_such_name or ")
+    target = "results/tiny/notebooks/01_published_results.ipynb"
+    result = _snakemake(clone, "--", target)
+    assert result.returncode != 0
+    assert "code cell 3 failed with NameError: name 'no_such_name' is not defined" in result.stdout + result.stderr
+    assert not (clone / target).exists() and (clone / target.replace(".ipynb", ".failed.ipynb")).exists()
+    assert not list((clone / "figures/tiny").glob("published_*")), "figures of a failed notebook are removed"
+
+
+def _change(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def _wait_for(condition, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
