@@ -369,6 +369,16 @@ def test_the_model_card_says_how_to_load_it(build):
     assert 'PrefMoE.from_pretrained("<this repository>", load_backbone("tiny-llava"), benchmark)' in card
 
 
+@BOTH
+@pytest.mark.parametrize("components", ["EPICD", "EPICDM"])
+def test_a_backbone_in_half_precision_has_adapters_in_full(tiny_backbone, tiny_benchmark, kind, components):
+    backbone = tiny_backbone(kind, dtype=torch.bfloat16)
+    method = build_method(configuration(components), backbone, tiny_benchmark, seed=0)
+    assert {p.dtype for group in method.parameter_groups() for p in group["params"]} == {torch.float32}
+    log = train(method, 6)
+    assert log[-1]["answer"] < 0.8 * log[0]["answer"]
+
+
 def test_masked_mean_equals_a_loop():
     torch.manual_seed(0)
     values, mask = torch.randn(3, 5, 4), torch.rand(3, 5) > 0.4

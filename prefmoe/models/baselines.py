@@ -69,7 +69,10 @@ def install_lora(
         bias="none",
     )
     inject_adapter_in_model(config, backbone.model)
-    return [p for p in backbone.model.parameters() if p.requires_grad]
+    adapters = [p for p in backbone.model.parameters() if p.requires_grad]
+    for parameter in adapters:  # small steps get lost in half precision
+        parameter.data = parameter.data.float()
+    return adapters
 
 
 def matching_rank(backbone: Backbone, parameters: int, last_layers: int | None = None) -> int:

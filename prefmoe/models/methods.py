@@ -100,9 +100,10 @@ class Method(nn.Module):
         if batch.labels is None:
             raise ValueError("the batch has no labels; collate it with_answer=True")
         hidden = self.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
+        hidden = hidden.to(batch.labels.device)  # a large backbone may end on another device than it starts on
         target = batch.labels[:, 1:]
         answered = target != -100
-        logits = self.backbone.lm_head(hidden[:, :-1][answered])
+        logits = self.backbone.lm_head(hidden[:, :-1][answered]).to(target.device)
         return cross_entropy(logits.float(), target[answered]), hidden
 
     def gates(self, output: Any = None) -> dict[str, Tensor]:

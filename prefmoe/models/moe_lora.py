@@ -120,7 +120,9 @@ class MixtureOfLoRA(nn.Module):
         routing = self.routing
         if routing.scale is None:
             return output
-        update = scaled_low_rank(x.to(self.A.dtype), self.A, self.B, routing.scale, routing.context)
+        # layers of a large backbone may live on different devices; the routing is made on the first
+        scale, context = routing.scale.to(x.device), routing.context.to(x.device)
+        update = scaled_low_rank(x.to(self.A.dtype), self.A, self.B, scale, context)
         return output + update.to(output.dtype)
 
 

@@ -173,7 +173,7 @@ class PrefMoE(Method):
             )
             terms[f"{name}_contrast"] = weights.profile_contrast * contrast
         # The query joins residuals, which may be far smaller than hidden states: it is brought to their rms.
-        query = masked_mean(hidden, batch.query_mask).float()
+        query = masked_mean(hidden, batch.query_mask)
         query = self.user_state.residual_rms * rms_norm(query, query.shape[-1:])
         contrast, focal = losses.residual_contrast(
             tokens.residuals,
@@ -251,6 +251,6 @@ class PrefMoE(Method):
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of values (B, T, H) over the positions in mask (B, T), (B, H)."""
-    weight = mask.to(values.dtype)
-    return torch.einsum("bth,bt->bh", values, weight) / weight.sum(1, keepdim=True).clamp_min(1)
+    """The mean of values (B, T, H) over the positions in mask (B, T), as (B, H) float32; 0 without positions."""
+    total = torch.einsum("bth,bt->bh", values, mask.to(values.dtype))
+    return total.float() / mask.sum(1, keepdim=True).clamp_min(1)

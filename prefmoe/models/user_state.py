@@ -228,10 +228,7 @@ def _encode(
 ) -> tuple[Tensor, Tensor]:
     known = torch.tensor([[facet in user.preferences for facet in FACETS] for user in users])
     known = known.to(images.device)
-    texts = [
-        [user.name, description_text(user), *(facet_sentence(user, facet) for facet in FACETS)]
-        for user in users
-    ]
+    texts = [[user.name, description_text(user), *(facet_sentence(user, facet) for facet in FACETS)] for user in users]
     distinct = {text: row for row, text in enumerate(dict.fromkeys(sum(texts, [])))}
     encoded = backbone.text_anchors(list(distinct), kind=kind).float()
     index = torch.tensor([[distinct[text] for text in row] for row in texts], device=encoded.device)
