@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefmoe.config import miniature_backbones
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status. The package's own errors are printed without a traceback."""
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--readme", action="store_true", help="bring README.md's tables up to date from the CSV files")
 
     pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (about an hour of CPU).")
-    pretrain.add_argument("backbone")
+    pretrain.add_argument("backbone", choices=miniature_backbones())
 
     tune = command("tune", _tune, "Try an edition's grid on the validation split and record every trial.")
     tune.add_argument("edition")

@@ -213,6 +213,13 @@ def known_backbones() -> tuple[str, ...]:
     return tuple(yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"])
 
 
+@cache
+def miniature_backbones() -> tuple[str, ...]:
+    """Those of them whose weights are part of this package, in the order in which they are made."""
+    entries = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"]
+    return tuple(name for name, entry in entries.items() if "folder" in entry)
+
+
 def _mistake(entry: Mapping[str, Any]) -> str:
     """One line for one of pydantic's errors; an unknown setting gets the nearest known name beside it."""
     place = ".".join(map(str, entry["loc"])) or "(file)"

@@ -103,6 +103,13 @@ def test_every_edition_plans_all_its_runs_and_notebooks(clone, tmp_path, edition
     assert ("ablation" in planned) == bool(settings.table2)
 
 
+def test_pretraining_makes_the_backbones_in_their_order(clone):
+    result = _snakemake(clone, "--dry-run", "--", "pretrain")
+    assert _planned(result) == {"pretrain": 1, "pretrain_miniature": 2}
+    text = result.stdout + result.stderr
+    assert text.index("miniature=llava-mini") < text.index("miniature=qwen2.5-vl-mini")
+
+
 def test_the_linter_has_no_complaint():
     result = subprocess.run([*SNAKEMAKE, "--lint"], cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0 and "good condition" in result.stdout + result.stderr

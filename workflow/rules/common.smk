@@ -8,7 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from prefmoe import provenance
-from prefmoe.config import ROOT, ConfigError, PrefMoEMethod, load_edition
+from prefmoe.config import ROOT, ConfigError, PrefMoEMethod, load_edition, miniature_backbones
 
 if Path(workflow.basedir).resolve() != ROOT:
     raise WorkflowError(f"the installed prefmoe belongs to another clone, {ROOT}; run pip install -e . in this one")
@@ -38,6 +38,7 @@ UNSEEN_TABLE = ["unseen"] if EDITION.data.kind == "miniature" and "unseen" in ED
 wildcard_constraints:
     backbone="|".join(EDITION.backbones),
     method="|".join(EDITION.methods),
+    miniature="|".join(miniature_backbones()),
 
 
 # Jobs call the python that runs snakemake, unless snakemake makes the environment itself.
@@ -104,6 +105,12 @@ def real_data(wildcards):
             f"in config/{EDITION.name}.yaml, to the folder that holds mmpb_clean/"
         )
     return [f"{folder}/mmpb_clean/{name}" for name in (EDITION.data.csv, "split.json")]
+
+
+def made_before(miniature):
+    """Miniature backbones that have to be made before this one."""
+    order = miniature_backbones()
+    return order[: order.index(miniature)]
 
 
 RUN_NOTEBOOKS = run_notebooks(EDITION.runs())

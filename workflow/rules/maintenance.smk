@@ -1,14 +1,14 @@
 # What is not part of a default run: weights made again, settings chosen again, committed notebooks brought up to date.
 
-MINIATURES = ["llava-mini", "qwen2.5-vl-mini"]
-
-
 rule pretrain:
     input:
-        expand("results/pretraining/{miniature}.done", miniature=MINIATURES),
+        expand("results/pretraining/{miniature}.done", miniature=miniature_backbones()),
 
 
+# The second miniature starts from the first one's language model.
 rule pretrain_miniature:
+    input:
+        lambda wildcards: [f"results/pretraining/{name}.done" for name in made_before(wildcards.miniature)],
     output:
         touch("results/pretraining/{miniature}.done"),
     log:
