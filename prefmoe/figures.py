@@ -961,6 +961,52 @@ def user_space(coordinates: pd.DataFrame, purity: pd.DataFrame, *, colour: str =
     )
 
 
+@house_style
+def user_tokens(within: Mapping[str, ArrayLike], between: pd.DataFrame) -> Figure:
+    """The prefix of single users as cosines between its tokens, and how alike a token is in two users.
+
+    Args:
+        within: user -> (13, 13) cosines.
+        between: columns token, pairs ("all", "same group", "other group"), value, low, high, n
+        (`inspection.similarity_between_users`).
+    """
+    columns = len(within) + 1
+    figure, axes = _canvas(3.1 * columns + 1.2, 4.6, 1, columns, sharey=True)
+    places = range(len(PREFIX_TOKENS))
+    for axis, (user, cosines) in zip(axes[0], within.items(), strict=False):
+        image = axis.imshow(np.asarray(cosines, dtype=float), cmap=HEAT, vmin=-1, vmax=1, aspect="auto")
+        axis.set_xticks(places, PREFIX_TOKENS, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+        axis.set_yticks(places, PREFIX_TOKENS)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_title(f"Tokens of {user}")
+    figure.colorbar(image, ax=axes[0, :-1], shrink=0.8, pad=0.02).set_label("Cosine")
+    axis = axes[0, -1]
+    styles = {"all": (PALETTE[6], "o"), "same group": (PALETTE[2], "^"), "other group": (PALETTE[1], "s")}
+    handles = []
+    for pairs, (colour, marker) in styles.items():
+        rows = between[between["pairs"] == pairs]
+        shift = {"all": 0, "same group": -0.16, "other group": 0.16}[pairs]
+        height = np.array([PREFIX_TOKENS.index(token) for token in rows["token"]]) + shift
+        axis.hlines(height, rows["low"], rows["high"], color=colour, linewidth=1.6)
+        label = "same preference group" if pairs == "same group" else "other group" if pairs != "all" else "all pairs"
+        style = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "none"}
+        handles += axis.plot(rows["value"], height, label=label, **style)
+    axis.axvline(0, color=MUTED, linewidth=0.9, zorder=0)
+    axis.set_xlim(-1.05, 1.05)
+    axis.set_xlabel("Cosine of the same token in two users")
+    axis.set_title("Between users")
+    axis.tick_params(axis="y", labelleft=True, length=0)
+    _light_grid(axis, "both")
+    return _finish(
+        figure,
+        "The 13 prefix tokens",
+        f"Right: n = {int(between.groupby('token')['n'].sum().max())} pairs of users, lines from the 10th to the 90th "
+        "percentile. p: prototype, shared by all users; r: residual of the user.",
+        legend=handles,
+    )
+
+
 # Attention
 
 
@@ -1062,9 +1108,44 @@ def routing_gates(
         experts: names of the experts, in the order of the gates.
     """
     chosen = gates[gates["router"] == router]
+    figure, axes = _canvas(7.4, 1.6 + 0.42 * chosen["group"].nunique())
+    handles = _gate_bars(axes[0, 0], chosen, experts)
+    axes[0, 0].set_xlabel("Mean gate")
+    return _finish(
+        figure,
+        title or f"Gates of the {router} router by question",
+        f"{_GATE_NOTE} {caption}".strip(),
+        legend=handles,
+        legend_columns=min(5, len(experts)),
+    )
+
+
+@house_style
+def all_routing_gates(
+    gates: pd.DataFrame, experts: Mapping[str, Sequence[str]], *, title: str, caption: str = ""
+) -> Figure:
+    """`routing_gates` of several routers, one below the other.
+
+    Args:
+        gates: as there.
+        experts: router -> names of its experts, in the order of the gates.
+    """
+    groups_ = gates["group"].nunique()
+    figure, axes = _canvas(9.4, 0.9 + (0.55 + 0.33 * groups_) * len(experts), len(experts), 1, sharex=True)
+    for axis, (router, names) in zip(axes[:, 0], experts.items(), strict=True):
+        handles = _gate_bars(axis, gates[gates["router"] == router], names)
+        axis.set_title(f"{router.capitalize()} router", loc="left")
+        axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handleheight=1.1)
+    axes[-1, 0].set_xlabel("Mean gate")
+    return _finish(figure, title, f"{_GATE_NOTE} {caption}".strip())
+
+
+_GATE_NOTE = "n = questions. Lines at a segment's end: 95 % cluster bootstrap over users of that segment's length."
+
+
+def _gate_bars(axis: Axes, chosen: pd.DataFrame, experts: Sequence[str]) -> list:
+    """Stacked bars of one router's mean gates, a bar per group of questions; returns the legend's handles."""
     groups_ = list(dict.fromkeys(chosen["group"]))
-    figure, axes = _canvas(7.4, 1.6 + 0.42 * len(groups_))
-    axis = axes[0, 0]
     left = np.zeros(len(groups_))
     for k, expert in enumerate(experts):
         rows = chosen[chosen["expert"] == k].set_index("group").reindex(groups_)
@@ -1088,16 +1169,8 @@ def routing_gates(
     axis.set_yticks(range(len(groups_)), [f"{group} (n = {n[group]})" for group in groups_])
     axis.set_ylim(len(groups_) - 0.5, -0.5)
     axis.set_xlim(0, 1)
-    axis.set_xlabel("Mean gate")
     axis.tick_params(axis="y", length=0)
-    note = "n = questions. Lines at a segment's end: 95 % cluster bootstrap over users of that segment's length."
-    return _finish(
-        figure,
-        title or f"Gates of the {router} router by question",
-        f"{note} {caption}".strip(),
-        legend=axis.get_legend_handles_labels()[0],
-        legend_columns=min(5, len(experts)),
-    )
+    return axis.get_legend_handles_labels()[0]
 
 
 # Examples
