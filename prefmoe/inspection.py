@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prefmoe import figures, runs, statistics
+from prefmoe import figures, metrics, runs, statistics
 from prefmoe.config import RESULTS, Edition
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
 from prefmoe.data.collation import Batch, Collator
@@ -170,13 +170,14 @@ def facet_tokens(method: Method) -> FacetTokens:
 
 
 def user_space(
-    stages: Mapping[str, FacetTokens], *, neighbours: int = 5, seed: int = 0
+    stages: Mapping[str, FacetTokens], *, neighbours: int = 5, seed: int = 0, perplexity: float = 30.0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """t-SNE coordinates of facet tokens and the purity of their neighbourhoods, per stage and kind of token.
 
     Args:
         stages: stage of training -> tokens.
         neighbours: of each token, in the full space, that purity looks at; fewer where there are not so many.
+        perplexity: of the drawing alone; the purity does not depend on it.
 
     Returns:
         coordinates with stage, tokens, user, facet, group (rank of the preference group; 7 stands for the eighth
@@ -191,7 +192,7 @@ def user_space(
         admissible = users[:, None] != users[None, :]
         count = min(neighbours, int(admissible.sum(1).min()))
         for kind, vectors in tokens.vectors.items():
-            x, y = figures.tsne(vectors, seed).T
+            x, y = figures.tsne(vectors, seed, perplexity=perplexity).T
             place = {"stage": stage, "tokens": kind}
             group = labels["rank"].clip(upper=7)
             points.append(labels[["user", "facet"]].assign(**place, group=group, x=x, y=y))
@@ -372,6 +373,43 @@ def own_expert(gates: pd.DataFrame) -> pd.DataFrame:
         column = chosen.loc[[f"preference, {name}" for name in asked], FACETS.index(facet)]
         own, elsewhere = column.pop(f"preference, {facet}"), column.mean()
         table.append({"facet": facet, "own": own, "elsewhere": elsewhere, "difference": own - elsewhere})
+    return pd.DataFrame(table)
+
+
+def gate_ranges(gates: pd.DataFrame) -> pd.DataFrame:
+    """How far the mean gates of an expert lie apart between kinds of questions; 0 is a mixture that never changes.
+
+    Args:
+        gates: mean gates per group of questions (`tables.gates_table`).
+
+    Returns:
+        router, expert (its name), lowest, highest, range.
+    """
+    table = []
+    for (router, expert), values in gates.groupby(["router", "expert"], sort=False)["value"]:
+        low, high = values.min(), values.max()
+        name = EXPERTS[router][expert]
+        table.append({"router": router, "expert": name, "lowest": low, "highest": high, "range": high - low})
+    return pd.DataFrame(table)
+
+
+def gates_by_outcome(answers: pd.DataFrame) -> pd.DataFrame:
+    """Mean gates of questions that were answered right and wrong.
+
+    Args:
+        answers: per-question answers with gate columns; seeds may be stacked.
+
+    Returns:
+        router, expert, question ("preference", "recognition"), right, wrong (NaN where there is none).
+    """
+    scored = metrics.score(answers)
+    outcome = np.where(scored["hit"].astype(bool), "right", "wrong")
+    table = []
+    for router, experts in EXPERTS.items():
+        for k, expert in enumerate(experts):
+            means = scored[f"gate_{router}_{k}"].groupby([scored["category"], outcome]).mean().unstack()
+            for question, row in means.reindex(columns=["right", "wrong"]).iterrows():
+                table.append({"router": router, "expert": expert, "question": question, **row})
     return pd.DataFrame(table)
 
 
@@ -568,6 +606,27 @@ def attention_by_group(method: Method, examples: Sequence[Example], batch_size: 
             for token, column in zip(figures.PREFIX_TOKENS, values[inside].T, strict=True):
                 estimate = statistics.cluster_bootstrap(column, users[inside])
                 table.append({"origin": origin, "group": group, "token": token, **estimate})
+    return pd.DataFrame(table)
+
+
+def own_residual(by_group: pd.DataFrame, origin: str = "answer") -> pd.DataFrame:
+    """Whether the residual of the facet that is asked about gets more attention than it gets otherwise.
+
+    Args:
+        by_group: from `attention_by_group`.
+
+    Returns:
+        facet, value, low, high, n (attention to its residual by questions about it), elsewhere (the mean attention to
+        the same token by questions about other facets).
+    """
+    shares = by_group[by_group["origin"] == origin].set_index(["group", "token"])
+    facets = [facet for facet in FACETS if (facet, f"r {facet}") in shares.index]
+    table = []
+    for facet in facets:
+        token = f"r {facet}"
+        elsewhere = [shares.loc[(other, token), "value"] for other in facets if other != facet]
+        own = shares.loc[(facet, token), ["value", "low", "high", "n"]].to_dict()
+        table.append({"facet": facet, **own, "elsewhere": float(np.mean(elsewhere)) if elsewhere else math.nan})
     return pd.DataFrame(table)
 
 
