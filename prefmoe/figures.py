@@ -172,6 +172,15 @@ def _light_grid(axes: Axes, axis: str = "x") -> None:
     axes.grid(axis=axis, color=GRID, linewidth=0.6)
 
 
+@house_style
+def notice(text: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
+    figure, axes = _canvas(6.0, 1.2)
+    axes[0, 0].set_axis_off()
+    figure.text(0.02, 0.5, textwrap.fill(text, 90), color=MUTED, va="center")
+    return figure
+
+
 # The published results
 
 
@@ -328,11 +337,13 @@ def popularity_skew(popularity: pd.DataFrame, groups: pd.DataFrame) -> Figure:
 
 
 @house_style
-def picture_grid(pictures: Sequence[tuple[str | Path, str]], *, columns: int = 4, title: str = "") -> Figure:
+def picture_grid(
+    pictures: Sequence[tuple[str | Path | Image.Image, str]], *, columns: int = 4, title: str = ""
+) -> Figure:
     """Pictures with a text under each.
 
     Args:
-        pictures: (path, text) pairs, for instance question and answer.
+        pictures: (path or picture, text) pairs, for instance question and answer.
     """
     rows = -(-len(pictures) // columns)
     texts = [_wrapped(text, 27) for _, text in pictures]
@@ -347,11 +358,11 @@ def picture_grid(pictures: Sequence[tuple[str | Path, str]], *, columns: int = 4
 
 
 @house_style
-def portraits(users: Sequence[tuple[str, str, Sequence[str | Path]]], *, title: str = "") -> Figure:
+def portraits(users: Sequence[tuple[str, str, Sequence[str | Path | Image.Image]]], *, title: str = "") -> Figure:
     """Users in rows: name, profile text, and their pictures.
 
     Args:
-        users: (name, text, picture paths) per user.
+        users: (name, text, pictures or their paths) per user.
     """
     columns = max(len(paths) for _, _, paths in users)
     texts = [_wrapped(text, 62) for _, text, _ in users]
@@ -379,9 +390,10 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
 
 
-def _show(axis: Axes, path: str | Path) -> None:
-    with Image.open(path) as picture:
-        axis.imshow(np.asarray(picture.convert("RGB")))
+def _show(axis: Axes, picture: str | Path | Image.Image) -> None:
+    opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    with opened:
+        axis.imshow(np.asarray(opened.convert("RGB")))
     axis.set_anchor("N")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -548,6 +560,8 @@ def groups(
         & (breakdown["turns"] == turns)
         & breakdown["backbone"].isin((backbone, "none"))
     ].dropna(subset=["value"])
+    if chosen.empty:
+        return notice(f"No {metric} by {_BY[grouping]}: this benchmark has no questions that are annotated for it.")
     methods = list(dict.fromkeys(chosen["method"]))
     names = list(dict.fromkeys(chosen["group"]))
     figure, axes = _canvas(7.4, 1.5 + 0.12 * len(methods) * (len(names) + 1))

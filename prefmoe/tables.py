@@ -462,14 +462,14 @@ def popularity_groups(benchmark: Benchmark) -> pd.Series:
 def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str) -> pd.DataFrame:
     """Metrics within groups of questions, with intervals.
 
-    Groupings: bucket (size of the sharing group; collapse), popularity (of the item; collapse, recall,
+    Groupings: bucket (size of the sharing group; collapse, recall), popularity (of the item; collapse, recall,
     preference), pair (whether this user was asked about this item in training; preference, collapse),
     facet (preference), question (kind of question; overall). popularity and pair need annotations.
     """
     frame = questions(benchmark, split).set_index("index")
     kind = np.where(frame["l2-category"] == "inconsistency", "multiple choice", "yes/no")
     groupings: list[tuple[str, pd.Series, tuple[str, ...], tuple[str, ...]]] = [
-        ("bucket", metrics.group_bucket(frame), metrics.BUCKETS, ("collapse",)),
+        ("bucket", metrics.group_bucket(frame), metrics.BUCKETS, ("collapse", "recall")),
         ("facet", frame["concept"], FACETS, ("preference",)),
         ("question", frame["category"] + " " + kind, QUESTION_GROUPS, ("overall",)),
     ]
@@ -639,6 +639,81 @@ def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
 def read_table(path: str | Path) -> pd.DataFrame:
     """Reads a table written by `build`; names like "none" stay text."""
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+# Text
+
+
+def readable(table: pd.DataFrame, *, rows: str | Sequence[str] = "method", columns: str = "metric") -> pd.DataFrame:
+    """A table to read: cells are "value [low, high]", rows and columns in the order of the table.
+
+    Args:
+        table: rows of a CSV file of `build` (or any with a column value; low and high are optional).
+    """
+    keys = [rows] if isinstance(rows, str) else list(rows)
+    value = "value" if "value" in table else "difference"
+    cells = table[[*keys, columns]].assign(cell=[_interval(row, value) for row in table.to_dict("records")])
+    grid = cells.pivot(index=keys, columns=columns, values="cell").fillna("–")
+    order = pd.MultiIndex.from_frame(cells[keys].drop_duplicates()) if len(keys) > 1 else cells[keys[0]].unique()
+    return grid.loc[order, cells[columns].unique()].rename_axis(columns=None)
+
+
+def _interval(row: Mapping, value: str) -> str:
+    if pd.isna(row[value]):
+        return "–"
+    text = f"{round(float(row[value]), 3) + 0.0:.3f}"  # no "-0.000"
+    if pd.isna(row.get("low")) or pd.isna(row.get("high")):
+        return text
+    return f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+BETTER, WORSE, UNDECIDED = "better", "worse", "not told apart"
+
+
+def verdicts(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
+    """What the paired tests of comparisons.csv allow to say, in words.
+
+    Returns:
+        one line per backbone, method and baseline, a column per metric: the method is "better" or "worse" than
+        the baseline where the corrected p of the permutation test over users is below ``alpha``, else "not told
+        apart"; "–" where there is nothing to test.
+    """
+    direction = np.sign(comparisons["difference"]) * np.where(comparisons["metric"].isin(LOWER_IS_BETTER), -1, 1)
+    words = np.where(direction > 0, BETTER, WORSE)
+    words = np.where(comparisons["p_users_holm"] < alpha, words, UNDECIDED)
+    words = np.where(comparisons["p_users_holm"].isna(), "–", words)
+    keys = ["backbone", "method", "baseline"]
+    grid = comparisons.assign(word=words).pivot(index=keys, columns="metric", values="word")
+    order = list(comparisons[keys].drop_duplicates().itertuples(index=False, name=None))
+    return grid.loc[order, comparisons["metric"].unique()].rename_axis(columns=None)
+
+
+def group_rises(breakdown: pd.DataFrame) -> pd.DataFrame:
+    """Whether a metric rises from rare to popular items, and from small to large sharing groups.
+
+    Args:
+        breakdown: rows of breakdown.csv for one backbone and number of turns.
+
+    Returns:
+        one line per method; "rises" or "falls" where the 95 % intervals of the two groups do not touch, else "not
+        told apart"; "–" where one of the groups has no questions.
+    """
+    groupings = {"popularity": POPULARITY_GROUPS, "bucket": metrics.BUCKETS}
+    names = {"popularity": "rare → popular items", "bucket": "small → large groups"}
+    cells = {}
+    for grouping, (first, *_, last) in groupings.items():
+        for metric in ("collapse", "recall"):
+            rows = breakdown[(breakdown["grouping"] == grouping) & (breakdown["metric"] == metric)]
+            low, high = (rows[rows["group"] == group].set_index("method") for group in (first, last))
+            words = [_change(low.loc[method], high.loc[method]) for method in low.index]
+            cells[names[grouping], metric] = pd.Series(words, index=low.index, dtype=object)
+    return pd.DataFrame(cells).reindex(breakdown["method"].unique()).fillna("–")
+
+
+def _change(before: pd.Series, after: pd.Series) -> str:
+    if before[["low", "high"]].isna().any() or after[["low", "high"]].isna().any():
+        return "–"
+    return "rises" if after["low"] > before["high"] else "falls" if after["high"] < before["low"] else UNDECIDED
 
 
 # Markdown

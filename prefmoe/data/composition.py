@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
-from .benchmark import FACETS, Benchmark
+from .benchmark import FACETS, OPTION_LETTERS, Benchmark, Example
+from .prompts import fill
 
 
 def question_counts(benchmark: Benchmark, by: str = "task_family") -> pd.DataFrame:
@@ -81,3 +84,51 @@ def sharing_sizes(benchmark: Benchmark) -> pd.DataFrame:
         sizes = Counter(len(e.bucket_names) for e in benchmark.select(split) if e.bucket_names)
         rows += [(split, size, n) for size, n in sorted(sizes.items())]
     return pd.DataFrame(rows, columns=["split", "size", "n"])
+
+
+def specimens(benchmark: Benchmark, split: str = "test") -> dict[str, Example]:
+    """One question of every kind in a split, of different users where possible, preferences first.
+
+    Returns:
+        kind -> question, such as "preference, yes/no, negated" or "recognition, multiple choice, Multi".
+    """
+    found: dict[str, Example] = {}
+    used: Counter[str] = Counter()
+    for example in benchmark.select(split):
+        found.setdefault(_kind(example), example)
+    for kind in sorted(found):
+        alike = [example for example in benchmark.select(split) if _kind(example) == kind]
+        found[kind] = min(alike, key=lambda example: (used[example.name], example.index))
+        used[found[kind].name] += 1
+    return {kind: found[kind] for kind in sorted(found)}
+
+
+def _kind(example: Example) -> str:
+    if example.is_multiple_choice:
+        parts = [example.category, "multiple choice", example.target]
+    else:
+        answer = "negated" if example.semantic_invert else f"answer {example.answer_text}"
+        parts = [example.category, "yes/no", answer, example.target]
+    return ", ".join(part for part in parts if part)
+
+
+def asked(example: Example) -> str:
+    """A question with its options and its true answer, to print under its picture."""
+    lines = [fill(example.question, example.name)]
+    lines += [f"{letter}. {option}" for letter, option in zip(OPTION_LETTERS, example.options, strict=False)]
+    return "\n".join([*lines, f"→ {example.answer_text}"])
+
+
+def transcript(benchmark: Benchmark, number: int = 0) -> pd.DataFrame:
+    """One small-talk conversation: columns turn (from 1), user, assistant."""
+    utterances = benchmark.transcripts[number]
+    pairs = zip(utterances[::2], utterances[1::2], strict=True)
+    rows = [(turn, said[1], answered[1]) for turn, (said, answered) in enumerate(pairs, 1)]
+    return pd.DataFrame(rows, columns=["turn", "user", "assistant"]).set_index("turn")
+
+
+def mosaic(path: str | Path, cells: int = 10) -> Image.Image:
+    """A picture as a coarse mosaic of its colours: shows that there is one, and not who is in it."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").resize((cells, cells), Image.Resampling.BOX)
+        return small.resize((20 * cells, 20 * cells), Image.Resampling.NEAREST)

@@ -1,0 +1,75 @@
+"""What the shipped backbones are made of and can do: sizes of their parts, abilities from their cards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from prefmoe.data.drawing import ITEM_FACET
+from prefmoe.models.backbones import Backbone, BackboneError, find_backbone, read_registry
+
+CARD = "miniature.json"
+
+CHANCE = {"choice": 1 / 4, "place": 1 / 4, "yes/no": 1 / 2, "presence": 1 / 2, "naming": 1 / len(ITEM_FACET)}
+"""What guessing gets, by a word of the ability's name: four options, two answers, every item of the world."""
+
+
+def shipped() -> list[str]:
+    """Names of the backbones whose weights lie inside the package."""
+    return [name for name, entry in read_registry().backbones.items() if entry.folder is not None]
+
+
+def read_card(name: str) -> dict:
+    """How a shipped backbone was made, and what it was measured to do.
+
+    Raises:
+        BackboneError: if it is not shipped, or its card is missing or lists no abilities.
+    """
+    entry = find_backbone(name)
+    if entry.folder is None:
+        raise BackboneError(f"backbone {name!r} is not shipped; {', '.join(shipped())} are")
+    path = entry.folder / CARD
+    if not path.is_file():
+        raise BackboneError(f"backbone {name!r}: {path} is missing")
+    card = json.loads(path.read_text(encoding="utf-8"))
+    if not card.get("abilities"):
+        raise BackboneError(f"{path}, abilities: expected name -> accuracy and n, found none")
+    return card
+
+
+def abilities(names: Iterable[str] | None = None) -> pd.DataFrame:
+    """The abilities on the cards of shipped backbones (all when no names are given).
+
+    Returns:
+        columns backbone, ability, value (share of correct answers), n and chance (NaN where unknown).
+    """
+    rows = []
+    for name in shipped() if names is None else names:
+        for ability, measured in read_card(name)["abilities"].items():
+            chance = next((level for word, level in CHANCE.items() if word in ability), np.nan)
+            rows.append((name, ability, measured["accuracy"], measured["n"], chance))
+    return pd.DataFrame(rows, columns=["backbone", "ability", "value", "n", "chance"])
+
+
+def part_sizes(backbone: Backbone) -> pd.Series:
+    """Parameters of each part of a backbone; what two parts share is counted once, for the first of them."""
+    layers = backbone.layers
+    parts: dict[str, nn.Module] = {
+        "projector": backbone.projector,
+        "vision tower": backbone.vision_tower,
+        "token embeddings": backbone.embed_tokens,
+        f"language model, {len(layers)} layers of width {backbone.hidden_size}": layers,
+        "output head": backbone.lm_head,
+        "other": backbone.model,
+    }
+    seen: set[int] = set()
+    sizes = {}
+    for part, module in parts.items():
+        new = [p for p in module.parameters() if id(p) not in seen]
+        seen.update(map(id, new))
+        sizes[part] = sum(p.numel() for p in new)
+    return pd.Series(sizes, name=backbone.entry.name)
