@@ -738,7 +738,9 @@ def ablation_steps(
     sizes = "As printed in the paper, without intervals; n = 2145 overall, 750 preference, 1395 profile, 219 collapse. "
     if "n" in chosen:
         sizes = f"{_sizes(chosen, [n for n in names if n != 'sensitivity'])}. {_INTERVAL} "
-    return _finish(figure, f"Components added one after the other, {turns} turns", sizes + switches, legend=handles)
+    measured = f"Components added one after the other{f', {backbone}' if backbone else ''}, {turns} turns"
+    title = measured if "n" in chosen else f"Published ablation (Table 2 of the paper), {turns} turns"
+    return _finish(figure, title, sizes + switches, legend=handles)
 
 
 @house_style

@@ -277,7 +277,7 @@ def test_breakdown_agrees_with_scoring_each_group(benchmark, results):
     table = tables.breakdown_table(benchmark, answers, "test")
     frame = pd.read_parquet(tables.run_folder(results, "tiny", "llava-mini", "nt", 0) / "predictions.parquet")
     scored = metrics.score(frame[(frame["split"] == "test") & (frame["turns"] == 0)])
-    buckets = table[table["grouping"] == "bucket"]
+    buckets = table[(table["grouping"] == "bucket") & (table["metric"] == "collapse")]
     expected = metrics.collapse_by_bucket(scored)
     assert buckets["n"].tolist() == expected["n"].tolist()
     assert buckets["value"].to_numpy() == pytest.approx(expected["value"].to_numpy(), nan_ok=True)
@@ -286,6 +286,42 @@ def test_breakdown_agrees_with_scoring_each_group(benchmark, results):
     assert pairs.loc["pair seen in training", "n"] == 4
     assert pairs.loc["pair seen in training", "value"] == pytest.approx(seen["hit"].mean())
     assert set(table["grouping"]) == {"bucket", "facet", "question", "popularity", "pair"}
+
+
+def _row(**fields) -> dict:
+    return {"backbone": "b", "method": "PrefMoE", "baseline": "LoRA", "metric": "recall", **fields}
+
+
+def test_verdicts_follow_the_corrected_test_and_the_direction_of_the_metric():
+    rows = [
+        _row(difference=0.1, p_users_holm=0.01),
+        _row(metric="collapse", difference=0.1, p_users_holm=0.01),
+        _row(metric="overall", difference=0.1, p_users_holm=0.2),
+        _row(metric="profile", difference=0.0, p_users_holm=np.nan),
+        _row(baseline="FFT", metric="collapse", difference=-0.1, p_users_holm=0.01),
+    ]
+    words = tables.verdicts(pd.DataFrame(rows))
+    assert words.loc[("b", "PrefMoE", "LoRA")].tolist() == ["better", "worse", "not told apart", "–"]
+    assert words.loc[("b", "PrefMoE", "FFT"), "collapse"] == "better"
+
+
+def test_group_rises_compares_intervals_of_the_outer_groups():
+    ends = {"rare": (0.1, 0.2), "middle": (0.5, 0.6), "popular": (0.25, 0.4)}
+    rows = [
+        {"method": "LoRA", "grouping": "popularity", "metric": metric, "group": group, "low": low, "high": high}
+        for metric, shift in (("collapse", 0.0), ("recall", 0.05))
+        for group, (low, high) in (ends | {"rare": (0.1, 0.2 + shift)}).items()
+    ]
+    words = tables.group_rises(pd.DataFrame(rows)).loc["LoRA"]
+    assert words["rare → popular items"].to_dict() == {"collapse": "rises", "recall": "not told apart"}
+    assert set(words["small → large groups"]) == {"–"}
+
+
+def test_readable_keeps_the_order_and_shows_intervals_where_there_are_any():
+    rows = [("z", "recall", 0.5, 0.4, 0.6), ("z", "collapse", -0.0001, np.nan, np.nan), ("a", "recall", np.nan, 0, 1)]
+    grid = tables.readable(pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high"]))
+    assert grid.columns.tolist() == ["recall", "collapse"] and grid.index.tolist() == ["z", "a"]
+    assert grid.to_numpy().tolist() == [["0.500 [0.400, 0.600]", "0.000"], ["–", "–"]]
 
 
 def test_popularity_groups_are_thirds_of_the_items(benchmark):

@@ -90,7 +90,7 @@ def specimens(benchmark: Benchmark, split: str = "test") -> dict[str, Example]:
     """One question of every kind in a split, of different users where possible, preferences first.
 
     Returns:
-        kind -> question, such as "preference, yes/no, negated" or "recognition, multiple choice, Multi".
+        kind -> question, such as "preference, negated", "recognition, no, Single" or "recognition, choice, Multi".
     """
     found: dict[str, Example] = {}
     used: Counter[str] = Counter()
@@ -105,10 +105,9 @@ def specimens(benchmark: Benchmark, split: str = "test") -> dict[str, Example]:
 
 def _kind(example: Example) -> str:
     if example.is_multiple_choice:
-        parts = [example.category, "multiple choice", example.target]
+        parts = [example.category, "choice", example.target]
     else:
-        answer = "negated" if example.semantic_invert else f"answer {example.answer_text}"
-        parts = [example.category, "yes/no", answer, example.target]
+        parts = [example.category, "negated" if example.semantic_invert else example.answer_text, example.target]
     return ", ".join(part for part in parts if part)
 
 
