@@ -23,8 +23,9 @@ def beside_the_model(tmp_path, monkeypatch):
     """Runs start in a folder where "tiny-llava" is the model and the benchmark is drawn already."""
     for name in ("llava", "qwen2_5_vl"):
         (tmp_path / f"tiny-{name}").symlink_to(model_folder(name), target_is_directory=True)
-    (tmp_path / "results" / "small-world").mkdir(parents=True)
-    (tmp_path / "results" / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    for results in ("results", "elsewhere"):
+        (tmp_path / results / "small-world").mkdir(parents=True)
+        (tmp_path / results / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
     monkeypatch.chdir(tmp_path)
 
 

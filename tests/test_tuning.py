@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from small_world import data_folder, model_folder, small_edition
 
 from prefmoe import metrics, runs
 from prefmoe.config import ConfigError
-from prefmoe.tuning import TuningError, apply_settings, choose, disagreements, load_grid, tune
+from prefmoe.tuning import TuningError, apply_settings, choose, disagreements, load_grid, run_trial, tune
 
 EDITION = small_edition("tiny-llava", methods=small_edition("tiny").model_dump()["methods"])
 GRID = {
@@ -127,6 +128,15 @@ def test_mistakes_in_a_grid_are_named(change, message):
     write(GRID | change)
     with pytest.raises(ConfigError, match=message):
         load_grid(EDITION, "config")
+
+
+def test_without_a_validation_split_nothing_is_chosen():
+    write(GRID)
+    workbench = runs.Workbench(EDITION, "tiny-llava", results="results")
+    splits = {**workbench.benchmark.splits, "validation": ()}
+    workbench.benchmark = replace(workbench.benchmark, splits=splits)
+    with pytest.raises(TuningError, match="no validation split"):
+        run_trial(workbench, "LoRA", {"lr": 1e-3}, seed=0)
 
 
 def test_a_missing_grid_is_an_error():
