@@ -626,6 +626,7 @@ def own_residual(by_group: pd.DataFrame, origin: str = "answer") -> pd.DataFrame
         token = f"r {facet}"
         elsewhere = [shares.loc[(other, token), "value"] for other in facets if other != facet]
         own = shares.loc[(facet, token), ["value", "low", "high", "n"]].to_dict()
+        own["n"] = int(own["n"])
         table.append({"facet": facet, **own, "elsewhere": float(np.mean(elsewhere)) if elsewhere else math.nan})
     return pd.DataFrame(table)
 

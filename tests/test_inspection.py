@@ -1,0 +1,235 @@
+"""Looking inside a method: what is shown is what the model computes."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_world import PREFMOE, data_folder, model_folder, small_backbone, small_benchmark, small_edition
+
+from prefmoe import figures, inspection
+from prefmoe.config import PrefMoEMethod
+from prefmoe.data.benchmark import FACETS
+from prefmoe.inspection import InspectionError
+from prefmoe.models.methods import build_method
+
+
+def build(kind: str = "llava", attn: str = "eager", **changes):
+    """A PrefMoE whose trainable numbers have all been moved, so that nothing is zero by its start."""
+    config = PrefMoEMethod(**{**PREFMOE, **changes})
+    method = build_method(config, small_backbone(kind, attn=attn), small_benchmark(), seed=0, cache=False).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return method
+
+
+@cache
+def moved():
+    return build()
+
+
+@cache
+def untouched():
+    config = PrefMoEMethod(**PREFMOE)
+    return build_method(config, small_backbone(), small_benchmark(), seed=0, cache=False).eval()
+
+
+def questions(count: int = 6):
+    return inspection.shared_questions(small_benchmark(), 1, count)[0]
+
+
+def test_facet_tokens_are_anchor_residual_and_their_sum_with_the_prototype():
+    method, state = moved(), moved().user_state
+    tokens = inspection.facet_tokens(method)
+    trained = small_benchmark().trained_users
+    assert len(tokens.labels) == sum(len(small_benchmark().users[name].preferences) for name in trained)
+    for position in (0, 7, len(tokens.labels) - 1):
+        user, facet = tokens.labels.loc[position, ["user", "facet"]]
+        row, f = small_benchmark().row(user), FACETS.index(facet)
+        anchor = state.anchors[row, 3 + f]
+        residual = anchor - state.center[f] + state.bound[2 + f] * torch.tanh(state.delta[row, 2 + f])
+        expected = {"anchor": anchor, "residual": residual, "full token": residual + state.prototypes[f]}
+        for kind, vector in expected.items():
+            np.testing.assert_allclose(tokens.vectors[kind][position], vector.detach().numpy(), atol=1e-6)
+
+
+def test_the_largest_group_of_a_facet_has_rank_zero():
+    labels = inspection.facet_tokens(moved()).labels
+    for _, part in labels.groupby("facet"):
+        sizes = part.groupby("rank")["user"].count()
+        assert list(sizes.index) == list(range(len(sizes))) and sizes.is_monotonic_decreasing
+        assert part.groupby("rank")["group"].nunique().eq(1).all()
+
+
+def test_user_space_has_a_picture_and_a_number_for_every_stage_and_kind():
+    stages = {"before": inspection.facet_tokens(untouched()), "after": inspection.facet_tokens(moved())}
+    coordinates, purity = inspection.user_space(stages, neighbours=3)
+    panels = {(stage, kind) for stage in stages for kind in inspection.KINDS}
+    assert set(zip(coordinates["stage"], coordinates["tokens"], strict=True)) == panels
+    assert len(purity) == 2 * len(panels)
+    assert (purity["value"] <= purity["best"] + 1e-9).all() and purity["neighbours"].eq(3).all()
+    drawn = figures.user_space(coordinates, purity, colour="group")
+    assert len(drawn.axes) == len(panels)
+
+
+def test_purity_does_not_depend_on_the_drawing():
+    stages = {"after": inspection.facet_tokens(moved())}
+    (one, first), (other, second) = (inspection.user_space(stages, perplexity=p) for p in (3, 8))
+    pd.testing.assert_frame_equal(first, second)
+    assert not np.allclose(one[["x", "y"]], other[["x", "y"]])
+
+
+def test_similarity_between_users_against_a_loop_over_pairs():
+    table = inspection.similarity_between_users(moved()).set_index(["token", "pairs"])
+    benchmark, trained = small_benchmark(), small_benchmark().trained_users
+    prefix = moved().user_state(torch.tensor([benchmark.row(name) for name in trained])).prefix.detach()
+    t, f = figures.PREFIX_TOKENS.index("r travel"), FACETS.index("travel")
+    found = {"same group": [], "other group": []}
+    for i in range(len(trained)):
+        for j in range(i):
+            mine, theirs = (benchmark.groups[benchmark.row(trained[k])][f] for k in (i, j))
+            cosine = torch.cosine_similarity(prefix[i, t], prefix[j, t], dim=0)
+            found["same group" if mine == theirs else "other group"].append(float(cosine))
+    for pairs, values in found.items():
+        if values:
+            assert table.loc[("r travel", pairs), "value"] == pytest.approx(np.mean(values), abs=1e-5)
+            assert table.loc[("r travel", pairs), "n"] == len(values)
+    assert table.loc[("p travel", "all"), "value"] == pytest.approx(1)
+    within = inspection.prefix_similarity(moved(), trained[:2])
+    np.testing.assert_allclose(np.diagonal(within[trained[0]]), 1, atol=1e-5)
+    assert figures.user_tokens(within, table.reset_index()).axes[0].get_title() == f"Tokens of {trained[0]}"
+
+
+def test_corrections_stay_within_the_bound_and_start_at_zero():
+    table = inspection.corrections(moved())
+    assert (table["largest"] <= table["bound"]).all() and (table["largest"] > 0).all()
+    np.testing.assert_allclose(table["bound"], 0.1 * table["anchor_rms"])
+    assert inspection.corrections(untouched())["largest"].eq(0).all()
+
+
+def test_published_residuals_hold_the_mean_and_centred_ones_do_not():
+    table = inspection.residual_variants(moved()).pivot(index="facet", columns="variant", values="between_users")
+    assert (table["published"] > table["centred"]).all()
+    described = inspection.anchors(moved(), small_benchmark().trained_users[0])
+    assert list(described["anchor"][:3]) == ["name", "image", "description"] and (described["rms"] > 0).all()
+
+
+def test_experts_change_nothing_before_training_and_something_once_moved():
+    assert inspection.mixture_effect(untouched(), questions(2)) == 0
+    assert inspection.mixture_effect(moved(), questions(2)) > 1e-3
+
+
+def test_gates_are_shares_that_start_even():
+    for method, even in ((untouched(), True), (moved(), False)):
+        table = inspection.gates(method, questions(2))
+        sums = table.groupby(["user", "router"])["gate"].sum()
+        np.testing.assert_allclose(sums, 1, atol=1e-5)
+        spread = table.groupby(["user", "router"])["gate"].agg(lambda gates: gates.max() - gates.min())
+        assert (spread.max() < 1e-6) == even
+
+
+def test_the_same_picture_has_the_answer_that_is_true_of_each_user():
+    asked = questions(6)
+    assert len({example.name for example in asked}) == len(asked)
+    assert len({(example.image, example.question) for example in asked}) == 1
+    for example in asked:
+        assert (example.answer_text == "yes") == (example.name in example.bucket_names)
+    inverted = asked[0].model_copy(update={"semantic_invert": True})
+    assert inspection.same_picture(inverted, [asked[0].name])[0].answer_text != asked[0].answer_text
+    with pytest.raises(InspectionError, match="expected a preference yes/no question"):
+        inspection.same_picture(asked[0].model_copy(update={"category": "recognition"}), [asked[0].name])
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+def test_attention_is_that_of_the_model(kind):
+    method, asked = (moved() if kind == "llava" else build(kind)), questions(4)
+    seen = inspection.attention(method, asked)
+    batch = method.collator(asked[:1], with_answer=False)  # alone, hence without padding
+    with torch.no_grad(), method.context(batch):
+        output = method.model(**batch.inputs, output_attentions=True, use_cache=False)
+    image = batch.inputs["input_ids"][0] == method.backbone.image_token_id
+    for layer, weights in enumerate(output.attentions):
+        mean = weights[0].mean(0).numpy()  # (T, T)
+        np.testing.assert_allclose(seen.answer_to_prefix[0, layer], mean[-1, :13], atol=1e-5)
+        np.testing.assert_allclose(seen.image_to_prefix[0, layer], mean[image.numpy(), :13].mean(0), atol=1e-5)
+        np.testing.assert_allclose(seen.answer_to_image[0][layer].ravel(), mean[-1, image.numpy()], atol=1e-5)
+    assert seen.even[0] == pytest.approx(1 / batch.inputs["input_ids"].shape[1])
+    np.testing.assert_allclose(seen.budget().sum(axis=1), 1, atol=1e-5)
+    long = seen.table(asked).set_index(["user", "origin", "layer", "token"])["share"]
+    assert long[(asked[1].name, "answer", 2, "r travel")] == seen.answer_to_prefix[1, 1, 6]
+
+
+def test_users_of_one_picture_get_their_own_prompts():
+    asked = questions(4)
+    seen = inspection.attention(moved(), asked)
+    alone = inspection.attention(moved(), asked[-1:])
+    assert seen.p_yes[-1] == pytest.approx(alone.p_yes[0], abs=1e-5)
+    assert not np.allclose(seen.answer_to_prefix[0], seen.answer_to_prefix[-1])
+
+
+def test_attention_by_group_is_the_mean_over_its_questions():
+    asked = small_benchmark().select("test")
+    table = inspection.attention_by_group(moved(), asked, batch_size=7)
+    facet = asked[[e.facet_id >= 0 for e in asked].index(True)].concept
+    seen = inspection.attention(moved(), [e for e in asked if e.concept == facet and e.facet_id >= 0])
+    row = table[(table["origin"] == "image") & (table["group"] == facet)].set_index("token").loc["name"]
+    assert row["value"] == pytest.approx(seen.image_to_prefix.mean((0, 1))[0], abs=1e-5)
+    own = inspection.own_residual(table).set_index("facet")
+    value = seen.answer_to_prefix.mean((0, 1))[figures.PREFIX_TOKENS.index(f"r {facet}")]
+    assert own.loc[facet, "value"] == pytest.approx(value, abs=1e-5)
+
+
+def test_gate_tables_by_hand():
+    rows = [
+        {"router": "preference", "group": f"preference, {facet}", "expert": k, "value": 0.6 if f == k else 0.1}
+        for f, facet in enumerate(FACETS)
+        for k in range(5)
+    ]
+    own = inspection.own_expert(pd.DataFrame(rows))
+    assert list(own["facet"]) == list(FACETS) and own["difference"].tolist() == pytest.approx([0.5] * 5)
+    figure = figures.all_routing_gates(
+        pd.DataFrame(rows).assign(low=0.1, high=0.6, n=7), {"preference": FACETS}, title="Gates"
+    )
+    assert [bar.get_width() for bar in figure.axes[0].patches[:5]] == pytest.approx([0.6, 0.1, 0.1, 0.1, 0.1])
+    assert len(figure.axes[0].get_legend().get_texts()) == 5
+    ranges = inspection.gate_ranges(pd.DataFrame(rows))
+    assert list(ranges["expert"]) == list(FACETS) and ranges["range"].tolist() == pytest.approx([0.5] * 5)
+
+
+def test_what_cannot_be_looked_at_is_named():
+    plain = build(components="E", attn="sdpa")
+    with pytest.raises(InspectionError, match="component P"):
+        inspection.facet_tokens(plain)
+    with pytest.raises(InspectionError, match="component M"):
+        inspection.gates(plain, questions(2))
+    with pytest.raises(InspectionError, match="attn='eager'"):
+        inspection.attention(plain, questions(2))
+
+
+def test_a_missing_run_of_a_large_backbone_names_the_command(tmp_path):
+    edition = small_edition("tiny-llava")
+    with pytest.raises(InspectionError, match="prefmoe notebook .*06_train_and_evaluate.* -p method=PrefMoE"):
+        inspection.trained_method(edition, "llava-1.5-7b", "PrefMoE", 0, results=tmp_path)
+
+
+def test_a_missing_run_of_a_miniature_is_made_and_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-llava").symlink_to(model_folder(), target_is_directory=True)
+    (tmp_path / "results" / "small-world").mkdir(parents=True)
+    (tmp_path / "results" / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    edition = small_edition("tiny-llava", seeds=[0])
+    method = inspection.trained_method(edition, "tiny-llava", "PrefMoE", 0, results="results")
+    assert inspection.mixture_effect(method, questions(2)) > 0
+    (frame,) = inspection.answers(edition, "tiny-llava", "PrefMoE", results="results")
+    assert set(frame["split"]) == {"test"} and set(frame["turns"]) == {0}
+    (losses,) = inspection.loss_logs(edition, "tiny-llava", "PrefMoE", results="results")
+    assert len(losses) == edition.training.steps
+    outcome = inspection.gates_by_outcome(frame).set_index(["router", "expert", "question"])
+    task = outcome.xs("preference", level="question").loc["task"].dropna(axis=1)
+    np.testing.assert_allclose(task.sum(), 1, atol=1e-5)
