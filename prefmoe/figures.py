@@ -348,7 +348,7 @@ def picture_grid(
     rows = -(-len(pictures) // columns)
     texts = [_wrapped(text, 27) for _, text in pictures]
     lines = max(text.count("\n") + 1 for text in texts)
-    figure, axes = _canvas(1.95 * columns, (1.86 + 0.135 * lines) * rows + 0.45, rows, columns)
+    figure, axes = _canvas(1.95 * columns, (1.86 + 0.135 * lines) * rows + 0.6, rows, columns)
     for axis, (path, _), text in zip(axes.flat, pictures, texts, strict=False):
         _show(axis, path)
         axis.set_xlabel(text, fontsize=7.5, loc="left", color=INK)
