@@ -22,8 +22,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from scipy import stats
-from sklearn.manifold import TSNE
 
 from prefmoe import metrics, statistics
 from prefmoe.data.benchmark import FACETS
@@ -412,6 +410,8 @@ def backbone_abilities(table: pd.DataFrame) -> Figure:
         table: columns backbone, ability, value (share correct), n and chance; rows in the order to draw.
     """
     abilities = list(dict.fromkeys(table["ability"]))
+    from scipy.stats import binomtest  # slow to import, as in `tsne`: most notebooks need neither
+
     backbones = list(dict.fromkeys(table["backbone"]))
     figure, axes = _canvas(7.0, 1.5 + 0.24 * len(abilities) * len(backbones))
     axis = axes[0, 0]
@@ -419,7 +419,7 @@ def backbone_abilities(table: pd.DataFrame) -> Figure:
     for k, backbone in enumerate(backbones):
         rows = table[table["backbone"] == backbone]
         places = np.array([abilities.index(a) for a in rows["ability"]]) + (k - (len(backbones) - 1) / 2) * step
-        tests = [stats.binomtest(round(v * n), int(n)) for v, n in zip(rows["value"], rows["n"], strict=True)]
+        tests = [binomtest(round(v * n), int(n)) for v, n in zip(rows["value"], rows["n"], strict=True)]
         bounds = [test.proportion_ci(method="wilson") for test in tests]
         rows = rows.assign(low=[b.low for b in bounds], high=[b.high for b in bounds])
         _bars(axis, rows, places, ecolor=PALETTE[k])
@@ -852,6 +852,9 @@ def tsne(X: ArrayLike, seed: int = 0, *, perplexity: float = 30.0) -> NDArray:
     Raises:
         ValueError: with fewer than five vectors.
     """
+    from scipy.stats import skew
+    from sklearn.manifold import TSNE
+
     X = np.asarray(X, dtype=np.float64)
     if len(X) < 5:
         raise ValueError(f"t-SNE needs at least 5 vectors, got {len(X)}")
@@ -861,7 +864,7 @@ def tsne(X: ArrayLike, seed: int = 0, *, perplexity: float = 30.0) -> NDArray:
     perplexity = min(perplexity, (len(X) - 1) / 3)
     model = TSNE(2, perplexity=perplexity, init=start, method="exact", random_state=seed, learning_rate="auto")
     coordinates = model.fit_transform(X)
-    signs = np.sign(stats.skew(coordinates, axis=0))
+    signs = np.sign(skew(coordinates, axis=0))
     return coordinates * np.where(signs == 0, 1, signs)
 
 
@@ -961,7 +964,7 @@ def user_space(coordinates: pd.DataFrame, purity: pd.DataFrame, *, colour: str =
                 color=INK,
                 marker=MARKERS[int(r) % len(MARKERS)],
                 linestyle="none",
-                label=f"group {r + 1}",
+                label=f"group {r + 1}" + (" and smaller" if r == len(MARKERS) - 1 else ""),
             )
             for r in ranks
         ]
@@ -1072,7 +1075,7 @@ def attention_prefix(
 
 @house_style
 def attention_image(
-    examples: Sequence[tuple[str | Path, ArrayLike, str]],
+    examples: Sequence[tuple[str | Path | Image.Image, ArrayLike, str]],
     *,
     columns: int = 4,
     title: str = "Attention over the image",
@@ -1081,16 +1084,18 @@ def attention_image(
     """Attention from the answer to the image patches, laid over the grey picture.
 
     Args:
-        examples: (picture, (h, w) weights, text below) each; colours run from 0 to the largest weight of all.
+        examples: (picture or its path, (h, w) weights that cover all of it, text below) each; colours run from 0 to
+        the largest weight of all.
     """
     rows = -(-len(examples) // columns)
     columns = min(columns, len(examples))
     lines = max(_wrapped(text, 30).count("\n") + 1 for _, _, text in examples)
     figure, axes = _canvas(2.1 * columns + 0.8, (2.05 + 0.14 * lines) * rows + 0.45, rows, columns)
     top = max(float(np.max(weights)) for _, weights, _ in examples)
-    for axis, (path, weights, text) in zip(axes.flat, examples, strict=False):
-        with Image.open(path) as picture:
-            grey = np.asarray(picture.convert("L"), dtype=float)
+    for axis, (picture, weights, text) in zip(axes.flat, examples, strict=False):
+        opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        with opened:
+            grey = np.asarray(opened.convert("L"), dtype=float)
         height, width = grey.shape
         axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
         weights = np.asarray(weights, dtype=float)

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from prefmoe import figures, metrics, runs, statistics
 from prefmoe.config import RESULTS, Edition
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
-from prefmoe.data.collation import Batch, Collator
+from prefmoe.data.collation import Batch, Collator, load_pictures
 from prefmoe.data.prompts import PLACEHOLDER, description_text, facet_sentence
 from prefmoe.data.sources import load_benchmark
 from prefmoe.evaluation import answer_probabilities, first_tokens
@@ -498,6 +499,18 @@ def shared_questions(benchmark: Benchmark, pictures: int, users: int, split: str
 def _distinct(examples: Sequence[Example]) -> list[Example]:
     """One example for each set of holders, the first."""
     return list({example.bucket_names: example for example in reversed(examples)}.values())[::-1]
+
+
+def visible_part(backbone: Backbone, path: Path) -> Image.Image:
+    """The part of a picture that the backbone sees: its processor may crop the middle after resizing."""
+    (picture,) = load_pictures([path])
+    processor = backbone.processor.image_processor
+    if not getattr(processor, "do_center_crop", False):
+        return picture
+    scale = min(picture.size) / processor.size["shortest_edge"] if processor.do_resize else 1.0
+    crop = (scale * processor.crop_size["width"], scale * processor.crop_size["height"])
+    left, top = ((whole - part) / 2 for whole, part in zip(picture.size, crop, strict=True))
+    return picture.crop((round(left), round(top), round(left + crop[0]), round(top + crop[1])))
 
 
 @dataclass(frozen=True)

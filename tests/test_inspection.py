@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from small_world import PREFMOE, data_folder, model_folder, small_backbone, small_benchmark, small_edition
 
 from prefmoe import figures, inspection
@@ -163,6 +164,16 @@ def test_attention_is_that_of_the_model(kind):
     np.testing.assert_allclose(seen.budget().sum(axis=1), 1, atol=1e-5)
     long = seen.table(asked).set_index(["user", "origin", "layer", "token"])["share"]
     assert long[(asked[1].name, "answer", 2, "r travel")] == seen.answer_to_prefix[1, 1, 6]
+
+
+def test_only_the_part_of_a_picture_that_the_processor_keeps_is_visible(tmp_path):
+    pixels = np.zeros((32, 64, 3), dtype=np.uint8)
+    pixels[:, 16:48] = 200  # what is left when the middle is cropped to a square
+    path = tmp_path / "wide.png"
+    Image.fromarray(pixels).save(path)
+    cropped = inspection.visible_part(moved().backbone, path)
+    assert cropped.size == (32, 32) and np.asarray(cropped).min() == 200
+    assert inspection.visible_part(small_backbone("qwen2_5_vl"), path).size == (64, 32)
 
 
 def test_users_of_one_picture_get_their_own_prompts():
