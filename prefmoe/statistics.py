@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 RESAMPLES = 1000
 """Bootstrap resamples behind every interval of the tables and figures."""
@@ -121,9 +120,11 @@ def sign_test(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
     Returns:
         questions that favour the first, questions that favour the second, p (1 if no question differs).
     """
+    from scipy.stats import binomtest  # a second to import, which every notebook would pay at the top of the module
+
     difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     wins, losses = int((difference > 1e-12).sum()), int((difference < -1e-12).sum())
-    p = stats.binomtest(wins, wins + losses, 0.5).pvalue if wins + losses else 1.0
+    p = binomtest(wins, wins + losses, 0.5).pvalue if wins + losses else 1.0
     return wins, losses, float(p)
 
 
