@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ from prefmoe.models.moe_lora import PROFILE_EXPERTS
 from prefmoe.models.prefmoe import PrefMoE
 from prefmoe.models.user_state import ANCHORS, FactorisedUsers
 
-log = logging.getLogger(__name__)
-
 EXPERTS = {"task": ("preference branch", "profile branch"), "preference": FACETS, "profile": PROFILE_EXPERTS}
 """What each router chooses between, in the order of its gates."""
 
@@ -53,7 +50,8 @@ def trained_method(
 ) -> Method:
     """A trained method from its run folder, on a backbone loaded anew, ready to answer.
 
-    A run on a miniature backbone that is absent is made first; that takes a minute or two.
+    A run on a miniature backbone that is absent, or older than its settings, is made first; that takes a minute or
+    two.
 
     Args:
         attn: "eager" where attention maps will be asked for.
@@ -62,33 +60,36 @@ def trained_method(
         InspectionError: if the run of a large backbone is absent; the message holds the command that makes it.
         MethodError: if the run belongs to other weights or other users than those of today.
     """
-    folder = runs.run_folder(edition, backbone_name, method_name, seed, results)
-    if not runs.is_complete(folder):
-        if find_backbone(backbone_name).folder is None:
-            raise InspectionError(
-                f"{folder}: no complete run; make it with: prefmoe notebook notebooks/06_train_and_evaluate.ipynb "
-                f"results/run.ipynb -p edition={edition.name} -p backbone={backbone_name} -p method={method_name}"
-            )
-        log.warning("no run of %s on %s, seed %d: training it now", method_name, backbone_name, seed)
-        runs.run_method(edition, backbone_name, method_name, seed, results=results)
+    folder = _run(edition, backbone_name, method_name, seed, results)
     backbone = load_backbone(backbone_name, attn=attn)
     return Method.from_pretrained(folder / "method", backbone, load_benchmark(edition, results))
+
+
+def _run(edition: Edition, backbone_name: str, method_name: str, seed: int, results: str | Path) -> Path:
+    """The folder of a complete run; see `trained_method`."""
+    if find_backbone(backbone_name).folder is not None:
+        return runs.run_method(edition, backbone_name, method_name, seed, results=results)
+    folder = runs.run_folder(edition, backbone_name, method_name, seed, results)
+    if not runs.is_complete(folder):
+        raise InspectionError(
+            f"{folder}: no complete run; make it with: prefmoe notebook notebooks/06_train_and_evaluate.ipynb "
+            f"results/run.ipynb -p edition={edition.name} -p backbone={backbone_name} -p method={method_name}"
+        )
+    return folder
 
 
 def answers(edition: Edition, backbone_name: str, method_name: str, split: str = "test", turns: int = 0,
             results: str | Path = RESULTS) -> list[pd.DataFrame]:  # fmt: skip
     """The per-question answers of a method to one split after so many turns of small talk, a frame per seed.
 
-    A seed of a miniature backbone that is absent is made first.
+    Runs on a miniature backbone that are absent, or older than their settings, are made first.
 
     Raises:
         InspectionError: if a run of a large backbone is absent.
     """
     frames = []
     for seed in runs.seeds_of(edition, method_name):
-        folder = runs.run_folder(edition, backbone_name, method_name, seed, results)
-        if not runs.is_complete(folder):
-            trained_method(edition, backbone_name, method_name, seed, results=results)
+        folder = _run(edition, backbone_name, method_name, seed, results)
         frame = pd.read_parquet(folder / runs.PREDICTIONS_FILE)
         frames.append(frame[(frame["split"] == split) & (frame["turns"] == turns)])
     return frames
