@@ -54,7 +54,8 @@ def test_the_ablation_changes_nothing_else(name):
 
 def test_smoke_has_every_kind_of_method_and_both_tables_of_the_default_edition():
     smoke, mini = load_edition("smoke"), load_edition("mini")
-    assert (smoke.backbones, smoke.table2, smoke.evaluation.turns) == (mini.backbones, mini.table2, mini.evaluation.turns)
+    assert (smoke.backbones, smoke.table2) == (mini.backbones, mini.table2)
+    assert smoke.evaluation.turns == mini.evaluation.turns
     assert {method.kind for method in smoke.methods.values()} == {method.kind for method in mini.methods.values()}
     assert set(smoke.table1) <= set(mini.table1)
 
