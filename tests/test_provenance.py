@@ -37,9 +37,8 @@ def test_a_digest_follows_imports(package):
 def test_a_digest_ignores_other_modules_comments_and_docstrings(package):
     before = _digest("prefmoe.first")
     (package / "third.py").write_text("h = 4\n")
-    (package / "first.py").write_text(
-        '"""A module."""\nfrom prefmoe.deep import second  # why\n\n\ndef f():\n    """Returns."""\n    return second.g()\n'
-    )
+    code = "from prefmoe.deep import second  # why\n\n\ndef f():\n    'Returns.'\n    return second.g()\n"
+    (package / "first.py").write_text(f"'A module.'\n{code}")
     assert _digest("prefmoe.first") == before
 
 
@@ -73,7 +72,8 @@ def test_a_notebook_digest_sees_code_and_nothing_else(tmp_path):
 
 
 def test_a_notebook_digest_follows_imports(tmp_path, package):
-    notebook = _notebook(tmp_path / "a.ipynb", nbformat.v4.new_code_cell("%matplotlib inline\nfrom prefmoe import third"))
+    code = nbformat.v4.new_code_cell("%matplotlib inline\nfrom prefmoe import third")
+    notebook = _notebook(tmp_path / "a.ipynb", code)
     before = notebook_digest(notebook)
     (package / "first.py").write_text("0\n")
     assert notebook_digest(notebook) == before
