@@ -128,7 +128,8 @@ class Face(BaseModel):
 
 
 def _rasterise(svg: str, width: int) -> Image.Image:
-    return Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=svg, width=width, skip_system_fonts=True))).convert("RGBA")
+    picture = resvg_py.svg_to_bytes(svg_string=svg, width=width, skip_system_fonts=True)
+    return Image.open(io.BytesIO(picture)).convert("RGBA")
 
 
 @functools.lru_cache(maxsize=4096)
