@@ -174,6 +174,11 @@ class _Questions:
         self.annotations.append({"index": index, "item": item, "popularity": holders, "seen_pair": int(seen)})
         return index
 
+    def _holders(self, item: str, person: Person) -> list[str]:
+        """The trained users who like an item, and the asked person if that is an unseen user who does."""
+        asked = [person.name] if item in person.likes and person.name not in self.holders[item] else []
+        return self.holders[item] + asked
+
     def _preference_yesno(self, person: Person, count: int, pairs: _Pairs) -> None:
         liked = sorted(person.likes)
         others = [i for i in ITEM_FACET if i not in person.likes]
@@ -193,7 +198,7 @@ class _Questions:
                 answer=4 if yes else 5, polarity="reverse" if negated else "positive",
                 preference_semantic_invert=int(negated),
                 preference_bucket_kind="positive_bucket" if holds else "negative_bucket",
-                preference_common_items=item, preference_bucket_names=" | ".join(self.holders[item]),
+                preference_common_items=item, preference_bucket_names=" | ".join(self._holders(item, person)),
             )  # fmt: skip
 
     def _preference_mcq(self, person: Person, count: int, pairs: _Pairs) -> None:
