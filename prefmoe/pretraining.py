@@ -552,45 +552,47 @@ class Conversations:
                 turns += [Say("bare", item), Say("bare", truth[item], learn=True)]
         return turns
 
-    def _company(self, person: int) -> tuple[int, str | None]:
-        """A group picture: with the person, with a stranger who may be a lookalike, or with anybody."""
-        draw = self.rng.random()
-        if draw < 0.5:
-            return self._pick(self.pool.appearances[person])
-        if draw < 0.75:  # a lookalike neighbours the person in the list of faces
-            face = self.pool.faces[person]
-            near = [
-                p for p in self.rng.integers(0, len(self.pool.faces), 40) if 2 <= face.shared(self.pool.faces[p]) <= 4
-            ]
-            near = [int(p) for p in near if self.pool.appearances.get(int(p))]
-            if near:
-                best = max(near, key=lambda p: face.shared(self.pool.faces[p]))
-                picture = self._pick(self.pool.appearances[best])[0]
+    def _company(self, person: int, level: int) -> tuple[int, str | None]:
+        """A picture with the person or without, and the person's place in it (None: absent).
+
+        Level 0: one person at a time, strangers look very different. Level 1: groups, strangers look different.
+        Level 2: a quarter of the pictures show a lookalike that has up to four attributes in common.
+        """
+        pool, most = self.pool, 4 if level == 2 else 2
+        face = pool.faces[person]
+        while True:
+            draw = self.rng.random()
+            if draw < 0.5:
+                picture, _ = self._pick(pool.appearances[person])
+            elif draw < 0.75 and level == 2:
+                near = [int(p) for p in self.rng.integers(0, len(pool.faces), 40) if face.shared(pool.faces[p]) <= most]
+                best = max(near, key=lambda p: face.shared(pool.faces[p]))
+                picture, _ = self._pick(pool.appearances[best])
             else:
                 picture = self._pick(self.group_list)
-        else:
-            picture = self._pick(self.group_list)
-        members = self.pool.groups[picture]
-        if any(self.pool.faces[m].shared(self.pool.faces[person]) > 4 for m in members if m != person):
-            return self._company(person)
-        place = dict((k, w) for k, w in self.pool.appearances[person]).get(picture)
-        return picture, place
+            members = pool.groups[picture]
+            if level == 0 and len(members) > 1:
+                continue
+            if all(m == person or face.shared(pool.faces[m]) <= most for m in members):
+                return picture, dict(pool.appearances[person]).get(picture)
 
-    def recognition(self, questions: int, talk: bool = False, source: str | None = None) -> list[Say]:
+    def recognition(
+        self, questions: int, talk: bool = False, source: str | None = None, level: int = 2
+    ) -> list[Say]:
         """A portrait, a description or both (or the given source), then questions about pictures of people."""
         name, person = self._pick(world.NAMES), self._pick(self.known)
         draw = {"portrait": 0.0, "description": 1.0, None: self.rng.random()}[source]
-        text = _named(self.pool.faces[person].description(), name) if draw > 0.35 else f"{name}"
-        pictures = (self._pick(self.portraits[person]),) if draw < 0.75 else ()
-        if draw > 0.35 and self.rng.random() < 0.3:
+        text = _named(self.pool.faces[person].description(), name) if draw > 0.5 else f"This is {name}."
+        pictures = (self._pick(self.portraits[person]),) if draw < 0.8 else ()
+        if draw > 0.5 and self.rng.random() < 0.3:
             facets = [FACETS[f] for f in sorted(self.rng.choice(5, int(self.rng.integers(1, 3)), replace=False))]
             text += " " + _named(format_preferences(_invented(self.rng, facets)), name)
         turns = [Say("user", text, pictures), Say("assistant", "I got it.")] + (self._talk() if talk else [])
         for _ in range(questions):
-            picture, place = self._company(person)
-            while pictures and picture == pictures[0]:
-                picture, place = self._company(person)
-            if self.rng.random() < 0.3:
+            picture, place = self._company(person, level)
+            while picture in pictures:
+                picture, place = self._company(person, level)
+            if self.rng.random() < 0.3 and level > 0:
                 turns += self._choice(_named(world.PLACE_QUESTION, name), list(world.PLACE_OPTIONS),
                                       place or "absent", (picture,))  # fmt: skip
             else:
@@ -758,31 +760,37 @@ def pool_features(model, image_processor, pool: Pictures) -> torch.Tensor:
 
 
 def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, features: torch.Tensor, *,
-                steps: int, lr: float, batch: int = 16, seed: int = 0) -> float:  # fmt: skip
-    """Stage 3: preferences, recognition and captions with pictures; every fifth batch with small talk in between."""
+                phases: Sequence[dict], batch: int = 16, seed: int = 0) -> float:  # fmt: skip
+    """Stage 3: preferences, recognition and captions with pictures; every fifth batch with small talk in between.
+
+    Args:
+        phases: one after the other, each with steps, lr (its peak), level (of recognition) and shares: how many
+            conversations of a batch are about preferences, recognition and captions.
+    """
     rng = np.random.default_rng([seed, 41])
     conversations = Conversations(pool, rng)
     trainer = LanguageTrainer(model, kind, tokenizer, features)
-    hits: list[float] = []
-    bar = tqdm(range(steps), desc="joint", mininterval=5)
-    for k in bar:
-        talk = k % 5 == 4
-        drawn = []
-        for i in range(batch // 2 if talk else batch):
-            if i % 16 < 8:
-                drawn.append(conversations.preferences(int(rng.integers(1, 6)), 4, talk, choices=0.4))
-            elif i % 16 < 14:
-                drawn.append(conversations.recognition(4, talk))
-            else:
-                drawn.append(conversations.captions(4))
-        rate = lr * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / steps)))
-        hits.append(trainer.step(drawn, rate))
-        if k % 100 == 99:
-            bar.set_postfix(accuracy=f"{np.mean(hits[-100:]):.3f}")
-            log.info("joint %d: accuracy %.3f", k + 1, np.mean(hits[-100:]))
-        if k % 500 == 499:
-            found = abilities(model, kind, image_processor, tokenizer, count=120)
-            log.info("abilities %s", {name: ability["accuracy"] for name, ability in found.items()})
+    for number, phase in enumerate(phases):
+        hits: list[float] = []
+        bar = tqdm(range(phase["steps"]), desc=f"joint, phase {number}", mininterval=5)
+        for k in bar:
+            talk = k % 5 == 4
+            drawn = []
+            for topic in rng.permutation(np.repeat([0, 1, 2], phase["shares"]))[: batch // 2 if talk else batch]:
+                if topic == 0:
+                    drawn.append(conversations.preferences(int(rng.integers(1, 6)), 4, talk, choices=0.4))
+                elif topic == 1:
+                    drawn.append(conversations.recognition(4, talk, level=phase["level"]))
+                else:
+                    drawn.append(conversations.captions(4))
+            rate = phase["lr"] * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / phase["steps"])))
+            hits.append(trainer.step(drawn, rate))
+            if k % 100 == 99:
+                bar.set_postfix(accuracy=f"{np.mean(hits[-100:]):.3f}")
+                log.info("joint, phase %d, %d: accuracy %.3f", number, k + 1, np.mean(hits[-100:]))
+            if k % 300 == 299:
+                found = abilities(model, kind, image_processor, tokenizer, count=150)
+                log.info("abilities %s", {name: ability["accuracy"] for name, ability in found.items()})
     return float(np.mean(hits[-100:]))
 
 
@@ -886,12 +894,19 @@ RECIPES: dict[str, dict] = {
     "llava": {
         "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
         "vision": {"steps": 4500, "batch": 64, "lr": 1e-3},
-        "joint": {"steps": 2600, "lr": 1.2e-3},
+        "joint": {
+            "phases": [
+                {"steps": 2600, "lr": 1.2e-3, "level": 2, "shares": [8, 6, 2]},
+                {"steps": 600, "lr": 1e-3, "level": 0, "shares": [4, 10, 2]},
+                {"steps": 600, "lr": 1e-3, "level": 1, "shares": [4, 10, 2]},
+                {"steps": 1500, "lr": 1e-3, "level": 2, "shares": [5, 8, 3]},
+            ]
+        },
     },
     "qwen2.5-vl": {
         "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
         "vision": {"steps": 4500, "batch": 40, "lr": 1e-3},
-        "joint": {"steps": 800, "lr": 8e-4},
+        "joint": {"phases": [{"steps": 800, "lr": 8e-4, "level": 2, "shares": [5, 8, 3]}]},
     },
 }
 """Sizes of the stages. The Qwen2.5-VL text model starts from the LLaVA miniature's and skips stage 2."""
