@@ -368,7 +368,7 @@ def train_vision(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     scale = 12.0 / table.norm(dim=1).mean() ** 2
     order = rng.permutation(len(pool.pixels))
-    held, train = order[:512], order[512:]
+    held, train = np.split(order, [min(512, len(order) // 8)])
     bar = tqdm(range(steps), desc="vision", mininterval=5)
     for step in bar:
         chosen = rng.choice(train, batch, replace=False)
@@ -391,7 +391,10 @@ def train_vision(
         if step % 250 == 249 or step == steps - 1:
             with torch.no_grad():
                 got = torch.cat(
-                    [image_tokens(model, image_processor, pool.pixels[held[i : i + 64]]) for i in range(0, 512, 64)]
+                    [
+                        image_tokens(model, image_processor, pool.pixels[held[i : i + 64]])
+                        for i in range(0, len(held), 64)
+                    ]
                 )
             scores = vision_accuracy(got, torch.from_numpy(pool.labels[held]), table, ids)
             log.info("vision %d: loss %.3f %s", step + 1, loss.item(), {k: round(v, 3) for k, v in scores.items()})
@@ -576,9 +579,7 @@ class Conversations:
             if all(m == person or face.shared(pool.faces[m]) <= most for m in members):
                 return picture, dict(pool.appearances[person]).get(picture)
 
-    def recognition(
-        self, questions: int, talk: bool = False, source: str | None = None, level: int = 2
-    ) -> list[Say]:
+    def recognition(self, questions: int, talk: bool = False, source: str | None = None, level: int = 2) -> list[Say]:
         """A portrait, a description or both (or the given source), then questions about pictures of people."""
         name, person = self._pick(world.NAMES), self._pick(self.known)
         draw = {"portrait": 0.0, "description": 1.0, None: self.rng.random()}[source]

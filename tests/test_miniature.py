@@ -1,4 +1,4 @@
-"""The miniature benchmark: deterministic, skewed as it says, with splits that share neither pictures nor fresh pairs."""
+"""The miniature benchmark: deterministic, skewed as it says; splits share neither pictures nor fresh pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from prefmoe.data import miniature, mmpb
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, ITEMS, Face, draw_items, draw_people
 
-SMALL = MiniatureData(kind="miniature", users=8, unseen_users=2, train_per_user=20, validation_per_user=6, test_per_user=10)
+SMALL = MiniatureData(
+    kind="miniature", users=8, unseen_users=2, train_per_user=20, validation_per_user=6, test_per_user=10
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,9 @@ def test_no_picture_and_no_fresh_pair_of_the_test_is_in_training(benchmark):
     assert not pictures["train"] & (pictures["test"] | pictures["validation"] | pictures["unseen"])
     items = benchmark.annotations["item"]
     asked = {
-        split: {(e.name, items[e.index]) for e in benchmark.select(split) if items[e.index] and not e.is_multiple_choice}
+        split: {
+            (e.name, items[e.index]) for e in benchmark.select(split) if items[e.index] and not e.is_multiple_choice
+        }
         for split in benchmark.splits
     }
     seen = benchmark.annotations["seen_pair"]
@@ -117,7 +121,11 @@ def test_a_lookalike_differs_in_as_many_attributes_as_asked():
 
 def test_pictures_vary_but_their_size_does_not():
     rng = np.random.default_rng(0)
-    drawn = [draw_items(["chess"], rng), draw_items(["chess"], rng), draw_items(["chess", "cats", "rings", "naps"], rng)]
+    drawn = [
+        draw_items(["chess"], rng),
+        draw_items(["chess"], rng),
+        draw_items(["chess", "cats", "rings", "naps"], rng),
+    ]
     drawn += [draw_people([Face.random(rng) for _ in range(n)], rng) for n in (1, 2, 3)]
     assert {picture.size for picture in drawn} == {(160, 160)}
     assert drawn[0].tobytes() != drawn[1].tobytes()

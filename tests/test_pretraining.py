@@ -1,0 +1,133 @@
+"""The miniature backbones: their recipe's parts, and that the shipped weights are what their cards say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from prefmoe import pretraining
+from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
+from prefmoe.models.backbones import load_backbone
+from prefmoe.pretraining import Conversations, Encoder, Say
+
+KINDS = list(pretraining.FOLDERS)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return pretraining.draw_pool(items=60, quarters=6, groups=30, people=10, seed=3, avoid=())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_conversations_are_encoded_as_the_chat_template_does(kind, pool):
+    backbone = load_backbone(pretraining.FOLDERS[kind])
+    encoder = Encoder(kind, backbone.tokenizer)
+    drawn = Conversations(pool, np.random.default_rng(0))
+    for turns in (drawn.preferences(3, 2, talk=True), drawn.recognition(2), drawn.captions(2)):
+        messages = [
+            {
+                "role": say.role,
+                "content": [{"type": "image"}] * len(say.pictures) + [{"type": "text", "text": say.text}],
+            }
+            for say in turns
+        ]
+        text = backbone.processor.apply_chat_template(messages, tokenize=False)
+        image = backbone.tokenizer.convert_ids_to_tokens(encoder.image_id)
+        expected = backbone.tokenizer(text.replace(image, image * 16), add_special_tokens=False).input_ids
+        assert encoder(turns)[0] == expected
+
+
+def test_only_what_is_to_be_learned_has_labels():
+    tokenizer = pretraining.build_tokenizer("llava")
+    turns = [Say("user", "chess"), Say("assistant", "yes", learn=True)]
+    ids, labels, _ = Encoder("llava", tokenizer)(turns)
+    assert [i for i, y in zip(ids, labels, strict=True) if y != -100] == tokenizer("yes</s>").input_ids
+
+
+def test_labels_of_pictures_say_what_is_drawn(pool):
+    words = list(ITEM_FACET)
+    for item, pictures in pool.items.items():
+        for picture in pictures:
+            named = pool.labels[picture, :, 0]
+            assert set(named[named >= 0]) == {words.index(item)}
+    for picture, members in pool.groups.items():
+        styles = pool.labels[picture, :, 1]
+        expected = {list(ATTRIBUTES["hair_style"]).index(pool.faces[m].hair_style) for m in members}
+        assert set(styles[styles >= 0]) == expected
+
+
+def test_questions_about_people_are_answered_by_who_is_in_the_picture(pool):
+    drawn = Conversations(pool, np.random.default_rng(1))
+    for level in (0, 1, 2):
+        for _ in range(20):
+            person = drawn._pick(drawn.known)
+            picture, place = drawn._company(person, level)
+            assert (person in pool.groups[picture]) == (place is not None)
+
+
+def test_the_qwen_text_model_starts_as_the_llama_it_adopts():
+    source = load_backbone("llava-mini")
+    model, _, tokenizer = pretraining.build_model("qwen2.5-vl")
+    pretraining.adopt_language_model(model, tokenizer, source.model, source.tokenizer)
+    text = "enjoys chess, drums, but dislikes cats, dogs. chess"
+    with torch.no_grad():
+        expected, found = (
+            m(input_ids=t(text, add_special_tokens=False, return_tensors="pt").input_ids).logits[0, -1]
+            for m, t in ((source.model, source.tokenizer), (model.eval(), tokenizer))
+        )
+    shared = [w for w in ITEM_FACET if w in tokenizer.get_vocab()] + ["yes", "no", "A", "B"]
+    mine, theirs = (t.convert_tokens_to_ids(shared) for t in (tokenizer, source.tokenizer))
+    assert torch.allclose(found[mine], expected[theirs], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shipped_weights_belong_to_their_card(kind):
+    folder = pretraining.WEIGHTS / pretraining.FOLDERS[kind]
+    card = json.loads((folder / pretraining.CARD).read_text())
+    content = (folder / "model.safetensors").read_bytes()
+    assert hashlib.blake2b(content, digest_size=16).hexdigest() == card["weights_blake2b"]
+    assert len(content) < 6_000_000
+    with safe_open(folder / "model.safetensors", "pt") as tensors:
+        assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {torch.float16}
+    backbone = load_backbone(pretraining.FOLDERS[kind])
+    assert card["parameters"] == sum(p.numel() for p in backbone.model.parameters())
+    assert 1e6 < card["parameters"] < 3e6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shipped_weights_have_the_recorded_abilities(kind):
+    folder = pretraining.WEIGHTS / pretraining.FOLDERS[kind]
+    recorded = json.loads((folder / pretraining.CARD).read_text())["abilities"]
+    backbone = load_backbone(pretraining.FOLDERS[kind])
+    found = pretraining.abilities(backbone.model, kind, backbone.processor.image_processor, backbone.tokenizer)
+    assert found.keys() == recorded.keys()
+    for name, ability in recorded.items():
+        assert found[name]["n"] == ability["n"]
+        assert found[name]["accuracy"] == pytest.approx(ability["accuracy"], abs=0.02), name
+
+
+def test_a_backbone_that_is_no_miniature_is_refused():
+    with pytest.raises(ValueError, match="llava-mini, qwen2.5-vl-mini"):
+        pretraining.pretrain("llava-1.5-7b")
+
+
+def test_the_recipe_makes_a_backbone_that_loads_and_goes_on_where_it_stopped(tmp_path, caplog):
+    recipe = {
+        "pool": {"items": 60, "quarters": 8, "groups": 40, "people": 8},
+        "vision": {"steps": 2, "batch": 4, "lr": 1e-3},
+        "lessons": ((0, 1.1, 2), (4, 1.1, 1)),
+        "joint": {"phases": [{"steps": 2, "lr": 1e-3, "level": 1, "shares": [1, 1, 1]}]},
+    }
+    work = tmp_path / "work"
+    folder = pretraining.pretrain("llava-mini", folder=tmp_path / "first", work=work, recipe=recipe)
+    assert load_backbone(folder).hidden_size == pretraining.HIDDEN
+    stages = {path: path.stat().st_mtime_ns for path in work.iterdir()}
+    again = pretraining.pretrain("llava-mini", folder=tmp_path / "second", work=work, recipe=recipe)
+    assert {path: path.stat().st_mtime_ns for path in work.iterdir()} == stages
+    first, second = ((f / "model.safetensors").read_bytes() for f in (folder, again))
+    assert first == second
