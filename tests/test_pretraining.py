@@ -82,7 +82,7 @@ def test_the_qwen_text_model_starts_as_the_llama_it_adopts():
         )
     shared = [w for w in ITEM_FACET if w in tokenizer.get_vocab()] + ["yes", "no", "A", "B"]
     mine, theirs = (t.convert_tokens_to_ids(shared) for t in (tokenizer, source.tokenizer))
-    assert torch.allclose(found[mine], expected[theirs], atol=1e-3)
+    assert torch.allclose(found[mine], expected[theirs], atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
