@@ -166,6 +166,9 @@ class Edition(_Strict):
             unknown = [name for name in getattr(self, table) if name not in self.methods]
             if unknown:
                 raise ValueError(f"{table} names methods that are not defined: {', '.join(unknown)}")
+        labels = [method.label for method in self.methods.values()]
+        if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"labels name the rows of the tables; given to several methods: {', '.join(repeated)}")
         if self.table2 and self.ablation_backbone not in self.backbones:
             raise ValueError(f"ablation_backbone must be one of {', '.join(self.backbones)}")
         return self

@@ -2,9 +2,9 @@
 
 Three stages, all on randomly invented people and on pictures of the drawing world, never on benchmark users:
 
-1. vision: the tower and its projector learn to emit, at the place of an item or a person, the sum of the word
+1. text: the language model learns to read a profile and answer questions about it, from one facet to five;
+2. vision: the tower and its projector learn to emit, at the place of an item or a person, the sum of the word
    embeddings that name it (cross entropy over the words, plus MSE to the sum);
-2. text: the language model learns to read a profile and answer questions about it, from one facet to five;
 3. joint: pictures take the place of words; items, preferences, captions, recognition from a portrait or a
    description, small talk in between.
 """
@@ -289,7 +289,7 @@ def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, av
     return pool
 
 
-# --- stage 1: vision ----------------------------------------------------------------------------------------------
+# --- stage 2: vision ----------------------------------------------------------------------------------------------
 
 
 def word_ids(tokenizer) -> list[torch.Tensor]:
@@ -354,7 +354,7 @@ def whiten_patches(model, image_processor, pool: Pictures) -> None:
 def train_vision(
     model, image_processor, tokenizer, pool: Pictures, *, steps: int, lr: float, batch: int = 64, seed: int = 0
 ) -> dict:
-    """Stage 1. Trains tower and projector; word embeddings stay as they are.
+    """Stage 2. Trains tower and projector; word embeddings stay as they are.
 
     Returns:
         accuracy per label column on pictures that were not trained on.
@@ -401,14 +401,14 @@ def train_vision(
     return scores
 
 
-# --- stages 2 and 3: conversations ---------------------------------------------------------------------------------
+# --- stages 1 and 3: conversations ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Say:
     """One utterance: its text, the pictures before the text, and whether the model learns to say it.
 
-    The role "bare" adds its text without any chat markup (the first lessons of stage 2).
+    The role "bare" adds its text without any chat markup (the first lessons of stage 1).
     """
 
     role: str
@@ -434,7 +434,7 @@ class Conversations:
     """Draws training conversations about invented people.
 
     Args:
-        pool: pictures, or None for stage 2, where the word of an item stands in for its picture.
+        pool: pictures, or None for stage 1, where the word of an item stands in for its picture.
         rng: source of every choice.
     """
 
@@ -450,7 +450,7 @@ class Conversations:
         return options[int(self.rng.integers(len(options)))]
 
     def _shown(self, item: str) -> dict:
-        """A picture of the item, or the word for it in stage 2."""
+        """A picture of the item, or the word for it in stage 1."""
         return {"pictures": (self._pick(self.pool.items[item]),)} if self.pool else {"prefix": f"{item}. "}
 
     def _ask(self, question: str, answer: str, pictures: tuple[int, ...] = (), prefix: str = "") -> list[Say]:
@@ -511,7 +511,7 @@ class Conversations:
         return turns
 
     def lesson(self, level: int) -> list[Say]:
-        """Stage 2, from looking up a word to choosing between four options by a whole profile (levels 0 to 8)."""
+        """Stage 1, from looking up a word to choosing between four options by a whole profile (levels 0 to 8)."""
         if level == 0:
             items = [str(i) for i in self.rng.choice(list(ITEM_FACET), 6, replace=False)]
             truth = {i: self._pick(("yes", "no")) for i in items}
@@ -688,7 +688,7 @@ class LanguageTrainer:
 
     Args:
         model, kind, tokenizer: as build_model returns them.
-        features: (n pictures, 16, H) projected image tokens, or None for stage 2.
+        features: (n pictures, 16, H) projected image tokens, or None for stage 1.
         fixed_words: token ids whose input embeddings must not move (the vision stage aims at them).
     """
 
@@ -723,11 +723,11 @@ LESSONS = (
     *((0, 0.95, 600), (1, 0.95, 400), (2, 0.95, 500), (3, 0.93, 500), (4, 0.93, 900), (5, 0.95, 900)),
     *((6, 0.95, 500), (7, 0.93, 700), (8, 0.95, 700)),
 )
-"""Stage 2: level, the accuracy at which the next level begins, and the most steps a level may take."""
+"""Stage 1: level, the accuracy at which the next level begins, and the most steps a level may take."""
 
 
 def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, lessons=LESSONS) -> float:
-    """Stage 2; every fourth conversation repeats an earlier level. Returns the last level's accuracy."""
+    """Stage 1; every fourth conversation repeats an earlier level. Returns the last level's accuracy."""
     rng = np.random.default_rng([seed, 31])
     conversations = Conversations(None, rng)
     fixed = torch.cat([*word_ids(tokenizer), torch.tensor([tokenizer.convert_tokens_to_ids(BLANK)])])
@@ -910,7 +910,7 @@ RECIPES: dict[str, dict] = {
         "joint": {"phases": [{"steps": 800, "lr": 8e-4, "level": 2, "shares": [5, 8, 3]}]},
     },
 }
-"""Sizes of the stages. The Qwen2.5-VL text model starts from the LLaVA miniature's and skips stage 2."""
+"""Sizes of the stages. The Qwen2.5-VL text model starts from the LLaVA miniature's instead of stage 1."""
 
 
 def pretrain(
@@ -952,12 +952,12 @@ def pretrain(
 
     trained, unseen = world.people(MiniatureData(kind="miniature"))
     pool = draw_pool(**recipe["pool"], seed=0, avoid={person.face for person in trained + unseen})
-    stage("vision", lambda: train_vision(model, image_processor, tokenizer, pool, **recipe["vision"]))
     if kind == "llava":
         stage("text", lambda: train_text(model, kind, tokenizer, lessons=recipe.get("lessons", LESSONS)))
     else:
         llava = load_backbone("llava-mini")
         stage("text", lambda: adopt_language_model(model, tokenizer, llava.model, llava.tokenizer))
+    stage("vision", lambda: train_vision(model, image_processor, tokenizer, pool, **recipe["vision"]))
     features = pool_features(model, image_processor, pool)
     stage("joint", lambda: train_joint(model, kind, image_processor, tokenizer, pool, features, **recipe["joint"]))
     card = {

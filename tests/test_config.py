@@ -107,6 +107,7 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
         ("components: EPIC}", "components: EPC}", "non-empty prefix of EPICDM, got 'EPC'"),
         ("table1: [NT-profile", "table1: [NT-profil", "table1 names methods that are not defined: NT-profil"),
         ("ablation_backbone: llava-mini", "ablation_backbone: llava-1.5-7b", "ablation_backbone must be one of"),
+        ("label: LoRA,", "label: Full fine-tuning,", "given to several methods: Full fine-tuning"),
         ("name: smoke", "name: mini", "name: expected 'smoke' as in the file's name"),
         ("  steps: 4", "  steps: 4\n  steps: 5", "training.steps: given twice, again in line"),
         ("seeds: [0]", "seeds: [0, 1", "not valid YAML"),
