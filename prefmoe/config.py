@@ -59,6 +59,7 @@ class Training(_Strict):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = Field(0.0, ge=0)
+    beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's decay of squared gradients")
     clip_norm: float = Field(1.0, gt=0)
     checkpoint_every: int = Field(100, ge=1)
     group_batches: bool = Field(True, description="draw batches in which preference groups recur")
@@ -120,6 +121,9 @@ class PrefMoEMethod(_Strict):
     anchors: Literal["hidden", "embedding"] = "embedding"
     residual: Literal["published", "centred"] = "centred"
     correction_scale: float = Field(0.1, gt=0, description="bound of a correction, relative to the anchors' RMS")
+    prefix_rms: Literal["anchors", "words"] = Field(
+        "words", description="size of the soft tokens: as the anchors are, or that of the input embeddings"
+    )
     facet_label: Literal["none", "oracle"] = "none"
     counterfactual_users: int = Field(20, ge=0)
     losses: Losses = Losses()

@@ -24,7 +24,7 @@ from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_peopl
 from prefmoe.data.mmpb import COLUMNS
 from prefmoe.data.prompts import format_preferences
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same configuration would draw another benchmark."""
 
 NAMES = tuple(
@@ -49,6 +49,7 @@ PRESENCE_QUESTIONS = ("Is <sks> here?", "Can you see <sks>?", "Does this show <s
 PLACE_QUESTION = "Where is <sks>?"
 PLACES = {1: ("middle",), 2: ("left", "right"), 3: ("left", "middle", "right")}
 PLACE_OPTIONS = ("left", "middle", "right", "absent")
+"""Where somebody may be; always offered in this order."""
 
 NEGATED_SHARE = 0.3
 UNSEEN_PAIR_SHARE = 2 / 3
@@ -258,11 +259,10 @@ class _Questions:
         for _ in range(count):
             faces, place = self._company(person, present=self.rng.random() < 0.75)
             right = "absent" if place < 0 else PLACES[len(faces)][place]
-            options = [str(o) for o in self.rng.permutation(PLACE_OPTIONS)]
             self._add(
                 person, draw_people(faces, self.rng), category="recognition", question=PLACE_QUESTION,
-                **{"l2-category": "inconsistency"}, task_family="recognition_mcq", answer=options.index(right),
-                target="Single" if len(faces) == 1 else "Multi", **dict(zip("ABCD", options, strict=True)),
+                **{"l2-category": "inconsistency"}, task_family="recognition_mcq", answer=PLACE_OPTIONS.index(right),
+                target="Single" if len(faces) == 1 else "Multi", **dict(zip("ABCD", PLACE_OPTIONS, strict=True)),
             )  # fmt: skip
 
     def ask(self, person: Person, count: int, pairs: _Pairs) -> list[int]:
