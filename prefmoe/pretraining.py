@@ -944,8 +944,12 @@ def save(model, image_processor, tokenizer, kind: str, folder: Path, card: dict)
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
-_SPELLED = {"steps": 600, "lr": 1e-3, "shares": [4, 11, 1], "recognition": {"level": 1, "places": 0.7, "in_words": 0.6}}
-_STRANGERS = {"steps": 1000, "lr": 1e-3, "shares": [5, 8, 1, 2], "recognition": {"level": 2, "places": 0.5, "in_words": 0.2}}
+_SPELLED = {
+    "steps": 600, "lr": 1e-3, "shares": [4, 11, 1], "recognition": {"level": 1, "places": 0.7, "in_words": 0.6},
+}  # fmt: skip
+_STRANGERS = {
+    "steps": 1000, "lr": 1e-3, "shares": [5, 8, 1, 2], "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+}  # fmt: skip
 
 RECIPES: dict[str, dict] = {
     "llava": {
@@ -961,7 +965,10 @@ RECIPES: dict[str, dict] = {
                 {"steps": 900, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 2, "places": 0.4}},
                 _SPELLED,
                 _STRANGERS,
-                {"steps": 900, "lr": 1e-3, "shares": [9, 5, 1, 1], "blur": 0.6, "recognition": {"level": 2, "places": 0.5}},
+                {
+                    "steps": 900, "lr": 1e-3, "shares": [9, 5, 1, 1], "blur": 0.6,
+                    "recognition": {"level": 2, "places": 0.5},
+                },  # fmt: skip
             ]
         },
     },
