@@ -122,9 +122,6 @@ class PrefMoEMethod(_Strict):
     anchors: Literal["hidden", "embedding"] = "embedding"
     residual: Literal["published", "centred"] = "centred"
     correction_scale: float = Field(0.1, gt=0, description="bound of a correction, relative to the anchors' RMS")
-    prefix_rms: Literal["anchors", "words"] = Field(
-        "words", description="size of the soft tokens: as the anchors are, or that of the input embeddings"
-    )
     facet_label: Literal["none", "oracle"] = "none"
     counterfactual_users: int = Field(20, ge=0)
     losses: Losses = Losses()

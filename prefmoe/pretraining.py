@@ -680,36 +680,11 @@ def collate(encoded: Sequence[tuple[list[int], list[int], list[int]]], pad: int)
     }
 
 
-def blurred(embeds: torch.Tensor, words: torch.Tensor, amount: torch.Tensor, width: int = 9) -> torch.Tensor:
-    """Word embeddings mixed with the mean of their ``width`` nearest neighbours, at the length they had.
-
-    Reading comes to degrade gracefully, as it does in large models: one that has only ever met clean words
-    finds a word in no average. Does nothing where ``amount`` is 0.
-
-    Args:
-        embeds: (B, T, H). words: (B, T) bool, which positions are blurred. amount: (B,) in [0, 1].
-    """
-    weight = words.to(embeds.dtype)[:, None]  # (B, 1, T)
-    near = F.avg_pool1d((embeds.transpose(1, 2) * weight), width, 1, width // 2, count_include_pad=False)
-    near = near / F.avg_pool1d(weight, width, 1, width // 2, count_include_pad=False).clamp_min(1e-6)
-    share = (amount[:, None] * words)[..., None]
-    mixed = (1 - share) * embeds + share * F.normalize(near.transpose(1, 2), dim=-1) * embeds.norm(dim=-1, keepdim=True)
-    return torch.where(share > 0, F.normalize(mixed, dim=-1) * embeds.norm(dim=-1, keepdim=True), embeds)
-
-
-def language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int,
-                    blur: tuple[int, torch.Tensor] | None = None) -> torch.Tensor:  # fmt: skip
-    """Logits at the labelled positions (in order), with precomputed image features (n pictures, 16, H).
-
-    Args:
-        blur: the token that opens an assistant's turn, and (B,) how much the words before it are blurred.
-    """
+def language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int) -> torch.Tensor:
+    """Logits at the labelled positions (in order), with precomputed image features (n pictures, 16, H)."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     embeds = model.get_input_embeddings()(ids)
     places = ids == image_id
-    if blur is not None:
-        opening, amount = blur
-        embeds = blurred(embeds, ((ids == opening).cumsum(1) == 0) & mask.bool() & ~places, amount)
     if batch["pictures"]:
         tokens = features[torch.tensor(batch["pictures"])].to(embeds.dtype)
         embeds = embeds.masked_scatter(places[..., None], tokens.reshape(-1, tokens.shape[-1]))
@@ -738,7 +713,6 @@ class LanguageTrainer:
                  fixed_words: torch.Tensor | None = None):  # fmt: skip
         self.model, self.kind, self.tokenizer, self.features = model, kind, tokenizer, features
         self.encoder = Encoder(kind, tokenizer)
-        self.opening = tokenizer.convert_tokens_to_ids("ASSISTANT:" if kind == "llava" else "assistant")
         self.parameters = [p for n, p in model.named_parameters() if "language_model" in n or n.startswith("lm_head")]
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.01)
         if fixed_words is not None:
@@ -746,14 +720,10 @@ class LanguageTrainer:
             moves[fixed_words] = 0
             model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * moves)
 
-    def step(self, conversations: Sequence[list[Say]], lr: float, blur: Sequence[float] | None = None) -> float:
-        """One step; returns the accuracy over the learned tokens, ends of turns not counted.
-
-        ``blur`` is how much the first turn of each conversation is blurred.
-        """
+    def step(self, conversations: Sequence[list[Say]], lr: float) -> float:
+        """One step; returns the accuracy over the learned tokens, ends of turns not counted."""
         data = collate([self.encoder(c) for c in conversations], self.tokenizer.pad_token_id)
-        amount = None if blur is None else (self.opening, torch.tensor(blur))
-        logits = language_logits(self.model, self.kind, data, self.features, self.encoder.image_id, amount)
+        logits = language_logits(self.model, self.kind, data, self.features, self.encoder.image_id)
         wanted = data["labels"][:, 1:][data["labels"][:, 1:] != -100]
         loss = F.cross_entropy(logits, wanted)
         self.optimizer.zero_grad(set_to_none=True)
@@ -814,7 +784,7 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
     Args:
         phases: one after the other, each with steps, lr (its peak), recognition (arguments of that lesson), and
             shares: how many conversations of a batch are about preferences, recognition, captions and, if there is a
-            fourth number, strangers; blur, the share of profile texts whose words are blurred.
+            fourth number, strangers.
     """
     rng = np.random.default_rng([seed, 41])
     conversations = Conversations(pool, rng)
@@ -836,9 +806,7 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
                 else:
                     drawn.append(conversations.strangers(talk))
             rate = phase["lr"] * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / phase["steps"])))
-            chance = phase.get("blur", 0.0) * (topics[: len(drawn)] == 0)
-            blur = np.where(rng.random(len(drawn)) < chance, rng.uniform(0.3, 1.0, len(drawn)), 0.0)
-            hits.append(trainer.step(drawn, rate, blur.astype(np.float32).tolist()))
+            hits.append(trainer.step(drawn, rate))
             if k % 100 == 99:
                 bar.set_postfix(accuracy=f"{np.mean(hits[-100:]):.3f}")
                 log.info("joint, phase %d, %d: accuracy %.3f", number, k + 1, np.mean(hits[-100:]))
@@ -965,10 +933,6 @@ RECIPES: dict[str, dict] = {
                 {"steps": 900, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 2, "places": 0.4}},
                 _SPELLED,
                 _STRANGERS,
-                {
-                    "steps": 900, "lr": 1e-3, "shares": [9, 5, 1, 1], "blur": 0.6,
-                    "recognition": {"level": 2, "places": 0.5},
-                },  # fmt: skip
             ]
         },
     },
@@ -983,10 +947,7 @@ RECIPES: dict[str, dict] = {
                 _SPELLED,
                 _STRANGERS,
                 _STRANGERS,
-                {
-                    "steps": 1000, "lr": 1e-3, "shares": [8, 6, 1, 1], "blur": 0.6,
-                    "recognition": {"level": 2, "places": 0.6, "in_words": 0.1},
-                },  # fmt: skip
+                _STRANGERS,
             ]
         },
     },

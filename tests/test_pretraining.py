@@ -87,18 +87,6 @@ def test_of_a_stranger_nothing_is_said_before_the_question(pool):
         assert answer.text in {"yes", "no", *"ABCD"}
 
 
-def test_blurred_words_point_to_the_mean_of_their_neighbours_and_keep_their_length():
-    embeds = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(0))
-    words = torch.arange(20).expand(2, 20) < 15
-    blurred = pretraining.blurred(embeds, words, torch.tensor([0.0, 1.0]), width=5)
-    assert torch.equal(blurred[0], embeds[0])
-    assert torch.equal(blurred[1, 15:], embeds[1, 15:])
-    assert torch.allclose(blurred.norm(dim=-1), embeds.norm(dim=-1))
-    for k in range(15):
-        mean = embeds[1, max(0, k - 2) : min(15, k + 3)].mean(0)
-        assert torch.cosine_similarity(blurred[1, k], mean, dim=0) > 0.9999
-
-
 def test_the_qwen_text_model_starts_as_the_llama_it_adopts():
     source = load_backbone("llava-mini")
     model, _, tokenizer = pretraining.build_model("qwen2.5-vl")

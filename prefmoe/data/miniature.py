@@ -8,7 +8,6 @@ the popular answer pays.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from prefmoe.config import MiniatureData
 from prefmoe.data.benchmark import FACETS, Preference, Turn
@@ -53,7 +53,7 @@ PLACE_OPTIONS = ("left", "middle", "right", "absent")
 
 NEGATED_SHARE = 0.3
 UNSEEN_PAIR_SHARE = 2 / 3
-KIND_SHARES = {"preference_yesno": 0.5, "preference_mcq": 0.15, "recognition_yesno": 0.25, "recognition_mcq": 0.1}
+KIND_SHARES = {"preference_yesno": 0.55, "preference_mcq": 0.125, "recognition_yesno": 0.225, "recognition_mcq": 0.1}
 
 
 @dataclass(frozen=True)
@@ -300,17 +300,19 @@ def build(config: MiniatureData, folder: Path) -> Path:
     """
     made_from = {"version": VERSION, **config.model_dump()}
     marker = folder / "miniature.json"
-    if marker.is_file() and json.loads(marker.read_text()) == made_from:
-        return folder
-    if folder.exists() and any(folder.iterdir()) and not marker.is_file():
-        raise FileExistsError(f"{folder} holds something else than a miniature benchmark; choose an empty folder")
-    building = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
-    (building / "mmpb_clean/images").mkdir(parents=True)
-    _write(config, building)
-    (building / "miniature.json").write_text(json.dumps(made_from, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits, and finds it drawn
+        if marker.is_file() and json.loads(marker.read_text()) == made_from:
+            return folder
+        if folder.exists() and any(folder.iterdir()) and not marker.is_file():
+            raise FileExistsError(f"{folder} holds something else than a miniature benchmark; choose an empty folder")
+        building = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(building, ignore_errors=True)
+        (building / "mmpb_clean/images").mkdir(parents=True)
+        _write(config, building)
+        (building / "miniature.json").write_text(json.dumps(made_from, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
     return folder
 
 

@@ -70,20 +70,15 @@ class PrefMoE(Method):
         trained = set(benchmark.trained_users)
         is_trained = torch.tensor([name in trained for name in benchmark.users], device=backbone.device)
         self.counterfactual = None
-        rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
         if "P" in self.components:
             anchors, known = encode_users(backbone, list(benchmark.users.values()), config.anchors)
             self.user_state: FactorisedUsers | FreeUsers = FactorisedUsers(
-                anchors,
-                known,
-                is_trained,
-                residual=config.residual,
-                scale=config.correction_scale,
-                prefix_rms=rms if config.prefix_rms == "words" else None,
+                anchors, known, is_trained, residual=config.residual, scale=config.correction_scale
             )
             if "C" in self.components and config.counterfactual_users:
                 self.counterfactual = self._make_counterfactual_users(seed, anchors[is_trained, 1])
         else:
+            rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
             self.user_state = FreeUsers(is_trained, backbone.hidden_size, rms).to(backbone.device)
         self._remember_groups()
 

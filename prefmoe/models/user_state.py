@@ -66,7 +66,6 @@ class FactorisedUsers(nn.Module):
         trained: (U,) bool, users with training questions: prototypes, means and rms come from them alone. The
             other users keep delta = 0, because no training question asks about them.
         residual: "centred" or "published", see above. scale: s, relative to the anchors' rms.
-        prefix_rms: rms that each kind of prefix token starts with; None leaves the tokens as they are.
 
     Raises:
         ValueError: if no user is trained.
@@ -80,7 +79,6 @@ class FactorisedUsers(nn.Module):
         *,
         residual: Literal["centred", "published"] = "centred",
         scale: float = 0.1,
-        prefix_rms: float | None = None,
     ) -> None:
         super().__init__()
         if not trained.any():
@@ -98,12 +96,6 @@ class FactorisedUsers(nn.Module):
         self.register_buffer("center", center)
         self.register_buffer("bound", scale * torch.cat([profile_rms, facet_rms]))  # (7, 1)
         self.register_buffer("residual_rms", (start.square().sum() / (count.sum() * hidden)).sqrt())
-        kinds = [_rms(value.square().flatten(0, -2).mean(0)) for value in (anchors[trained, :1], mean)]
-        kinds = torch.cat([kinds[0], profile_rms[:, 0], kinds[1], self.residual_rms[None]])  # name ... p, r
-        self.register_buffer("gain", torch.ones(PREFIX_LENGTH, 1).to(anchors))
-        if prefix_rms is not None:
-            order = [0, 1, 2, *[3, 4] * len(FACETS)]
-            self.gain = (prefix_rms / kinds.clamp_min(1e-12))[order, None]  # (13, 1)
         self.prototypes = nn.Parameter(mean.clone())  # (F, H)
         self.delta = nn.Parameter(anchors.new_zeros(users, len(ANCHORS) - 1, hidden))  # (U, 7, H)
 
@@ -114,7 +106,7 @@ class FactorisedUsers(nn.Module):
         profile = torch.cat([anchors[:, :1], anchors[:, 1:3] + correction[:, :2]], dim=1)  # (B, 3, H)
         residuals = (anchors[:, 3:] - self.center + correction[:, 2:]) * known[..., None]  # (B, F, H)
         pairs = torch.stack([self.prototypes.expand_as(residuals), residuals], dim=2)  # (B, F, 2, H)
-        prefix = torch.cat([profile, pairs.flatten(1, 2)], dim=1) * self.gain  # (B, 13, H)
+        prefix = torch.cat([profile, pairs.flatten(1, 2)], dim=1)  # (B, 13, H)
         return UserTokens(prefix, profile, anchors[:, 1:3], self.prototypes, residuals)
 
     @torch.no_grad()
