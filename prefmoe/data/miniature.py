@@ -1,8 +1,8 @@
 """The embedded miniature benchmark: users, preferences and questions drawn from a seed, in MMPB-clean's layout.
 
 The world has what makes group preference collapse possible: preference annotations are shared by groups of very
-different size, items differ in popularity, and "no" questions ask about what other users hold, so that a guess of
-the popular answer pays.
+different size, and items differ in popularity, so that a guess of the popular answer pays; "no" questions lean to
+what other users hold, and there it is wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_peopl
 from prefmoe.data.mmpb import COLUMNS
 from prefmoe.data.prompts import format_preferences
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same configuration would draw another benchmark."""
 
 NAMES = tuple(
@@ -184,8 +184,9 @@ class _Questions:
         liked = sorted(person.likes)
         others = [i for i in ITEM_FACET if i not in person.likes]
         positives = count // 2
-        # "No" questions ask about what other users hold: a guess of the popular answer is wrong here.
-        weights = {i: 0.25 + len(self.holders[i]) for i in others} | dict.fromkeys(liked, 1.0)
+        # "No" questions lean to what other users hold, but less than "yes" questions do: what many like is more often
+        # to be answered "yes" than not, and a guess of the popular answer pays over the population.
+        weights = {i: 1 + 6 * len(self.holders[i]) / len(self.users) for i in others} | dict.fromkeys(liked, 1.0)
         chosen = [(i, True) for i in self._deal(liked, positives, weights, pairs)]
         chosen += [(i, False) for i in self._deal(others, count - positives, weights, pairs)]
         for item, holds in chosen:
