@@ -118,7 +118,7 @@ class PrefMoEMethod(_Strict):
     preference_rank: int = Field(8, ge=1)
     user_rank: int = Field(64, ge=1)
     profile_rank: int = Field(8, ge=1)
-    alpha: float = Field(1.0, gt=0, description="scale of the mixture: alpha times B gate A x; an even gate is 1/10 to 1/2")
+    alpha: float = Field(1.0, gt=0, description="scale of the mixture: alpha times B gate A x")
     anchors: Literal["hidden", "embedding"] = "embedding"
     residual: Literal["published", "centred"] = "centred"
     correction_scale: float = Field(0.1, gt=0, description="bound of a correction, relative to the anchors' RMS")
