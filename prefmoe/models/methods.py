@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prefmoe import config as configuration
+from prefmoe import distributed
 from prefmoe.data.benchmark import Benchmark, User
 from prefmoe.data.collation import Batch, Collator
 from prefmoe.data.prompts import Profile
@@ -98,7 +99,8 @@ class Method(nn.Module):
     def answer_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross entropy of the answer tokens, and the last hidden states (B, T, H) it comes from.
 
-        The vocabulary is looked at where an answer stands, not at every position.
+        The vocabulary is looked at where an answer stands, not at every position. With several processes the mean
+        over them is the mean over all of their answer tokens.
 
         Raises:
             ValueError: if the batch has no answers.
@@ -110,7 +112,9 @@ class Method(nn.Module):
         target = batch.labels[:, 1:]
         answered = target != -100
         logits = self.backbone.lm_head(hidden[:, :-1][answered]).to(target.device)
-        return cross_entropy(logits.float(), target[answered]), hidden
+        target = target[answered]
+        weight = distributed.share_of_all(len(target), target.device)
+        return weight * cross_entropy(logits.float(), target), hidden
 
     def gates(self, output: Any = None) -> dict[str, Tensor]:
         """The routers' gates of the latest forward pass by name, (B, k); empty for methods without routers."""
@@ -125,6 +129,10 @@ class Method(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameter groups for AdamW: params and lr."""
         return [{"params": params, "lr": lr} for params, lr in self._groups().values()]
+
+    def sparse_parameters(self) -> list[nn.Parameter]:
+        """Those of them whose gradient is sparse in the users of a batch, and which SparseAdam updates."""
+        return []
 
     def describe(self) -> dict[str, Any]:
         """What the method is and how many parameters it trains, in JSON types."""
@@ -174,7 +182,7 @@ class Method(nn.Module):
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         return trained | self._buffers_to_save()
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Which backbone and which users the saved tensors belong to."""
         added = {user.name for user in self.added_users}
         names = [name for name in self.benchmark.users if name not in added]
@@ -198,7 +206,7 @@ class Method(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "method": self.config.model_dump(mode="json"),
-            **self._identity(),
+            **self.identity(),
             "added_users": [user.model_dump(mode="json") for user in self.added_users],
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
@@ -231,7 +239,7 @@ class Method(nn.Module):
         method = build_method(config, backbone, benchmark, seed=0, cache=cache)
         if not isinstance(method, cls):
             raise MethodError(f"{path}: holds a {type(method).__name__}, expected a {cls.__name__}")
-        for part, expected in method._identity().items():
+        for part, expected in method.identity().items():
             for field, value in expected.items():
                 found = content[part].get(field)
                 if found != value:
@@ -288,7 +296,7 @@ class Method(nn.Module):
                 *header,
                 f"# {self.config.label} on {entry.name}",
                 "",
-                f"An adapter for {self._identity()['users']['count']} users; the backbone is not included.",
+                f"An adapter for {self.identity()['users']['count']} users; the backbone is not included.",
                 "",
                 "```python",
                 load,

@@ -58,6 +58,21 @@ class UserTokens:
     residuals: Tensor | None = None
 
 
+class _SparseRows(torch.autograd.Function):
+    """weight[rows] with a gradient that is sparse in the rows, which SparseAdam takes."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = weight.shape
+        return weight[rows]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(rows[None], gradient, ctx.shape, check_invariants=False), None
+
+
 class FactorisedUsers(nn.Module):
     """Anchors of all users with their corrections, and the facet prototypes.
 
@@ -66,6 +81,7 @@ class FactorisedUsers(nn.Module):
         trained: (U,) bool, users with training questions: prototypes, means and rms come from them alone. The
             other users keep delta = 0, because no training question asks about them.
         residual: "centred" or "published", see above. scale: s, relative to the anchors' rms.
+        sparse: give delta gradients that are sparse in the users of a batch.
 
     Raises:
         ValueError: if no user is trained.
@@ -79,8 +95,10 @@ class FactorisedUsers(nn.Module):
         *,
         residual: Literal["centred", "published"] = "centred",
         scale: float = 0.1,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
+        self.sparse = sparse
         if not trained.any():
             raise ValueError("a user state needs at least one user with training questions")
         users, _, hidden = anchors.shape
@@ -102,7 +120,8 @@ class FactorisedUsers(nn.Module):
     def forward(self, rows: Tensor) -> UserTokens:
         """The tokens of users, by row. rows: (B,). Its cost does not depend on the number of users."""
         anchors, known = self.anchors[rows], self.known[rows]  # (B, 8, H), (B, F)
-        correction = self.bound * torch.tanh(self.delta[rows])  # (B, 7, H)
+        delta = _SparseRows.apply(self.delta, rows) if self.sparse else self.delta[rows]
+        correction = self.bound * torch.tanh(delta)  # (B, 7, H)
         profile = torch.cat([anchors[:, :1], anchors[:, 1:3] + correction[:, :2]], dim=1)  # (B, 3, H)
         residuals = (anchors[:, 3:] - self.center + correction[:, 2:]) * known[..., None]  # (B, F, H)
         pairs = torch.stack([self.prototypes.expand_as(residuals), residuals], dim=2)  # (B, F, 2, H)
@@ -126,10 +145,12 @@ class FreeUsers(nn.Module):
 
     Args:
         trained: (U,) bool. hidden: H. rms: standard deviation of the start.
+        sparse: give the embedding gradients that are sparse in the users of a batch.
     """
 
-    def __init__(self, trained: Tensor, hidden: int, rms: float) -> None:
+    def __init__(self, trained: Tensor, hidden: int, rms: float, *, sparse: bool = False) -> None:
         super().__init__()
+        self.sparse = sparse
         if not trained.any():
             raise ValueError("a user embedding needs at least one user with training questions")
         # (U,) a user's row of the embedding, or -1
@@ -139,7 +160,8 @@ class FreeUsers(nn.Module):
     def forward(self, rows: Tensor) -> UserTokens:
         """The tokens of users, by row. rows: (B,)."""
         slot = self.slot[rows]  # (B,)
-        prefix = self.embedding[slot.clamp_min(0)]  # (B, 13, H)
+        slot_or_first = slot.clamp_min(0)
+        prefix = _SparseRows.apply(self.embedding, slot_or_first) if self.sparse else self.embedding[slot_or_first]
         if not self.training:
             prefix = torch.where(slot[:, None, None] >= 0, prefix, self.embedding.mean(0))
         return UserTokens(prefix)
