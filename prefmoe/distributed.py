@@ -12,14 +12,15 @@ vision tower, adapters, routers and users.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -67,6 +68,15 @@ def share_of_all(count: int, device: torch.device) -> float | Tensor:
     total = torch.tensor(float(count), device=device)
     dist.all_reduce(total)
     return count * processes() / total
+
+
+def agreed(flag: bool) -> bool:
+    """Whether it is true in all processes."""
+    if processes() == 1:
+        return flag
+    found = torch.tensor(int(flag), device=PartialState().device)
+    dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    return bool(found)
 
 
 # --- gradients ----------------------------------------------------------------------------------------------------
@@ -154,25 +164,30 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
 # --- sharded layers -----------------------------------------------------------------------------------------------
 
 
-def shard_layers(layers: nn.ModuleList, device: torch.device, compute: torch.dtype) -> None:
-    """Leaves in every process its part of each decoder layer's weights, on ``device`` (FSDP2, fully_shard).
+@cache
+def mesh(device_type: str) -> DeviceMesh:
+    """All processes, among which layers are shared out; the first call is one of all processes together."""
+    return init_device_mesh(device_type, (processes(),))
 
-    Layers are gathered one by one in forward and backward passes, in ``compute`` precision, and gradients are
-    averaged in float32. Which part is released when, and whether parts wait in the memory of the CPU, comes from the
-    launcher's settings.
+
+def shard_layers(layers: nn.ModuleList, among: DeviceMesh, compute: torch.dtype) -> None:
+    """Leaves in every process its part of each decoder layer's weights, on the mesh's device (FSDP2, fully_shard).
+
+    Layers are gathered one by one in forward and backward passes, in ``compute`` precision, and their gradients
+    averaged in float32. Needs no other process, so that processes can load a large model in turn.
     """
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
-    mesh = init_device_mesh(device.type, (processes(),))
     stored = next(layers.parameters()).dtype
-    precision = MixedPrecisionPolicy(param_dtype=None if stored == compute else compute, reduce_dtype=torch.float32)
-    offload = CPUOffloadPolicy() if plugin.cpu_offload else OffloadPolicy()
+    precision = MixedPrecisionPolicy(
+        param_dtype=None if stored == compute else compute, reduce_dtype=torch.float32, cast_forward_inputs=True
+    )
     for layer in layers:
-        fully_shard(
-            layer,
-            mesh=mesh,
-            reshard_after_forward=bool(plugin.reshard_after_forward),
-            mp_policy=precision,
-            offload_policy=offload,
-        )
+        fully_shard(layer, mesh=among, mp_policy=precision)
+
+
+def in_turn() -> Iterator[None]:
+    """``for _ in in_turn(): work`` does the work in one process after the other."""
+    state = PartialState()
+    for turn in range(state.num_processes):
+        if turn == state.process_index:
+            yield
+        state.wait_for_everyone()

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from accelerate import PartialState
+from huggingface_hub import HfApi
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prefmoe import config as configuration
-from prefmoe import distributed
+from prefmoe import distributed, hub
 from prefmoe.data.benchmark import Benchmark, User
 from prefmoe.data.collation import Batch, Collator
 from prefmoe.data.prompts import Profile
@@ -201,15 +202,24 @@ class Method(nn.Module):
         }
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes what was trained (not the backbone) as method.safetensors and method.json; returns the folder."""
+        """Writes what was trained (not the backbone) as method.safetensors and method.json; returns the folder.
+
+        Of several processes the main one writes; all of them call this at once.
+        """
         folder = Path(folder)
+        tensors = {}
+        for name, tensor in self._tensors().items():  # one at a time, as a sharded one is gathered on the way
+            full = distributed.whole(tensor.detach())
+            if PartialState().is_main_process:
+                tensors[name] = full.cpu().contiguous()
+        if not PartialState().is_main_process:
+            return folder
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "method": self.config.model_dump(mode="json"),
             **self.identity(),
             "added_users": [user.model_dump(mode="json") for user in self.added_users],
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
         save_file(tensors, folder / WEIGHTS_FILE)
         (folder / CONFIG_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         return folder
@@ -234,7 +244,7 @@ class Method(nn.Module):
         if not path.is_dir():
             if not _HUB_ID.fullmatch(str(folder)):
                 raise MethodError(f"{folder}: no such folder, and no name of a hub repository (owner/name)")
-            path = Path(snapshot_download(str(folder), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+            path = hub.download(str(folder), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
         config, content = _read_config(path / CONFIG_FILE)
         method = build_method(config, backbone, benchmark, seed=0, cache=cache)
         if not isinstance(method, cls):
@@ -265,7 +275,7 @@ class Method(nn.Module):
         for name, tensor in expected.items():
             if tensor.shape != found[name].shape:
                 raise MethodError(f"{path}, {name}: shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}")
-            tensor.copy_(found[name])
+            distributed.put(tensor, found[name])
 
     def push_to_hub(
         self,
