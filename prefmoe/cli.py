@@ -56,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("edition")
     tables.add_argument("--readme", action="store_true", help="bring README.md's tables up to date from the CSV files")
 
+    run = command("run", _run, "Train and evaluate one method with all its seeds; works under `accelerate launch`.")
+    run.add_argument("edition")
+    run.add_argument("backbone")
+    run.add_argument("method")
+
     pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (about an hour of CPU).")
     pretrain.add_argument("backbone", choices=miniature_backbones())
 
@@ -121,6 +126,13 @@ def _tables(options: argparse.Namespace) -> None:
         return
     for path in tables.build(edition, load_benchmark(edition)).values():
         print(path)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from prefmoe.runs import run_all_seeds
+
+    for folder in run_all_seeds(options.edition, options.backbone, options.method):
+        print(folder)
 
 
 def _pretrain(options: argparse.Namespace) -> None:

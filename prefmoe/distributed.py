@@ -11,27 +11,32 @@ vision tower, adapters, routers and users.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
+def state() -> PartialState:
+    """Accelerate's record of this process among the others; a launcher's choice of CPUs counts from the start."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def processes() -> int:
     """How many processes work together; 1 outside a launcher."""
-    return PartialState().num_processes
+    return state().num_processes
 
 
 def sharding() -> bool:
     """Whether the launcher asked for sharded layers."""
-    return processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return processes() > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 class _RowsOfAll(torch.autograd.Function):
@@ -48,7 +53,7 @@ class _RowsOfAll(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        first = PartialState().process_index * ctx.count
+        first = state().process_index * ctx.count
         return gradient[first : first + ctx.count]
 
 
@@ -74,7 +79,7 @@ def agreed(flag: bool) -> bool:
     """Whether it is true in all processes."""
     if processes() == 1:
         return flag
-    found = torch.tensor(int(flag), device=PartialState().device)
+    found = torch.tensor(int(flag), device=state().device)
     dist.all_reduce(found, op=dist.ReduceOp.MIN)
     return bool(found)
 
@@ -186,8 +191,7 @@ def shard_layers(layers: nn.ModuleList, among: DeviceMesh, compute: torch.dtype)
 
 def in_turn() -> Iterator[None]:
     """``for _ in in_turn(): work`` does the work in one process after the other."""
-    state = PartialState()
-    for turn in range(state.num_processes):
-        if turn == state.process_index:
+    for turn in range(processes()):
+        if turn == state().process_index:
             yield
-        state.wait_for_everyone()
+        state().wait_for_everyone()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
@@ -246,7 +245,7 @@ def evaluate(
 
     ordered = sorted(examples, key=lambda example: (beginning(example), -length(example), example.index))
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    state, sharded = PartialState(), distributed.sharding()
+    state, sharded = distributed.state(), distributed.sharding()
     rounds = math.ceil(len(batches) / state.num_processes)
     # Sharded layers need every process in every round: those without a batch repeat one, which counts once.
     extra = batches[-1:] * (rounds * state.num_processes - len(batches)) if sharded else []

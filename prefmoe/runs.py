@@ -20,7 +20,6 @@ from typing import Any
 import pandas as pd
 import psutil
 import torch
-from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 import prefmoe
@@ -104,7 +103,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cpu_threads_used": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "device": device.type,
-        "processes": PartialState().num_processes,
+        "processes": distributed.state().num_processes,
     }
     if device.type == "cuda":
         found["accelerator"] = torch.cuda.get_device_name(device)
@@ -180,7 +179,7 @@ class Workbench:
 
     def _load(self, trained: bool) -> Backbone:
         """In float32 on the CPU and for miniatures; else in bfloat16, a lone process taking all accelerators."""
-        state, settings = PartialState(), self.edition.hardware
+        state, settings = distributed.state(), self.edition.hardware
         plain = find_backbone(self.backbone_name).folder is not None or state.device.type == "cpu"
         compute, sharded = torch.float32 if plain else torch.bfloat16, distributed.sharding()
         if sharded and settings.four_bit:
@@ -249,19 +248,19 @@ class Workbench:
         if is_complete(folder, digest):
             log.info("%s: complete and unchanged, nothing to do", folder)
             return folder
-        main = PartialState().is_main_process
+        main = distributed.state().is_main_process
         with _sole_process(folder) if main else nullcontext():
             partial = folder.with_name(folder.name + ".partial")
             if main:
                 _open_partial(partial, inputs)
-            PartialState().wait_for_everyone()
+            distributed.state().wait_for_everyone()
             finished = is_complete(partial, digest)
-            PartialState().wait_for_everyone()
+            distributed.state().wait_for_everyone()
             if not finished:
                 self._work(config, seed, partial, splits, turns, {"inputs_digest": digest, "inputs": inputs, **about})
             if main:
                 _publish(partial, folder)
-            PartialState().wait_for_everyone()
+            distributed.state().wait_for_everyone()
         return folder
 
     def _work(
@@ -300,14 +299,14 @@ class Workbench:
                     reuse_prefixes=settings.reuse_prefixes,
                     folder=folder / f"answers-{count}",
                 )
-                if not PartialState().is_main_process:
+                if not distributed.state().is_main_process:
                     continue
                 _write_parquet(answers, frame)
                 _write_json(timing, time.perf_counter() - started)
             frames.append(pd.read_parquet(answers))
             seconds[str(count)] = json.loads(timing.read_text(encoding="utf-8"))
         method.save_pretrained(folder / "method")
-        if not PartialState().is_main_process:
+        if not distributed.state().is_main_process:
             return
         _write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
         _write_json(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
@@ -223,7 +223,7 @@ class _Checkpoints:
         self.sharded = any(isinstance(p, DTensor) for p in self.parameters)
         shapes = [list(p.shape) for p in self.parameters]
         over = distributed.processes() if self.sharded else None
-        self.identity = identity | {"shapes": shapes, "sharded_over": over}
+        self.identity = identity | {"shapes": shapes, "layers_sharded_over": over}
 
     def _complete(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".partial")
@@ -245,7 +245,7 @@ class _Checkpoints:
 
     def save(self, step: int, seconds: float, losses: pd.DataFrame) -> None:
         """Writes under a temporary name, renames, and only then removes the older ones; all processes call it."""
-        state, older = PartialState(), self._complete()
+        state, older = distributed.state(), self._complete()
         target = self.folder / f"step-{step:06d}"
         partial = target.with_suffix(".partial")
         if state.is_main_process:
@@ -290,8 +290,8 @@ class _Checkpoints:
                 )
         try:
             parameters, moments = map(load_file, self._files(path, 0))
-            if self.sharded and PartialState().process_index:
-                own = map(load_file, self._files(path, PartialState().process_index))
+            if self.sharded and distributed.state().process_index:
+                own = map(load_file, self._files(path, distributed.state().process_index))
                 parameters, moments = (common | mine for common, mine in zip((parameters, moments), own, strict=True))
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be read ({error}); delete the folder to start again") from error

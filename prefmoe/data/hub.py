@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
+
 from prefmoe import hub
 
 from . import mmpb

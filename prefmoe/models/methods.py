@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import torch
-from accelerate import PartialState
 from huggingface_hub import HfApi
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import TypeAdapter, ValidationError
@@ -210,9 +209,9 @@ class Method(nn.Module):
         tensors = {}
         for name, tensor in self._tensors().items():  # one at a time, as a sharded one is gathered on the way
             full = distributed.whole(tensor.detach())
-            if PartialState().is_main_process:
+            if distributed.state().is_main_process:
                 tensors[name] = full.cpu().contiguous()
-        if not PartialState().is_main_process:
+        if not distributed.state().is_main_process:
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         content = {
