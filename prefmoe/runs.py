@@ -28,6 +28,7 @@ from prefmoe.config import RESULTS, Edition, Method, load_edition
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.sources import load_benchmark
 from prefmoe.evaluation import evaluate
+from prefmoe.models.anchor_cache import AnchorCache
 from prefmoe.models.backbones import Backbone, find_backbone, load_backbone, weights_digest
 from prefmoe.models.methods import Method as BuiltMethod
 from prefmoe.models.methods import build_method
@@ -172,6 +173,7 @@ class Workbench:
             trained: whether its own weights will be: sharded ones have to be in float32 from the start.
         """
         backbone = self._load(trained)
+        backbone.anchor_cache = AnchorCache(self.results / self.edition.name / "anchors")
         if self._latest is not None:
             backbone.adopt_caches(self._latest)
         self._latest = backbone

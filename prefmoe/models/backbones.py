@@ -26,6 +26,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from prefmoe import distributed, hub, memory
 from prefmoe.data.collation import Picture, load_pictures, process_pictures, stack_pictures
+from prefmoe.models.anchor_cache import AnchorCache
 
 PACKAGE = Path(__file__).resolve().parent.parent
 REGISTRY = Path(__file__).with_name("registry.yaml")
@@ -408,6 +409,7 @@ class Backbone:
         entry: what the registry says about it.
         model, processor, tokenizer: as transformers made them.
         vision_cache: the cache of the vision tower's output, or None.
+        anchor_cache: where the anchors of users are kept, or None; for as long as the weights are as loaded.
         encoded: memory that collators of this backbone share (prefmoe.data.collation.Collator).
     """
 
@@ -415,6 +417,7 @@ class Backbone:
         self.entry, self.model, self.processor = entry, model, processor
         self.tokenizer = processor.tokenizer
         self.vision_cache: VisionCache | None = None
+        self.anchor_cache: AnchorCache | None = None
         self.encoded: dict[Any, Any] = {}
         for path in Paths.model_fields:
             self._part(path)

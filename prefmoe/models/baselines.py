@@ -39,6 +39,7 @@ class FullFineTuning(Method):
             raise MethodError("full fine-tuning needs whole weights; set hardware.four_bit: false")
         self.compute = backbone.dtype
         backbone.model.float()
+        backbone.anchor_cache = None
         for part in (backbone.language_model, backbone.lm_head, backbone.projector):
             part.requires_grad_(True)
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from prefmoe.data.benchmark import FACETS, User
 from prefmoe.data.prompts import description_text, facet_sentence
+from prefmoe.models.anchor_cache import digest
 
 if TYPE_CHECKING:
     from prefmoe.data.counterfactual import PseudoUser
@@ -36,6 +37,9 @@ ANCHORS = ("name", "image", "description", *FACETS)
 """The eight anchors of a user, in the order of every anchor axis; all but the name carry a correction."""
 
 PREFIX_LENGTH = 3 + 2 * len(FACETS)
+
+USERS_AT_ONCE = 1024
+"""Users whose anchors are computed, and kept in a file, together."""
 
 AnchorKind = Literal["hidden", "embedding"]
 
@@ -209,13 +213,27 @@ def encode_users(backbone: Backbone, users: Sequence[User], kind: AnchorKind) ->
 
     A text anchor is the mean over the tokens of a short text (the name; the description; "User preference in
     travel: ...") of the last hidden states or of the input embeddings; the image anchor is the mean of the
-    projected image tokens of the profile picture.
+    projected image tokens of the profile picture. Users are encoded `USERS_AT_ONCE` at a time, and those of whom
+    ``backbone.anchor_cache`` knows are read from it.
 
     Returns:
         anchors (U, 8, H) in float32, zero where a facet is not annotated; known (U, F) bool.
     """
-    images = backbone.image_features([user.image for user in users])
-    return _encode(backbone, users, torch.stack([tokens.float().mean(0) for tokens in images]), kind)
+    cache, parts = backbone.anchor_cache, []
+    for start in range(0, len(users), USERS_AT_ONCE):
+        some = users[start : start + USERS_AT_ONCE]
+        key = digest(backbone, some, [_texts(user) for user in some], kind) if cache else ""
+        found = cache.read(key) if cache else None
+        if found is None:
+            images = backbone.image_features([user.image for user in some])
+            images = torch.stack([tokens.float().mean(0).to(backbone.device) for tokens in images])
+            anchors, known = _encode(backbone, some, images, kind)
+            found = {"anchors": anchors, "known": known}
+            if cache:
+                cache.write(key, found)
+        parts.append(found)
+    anchors, known = (torch.cat([part[name].to(backbone.device) for part in parts]) for name in ("anchors", "known"))
+    return anchors, known
 
 
 @torch.no_grad()
@@ -250,12 +268,17 @@ def _encode(
 ) -> tuple[Tensor, Tensor]:
     known = torch.tensor([[facet in user.preferences for facet in FACETS] for user in users])
     known = known.to(images.device)
-    texts = [[user.name, description_text(user), *(facet_sentence(user, facet) for facet in FACETS)] for user in users]
+    texts = [_texts(user) for user in users]
     distinct = {text: row for row, text in enumerate(dict.fromkeys(sum(texts, [])))}
     encoded = backbone.text_anchors(list(distinct), kind=kind).float()
     index = torch.tensor([[distinct[text] for text in row] for row in texts], device=encoded.device)
     name, description, facets = encoded[index].split([1, 1, len(FACETS)], dim=1)  # (U, 1 | 1 | F, H)
     return torch.cat([name, images[:, None], description, facets * known[..., None]], dim=1), known
+
+
+def _texts(user: User | PseudoUser) -> list[str]:
+    """Name, description and the five facets, as the backbone reads them."""
+    return [user.name, description_text(user), *(facet_sentence(user, facet) for facet in FACETS)]
 
 
 def _rms(squares: Tensor) -> Tensor:
