@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("backbone")
     run.add_argument("method")
 
+    plan = command("plan", _plan, "What an edition's runs need: memory, disk, GPUs, hours; and what fits here.")
+    plan.add_argument("edition", nargs="?", default="paper")
+
     pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (about an hour of CPU).")
     pretrain.add_argument("backbone", choices=miniature_backbones())
 
@@ -133,6 +136,13 @@ def _run(options: argparse.Namespace) -> None:
 
     for folder in run_all_seeds(options.edition, options.backbone, options.method):
         print(folder)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from prefmoe import resources
+
+    print(resources.table(options.edition).to_string(index=False))
+    print(f"\nThis machine: {resources.machine()[0]}. Formulas and their accuracy: docs/scale.md.")
 
 
 def _pretrain(options: argparse.Namespace) -> None:

@@ -387,7 +387,7 @@ def train(
     started = time.perf_counter()
     method.train()
     if training.gradient_checkpointing:
-        method.model.gradient_checkpointing_enable({"use_reentrant": False})
+        method.model.activation_checkpointing_enable({"use_reentrant": False})
     bar = progress_bar(steps, f"train {method.backbone.entry.name} {method.config.kind} seed {seed}")
     bar.update(done)
     try:
@@ -443,7 +443,7 @@ def train(
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         if training.gradient_checkpointing:
-            method.model.gradient_checkpointing_disable()
+            method.model.activation_checkpointing_disable()
         method.eval()
     seconds = seconds_before + (time.perf_counter() - started if done < steps else 0.0)
     table = pd.DataFrame(rows)

@@ -66,6 +66,42 @@ class Architecture(BaseModel):
     target_modules: tuple[str, ...]
 
 
+class Shape(BaseModel):
+    """The sizes that memory and time follow from (prefmoe.resources).
+
+    Attributes:
+        parameters: all of them. vision: those that nothing trains: of the tower, without the projector, and the
+            embedding of an image's line ends where there is one.
+        heads, key_value_heads, head_size: of the decoder's attention; head_size is hidden / heads when absent.
+        image_tokens: of a picture of about a megapixel; the most there can be where that is fixed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parameters: int
+    vision: int
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+    image_tokens: int
+    head_size: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _head_size(cls, content: Any) -> Any:
+        if isinstance(content, dict) and not content.get("head_size") and content.get("heads"):
+            return content | {"head_size": content.get("hidden", 0) // content["heads"]}
+        return content
+
+    @property
+    def decoder(self) -> int:
+        """Parameters beside the vision tower and the two vocabularies: decoder layers (and the small projector)."""
+        return self.parameters - self.vision - 2 * self.vocabulary * self.hidden
+
+
 class BackboneEntry(BaseModel):
     """One backbone: where its weights are (hub_id, or a folder inside the package) and what they are."""
 
@@ -79,6 +115,7 @@ class BackboneEntry(BaseModel):
     folder: Path | None = None
     licence: str | None = None
     parameters: str | None = None
+    shape: Shape | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> BackboneEntry:
