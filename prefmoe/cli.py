@@ -64,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     plan = command("plan", _plan, "What an edition's runs need: memory, disk, GPUs, hours; and what fits here.")
     plan.add_argument("edition", nargs="?", default="paper")
 
+    bench = command("bench", _bench, "Measure speed side by side; writes figures/speed/<cpu or cuda>.csv.")
+    bench.add_argument("edition", nargs="?", default="mini")
+    bench.add_argument("--output", type=Path, help="folder of the CSV file (default: figures/speed)")
+    bench.add_argument("--seconds", type=float, default=20.0, help="per comparison (default: 20)")
+    bench.add_argument("--users", type=int, nargs="+", help="sizes of the user state (default: 10 to 1000000)")
+
     pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (about an hour of CPU).")
     pretrain.add_argument("backbone", choices=miniature_backbones())
 
@@ -143,6 +149,13 @@ def _plan(options: argparse.Namespace) -> None:
 
     print(resources.table(options.edition).to_string(index=False))
     print(f"\nThis machine: {resources.machine()[0]}. Formulas and their accuracy: docs/scale.md.")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from prefmoe import speed
+
+    chosen = {name: getattr(options, name) for name in ("output", "users") if getattr(options, name) is not None}
+    print(speed.bench(options.edition, seconds=options.seconds, **chosen))
 
 
 def _pretrain(options: argparse.Namespace) -> None:
