@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import gc
+import json
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 import psutil
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from prefmoe import losses
-from prefmoe.config import FIGURES, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, Training, load_edition
+from prefmoe.config import FIGURES, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.data.benchmark import FACETS
+from prefmoe.models.backbones import find_backbone
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
 from prefmoe.models.user_state import ANCHORS, PREFIX_LENGTH, FactorisedUsers
 
 Variant = Callable[[], Any]
+
+PUBLISHED_RANKS = {"preference_rank": 8, "user_rank": 64, "profile_rank": 8, "last_layers": 8}
 
 
 def hardware(device: torch.device) -> str:
@@ -175,13 +182,37 @@ def loss_variants(hidden: int, batch: int, pseudo_users: int, device: torch.devi
 # --- whole methods ------------------------------------------------------------------------------------------------
 
 
+def wide_llava(folder: Path, width: int = 256, layers: int = 8, side: int = 24) -> Path:
+    """Writes a random LLaVA with llava-mini's words and tower, and side x side image tokens; returns the folder.
+
+    The miniature's pictures are few tokens, so that 13 soft tokens lengthen its prompts by a third; those of the
+    published backbones are 576 tokens and more.
+    """
+    entry = find_backbone("llava-mini")
+    assert entry.folder is not None
+    config = transformers.AutoConfig.from_pretrained(entry.folder)
+    text, pixels = config.text_config, side * config.vision_config.patch_size
+    text.hidden_size, text.num_hidden_layers, text.intermediate_size = width, layers, round(2.7 * width)
+    text.num_attention_heads = text.num_key_value_heads = width // text.head_dim
+    text.max_position_embeddings = max(text.max_position_embeddings, 2 * side * side)
+    config.vision_config.image_size = pixels
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    shutil.copytree(entry.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "config*"))
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["image_processor"] |= {key: {"height": pixels, "width": pixels} for key in ("size", "crop_size")}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
 class Bench:
-    """Methods on one of an edition's backbones, with the edition's batches."""
+    """Methods on one of an edition's backbones, or on another one from a folder, with the edition's batches."""
 
     def __init__(self, edition: Edition, backbone: str, folder: Path) -> None:
         from prefmoe.runs import Workbench
 
-        self.workbench = Workbench(edition, backbone, results=folder)
+        self.workbench = Workbench(edition, edition.backbones[0], results=folder)
+        self.workbench.backbone_name = backbone
         self.edition = edition
         methods = edition.methods.values()
         full = [m for m in methods if isinstance(m, PrefMoEMethod) and m.components == "EPICDM"]
@@ -197,19 +228,20 @@ class Bench:
             last_layers=self.prefmoe.last_layers,
         )  # fmt: skip
 
-    def training_variants(self) -> dict[str, Variant]:
-        """An optimiser's step on one batch: LoRA on the same layers, LoRA on all layers, PrefMoE."""
+    def training_variants(self, batch_size: int) -> dict[str, Variant]:
+        """An optimiser's step on one batch: LoRA on the same layers and on all, with the prefix and losses, PrefMoE."""
         lora = self.plain_lora()
         configs = {
             "LoRA, same layers": lora,
             "LoRA, all layers": lora.model_copy(update={"last_layers": None}),
+            "prefix, losses and LoRA (EPICD)": self.prefmoe.model_copy(update={"components": "EPICD"}),
             "PrefMoE": self.prefmoe,
         }
-        return {name: self._step(config, self.edition.training) for name, config in configs.items()}
+        return {name: self._step(config, batch_size) for name, config in configs.items()}
 
-    def _step(self, config: LoRAMethod | PrefMoEMethod, training: Training) -> Variant:
+    def _step(self, config: LoRAMethod | PrefMoEMethod, batch_size: int) -> Variant:
         method = self.workbench.method(config, seed=0).train()
-        examples = self.workbench.benchmark.select("train")[: training.batch_size]
+        examples = self.workbench.benchmark.select("train")[:batch_size]
         batch = method.collator(examples, with_answer=True).to(method.backbone.device)
         groups = method.parameter_groups()
         optimizer = torch.optim.AdamW(groups, fused=True)
@@ -292,13 +324,15 @@ def bench(
     seconds: float = 20.0,
     users: Sequence[int] = (10, 100, 1000, 10_000, 100_000, 1_000_000),
     hidden: int = 1024,
+    side: int = 24,
     folder: str | Path | None = None,
 ) -> Path:
     """Measures everything of docs/speed.md and writes <output>/<cpu or cuda>.csv; returns its path.
 
     Args:
         edition: whose first backbone, batches and PrefMoE are used for whole training steps and answers.
-        seconds: per comparison. hidden: width of the single layer and of the losses.
+        seconds: per comparison. hidden: width of the single layer and of the losses. side: of the random LLaVA's
+            pictures, in tokens.
         users: sizes of the user state, which is as wide as the edition's backbone.
         folder: where results (the benchmark's pictures) are, when not the clone's.
     """
@@ -322,12 +356,20 @@ def bench(
     rows = measure(loss_variants(hidden, 16, 20, device), device, seconds=seconds)
     add("residual terms", f"width {hidden}, 16 examples, 20 counterfactual users", rows)
     lab = Bench(settings, settings.backbones[0], Path(folder or RESULTS))
-    rows = measure(lab.training_variants(), device, seconds=2 * seconds)
-    add("training step", f"{edition}, {settings.backbones[0]}, batch {settings.training.batch_size}", rows)
+    batch = settings.training.batch_size
+    rows = measure(lab.training_variants(batch), device, seconds=2 * seconds)
+    add("training step", f"{edition}, {settings.backbones[0]}, batch {batch}", rows)
     count = min(64, len(lab.workbench.benchmark.splits["test"]))
     rows = measure(lab.evaluation_variants(count), device, seconds=seconds, rounds=10)
     add("evaluation", f"{edition}, {settings.backbones[0]}, {count} questions", rows)
     width = lab.workbench.backbone().hidden_size
+    with TemporaryDirectory() as temporary:
+        model = wide_llava(Path(temporary) / "wide-llava", side=side)
+        wide = settings.model_copy(update={"methods": {"PrefMoE": lab.prefmoe.model_copy(update=PUBLISHED_RANKS)}})
+        lab = Bench(wide, str(model), Path(folder or RESULTS))
+        rows = measure(lab.training_variants(4), device, seconds=2 * seconds)
+        about = f"random LLaVA, width 256, 8 layers, {side * side} image tokens, ranks 8/64/8, batch 4"
+        add("training step", about, rows)
     del lab
     gc.collect()
     table = pd.DataFrame(list(user_steps(users, width, 16, device, seconds=seconds / 4)))

@@ -103,14 +103,16 @@ def tiny_edition(tmp_path, monkeypatch):
 
 def test_the_script_measures_everything_and_names_the_hardware(tiny_edition):
     path = speed.bench(
-        "small-world", output=tiny_edition / "speed", seconds=0.0, users=(10, 1000, 10**9), hidden=32,
+        "small-world", output=tiny_edition / "speed", seconds=0.0, users=(10, 1000, 10**9), hidden=32, side=4,
         folder=tiny_edition,
     )  # fmt: skip
     table = pd.read_csv(path)
     assert path.name == "cpu.csv" and table["hardware"].str.contains("torch 2").all()
     assert list(dict.fromkeys(table["benchmark"])) == [
         "adapted projection", "residual terms", "training step", "evaluation", "user state",
-    ]  # fmt: skip
+    ]
+    steps = table[table["benchmark"] == "training step"]
+    assert steps["setting"].nunique() == 2 and steps["variant"].nunique() == 4  # fmt: skip
     too_large = table["users"] == 10**9
     assert table.loc[too_large, "note"].str.contains("GB are free").all() and too_large.sum() == 2
     assert (table.loc[~too_large, ["median_ms", "ratio", "rounds"]] > 0).all(axis=None)
