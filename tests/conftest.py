@@ -22,9 +22,8 @@ from prefmoe.models.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausa
 
 torch.set_num_threads(1)
 
-ARCHITECTURES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision", "deepseek_vl2_small")
-
 DEEPSEEK_VL2 = ("deepseek_vl2_tiny", "deepseek_vl2_small", "deepseek_vl2")
+ARCHITECTURES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision", *DEEPSEEK_VL2)
 
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -157,7 +156,7 @@ def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
             text_config=text | DEEPSEEK_VL2_TEXT[kind], image_token_id=image,
         )  # fmt: skip
         model = DeepseekVLV2ForCausalLM(config)
-        with torch.no_grad():  # routers and their corrections start at zero or next to it, where ties are decided by chance
+        with torch.no_grad():  # routers that start at zero, or next to it, choose experts by rounding errors
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
                 if ".gate." in name:
                     tensor.normal_()
@@ -186,7 +185,7 @@ def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """tiny_folder(architecture): the folder of a saved tiny model, one of ARCHITECTURES or DEEPSEEK_VL2."""
+    """tiny_folder(architecture): the folder of a saved tiny model, one of ARCHITECTURES."""
     folders: dict[str, Path] = {}
 
     def folder(kind: str) -> Path:

@@ -93,7 +93,8 @@ def test_target_modules_are_projections_of_the_last_decoder_layers(
     for name in names:
         assert name.startswith(("model.language_model.layers.1.", "model.language_model.layers.2."))
         assert isinstance(backbone.model.get_submodule(name), nn.Linear)
-    assert {name.rsplit(".", 1)[-1] for name in names} == set(backbone.entry.target_modules)
+    found = {name.rsplit(".", 1)[-1] for name in names}
+    assert all(len(found & set(target.split("|"))) == 1 for target in backbone.entry.target_modules)
 
 
 def test_half_precision_files_load_as_single_precision(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:

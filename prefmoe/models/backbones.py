@@ -225,10 +225,11 @@ def load_backbone(
                 device_map="auto" if device == "auto" else None,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
                 **options,
             )
             processor = _load_processor(entry, source, options, model.config)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"backbone {entry.name!r} cannot be loaded from {source}: {error}") from error
     # Files of transformers' classes may hold tensors of older versions; an own class knows all that it may meet.
     for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if own else [])):

@@ -1,7 +1,7 @@
-"""DeepSeek-VL2 (Wu et al. 2024, arXiv 2412.10302), which transformers has no class for: model, configuration, processor.
+"""DeepSeek-VL2 (Wu et al. 2024, arXiv 2412.10302), for which transformers has no class.
 
-Class names, configuration and tensor names on disk are the published ones, so that a downloaded folder loads as it is
-and a saved one can be read by others. No code of such a folder is ever executed.
+Class and tensor names are the published ones: a downloaded folder loads as it is, and none of its code is executed.
+A saved folder has the published tensors beside a config.json in the manner of transformers.
 """
 
 from prefmoe.models.deepseek_vl2.configuration import DeepseekVLV2Config

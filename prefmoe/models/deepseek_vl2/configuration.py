@@ -11,12 +11,12 @@ PUBLISHED_LANGUAGE = {
     "vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008, "moe_intermediate_size": 1407,
     "num_hidden_layers": 30, "num_attention_heads": 32, "num_key_value_heads": 32, "n_shared_experts": None,
     "n_routed_experts": None, "num_experts_per_tok": None, "routed_scaling_factor": 1.0, "kv_lora_rank": 512,
-    "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128, "topk_method": "greedy",
-    "n_group": None, "topk_group": None, "moe_layer_freq": 1, "first_k_dense_replace": 0, "norm_topk_prob": False,
-    "scoring_func": "softmax", "hidden_act": "silu", "max_position_embeddings": 2048, "initializer_range": 0.02,
-    "rms_norm_eps": 1e-6, "pad_token_id": None, "bos_token_id": 100000, "eos_token_id": 100001,
-    "tie_word_embeddings": False, "rope_theta": 10000.0, "rope_scaling": None, "attention_bias": False,
-    "attention_dropout": 0.0, "use_mla": True,
+    "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128,
+    "topk_method": "greedy", "n_group": None, "topk_group": None, "moe_layer_freq": 1,
+    "first_k_dense_replace": 0, "norm_topk_prob": False, "scoring_func": "softmax", "hidden_act": "silu",
+    "max_position_embeddings": 2048, "initializer_range": 0.02, "rms_norm_eps": 1e-6, "pad_token_id": None,
+    "bos_token_id": 100000, "eos_token_id": 100001, "tie_word_embeddings": False, "rope_theta": 10000.0,
+    "rope_scaling": None, "attention_bias": False, "attention_dropout": 0.0, "use_mla": True,
 }  # fmt: skip
 """What the published code assumes of a language_config's absent fields (the base model's leaves out most of them)."""
 
@@ -63,7 +63,9 @@ class DeepseekVLV2Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.vision_config.vision_use_head = False  # the tower's attention pooling is published, but nothing reads it
+        self.vision_config.vision_use_head = (
+            False  # the tower's attention pooling is published, but nothing reads it
+        )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -87,13 +89,18 @@ def from_published(content: dict[str, Any]) -> dict[str, Any]:
     language = PUBLISHED_LANGUAGE | content["language_config"]
     vision = PUBLISHED_VISION | content.get("vision_config", {})
     projector = PUBLISHED_PROJECTOR | content.get("projector_config", {})
+    layout = {"tile_tag": "2D", "global_view_pos": "head"}
+    joined = {
+        "projector_type": "downsample_mlp_gelu", "depth": 2, "token_pooling": False,
+        "input_dim": vision["width"], "n_embed": language["hidden_size"],
+    }  # fmt: skip
+    plain = {"moe_layer_freq": 1, "attention_bias": False, "tie_word_embeddings": False}
     for part, fields, expected in (
-        ("config.json", {"tile_tag": "2D", "global_view_pos": "head"} | content, {"tile_tag": "2D", "global_view_pos": "head"}),
+        ("config.json", layout | content, layout),
         ("vision_config", vision, {"class_token": False}),
-        ("projector_config", projector, {"projector_type": "downsample_mlp_gelu", "depth": 2, "token_pooling": False,
-                                         "input_dim": vision["width"], "n_embed": language["hidden_size"]}),
-        ("language_config", language, {"moe_layer_freq": 1, "attention_bias": False, "tie_word_embeddings": False}),
-    ):  # fmt: skip
+        ("projector_config", projector, joined),
+        ("language_config", language, plain),
+    ):
         for name, value in expected.items():
             if fields[name] != value:
                 raise ValueError(f"{part}, {name}: expected {value!r}, found {fields[name]!r}")
@@ -148,7 +155,14 @@ def _text_config(language: dict[str, Any]) -> dict[str, Any]:
     if not language["use_mla"]:
         sparse = language["num_hidden_layers"] - dense
         return fields | {"mlp_layer_types": ["dense"] * dense + ["sparse"] * sparse, "topk_method": "greedy"}
-    latent = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "v_head_dim", "qk_nope_head_dim", "norm_topk_prob")
+    latent = (
+        "kv_lora_rank",
+        "q_lora_rank",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "qk_nope_head_dim",
+        "norm_topk_prob",
+    )
     fields |= {name: language[name] for name in latent} | {"first_k_dense_replace": dense}
     if fields["model_type"] == "deepseek_v2":
         return fields | {"topk_method": "greedy"}

@@ -16,7 +16,6 @@ B, T, H = batch, tokens, hidden size of the language model; P = pictures, V = vi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,13 +27,16 @@ from transformers.cache_utils import Cache
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import (
     Chunk,
-    Concatenate,
     ConversionOps,
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2TextModel
 
 from prefmoe.models.deepseek_vl2.configuration import DeepseekVLV2Config
@@ -62,14 +64,18 @@ class DeepseekVLV2Projector(nn.Module):
         self.ratio = config.downsample_ratio
         width, hidden = config.vision_config.hidden_size, config.text_config.hidden_size
         inner = hidden * config.projector_ratio
-        self.layers = nn.Sequential(nn.Linear(width * self.ratio**2, inner), nn.GELU(), nn.Linear(inner, hidden))
+        self.layers = nn.Sequential(
+            nn.Linear(width * self.ratio**2, inner), nn.GELU(), nn.Linear(inner, hidden)
+        )
 
     def forward(self, states: Tensor) -> Tensor:
         """(V, g * g, D) patches, row by row, to (V, t * t, H) tokens; t is g over the ratio, rounded up."""
         side = math.isqrt(states.shape[1])
         patches = states.transpose(1, 2).unflatten(2, (side, side))  # (V, D, g, g)
         missing = -side % self.ratio
-        joined = F.pixel_unshuffle(F.pad(patches, (0, missing, 0, missing)), self.ratio)  # (V, D * ratio^2, t, t)
+        joined = F.pixel_unshuffle(
+            F.pad(patches, (0, missing, 0, missing)), self.ratio
+        )  # (V, D * ratio^2, t, t)
         return self.layers(joined.flatten(2).transpose(1, 2))
 
 
@@ -96,11 +102,6 @@ class DeepseekVLV2PreTrainedModel(PreTrainedModel):
         if isinstance(module, DeepseekVLV2Model):
             for token in (module.image_newline, module.view_separator):
                 init.normal_(token, std=token.shape[0] ** -0.5)
-
-
-@dataclass
-class DeepseekVLV2ModelOutput(BaseModelOutputWithPast):
-    """Last hidden states, and what a causal language model of transformers returns beside them."""
 
 
 class DeepseekVLV2Model(DeepseekVLV2PreTrainedModel):
@@ -164,7 +165,7 @@ class DeepseekVLV2Model(DeepseekVLV2PreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         **options: Any,
-    ) -> DeepseekVLV2ModelOutput:
+    ) -> BaseModelOutputWithPast:
         """Hidden states (B, T, H) of input_ids (B, T), image tokens replaced by pictures (see get_image_features).
 
         Raises:
@@ -183,14 +184,16 @@ class DeepseekVLV2Model(DeepseekVLV2PreTrainedModel):
             past_key_values=past_key_values,
             **(options | {"return_dict": True}),
         )
-        return DeepseekVLV2ModelOutput(
+        return BaseModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    def _show(self, embeddings: Tensor, ids: Tensor | None, pixel_values: Tensor, image_tiles: Tensor | None) -> Tensor:
+    def _show(
+        self, embeddings: Tensor, ids: Tensor | None, pixel_values: Tensor, image_tiles: Tensor | None
+    ) -> Tensor:
         """The embeddings (B, T, H) with the pictures in the place of their image tokens."""
         if ids is None or image_tiles is None or self.config.image_token_id is None:
             raise ValueError("pictures need input_ids, image_tiles and config.image_token_id")
@@ -219,7 +222,9 @@ class DeepseekVLV2ForCausalLM(DeepseekVLV2PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def get_image_features(self, pixel_values: Tensor, image_tiles: Tensor, **options: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: Tensor, image_tiles: Tensor, **options: Any
+    ) -> BaseModelOutputWithPooling:
         """See DeepseekVLV2Model.get_image_features."""
         return self.model.get_image_features(pixel_values, image_tiles, **options)
 
@@ -251,7 +256,9 @@ class DeepseekVLV2ForCausalLM(DeepseekVLV2PreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size
+            )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -269,25 +276,61 @@ class _DropBatch(ConversionOps):
 
     def convert(self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str],
                 **kwargs: Any) -> dict[str, Tensor]:  # fmt: skip
-        (value,) = input_dict.values()
-        return {target_patterns[0]: (value[0] if isinstance(value, list) else value).squeeze(0)}
+        return {target_patterns[0]: _only(input_dict).squeeze(0)}
 
     @property
     def reverse_op(self) -> ConversionOps:
         return _AddBatch()
 
 
-class _AddBatch(_DropBatch):
-    """(...) in the model, (1, ...) in the file."""
+class _AddBatch(ConversionOps):
+    """The way back."""
 
     def convert(self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str],
                 **kwargs: Any) -> dict[str, Tensor]:  # fmt: skip
-        (value,) = input_dict.values()
-        return {target_patterns[0]: (value[0] if isinstance(value, list) else value).unsqueeze(0)}
+        return {target_patterns[0]: _only(input_dict).unsqueeze(0)}
 
     @property
     def reverse_op(self) -> ConversionOps:
         return _DropBatch()
+
+
+class _JoinExperts(ConversionOps):
+    """Two matrices per expert in the file, all experts as one tensor (experts, 2 * inner, H) in the model.
+
+    Where a file lacks one the tensor comes out too small, which loading reports by name.
+    """
+
+    def convert(self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str],
+                **kwargs: Any) -> dict[str, Tensor]:  # fmt: skip
+        pairs = zip(*(input_dict.get(pattern, ()) for pattern in source_patterns), strict=False)
+        return {target_patterns[0]: torch.stack([torch.cat(pair) for pair in pairs])}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return _PartExperts()
+
+
+class _PartExperts(ConversionOps):
+    """The way back."""
+
+    def convert(self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str],
+                **kwargs: Any) -> dict[str, Tensor]:  # fmt: skip
+        parts = zip(target_patterns, _only(input_dict).chunk(len(target_patterns), dim=1), strict=True)
+        return {
+            pattern.replace("*", str(expert)): own.contiguous()
+            for pattern, part in parts
+            for expert, own in enumerate(part)
+        }
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return _JoinExperts()
+
+
+def _only(tensors: dict[str, Any]) -> Tensor:
+    (value,) = tensors.values()
+    return value[0] if isinstance(value, list) else value
 
 
 # Loading applies these from the file's names to the model's, saving the other way round.
@@ -300,12 +343,15 @@ register_checkpoint_conversion_mapping(
         WeightRenaming(r"^view_seperator", "model.view_separator"),
         WeightRenaming(r"^language\.model\.", "model.language_model."),
         WeightRenaming(r"^language\.lm_head\.", "lm_head."),
+        # The leading dot tells these from transformers' own for two of the three language models.
         WeightConverter(
-            ["mlp.experts.*.gate_proj.weight", "mlp.experts.*.up_proj.weight"],
-            "mlp.experts.gate_up_proj",
-            [MergeModulelist(dim=0), Concatenate(dim=1)],
+            [".mlp.experts.*.gate_proj.weight", ".mlp.experts.*.up_proj.weight"],
+            ".mlp.experts.gate_up_proj",
+            [_JoinExperts()],
         ),
-        WeightConverter("mlp.experts.*.down_proj.weight", "mlp.experts.down_proj", [MergeModulelist(dim=0)]),
+        WeightConverter(
+            ".mlp.experts.*.down_proj.weight", ".mlp.experts.down_proj", [MergeModulelist(dim=0)]
+        ),
     ],
     overwrite=True,
 )
