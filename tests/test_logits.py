@@ -54,7 +54,7 @@ def test_other_weights_are_found_out(tiny_backbone: Callable[..., Backbone], tmp
     backbone, file = tiny_backbone("deepseek_vl2_small"), tmp_path / "record.json"
     record(backbone, file)
     with torch.no_grad():
-        backbone.model.model.image_newline += 1.0
+        backbone.projector.image_newline += 1.0
     with pytest.raises(LogitsError) as error:
         check(backbone, file)
     message = str(error.value)

@@ -57,26 +57,37 @@ class DeepseekVLV2VisionModel(SiglipVisionModel):
 
 
 class DeepseekVLV2Projector(nn.Module):
-    """Joins squares of patches, then Linear, GELU, Linear."""
+    """Joins squares of patches, then Linear, GELU, Linear; has the two learned tokens, too."""
 
     def __init__(self, config: DeepseekVLV2Config) -> None:
         super().__init__()
         self.ratio = config.downsample_ratio
         width, hidden = config.vision_config.hidden_size, config.text_config.hidden_size
-        inner = hidden * config.projector_ratio
-        self.layers = nn.Sequential(
-            nn.Linear(width * self.ratio**2, inner), nn.GELU(), nn.Linear(inner, hidden)
-        )
+        inner, joined = hidden * config.projector_ratio, width * self.ratio**2
+        self.layers = nn.Sequential(nn.Linear(joined, inner), nn.GELU(), nn.Linear(inner, hidden))
+        self.image_newline = nn.Parameter(torch.empty(hidden))
+        self.view_separator = nn.Parameter(torch.empty(hidden))
 
     def forward(self, states: Tensor) -> Tensor:
         """(V, g * g, D) patches, row by row, to (V, t * t, H) tokens; t is g over the ratio, rounded up."""
         side = math.isqrt(states.shape[1])
         patches = states.transpose(1, 2).unflatten(2, (side, side))  # (V, D, g, g)
         missing = -side % self.ratio
-        joined = F.pixel_unshuffle(
-            F.pad(patches, (0, missing, 0, missing)), self.ratio
-        )  # (V, D * ratio^2, t, t)
+        patches = F.pad(patches, (0, missing, 0, missing))
+        joined = F.pixel_unshuffle(patches, self.ratio)  # (V, D * ratio^2, t, t)
         return self.layers(joined.flatten(2).transpose(1, 2))
+
+    def lay_out(self, views: Tensor, across: int, down: int) -> Tensor:
+        """(1 + across * down, t * t, H) tokens of the views to the picture's sequence (tokens, H)."""
+        side = math.isqrt(views.shape[1])
+        whole = views[0].unflatten(0, (side, side))  # (t, t, H)
+        tiles = views[1:].unflatten(0, (down, across)).unflatten(2, (side, side))  # (down, across, t, t, H)
+        local = tiles.transpose(1, 2).flatten(0, 1).flatten(1, 2)  # (down * t, across * t, H)
+        return torch.cat([self._with_newlines(whole), self.view_separator[None], self._with_newlines(local)])
+
+    def _with_newlines(self, rows: Tensor) -> Tensor:
+        newline = self.image_newline.expand(len(rows), 1, -1)
+        return torch.cat([rows, newline], dim=1).flatten(0, 1)
 
 
 class DeepseekVLV2PreTrainedModel(PreTrainedModel):
@@ -99,7 +110,7 @@ class DeepseekVLV2PreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, DeepseekVLV2Model):
+        if isinstance(module, DeepseekVLV2Projector):
             for token in (module.image_newline, module.view_separator):
                 init.normal_(token, std=token.shape[0] ** -0.5)
 
@@ -109,11 +120,8 @@ class DeepseekVLV2Model(DeepseekVLV2PreTrainedModel):
 
     def __init__(self, config: DeepseekVLV2Config) -> None:
         super().__init__(config)
-        hidden = config.text_config.hidden_size
         self.vision_tower = DeepseekVLV2VisionModel(config.vision_config)
         self.multi_modal_projector = DeepseekVLV2Projector(config)
-        self.image_newline = nn.Parameter(torch.empty(hidden))
-        self.view_separator = nn.Parameter(torch.empty(hidden))
         self.language_model = LANGUAGE_MODELS[config.text_config.model_type](config.text_config)
         self.post_init()
 
@@ -139,21 +147,10 @@ class DeepseekVLV2Model(DeepseekVLV2PreTrainedModel):
         counts = [1 + across * down for across, down in tiles]
         views = torch.cat([picture[:count] for picture, count in zip(pixel_values, counts, strict=True)])
         states = self.vision_tower(views.to(self.vision_tower.dtype)).last_hidden_state
-        tokens = self.multi_modal_projector(states).split(counts)
-        pictures = [self._lay_out(own, *grid) for own, grid in zip(tokens, tiles, strict=True)]
+        projector = self.multi_modal_projector
+        tokens = projector(states).split(counts)
+        pictures = [projector.lay_out(own, *grid) for own, grid in zip(tokens, tiles, strict=True)]
         return BaseModelOutputWithPooling(pooler_output=pictures)
-
-    def _lay_out(self, views: Tensor, across: int, down: int) -> Tensor:
-        """(1 + across * down, t * t, H) tokens of the views to the picture's sequence (tokens, H)."""
-        side = math.isqrt(views.shape[1])
-        whole = views[0].unflatten(0, (side, side))  # (t, t, H)
-        tiles = views[1:].unflatten(0, (down, across)).unflatten(2, (side, side))  # (down, across, t, t, H)
-        local = tiles.transpose(1, 2).flatten(0, 1).flatten(1, 2)  # (down * t, across * t, H)
-        return torch.cat([self._with_newlines(whole), self.view_separator[None], self._with_newlines(local)])
-
-    def _with_newlines(self, rows: Tensor) -> Tensor:
-        newline = self.image_newline.expand(len(rows), 1, -1)
-        return torch.cat([rows, newline], dim=1).flatten(0, 1)
 
     def forward(
         self,
@@ -339,8 +336,8 @@ register_checkpoint_conversion_mapping(
     [
         WeightRenaming(r"^vision\.", "model.vision_tower."),
         WeightRenaming(r"^projector\.", "model.multi_modal_projector."),
-        WeightRenaming(r"^image_newline", "model.image_newline"),
-        WeightRenaming(r"^view_seperator", "model.view_separator"),
+        WeightRenaming(r"^image_newline", "model.multi_modal_projector.image_newline"),
+        WeightRenaming(r"^view_seperator", "model.multi_modal_projector.view_separator"),
         WeightRenaming(r"^language\.model\.", "model.language_model."),
         WeightRenaming(r"^language\.lm_head\.", "lm_head."),
         # The leading dot tells these from transformers' own for two of the three language models.
