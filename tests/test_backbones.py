@@ -149,6 +149,14 @@ def test_a_folder_of_another_kind_is_refused(tiny_folder: Callable[[str], Path],
         load_backbone(folder)
 
 
+def test_a_class_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch, llava: Backbone) -> None:
+    architecture = llava.entry.architecture.model_copy(update={"processor_class": "NoSuchProcessor"})
+    entry = llava.entry.model_copy(update={"architecture": architecture})
+    monkeypatch.setattr(backbones, "find_backbone", lambda name: entry)
+    with pytest.raises(BackboneError, match="neither transformers .* nor prefmoe.* has a class NoSuchProcessor"):
+        load_backbone("any")
+
+
 def test_a_shipped_folder_of_another_class_is_refused(tiny_folder: Callable[[str], Path]) -> None:
     entry = find_backbone(tiny_folder("llava"))
     wrong = entry.model_copy(update={"model_class": "Qwen2_5_VLForConditionalGeneration"})

@@ -22,7 +22,6 @@ from transformers.utils import logging as transformers_logging
 from transformers.vision_utils import get_vision_window_index
 
 from prefmoe.data.collation import Picture, load_pictures, process_pictures, stack_pictures
-from prefmoe.models import deepseek_vl2
 
 PACKAGE = Path(__file__).resolve().parent.parent
 REGISTRY = Path(__file__).with_name("registry.yaml")
@@ -187,8 +186,19 @@ def _model_class(folder: Path) -> str:
 
 
 def _class(name: str) -> Any:
-    """The class of this name: of transformers, or of this package where transformers has none."""
-    return getattr(transformers, name, None) or getattr(deepseek_vl2, name)
+    """The class of this name: of transformers, or of this package where transformers has none.
+
+    Raises:
+        BackboneError: if neither has it.
+    """
+    if hasattr(transformers, name):
+        return getattr(transformers, name)
+    from prefmoe.models import deepseek_vl2  # takes a moment: it imports several of transformers' models
+
+    if name not in deepseek_vl2.__all__:
+        places = f"transformers {transformers.__version__} nor {deepseek_vl2.__name__}"
+        raise BackboneError(f"neither {places} has a class {name}")
+    return getattr(deepseek_vl2, name)
 
 
 def load_backbone(
