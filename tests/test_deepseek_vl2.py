@@ -360,10 +360,10 @@ def test_a_published_folder_computes_what_a_second_implementation_does(
     backbone = load_backbone(folder)
     language = json.loads((folder / "config.json").read_text())["language_config"]
     reference = Published(published_weights(folder), language, HEADS, PATCH)
-    images = [make_picture(0, (48, 20)), make_picture(1, (20, 40))]
+    images = [make_picture(0, (72, 44)), make_picture(1, (20, 40))]
     text = "<|User|>: Ann <image> likes <image> tea \n\n<|Assistant|>:"
     inputs = backbone.processor(images=[images], text=[text], return_tensors="pt")
-    assert inputs["image_tiles"].tolist() == [[2, 1], [1, 2]]
+    assert inputs["image_tiles"].tolist() == [[3, 2], [1, 2]]
     pictures = [
         reference.picture(inputs["pixel_values"][k], *tiles)
         for k, tiles in enumerate(inputs["image_tiles"].tolist())
