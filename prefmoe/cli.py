@@ -78,6 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--backbones", nargs="+", help="only these (no table is written)")
     tune.add_argument("--methods", nargs="+", help="only these (no table is written)")
 
+    for name, function, summary in (
+        ("record-logits", _record_logits, "Write down what a backbone says to fixed prompts."),
+        ("check-logits", _check_logits, "Compare a backbone with such a record."),
+    ):
+        logits = command(name, function, summary)
+        logits.add_argument("backbone", help="a name of the registry, or a folder with the model's files")
+        logits.add_argument("file", type=Path, help="JSON file")
+        logits.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+        logits.add_argument("--device", default="cpu", help='"auto" spreads the model over all accelerators')
+    logits.add_argument("--tolerance", type=float, default=0.01, help="largest difference of a logit (default: 0.01)")
+
     fetch = command("fetch", _fetch, "Download and verify the public subset of MMPB-clean.")
     fetch.add_argument("dataset", choices=["mmpb-clean"])
     fetch.add_argument("folder", type=Path)
@@ -168,6 +179,26 @@ def _tune(options: argparse.Namespace) -> None:
     from prefmoe.tuning import tune
 
     print(tune(options.edition, backbones=options.backbones, methods=options.methods) or "a part of the grid is done")
+
+
+def _record_logits(options: argparse.Namespace) -> None:
+    from prefmoe.logits import record
+
+    record(_backbone(options), options.file)
+
+
+def _check_logits(options: argparse.Namespace) -> None:
+    from prefmoe.logits import check
+
+    print(check(_backbone(options), options.file, options.tolerance).to_string(index=False))
+
+
+def _backbone(options: argparse.Namespace):
+    import torch
+
+    from prefmoe.models.backbones import load_backbone
+
+    return load_backbone(options.backbone, dtype=getattr(torch, options.dtype), device=options.device)
 
 
 def _fetch(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, rms_norm
+from torch.nn.functional import gelu, linear, normalize, rms_norm
 
 from prefmoe.data.benchmark import FACETS
 
@@ -67,16 +67,18 @@ def scaled_low_rank(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, context: Ten
     """B (scale . h) with h = A x, of which the first C rows become gelu(A x + context).
 
     Args:
-        x: (B, T, in). A: (R, in). B: (out, R). scale: (B, R). context: (B, C) with C <= R, or None.
+        x: (B, ..., in), for example (B, T, in); latent attention has (B, 1, T, in). A: (R, in). B: (out, R).
+        scale: (B, R). context: (B, C) with C <= R, or None.
 
     Returns:
-        (B, T, out).
+        (B, ..., out).
     """
-    hidden = linear(x, A)  # (B, T, R)
+    hidden = linear(x, A)  # (B, ..., R)
+    example = (len(scale), *[1] * (x.dim() - 2), -1)
     if context is not None:
-        bent, straight = hidden.split([context.shape[1], hidden.shape[2] - context.shape[1]], dim=2)
-        hidden = torch.cat([gelu(bent + context[:, None]), straight], dim=2)
-    return linear(hidden * scale[:, None], B)
+        bent, straight = hidden.split([context.shape[1], hidden.shape[-1] - context.shape[1]], dim=-1)
+        hidden = torch.cat([gelu(bent + context.view(example)), straight], dim=-1)
+    return linear(hidden * scale.view(example), B)
 
 
 def expert_mixture(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, context: Tensor | None = None) -> Tensor:
@@ -115,7 +117,7 @@ class MixtureOfLoRA(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, in) to (B, T, out); the plain layer while the routing is empty."""
+        """x (B, ..., in) to (B, ..., out); the plain layer while the routing is empty."""
         output = self.base(x)
         routing = self.routing
         if routing.scale is None:
@@ -129,8 +131,10 @@ class MixtureOfLoRA(nn.Module):
 class HierarchicalRouter(nn.Module):
     """The three routers and the user expert's context, computed once per forward pass and per example.
 
-    Inputs are brought to unit rms, because hidden sizes and embedding scales differ between backbones. Gates
-    are softmaxes of linear maps that start at zero: a new router mixes evenly.
+    Inputs are brought to unit length, because hidden sizes and embedding scales differ between backbones, and a
+    step of Adam moves every weight alike: at unit rms a logit would move with each step by the learning rate times
+    the width, and the softmax would close within a few. Gates are softmaxes of linear maps that start at zero: a
+    new router mixes evenly.
 
     Args:
         hidden: H. ranks: of the experts. alpha: scale of the mixture's output.
@@ -160,7 +164,7 @@ class HierarchicalRouter(nn.Module):
             query: (B, H) mean input embedding of the question's text and image tokens.
             facet: (B,) gold facet or -1; read by the oracle only.
         """
-        unit = [_unit(value) for value in (profile.mean(1), facets.mean(1), query)]
+        unit = [normalize(value.float(), dim=1) for value in (profile.mean(1), facets.mean(1), query)]
         if self.label is not None:
             unit[2] = unit[2] + self.label(facet.remainder(self.label.num_embeddings))
         about, likes, asked = unit
@@ -177,7 +181,8 @@ class HierarchicalRouter(nn.Module):
             ],
             dim=1,
         )  # (B, R)
-        routing.context = self.context(_unit(residuals.flatten(1)))  # (B, user rank)
+        flat = residuals.flatten(1).float()
+        routing.context = self.context(rms_norm(flat, flat.shape[1:], eps=1e-12))  # (B, user rank)
         gates = {"task": task, "preference": preference, "profile": profile_gate}
         routing.gates = {name: gate.detach() for name, gate in gates.items()}
 
@@ -194,8 +199,3 @@ def install_mixture(model: nn.Module, names: list[str], ranks: Ranks, routing: R
             raise TypeError(f"{name}: expected a torch.nn.Linear to adapt, found {type(module).__name__}")
     for name, module in found.items():
         model.set_submodule(name, MixtureOfLoRA(module, ranks, routing))
-
-
-def _unit(x: Tensor) -> Tensor:
-    """(B, D) with each row at rms 1."""
-    return rms_norm(x.float(), x.shape[-1:], eps=1e-12)
