@@ -86,6 +86,8 @@ def shape_of(entry: BackboneEntry) -> Shape:
 
 def adapter_rows(shape: Shape) -> int:
     """Inputs plus outputs of the adapted projections (q, v, o, gate, up, down) of one layer: LoRA's size per rank."""
+    if shape.adapted:
+        return shape.adapted
     query, value = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     attention = (shape.hidden + query) + (shape.hidden + value) + (query + shape.hidden)
     return attention + 3 * (shape.hidden + shape.intermediate)
@@ -301,7 +303,7 @@ def _hours(
 ) -> float:
     """Hours of one seed on one H100: operations of the passes, and reading the weights for every generated token."""
     training, evaluation = edition.training, edition.evaluation
-    forward = 2 * (shape.decoder + shape.vision)
+    forward = 2 * ((shape.active or shape.decoder) + shape.vision)
     operations = 0.0
     if method.kind != "nontuned":
         steps = training.steps * getattr(method, "steps_factor", 1.0)

@@ -73,7 +73,10 @@ class Shape(BaseModel):
         parameters: all of them. vision: those that nothing trains: of the tower, without the projector, and the
             embedding of an image's line ends where there is one.
         heads, key_value_heads, head_size: of the decoder's attention; head_size is hidden / heads when absent.
+        intermediate: of the MLP; with routed experts, of those that one token meets.
         image_tokens: of a picture of about a megapixel; the most there can be where that is fixed.
+        adapted: inputs plus outputs of the adapted projections of a late layer, where they are not q, v, o, gate,
+            up and down of these sizes. active: decoder parameters that one token meets, where it does not meet all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -88,6 +91,8 @@ class Shape(BaseModel):
     vocabulary: int
     image_tokens: int
     head_size: int = 0
+    adapted: int = 0
+    active: int = 0
 
     @model_validator(mode="before")
     @classmethod
