@@ -69,6 +69,7 @@ class Evaluation(_Strict):
     turns: tuple[int, ...] = (0, 10)
     max_new_tokens: int = Field(3, ge=1)
     splits: tuple[str, ...] = ("test", "unseen")
+    reuse_prefixes: bool = Field(True, description="compute the beginning that prompts share once per batch")
 
 
 class Losses(_Strict):

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
-from prefmoe import metrics
+from prefmoe import metrics, prefix_cache
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn
 from prefmoe.training import progress_bar
 
@@ -141,22 +141,24 @@ def _answer(
     transcripts: Sequence[tuple[Turn, ...]],
     tokens: dict[str, list[int]],
     generation: GenerationConfig,
+    reuse_prefixes: bool,
 ) -> pd.DataFrame:
     """Rows (prediction, probabilities, prompt digest, gates) of one batch."""
-    device = method.backbone.device
-    batch = method.collator(examples, transcripts=transcripts, with_answer=False).to(device)
-    with method.context(batch):
-        output = method.backbone.model.generate(**batch.inputs, generation_config=generation)
-        gates = {name: gate.float().cpu() for name, gate in method.gates(output).items()}
-    prompt_length = batch.inputs["input_ids"].shape[1]
-    texts = method.backbone.tokenizer.batch_decode(output.sequences[:, prompt_length:], skip_special_tokens=True)
+    prompts = [method.collator.encode(e, talk) for e, talk in zip(examples, transcripts, strict=True)]
+    output = prefix_cache.generate(method, examples, prompts, generation) if reuse_prefixes else None
+    if output is None:
+        batch = method.collator.pad(prompts, examples).to(method.backbone.device)
+        with method.context(batch):
+            output = method.model.generate(**batch.inputs, generation_config=generation)
+    said = output.sequences[:, -len(output.logits) :]
+    texts = method.backbone.tokenizer.batch_decode(said, skip_special_tokens=True)
     rows = answer_probabilities(output.logits[0], examples, tokens)
     rows.insert(0, "index", [example.index for example in examples])
     rows["prediction"] = [text.strip() for text in texts]
-    rows["prompt_digest"] = list(batch.prompt_digest)
-    for name, gate in gates.items():
-        for k in range(gate.shape[1]):
-            rows[f"gate_{name}_{k}"] = gate[:, k].numpy()
+    rows["prompt_digest"] = [prompt.prompt_digest for prompt in prompts]
+    for name, gate in method.gates(output).items():
+        for k, share in enumerate(gate.float().cpu().unbind(1)):
+            rows[f"gate_{name}_{k}"] = share.numpy()
     return rows
 
 
@@ -191,6 +193,7 @@ def evaluate(
     transcripts: Sequence[Sequence[Turn]] = (),
     batch_size: int,
     max_new_tokens: int,
+    reuse_prefixes: bool = True,
     folder: str | Path | None = None,
     shard_batches: int = 50,
 ) -> pd.DataFrame:
@@ -204,6 +207,8 @@ def evaluate(
         transcripts: conversations to take them from; a question's is chosen by its index.
         batch_size: questions per forward pass; questions of like length share one.
         max_new_tokens: longest answer; generation stops at the end-of-sequence token.
+        reuse_prefixes: questions whose prompts begin alike share a batch, and compute that beginning once, where the
+            method allows it (`prefix_cache`); the answers are the same, up to rounding.
         folder: where answers are kept after every ``shard_batches`` batches; a second call with the same
             questions continues from there, and a finished one removes the folder. None keeps nothing.
 
@@ -229,7 +234,13 @@ def evaluate(
             return method.collator.length(example, talks[example.index])
         return sum(map(len, [example.question, *example.options, *(text for _, text in talks[example.index])]))
 
-    ordered = sorted(examples, key=lambda example: (-length(example), example.index))
+    def beginning(example: Example) -> tuple[str, tuple[Turn, ...]] | tuple[()]:
+        """What prompts that begin alike have in common."""
+        if not reuse_prefixes or method.beginning == "question":
+            return ()
+        return (example.name if method.beginning == "user" else "", talks[example.index])
+
+    ordered = sorted(examples, key=lambda example: (beginning(example), -length(example), example.index))
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     state = PartialState()
     batches = batches[state.process_index :: state.num_processes]
@@ -249,7 +260,8 @@ def evaluate(
         if piece is None:
             rows = []
             for batch in batches[start : start + shard_batches]:
-                rows.append(_answer(method, batch, [talks[e.index] for e in batch], tokens, generation))
+                spoken = [talks[example.index] for example in batch]
+                rows.append(_answer(method, batch, spoken, tokens, generation, reuse_prefixes))
                 bar.update()
             piece = pd.concat(rows, ignore_index=True)
             if shards:

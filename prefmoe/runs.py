@@ -287,6 +287,7 @@ class Workbench:
                     transcripts=self.benchmark.transcripts,
                     batch_size=settings.batch_size,
                     max_new_tokens=settings.max_new_tokens,
+                    reuse_prefixes=settings.reuse_prefixes,
                     folder=folder / f"answers-{count}",
                 )
                 if not PartialState().is_main_process:

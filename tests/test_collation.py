@@ -55,6 +55,8 @@ def test_encoding_equals_the_processors_own(tiny_backbone: Callable[..., Backbon
     prompt = backbone.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     expected = backbone.processor(images=[images], text=[prompt], return_tensors="pt")
     batch = pad([encode(backbone, messages, images)], backbone.pad_token_id)
+    if (rope_index := getattr(backbone.model.model, "get_rope_index", None)) is not None:
+        expected["position_ids"] = rope_index(**{k: v for k, v in expected.items() if k != "pixel_values"})[0]
     assert set(batch.inputs) == set(expected)
     for key, value in expected.items():
         torch.testing.assert_close(batch.inputs[key], value, check_dtype=False)

@@ -109,9 +109,10 @@ class Encoded:
         query_mask: (T,) bool, True at the final turn's text and image tokens.
         prefix_mask: (T,) bool, True at the placeholders.
         token_types: (T,) long, 1 at image tokens, or None where the model wants none.
-        positions: (3, T) long, multimodal positions with an answer, where the model has them; else None. They are
-            those that the model would compute in every forward, row by row.
+        positions: (3, T) long, multimodal positions where the model has them; else None. They are those that the
+            model would compute in every forward, row by row.
         pictures: the image tensors.
+        earlier_pictures: how many of the pictures come before the final turn.
         prompt_digest: a hash of the rendered prompt and of its pictures.
         prompt: the rendered prompt, image tokens not expanded.
     """
@@ -123,6 +124,7 @@ class Encoded:
     token_types: Tensor | None
     positions: Tensor | None
     pictures: ProcessedPictures
+    earlier_pictures: int
     prompt_digest: str
     prompt: str
 
@@ -172,9 +174,9 @@ def encode(
     def moved(position: int) -> int:
         return position + sum(g for place, g in zip(places, growth, strict=True) if place < position)
 
-    final_pictures = sum(part["type"] == "image" for part in _parts(messages[-1]))
+    earlier_pictures = len(places) - sum(part["type"] == "image" for part in _parts(messages[-1]))
     spans = [(moved(start), moved(end)) for start, end in spans]
-    for place, tokens in list(zip(places, pictures.replacements, strict=True))[len(places) - final_pictures :]:
+    for place, tokens in list(zip(places, pictures.replacements, strict=True))[earlier_pictures:]:
         spans.append((moved(place), moved(place) + len(tokens)))
 
     ids, offsets = _tokenize(backbone, expanded)
@@ -200,7 +202,7 @@ def encode(
         labels[before:] = input_ids[before:]
     token_types = image_mask.long() if backbone.processor.return_mm_token_type_ids else None
     positions = None
-    if answer is not None and (rope_index := getattr(backbone.model.model, "get_rope_index", None)) is not None:
+    if (rope_index := getattr(backbone.model.model, "get_rope_index", None)) is not None:
         grids = pictures.inputs.get("image_grid_thw")
         positions = rope_index(input_ids[None], token_types[None], image_grid_thw=grids)[0][:, 0]
     digest = hashlib.blake2b("\0".join([prompt, *pictures.digests]).encode(), digest_size=16).hexdigest()
@@ -212,6 +214,7 @@ def encode(
         token_types=token_types,
         positions=positions,
         pictures=pictures,
+        earlier_pictures=earlier_pictures,
         prompt_digest=digest,
         prompt=prompt,
     )
@@ -301,8 +304,8 @@ class Batch:
 
     Attributes:
         inputs: arguments of model(**inputs) and model.generate(**inputs): input_ids and attention_mask (B, T),
-            mm_token_type_ids where the model wants it, position_ids (3, B, T) with answers where it has multimodal
-            positions, and the image tensors of its processor.
+            mm_token_type_ids where the model wants it, position_ids (3, B, T) where it has multimodal positions, and
+            the image tensors of its processor.
         labels: (B, T) long, -100 but at the answers; None without answers.
         prefix_mask: (B, T) bool, True at the prefix placeholders (the first positions after the padding).
         query_mask: (B, T) bool, True at the final question's text and image tokens.
@@ -435,7 +438,11 @@ class Collator:
             transcripts = [()] * len(examples)
         if len(transcripts) != len(examples):
             raise ValueError(f"expected a transcript per example, found {len(transcripts)} for {len(examples)}")
-        encoded = [self._encode(e, tuple(t), with_answer) for e, t in zip(examples, transcripts, strict=True)]
+        encoded = [self.encode(e, t, with_answer) for e, t in zip(examples, transcripts, strict=True)]
+        return self.pad(encoded, examples)
+
+    def pad(self, encoded: Sequence[Encoded], examples: Sequence[Example]) -> Batch:
+        """Encoded conversations, or parts of them, as a batch about the users and facets of these examples."""
         return pad(
             encoded,
             self.backbone.pad_token_id,
@@ -446,9 +453,15 @@ class Collator:
 
     def length(self, example: Example, transcript: Sequence[Turn] = (), with_answer: bool = False) -> int:
         """Number of tokens of an encoded example (to put examples of one length together)."""
-        return len(self._encode(example, tuple(transcript), with_answer))
+        return len(self.encode(example, transcript, with_answer))
 
-    def _encode(self, example: Example, transcript: tuple[Turn, ...], with_answer: bool) -> Encoded:
+    def encode(self, example: Example, transcript: Sequence[Turn] = (), with_answer: bool = False) -> Encoded:
+        """One example, unpadded.
+
+        Raises:
+            CollationError: naming the example, if it cannot be encoded.
+        """
+        transcript = tuple(transcript)
         key = (example.index, transcript, with_answer)
         if key in self._examples:
             return self._examples[key]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
@@ -76,6 +76,12 @@ class Method(nn.Module):
         self.collator = Collator(backbone, benchmark, prefix_length=prefix_length, profile=profile, cache=cache)
 
     # --- training and asking
+
+    @property
+    def beginning(self) -> Literal["talk", "user", "question"]:
+        """What the hidden states of a prompt up to its final turn depend on: the small talk alone, the user as well
+        (a profile or a soft prefix), or even the question, so that no two questions can share them."""
+        return "user" if self.prefix_length or self.profile != "none" else "talk"
 
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:

@@ -29,17 +29,18 @@ class PrefixHook:
 
         Args:
             tokens: (B, P, H), in the order of the prefix; gradients flow into them.
-            mask: (B, T) bool, True at the P placeholder positions of each row (Batch.prefix_mask).
+            mask: (B, T) bool, True at the P placeholder positions of each row (Batch.prefix_mask); nowhere when the
+                T positions come behind a cached prefix.
 
         Raises:
-            ValueError: if the shapes disagree, or a row has not exactly P placeholders.
+            ValueError: if the shapes disagree, or some row has not exactly P placeholders and not every row none.
         """
         if tokens.dim() != 3 or mask.dim() != 2 or tokens.shape[0] != mask.shape[0]:
             raise ValueError(
                 f"expected prefix tokens (B, P, H) and mask (B, T), found {tuple(tokens.shape)} and {tuple(mask.shape)}"
             )
         # On an accelerator the comparison would wait for the device.
-        if mask.device.type == "cpu" and not bool((mask.sum(1) == tokens.shape[1]).all()):
+        if mask.device.type == "cpu" and mask.any() and not bool((mask.sum(1) == tokens.shape[1]).all()):
             raise ValueError(f"expected {tokens.shape[1]} placeholders per row, found {mask.sum(1).tolist()}")
         self.tokens, self.mask = tokens, mask
 

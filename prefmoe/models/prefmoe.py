@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -117,6 +117,11 @@ class PrefMoE(Method):
         self.register_buffer("groups", groups, persistent=False)
 
     # --- training and asking
+
+    @property
+    def beginning(self) -> Literal["talk", "user", "question"]:
+        """With routed experts every position depends on the question, which sets the gates."""
+        return "question" if self.router else super().beginning
 
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:

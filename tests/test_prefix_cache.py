@@ -1,0 +1,173 @@
+"""Shared beginnings of prompts: the same answers as without sharing for every method, with less work."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pydantic import TypeAdapter
+from small_world import METHODS, PREFMOE, small_backbone, small_benchmark
+from transformers import GenerationConfig
+
+from prefmoe import config, prefix_cache
+from prefmoe.data import prompts
+from prefmoe.data.collation import encode
+from prefmoe.evaluation import evaluate
+from prefmoe.models.backbones import load_backbone
+from prefmoe.models.methods import build_method
+
+MINIATURES = ("llava-mini", "qwen2.5-vl-mini")
+KINDS = METHODS | {
+    "NT-no-profile": {"kind": "nontuned", "label": "without profile", "profile": "none"},
+    **{name: {**PREFMOE, "label": name, "components": name} for name in ("E", "EPICD")},
+}
+SHARING = {"NT": "user", "NT-no-profile": "talk", "FFT": "talk", "LoRA": "talk", "E": "user", "EPICD": "user"}
+
+
+@cache
+def pictures_of(miniature: str):
+    """A miniature whose caches the others of its name share."""
+    return load_backbone(miniature, cache_images=True)
+
+
+def miniature_backbone(miniature: str):
+    """A miniature loaded anew, with the pictures and prompts that earlier ones encoded."""
+    backbone = load_backbone(miniature, cache_images=True)
+    backbone.adopt_caches(pictures_of(miniature))
+    return backbone
+
+
+def method_of(content: dict, backbone):
+    """A method whose trained parameters are not at their start, where adapters would change nothing."""
+    settings = TypeAdapter(config.Method).validate_python(content)
+    method = build_method(settings, backbone, small_benchmark(), seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for group in method.parameter_groups():
+            for parameter in group["params"]:
+                parameter += 0.1 * parameter.std().nan_to_num(1).clamp_min(0.1) * torch.randn_like(parameter)
+    return method
+
+
+@contextmanager
+def counting(method):
+    """Counts the prompt positions that the language model computes."""
+    counts = []
+    handle = method.backbone.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: counts.append(kwargs["inputs_embeds"].shape[:2].numel()),
+        with_kwargs=True,
+    )
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
+def ask(method, reuse: bool, turns: int = 10, batch_size: int = 16) -> tuple[pd.DataFrame, int]:
+    """Answers to all questions and the number of positions computed."""
+    benchmark = small_benchmark()
+    examples = benchmark.select("test")
+    with counting(method) as counts:
+        frame = evaluate(
+            method, examples, turns=turns, transcripts=benchmark.transcripts[:2], batch_size=batch_size,
+            max_new_tokens=2, reuse_prefixes=reuse,
+        )  # fmt: skip
+    return frame, sum(counts)
+
+
+def assert_same(shared: pd.DataFrame, alone: pd.DataFrame) -> None:
+    numbers = alone.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(shared.drop(columns=numbers), alone.drop(columns=numbers))
+    np.testing.assert_allclose(shared[numbers].to_numpy(), alone[numbers].to_numpy(), rtol=0, atol=1e-5)
+
+
+def test_every_kind_of_method_is_in_these_tests():
+    known = {member.model_fields["kind"].annotation for member in config.Method.__origin__.__args__}
+    tested = {content["kind"] for content in KINDS.values()}
+    assert {kind for literal in known for kind in literal.__args__} == tested
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("miniature", MINIATURES)
+def test_answers_and_probabilities_are_those_without_sharing(miniature, name):
+    method = method_of(KINDS[name], miniature_backbone(miniature))
+    assert method.beginning == SHARING.get(name, "question")
+    (shared, less), (alone, more) = ask(method, True), ask(method, False)
+    assert_same(shared, alone)
+    assert alone["p_yes"].std() > 1e-3 and alone["p_a"].std() > 1e-3
+    assert less < 0.75 * more if name in SHARING else less == more
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "llava_next", "llava_onevision"])
+def test_every_architecture_can_share(kind):
+    method = method_of(KINDS["E"], small_backbone(kind))
+    (shared, less), (alone, more) = ask(method, True, turns=2), ask(method, False, turns=2)
+    assert_same(shared, alone)
+    assert less < more
+
+
+def conversations_with_a_portrait(backbone, count: int = 8):
+    """Questions of two users whose portrait is shown before the question, encoded."""
+    benchmark = small_benchmark()
+    examples = [e for e in benchmark.select("test") if benchmark.row(e.name) < 2][:count]
+    encoded = []
+    for example in examples:
+        user = benchmark.users[example.name]
+        messages = prompts.messages(example, user, profile="image", transcript=benchmark.transcripts[0][:2])
+        encoded.append(encode(backbone, messages, prompts.images(example, user, "image")))
+    return examples, encoded
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "llava_next"])
+def test_a_portrait_before_the_question_is_shared_too(kind):
+    method = method_of(KINDS["NT-no-profile"], small_backbone(kind))
+    examples, encoded = conversations_with_a_portrait(method.backbone)
+    generation = GenerationConfig(
+        max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0
+    )
+    with torch.no_grad(), counting(method) as counts:
+        shared = prefix_cache.generate(method, examples, encoded, generation)
+    assert counts[0] < sum(map(len, encoded)) / 3  # two beginnings, not eight
+    plain = method.collator.pad(encoded, examples).inputs
+    with torch.no_grad():
+        alone = method.model.generate(**plain, generation_config=generation)
+    torch.testing.assert_close(shared.logits[0], alone.logits[0], rtol=0, atol=1e-4)
+    said = [output.sequences[:, -len(output.logits) :] for output in (shared, alone)]
+    assert torch.equal(*said)
+    other = replace(encoded[0], pictures=encoded[-1].pictures)  # the same words, somebody else's portrait
+    with torch.no_grad():
+        mixed = prefix_cache.generate(method, [examples[0]] * 2, [encoded[0], other], generation)
+    assert mixed is None
+
+
+def test_pictures_that_belong_together_stay_together():
+    method = method_of(KINDS["NT-no-profile"], small_backbone("llava_onevision"))
+    examples, encoded = conversations_with_a_portrait(method.backbone)
+    assert prefix_cache.generate(method, examples, encoded, GenerationConfig()) is None
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+def test_the_parts_of_a_conversation_make_it_up_and_the_question_is_in_the_second(kind):
+    backbone = small_backbone(kind)
+    for conversation in conversations_with_a_portrait(backbone)[1]:
+        beginning, end = prefix_cache.split(conversation)
+        assert not beginning.query_mask.any() and end.query_mask[0]
+        for name in ("input_ids", "prefix_mask", "query_mask", "token_types", "positions"):
+            if (whole := getattr(conversation, name)) is not None:
+                assert torch.equal(torch.cat([getattr(beginning, name), getattr(end, name)], dim=-1), whole)
+        assert beginning.pictures.digests + end.pictures.digests == conversation.pictures.digests
+        assert len(beginning.pictures.digests) == len(end.pictures.digests) == 1
+        for key, value in conversation.pictures.inputs.items():
+            assert torch.equal(torch.cat([beginning.pictures.inputs[key], end.pictures.inputs[key]]), value)
+
+
+def test_little_in_common_is_not_worth_a_second_pass():
+    method = method_of(KINDS["LoRA"], small_backbone())
+    (shared, less), (alone, more) = ask(method, True, turns=0), ask(method, False, turns=0)
+    assert less == more
+    assert_same(shared, alone)
