@@ -87,7 +87,7 @@ class Losses(_Strict):
 class NonTunedMethod(_Strict):
     kind: Literal["nontuned"]
     label: str
-    profile: Literal["text", "none"]
+    profile: Literal["text", "image", "both", "none"]
 
 
 class FullFineTuningMethod(_Strict):
@@ -105,6 +105,41 @@ class LoRAMethod(_Strict):
     dropout: float = Field(0.05, ge=0, lt=1)
     steps_factor: float = Field(1.0, gt=0, description="times the edition's steps (time-matched baseline)")
     last_layers: int | None = Field(None, ge=1, description="decoder layers adapted; all when absent")
+
+
+class SoftPromptMethod(_Strict):
+    kind: Literal["soft_prompt"]
+    label: str
+    lr: float = Field(gt=0)
+    tokens: int = Field(16, ge=1, description="soft tokens per user")
+
+
+class YoLLaVAMethod(_Strict):
+    """Defaults: the published tokens (16); the share of recognition examples is ours."""
+
+    kind: Literal["yollava"]
+    label: str
+    lr: float = Field(gt=0)
+    tokens: int = Field(16, ge=1, description="latent tokens per user, beside the name <sks>")
+    recognition: float = Field(0.25, ge=0, le=1, description="recognition examples added, per question")
+    hard_negatives: int = Field(4, ge=1, description="most similar users, whose pictures show somebody else")
+
+
+class LOVA3Method(LoRAMethod):
+    """Defaults: the published mixture of 665 thousand answers, 842 of asking (at most one here), 64 of assessing."""
+
+    kind: Literal["lova3"]  # type: ignore[assignment]
+    asking: float = Field(1.0, ge=0, le=1, description="examples of asking added, per question")
+    assessing: float = Field(0.1, ge=0, le=1, description="examples of assessing added, per question")
+
+
+class TGLLaVAMethod(LoRAMethod):
+    """Defaults: the published 24 x 24 mask queries and 64 detail latents."""
+
+    kind: Literal["tg_llava"]  # type: ignore[assignment]
+    lr_guidance: float = Field(gt=0, description="feature mask and detail perceiver; lr is that of the LoRA")
+    side: int = Field(24, ge=1, description="the mask has side x side queries, a quarter picture as many patches")
+    latents: int = Field(64, ge=1, description="detail latents behind the picture's tokens")
 
 
 class PrefMoEMethod(_Strict):
@@ -134,7 +169,15 @@ class PrefMoEMethod(_Strict):
 
 
 Method = Annotated[
-    NonTunedMethod | FullFineTuningMethod | LoRAMethod | PrefMoEMethod, Field(discriminator="kind")
+    NonTunedMethod
+    | FullFineTuningMethod
+    | LoRAMethod
+    | SoftPromptMethod
+    | YoLLaVAMethod
+    | LOVA3Method
+    | TGLLaVAMethod
+    | PrefMoEMethod,
+    Field(discriminator="kind"),
 ]
 
 
@@ -228,7 +271,8 @@ def _mistake(entry: Mapping[str, Any]) -> str:
     """One line for one of pydantic's errors; an unknown setting gets the nearest known name beside it."""
     place = ".".join(map(str, entry["loc"])) or "(file)"
     if entry["type"] == "extra_forbidden":
-        known = sorted({name for part in _Strict.__subclasses__() for name in part.model_fields})
+        parts = [*_Strict.__subclasses__(), *LoRAMethod.__subclasses__()]
+        known = sorted({name for part in parts for name in part.model_fields})
         near = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
         return f"{place}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
     return f"{place}: {entry['msg'].removeprefix('Value error, ')} (got {entry['input']!r:.80})"

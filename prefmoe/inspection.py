@@ -333,7 +333,12 @@ def _prefmoe(method: Method) -> PrefMoE:
 def _prompts(method: Method, examples: Sequence[Example]) -> Batch:
     """The questions without answers. Nothing is remembered: variants of a question share its index."""
     collator = Collator(
-        method.backbone, method.benchmark, prefix_length=method.prefix_length, profile=method.profile, cache=False
+        method.backbone,
+        method.benchmark,
+        prefix_length=method.prefix_length,
+        profile=method.profile,
+        wording=method.collator.wording,
+        cache=False,
     )
     return collator(examples, with_answer=False).to(method.backbone.device)
 

@@ -33,7 +33,9 @@ BREAKDOWN_COLUMNS = (
     "method", "type", "backbone", "turns", "metric", "grouping", "group", "value", "low", "high", "n", "seeds"
 )  # fmt: skip
 
-TYPES = {"nontuned": "NT", "fft": "FFT", "lora": "PEFT", "prefmoe": "PEFT"}
+TYPES = {"nontuned": "NT", "fft": "FFT"} | dict.fromkeys(
+    ("lora", "soft_prompt", "yollava", "lova3", "tg_llava", "prefmoe"), "PEFT"
+)
 """Kind of method in the configuration -> type in Table 1; computed floors and ceilings have type
 "Reference"."""
 

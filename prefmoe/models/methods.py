@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from prefmoe import config as configuration
 from prefmoe.data.benchmark import Benchmark, User
 from prefmoe.data.collation import Batch, Collator
-from prefmoe.data.prompts import Profile
+from prefmoe.data.prompts import PLAIN, Profile, Wording
 from prefmoe.models.backbones import Backbone
 from prefmoe.models.moe_lora import MixtureOfLoRA
 
@@ -48,6 +48,7 @@ class Method(nn.Module):
         backbone: freshly loaded; it is frozen, and the method adds to it or changes it in place.
         benchmark: its users are the ones the method knows.
         prefix_length: soft tokens at the front of every prompt. profile: what prompts show of the user.
+        wording: what the method changes in the words of a prompt.
         cache: keep encoded questions and pictures in memory.
 
     Raises:
@@ -62,6 +63,7 @@ class Method(nn.Module):
         *,
         prefix_length: int = 0,
         profile: Profile = "none",
+        wording: Wording = PLAIN,
         cache: bool = True,
     ) -> None:
         super().__init__()
@@ -73,15 +75,17 @@ class Method(nn.Module):
         self.prefix_length, self.profile = prefix_length, profile
         self.model = backbone.model
         self.added_users: list[User] = []
-        self.collator = Collator(backbone, benchmark, prefix_length=prefix_length, profile=profile, cache=cache)
+        self.collator = Collator(
+            backbone, benchmark, prefix_length=prefix_length, profile=profile, wording=wording, cache=cache
+        )
 
     # --- training and asking
 
     @property
     def beginning(self) -> Literal["talk", "user", "question"]:
         """What the hidden states of a prompt up to its final turn depend on: the small talk alone, the user as well
-        (a profile or a soft prefix), or even the question, so that no two questions can share them."""
-        return "user" if self.prefix_length or self.profile != "none" else "talk"
+        (a profile or soft tokens), or even the question, so that no two questions can share them."""
+        return "user" if self.prefix_length or self.profile != "none" or self.collator.wording.opening else "talk"
 
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:
@@ -159,6 +163,7 @@ class Method(nn.Module):
             self.benchmark,
             prefix_length=old.prefix_length,
             profile=old.profile,
+            wording=old.wording,
             cache=old.cache,
         )
         self.added_users.append(user)
@@ -304,14 +309,27 @@ def build_method(
     """An untrained method on a freshly loaded backbone.
 
     Args:
-        config: of any kind ("nontuned", "fft", "lora", "prefmoe").
+        config: of any kind of `prefmoe.config.Method`.
         seed: of the initial values; the global random state is left as it was.
         cache: keep encoded questions and pictures in memory.
     """
     from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned
+    from prefmoe.models.lova3 import LOVA3
     from prefmoe.models.prefmoe import PrefMoE
+    from prefmoe.models.soft_prompt import SoftPrompt
+    from prefmoe.models.tg_llava import TGLLaVA
+    from prefmoe.models.yollava import YoLLaVA
 
-    kinds = {"nontuned": NonTuned, "fft": FullFineTuning, "lora": LoRA, "prefmoe": PrefMoE}
+    kinds: dict[str, type[Method]] = {
+        "nontuned": NonTuned,
+        "fft": FullFineTuning,
+        "lora": LoRA,
+        "soft_prompt": SoftPrompt,
+        "yollava": YoLLaVA,
+        "lova3": LOVA3,
+        "tg_llava": TGLLaVA,
+        "prefmoe": PrefMoE,
+    }
     devices = [backbone.device] if backbone.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
