@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--backbones", nargs="+", help="only these (no table is written)")
     tune.add_argument("--methods", nargs="+", help="only these (no table is written)")
 
+    protocol = command("protocol", _protocol, "Make the tables of an edition's protocol experiments from their runs.")
+    protocol.add_argument("edition")
+    protocol.add_argument("--run", nargs=2, metavar=("BACKBONE", "PLAN"), help="make one plan's runs instead")
+
     fetch = command("fetch", _fetch, "Download and verify the public subset of MMPB-clean.")
     fetch.add_argument("dataset", choices=["mmpb-clean"])
     fetch.add_argument("folder", type=Path)
@@ -133,6 +137,19 @@ def _tune(options: argparse.Namespace) -> None:
     from prefmoe.tuning import tune
 
     print(tune(options.edition, backbones=options.backbones, methods=options.methods) or "a part of the grid is done")
+
+
+def _protocol(options: argparse.Namespace) -> None:
+    if options.run:
+        from prefmoe.protocol import run
+
+        for folder in run(options.edition, *options.run):
+            print(folder)
+        return
+    from prefmoe.protocol_tables import build
+
+    for path in build(options.edition).values():
+        print(path)
 
 
 def _fetch(options: argparse.Namespace) -> None:

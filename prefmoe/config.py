@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,8 +26,32 @@ class ConfigError(ValueError):
     """A configuration file with mistakes; the message names every one of them."""
 
 
+Setting = bool | int | float | str
+"""The value of a single setting, as a grid or a protocol varies it."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    def with_settings(self, settings: Mapping[str, Setting]) -> Self:
+        """A copy with some settings changed; dotted names reach nested ones.
+
+        Raises:
+            ConfigError: if there is no such setting, or a value is refused.
+        """
+        content = self.model_dump(mode="json")
+        for name, value in settings.items():
+            *parents, leaf = name.split(".")
+            inner: Any = content
+            for parent in parents:
+                inner = inner.get(parent) if isinstance(inner, dict) else None
+            if not isinstance(inner, dict) or leaf not in inner:
+                raise ConfigError(f"no setting {name!r}")
+            inner[leaf] = value
+        try:
+            return type(self).model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(f"refused {dict(settings)}: {error.errors()[0]['msg']}") from error
 
 
 class MiniatureData(_Strict):
@@ -40,6 +64,7 @@ class MiniatureData(_Strict):
     train_per_user: int = Field(40, ge=5)
     validation_per_user: int = Field(10, ge=1)
     test_per_user: int = Field(25, ge=5)
+    full_names: bool = Field(False, description="names of two words, of which there are thousands")
 
 
 class MMPBData(_Strict):
@@ -82,6 +107,7 @@ class Losses(_Strict):
     decorrelation: float = 0.05
     temperature: float = Field(0.07, gt=0)
     density_power: float = Field(1.0, ge=0)
+    anchor_is_positive: bool = Field(True, description="count an example among its own positives, as published")
 
 
 class NonTunedMethod(_Strict):
@@ -155,7 +181,8 @@ class PrefMoEMethod(_Strict):
     alpha: float = Field(1.0, gt=0, description="scale of the experts' output: alpha times B gate A x")
     anchors: Literal["hidden", "embedding"] = "embedding"
     residual: Literal["published", "centred"] = "centred"
-    correction_scale: float = Field(0.1, gt=0, description="bound of a correction, relative to the anchors' RMS")
+    correction_scale: float = Field(0.1, ge=0, description="bound of a correction, relative to the anchors' RMS")
+    user_context: bool = Field(True, description="bend the user expert by the user's residuals, as published")
     facet_label: Literal["none", "oracle"] = "none"
     counterfactual_users: int = Field(20, ge=0)
     losses: Losses = Losses()
