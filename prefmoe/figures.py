@@ -974,7 +974,7 @@ def forest(
     """
     chosen = differences[differences["turns"] == turns]
     baselines, backbones = (list(dict.fromkeys(chosen[column])) for column in ("baseline", "backbone"))
-    pooled = backbones[-1] if len(backbones) > 1 else None
+    pooled = "mean of all"
     step = 0.72 / len(backbones)
     figure, axes = _canvas(
         2.2 + 3.0 * len(names), 1.5 + 0.17 * len(baselines) * max(2, len(backbones)), 1, len(names), sharey=True

@@ -527,6 +527,21 @@ def most_probable_answers(method: Method, examples: Sequence[Example]) -> pd.Dat
     )
 
 
+def answers_of_methods(
+    edition: Edition, backbone_name: str, seed: int, examples: Sequence[Example], *, results: str | Path = RESULTS
+) -> dict[str, pd.DataFrame]:
+    """`most_probable_answers` of every method of Table 1, by label; of a non-tuned one, which has no other, the first
+    seed's.
+    """
+    answers = {}
+    for name in edition.table1:
+        seeds = runs.seeds_of(edition, name)
+        own = seed if seed in seeds else seeds[0]
+        method = trained_method(edition, backbone_name, name, own, results=results)
+        answers[edition.methods[name].label] = most_probable_answers(method, examples)
+    return answers
+
+
 SAME_PICTURE_RULE = (
     "The first plain yes/no test question of each facet, asked about the first user who holds the preference and "
     "about the first who does not; no answer was looked at."

@@ -29,6 +29,7 @@ PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pa
 FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]
 
 ANALYSES = ["01_published_results", "02_benchmark", "03_backbone", "04_group_preference_collapse", "07_main_table"]
+ANALYSES += ["12_audit_of_the_published_tables", "14_how_sure", "15_one_picture_two_users"]
 if FULL_RUNS:
     ANALYSES += ["05_prefmoe_step_by_step", "09_user_space", "10_attention_maps", "11_routing"]
 if EDITION.table2:
