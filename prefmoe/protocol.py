@@ -164,7 +164,10 @@ def apply_variant(
     for part in EDITION_PARTS:
         own = [name for name in settings if name.startswith(f"{part}.")]
         theirs = {name.removeprefix(f"{part}."): settings.pop(name) for name in own}
-        changed[part] = getattr(edition, part).with_settings(theirs)
+        try:
+            changed[part] = getattr(edition, part).with_settings(theirs)
+        except ConfigError as error:
+            raise ConfigError(f"{part}: {error}") from error
     if experiment.equal_exposure:
         if not isinstance(changed["data"], MiniatureData):
             raise ConfigError("equal_exposure needs a benchmark that is drawn (data.kind: miniature)")

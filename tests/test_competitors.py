@@ -1,4 +1,4 @@
-"""What all methods that PrefMoE is compared with promise, on the miniature backbones: training, answers, files."""
+"""What the methods PrefMoE is compared with promise, on the miniature backbones: training, answers, files."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(build, tiny_benchm
 @KINDS
 @torch.no_grad()
 def test_generation_begins_where_a_forward_pass_ends(build, kind, backbone):
-    """The key-value cache, the hooks and one step of decoding agree with a forward pass over the longer prompt."""
+    """The first token comes from the logits of a forward pass, hooks included; decoding goes on from there."""
     method = build(kind, backbone).eval()
     batch = batch_of(method, method.benchmark.select("test")[:3], with_answer=False)
     with method.context(batch):

@@ -1,4 +1,4 @@
-"""LOVA3: what is asked and assessed, out of which questions, how the tasks are mixed, and plain LoRA underneath."""
+"""LOVA3: what is asked and assessed, of which questions, how the tasks are mixed, and LoRA underneath."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_the_default_editions_references_are_its_methods_as_they_are():
         ),
         (
             changed("experiments.rank.variants.2", {"data.user": 2}),
-            "rank.variants.2: LoRA: no setting 'user'",
+            "rank.variants.2: LoRA: data: no setting 'user'",
         ),
         (changed("experiments.rank.variants", {}), "experiments.rank.variants: "),
         (changed("experiments.rank.axes", "rank"), "experiments.rank.axes: "),

@@ -1,4 +1,4 @@
-"""A soft prompt per user: it alone is trained, each user's by that user's questions, and it stands in front."""
+"""A soft prompt per user: trained alone, each user's by that user's questions, in front of the prompt."""
 
 from __future__ import annotations
 

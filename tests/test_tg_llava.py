@@ -1,4 +1,4 @@
-"""TG-LLaVA: zero at the start, guided by the question and nothing else, each mask query at its place in the picture."""
+"""TG-LLaVA: zero at the start, guided by the question alone, each mask query at its place in the picture."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from prefmoe.data.collation import process_pictures, stack_pictures
 from prefmoe.models.added_tokens import AddedTokens
 from prefmoe.models.backbones import Backbone
 from prefmoe.models.methods import build_method
-from prefmoe.models.tg_llava import DetailPerceiver, FeatureMask, TGLLaVA, quarters
-from prefmoe.models.tower_layout import nearest, places, tower_states
+from prefmoe.models.tg_llava import DetailPerceiver, FeatureMask, TGLLaVA
+from prefmoe.models.tower_layout import nearest, places, quarters, tower_states
 
 EVERY = pytest.mark.parametrize("kind", ARCHITECTURES)
 BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
@@ -204,7 +204,7 @@ def test_quarters_are_read_from_enlarged_parts_of_the_picture(build, tiny_benchm
     assert [part.size for part in parts] == [(picture.width // 2, picture.height // 2)] * 4
     whole = np.vstack([np.hstack([parts[0], parts[1]]), np.hstack([parts[2], parts[3]])])
     assert np.array_equal(whole, np.array(picture))
-    found = method._quarters([path, path])
+    found = method._patches([path, path])
     assert torch.equal(found[0], found[1])
     expected = []
     for part in parts:

@@ -1,4 +1,4 @@
-"""Yo'LLaVA against trained and restored matrices; what prompts say, whose rows move, and who is a hard negative."""
+"""Yo'LLaVA against trained and restored matrices; what prompts say, whose rows move, hard negatives."""
 
 from __future__ import annotations
 
@@ -149,7 +149,8 @@ def test_hard_negatives_are_the_users_who_look_most_alike(build, tiny_benchmark)
     method = build(recognition=1.0, hard_negatives=2)
     users = list(tiny_benchmark.users.values())
     features = [method.backbone.image_features([user.image])[0].mean(0) for user in users]
-    everything = []
+    torch.manual_seed(0)
+    by_index = {}
     for row, user in enumerate(users):
         likeness = {
             other: float(torch.cosine_similarity(features[row], features[other], dim=0))
@@ -157,15 +158,17 @@ def test_hard_negatives_are_the_users_who_look_most_alike(build, tiny_benchmark)
             if other != row
         }
         nearest = sorted(likeness, key=likeness.get, reverse=True)[:2]
-        shown = {path for other in nearest for path in users[other].images}
-        assert {e.image for e in method.negatives[row]} == shown
-        assert {e.image for e in method.positives[row]} == set(user.images)
-        for example in (*method.positives[row], *method.negatives[row]):
+        assert method.similar[row] == nearest
+        drawn = [method.recognition_example(row) for _ in range(80)]
+        assert {e.image for e in drawn if e.answer_text == "yes"} == set(user.images)
+        assert {e.image for e in drawn if e.answer_text == "no"} == {
+            p for k in nearest for p in users[k].images
+        }
+        assert 20 < sum(e.answer_text == "yes" for e in drawn) < 60
+        for example in drawn:
             assert (example.name, example.question) == (user.name, QUESTION)
-            assert example.answer_text == ("yes" if example.image in user.images else "no")
-            everything.append(example)
-    indices = [example.index for example in everything]
-    assert len(set(indices)) == len(indices) and max(indices) < 0
+            assert example.index < 0 and by_index.setdefault(example.index, example) == example
+    assert len(by_index) == 4 * 3 * 2  # users, the user and two others, two pictures each
 
 
 def test_recognition_examples_join_the_mixture(build):
@@ -188,8 +191,9 @@ def test_users_without_training_questions_share_the_mean_and_are_nobody_s_negati
     method = build(benchmark=benchmark, recognition=0.5).eval()
     row = benchmark.row("Dot")
     torch.testing.assert_close(method.inputs(torch.tensor([row])).prefix[0], method.inputs.embedding.mean(0))
-    pictures = {e.image for examples in method.negatives.values() for e in examples}
-    assert pictures and not pictures & set(benchmark.users["Dot"].images)
+    assert len(method.similar) == 3 and not any(
+        row in {*method.similar, *others} for others in method.similar.values()
+    )
     assert torch.isfinite(logits(method, of_user(benchmark, "Dot", "test")[:2])).all()
     alone = tuple(i for i in train if tiny_benchmark.examples[i].name == "Ann")
     lonely = replace(benchmark, splits={**benchmark.splits, "train": alone}, digest="Ann")

@@ -15,8 +15,8 @@ from prefmoe.models.methods import MethodError
 class AddedTokens:
     """Words that are one token each, with rows of the input embedding that differ from example to example.
 
-    The vocabulary grows in the tokenizer alone: the embedding matrix stays as it is, and a hook fills in the rows
-    at the added ids, so that no row of the backbone can change, and nothing has to be restored.
+    The vocabulary grows in the tokenizer alone: the embedding matrix stays as it is, and a hook fills in the
+    rows at the added ids, so that no row of the backbone can change, and nothing has to be restored.
 
     Args:
         backbone: freshly loaded; its tokenizer learns the words.
@@ -48,7 +48,7 @@ class AddedTokens:
 
     @contextmanager
     def active(self, rows: Tensor) -> Iterator[None]:
-        """Within it the added tokens of example b have the embeddings rows[b]; rows (B, K, H). May be nested."""
+        """Within it example b's added tokens have the embeddings rows[b]; rows (B, K, H). May be nested."""
         outer, self._rows = self._rows, rows
         try:
             yield

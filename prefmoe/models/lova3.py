@@ -29,22 +29,23 @@ class Task(Example):
 
 
 class LOVA3(LoRA):
-    """LOVA3 (Zhao et al. 2024, arXiv 2405.14974, Section 3): visual question answering, asking and assessment.
+    """LOVA3 (Zhao et al. 2024, arXiv 2405.14974, Section 3): answering, asking and assessment.
 
-    No module is added. The one objective is the next-token loss of LLaVA, taken over a mixture of three tasks,
+    No module is added. The objective is the next-token loss of LLaVA, taken over a mixture of three tasks,
 
         answering   image, question -> answer
         asking      image -> question and answer                                             (GenQA)
-        assessing   image, question, candidate answer -> yes or no, and a word of feedback   (EvalQA; half are right)
+        assessing   image, question, candidate answer -> yes or no, with feedback            (EvalQA)
 
-    Every question of a batch is answered, as in all other methods; a share of them is also asked and a share assessed,
-    drawn anew in every step from its seed. Each task weighs by its number of examples.
+    Half of the candidates are right. Every question of a batch is answered, as in all other methods; a share
+    of them is also asked and a share assessed, drawn anew in every step from its seed. Each task weighs by its
+    number of examples.
 
-    Departures: LoRA in the place of full fine-tuning, as for all parameter-efficient rows; asking and assessing are
-    made from the training questions themselves (the original brings further data sets, wrong answers by another
-    model and feedback by a third); the instruction to ask names the user, whom a picture alone cannot tell; the mean
-    of the loss is taken within each task first, because a question has many more tokens than an answer; asking is not
-    weighted above 1 (published 842:665).
+    Departures: LoRA in the place of full fine-tuning, as for all parameter-efficient rows; asking and
+    assessing are made from the training questions themselves (the original brings further data sets, wrong
+    answers by another model and feedback by a third); the instruction to ask names the user, whom a picture
+    alone cannot tell; the mean of the loss is taken within each task first, because a question has many more
+    tokens than an answer; asking is not weighted above 1 (published 842:665).
     """
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -83,7 +84,7 @@ def asking(example: Example) -> Task:
 
 
 def assessing(example: Example, draw: int, *, right: bool) -> Task:
-    """EvalQA: a candidate answer is shown with the question; whether it is right, and the answer, are to be said.
+    """EvalQA: a candidate is shown with the question; whether it is right, and the answer, are to be said.
 
     Args:
         draw: which wrong answer, from 0 (taken modulo their number); of no effect when right.

@@ -1,4 +1,4 @@
-"""TG-LLaVA: the question guides what is read from the picture, by a mask on its features and by detail latents."""
+"""TG-LLaVA: the question guides what is read from the picture, by a feature mask and by detail latents."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from prefmoe.config import TGLLaVAMethod
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.data.collation import Batch, load_pictures, process_pictures, stack_pictures
+from prefmoe.data.collation import Batch, load_pictures
 from prefmoe.data.prompts import Wording
 from prefmoe.models.added_tokens import AddedTokens
 from prefmoe.models.backbones import Backbone
 from prefmoe.models.baselines import install_lora
 from prefmoe.models.methods import Method, MethodError
-from prefmoe.models.tower_layout import nearest, places, tower_states
+from prefmoe.models.tower_layout import nearest, places, quarter_states
 
 
 class TGLLaVA(Method):
     """TG-LLaVA (Yan et al. 2025, arXiv 2409.09564, Section 3): text-guided feature mask and detail perceiver.
 
-    With F the vision tower's output, F_t the question's text features, F_t^p their pooled form, L_m and L_d latents:
+    With F the vision tower's output, F_t the question's text features, F_t^p their mean, and L_m and L_d
+    latents:
 
         M_t = FFN(A_cross(A_self(L_m), F_t^p)),   F' = F + Z(M_t)   before the projector, Z zero-initialised
         T_d = MLP(P_image(P_text(L_d, F_t), F_p))                   tokens behind the picture's own
@@ -33,12 +33,12 @@ class TGLLaVA(Method):
     P are perceiver layers, F_p the tower's output for the quarters of the picture, each at the tower's full
     resolution. Untrained, the projector receives exactly what it would without the mask.
 
-    Departures: text features are the backbone's input embeddings (pooled: their mean), since no backbone here has
-    CLIP's text tower; where the tower's grid is not side x side, a place takes the nearest query, and quarters are read
-    at their nearest places; the latents stand behind the picture as added tokens, so that on Qwen they are not inside
-    its vision markers; a picture that the backbone cuts itself gives one mask to all crops, and whole quarters to the
-    perceiver; LoRA in the language model in the place of full fine-tuning, the projector stays frozen, and there is no
-    pre-training of the modules on captions.
+    Departures: text features are the backbone's input embeddings (pooled: their mean), since no backbone here
+    has CLIP's text tower; where the tower's grid is not side x side, a place takes the nearest query, and
+    quarters are read at their nearest places; the latents stand behind the picture as added tokens, so that
+    on Qwen they are not inside its vision markers; a picture that the backbone cuts itself gives one mask to
+    all crops, and whole quarters to the perceiver; LoRA in the language model in the place of full
+    fine-tuning, the projector stays frozen, and there is no pre-training of the modules on captions.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class TGLLaVA(Method):
         self.lora = install_lora(
             backbone, config.last_layers, rank=config.rank, alpha=config.alpha, dropout=config.dropout
         )
-        example = [benchmark.examples[index].image for index in list(benchmark.examples)[:1]]
-        width, hidden = self._quarters(example).shape[-1], backbone.hidden_size
+        any_picture = next(iter(benchmark.examples.values())).image
+        width, hidden = self._patches([any_picture]).shape[-1], backbone.hidden_size
         self.mask = FeatureMask(hidden, width, config.side).to(backbone.device)
         self.details = DetailPerceiver(hidden, width, config.side, config.latents).to(backbone.device)
         self._guidance: tuple[Tensor, dict[str, Tensor]] | None = None
@@ -63,7 +63,7 @@ class TGLLaVA(Method):
 
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:
-        """Mask and details of the batch's questions; neither where only the small talk before them is read."""
+        """Mask and details of the batch's questions; neither where only the small talk before is read."""
         if "pixel_values" not in batch.inputs:
             yield
             return
@@ -74,7 +74,7 @@ class TGLLaVA(Method):
         ).float()  # (B, T, H)
         pooled = torch.einsum("bth,bt->bh", words, text.to(words)) / text.sum(1, keepdim=True)
         paths = [self.benchmark.examples[index].image for index in batch.index.tolist()]
-        details = self.details(words, text, self._quarters(paths))
+        details = self.details(words, text, self._patches(paths))
         self._guidance = self.mask(pooled), batch.inputs
         try:
             with self.added.active(details):
@@ -98,23 +98,14 @@ class TGLLaVA(Method):
                 query[where] = picture * side**2 + row[:, None] * side + column
         return (states + mask.flatten(0, 1)[query.to(mask.device)].view_as(states).to(states), *args[1:])
 
-    @torch.no_grad()
-    def _quarters(self, paths: Sequence[Path]) -> Tensor:
-        """The tower's output for the quarters of pictures, read at side x side places each: (B, 4 side^2, D)."""
-        side, device = self.config.side, self.backbone.device
-        memory: dict[Path, Tensor] = {}
+    def _patches(self, paths: Sequence[Path]) -> Tensor:
+        """What the tower sees in the quarters of each picture: (B, 4 side^2, D)."""
+        side, memory = self.config.side, {}
         if self.collator.cache:
             memory = self.backbone.encoded.setdefault(("quarters", side), {})
         for path in dict.fromkeys(path for path in paths if path not in memory):
-            processed = [process_pictures(self.backbone, [part]) for part in quarters(*load_pictures([path]))]
-            inputs = {key: value.to(device) for key, value in stack_pictures(processed).items()}
-            states = tower_states(self.backbone, inputs)
-            whole = [crops[0] for crops in places(self.backbone, inputs, states)]  # four of (height, width)
-            read = [
-                where[nearest(side, len(where))][:, nearest(side, where.shape[1])].flatten()
-                for where in whole
-            ]
-            memory[path] = states.flatten(0, -2)[torch.cat(read).to(states.device)].float().to(device)
+            (picture,) = load_pictures([path])
+            memory[path] = quarter_states(self.backbone, picture, side).to(self.backbone.device)
         return torch.stack([memory[path] for path in paths])
 
     # --- parameters
@@ -125,13 +116,6 @@ class TGLLaVA(Method):
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "rank": self.config.rank, "latents": self.config.latents}
-
-
-def quarters(picture: Image.Image) -> list[Image.Image]:
-    """Upper left, upper right, lower left, lower right."""
-    (x, y), (width, height) = (picture.width // 2, picture.height // 2), picture.size
-    boxes = (0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)
-    return [picture.crop(box) for box in boxes]
 
 
 class FeatureMask(nn.Module):
@@ -161,7 +145,7 @@ class FeatureMask(nn.Module):
 
 
 class DetailPerceiver(nn.Module):
-    """T_d: learned latents look at the question's words, then at the quarters; L tokens of width H come out."""
+    """T_d: learned latents look at the question's words, then at the quarters; L tokens come out."""
 
     def __init__(self, text: int, width: int, side: int, latents: int) -> None:
         super().__init__()
@@ -172,7 +156,7 @@ class DetailPerceiver(nn.Module):
         self.norm, self.project = nn.LayerNorm(width), _feed_forward(width, text)
 
     def forward(self, words: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
-        """words (B, T, H), of which those in mask (B, T) count; patches (B, 4 side^2, D) -> tokens (B, L, H)."""
+        """words (B, T, H), counted where mask (B, T) is True; patches (B, 4 side^2, D) -> (B, L, H)."""
         latents = self.latents.expand(len(words), -1, -1)
         latents = self.text(latents, self.read_text(words), mask)
         latents = self.image(latents, self.read_patches(patches + self.place))

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 from transformers.vision_utils import get_vision_window_index
 
+from prefmoe.data.collation import process_pictures, stack_pictures
 from prefmoe.models.backbones import Backbone, BackboneError
 
 
@@ -36,8 +38,8 @@ def places(backbone: Backbone, inputs: Mapping[str, Tensor], states: Tensor) -> 
         inputs: image tensors of a batch. states: what the projector receives for them.
 
     Returns:
-        a long tensor (height, width) per crop, whose entry at (y, x) is a row of states.view(-1, D). Pictures that are
-        not cut have one crop; the first crop of one that is shows it whole.
+        a long tensor (height, width) per crop, whose entry at (y, x) is a row of states.view(-1, D). Pictures
+        that are not cut have one crop; the first crop of one that is shows it whole.
 
     Raises:
         BackboneError: if the tokens of a crop do not form a square.
@@ -62,8 +64,8 @@ def places(backbone: Backbone, inputs: Mapping[str, Tensor], states: Tensor) -> 
 def _packed(backbone: Backbone, grids: Tensor) -> list[list[Tensor]]:
     """Qwen2.5-VL packs patches unit by unit: m x m patches that will be merged, one row after the other.
 
-    Without the vision cache, which hands units over in the order of the picture, the tower keeps the order of its
-    attention windows.
+    Without the vision cache, which hands units over in the order of the picture, the tower keeps the order of
+    its attention windows.
     """
     tower, m = backbone.vision_tower, backbone.vision_tower.spatial_merge_size
     if backbone.vision_cache is None:
@@ -82,5 +84,22 @@ def _packed(backbone: Backbone, grids: Tensor) -> list[list[Tensor]]:
 
 
 def nearest(count: int, size: int) -> Tensor:
-    """For each of ``count`` cells that share a length evenly, which of ``size`` cells its centre lies in: (count,)."""
+    """(count,): of ``size`` equal cells, the one in which the centre of each of ``count`` equal cells lies."""
     return (2 * torch.arange(count) + 1) * size // (2 * count)
+
+
+def quarters(picture: Image.Image) -> list[Image.Image]:
+    """Upper left, upper right, lower left, lower right."""
+    (x, y), (width, height) = (picture.width // 2, picture.height // 2), picture.size
+    boxes = (0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)
+    return [picture.crop(box) for box in boxes]
+
+
+def quarter_states(backbone: Backbone, picture: Image.Image, side: int) -> Tensor:
+    """The tower's output for a picture's quarters, each read at side x side places: (4 side^2, D)."""
+    processed = [process_pictures(backbone, [part]) for part in quarters(picture)]
+    inputs = {key: value.to(backbone.device) for key, value in stack_pictures(processed).items()}
+    states = tower_states(backbone, inputs)
+    whole = [crops[0] for crops in places(backbone, inputs, states)]  # four of (height, width)
+    read = [where[nearest(side, len(where))][:, nearest(side, where.shape[1])].flatten() for where in whole]
+    return states.flatten(0, -2)[torch.cat(read).to(states.device)].float()

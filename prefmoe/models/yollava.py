@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -25,22 +25,24 @@ QUESTION = f"Can you see {PLACEHOLDER}?"
 class YoLLaVA(Method):
     """Yo'LLaVA (Nguyen et al. 2024, arXiv 2406.09400, Section 3) for many users at once.
 
-    Every conversation opens with ``<sks> is <token_1> ... <token_k>.``, and the question says <sks> where it means
-    the user. Trained are, for each user, what k + 1 new words need, theta = {<sks>, <token_1> ... <token_k>,
-    W(., <sks>)}: their rows of the input embedding, and their rows of the output layer, which the softmax of every
-    answer runs over too. The published code trains both matrices and restores all other rows after each step; here
-    the new rows are kept apart, one set per user, and no other row ever has a gradient.
+    Every conversation opens with ``<sks> is <token_1> ... <token_k>.``, and the question says <sks> where it
+    means the user. Trained are, for each user, what k + 1 new words need, theta = {<sks>, <token_1> ...
+    <token_k>, W(., <sks>)}: their rows of the input embedding, and their rows of the output layer, which the
+    softmax of every answer runs over too. The published code trains both matrices and restores all other rows
+    after each step; here the new rows are kept apart, one set per user, and no other row ever has a gradient.
 
-    Beside the questions the model is asked "Can you see <sks>?" about pictures of the user (yes) and hard negatives
-    (no): pictures of the users who look most alike, by the mean projected tokens of their profile pictures.
+    Beside the questions the model is asked "Can you see <sks>?" about pictures of the user (yes) and hard
+    negatives (no): pictures of the users who look most alike, by the mean projected tokens of their profile
+    pictures.
 
     Users without training questions get the mean rows: nothing is known of them.
 
-    Departures: the opening is an acknowledged turn, as the profile of this benchmark is, because not every chat
-    template has a system prompt; the output rows of the latent tokens are trained as in the published code, where the
-    paper's theta names that of <sks> alone; hard negatives come from the benchmark instead of a web-scale collection;
-    no conversations written by another model, since the training questions take their place; the edition's batches,
-    schedule and weight decay (published: AdamW 1e-3, weight decay 1e-2, batches of 1, 15 epochs per user).
+    Departures: the opening is an acknowledged turn, as the profile of this benchmark is, because not every
+    chat template has a system prompt; the output rows of the latent tokens are trained as in the published
+    code, where the paper's theta names that of <sks> alone; hard negatives come from the benchmark instead of
+    a web-scale collection; no conversations written by another model, since the training questions take their
+    place; the edition's batches, schedule and weight decay (published: AdamW 1e-3, weight decay 1e-2, batches
+    of 1, 15 epochs per user).
     """
 
     def __init__(
@@ -54,43 +56,49 @@ class YoLLaVA(Method):
         spread = backbone.model.config.get_text_config().initializer_range  # as new rows of a resized matrix
         size = (backbone.hidden_size, spread, 1 + config.tokens)
         self.inputs, self.outputs = (FreeUsers(trained, *size).to(backbone.device) for _ in range(2))
-        self.positives, self.negatives = (
-            self._recognition_examples(trained) if config.recognition else ({}, {})
-        )
+        self.similar = self._similar(trained) if config.recognition else {}
         self._active: tuple[Tensor, Tensor | None] | None = None
         backbone.lm_head.register_forward_hook(self._widen)
 
     # --- recognition
 
-    def _recognition_examples(
-        self, trained: Tensor
-    ) -> tuple[dict[int, list[Example]], dict[int, list[Example]]]:
-        """Questions with answer yes and with answer no for each trained user's row.
+    def _similar(self, trained: Tensor) -> dict[int, list[int]]:
+        """For each trained user's row, the rows of those who look most alike.
 
         Raises:
             MethodError: if there is nobody to confuse a user with.
         """
-        users = list(self.benchmark.users.values())
-        rows = trained.nonzero()[:, 0].tolist()
+        users, rows = list(self.benchmark.users.values()), trained.nonzero()[:, 0].tolist()
         if len(rows) < 2:
             raise MethodError(f"{self.config.label}: hard negatives need two users with training questions")
         features = self.backbone.image_features([users[row].image for row in rows])
         faces = normalize(torch.stack([tokens.float().mean(0) for tokens in features]), dim=-1)  # (N, H)
         likeness = (faces @ faces.T).fill_diagonal_(-torch.inf)
         nearest = likeness.topk(min(self.config.hard_negatives, len(rows) - 1)).indices.tolist()
+        return {row: [rows[k] for k in found] for row, found in zip(rows, nearest, strict=True)}
+
+    def recognition_example(self, row: int) -> Example:
+        """Draws a question whether a user is in a picture; half of the pictures show the user."""
+        users, yes = list(self.benchmark.users.values()), bool(torch.rand(()) < 0.5)
+        other = row if yes else _draw(self.similar[row])
+        picture = _draw(range(len(users[other].images)))
         most = max(len(user.images) for user in users)
-        examples: dict[tuple[int, int], list[Example]] = {}
-        for row, similar in zip(rows, nearest, strict=True):
-            for other in (row, *(rows[k] for k in similar)):
-                # An index below 0 is no question's of the benchmark; equal index, equal example.
-                first = -1 - (row * len(users) + other) * most
-                pictures = enumerate(users[other].images)
-                examples[row, other] = [
-                    _recognition(first - k, users[row], users[other], path) for k, path in pictures
-                ]
-        positives = {row: examples[row, row] for row in rows}
-        negatives = {row: sum((e for (r, o), e in examples.items() if r == row != o), []) for row in rows}
-        return positives, negatives
+        return Example(
+            index=-1
+            - (row * len(users) + other) * most
+            - picture,  # equal index, equal example; none is a question's
+            name=users[row].name,
+            category="recognition",
+            l2_category="awareness" if yes else "overconcept",
+            concept=users[row].attribute,
+            target=users[other].name,
+            question=QUESTION,
+            options=(),
+            answer=4 if yes else 5,
+            image=users[other].images[picture],
+            semantic_invert=False,
+            bucket_names=(),
+        )
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The answers' loss and that of some recognition examples, each times its share of the examples."""
@@ -100,8 +108,7 @@ class YoLLaVA(Method):
             "recognition": torch.zeros((), device=batch.user.device),
         }
         if asked:
-            pools = [(self.positives if torch.rand(()) < 0.5 else self.negatives)[row] for row in asked]
-            chosen = [pool[int(torch.randint(len(pool), ()))] for pool in pools]
+            chosen = [self.recognition_example(row) for row in asked]
             extra = self.collator(chosen, with_answer=True).to(batch.user.device)
             total = len(batch) + len(extra)
             with self.context(extra):
@@ -126,8 +133,8 @@ class YoLLaVA(Method):
     def _widen(self, module: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
         """Puts the added words' logits at their ids.
 
-        States are (B, T, H), or (N, H) of the N answer tokens (Method.answer_loss); logits (..., V) before and, where
-        the ids are beyond the matrix, (..., V + K) after.
+        States are (B, T, H), or (N, H) of the N answer tokens (Method.answer_loss); logits (..., V) before
+        and, where the ids are beyond the matrix, (..., V + K) after.
         """
         if self._active is None:
             return None
@@ -164,19 +171,5 @@ class YoLLaVA(Method):
         }
 
 
-def _recognition(index: int, user: User, shown: User, image: object) -> Example:
-    same = shown.name == user.name
-    return Example(
-        index=index,
-        name=user.name,
-        category="recognition",
-        l2_category="awareness" if same else "overconcept",
-        concept=user.attribute,
-        target=shown.name,
-        question=QUESTION,
-        options=(),
-        answer=4 if same else 5,
-        image=image,
-        semantic_invert=False,
-        bucket_names=(),
-    )
+def _draw(items: Sequence[int]) -> int:
+    return items[int(torch.randint(len(items), ()))]
