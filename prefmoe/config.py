@@ -84,6 +84,7 @@ class Training(_Strict):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = Field(0.0, ge=0)
+    beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's decay of squared gradients")
     clip_norm: float = Field(1.0, gt=0)
     checkpoint_every: int = Field(100, ge=1)
     group_batches: bool = Field(True, description="draw batches in which preference groups recur")
@@ -178,7 +179,7 @@ class PrefMoEMethod(_Strict):
     preference_rank: int = Field(8, ge=1)
     user_rank: int = Field(64, ge=1)
     profile_rank: int = Field(8, ge=1)
-    alpha: float = Field(1.0, gt=0, description="scale of the experts' output: alpha times B gate A x")
+    alpha: float = Field(1.0, gt=0, description="scale of the mixture: alpha times B gate A x")
     anchors: Literal["hidden", "embedding"] = "embedding"
     residual: Literal["published", "centred"] = "centred"
     correction_scale: float = Field(0.1, ge=0, description="bound of a correction, relative to the anchors' RMS")

@@ -180,8 +180,8 @@ def publish_all(executed: Path, folder: Path) -> list[Path]:
     published = []
     for notebook in sorted(folder.glob("*.ipynb")):
         run = executed / notebook.name
-        usual = defaults(_read(notebook))
-        if "backbone" in usual and "method" in usual:
+        if (executed / notebook.stem).is_dir():
+            usual = defaults(_read(notebook))
             run = executed / notebook.stem / usual["backbone"] / f"{usual['method']}.ipynb"
         published.append(publish(run, notebook))
     return published
@@ -212,6 +212,7 @@ def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # the kernel imports this prefmoe, no other
         environment = {
             "IPYTHONDIR": folder,
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # figures are outputs, whatever the shell says
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             "PYTHONPATH": os.pathsep.join(paths),
         }

@@ -468,7 +468,9 @@ class Conversations:
             pictures: tuple[int, ...] = ()
             if self.pool:  # the options may be the four things in some picture of the pool
                 pictures = (self._pick(self.quarters),)
-            return self._choice(_named(world.CHOICE_QUESTIONS[target], name), options, right, pictures)
+            return self._choice(
+                _named(world.CHOICE_QUESTIONS[target], name), self._shuffled(options), right, pictures
+            )
         kind = self.rng.random()
         if kind < 0.5:
             item = self._pick(own.likes)
@@ -481,10 +483,12 @@ class Conversations:
         question = self._pick(world.NEGATED_QUESTIONS if negated else world.LIKES_QUESTIONS)
         return self._ask(_named(question, name), "yes" if (item in likes) != negated else "no", **self._shown(item))
 
-    def _choice(self, question: str, options: list[str], right: str, pictures: tuple[int, ...]) -> list[Say]:
-        shuffled = [str(o) for o in self.rng.permutation(options)]
-        listed = "".join(f"{letter}. {option}\n" for letter, option in zip("ABCD", shuffled, strict=True))
-        return self._ask(f"{question}\nOptions:\n{listed}", "ABCD"[shuffled.index(right)], pictures)
+    def _choice(self, question: str, options: Sequence[str], right: str, pictures: tuple[int, ...]) -> list[Say]:
+        listed = "".join(f"{letter}. {option}\n" for letter, option in zip("ABCD", options, strict=True))
+        return self._ask(f"{question}\nOptions:\n{listed}", "ABCD"[options.index(right)], pictures)
+
+    def _shuffled(self, options: Sequence[str]) -> list[str]:
+        return [str(option) for option in self.rng.permutation(options)]
 
     def _talk(self) -> list[Say]:
         if self.rng.random() < 0.3:
@@ -539,7 +543,7 @@ class Conversations:
             turns = []
             for _ in range(5):
                 options = [str(i) for i in self.rng.choice(list(ITEM_FACET), 4, replace=False)]
-                turns += self._choice(f"{options[0]}.", options, options[0], ())
+                turns += self._choice(f"{options[0]}.", self._shuffled(options), options[0], ())
             return turns
         return self.preferences(
             1 if level == 7 else int(self.rng.integers(1, 6)), 5, choices=0.8 if level == 7 else 0.5
@@ -579,8 +583,13 @@ class Conversations:
             if all(m == person or face.shared(pool.faces[m]) <= most for m in members):
                 return picture, dict(pool.appearances[person]).get(picture)
 
-    def recognition(self, questions: int, talk: bool = False, source: str | None = None, level: int = 2) -> list[Say]:
-        """A portrait, a description or both (or the given source), then questions about pictures of people."""
+    def recognition(self, questions: int, talk: bool = False, source: str | None = None, level: int = 2,
+                    places: float = 0.3, in_words: float = 0.0) -> list[Say]:  # fmt: skip
+        """A portrait, a description or both (or the given source), then questions about pictures of people.
+
+        ``places`` is the share of questions about where somebody is (none at level 0), ``in_words`` the share of
+        these that are answered with the place itself and not with the letter of an option; the others ask whether.
+        """
         name, person = self._pick(world.NAMES), self._pick(self.known)
         draw = {"portrait": 0.0, "description": 1.0, None: self.rng.random()}[source]
         text = _named(self.pool.faces[person].description(), name) if draw > 0.5 else f"This is {name}."
@@ -593,13 +602,21 @@ class Conversations:
             picture, place = self._company(person, level)
             while picture in pictures:
                 picture, place = self._company(person, level)
-            if self.rng.random() < 0.3 and level > 0:
-                turns += self._choice(_named(world.PLACE_QUESTION, name), list(world.PLACE_OPTIONS),
-                                      place or "absent", (picture,))  # fmt: skip
+            if self.rng.random() < places and level > 0:
+                if self.rng.random() < in_words:
+                    turns += self._ask(_named(world.PLACE_QUESTION, name), place or "absent", (picture,))
+                    continue
+                question = _named(world.PLACE_QUESTION, name)
+                turns += self._choice(question, world.PLACE_OPTIONS, place or "absent", (picture,))
             else:
                 question = _named(self._pick(world.PRESENCE_QUESTIONS), name)
                 turns += self._ask(question, "yes" if place else "no", (picture,))
         return turns
+
+    def strangers(self, talk: bool = False) -> list[Say]:
+        """A question about somebody of whom nothing was said: only a guess of the right form can be learned."""
+        asked = self.preferences(5, 1, choices=0.3) if self.rng.random() < 0.65 else self.recognition(1)
+        return (self._talk() if talk else []) + asked[-2:]
 
     def captions(self, questions: int, faces: bool = True) -> list[Say]:
         """Pictures to be named or described."""
@@ -765,8 +782,9 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
     """Stage 3: preferences, recognition and captions with pictures; every fifth batch with small talk in between.
 
     Args:
-        phases: one after the other, each with steps, lr (its peak), level (of recognition) and shares: how many
-            conversations of a batch are about preferences, recognition and captions.
+        phases: one after the other, each with steps, lr (its peak), recognition (arguments of that lesson), and
+            shares: how many conversations of a batch are about preferences, recognition, captions and, if there is a
+            fourth number, strangers.
     """
     rng = np.random.default_rng([seed, 41])
     conversations = Conversations(pool, rng)
@@ -777,13 +795,16 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
         for k in bar:
             talk = k % 5 == 4
             drawn = []
-            for topic in rng.permutation(np.repeat([0, 1, 2], phase["shares"]))[: batch // 2 if talk else batch]:
+            topics = rng.permutation(np.repeat(np.arange(len(phase["shares"])), phase["shares"]))
+            for topic in topics[: batch // 2 if talk else batch]:
                 if topic == 0:
                     drawn.append(conversations.preferences(int(rng.integers(1, 6)), 4, talk, choices=0.4))
                 elif topic == 1:
-                    drawn.append(conversations.recognition(4, talk, level=phase["level"]))
-                else:
+                    drawn.append(conversations.recognition(4, talk, **phase["recognition"]))
+                elif topic == 2:
                     drawn.append(conversations.captions(4))
+                else:
+                    drawn.append(conversations.strangers(talk))
             rate = phase["lr"] * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / phase["steps"])))
             hits.append(trainer.step(drawn, rate))
             if k % 100 == 99:
@@ -891,23 +912,44 @@ def save(model, image_processor, tokenizer, kind: str, folder: Path, card: dict)
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
+_SPELLED = {
+    "steps": 600, "lr": 1e-3, "shares": [4, 11, 1], "recognition": {"level": 1, "places": 0.7, "in_words": 0.6},
+}  # fmt: skip
+_STRANGERS = {
+    "steps": 1000, "lr": 1e-3, "shares": [5, 8, 1, 2], "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+}  # fmt: skip
+
 RECIPES: dict[str, dict] = {
     "llava": {
         "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
         "vision": {"steps": 4500, "batch": 64, "lr": 1e-3},
         "joint": {
             "phases": [
-                {"steps": 2600, "lr": 1.2e-3, "level": 2, "shares": [8, 6, 2]},
-                {"steps": 600, "lr": 1e-3, "level": 0, "shares": [4, 10, 2]},
-                {"steps": 600, "lr": 1e-3, "level": 1, "shares": [4, 10, 2]},
-                {"steps": 1500, "lr": 1e-3, "level": 2, "shares": [5, 8, 3]},
+                {"steps": 2600, "lr": 1.2e-3, "shares": [8, 6, 2], "recognition": {"level": 2}},
+                {"steps": 600, "lr": 1e-3, "shares": [4, 10, 2], "recognition": {"level": 0}},
+                {"steps": 600, "lr": 1e-3, "shares": [4, 10, 2], "recognition": {"level": 1}},
+                {"steps": 1500, "lr": 1e-3, "shares": [5, 8, 3], "recognition": {"level": 2}},
+                {"steps": 700, "lr": 1e-3, "shares": [3, 11, 2], "recognition": {"level": 1, "places": 0.6}},
+                {"steps": 900, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 2, "places": 0.4}},
+                _SPELLED,
+                _STRANGERS,
             ]
         },
     },
     "qwen2.5-vl": {
         "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
         "vision": {"steps": 4500, "batch": 40, "lr": 1e-3},
-        "joint": {"phases": [{"steps": 800, "lr": 8e-4, "level": 2, "shares": [5, 8, 3]}]},
+        "joint": {
+            "phases": [
+                {"steps": 500, "lr": 1e-3, "shares": [5, 8, 3], "recognition": {"level": 0}},
+                {"steps": 700, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 1, "places": 0.5}},
+                {"steps": 900, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 2, "places": 0.4}},
+                _SPELLED,
+                _STRANGERS,
+                _STRANGERS,
+                _STRANGERS,
+            ]
+        },
     },
 }
 """Sizes of the stages. The Qwen2.5-VL text model starts from the LLaVA miniature's instead of stage 1."""

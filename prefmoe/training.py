@@ -312,7 +312,8 @@ def train(
         seed=seed,
         group_batches=training.group_batches,
     )
-    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=training.weight_decay, fused=True)
+    betas = (0.9, training.beta2)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=training.weight_decay, fused=True)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     identity = {
         "backbone": method.backbone.entry.name,

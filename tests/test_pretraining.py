@@ -70,6 +70,23 @@ def test_questions_about_people_are_answered_by_who_is_in_the_picture(pool):
             assert (person in pool.groups[picture]) == (place is not None)
 
 
+def test_a_place_is_told_in_words_or_by_the_letter_of_an_option(pool):
+    drawn = Conversations(pool, np.random.default_rng(2))
+    for in_words, answers in ((1.0, {"left", "middle", "right", "absent"}), (0.0, set("ABCD"))):
+        for _ in range(20):
+            *_, question, answer = drawn.recognition(1, level=2, places=1.0, in_words=in_words)
+            assert answer.text in answers
+            assert ("Options:" in question.text) == (in_words == 0.0)
+
+
+def test_of_a_stranger_nothing_is_said_before_the_question(pool):
+    drawn = Conversations(pool, np.random.default_rng(3))
+    for _ in range(20):
+        question, answer = drawn.strangers()
+        assert (question.role, answer.learn, len(question.pictures)) == ("user", True, 1)
+        assert answer.text in {"yes", "no", *"ABCD"}
+
+
 def test_the_qwen_text_model_starts_as_the_llama_it_adopts():
     source = load_backbone("llava-mini")
     model, _, tokenizer = pretraining.build_model("qwen2.5-vl")
@@ -109,6 +126,8 @@ def test_shipped_weights_have_the_recorded_abilities(kind):
     for name, ability in recorded.items():
         assert found[name]["n"] == ability["n"]
         assert found[name]["accuracy"] == pytest.approx(ability["accuracy"], abs=0.02), name
+    for name in ("preference yes/no", "presence from portrait", "naming an item"):
+        assert found[name]["accuracy"] > 0.9, name
 
 
 def test_a_backbone_that_is_no_miniature_is_refused():
@@ -121,7 +140,7 @@ def test_the_recipe_makes_a_backbone_that_loads_and_goes_on_where_it_stopped(tmp
         "pool": {"items": 60, "quarters": 8, "groups": 40, "people": 8},
         "vision": {"steps": 2, "batch": 4, "lr": 1e-3},
         "lessons": ((0, 1.1, 2), (4, 1.1, 1)),
-        "joint": {"phases": [{"steps": 2, "lr": 1e-3, "level": 1, "shares": [1, 1, 1]}]},
+        "joint": {"phases": [{"steps": 2, "lr": 1e-3, "shares": [1, 1, 1, 1], "recognition": {"level": 1}}]},
     }
     work = tmp_path / "work"
     folder = pretraining.pretrain("llava-mini", folder=tmp_path / "first", work=work, recipe=recipe)

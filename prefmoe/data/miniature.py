@@ -1,15 +1,14 @@
 """The embedded miniature benchmark: users, preferences and questions drawn from a seed, in MMPB-clean's layout.
 
 The world has what makes group preference collapse possible: preference annotations are shared by groups of very
-different size, items differ in popularity, and "no" questions ask about what other users hold, so that a guess of
-the popular answer pays.
+different size, and items differ in popularity, so that a guess of the popular answer pays; "no" questions lean to
+what other users hold, and there it is wrong.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from prefmoe.config import MiniatureData
 from prefmoe.data.benchmark import FACETS, Preference, Turn
@@ -25,7 +25,7 @@ from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_peopl
 from prefmoe.data.mmpb import COLUMNS
 from prefmoe.data.prompts import format_preferences
 
-VERSION = 1
+VERSION = 3
 """Raised whenever the same configuration would draw another benchmark."""
 
 NAMES = tuple(
@@ -50,10 +50,11 @@ PRESENCE_QUESTIONS = ("Is <sks> here?", "Can you see <sks>?", "Does this show <s
 PLACE_QUESTION = "Where is <sks>?"
 PLACES = {1: ("middle",), 2: ("left", "right"), 3: ("left", "middle", "right")}
 PLACE_OPTIONS = ("left", "middle", "right", "absent")
+"""Where somebody may be; always offered in this order."""
 
 NEGATED_SHARE = 0.3
 UNSEEN_PAIR_SHARE = 2 / 3
-KIND_SHARES = {"preference_yesno": 0.5, "preference_mcq": 0.15, "recognition_yesno": 0.25, "recognition_mcq": 0.1}
+KIND_SHARES = {"preference_yesno": 0.55, "preference_mcq": 0.125, "recognition_yesno": 0.225, "recognition_mcq": 0.1}
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,9 @@ class _Questions:
         liked = sorted(person.likes)
         others = [i for i in ITEM_FACET if i not in person.likes]
         positives = count // 2
-        # "No" questions ask about what other users hold: a guess of the popular answer is wrong here.
-        weights = {i: 0.25 + len(self.holders[i]) for i in others} | dict.fromkeys(liked, 1.0)
+        # "No" questions lean to what other users hold, but less than "yes" questions do: what many like is more often
+        # to be answered "yes" than not, and a guess of the popular answer pays over the population.
+        weights = {i: 1 + 6 * len(self.holders[i]) / len(self.users) for i in others} | dict.fromkeys(liked, 1.0)
         chosen = [(i, True) for i in self._deal(liked, positives, weights, pairs)]
         chosen += [(i, False) for i in self._deal(others, count - positives, weights, pairs)]
         for item, holds in chosen:
@@ -266,11 +268,10 @@ class _Questions:
         for _ in range(count):
             faces, place = self._company(person, present=self.rng.random() < 0.75)
             right = "absent" if place < 0 else PLACES[len(faces)][place]
-            options = [str(o) for o in self.rng.permutation(PLACE_OPTIONS)]
             self._add(
                 person, draw_people(faces, self.rng), category="recognition", question=PLACE_QUESTION,
-                **{"l2-category": "inconsistency"}, task_family="recognition_mcq", answer=options.index(right),
-                target="Single" if len(faces) == 1 else "Multi", **dict(zip("ABCD", options, strict=True)),
+                **{"l2-category": "inconsistency"}, task_family="recognition_mcq", answer=PLACE_OPTIONS.index(right),
+                target="Single" if len(faces) == 1 else "Multi", **dict(zip("ABCD", PLACE_OPTIONS, strict=True)),
             )  # fmt: skip
 
     def ask(self, person: Person, count: int, pairs: _Pairs) -> list[int]:
@@ -308,17 +309,19 @@ def build(config: MiniatureData, folder: Path) -> Path:
     """
     made_from = {"version": VERSION, **config.model_dump()}
     marker = folder / "miniature.json"
-    if marker.is_file() and json.loads(marker.read_text()) == made_from:
-        return folder
-    if folder.exists() and any(folder.iterdir()) and not marker.is_file():
-        raise FileExistsError(f"{folder} holds something else than a miniature benchmark; choose an empty folder")
-    building = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
-    (building / "mmpb_clean/images").mkdir(parents=True)
-    _write(config, building)
-    (building / "miniature.json").write_text(json.dumps(made_from, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits, and finds it drawn
+        if marker.is_file() and json.loads(marker.read_text()) == made_from:
+            return folder
+        if folder.exists() and any(folder.iterdir()) and not marker.is_file():
+            raise FileExistsError(f"{folder} holds something else than a miniature benchmark; choose an empty folder")
+        building = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(building, ignore_errors=True)
+        (building / "mmpb_clean/images").mkdir(parents=True)
+        _write(config, building)
+        (building / "miniature.json").write_text(json.dumps(made_from, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
     return folder
 
 

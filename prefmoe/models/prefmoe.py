@@ -101,7 +101,7 @@ class PrefMoE(Method):
                 backbone,
                 config.last_layers,
                 rank=ranks.total,
-                alpha=config.alpha * ranks.total,
+                alpha=ranks.total,
                 dropout=0.0,
             )
         self.prefix = PrefixHook(backbone.embed_tokens)
