@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -10,8 +11,11 @@ from method_checks import batch_of, logits
 
 from prefmoe.config import LoRAMethod, LOVA3Method, NonTunedMethod, Training
 from prefmoe.data import prompts
-from prefmoe.models.lova3 import asking, assessing, candidates
+from prefmoe.data.prompts import PLACEHOLDER
+from prefmoe.models.lova3 import ASK, ASSESS, asking, assessing, candidates
 from prefmoe.models.methods import build_method
+from prefmoe.models.yollava import QUESTION
+from prefmoe.pretraining import vocabulary
 from prefmoe.training import train
 
 ADAPTER = dict(label="x", lr=3e-3, rank=2, alpha=2, dropout=0.0)
@@ -57,7 +61,7 @@ def test_assessing_shows_a_candidate_and_wants_the_verdict(tiny_backbone, tiny_b
         assert candidates(example) == len(allowed)
         task = assessing(example, 0, right=True)
         assert task.question.startswith(prompts.question_text(example))
-        assert f"Answer: {example.answer_text}\n" in task.question
+        assert task.question.endswith(f"Is it {example.answer_text}?")
         prompt, reply = said(method, task)
         assert said(method, example)[0].split(" ASSISTANT")[0] in prompt
         assert reply == f"yes, it is {example.answer_text}"
@@ -65,7 +69,7 @@ def test_assessing_shows_a_candidate_and_wants_the_verdict(tiny_backbone, tiny_b
         for draw in range(6):
             task = assessing(example, draw, right=False)
             assert task.answer_text == f"no, it is {example.answer_text}"
-            (candidate,) = [c for c in allowed if f"Answer: {c}\n" in task.question]
+            (candidate,) = [c for c in allowed if task.question.endswith(f"Is it {c}?")]
             shown[candidate] += 1
         assert set(shown) == set(allowed) - {example.answer_text}
         assert len(set(shown.values())) == 1
@@ -82,6 +86,13 @@ def test_an_index_names_one_task_of_one_question(tiny_benchmark):
     assert len(tasks) == sum(2 + candidates(e) - 1 for e in tiny_benchmark.examples.values())
 
 
+def test_the_instructions_are_words_to_the_miniature():
+    known = set(vocabulary())
+    for text in (ASK, ASSESS, QUESTION, "yes, it is no"):
+        words = set(re.findall(r"[A-Za-z]+", text.replace(PLACEHOLDER, "").replace("{answer}", "")))
+        assert words and words <= known
+
+
 @BOTH
 def test_without_shares_it_is_lora(tiny_backbone, tiny_benchmark, kind):
     methods = [
@@ -90,7 +101,7 @@ def test_without_shares_it_is_lora(tiny_backbone, tiny_benchmark, kind):
     ]
     ours, lora = (method.training_losses(batch_of(method)) for method in methods)
     assert torch.equal(ours["answer"], lora["answer"])
-    assert float(ours["asking"]) == float(ours["assessing"]) == 0
+    assert not ours["asking"].any() and not ours["assessing"].any()
     plain = NonTunedMethod(kind="nontuned", label="x", profile="none")
     untouched = build_method(plain, tiny_backbone(kind), tiny_benchmark, seed=0)
     torch.testing.assert_close(logits(methods[0].eval()), logits(untouched))
@@ -131,10 +142,10 @@ def test_tasks_are_made_from_training_questions_in_the_shares_asked_for(
     train(method, tiny_benchmark.select("train"), training, folder=tmp_path, seed=0)
     answered = [example for example in recorder.seen if example.index >= 0]
     tasks = [example for example in recorder.seen if example.index < 0]
-    assert len(answered) == steps * size
+    assert len(answered) == 2 * steps * size  # in the batch, and once more beside the tasks
     assert {(-1 - task.index) // 7 for task in tasks} <= set(tiny_benchmark.splits["train"])
     kinds = Counter((-1 - task.index) % 7 > 0 for task in tasks)
-    assert kinds[False] / len(answered) == pytest.approx(0.7, abs=0.1)
-    assert kinds[True] / len(answered) == pytest.approx(0.3, abs=0.1)
+    assert kinds[False] / (steps * size) == pytest.approx(0.7, abs=0.1)
+    assert kinds[True] / (steps * size) == pytest.approx(0.3, abs=0.1)
     right = [task.answer_text.startswith("yes") for task in tasks if (-1 - task.index) % 7 > 0]
     assert sum(right) / len(right) == pytest.approx(0.5, abs=0.2)

@@ -10,8 +10,9 @@ from prefmoe.data.collation import Batch
 from prefmoe.data.prompts import PLACEHOLDER, question_text
 from prefmoe.models.baselines import LoRA
 
-ASK = f"Please ask a question about {PLACEHOLDER} and this picture, and answer it."
-ASSESS = "Answer: {answer}\nIs this answer right?"
+# Words that the miniature backbones know: they would spell others letter by letter.
+ASK = f"Please speak of {PLACEHOLDER} and this picture."
+ASSESS = "Is it {answer}?"
 
 
 class Task(Example):
@@ -56,6 +57,7 @@ class LOVA3(LoRA):
         """
         examples = [self.benchmark.examples[index] for index in batch.index.tolist()]
         tasks = {
+            "answer": examples,
             "asking": [asking(e) for e in examples if torch.rand(()) < self.config.asking],
             "assessing": [
                 assessing(e, int(torch.randint(candidates(e), ())), right=bool(torch.rand(()) < 0.5))
@@ -63,14 +65,7 @@ class LOVA3(LoRA):
                 if torch.rand(()) < self.config.assessing
             ],
         }
-        total = len(batch) + sum(map(len, tasks.values()))
-        losses = {"answer": len(batch) / total * super().training_losses(batch)["answer"]}
-        for name, chosen in tasks.items():
-            losses[name] = torch.zeros((), device=batch.user.device)
-            if chosen:
-                extra = self.collator(chosen, with_answer=True).to(batch.user.device)
-                losses[name] = len(chosen) / total * self.answer_loss(extra)[0]
-        return losses
+        return self.mixture_losses(tasks)
 
 
 def candidates(example: Example) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prefmoe import config as configuration
-from prefmoe.data.benchmark import Benchmark, User
+from prefmoe.data.benchmark import Benchmark, Example, User
 from prefmoe.data.collation import Batch, Collator
 from prefmoe.data.prompts import PLAIN, Profile, Wording
 from prefmoe.models.backbones import Backbone
@@ -102,6 +102,16 @@ class Method(nn.Module):
     def answer_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross entropy of the answer tokens, and the last hidden states (B, T, H) it comes from.
 
+        Raises:
+            ValueError: if the batch has no answers.
+        """
+        losses, _, hidden = self.token_losses(batch)
+        return losses.mean(), hidden
+
+    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross entropy of each of the N answer tokens (N,), the example (N,) it answers, and the last hidden
+        states (B, T, H).
+
         The vocabulary is looked at where an answer stands, not at every position.
 
         Raises:
@@ -114,7 +124,20 @@ class Method(nn.Module):
         target = batch.labels[:, 1:]
         answered = target != -100
         logits = self.backbone.lm_head(hidden[:, :-1][answered]).to(target.device)
-        return cross_entropy(logits.float(), target[answered]), hidden
+        return cross_entropy(logits.float(), target[answered], reduction="none"), answered.nonzero()[:, 0], hidden
+
+    def mixture_losses(self, tasks: Mapping[str, Sequence[Example]]) -> dict[str, Tensor]:
+        """The losses of several tasks from one forward pass: for each the mean over its answer tokens, times its
+        share of all examples; 0 for a task without any."""
+        batch = self.collator([e for chosen in tasks.values() for e in chosen], with_answer=True)
+        batch = batch.to(self.backbone.device)
+        with self.context(batch):
+            losses, example, _ = self.token_losses(batch)
+        counts = torch.tensor([len(chosen) for chosen in tasks.values()], device=losses.device)  # (K,)
+        task = torch.arange(len(tasks), device=losses.device).repeat_interleave(counts)[example]  # (N,)
+        tokens = torch.bincount(task, minlength=len(tasks)).clamp_min(1)
+        means = losses.new_zeros(len(tasks)).index_add(0, task, losses) / tokens
+        return dict(zip(tasks, (counts / counts.sum() * means).unbind(), strict=True))
 
     def gates(self, output: Any = None) -> dict[str, Tensor]:
         """The routers' gates of the latest forward pass by name, (B, k); empty for methods without routers."""

@@ -103,9 +103,9 @@ class TGLLaVA(Method):
         side, memory = self.config.side, {}
         if self.collator.cache:
             memory = self.backbone.encoded.setdefault(("quarters", side), {})
-        for path in dict.fromkeys(path for path in paths if path not in memory):
-            (picture,) = load_pictures([path])
-            memory[path] = quarter_states(self.backbone, picture, side).to(self.backbone.device)
+        if unknown := list(dict.fromkeys(path for path in paths if path not in memory)):
+            states = quarter_states(self.backbone, load_pictures(unknown), side).to(self.backbone.device)
+            memory |= dict(zip(unknown, states.unbind(), strict=True))
         return torch.stack([memory[path] for path in paths])
 
     # --- parameters

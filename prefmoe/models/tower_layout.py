@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -95,11 +95,13 @@ def quarters(picture: Image.Image) -> list[Image.Image]:
     return [picture.crop(box) for box in boxes]
 
 
-def quarter_states(backbone: Backbone, picture: Image.Image, side: int) -> Tensor:
-    """The tower's output for a picture's quarters, each read at side x side places: (4 side^2, D)."""
-    processed = [process_pictures(backbone, [part]) for part in quarters(picture)]
+def quarter_states(backbone: Backbone, pictures: Sequence[Image.Image], side: int) -> Tensor:
+    """The tower's output for the quarters of B pictures, each read at side x side places: (B, 4 side^2, D)."""
+    parts = [part for picture in pictures for part in quarters(picture)]
+    processed = [process_pictures(backbone, [part]) for part in parts]  # together, some models would see them smaller
     inputs = {key: value.to(backbone.device) for key, value in stack_pictures(processed).items()}
     states = tower_states(backbone, inputs)
-    whole = [crops[0] for crops in places(backbone, inputs, states)]  # four of (height, width)
+    whole = [crops[0] for crops in places(backbone, inputs, states)]  # 4 B of (height, width)
     read = [where[nearest(side, len(where))][:, nearest(side, where.shape[1])].flatten() for where in whole]
-    return states.flatten(0, -2)[torch.cat(read).to(states.device)].float()
+    found = states.flatten(0, -2)[torch.cat(read).to(states.device)].float()
+    return found.view(len(pictures), 4 * side**2, -1)

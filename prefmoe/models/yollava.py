@@ -103,18 +103,9 @@ class YoLLaVA(Method):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The answers' loss and that of some recognition examples, each times its share of the examples."""
         asked = [row for row in batch.user.tolist() if torch.rand(()) < self.config.recognition]
-        losses = {
-            "answer": self.answer_loss(batch)[0],
-            "recognition": torch.zeros((), device=batch.user.device),
-        }
-        if asked:
-            chosen = [self.recognition_example(row) for row in asked]
-            extra = self.collator(chosen, with_answer=True).to(batch.user.device)
-            total = len(batch) + len(extra)
-            with self.context(extra):
-                losses["recognition"] = len(extra) / total * self.answer_loss(extra)[0]
-            losses["answer"] = len(batch) / total * losses["answer"]
-        return losses
+        examples = [self.benchmark.examples[index] for index in batch.index.tolist()]
+        recognition = [self.recognition_example(row) for row in asked]
+        return self.mixture_losses({"answer": examples, "recognition": recognition})
 
     # --- training and asking
 
