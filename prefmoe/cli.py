@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
     protocol = command("protocol", _protocol, "Make the tables of an edition's protocol experiments from their runs.")
     protocol.add_argument("edition")
-    protocol.add_argument("--run", nargs=2, metavar=("BACKBONE", "PLAN"), help="make one plan's runs instead")
+    instead = protocol.add_mutually_exclusive_group()
+    instead.add_argument("--run", nargs=2, metavar=("BACKBONE", "PLAN"), help="make one plan's runs instead")
+    instead.add_argument("--budget", action="store_true", help="say how many runs and steps they need instead")
 
     fetch = command("fetch", _fetch, "Download and verify the public subset of MMPB-clean.")
     fetch.add_argument("dataset", choices=["mmpb-clean"])
@@ -145,6 +147,13 @@ def _protocol(options: argparse.Namespace) -> None:
 
         for folder in run(options.edition, *options.run):
             print(folder)
+        return
+    if options.budget:
+        from prefmoe.config import load_edition
+        from prefmoe.protocol import budget, load_protocol
+
+        edition = load_edition(options.edition)
+        print(budget(edition, load_protocol(edition)).to_string())
         return
     from prefmoe.protocol_tables import build
 

@@ -2,7 +2,7 @@
 
 config/protocol/<edition>.yaml holds the questions. Runs are made by `prefmoe.runs` below
 results/<edition>/protocol, each of them once, whatever experiments ask for it, and an interrupted one goes on
-where it stopped.
+where it stopped. A variant that is a method of the edition as it is takes the edition's own runs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +28,7 @@ from prefmoe.config import (
     Setting,
     load_edition,
 )
+from prefmoe.tables import run_folder
 
 if TYPE_CHECKING:
     from prefmoe.data.benchmark import Benchmark
@@ -184,7 +186,8 @@ class Plan:
     """One method as some variants want it, on one backbone; trained and asked with every seed.
 
     Attributes:
-        edition: with the variant's data and training. key: identifies all settings.
+        edition: with the variant's data and training. own: the runs are the edition's, which may have been asked
+            more than is wanted here. key: the method's name for own runs, else with a digest of all settings.
     """
 
     backbone: str
@@ -194,9 +197,12 @@ class Plan:
     splits: tuple[str, ...]
     turns: tuple[int, ...]
     seeds: tuple[int, ...]
+    own: bool
 
     @property
     def key(self) -> str:
+        if self.own:
+            return self.method
         settings = {
             "method": self.config.model_dump(mode="json", exclude={"label"}),
             **{part: getattr(self.edition, part).model_dump(mode="json") for part in EDITION_PARTS},
@@ -208,8 +214,20 @@ class Plan:
 
     def folders(self, results: str | Path) -> list[Path]:
         """The run folder of each seed."""
+        if self.own:
+            where = results, self.edition.name, self.backbone, self.method
+            return [run_folder(*where, seed) for seed in self.seeds]
         runs = Path(results) / self.edition.name / "protocol" / "runs" / self.backbone / self.key
         return [runs / f"seed{seed}" for seed in self.seeds]
+
+    @property
+    def steps(self) -> int:
+        """Training steps of all seeds that have to be made."""
+        if self.own or self.config.kind == "nontuned":
+            return 0
+        return len(self.seeds) * round(
+            self.edition.training.steps * getattr(self.config, "steps_factor", 1.0)
+        )
 
 
 def plan(
@@ -219,7 +237,10 @@ def plan(
     asked = protocol.experiments[experiment]
     changed, config = apply_variant(edition, asked, method, variant)
     seeds = protocol.seeds[:1] if config.kind == "nontuned" else protocol.seeds
-    return Plan(backbone, method, config, changed, asked.splits, protocol.turns, seeds)
+    own = (changed, config) == (edition, edition.methods[method]) and (backbone, method) in edition.runs()
+    own = own and set(asked.splits) <= set(edition.evaluation.splits)
+    own = own and set(protocol.turns) <= set(edition.evaluation.turns) and set(seeds) <= set(edition.seeds)
+    return Plan(backbone, method, config, changed, asked.splits, protocol.turns, seeds, own)
 
 
 def plans(edition: Edition, protocol: Protocol) -> dict[tuple[str, str], Plan]:
@@ -232,6 +253,27 @@ def plans(edition: Edition, protocol: Protocol) -> dict[tuple[str, str], Plan]:
         for variant in experiment.variants
     )
     return {(one.backbone, one.key): one for one in every}
+
+
+def budget(edition: Edition, protocol: Protocol) -> pd.DataFrame:
+    """What the experiments cost: a line per experiment, and their total.
+
+    Returns:
+        columns own (runs taken from the edition), runs (to be made) and steps (of training in them). What
+        several experiments want is counted at the first of them.
+    """
+    rows, seen = {}, set()
+    for name, experiment in protocol.experiments.items():
+        new = plans(edition, protocol.model_copy(update={"experiments": {name: experiment}}))
+        made = [one for place, one in new.items() if place not in seen]
+        seen.update(new)
+        rows[name] = {
+            "own": sum(len(one.seeds) for one in made if one.own),
+            "runs": sum(len(one.seeds) for one in made if not one.own),
+            "steps": sum(one.steps for one in made),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return pd.concat([table, table.sum().to_frame("total").T])
 
 
 def data_edition(edition: Edition, original: Edition, results: str | Path) -> tuple[Edition, Path]:
@@ -269,13 +311,15 @@ def run(
 ) -> list[Path]:
     """Makes the runs of one plan's seeds; complete, unchanged ones are left alone, interrupted ones go on.
 
+    The edition's own runs are made as for its tables.
+
     Returns:
         the run folders.
 
     Raises:
         ConfigError: if the protocol has mistakes. ProtocolError: if no experiment asks for such runs.
     """
-    from prefmoe.runs import Workbench
+    from prefmoe.runs import Workbench, run_method
 
     original = edition if isinstance(edition, Edition) else load_edition(edition)
     planned = plans(original, load_protocol(original, config_folder))
@@ -284,6 +328,11 @@ def run(
         raise ProtocolError(f"no experiment needs {key!r} on {backbone!r}; expected one of {known or 'none'}")
     chosen = planned[backbone, key]
     workbench = Workbench(chosen.edition, backbone, results=results)
+    if chosen.own:
+        return [
+            run_method(original, backbone, chosen.method, seed, results=results, workbench=workbench)
+            for seed in chosen.seeds
+        ]
     workbench.benchmark = read_benchmark(chosen.edition, original, results)
     return [
         workbench.run(

@@ -198,14 +198,19 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
     with pytest.raises(ProtocolError, match="rank: 4 run.* missing"):
         protocol_tables.build(EDITION, results="results", figures="figures", config_folder="config")
     with pytest.raises(
-        ProtocolError, match="no experiment needs 'LoRA' on 'tiny-llava'; expected one of LoRA-"
+        ProtocolError, match="no experiment needs 'Lora' on 'tiny-llava'; expected one of LoRA, "
     ):
-        run(EDITION, "tiny-llava", "LoRA", results="results", config_folder="config")
+        run(EDITION, "tiny-llava", "Lora", results="results", config_folder="config")
     for backbone, key in planned:
         run(EDITION, backbone, key, results="results", config_folder="config")
     files = {path: path.stat().st_mtime_ns for path in Path("results").rglob("run.json")}
-    # LoRA in two variants and with another split; NT, which needs one seed, likewise and with two populations
-    assert len(planned) == 3 + 3 and len(files) == 2 * 3 + 3
+    # LoRA as it is, whoever is asked, and in another variant; NT, which needs one seed, and with fewer users
+    assert len(planned) == 2 + 2 and len(files) == 2 * 2 + 2
+    own = {path for path in files if "protocol" not in path.parts}
+    assert {(path.parts[-3], path.parts[-2]) for path in own} == {("LoRA", "seed0"), ("LoRA", "seed1"), ("NT", "seed0")}
+    needed = protocol.budget(EDITION, asked)
+    assert needed.loc["total"].tolist() == [len(own), len(files) - len(own), 2 * 2]
+    assert needed["runs"].tolist() == [2, 0, 1, 3] and needed["own"].tolist() == [2, 1, 0, 3]
     for backbone, key in planned:
         run(EDITION, backbone, key, results="results", config_folder="config")
     assert files == {path: path.stat().st_mtime_ns for path in Path("results").rglob("run.json")}
@@ -220,7 +225,7 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
     made = {name: tables.read_table(path) for name, path in written.items()}
     folders = plan(EDITION, asked, "rate", "LoRA", "as it is", "tiny-llava").folders("results")
     for split in ("test", "unseen"):
-        frames = [pd.read_parquet(folder / "predictions.parquet") for folder in folders]
+        frames = [pd.read_parquet(folder / "predictions.parquet").query("turns == 0") for folder in folders]
         values = [metrics.summarize(metrics.score(f[f["split"] == split]), resamples=2) for f in frames]
         rows = (
             made["rate"]

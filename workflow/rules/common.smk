@@ -40,6 +40,7 @@ UNSEEN_TABLE = ["unseen"] if EDITION.data.kind == "miniature" and "unseen" in ED
 
 
 PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}
+OWN_PLANS = [place for place, one in PLANS.items() if one.own]  # a place is then a backbone and a method
 
 
 wildcard_constraints:

@@ -1,5 +1,6 @@
-# Experiments about the protocol (config/protocol/<edition>.yaml): a target of its own, because they take hours. A run
-# that several experiments ask for is one job; run folders are not outputs, so that snakemake never deletes one.
+# Experiments about the protocol (config/protocol/<edition>.yaml): a target of its own, because they take an hour. A run
+# that several experiments ask for is one job, and the edition's own runs are taken where a variant wants no others; run
+# folders are not outputs, so that snakemake never deletes one.
 
 
 rule protocol:
@@ -29,7 +30,8 @@ rule protocol_run:
 
 rule protocol_tables:
     input:
-        [f"{RESULTS}/protocol/done/{backbone}/{key}" for backbone, key in PLANS],
+        [f"{RESULTS}/protocol/done/{backbone}/{key}" for backbone, key in PLANS if (backbone, key) not in OWN_PLANS],
+        run_notebooks(OWN_PLANS),
     output:
         results=report(
             expand(f"{FIGURES}/protocol/{{question}}.csv", question=list(PROTOCOL.experiments)),
