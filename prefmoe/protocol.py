@@ -66,6 +66,7 @@ class Experiment(_Strict):
         equal_exposure: scale the training steps with data.users, so that every user is trained on equally
             often.
         backbones: of the edition; the protocol's where none are given.
+        turns: of small talk, likewise. With several, each is compared with the first one.
     """
 
     question: str
@@ -75,6 +76,7 @@ class Experiment(_Strict):
     splits: tuple[str, ...] = ("test",)
     axis: str | None = None
     equal_exposure: bool = False
+    turns: tuple[int, ...] = ()
 
 
 class Protocol(_Strict):
@@ -115,7 +117,9 @@ def load_protocol(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Proto
     else:
         lines = list(_mistakes(protocol, edition))
         experiments = {
-            name: one.model_copy(update={"backbones": one.backbones or protocol.backbones})
+            name: one.model_copy(
+                update={"backbones": one.backbones or protocol.backbones, "turns": one.turns or protocol.turns}
+            )
             for name, one in protocol.experiments.items()
         }
         filled = {"seeds": protocol.seeds or edition.seeds, "experiments": experiments}
@@ -239,8 +243,8 @@ def plan(
     seeds = protocol.seeds[:1] if config.kind == "nontuned" else protocol.seeds
     own = (changed, config) == (edition, edition.methods[method]) and (backbone, method) in edition.runs()
     own = own and set(asked.splits) <= set(edition.evaluation.splits)
-    own = own and set(protocol.turns) <= set(edition.evaluation.turns) and set(seeds) <= set(edition.seeds)
-    return Plan(backbone, method, config, changed, asked.splits, protocol.turns, seeds, own)
+    own = own and set(asked.turns) <= set(edition.evaluation.turns) and set(seeds) <= set(edition.seeds)
+    return Plan(backbone, method, config, changed, asked.splits, asked.turns, seeds, own)
 
 
 def plans(edition: Edition, protocol: Protocol) -> dict[tuple[str, str], Plan]:

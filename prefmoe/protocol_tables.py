@@ -140,7 +140,7 @@ def read_cells(
                 where = {"method": planned.config.label, "key": method, "backbone": backbone}
                 where |= {"type": tables.TYPES[planned.config.kind]}
                 for split in asked.splits:
-                    for turns in protocol.turns:
+                    for turns in asked.turns:
                         copies = [
                             metrics.score(frame[(frame["split"] == split) & (frame["turns"] == turns)])
                             for frame in frames
@@ -206,7 +206,7 @@ def result_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[dict[
 
 
 def difference_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[dict[str, Any]]:
-    """Every variant minus the experiment's first one, and new users minus trained ones.
+    """Every variant minus the experiment's first one, new users minus trained ones, small talk minus less of it.
 
     Variants that answer the same questions are compared question by question (`tables.compare`). Other
     differences are between independent samples of users, and have no test; new users are also compared on the
@@ -214,7 +214,14 @@ def difference_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[d
     """
     found = {(cell.row, cell.variant, cell.split): cell for cell in cells}
     first_variant, first_split = next(iter(experiment.variants)), experiment.splits[0]
+    first_turns = experiment.turns[0] if experiment.turns else None
     for (row, variant, split), cell in found.items():
+        *who, turns = row
+        if first_turns is not None and turns != first_turns:
+            other = found[(*who, first_turns), variant, split].answers
+            where = {**cell.where(), "reference": f"{first_turns} turns", "group": ALL, "paired": 1}
+            for compared in tables.compare(cell.answers, other):
+                yield {**compared, **where}
         if variant != first_variant:
             other = found[row, first_variant, split].answers
             where = {**cell.where(), "reference": first_variant, "group": ALL}
@@ -289,7 +296,7 @@ def verdicts(differences: pd.DataFrame) -> pd.DataFrame:
     """What differences.csv allows to say of every variant against its reference, in words.
 
     Returns:
-        a line per experiment, backbone, method, variant and group, a column per metric: "better" or "worse"
+        a line per experiment, backbone, method, variant, turns and group, a column per metric: "better" or "worse"
         where the corrected p of the paired test is below .05, or, without such a test, where the interval
         leaves out 0; else "not told apart"; "–" where there is nothing to compare.
     """
@@ -298,7 +305,7 @@ def verdicts(differences: pd.DataFrame) -> pd.DataFrame:
     clear = np.where(differences["paired"] == 1, tested, apart)
     lower = differences["metric"].isin(tables.LOWER_IS_BETTER)
     words = np.where((differences["difference"] > 0) != lower, tables.BETTER, tables.WORSE)
-    keys = ["experiment", "backbone", "method", "variant", "group"]
+    keys = ["experiment", "backbone", "method", "variant", "turns", "group"]
     grid = differences.assign(word=np.where(clear, words, tables.UNDECIDED))
     order = list(differences[keys].drop_duplicates().itertuples(index=False, name=None))
     grid = grid.pivot(index=keys, columns="metric", values="word").loc[order]

@@ -32,6 +32,7 @@ CONTENT = {
             "methods": ["LoRA", "NT"],
             "variants": {"as it is": {}},
             "splits": ["test", "unseen"],
+            "turns": [0, 1],
         },
         "population": {
             "question": "How many?",
@@ -229,7 +230,7 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
         values = [metrics.summarize(metrics.score(f[f["split"] == split]), resamples=2) for f in frames]
         rows = (
             made["rate"]
-            .query("method == 'adapter' and split == @split and grouping == 'all'")
+            .query("method == 'adapter' and split == @split and grouping == 'all' and turns == 0")
             .set_index("metric")
         )
         for metric in ("overall", "preference", "recall"):
@@ -243,7 +244,14 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
     paired = made["differences"].query("experiment == 'rank'")
     assert set(paired["paired"]) == {1} and paired.set_index("metric").loc["overall", "p_users"] <= 1
     assert set(paired["variant"].astype(str)) == {"2"}
-    new = made["differences"].query("experiment == 'rate'")
+    talk = made["differences"].query("experiment == 'rate' and turns == 1 and paired == 1")
+    assert set(talk["reference"]) == {"0 turns"} and set(talk["split"]) == {"test", "unseen"}
+    values = made["rate"].query("grouping == 'all'").set_index(["method", "split", "turns", "metric"])["value"]
+    for _, row in talk.iterrows():
+        where = row["method"], row["split"]
+        change = values[(*where, 1, row["metric"])] - values[(*where, 0, row["metric"])]
+        assert row["difference"] == pytest.approx(change, abs=2e-6)
+    new = made["differences"].query("experiment == 'rate' and paired == 0")
     assert set(new["paired"]) == {0} and new["p_users"].isna().all()
     assert set(new["reference"]) == {"as it is, test"}
 
@@ -284,7 +292,7 @@ def test_variants_on_the_same_questions_are_paired_and_their_tests_corrected():
     assert words.index.get_level_values("variant").tolist() == ["b", "c"]
     assert set(words) == set(metrics.METRICS)
     sure = table.assign(p_users_holm=0.01)
-    better = protocol_tables.verdicts(sure).loc[("e", "llava-mini", "PrefMoE", "b", "all")]
+    better = protocol_tables.verdicts(sure).loc[("e", "llava-mini", "PrefMoE", "b", 0, "all")]
     signs = sure[sure["variant"] == "b"].set_index("metric")["difference"] > 0
     assert {m: better[m] == "better" for m in metrics.METRICS} == {
         m: signs[m] != (m == "collapse") for m in signs.index
