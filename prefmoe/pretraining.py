@@ -6,7 +6,11 @@ Three stages, all on randomly invented people and on pictures of the drawing wor
 2. vision: the tower and its projector learn to emit, at the place of an item or a person, the sum of the word
    embeddings that name it (cross entropy over the words, plus MSE to the sum);
 3. joint: pictures take the place of words; items, preferences, captions, recognition from a portrait or a
-   description, small talk in between.
+   description, small talk in between; and, last, soft tokens in the place of a profile text.
+
+Large language models make something of the mean of a few word embeddings; four layers do not, unless they have met
+such a thing. The last lessons therefore lead from single words in the place of a soft prefix to means of sentences,
+about people invented for one conversation.
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ from prefmoe.config import RESULTS, MiniatureData
 from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS, Preference
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, ITEMS, Face, draw_items, draw_people
-from prefmoe.data.prompts import format_preferences
+from prefmoe.data.prompts import format_preferences, preference_phrase
 from prefmoe.models.backbones import load_backbone, pictures_only
 
 log = logging.getLogger(__name__)
@@ -426,6 +430,16 @@ def _invented(rng: np.random.Generator, facets: Sequence[str]) -> dict[str, Pref
     return result
 
 
+@dataclass(frozen=True)
+class Introduced:
+    """An invented person whom a soft prefix introduces. portrait: index of a picture of the pool."""
+
+    name: str
+    portrait: int
+    description: str
+    preferences: dict[str, Preference]
+
+
 def _named(text: str, name: str) -> str:
     return text.replace("<sks>", name)
 
@@ -468,9 +482,7 @@ class Conversations:
             pictures: tuple[int, ...] = ()
             if self.pool:  # the options may be the four things in some picture of the pool
                 pictures = (self._pick(self.quarters),)
-            return self._choice(
-                _named(world.CHOICE_QUESTIONS[target], name), self._shuffled(options), right, pictures
-            )
+            return self._choice(_named(world.CHOICE_QUESTIONS[target], name), self._shuffled(options), right, pictures)
         kind = self.rng.random()
         if kind < 0.5:
             item = self._pick(own.likes)
@@ -478,10 +490,12 @@ class Conversations:
             item = self._pick(own.dislikes)
         else:
             item = self._pick(list(ITEMS[facet] if self.rng.random() < 0.6 else list(ITEM_FACET)))
-        likes = {i for p in preferences.values() for i in p.likes}
+        return self._liking_question(name, item, any(item in p.likes for p in preferences.values()))
+
+    def _liking_question(self, name: str, item: str, liked: bool) -> list[Say]:
         negated = self.rng.random() < world.NEGATED_SHARE
         question = self._pick(world.NEGATED_QUESTIONS if negated else world.LIKES_QUESTIONS)
-        return self._ask(_named(question, name), "yes" if (item in likes) != negated else "no", **self._shown(item))
+        return self._ask(_named(question, name), "yes" if liked != negated else "no", **self._shown(item))
 
     def _choice(self, question: str, options: Sequence[str], right: str, pictures: tuple[int, ...]) -> list[Say]:
         listed = "".join(f"{letter}. {option}\n" for letter, option in zip("ABCD", options, strict=True))
@@ -490,8 +504,8 @@ class Conversations:
     def _shuffled(self, options: Sequence[str]) -> list[str]:
         return [str(option) for option in self.rng.permutation(options)]
 
-    def _talk(self) -> list[Say]:
-        if self.rng.random() < 0.3:
+    def _talk(self, share: float = 0.3) -> list[Say]:
+        if self.rng.random() < share:
             return [Say(role, text) for role, text in world.small_talk(self.rng, int(self.rng.integers(1, 11)))]
         return []
 
@@ -616,7 +630,23 @@ class Conversations:
     def strangers(self, talk: bool = False) -> list[Say]:
         """A question about somebody of whom nothing was said: only a guess of the right form can be learned."""
         asked = self.preferences(5, 1, choices=0.3) if self.rng.random() < 0.65 else self.recognition(1)
-        return (self._talk() if talk else []) + asked[-2:]
+        return (self._talk(0.8) if talk else []) + asked[-2:]
+
+    def introduced(self, questions: int) -> tuple[Introduced, list[Say]]:
+        """Somebody whom a soft prefix introduces, and questions about the liking of things."""
+        name, person = self._pick(world.NAMES), self._pick(self.known)
+        facets = [FACETS[f] for f in sorted(self.rng.choice(len(FACETS), int(self.rng.integers(1, 6)), replace=False))]
+        held = _invented(self.rng, facets)
+        likes = [item for own in held.values() for item in own.likes]
+        turns: list[Say] = []
+        for _ in range(questions):
+            if self.rng.random() < 0.5:
+                item = self._pick(likes)
+            else:
+                item = self._pick(list(ITEMS[self._pick(facets)] if self.rng.random() < 0.6 else ITEM_FACET))
+            turns += self._liking_question(name, item, item in likes)
+        description = _named(self.pool.faces[person].description(), name)
+        return Introduced(name, self._pick(self.portraits[person]), description, held), turns
 
     def captions(self, questions: int, faces: bool = True) -> list[Say]:
         """Pictures to be named or described."""
@@ -668,26 +698,35 @@ class Encoder:
         return ids, labels, pictures
 
 
-def collate(encoded: Sequence[tuple[list[int], list[int], list[int]]], pad: int) -> dict:
-    """Left-pads conversations to (B, T) and lists their pictures in reading order."""
-    length = max(len(ids) for ids, _, _ in encoded)
-    rows = [([pad] * (length - len(i)) + i, [-100] * (length - len(i)) + y, length - len(i)) for i, y, _ in encoded]
+def collate(encoded: Sequence[tuple[list[int], list[int], list[int]]], pad: int, prefix: int = 0) -> dict:
+    """Left-pads conversations to (B, T), with room for ``prefix`` soft tokens, and lists their pictures in order."""
+    rows = [([pad] * prefix + ids, [-100] * prefix + labels) for ids, labels, _ in encoded]
+    length = max(len(ids) for ids, _ in rows)
+    blanks = [length - len(ids) for ids, _ in rows]
     return {
-        "input_ids": torch.tensor([r[0] for r in rows]),
-        "labels": torch.tensor([r[1] for r in rows]),
-        "attention_mask": torch.tensor([[0] * r[2] + [1] * (length - r[2]) for r in rows]),
+        "input_ids": torch.tensor([[pad] * n + ids for n, (ids, _) in zip(blanks, rows, strict=True)]),
+        "labels": torch.tensor([[-100] * n + labels for n, (_, labels) in zip(blanks, rows, strict=True)]),
+        "attention_mask": torch.tensor([[0] * n + [1] * (length - n) for n in blanks]),
         "pictures": [p for _, _, pictures in encoded for p in pictures],
     }
 
 
-def language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int) -> torch.Tensor:
-    """Logits at the labelled positions (in order), with precomputed image features (n pictures, 16, H)."""
+def language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int,
+                    prefix: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+    """Logits at the labelled positions (in order), with precomputed image features (n pictures, 16, H).
+
+    Args:
+        prefix: (B, P, H) soft tokens for the first P positions after the padding.
+    """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     embeds = model.get_input_embeddings()(ids)
     places = ids == image_id
     if batch["pictures"]:
         tokens = features[torch.tensor(batch["pictures"])].to(embeds.dtype)
         embeds = embeds.masked_scatter(places[..., None], tokens.reshape(-1, tokens.shape[-1]))
+    if prefix is not None:
+        front = mask.bool() & (mask.cumsum(1) <= prefix.shape[1])
+        embeds = embeds.masked_scatter(front[..., None], prefix)
     extra = {}
     if kind == "qwen2.5-vl":
         grid = torch.tensor([[1, 2 * GRID, 2 * GRID]] * len(batch["pictures"])) if batch["pictures"] else None
@@ -698,6 +737,59 @@ def language_logits(model, kind: str, batch: dict, features: torch.Tensor | None
     states = model.model.language_model(inputs_embeds=embeds, attention_mask=mask, **extra).last_hidden_state
     learned = batch["labels"][:, 1:] != -100
     return model.lm_head(states[:, :-1][learned])
+
+
+def soft_prefix(
+    table: torch.Tensor, encoder: Encoder, features: torch.Tensor, people: Sequence[Introduced], crowd: int,
+    rng: np.random.Generator, *, blend: float, dislikes: float,
+) -> torch.Tensor:  # fmt: skip
+    """The 13 soft tokens of PrefMoE's prefix for invented people, or a step on the way to them.
+
+    Name, image and description are means of their tokens. With s the sum of the word embeddings of "User preference
+    in travel: ...", m its mean over these people and others, and a, b the two liked things, a facet has
+
+        (1 - blend) a + blend m    and    (1 - blend) b + blend (s - m)
+
+    so that blend = 0 shows single words, and blend = 1 the prototype and the residual of the untrained user state.
+
+    Args:
+        table: (V, H) input embeddings. features: (n pictures, 16, H).
+        crowd: how many people m is taken over; rng invents the others. dislikes: weight in s of the things disliked.
+
+    Returns:
+        (B, 13, H).
+    """
+
+    def total(texts: Sequence[str], light: Sequence[Sequence[str]] | None = None) -> torch.Tensor:
+        """The sums (n, H) of the tokens of each text, some words of which weigh less."""
+        ids = [encoder.ids(text) for text in texts]
+        faint = [{i for word in words for i in encoder.ids(word)} for words in light or [()] * len(texts)]
+        weights = [dislikes if i in less else 1.0 for row, less in zip(ids, faint, strict=True) for i in row]
+        starts = torch.tensor([0, *np.cumsum([len(row) for row in ids])[:-1].tolist()])
+        flat = torch.tensor([i for row in ids for i in row])
+        return F.embedding_bag(flat, table, starts, mode="sum", per_sample_weights=torch.tensor(weights))
+
+    def words(items: Sequence[str | None]) -> torch.Tensor:
+        return total([item or BLANK for item in items]) * torch.tensor([[float(item is not None)] for item in items])
+
+    names = total([p.name for p in people]) / torch.tensor([[len(encoder.ids(p.name))] for p in people])
+    images = features[torch.tensor([p.portrait for p in people])].float().mean(1)
+    lengths = torch.tensor([[len(encoder.ids(p.description))] for p in people])
+    tokens = [names, images, total([p.description for p in people]) / lengths]
+    for facet in FACETS:
+        held = [p.preferences.get(facet) for p in people]
+        known = [own for own in held if own is not None]
+        everybody = known + [_invented(rng, [facet])[facet] for _ in range(crowd - len(known))]
+        sums = total(
+            [f"User preference in {facet}: {preference_phrase(own)}" for own in everybody],
+            [own.dislikes for own in everybody],
+        )
+        mean = sums.mean(0)
+        residuals = torch.zeros(len(people), table.shape[1])
+        residuals[[own is not None for own in held]] = sums[: len(known)] - mean
+        first, second = (words([own and own.likes[k] for own in held]) for k in (0, 1))
+        tokens += [(1 - blend) * first + blend * mean, (1 - blend) * second + blend * residuals]
+    return torch.stack(tokens, 1)
 
 
 class LanguageTrainer:
@@ -720,20 +812,26 @@ class LanguageTrainer:
             moves[fixed_words] = 0
             model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * moves)
 
-    def step(self, conversations: Sequence[list[Say]], lr: float) -> float:
-        """One step; returns the accuracy over the learned tokens, ends of turns not counted."""
-        data = collate([self.encoder(c) for c in conversations], self.tokenizer.pad_token_id)
-        logits = language_logits(self.model, self.kind, data, self.features, self.encoder.image_id)
+    def loss(
+        self, conversations: Sequence[list[Say]], prefix: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, float]:
+        """Cross entropy, and the accuracy over the learned tokens, ends of turns not counted."""
+        encoded = [self.encoder(c) for c in conversations]
+        data = collate(encoded, self.tokenizer.pad_token_id, 0 if prefix is None else prefix.shape[1])
+        logits = language_logits(self.model, self.kind, data, self.features, self.encoder.image_id, prefix)
         wanted = data["labels"][:, 1:][data["labels"][:, 1:] != -100]
-        loss = F.cross_entropy(logits, wanted)
+        answer = wanted != self.tokenizer.eos_token_id
+        hits = (logits.argmax(-1) == wanted)[answer].float().mean().item()
+        return F.cross_entropy(logits, wanted), hits
+
+    def step(self, loss: torch.Tensor, lr: float) -> None:
+        """One step down the gradient of a loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        answer = wanted != self.tokenizer.eos_token_id
-        return (logits.argmax(-1) == wanted)[answer].float().mean().item()
 
 
 LESSONS = (
@@ -759,7 +857,9 @@ def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, 
                 level if level == 0 or i % 4 else int(rng.integers(level)) for i in range(24 if level < 4 else 16)
             ]
             rate = (lr if level < 4 else 0.75 * lr) * min(1.0, done / 60)
-            hits.append(trainer.step([conversations.lesson(n) for n in levels], rate))
+            loss, accuracy = trainer.loss([conversations.lesson(n) for n in levels])
+            trainer.step(loss, rate)
+            hits.append(accuracy)
             if k % 50 == 49:
                 bar.set_postfix(accuracy=f"{np.mean(hits[-25:]):.3f}")
                 if np.mean(hits[-25:]) > goal:
@@ -779,24 +879,29 @@ def pool_features(model, image_processor, pool: Pictures) -> torch.Tensor:
 
 def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, features: torch.Tensor, *,
                 phases: Sequence[dict], batch: int = 16, seed: int = 0) -> float:  # fmt: skip
-    """Stage 3: preferences, recognition and captions with pictures; every fifth batch with small talk in between.
+    """Stage 3: preferences, recognition and captions with pictures, in some batches with small talk in between.
 
     Args:
         phases: one after the other, each with steps, lr (its peak), recognition (arguments of that lesson), and
             shares: how many conversations of a batch are about preferences, recognition, captions and, if there is a
-            fourth number, strangers.
+            fourth number, strangers. Every fifth batch has small talk, or every ``talk_every``th. With ``prefix``
+            (steps, goal) half of a batch makes room for introduced people, whose soft prefix turns from single words
+            to means of sentences in that many steps, taken when the accuracy is above the goal.
     """
     rng = np.random.default_rng([seed, 41])
     conversations = Conversations(pool, rng)
     trainer = LanguageTrainer(model, kind, tokenizer, features)
+    table = model.get_input_embeddings()
     for number, phase in enumerate(phases):
         hits: list[float] = []
+        prefix, way = phase.get("prefix"), 0.0
         bar = tqdm(range(phase["steps"]), desc=f"joint, phase {number}", mininterval=5)
         for k in bar:
-            talk = k % 5 == 4
+            every = phase.get("talk_every", 5)
+            talk = k % every == every - 1
             drawn = []
             topics = rng.permutation(np.repeat(np.arange(len(phase["shares"])), phase["shares"]))
-            for topic in topics[: batch // 2 if talk else batch]:
+            for topic in topics[: batch // 2 if talk or prefix else batch]:
                 if topic == 0:
                     drawn.append(conversations.preferences(int(rng.integers(1, 6)), 4, talk, choices=0.4))
                 elif topic == 1:
@@ -806,14 +911,31 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
                 else:
                     drawn.append(conversations.strangers(talk))
             rate = phase["lr"] * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / phase["steps"])))
-            hits.append(trainer.step(drawn, rate))
+            loss, accuracy = trainer.loss(drawn)
+            if prefix:
+                people, asked = zip(*(conversations.introduced(5) for _ in range(batch)), strict=True)
+                tokens = soft_prefix(
+                    table.weight, trainer.encoder, features, people, 40, rng,
+                    blend=_ramp(way, 0.0, 0.6), dislikes=_ramp(way, 0.6, 1.0),
+                )  # fmt: skip
+                more, accuracy = trainer.loss(asked, tokens)
+                loss = loss + more
+                if len(hits) > 100 and np.mean(hits[-20:]) > prefix["goal"]:
+                    way += 1 / prefix["steps"]
+            trainer.step(loss, rate)
+            hits.append(accuracy)
             if k % 100 == 99:
                 bar.set_postfix(accuracy=f"{np.mean(hits[-100:]):.3f}")
-                log.info("joint, phase %d, %d: accuracy %.3f", number, k + 1, np.mean(hits[-100:]))
+                log.info("joint, phase %d, %d (%.2f): accuracy %.3f", number, k + 1, way, np.mean(hits[-100:]))
             if k % 300 == 299:
                 found = abilities(model, kind, image_processor, tokenizer, count=150)
                 log.info("abilities %s", {name: ability["accuracy"] for name, ability in found.items()})
     return float(np.mean(hits[-100:]))
+
+
+def _ramp(value: float, first: float, last: float) -> float:
+    """From 0 to 1 between two values."""
+    return min(1.0, max(0.0, (value - first) / (last - first)))
 
 
 @lru_cache(maxsize=1)
@@ -828,21 +950,29 @@ def abilities(model, kind: str, image_processor, tokenizer, count: int = 400) ->
 
     Returns:
         ability -> {"accuracy", "n"}: naming an item, yes/no and choice questions about preferences read from a
-        profile text, and recognising somebody from a portrait or from a description alone.
+        profile text or (yes/no) from a soft prefix, and recognising somebody from a portrait or from a description
+        alone. Of a soft prefix 0.875 is the most to expect of yes/no questions: the mean of a sentence does not tell
+        what is liked from what is disliked.
     """
     pool = unseen_pictures()
     was_training = model.training
     model.eval()
-    features = pool_features(model, image_processor, pool)
+    features, table = pool_features(model, image_processor, pool), model.get_input_embeddings()
     encoder = Encoder(kind, tokenizer)
     drawn = Conversations(pool, np.random.default_rng(97))
     letters = set(tokenizer.convert_tokens_to_ids(list("ABCD")))
     asked: dict[str, list[tuple[int, int]]] = {}
 
-    def run(conversations: list[list[Say]], name: Callable[[int], str]) -> None:
+    def run(conversations: Sequence[list[Say]], name: Callable[[int], str], people: Sequence[Introduced] = ()) -> None:
         for first in range(0, len(conversations), 40):
-            data = collate([encoder(c) for c in conversations[first : first + 40]], tokenizer.pad_token_id)
-            logits = language_logits(model, kind, data, features, encoder.image_id)
+            part, prefix = slice(first, first + 40), None
+            if people:
+                prefix = soft_prefix(
+                    table.weight, encoder, features, people[part], 40, drawn.rng, blend=1.0, dislikes=1.0
+                )
+            encoded = [encoder(c) for c in conversations[part]]
+            data = collate(encoded, tokenizer.pad_token_id, 0 if prefix is None else prefix.shape[1])
+            logits = language_logits(model, kind, data, features, encoder.image_id, prefix)
             wanted = data["labels"][:, 1:][data["labels"][:, 1:] != -100]
             for want, got in zip(wanted.tolist(), logits.argmax(-1).tolist(), strict=True):
                 if want != tokenizer.eos_token_id:
@@ -854,6 +984,8 @@ def abilities(model, kind: str, image_processor, tokenizer, count: int = 400) ->
         run([drawn.recognition(1, source=source) for _ in range(count)],
             lambda want, s=source: f"{'place' if want in letters else 'presence'} from {s}")  # fmt: skip
     run([drawn.captions(1, faces=False) for _ in range(count)], lambda want: "naming an item")
+    people, asked_about = zip(*(drawn.introduced(1) for _ in range(count)), strict=True)
+    run(asked_about, lambda want: "preference yes/no from a soft prefix", people)
     model.train(was_training)
     return {
         name: {"accuracy": round(float(np.mean([w == g for w, g in pairs])), 4), "n": len(pairs)}
@@ -919,6 +1051,16 @@ _STRANGERS = {
     "steps": 1000, "lr": 1e-3, "shares": [5, 8, 1, 2], "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
 }  # fmt: skip
 
+_TALKATIVE = {
+    "steps": 500, "lr": 6e-4, "shares": [4, 6, 1, 5], "talk_every": 2,
+    "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+}  # fmt: skip
+
+_INTRODUCED = {
+    "steps": 1300, "lr": 8e-4, "shares": [4, 8, 1, 3], "prefix": {"steps": 800, "goal": 0.83},
+    "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+}  # fmt: skip
+
 RECIPES: dict[str, dict] = {
     "llava": {
         "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
@@ -933,6 +1075,8 @@ RECIPES: dict[str, dict] = {
                 {"steps": 900, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 2, "places": 0.4}},
                 _SPELLED,
                 _STRANGERS,
+                _TALKATIVE,
+                _INTRODUCED,
             ]
         },
     },
@@ -948,6 +1092,8 @@ RECIPES: dict[str, dict] = {
                 _STRANGERS,
                 _STRANGERS,
                 _STRANGERS,
+                _TALKATIVE,
+                _INTRODUCED,
             ]
         },
     },

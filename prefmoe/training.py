@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,9 +78,10 @@ def learning_rate_factor(step: int, steps: int, training: Training) -> float:
 
 
 def _pairs(examples: Sequence[Example], benchmark: Benchmark, rng: np.random.Generator) -> list[list[int]]:
-    """One epoch as units: two examples whose different users share a preference group, or a single one.
+    """One epoch as units: two examples of one form whose different users share a preference group, or a single one.
 
-    The group is that of the asked facet; for recognition, of a facet drawn at random.
+    The group is that of the asked facet; for recognition, of a facet drawn at random. The form is that of the
+    answer: a choice between options, or yes and no.
     """
     order = rng.permutation(len(examples))
     drawn = rng.integers(len(FACETS), size=len(examples))
@@ -87,10 +89,12 @@ def _pairs(examples: Sequence[Example], benchmark: Benchmark, rng: np.random.Gen
     keys = []
     for position, example in enumerate(examples):
         facet = example.facet_id if example.facet_id >= 0 else int(drawn[position])
-        keys.append(benchmark.groups[users[position]][facet])
-    waiting: dict[int, list[int]] = defaultdict(list)
+        group = benchmark.groups[users[position]][facet]
+        keys.append((group, example.is_multiple_choice) if group >= 0 else None)
+    waiting: dict[tuple[int, bool], list[int]] = defaultdict(list)
     for position in order:
-        waiting[keys[position]].append(int(position))
+        if (key := keys[position]) is not None:
+            waiting[key].append(int(position))
     used = np.zeros(len(examples), dtype=bool)
     units = []
     for position in map(int, order):
@@ -98,8 +102,8 @@ def _pairs(examples: Sequence[Example], benchmark: Benchmark, rng: np.random.Gen
             continue
         used[position] = True
         unit = [position]
-        if keys[position] >= 0:
-            queue = waiting[keys[position]] = [p for p in waiting[keys[position]] if not used[p]]
+        if (key := keys[position]) is not None:
+            queue = waiting[key] = [p for p in waiting[key] if not used[p]]
             partner = next((p for p in queue if users[p] != users[position]), None)
             if partner is not None:
                 used[partner] = True
@@ -108,30 +112,53 @@ def _pairs(examples: Sequence[Example], benchmark: Benchmark, rng: np.random.Gen
     return [units[i] for i in rng.permutation(len(units))]
 
 
+def _fill(units: list[list[int]], size: int) -> list[int]:
+    """Takes up to ``size`` positions off the front of ``units``, splitting a unit only when none fits whole."""
+    taken: list[int] = []
+    while units and (room := size - len(taken)):
+        fitting = next((i for i, unit in enumerate(units) if len(unit) <= room), None)
+        if fitting is None:
+            taken += units[0][:room]
+            units[0] = units[0][room:]
+        else:
+            taken += units.pop(fitting)
+    return taken
+
+
+def _epoch(
+    units: list[list[int]], examples: Sequence[Example], first: int, batch_size: int, rng: np.random.Generator
+) -> list[int]:
+    """The positions of an epoch in order: batches of one form each, drawn in turn, and what is left of either last.
+
+    A question with options is half as long again as one without; a batch that holds both pads the others up to it.
+
+    Args:
+        first: the room that is left in the batch that the last epoch began.
+    """
+    forms = [[unit for unit in units if examples[unit[0]].is_multiple_choice is choice] for choice in (False, True)]
+    order: list[int] = []
+    while any(sum(map(len, form)) >= (size := batch_size if order else first) for form in forms):
+        counts = np.array([sum(map(len, form)) for form in forms])
+        counts[counts < size] = 0
+        order += _fill(forms[int(rng.choice(len(forms), p=counts / counts.sum()))], size)
+    return order + _fill(forms[0], len(examples)) + _fill(forms[1], len(examples))
+
+
 def _stream(
     examples: Sequence[Example], benchmark: Benchmark, *, batch_size: int, seed: int, group_batches: bool
 ) -> Iterator[list[int]]:
     """Endless batches of positions; every epoch shows each example once, and batches run on across epochs."""
-    pending: list[list[int]] = []
-    epoch = 0
-    while True:
-        batch: list[int] = []
-        while len(batch) < batch_size:
-            if not pending:
-                rng = np.random.default_rng([seed, epoch])
-                epoch += 1
-                if group_batches:
-                    pending = _pairs(examples, benchmark, rng)
-                else:
-                    pending = [[int(position)] for position in rng.permutation(len(examples))]
-            room = batch_size - len(batch)
-            fitting = next((i for i, unit in enumerate(pending) if len(unit) <= room), None)
-            if fitting is None:
-                batch += pending[0][:room]
-                pending[0] = pending[0][room:]
-            else:
-                batch += pending.pop(fitting)
-        yield batch
+    pending: list[int] = []
+    for epoch in count():
+        rng = np.random.default_rng([seed, epoch])
+        if group_batches:
+            units = _pairs(examples, benchmark, rng)
+        else:
+            units = [[int(position)] for position in rng.permutation(len(examples))]
+        pending += _epoch(units, examples, batch_size - len(pending), batch_size, rng)
+        while len(pending) >= batch_size:
+            yield pending[:batch_size]
+            pending = pending[batch_size:]
 
 
 def plan_batches(
@@ -146,14 +173,15 @@ def plan_batches(
     """The positions (into ``examples``) of every batch of a training run.
 
     A function of the examples, the seed and the batch size alone, so that all methods of an edition see the
-    same questions in the same order, and a longer run begins like a shorter one. With ``group_batches`` an
+    same questions in the same order, and a longer run begins like a shorter one. Batches are of one form (with
+    options or without) as far as the numbers allow, because the two differ in length. With ``group_batches`` an
     example comes, where possible, with one about another user of its preference group: the residual contrast
     (PrefMoE, Lyu et al. 2026, residual losses) has no positives otherwise.
     """
     if not examples:
         raise TrainingError("no training examples: the benchmark's train split is empty")
     stream = _stream(examples, benchmark, batch_size=batch_size, seed=seed, group_batches=group_batches)
-    return [next(stream) for _ in range(count)]
+    return list(islice(stream, count))
 
 
 def progress_bar(total: int, description: str) -> tqdm:

@@ -8,11 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from prefmoe import pretraining
+from prefmoe.data.benchmark import FACETS, User
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
 from prefmoe.models.backbones import load_backbone
+from prefmoe.models.user_state import FactorisedUsers, encode_users
 from prefmoe.pretraining import Conversations, Encoder, Say
 
 KINDS = list(pretraining.FOLDERS)
@@ -87,6 +90,43 @@ def test_of_a_stranger_nothing_is_said_before_the_question(pool):
         assert answer.text in {"yes", "no", *"ABCD"}
 
 
+def test_a_soft_prefix_goes_from_words_to_the_tokens_of_the_untrained_user_state(pool, tmp_path):
+    backbone = load_backbone("llava-mini")
+    drawn, encoder = Conversations(pool, np.random.default_rng(4)), Encoder("llava", backbone.tokenizer)
+    people = [drawn.introduced(1)[0] for _ in range(8)]
+    pictures = [pool.pixels[person.portrait] for person in people]
+    paths = [tmp_path / f"{k}.png" for k in range(len(people))]
+    for path, picture in zip(paths, pictures, strict=True):
+        Image.fromarray(picture).save(path)
+    users = [
+        User(name=p.name, attribute="human", description=p.description, preferences=p.preferences, images=(path,))
+        for p, path in zip(people, paths, strict=True)
+    ]
+    anchors, known = encode_users(backbone, users, "embedding")
+    state = FactorisedUsers(anchors, known, torch.ones(len(users), dtype=torch.bool))
+    with torch.no_grad():
+        expected = state(torch.arange(len(users))).prefix
+        features = pretraining.pool_features(backbone.model, backbone.processor.image_processor, pool)
+
+        def prefix(blend: float) -> torch.Tensor:
+            rng, table = np.random.default_rng(5), backbone.embed_tokens.weight
+            return pretraining.soft_prefix(table, encoder, features, people, 0, rng, blend=blend, dislikes=1.0)
+
+        means, words = prefix(1.0), prefix(0.0)
+    assert torch.allclose(means[:, [0, 2]], expected[:, [0, 2]], atol=1e-5)
+    assert torch.allclose(means[:, 1], expected[:, 1], atol=2e-3)  # the pool's features are kept in half precision
+    held = expected[:, 3:].norm(dim=-1) > 0
+    assert held.any() and not held.all()
+    likeness = torch.cosine_similarity(means[:, 3:], expected[:, 3:], dim=-1)  # sums there, means here
+    assert torch.allclose(likeness[held], torch.ones(int(held.sum())), atol=1e-4)
+    assert not means[:, 3:][~held].any()
+    for person, tokens in zip(people, words, strict=True):
+        for facet, own in person.preferences.items():
+            at = 3 + 2 * FACETS.index(facet)
+            ids = backbone.tokenizer.convert_tokens_to_ids(list(own.likes))
+            assert torch.allclose(tokens[at : at + 2], backbone.embed_tokens.weight[ids], atol=1e-6)
+
+
 def test_the_qwen_text_model_starts_as_the_llama_it_adopts():
     source = load_backbone("llava-mini")
     model, _, tokenizer = pretraining.build_model("qwen2.5-vl")
@@ -140,7 +180,18 @@ def test_the_recipe_makes_a_backbone_that_loads_and_goes_on_where_it_stopped(tmp
         "pool": {"items": 60, "quarters": 8, "groups": 40, "people": 8},
         "vision": {"steps": 2, "batch": 4, "lr": 1e-3},
         "lessons": ((0, 1.1, 2), (4, 1.1, 1)),
-        "joint": {"phases": [{"steps": 2, "lr": 1e-3, "shares": [1, 1, 1, 1], "recognition": {"level": 1}}]},
+        "joint": {
+            "phases": [
+                {"steps": 2, "lr": 1e-3, "shares": [1, 1, 1, 1], "recognition": {"level": 1}},
+                {
+                    "steps": 3,
+                    "lr": 1e-3,
+                    "shares": [1, 1],
+                    "recognition": {"level": 1},
+                    "prefix": {"steps": 2, "goal": 0.0},
+                },
+            ]
+        },
     }
     work = tmp_path / "work"
     folder = pretraining.pretrain("llava-mini", folder=tmp_path / "first", work=work, recipe=recipe)

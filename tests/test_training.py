@@ -58,6 +58,16 @@ def test_odd_batches_split_a_pair_and_lose_nobody():
     assert Counter(position for batch in batches for position in batch) == Counter(range(48))
 
 
+@pytest.mark.parametrize("group_batches", [True, False])
+def test_batches_are_of_one_form_but_for_the_last_of_an_epoch(group_batches):
+    examples = small_benchmark().select("train")
+    for size in (3, 6, 7):
+        batches = plan(len(examples) // size * 3, batch_size=size, group_batches=group_batches)
+        mixed = [len({examples[p].is_multiple_choice for p in batch}) > 1 for batch in batches]
+        assert {examples[p].is_multiple_choice for batch in batches for p in batch} == {True, False}
+        assert sum(mixed) <= 3 * 2
+
+
 def test_a_longer_plan_begins_like_a_shorter_one_and_depends_on_the_seed():
     assert plan(20)[:7] == plan(7)
     assert plan(7) != plan(7, seed=4)

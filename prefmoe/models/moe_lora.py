@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, rms_norm
+from torch.nn.functional import gelu, linear, normalize, rms_norm
 
 from prefmoe.data.benchmark import FACETS
 
@@ -129,8 +129,10 @@ class MixtureOfLoRA(nn.Module):
 class HierarchicalRouter(nn.Module):
     """The three routers and the user expert's context, computed once per forward pass and per example.
 
-    Inputs are brought to unit rms, because hidden sizes and embedding scales differ between backbones. Gates
-    are softmaxes of linear maps that start at zero: a new router mixes evenly.
+    Inputs are brought to unit length, because hidden sizes and embedding scales differ between backbones, and a
+    step of Adam moves every weight alike: at unit rms a logit would move with each step by the learning rate times
+    the width, and the softmax would close within a few. Gates are softmaxes of linear maps that start at zero: a
+    new router mixes evenly.
 
     Args:
         hidden: H. ranks: of the experts. alpha: scale of the mixture's output.
@@ -164,7 +166,7 @@ class HierarchicalRouter(nn.Module):
             query: (B, H) mean input embedding of the question's text and image tokens.
             facet: (B,) gold facet or -1; read by the oracle only.
         """
-        unit = [_unit(value) for value in (profile.mean(1), facets.mean(1), query)]
+        unit = [normalize(value.float(), dim=1) for value in (profile.mean(1), facets.mean(1), query)]
         if self.label is not None:
             unit[2] = unit[2] + self.label(facet.remainder(self.label.num_embeddings))
         about, likes, asked = unit
@@ -184,7 +186,8 @@ class HierarchicalRouter(nn.Module):
         if self.context is None:
             routing.context = first.new_zeros(len(first), ranks.user)
         else:
-            routing.context = self.context(_unit(residuals.flatten(1)))  # (B, user rank)
+            flat = residuals.flatten(1).float()
+            routing.context = self.context(rms_norm(flat, flat.shape[1:], eps=1e-12))  # (B, user rank)
         gates = {"task": task, "preference": preference, "profile": profile_gate}
         routing.gates = {name: gate.detach() for name, gate in gates.items()}
 
@@ -201,8 +204,3 @@ def install_mixture(model: nn.Module, names: list[str], ranks: Ranks, routing: R
             raise TypeError(f"{name}: expected a torch.nn.Linear to adapt, found {type(module).__name__}")
     for name, module in found.items():
         model.set_submodule(name, MixtureOfLoRA(module, ranks, routing))
-
-
-def _unit(x: Tensor) -> Tensor:
-    """(B, D) with each row at rms 1."""
-    return rms_norm(x.float(), x.shape[-1:], eps=1e-12)
