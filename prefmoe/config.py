@@ -175,6 +175,7 @@ class PrefMoEMethod(_Strict):
     components: str = COMPONENTS
     lr: float = Field(gt=0, description="LoRA experts and routers")
     lr_user: float = Field(gt=0, description="user embeddings, prototypes and corrections")
+    steps_factor: float = Field(1.0, ge=0, description="times the edition's steps; 0 leaves the method untrained")
     last_layers: int = Field(8, ge=1)
     preference_rank: int = Field(8, ge=1)
     user_rank: int = Field(64, ge=1)
@@ -207,6 +208,11 @@ Method = Annotated[
     | PrefMoEMethod,
     Field(discriminator="kind"),
 ]
+
+
+def is_trained(method: Method) -> bool:
+    """Whether a method has training steps at all."""
+    return method.kind != "nontuned" and getattr(method, "steps_factor", 1.0) > 0
 
 
 class Edition(_Strict):

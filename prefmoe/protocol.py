@@ -26,6 +26,7 @@ from prefmoe.config import (
     Method,
     MiniatureData,
     Setting,
+    is_trained,
     load_edition,
 )
 from prefmoe.tables import run_folder
@@ -227,7 +228,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Training steps of all seeds that have to be made."""
-        if self.own or self.config.kind == "nontuned":
+        if self.own or not is_trained(self.config):
             return 0
         return len(self.seeds) * round(
             self.edition.training.steps * getattr(self.config, "steps_factor", 1.0)
@@ -240,7 +241,7 @@ def plan(
     """The runs behind one variant of an experiment."""
     asked = protocol.experiments[experiment]
     changed, config = apply_variant(edition, asked, method, variant)
-    seeds = protocol.seeds[:1] if config.kind == "nontuned" else protocol.seeds
+    seeds = protocol.seeds if is_trained(config) else protocol.seeds[:1]
     own = (changed, config) == (edition, edition.methods[method]) and (backbone, method) in edition.runs()
     own = own and set(asked.splits) <= set(edition.evaluation.splits)
     own = own and set(asked.turns) <= set(edition.evaluation.turns) and set(seeds) <= set(edition.seeds)

@@ -138,7 +138,7 @@ def read_cells(
                     continue
                 frames = [pd.read_parquet(folder / "predictions.parquet") for folder in folders]
                 where = {"method": planned.config.label, "key": method, "backbone": backbone}
-                where |= {"type": tables.TYPES[planned.config.kind]}
+                where |= {"type": tables.type_of(planned.config)}
                 for split in asked.splits:
                     for turns in asked.turns:
                         copies = [

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 import prefmoe
 from prefmoe import provenance
-from prefmoe.config import RESULTS, Edition, Method, load_edition
+from prefmoe.config import RESULTS, Edition, Method, is_trained, load_edition
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.sources import load_benchmark
 from prefmoe.evaluation import evaluate
@@ -272,7 +272,7 @@ class Workbench:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         training = None
-        if config.kind != "nontuned":
+        if is_trained(config):
             train_examples = self.benchmark.select("train")
             training = train(method, train_examples, self.edition.training, folder=folder, seed=seed)
         settings, frames, seconds = self.edition.evaluation, [], {}
@@ -368,8 +368,8 @@ def _method_config(edition: Edition, method_name: str) -> Method:
 def seeds_of(edition: Edition | str, method_name: str) -> tuple[int, ...]:
     """The seeds a method is run with: the edition's; the first alone when nothing is trained, hence random."""
     edition = _edition(edition)
-    nontuned = _method_config(edition, method_name).kind == "nontuned"
-    return edition.seeds[:1] if nontuned else edition.seeds
+    trained = is_trained(_method_config(edition, method_name))
+    return edition.seeds if trained else edition.seeds[:1]
 
 
 def run_method(

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe import metrics, probabilities, statistics
-from prefmoe.config import COMPONENTS, FIGURES, RESULTS, Edition, PrefMoEMethod
+from prefmoe.config import COMPONENTS, FIGURES, RESULTS, Edition, Method, PrefMoEMethod, is_trained
 from prefmoe.data.benchmark import FACETS, Benchmark, User
 
 TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds")
@@ -59,8 +59,8 @@ REPORTED_TURNS = (0, 10)
 TYPES = {"nontuned": "NT", "fft": "FFT"} | dict.fromkeys(
     ("lora", "soft_prompt", "yollava", "lova3", "tg_llava", "prefmoe"), "PEFT"
 )
-"""Kind of method in the configuration -> type in Table 1; computed floors and ceilings have type
-"Reference"."""
+"""Kind of method in the configuration -> type in Table 1; what is not trained has type "NT", computed floors and
+ceilings "Reference"."""
 
 REFERENCE = "Reference"
 NO_BACKBONE = "none"
@@ -303,6 +303,11 @@ class Answers:
         return {"method": self.method, "type": self.type, "backbone": self.backbone, "turns": self.turns}
 
 
+def type_of(method: Method) -> str:
+    """The type in Table 1: "NT", "FFT" or "PEFT"."""
+    return TYPES[method.kind] if is_trained(method) else "NT"
+
+
 def run_folder(results: str | Path, edition: str, backbone: str, method: str, seed: int) -> Path:
     """Where a run of an edition lies."""
     return Path(results) / edition / "runs" / backbone / method / f"seed{seed}"
@@ -329,7 +334,7 @@ def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers
             for seed, folder in folders.items()
             if (folder / "run.json").is_file() and (folder / "predictions.parquet").is_file()
         }
-        if not ready or (method.kind != "nontuned" and len(ready) < len(folders)):
+        if not ready or (is_trained(method) and len(ready) < len(folders)):
             missing += [str(folder) for seed, folder in folders.items() if seed not in ready]
             continue
         frames = []
@@ -346,7 +351,7 @@ def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers
                         f"that differ from the other runs' {len(asked)}; expected the same in every run"
                     )
             if len(copies[0]):
-                where = {"backbone": backbone, "type": TYPES[method.kind], "turns": turns}
+                where = {"backbone": backbone, "type": type_of(method), "turns": turns}
                 answers.append(Answers.of(copies, method=method.label, key=key, **where))
     if missing:
         raise TableError(
@@ -470,10 +475,11 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
 
 
 def focus_method(edition: Edition) -> str | None:
-    """The complete PrefMoE of an edition (all components, no facet label), or None."""
+    """The complete PrefMoE of an edition (all components, trained, no facet label), or None."""
     for key in (*edition.table1, *edition.table2):
         method = edition.methods[key]
-        if isinstance(method, PrefMoEMethod) and method.components == COMPONENTS and method.facet_label == "none":
+        complete = isinstance(method, PrefMoEMethod) and method.components == COMPONENTS
+        if complete and is_trained(method) and method.facet_label == "none":
             return key
     return None
 

@@ -63,7 +63,7 @@ class TrainingResult:
 
 
 def total_steps(training: Training, method_config: Any) -> int:
-    """Optimiser steps of a method: the edition's, times ``steps_factor`` for time-matched baselines."""
+    """Optimiser steps of a method: the edition's, times its ``steps_factor``, but at least one."""
     return max(1, round(training.steps * getattr(method_config, "steps_factor", 1.0)))
 
 

@@ -177,6 +177,9 @@ def test_workbench_hands_caches_on_but_no_weights():
 def test_nothing_random_is_not_repeated():
     assert seeds_of(EDITION, "NT") == (0,)
     assert seeds_of(EDITION, "LoRA") == (0, 1)
+    untrained = EDITION.methods["PrefMoE"].model_copy(update={"steps_factor": 0.0})
+    edition = EDITION.model_copy(update={"methods": {**EDITION.methods, "PrefMoE": untrained}})
+    assert seeds_of(edition, "PrefMoE") == (0,)
     assert [folder.name for folder in run_all_seeds(EDITION, "tiny-llava", "NT", results="results")] == ["seed0"]
 
 
