@@ -543,8 +543,8 @@ def answers_of_methods(
 
 
 SAME_PICTURE_RULE = (
-    "The first plain yes/no test question of each facet, asked about the first user who holds the preference and "
-    "about the first who does not; no answer was looked at."
+    "The first plain yes/no test question of each facet about a preference that some users hold and some do not, asked "
+    "about the first user who holds it and about the first who does not; no answer was looked at."
 )
 """How `shared_questions` chooses with two users and as many pictures as facets."""
 
