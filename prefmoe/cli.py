@@ -70,6 +70,17 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument("--run", nargs=2, metavar=("BACKBONE", "PLAN"), help="make one plan's runs instead")
     instead.add_argument("--budget", action="store_true", help="say how many runs and steps they need instead")
 
+    for name, function, summary in (
+        ("record-logits", _record_logits, "Write down what a backbone says to fixed prompts."),
+        ("check-logits", _check_logits, "Compare a backbone with such a record."),
+    ):
+        logits = command(name, function, summary)
+        logits.add_argument("backbone", help="a name of the registry, or a folder with the model's files")
+        logits.add_argument("file", type=Path, help="JSON file")
+        logits.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+        logits.add_argument("--device", default="cpu", help='"auto" spreads the model over all accelerators')
+    logits.add_argument("--tolerance", type=float, default=0.01, help="largest difference of a logit (default: 0.01)")
+
     fetch = command("fetch", _fetch, "Download and verify the public subset of MMPB-clean.")
     fetch.add_argument("dataset", choices=["mmpb-clean"])
     fetch.add_argument("folder", type=Path)
@@ -159,6 +170,26 @@ def _protocol(options: argparse.Namespace) -> None:
 
     for path in build(options.edition).values():
         print(path)
+
+
+def _record_logits(options: argparse.Namespace) -> None:
+    from prefmoe.logits import record
+
+    record(_backbone(options), options.file)
+
+
+def _check_logits(options: argparse.Namespace) -> None:
+    from prefmoe.logits import check
+
+    print(check(_backbone(options), options.file, options.tolerance).to_string(index=False))
+
+
+def _backbone(options: argparse.Namespace):
+    import torch
+
+    from prefmoe.models.backbones import load_backbone
+
+    return load_backbone(options.backbone, dtype=getattr(torch, options.dtype), device=options.device)
 
 
 def _fetch(options: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ import prefmoe
 from prefmoe import provenance
 from prefmoe.config import RESULTS, Edition, Method, is_trained, load_edition
 from prefmoe.data.benchmark import Benchmark
+from prefmoe.data.prepared import prepared_pictures
 from prefmoe.data.sources import load_benchmark
 from prefmoe.evaluation import evaluate
 from prefmoe.models.backbones import Backbone, find_backbone, load_backbone
@@ -172,6 +173,15 @@ class Workbench:
         backbone, self._unused = self._unused or self._load(), None
         if self._latest is not None:
             backbone.adopt_caches(self._latest)
+        elif self.edition.cache_images:
+            examples = self.benchmark.examples.values()
+            pictures = prepared_pictures(
+                backbone,
+                (e.image for e in examples),
+                self.benchmark.digest,
+                self.results / self.edition.name / "pictures",
+            )
+            backbone.encoded.setdefault(self.benchmark.digest, {})["pictures"] = pictures
         self._latest = backbone
         return backbone
 

@@ -18,10 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference, User
 from prefmoe.models.backbones import Backbone, load_backbone, pictures_only
+from prefmoe.models.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
 
 torch.set_num_threads(1)
 
-ARCHITECTURES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision")
+DEEPSEEK_VL2 = ("deepseek_vl2_tiny", "deepseek_vl2_small", "deepseek_vl2")
+ARCHITECTURES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision", *DEEPSEEK_VL2)
 
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -41,6 +43,24 @@ TEMPLATES = {
     "qwen2_5_vl": CHATML_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
 }
 
+EXPERTS = {
+    "n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+    "num_key_value_heads": 4, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+LATENT = {
+    "q_lora_rank": None, "kv_lora_rank": 16, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 10,
+    "first_k_dense_replace": 1,
+}  # fmt: skip
+DEEPSEEK_VL2_TEXT = {
+    "deepseek_vl2_tiny": EXPERTS | {
+        "model_type": "deepseek_ocr2_text", "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
+    "deepseek_vl2_small": EXPERTS | LATENT | {"model_type": "deepseek_v2"},
+    "deepseek_vl2": EXPERTS | LATENT | {
+        "model_type": "deepseek_v3", "norm_topk_prob": True, "routed_scaling_factor": 2.0, "num_mtp_layers": 0,
+    },
+}  # fmt: skip
+
 NAMES = ("Ann", "Bob", "Cid", "Dot")
 ITEMS = ("tea", "jazz", "chess", "hats", "surfing", "opera")
 
@@ -53,6 +73,7 @@ def tiny_tokenizer(kind: str, further: str = "") -> PreTrainedTokenizerFast:
         "llava_onevision": ["<pad>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"],
         "qwen2_5_vl": ["<pad>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
                        "<|video_pad|>"],
+        **{size: ["<pad>", "<s>", "</s>", "<image>", "<|User|>", "<|Assistant|>"] for size in DEEPSEEK_VL2},
     }[kind]  # fmt: skip
     text = " ".join(
         [*NAMES, *ITEMS, *FACETS, "USER ASSISTANT user assistant system yes no yeah A B C D Yes No"]
@@ -66,8 +87,9 @@ def tiny_tokenizer(kind: str, further: str = "") -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     options = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": special[2]}
-    if kind in ("llava", "llava_next"):
+    if "<s>" in special:
         options["bos_token"] = "<s>"
+    if kind in ("llava", "llava_next"):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
         )
@@ -90,7 +112,7 @@ def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
         initializer_range=0.3,
     )  # fmt: skip
     pinpoints = [[16, 32], [32, 16], [32, 32]]
-    common = {"chat_template": TEMPLATES[kind]}
+    common = {"chat_template": TEMPLATES.get(kind)}
     if kind == "llava":
         config = transformers.LlavaConfig(
             vision_config=transformers.CLIPVisionConfig(**vision), text_config=transformers.LlamaConfig(**text),
@@ -128,6 +150,17 @@ def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
         processor = pictures_only(transformers.LlavaOnevisionProcessor)(
             images, tokenizer, num_image_tokens=4, vision_feature_select_strategy="full", **common
         )
+    elif kind in DEEPSEEK_VL2:
+        config = DeepseekVLV2Config(
+            vision_config=vision | {"model_type": "siglip_vision_model", "image_size": 24},
+            text_config=text | DEEPSEEK_VL2_TEXT[kind], image_token_id=image,
+        )  # fmt: skip
+        model = DeepseekVLV2ForCausalLM(config)
+        with torch.no_grad():  # routers that start at zero, or next to it, choose experts by rounding errors
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                if ".gate." in name:
+                    tensor.normal_()
+        processor = DeepseekVLV2Processor(tokenizer, [[24, 24], [24, 48], [48, 24], [48, 48], [24, 72]], patch_size=8)
     else:
         rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
         config = transformers.Qwen2_5_VLConfig(

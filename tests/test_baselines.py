@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import DEEPSEEK_VL2
 
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
 from prefmoe.data.collation import load_pictures, process_pictures
@@ -11,7 +12,7 @@ from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned, matching_ra
 from prefmoe.models.methods import Method, build_method
 
 FFT = FullFineTuningMethod(kind="fft", label="FFT", lr=1e-3)
-BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", *DEEPSEEK_VL2])
 
 
 def lora(**changes) -> LoRAMethod:

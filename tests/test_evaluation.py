@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import DEEPSEEK_VL2
 from small_world import small_backbone, small_benchmark, small_edition
 
 from prefmoe import metrics
@@ -36,7 +37,9 @@ def ask(method, examples=None, **changes) -> pd.DataFrame:
     return evaluate(method, examples or questions(), **(options | changes))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("NT", "llava"), ("PrefMoE", "llava"), ("PrefMoE", "qwen2_5_vl")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("NT", "llava"), *(("PrefMoE", kind) for kind in ("llava", "qwen2_5_vl", *DEEPSEEK_VL2))]
+)
 @pytest.mark.parametrize("turns", [0, 1])
 def test_answers_do_not_depend_on_the_batch_size(name, kind, turns):
     method = method_of(name, kind)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ARCHITECTURES, DEEPSEEK_VL2
 from pydantic import TypeAdapter
 from small_world import METHODS, PREFMOE, small_backbone, small_benchmark
 from transformers import GenerationConfig
@@ -108,7 +109,7 @@ def test_answers_and_probabilities_are_those_without_sharing(miniature, name):
     assert less < 0.75 * more if name in SHARING else less == more
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "llava_next", "llava_onevision"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_architecture_can_share(kind):
     method = method_of(KINDS["E"], small_backbone(kind))
     (shared, less), (alone, more) = ask(method, True, turns=2), ask(method, False, turns=2)
@@ -128,7 +129,7 @@ def conversations_with_a_portrait(backbone, count: int = 8):
     return examples, encoded
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "llava_next"])
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "llava_next", *DEEPSEEK_VL2])
 def test_a_portrait_before_the_question_is_shared_too(kind):
     method = method_of(KINDS["NT-no-profile"], small_backbone(kind))
     examples, encoded = conversations_with_a_portrait(method.backbone)

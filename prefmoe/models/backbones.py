@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -48,7 +48,7 @@ class Paths(BaseModel):
 
 
 class Architecture(BaseModel):
-    """What all backbones of one transformers class share."""
+    """What all backbones of one class share; a target module may name alternatives, of which a layer has one: a|b."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -185,6 +185,22 @@ def _model_class(folder: Path) -> str:
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
+def _class(name: str) -> Any:
+    """The class of this name: of transformers, or of this package where transformers has none.
+
+    Raises:
+        BackboneError: if neither has it.
+    """
+    if hasattr(transformers, name):
+        return getattr(transformers, name)
+    from prefmoe.models import deepseek_vl2  # takes a moment: it imports several of transformers' models
+
+    if name not in deepseek_vl2.__all__:
+        places = f"transformers {transformers.__version__} nor {deepseek_vl2.__name__}"
+        raise BackboneError(f"neither {places} has a class {name}")
+    return getattr(deepseek_vl2, name)
+
+
 def load_backbone(
     name_or_folder: str | Path,
     *,
@@ -208,7 +224,8 @@ def load_backbone(
     """
     entry = find_backbone(name_or_folder)
     source, options = _source(entry)
-    model_class = getattr(transformers, entry.model_class)
+    model_class = _class(entry.model_class)
+    own = not model_class.__module__.startswith("transformers.")
     try:
         with _no_progress_bars():
             model, loading = model_class.from_pretrained(
@@ -218,12 +235,14 @@ def load_backbone(
                 device_map="auto" if device == "auto" else None,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
                 **options,
             )
             processor = _load_processor(entry, source, options, model.config)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"backbone {entry.name!r} cannot be loaded from {source}: {error}") from error
-    for kind in ("missing_keys", "mismatched_keys"):
+    # Files of transformers' classes may hold tensors of older versions; an own class knows all that it may meet.
+    for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if own else [])):
         if loading[kind]:
             some = ", ".join(sorted(map(str, loading[kind]))[:5])
             raise BackboneError(f"backbone {entry.name!r}: {source} has weights with {kind.replace('_', ' ')}: {some}")
@@ -272,7 +291,9 @@ def pictures_only(processor_class: type) -> type:
 
 def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any], config: Any) -> Any:
     """The processor with pictures prepared by Pillow, so that the pixels are the same wherever it runs."""
-    original = getattr(transformers, entry.architecture.processor_class)
+    original = _class(entry.architecture.processor_class)
+    if not original.__module__.startswith("transformers."):
+        return original.from_pretrained(source, **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
     images = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False, **options)
     settings, _ = original.get_processor_dict(source, **options)
@@ -320,6 +341,8 @@ class Backbone:
         if self.processor.chat_template is None:
             raise BackboneError(f"backbone {entry.name!r}: its processor has no chat template")
         found = self.tokenizer.convert_tokens_to_ids(entry.image_token)
+        if model.config.image_token_id is None:  # the model's files leave it to the tokenizer
+            model.config.image_token_id = found
         if found != model.config.image_token_id:
             raise BackboneError(
                 f"backbone {entry.name!r}: the tokenizer has id {found} for {entry.image_token!r}, "
@@ -440,9 +463,10 @@ class Backbone:
             prefix = f"{self.entry.paths.layers}.{index}"
             found = {name.rsplit(".", 1)[-1]: name for name, _ in self.layers[index].named_modules()}
             for target in self.entry.target_modules:
-                if target not in found:
+                present = [found[name] for name in target.split("|") if name in found]
+                if not present:
                     raise BackboneError(f"backbone {self.entry.name!r}: {prefix} has no {target}")
-                names.append(f"{prefix}.{found[target]}")
+                names.append(f"{prefix}.{present[0]}")
         return names
 
     @torch.no_grad()
@@ -508,8 +532,8 @@ class VisionCache:
     parameter of the tower needs a gradient, or attention maps are asked of it, the original forward runs.
 
     Args:
-        backbone: of a class with `pixel_values` (N, C, H, W) and selected hidden states (LLaVA family), or with
-            packed patches and a merger (Qwen2.5-VL).
+        backbone: of a class with `pixel_values` (N, C, H, W) and selected hidden states (LLaVA family) or the last
+            ones (DeepSeek-VL2), or with packed patches and a merger (Qwen2.5-VL).
 
     Attributes:
         filling: while new pictures pass through the tower's own forward, merger included; its result is not used.
@@ -526,7 +550,10 @@ class VisionCache:
             self._frozen_parameters = [p for p in self._frozen_parameters if id(p) not in trained]
         self._original = self._tower.forward
         self._states: dict[bytes, Tensor] = {}
-        self._tower.forward = self._forward_packed if self._inside else self._forward_rows
+        if self._inside:
+            self._tower.forward = self._forward_packed
+        else:
+            self._tower.forward = self._forward_last if self._layer is None else self._forward_rows
 
     def __len__(self) -> int:
         """How many pictures (or crops) are kept."""
@@ -553,15 +580,29 @@ class VisionCache:
         layers = [self._layer] if isinstance(self._layer, int) else list(self._layer)
         if self._bypassed(options) or options.get("output_hidden_states") not in (True, self._layer):
             return self._original(pixel_values, **options)
+        states = self._keep_rows(
+            pixel_values, options, lambda output, row: torch.stack([output.hidden_states[i][row] for i in layers])
+        )  # (N, layers, tokens, D)
+        return BaseModelOutputWithPooling(hidden_states=dict(zip(layers, states.unbind(1), strict=True)))
+
+    def _forward_last(self, pixel_values: Tensor, **options: Any) -> Any:
+        """DeepSeek-VL2: pixel_values (N, C, H, W) -> output with the last hidden states (N, tokens, D)."""
+        if self._bypassed(options) or options.get("output_hidden_states"):
+            return self._original(pixel_values, **options)
+        states = self._keep_rows(pixel_values, options, lambda output, row: output.last_hidden_state[row])
+        return BaseModelOutputWithPooling(last_hidden_state=states)
+
+    def _keep_rows(
+        self, pixel_values: Tensor, options: dict[str, Any], states: Callable[[Any, int], Tensor]
+    ) -> Tensor:
+        """What ``states`` picks from the tower's output for each row of pixel_values, stacked."""
         keys = _digests(pixel_values)
         new = self._new(keys)
         if new:
             with torch.no_grad():
                 output = self._original(pixel_values[list(new.values())], **options)
-            for row, key in enumerate(new):
-                self._states[key] = torch.stack([output.hidden_states[layer][row] for layer in layers])
-        states = torch.stack([self._states[key] for key in keys], dim=1)  # (layers, N, tokens, D)
-        return BaseModelOutputWithPooling(hidden_states=dict(zip(layers, states, strict=True)))
+            self._states |= {key: states(output, row).clone() for row, key in enumerate(new)}
+        return torch.stack([self._states[key] for key in keys])
 
     def _forward_packed(self, hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
         """Qwen2.5-VL: packed patches (sum of t*h*w, D) and grids (N, 3) -> output with merged tokens (sum, H)."""

@@ -67,16 +67,18 @@ def scaled_low_rank(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, context: Ten
     """B (scale . h) with h = A x, of which the first C rows become gelu(A x + context).
 
     Args:
-        x: (B, T, in). A: (R, in). B: (out, R). scale: (B, R). context: (B, C) with C <= R, or None.
+        x: (B, ..., in), for example (B, T, in); latent attention has (B, 1, T, in). A: (R, in). B: (out, R).
+        scale: (B, R). context: (B, C) with C <= R, or None.
 
     Returns:
-        (B, T, out).
+        (B, ..., out).
     """
-    hidden = linear(x, A)  # (B, T, R)
+    hidden = linear(x, A)  # (B, ..., R)
+    example = (len(scale), *[1] * (x.dim() - 2), -1)
     if context is not None:
-        bent, straight = hidden.split([context.shape[1], hidden.shape[2] - context.shape[1]], dim=2)
-        hidden = torch.cat([gelu(bent + context[:, None]), straight], dim=2)
-    return linear(hidden * scale[:, None], B)
+        bent, straight = hidden.split([context.shape[1], hidden.shape[-1] - context.shape[1]], dim=-1)
+        hidden = torch.cat([gelu(bent + context.view(example)), straight], dim=-1)
+    return linear(hidden * scale.view(example), B)
 
 
 def expert_mixture(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, context: Tensor | None = None) -> Tensor:
@@ -115,7 +117,7 @@ class MixtureOfLoRA(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, in) to (B, T, out); the plain layer while the routing is empty."""
+        """x (B, ..., in) to (B, ..., out); the plain layer while the routing is empty."""
         output = self.base(x)
         routing = self.routing
         if routing.scale is None:

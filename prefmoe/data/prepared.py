@@ -1,0 +1,89 @@
+"""Pictures as a backbone's processor prepares them, kept in a file that all runs on one benchmark share.
+
+Decoding and resizing a few thousand small pictures takes longer than a miniature takes to look at them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from prefmoe.data.collation import ProcessedPictures, load_pictures, process_pictures
+
+if TYPE_CHECKING:
+    from prefmoe.models.backbones import Backbone
+
+COUNT = ".count"
+"""Ending of the tensor that says how many rows of another one belong to each picture."""
+
+
+def prepared_pictures(
+    backbone: Backbone, files: Iterable[Path], benchmark_digest: str, folder: Path
+) -> dict[tuple[str, ...], ProcessedPictures]:
+    """The prepared form of each picture, in the layout of a collator's memory: (path,) -> picture.
+
+    The first process prepares them and writes the file, under a temporary name first; later ones, and those that waited
+    meanwhile, read it. The file's name depends on pictures, processor and library, so that an old one is never used.
+    Pictures of which a processor makes crops of different numbers are prepared every time.
+
+    Args:
+        files: pictures that a prompt may show by themselves. benchmark_digest: of their contents.
+        folder: where the file is kept.
+
+    Raises:
+        CollationError: if a picture cannot be read.
+    """
+    names = sorted({str(file) for file in files})
+    processor = json.dumps(backbone.processor.image_processor.to_dict(), sort_keys=True, default=str)
+    made_from = [benchmark_digest, processor, version("transformers"), *(Path(name).name for name in names)]
+    key = hashlib.blake2b("\0".join(made_from).encode(), digest_size=8).hexdigest()
+    path = folder / f"{backbone.entry.name}-{key}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            pictures = [process_pictures(backbone, load_pictures([name])) for name in names]
+            if not _of_one_shape(pictures):
+                return {(name,): picture for name, picture in zip(names, pictures, strict=True)}
+            _write(pictures, path)
+    return {(name,): picture for name, picture in zip(names, _read(path), strict=True)}
+
+
+def _of_one_shape(pictures: list[ProcessedPictures]) -> bool:
+    """Whether all inputs agree but for their first dimension, as they do unless crops differ in number."""
+    return len({tuple((key, *value.shape[1:]) for key, value in picture.inputs.items()) for picture in pictures}) == 1
+
+
+def _write(pictures: list[ProcessedPictures], path: Path) -> None:
+    tensors = {}
+    for key in pictures[0].inputs:
+        values = [picture.inputs[key] for picture in pictures]
+        tensors[key] = torch.cat(values)
+        tensors[key + COUNT] = torch.tensor([len(value) for value in values])
+    texts = [[picture.replacements, picture.digests] for picture in pictures]
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"texts": json.dumps(texts)})
+    os.replace(partial, path)
+
+
+def _read(path: Path) -> list[ProcessedPictures]:
+    with safe_open(path, "pt") as file:
+        texts = json.loads(file.metadata()["texts"])
+        parts = {
+            key: file.get_tensor(key).split(file.get_tensor(key + COUNT).tolist())
+            for key in file.keys()
+            if not key.endswith(COUNT)
+        }
+    return [
+        ProcessedPictures({key: rows[k] for key, rows in parts.items()}, tuple(replacements), tuple(digests))
+        for k, (replacements, digests) in enumerate(texts)
+    ]

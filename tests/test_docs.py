@@ -1,0 +1,53 @@
+"""What the pages under docs/ say can be done as they say it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import yaml
+
+from prefmoe.logits import PROMPTS, fixed_picture
+from prefmoe.models.backbones import REGISTRY, Registry
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.S | re.M)
+
+
+def test_example_entries_are_valid() -> None:
+    content = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
+    for block in blocks("backbones.md", "yaml"):
+        for part, entries in yaml.safe_load(block).items():
+            assert not set(entries) & set(content[part])
+            content[part] |= entries
+    registry = Registry.model_validate(content)
+    assert "llava-next-mistral-7b" in registry.backbones and "SomeVisionLanguageModel" in registry.architectures
+
+
+def test_the_script_for_the_published_code_draws_and_writes_what_a_record_needs() -> None:
+    (script,) = (block for block in blocks("deepseek_vl2.md", "python") if "json.dump" in block)
+    tree = ast.parse(script)
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    imports = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "deepseek" not in ast.unparse(node)
+    ]
+    space: dict = {}
+    exec(compile(ast.Module([*imports, *functions], []), "docs", "exec"), space)
+    for messages, sizes in PROMPTS.values():
+        for size in sizes:
+            assert space["picture"](*size).tobytes() == fixed_picture(*size).tobytes()
+        for message in messages:
+            written = space["written"](message)
+            assert written["role"] in ("<|User|>", "<|Assistant|>") and written["content"].count("<image>") <= 1
+    (update,) = (
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "prompt.update"
+    )
+    fields = {"input_ids", "pixel_sum", "pixel_squares", "ids", "values", "log_total", "answer"}
+    assert {keyword.arg for keyword in update.keywords} == fields
