@@ -57,6 +57,8 @@ def places(backbone: Backbone, inputs: Mapping[str, Tensor], states: Tensor) -> 
         config = backbone.model.config
         arguments = (config.image_grid_pinpoints, config.vision_config.image_size)
         counts = [image_size_to_num_patches(size, *arguments) for size in inputs["image_sizes"]]
+    elif "image_tiles" in inputs:
+        counts = [1 + across * down for across, down in inputs["image_tiles"].tolist()]
     grids = torch.arange(crops * tokens).view(crops, side, side)
     return [list(picture) for picture in grids.split(counts)]
 
