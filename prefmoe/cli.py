@@ -56,6 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("edition")
     tables.add_argument("--readme", action="store_true", help="bring README.md's tables up to date from the CSV files")
 
+    run = command("run", _run, "Train and evaluate one method with all its seeds; works under `accelerate launch`.")
+    run.add_argument("edition")
+    run.add_argument("backbone")
+    run.add_argument("method")
+
+    plan = command("plan", _plan, "What an edition's runs need: memory, disk, GPUs, hours; and what fits here.")
+    plan.add_argument("edition", nargs="?", default="paper")
+
+    bench = command("bench", _bench, "Measure speed side by side; writes figures/speed/<cpu or cuda>.csv.")
+    bench.add_argument("edition", nargs="?", default="mini")
+    bench.add_argument("--output", type=Path, help="folder of the CSV file (default: figures/speed)")
+    bench.add_argument("--seconds", type=float, default=20.0, help="per comparison (default: 20)")
+    bench.add_argument("--users", type=int, nargs="+", help="sizes of the user state (default: 10 to 1000000)")
+
     pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (about an hour of CPU).")
     pretrain.add_argument("backbone", choices=miniature_backbones())
 
@@ -138,6 +152,27 @@ def _tables(options: argparse.Namespace) -> None:
         return
     for path in tables.build(edition, load_benchmark(edition)).values():
         print(path)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from prefmoe.runs import run_all_seeds
+
+    for folder in run_all_seeds(options.edition, options.backbone, options.method):
+        print(folder)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from prefmoe import resources
+
+    print(resources.table(options.edition).to_string(index=False))
+    print(f"\nThis machine: {resources.machine()[0]}. Formulas and their accuracy: docs/scale.md.")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from prefmoe import speed
+
+    chosen = {name: getattr(options, name) for name in ("output", "users") if getattr(options, name) is not None}
+    print(speed.bench(options.edition, seconds=options.seconds, **chosen))
 
 
 def _pretrain(options: argparse.Namespace) -> None:

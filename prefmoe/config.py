@@ -88,6 +88,7 @@ class Training(_Strict):
     clip_norm: float = Field(1.0, gt=0)
     checkpoint_every: int = Field(100, ge=1)
     group_batches: bool = Field(True, description="draw batches in which preference groups recur")
+    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
 
 
 class Evaluation(_Strict):
@@ -96,6 +97,20 @@ class Evaluation(_Strict):
     max_new_tokens: int = Field(3, ge=1)
     splits: tuple[str, ...] = ("test", "unseen")
     reuse_prefixes: bool = Field(True, description="compute the beginning that prompts share once per batch")
+
+
+class Hardware(_Strict):
+    """How backbones from the hub are loaded and run on accelerators; miniatures are always in float32, in one process.
+
+    launch: "one" process spreads a backbone over its GPUs; "ddp" processes share the batches, each with the whole
+    backbone; "fsdp" processes share the decoder layers as well.
+    """
+
+    four_bit: bool = Field(False, description="decoder layers in 4-bit NF4 (bitsandbytes); frozen backbones only")
+    attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
+    launch: Literal["one", "ddp", "fsdp"] = "one"
+    gpu_gigabytes: float = Field(80, gt=0, description="memory of each GPU of the cluster")
+    gpus_per_node: int = Field(8, ge=1)
 
 
 class Losses(_Strict):
@@ -186,6 +201,9 @@ class PrefMoEMethod(_Strict):
     correction_scale: float = Field(0.1, ge=0, description="bound of a correction, relative to the anchors' RMS")
     user_context: bool = Field(True, description="bend the user expert by the user's residuals, as published")
     facet_label: Literal["none", "oracle"] = "none"
+    user_updates: Literal["dense", "sparse"] = Field(
+        "dense", description="AdamW over all users, or SparseAdam over those of the batch: time independent of users"
+    )
     counterfactual_users: int = Field(20, ge=0)
     losses: Losses = Losses()
 
@@ -230,6 +248,7 @@ class Edition(_Strict):
     table1: tuple[str, ...]
     table2: tuple[str, ...] = ()
     cache_images: bool = Field(True, description="keep encoded pictures in memory; off for large backbones")
+    hardware: Hardware = Hardware()
 
     @field_validator("backbones")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -13,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
-from prefmoe import metrics, prefix_cache
+from prefmoe import distributed, memory, metrics, prefix_cache
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn
 from prefmoe.training import progress_bar
 
@@ -149,7 +149,9 @@ def _answer(
     if output is None:
         batch = method.collator.pad(prompts, examples).to(method.backbone.device)
         with method.context(batch):
-            output = method.model.generate(**batch.inputs, generation_config=generation)
+            output = method.model.generate(
+                **batch.inputs, generation_config=generation, synced_gpus=distributed.sharding()
+            )
     said = output.sequences[:, -len(output.logits) :]
     texts = method.backbone.tokenizer.batch_decode(said, skip_special_tokens=True)
     rows = answer_probabilities(output.logits[0], examples, tokens)
@@ -219,7 +221,8 @@ def evaluate(
         routed methods.
 
     Raises:
-        EvaluationError: if there are no questions, no small talk, or the tokenizer cannot say an answer.
+        EvaluationError: if there are no questions, no small talk, the tokenizer cannot say an answer, or memory does
+            not suffice (the message says which settings help).
     """
     if not examples:
         raise EvaluationError("no questions to evaluate")
@@ -242,8 +245,12 @@ def evaluate(
 
     ordered = sorted(examples, key=lambda example: (beginning(example), -length(example), example.index))
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    state = PartialState()
-    batches = batches[state.process_index :: state.num_processes]
+    state, sharded = distributed.state(), distributed.sharding()
+    rounds = math.ceil(len(batches) / state.num_processes)
+    # Sharded layers need every process in every round: those without a batch repeat one, which counts once.
+    extra = batches[-1:] * (rounds * state.num_processes - len(batches)) if sharded else []
+    batches = [*batches, *extra][state.process_index :: state.num_processes]
+    reuse_prefixes = reuse_prefixes and not sharded
     identity = {
         "indices": [example.index for batch in batches for example in batch],
         "turns": turns,
@@ -257,11 +264,12 @@ def evaluate(
     pieces = []
     for number, start in enumerate(range(0, len(batches), shard_batches)):
         piece = shards.read(number) if shards else None
-        if piece is None:
+        if not (distributed.agreed(piece is not None) if sharded else piece is not None):
             rows = []
             for batch in batches[start : start + shard_batches]:
                 spoken = [talks[example.index] for example in batch]
-                rows.append(_answer(method, batch, spoken, tokens, generation, reuse_prefixes))
+                with memory.explained(EvaluationError, f"a batch of {len(batch)} questions", memory.EVALUATION_HINT):
+                    rows.append(_answer(method, batch, spoken, tokens, generation, reuse_prefixes))
                 bar.update()
             piece = pd.concat(rows, ignore_index=True)
             if shards:
@@ -272,7 +280,7 @@ def evaluate(
     bar.close()
     if state.num_processes > 1:
         pieces = gather_object(pieces)
-    answers = pd.concat(pieces, ignore_index=True).set_index("index")
+    answers = pd.concat(pieces, ignore_index=True).drop_duplicates("index").set_index("index")
     indices = [example.index for example in examples]
     split = _splits(benchmark)
     questions = benchmark.frame.loc[indices, list(QUESTION_COLUMNS)].reset_index(drop=True)

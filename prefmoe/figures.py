@@ -645,7 +645,10 @@ def collapse_recall(table: pd.DataFrame, *, backbone: str, turns: int = 0) -> Fi
     """
     chosen = table[(table["turns"] == turns) & table["backbone"].isin((backbone, "none"))]
     wide = {metric: rows.set_index("method") for metric, rows in chosen.groupby("metric")}
-    methods = [m for m in dict.fromkeys(chosen["method"]) if not np.isnan(wide["recall"].loc[m, "value"])]
+    everybody = list(dict.fromkeys(chosen["method"]))
+    methods = [m for m in everybody if not np.isnan([wide[k].loc[m, "value"] for k in ("collapse", "recall")]).any()]
+    missing = ", ".join(method for method in everybody if method not in methods)
+    absent = f" Not shown, for want of readable answers: {missing}." if missing else ""
     figure, axes = _canvas(7.6, 5.2)
     axis = axes[0, 0]
     line = np.array([-0.05, 1.05])
@@ -687,7 +690,8 @@ def collapse_recall(table: pd.DataFrame, *, backbone: str, turns: int = 0) -> Fi
                 label=f"{number}  {method}",
             )
         )
-    for number, (point, place) in enumerate(zip(points, _label_places(np.array(points)), strict=True), 1):
+    places = _label_places(np.array(points).reshape(-1, 2))
+    for number, (point, place) in enumerate(zip(points, places, strict=True), 1):
         axis.annotate(
             str(number), point, place, fontsize=8, ha="center", va="center", zorder=4,
             arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
@@ -701,7 +705,8 @@ def collapse_recall(table: pd.DataFrame, *, backbone: str, turns: int = 0) -> Fi
     return _finish(
         figure,
         f"Collapse beside recall, {backbone}, {turns} turns",
-        f"{_sizes(chosen, ('collapse', 'recall'))}; diagonals: equal sensitivity = recall − collapse. {_INTERVAL}",
+        f"{_sizes(chosen, ('collapse', 'recall'))}; diagonals: equal sensitivity = recall − collapse. "
+        f"{_INTERVAL}{absent}",
     )
 
 

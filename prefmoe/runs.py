@@ -20,17 +20,17 @@ from typing import Any
 import pandas as pd
 import psutil
 import torch
-from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 import prefmoe
-from prefmoe import provenance
+from prefmoe import distributed, provenance
 from prefmoe.config import RESULTS, Edition, Method, is_trained, load_edition
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.prepared import prepared_pictures
 from prefmoe.data.sources import load_benchmark
 from prefmoe.evaluation import evaluate
-from prefmoe.models.backbones import Backbone, find_backbone, load_backbone
+from prefmoe.models.anchor_cache import AnchorCache
+from prefmoe.models.backbones import Backbone, find_backbone, load_backbone, weights_digest
 from prefmoe.models.methods import Method as BuiltMethod
 from prefmoe.models.methods import build_method
 from prefmoe.training import peak_memory, train
@@ -105,7 +105,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cpu_threads_used": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "device": device.type,
-        "processes": PartialState().num_processes,
+        "processes": distributed.state().num_processes,
     }
     if device.type == "cuda":
         found["accelerator"] = torch.cuda.get_device_name(device)
@@ -160,7 +160,6 @@ class Workbench:
         use_threads()
         self.backbone_name = backbone_name
         self.results = Path(results)
-        self._unused: Backbone | None = None
         self._latest: Backbone | None = None
 
     @cached_property
@@ -168,9 +167,14 @@ class Workbench:
         """The questions, read and checked."""
         return load_benchmark(self.edition, self.results)
 
-    def backbone(self) -> Backbone:
-        """A backbone as it was saved, with what earlier ones have encoded."""
-        backbone, self._unused = self._unused or self._load(), None
+    def backbone(self, *, trained: bool = False) -> Backbone:
+        """A backbone as it was saved, with what earlier ones have encoded.
+
+        Args:
+            trained: whether its own weights will be: sharded ones have to be in float32 from the start.
+        """
+        backbone = self._load(trained)
+        backbone.anchor_cache = AnchorCache(self.results / self.edition.name / "anchors")
         if self._latest is not None:
             backbone.adopt_caches(self._latest)
         elif self.edition.cache_images:
@@ -185,26 +189,32 @@ class Workbench:
         self._latest = backbone
         return backbone
 
-    def _load(self) -> Backbone:
+    def _load(self, trained: bool) -> Backbone:
         """In float32 on the CPU and for miniatures; else in bfloat16, a lone process taking all accelerators."""
-        state = PartialState()
+        state, settings = distributed.state(), self.edition.hardware
         plain = find_backbone(self.backbone_name).folder is not None or state.device.type == "cpu"
+        compute, sharded = torch.float32 if plain else torch.bfloat16, distributed.sharding()
+        if sharded and settings.four_bit:
+            raise RunError("hardware.four_bit and sharded layers exclude each other; start with ddp.yaml instead")
         return load_backbone(
             self.backbone_name,
             device=state.device if plain or state.num_processes > 1 else "auto",
-            dtype=torch.float32 if plain else torch.bfloat16,
+            dtype=torch.float32 if sharded and trained else compute,
+            attn="sdpa" if plain else settings.attention,
             cache_images=self.edition.cache_images,
+            four_bit=settings.four_bit and not plain,
+            shard=compute if sharded else None,
         )
 
     @cached_property
     def weights_digest(self) -> str:
         """Identifies the backbone's weights."""
-        self._unused = self._unused or self._load()
-        return self._unused.digest
+        return weights_digest(find_backbone(self.backbone_name))
 
     def method(self, config: Method, seed: int) -> BuiltMethod:
         """An untrained method on a pristine backbone."""
-        return build_method(config, self.backbone(), self.benchmark, seed=seed, cache=self.edition.cache_images)
+        backbone = self.backbone(trained=config.kind == "fft")
+        return build_method(config, backbone, self.benchmark, seed=seed, cache=self.edition.cache_images)
 
     def inputs(self, config: Method, seed: int, splits: Sequence[str], turns: Sequence[int]) -> dict[str, Any]:
         """Everything a run's result depends on; equal inputs, equal result."""
@@ -216,6 +226,7 @@ class Workbench:
             "method": config.model_dump(mode="json", exclude={"label"}),
             "training": self.edition.training.model_dump(mode="json", exclude={"checkpoint_every"}),
             "evaluation": evaluation,
+            "four_bit": self.edition.hardware.four_bit,
             "seed": seed,
             "data": self.benchmark.digest,
             "weights": self.weights_digest,
@@ -249,19 +260,19 @@ class Workbench:
         if is_complete(folder, digest):
             log.info("%s: complete and unchanged, nothing to do", folder)
             return folder
-        main = PartialState().is_main_process
+        main = distributed.state().is_main_process
         with _sole_process(folder) if main else nullcontext():
             partial = folder.with_name(folder.name + ".partial")
             if main:
                 _open_partial(partial, inputs)
-            PartialState().wait_for_everyone()
+            distributed.state().wait_for_everyone()
             finished = is_complete(partial, digest)
-            PartialState().wait_for_everyone()
+            distributed.state().wait_for_everyone()
             if not finished:
                 self._work(config, seed, partial, splits, turns, {"inputs_digest": digest, "inputs": inputs, **about})
             if main:
                 _publish(partial, folder)
-            PartialState().wait_for_everyone()
+            distributed.state().wait_for_everyone()
         return folder
 
     def _work(
@@ -300,16 +311,16 @@ class Workbench:
                     reuse_prefixes=settings.reuse_prefixes,
                     folder=folder / f"answers-{count}",
                 )
-                if not PartialState().is_main_process:
+                if not distributed.state().is_main_process:
                     continue
                 _write_parquet(answers, frame)
                 _write_json(timing, time.perf_counter() - started)
             frames.append(pd.read_parquet(answers))
             seconds[str(count)] = json.loads(timing.read_text(encoding="utf-8"))
-        if not PartialState().is_main_process:
+        method.save_pretrained(folder / "method")
+        if not distributed.state().is_main_process:
             return
         _write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
-        method.save_pretrained(folder / "method")
         _write_json(
             folder / RUN_FILE,
             {

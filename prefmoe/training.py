@@ -11,6 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -22,8 +23,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from prefmoe import distributed, memory
 from prefmoe.config import Training
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
 
@@ -206,45 +209,93 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class _Checkpoints:
-    """Numbered folders ``step-NNNNNN`` under one folder, each complete from the moment it has its name."""
+def _optimizers(method: Method, training: Training) -> list[torch.optim.Optimizer]:
+    """AdamW over the method's parameter groups; SparseAdam over those that only move in the rows of a batch.
 
-    def __init__(self, folder: Path, identity: dict[str, Any], parameters: list[torch.nn.Parameter]) -> None:
+    Sharded and whole parameters of a group become groups of their own, because one kernel updates a group.
+    """
+    sparse = set(map(id, method.sparse_parameters()))
+    parts: dict[str, list[dict[str, Any]]] = {"whole": [], "sharded": [], "sparse": []}
+    for group in method.parameter_groups():
+        chosen: dict[str, list[torch.nn.Parameter]] = {name: [] for name in parts}
+        for parameter in group["params"]:
+            sharded = isinstance(parameter, DTensor)
+            chosen["sparse" if id(parameter) in sparse else "sharded" if sharded else "whole"].append(parameter)
+        for name, params in chosen.items():
+            if params:
+                parts[name].append({**group, "params": params, "base_lr": group["lr"]})
+    dense, betas = parts["whole"] + parts["sharded"], (0.9, training.beta2)
+    optimizers: list[torch.optim.Optimizer] = []
+    if dense:
+        decay = training.weight_decay
+        optimizers.append(torch.optim.AdamW(dense, lr=0.0, betas=betas, weight_decay=decay, fused=True))
+    if parts["sparse"]:
+        if training.weight_decay:
+            raise TrainingError("user_updates: sparse has no weight decay; set training.weight_decay: 0")
+        optimizers.append(torch.optim.SparseAdam(parts["sparse"], betas=betas))
+    return optimizers
+
+
+class _Checkpoints:
+    """Numbered folders ``step-NNNNNN`` under one folder, each complete from the moment it has its name.
+
+    The main process writes what every process has; of a sharded parameter every process writes its own part.
+    """
+
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]
+    ) -> None:
         self.folder = folder
-        self.identity = identity
-        self.parameters = parameters
+        self.parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        self.optimizer_of = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
+        self.sharded = any(isinstance(p, DTensor) for p in self.parameters)
+        shapes = [list(p.shape) for p in self.parameters]
+        over = distributed.processes() if self.sharded else None
+        self.identity = identity | {"shapes": shapes, "layers_sharded_over": over}
 
     def _complete(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".partial")
 
-    def save(self, step: int, seconds: float, optimizer: torch.optim.Optimizer, losses: pd.DataFrame) -> None:
-        """Writes under a temporary name, renames, and only then removes the older ones."""
-        older = self._complete()
+    def _files(self, path: Path, process: int) -> tuple[Path, Path]:
+        suffix = f"-{process:05d}" if process else ""
+        return path / f"parameters{suffix}.safetensors", path / f"optimizer{suffix}.safetensors"
+
+    def _write_tensors(self, folder: Path, process: int) -> None:
+        parameters, moments = {}, {}
+        for i, p in enumerate(self.parameters):
+            if process and not isinstance(p, DTensor):
+                continue
+            parameters[f"{i:05d}"] = distributed.local(p.detach()).contiguous()
+            for key, value in self.optimizer_of[id(p)].state.get(p, {}).items():
+                moments[f"{i:05d}.{key}"] = distributed.local(torch.as_tensor(value)).contiguous()
+        for content, path in zip((parameters, moments), self._files(folder, process), strict=True):
+            save_file(content, path)
+
+    def save(self, step: int, seconds: float, losses: pd.DataFrame) -> None:
+        """Writes under a temporary name, renames, and only then removes the older ones; all processes call it."""
+        state, older = distributed.state(), self._complete()
         target = self.folder / f"step-{step:06d}"
         partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(
-            {f"{i:05d}": p.detach().contiguous() for i, p in enumerate(self.parameters)},
-            partial / "parameters.safetensors",
-        )
-        tensors = {
-            f"{i:05d}.{key}": value.contiguous()
-            for i, p in enumerate(self.parameters)
-            for key, value in optimizer.state.get(p, {}).items()
-        }
-        save_file(tensors, partial / "optimizer.safetensors")
-        losses.to_parquet(partial / "losses.parquet", index=False)
-        state = {"step": step, "seconds": seconds, "identity": self.identity}
-        (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
-        for path in older:
-            if path != target:
-                shutil.rmtree(path, ignore_errors=True)
+        if state.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        state.wait_for_everyone()
+        if state.is_main_process or self.sharded:
+            self._write_tensors(partial, state.process_index)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            losses.to_parquet(partial / "losses.parquet", index=False)
+            content = {"step": step, "seconds": seconds, "identity": self.identity}
+            (partial / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+            for path in older:
+                if path != target:
+                    shutil.rmtree(path, ignore_errors=True)
+        state.wait_for_everyone()
 
-    def load(self, optimizer: torch.optim.Optimizer) -> tuple[int, float, list[dict[str, float]]]:
-        """Restores parameters and optimiser in place; (steps done, seconds, loss rows), or (0, 0, []).
+    def load(self) -> tuple[int, float, list[dict[str, float]]]:
+        """Restores parameters and optimisers in place; (steps done, seconds, loss rows), or (0, 0, []).
 
         Raises:
             CheckpointError: if the newest checkpoint is damaged or was written for something else.
@@ -255,10 +306,8 @@ class _Checkpoints:
         path = complete[-1]
         try:
             state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-            parameters = load_file(path / "parameters.safetensors")
-            moments = load_file(path / "optimizer.safetensors")
-            rows = pd.read_parquet(path / "losses.parquet").to_dict("records")
             step, seconds, found = int(state["step"]), float(state["seconds"]), state["identity"]
+            rows = pd.read_parquet(path / "losses.parquet").to_dict("records")
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be read ({error}); delete the folder to start again") from error
         for key in sorted(self.identity.keys() | found.keys()):
@@ -267,32 +316,38 @@ class _Checkpoints:
                     f"{path}: written for another run: {key} is {found.get(key)!r} there, "
                     f"{self.identity.get(key)!r} here; delete the folder to start again"
                 )
+        try:
+            parameters, moments = map(load_file, self._files(path, 0))
+            if self.sharded and distributed.state().process_index:
+                own = map(load_file, self._files(path, distributed.state().process_index))
+                parameters, moments = (common | mine for common, mine in zip((parameters, moments), own, strict=True))
+        except Exception as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); delete the folder to start again") from error
         with torch.no_grad():
             for i, parameter in enumerate(self.parameters):
-                parameter.copy_(parameters[f"{i:05d}"])
+                distributed.local(parameter).copy_(parameters[f"{i:05d}"])
                 prefix = f"{i:05d}."
                 mine = {k[len(prefix) :]: v for k, v in moments.items() if k.startswith(prefix)}
                 if mine:
-                    optimizer.state[parameter] = {
-                        key: value if key == "step" and not _steps_on_device(optimizer) else value.to(parameter.device)
-                        for key, value in mine.items()
+                    self.optimizer_of[id(parameter)].state[parameter] = {
+                        key: self._restored(key, value, parameter) for key, value in mine.items()
                     }
         return step, seconds, rows
 
+    def _restored(self, key: str, value: torch.Tensor, parameter: torch.nn.Parameter) -> Any:
+        """One entry of an optimiser's state, where the optimiser keeps it."""
+        if key == "step":
+            optimizer = self.optimizer_of[id(parameter)]
+            if isinstance(optimizer, torch.optim.SparseAdam):
+                return int(value)
+            return value.to(parameter.device) if optimizer.defaults.get("fused") else value
+        moment = torch.zeros_like(parameter)
+        distributed.local(moment).copy_(value)
+        return moment
 
-def _steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether AdamW keeps its step counters beside the parameters (it does when fused)."""
-    return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
 
-
-def _average_gradients(parameters: list[torch.nn.Parameter], accelerator: Accelerator) -> None:
-    """Replaces the gradients by their mean over processes, in one message."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = accelerator.reduce(torch.cat([p.grad.flatten().float() for p in parameters]), reduction="mean")
-    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(mean.view_as(parameter))
+def _memory_explained(step: int, steps: int) -> AbstractContextManager[None]:
+    return memory.explained(TrainingError, f"step {step + 1} of {steps}", memory.TRAINING_HINT)
 
 
 def train(
@@ -319,16 +374,19 @@ def train(
         The losses of all steps, time and memory. ``folder/losses.parquet`` holds the same losses.
 
     Raises:
-        TrainingError: if there is nothing to train, or a loss or gradient is not finite.
+        TrainingError: if there is nothing to train, a loss or gradient is not finite, memory does not suffice (the
+            message says which settings help), or processes cannot share a batch equally.
         CheckpointError: if ``folder/checkpoint`` belongs to another run.
     """
-    groups = [{**group, "params": list(group["params"])} for group in method.parameter_groups()]
-    parameters = [p for group in groups for p in group["params"]]
-    if not parameters:
+    optimizers = _optimizers(method, training)
+    if not optimizers:
         raise TrainingError(f"method {method.config.kind!r} has no trainable parameters")
     accelerator = Accelerator()
     if accelerator.scaler is not None:
         raise TrainingError("mixed precision fp16 cannot resume exactly; use bf16 or no")
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if training.batch_size % world:
+        raise TrainingError(f"a batch of {training.batch_size} cannot be shared equally among {world} processes")
     folder, device = Path(folder), method.backbone.device
     steps = total_steps(training, method.config)
     micro = training.gradient_accumulation
@@ -340,48 +398,47 @@ def train(
         seed=seed,
         group_batches=training.group_batches,
     )
-    betas = (0.9, training.beta2)
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=training.weight_decay, fused=True)
-    base_rates = [group["lr"] for group in optimizer.param_groups]
     identity = {
         "backbone": method.backbone.entry.name,
+        "weights": method.backbone.digest,
+        "users": method.identity()["users"],
         "method": method.config.model_dump(mode="json"),
         "training": training.model_dump(mode="json"),
         "seed": seed,
         "examples": [example.index for example in examples],
-        "shapes": [list(p.shape) for p in parameters],
     }
-    checkpoints = _Checkpoints(folder / "checkpoint", identity, parameters)
-    done, seconds_before, rows = checkpoints.load(optimizer)
+    checkpoints = _Checkpoints(folder / "checkpoint", identity, optimizers)
+    parameters = checkpoints.parameters
+    done, seconds_before, rows = checkpoints.load()
     if done:
         log.info("%s: resuming after step %d of %d", folder, done, steps)
-    rank, world = accelerator.process_index, accelerator.num_processes
     started = time.perf_counter()
     method.train()
+    if training.gradient_checkpointing:
+        method.model.activation_checkpointing_enable({"use_reentrant": False})
     bar = progress_bar(steps, f"train {method.backbone.entry.name} {method.config.kind} seed {seed}")
     bar.update(done)
     try:
         for step in range(done, steps):
             factor = learning_rate_factor(step, steps, training)
-            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = group["base_lr"] * factor
             set_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
             summed: torch.Tensor | None = None
             names: list[str] = []
             for positions in plan[step * micro : (step + 1) * micro]:
                 chosen = [examples[p] for p in positions[rank::world]]
                 batch = method.collator(chosen, transcripts=None, with_answer=True).to(device)
-                with method.context(batch):
+                with _memory_explained(step, steps), method.context(batch):
                     with accelerator.autocast():
                         losses = method.training_losses(batch)
                     names = list(losses)
                     terms = torch.stack([losses[name].float().to(device) for name in names])
                     accelerator.backward(terms.sum() / micro)
                 summed = terms.detach() / micro if summed is None else summed + terms.detach() / micro
-            if world > 1:
-                _average_gradients(parameters, accelerator)
-                summed = accelerator.reduce(summed, reduction="mean")
-            norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+            distributed.average_gradients(parameters)
+            summed = accelerator.reduce(summed, reduction="mean")
+            norm = distributed.clip_gradients(parameters, training.clip_norm)
             *values, gradient_norm = torch.cat([summed, norm.reshape(1).to(summed)]).tolist()
             row = dict(zip(names, values, strict=True))
             if not (math.isfinite(gradient_norm) and all(map(math.isfinite, values))):
@@ -390,8 +447,10 @@ def train(
                     f"step {step + 1} of {steps}: loss or gradient is not finite: {row}, "
                     f"gradient norm {gradient_norm}; question indices of the batch: {indices}"
                 )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            with _memory_explained(step, steps):
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
             rows.append(
                 {
                     "step": step + 1,
@@ -404,14 +463,15 @@ def train(
             bar.update()
             if (step + 1) % training.checkpoint_every == 0 or step + 1 == steps:
                 seconds = seconds_before + time.perf_counter() - started
-                if accelerator.is_main_process:
-                    checkpoints.save(step + 1, seconds, optimizer, pd.DataFrame(rows))
-                accelerator.wait_for_everyone()
+                checkpoints.save(step + 1, seconds, pd.DataFrame(rows))
             if on_step is not None:
                 on_step(step + 1, row)
     finally:
         bar.close()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if training.gradient_checkpointing:
+            method.model.activation_checkpointing_disable()
         method.eval()
     seconds = seconds_before + (time.perf_counter() - started if done < steps else 0.0)
     table = pd.DataFrame(rows)

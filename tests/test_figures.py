@@ -116,6 +116,16 @@ def test_collapse_recall_has_every_method_on_its_place():
     assert 'always "no"' in text(figure)
 
 
+def test_collapse_recall_names_a_method_without_readable_answers_instead_of_drawing_it():
+    table = table1()
+    silent = table["method"].iloc[0]
+    blank = (table["method"] == silent) & (table["metric"] == "collapse")
+    figure = figures.collapse_recall(table.assign(value=table["value"].mask(blank)), backbone="b")
+    figure.canvas.draw()
+    assert len(marks(figure.axes[0])) == table["method"].nunique() - 1
+    assert f"Not shown, for want of readable answers: {silent}" in " ".join(text(figure).split())
+
+
 def test_labels_keep_off_points_and_one_another():
     points = np.array([[0.5, 0.5], [0.5, 0.5], [0.51, 0.5], [0.0, 1.0], [0.2, 0.3]])
     places = figures._label_places(points)

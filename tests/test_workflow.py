@@ -15,6 +15,7 @@ import nbformat
 import pytest
 import yaml
 
+from prefmoe import resources
 from prefmoe.config import load_edition
 from prefmoe.protocol import load_protocol, plans
 
@@ -104,6 +105,42 @@ def test_every_edition_plans_all_its_runs_and_notebooks(clone, tmp_path, edition
     assert ("ablation" in planned) == bool(settings.table2)
 
 
+def test_an_edition_is_planned_without_its_data_and_not_run(clone):
+    """Neither the hub nor the data are needed to see every row of Tables 1 and 2."""
+    result = _snakemake(clone, "--dry-run", edition="paper", HF_HUB_OFFLINE="1")
+    settings, text = load_edition("paper"), result.stdout + result.stderr
+    assert _planned(result)["run"] == len(settings.runs())
+    assert "Planned without its data: edition 'paper' needs MMPB-clean: set the environment variable PREFMOE_D" in text
+    for backbone, method in settings.runs():
+        assert f"06_train_and_evaluate/{backbone}/{method}.ipynb" in text
+    result = _snakemake(clone, edition="paper")
+    assert result.returncode != 0
+    assert "edition 'paper' needs MMPB-clean: set the environment variable" in result.stdout + result.stderr
+
+
+def test_jobs_declare_gpus_memory_and_time_from_the_registry(clone):
+    text = (lambda result: result.stdout + result.stderr)(_snakemake(clone, "--dry-run", edition="paper"))
+    jobs = dict(re.findall(r"wildcards: backbone=(\S+), method=PrefMoE\n.*?resources: ([^\n]*)", text, re.DOTALL))
+    settings = load_edition("paper")
+    assert set(jobs) == set(settings.backbones)
+    for backbone, declared in jobs.items():
+        expected = resources.job(settings, [(backbone, "PrefMoE")], training=True)
+        for name, value in expected.items():
+            assert f"{name}={value}" in declared, (backbone, name)
+        assert f"gres=gpu:{expected['gpus']}" in declared
+
+
+def test_several_processes_make_a_run_before_its_notebook(clone):
+    edition = (clone / "config/paper.yaml").read_text(encoding="utf-8").replace("name: paper", "name: sharded")
+    (clone / "config/sharded.yaml").write_text(edition.replace("launch: one", "launch: fsdp"), encoding="utf-8")
+    target = "results/sharded/notebooks/06_train_and_evaluate/qwen2.5-vl-72b/PrefMoE.ipynb"
+    result = _snakemake(clone, "--dry-run", "--printshellcmds", "--", target, edition="sharded")
+    command = next(line for line in (result.stdout + result.stderr).splitlines() if "accelerate launch" in line)
+    gpus = resources.job(load_edition("paper"), [("qwen2.5-vl-72b", "PrefMoE")], training=True)["gpus"]
+    assert f"--config_file config/accelerate/fsdp.yaml --num_processes {gpus} -m prefmoe run sharded " in command
+    assert "qwen2.5-vl-72b PrefMoE && python -m prefmoe notebook" in command
+
+
 def test_pretraining_makes_the_backbones_in_their_order(clone):
     result = _snakemake(clone, "--dry-run", "--", "pretrain")
     assert _planned(result) == {"pretrain": 1, "pretrain_miniature": 2}
@@ -133,7 +170,6 @@ def test_the_linter_has_no_complaint():
     [
         ("edition=minni", "edition 'minni' is unknown.*known editions: .*mini"),
         ("editon=mini", r"unknown --config editon; expected edition=<name>"),
-        ("edition=sample", "edition 'sample' needs MMPB-clean: set the environment variable PREFMOE_DATA"),
     ],
 )
 def test_a_typo_on_the_command_line_is_named(clone, configuration, message):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from huggingface_hub import snapshot_download
+
+from prefmoe import hub
 
 from . import mmpb
 from .benchmark import Benchmark
@@ -38,6 +39,7 @@ def read(
 
     Raises:
         MMPBError: if the revision is no full hash, the repository has neither form, or the data has mistakes.
+        HubError: if the repository cannot be downloaded.
     """
     folder = Path(folder)
     if (folder / "mmpb_clean").is_dir():
@@ -47,7 +49,7 @@ def read(
         if revision is None or not _HASH.fullmatch(revision):
             raise MMPBError(f"{repo}: expected a revision of 40 hexadecimal digits, found {revision!r}")
         source = folder / "download"
-        snapshot_download(str(repo), repo_type="dataset", revision=revision, local_dir=source)
+        hub.download(str(repo), repo_type="dataset", revision=revision, local_dir=source)
     if (source / "mmpb_clean").is_dir():
         return mmpb.read(source, csv=csv)
     shards = sorted(path for path in source.rglob("*.parquet") if _SHARD.fullmatch(path.name))

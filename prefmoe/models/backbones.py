@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -17,14 +19,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as transformers_logging
 from transformers.vision_utils import get_vision_window_index
 
+from prefmoe import distributed, hub, memory
 from prefmoe.data.collation import Picture, load_pictures, process_pictures, stack_pictures
+from prefmoe.models.anchor_cache import AnchorCache
 
 PACKAGE = Path(__file__).resolve().parent.parent
 REGISTRY = Path(__file__).with_name("registry.yaml")
+
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+"""What is downloaded of a repository."""
 
 
 class BackboneError(ValueError):
@@ -58,6 +66,47 @@ class Architecture(BaseModel):
     target_modules: tuple[str, ...]
 
 
+class Shape(BaseModel):
+    """The sizes that memory and time follow from (prefmoe.resources).
+
+    Attributes:
+        parameters: all of them. vision: those that nothing trains: of the tower, without the projector, and the
+            embedding of an image's line ends where there is one.
+        heads, key_value_heads, head_size: of the decoder's attention; head_size is hidden / heads when absent.
+        intermediate: of the MLP; with routed experts, of those that one token meets.
+        image_tokens: of a picture of about a megapixel; the most there can be where that is fixed.
+        adapted: inputs plus outputs of the adapted projections of a late layer, where they are not q, v, o, gate,
+            up and down of these sizes. active: decoder parameters that one token meets, where it does not meet all.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parameters: int
+    vision: int
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+    image_tokens: int
+    head_size: int = 0
+    adapted: int = 0
+    active: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _head_size(cls, content: Any) -> Any:
+        if isinstance(content, dict) and not content.get("head_size") and content.get("heads"):
+            return content | {"head_size": content.get("hidden", 0) // content["heads"]}
+        return content
+
+    @property
+    def decoder(self) -> int:
+        """Parameters beside the vision tower and the two vocabularies: decoder layers (and the small projector)."""
+        return self.parameters - self.vision - 2 * self.vocabulary * self.hidden
+
+
 class BackboneEntry(BaseModel):
     """One backbone: where its weights are (hub_id, or a folder inside the package) and what they are."""
 
@@ -71,13 +120,14 @@ class BackboneEntry(BaseModel):
     folder: Path | None = None
     licence: str | None = None
     parameters: str | None = None
+    shape: Shape | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> BackboneEntry:
         if (self.hub_id is None) == (self.folder is None):
             raise ValueError("expected exactly one of hub_id and folder")
-        if self.revision is not None and self.hub_id is None:
-            raise ValueError("a revision belongs to a hub_id")
+        if (self.revision is None) != (self.hub_id is None):
+            raise ValueError("a hub_id needs a revision, the commit of 40 hexadecimal digits, and a folder has none")
         return self
 
     @property
@@ -208,6 +258,8 @@ def load_backbone(
     device: str | torch.device = "cpu",
     attn: str = "sdpa",
     cache_images: bool = False,
+    four_bit: bool = False,
+    shard: torch.dtype | None = None,
 ) -> Backbone:
     """Loads a backbone, frozen and in evaluation mode.
 
@@ -217,48 +269,125 @@ def load_backbone(
         device: where the model goes; "auto" spreads it over all accelerators.
         attn: "sdpa", "eager" (returns attention maps) or another implementation of transformers.
         cache_images: keep the vision tower's output for every picture (VisionCache).
+        four_bit: the decoder layers' projections in 4-bit NF4 (bitsandbytes), computing in ``dtype``.
+        shard: share the decoder layers out among all processes, to compute in this precision; all processes call
+            this at once, and load in turn, so that the CPU's memory holds one copy.
 
     Raises:
-        BackboneError: if it is unknown, a file is missing or broken, the class is not the registry's, or the weights
-            do not fit the model.
+        BackboneError: if it is unknown, a file is missing or broken, the class is not the registry's, the weights
+            do not fit the model, memory does not suffice, or something that an option needs is not installed.
+        HubError: if it cannot be downloaded.
     """
     entry = find_backbone(name_or_folder)
-    source, options = _source(entry)
-    model_class = _class(entry.model_class)
-    own = not model_class.__module__.startswith("transformers.")
-    try:
-        with _no_progress_bars():
-            model, loading = model_class.from_pretrained(
-                source,
-                dtype=dtype,
-                attn_implementation=attn,
-                device_map="auto" if device == "auto" else None,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, by name
-                **options,
-            )
-            processor = _load_processor(entry, source, options, model.config)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BackboneError(f"backbone {entry.name!r} cannot be loaded from {source}: {error}") from error
-    # Files of transformers' classes may hold tensors of older versions; an own class knows all that it may meet.
-    for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if own else [])):
-        if loading[kind]:
-            some = ", ".join(sorted(map(str, loading[kind]))[:5])
-            raise BackboneError(f"backbone {entry.name!r}: {source} has weights with {kind.replace('_', ' ')}: {some}")
-    backbone = Backbone(entry, model if device == "auto" else model.to(device), processor)
+    folder = _source(entry)
+    if shard is not None:
+        among = distributed.mesh(torch.device(device).type)
+        for _ in distributed.in_turn():
+            backbone = _load(entry, folder, dtype, "cpu", attn, None)
+            distributed.shard_layers(backbone.layers, among, shard)
+            backbone.to(device)
+    else:
+        quantization = _four_bit(entry, dtype) if four_bit else None
+        backbone = _load(entry, folder, dtype, device, attn, quantization)
     backbone.freeze()
     if cache_images:
         backbone.vision_cache = VisionCache(backbone)
     return backbone
 
 
-def _source(entry: BackboneEntry) -> tuple[str, dict[str, Any]]:
-    """Where from_pretrained finds the files, and its options; a folder is checked first."""
-    if entry.folder is None:
+def _load(
+    entry: BackboneEntry,
+    folder: Path,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    attn: str,
+    quantization: BitsAndBytesConfig | None,
+) -> Backbone:
+    """The backbone in a folder, checked against the registry."""
+    source, options = str(folder), {"local_files_only": True}
+    placement: Any = "auto" if device == "auto" else {"": device}
+    if quantization is None and device != "auto" and torch.device(device).type == "cpu":
+        placement = None
+    model_class = _class(entry.model_class)
+    own = not model_class.__module__.startswith("transformers.")
+    try:
+        with _no_progress_bars(), memory.explained(BackboneError, f"backbone {entry.name!r}", memory.LOADING_HINT):
+            model, loading = model_class.from_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation=attn,
+                device_map=placement,
+                quantization_config=quantization,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **options,
+            )
+            processor = _load_processor(entry, source, options, model.config)
+    except BackboneError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise BackboneError(f"backbone {entry.name!r} cannot be loaded from {source}: {error}") from error
+    # Files of transformers' classes may hold tensors of older versions; an own class knows all that it may meet.
+    for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if own else [])):
+        if loading[kind]:
+            some = ", ".join(sorted(map(str, loading[kind]))[:5])
+            raise BackboneError(f"backbone {entry.name!r}: {source} has weights with {kind.replace('_', ' ')}: {some}")
+    return Backbone(entry, model, processor)
+
+
+def _four_bit(entry: BackboneEntry, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantisation for the decoder layers; head, tower and projector stay as they are."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BackboneError("4-bit loading needs bitsandbytes: python -m pip install -e '.[four-bit]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[entry.paths.lm_head, entry.paths.vision_tower, entry.paths.projector],
+    )
+
+
+def _offline(entry: BackboneEntry) -> Path | None:
+    """The folder $PREFMOE_WEIGHTS/<name> in the place of a hub repository, where there is one."""
+    root = os.environ.get("PREFMOE_WEIGHTS")
+    folder = Path(root).expanduser() / entry.name if root else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _revision(folder: Path) -> str | None:
+    """The commit that `hf download --local-dir` noted for a folder, if it did."""
+    note = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    return note.read_text(encoding="utf-8").partition("\n")[0].strip() if note.is_file() else None
+
+
+def weights_digest(entry: BackboneEntry) -> str:
+    """Identifies a backbone's weights without loading them: the hub's commit, or a hash of the folder's files."""
+    folder = entry.folder or _offline(entry)
+    if folder is None or (entry.revision and _revision(folder) == entry.revision):
+        return f"{entry.hub_id}@{entry.revision}"
+    total = hashlib.blake2b(digest_size=16)
+    names = [p for p in folder.iterdir() if p.name in ("config.json", "tokenizer.json")]
+    for path in sorted([*names, *folder.glob("*.safetensors")]):
+        total.update(path.name.encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "blake2b").digest())
+    return total.hexdigest()
+
+
+def _source(entry: BackboneEntry) -> Path:
+    """The folder with a backbone's files, downloaded if need be, and checked."""
+    folder = entry.folder or _offline(entry)
+    if folder is None:
         assert entry.hub_id is not None
-        return entry.hub_id, {"revision": entry.revision or "main"}
-    folder = entry.folder
+        otherwise = f"without the hub, put the files into $PREFMOE_WEIGHTS/{entry.name}"
+        folder = hub.download(entry.hub_id, revision=entry.revision, allow_patterns=_FILES, otherwise=otherwise)
+    elif entry.revision and (found := _revision(folder)) not in (None, entry.revision):
+        raise BackboneError(
+            f"backbone {entry.name!r}: {folder} holds revision {found}, the registry pins {entry.revision}: "
+            f"hf download {entry.hub_id} --revision {entry.revision} --local-dir {folder}"
+        )
     if not folder.is_dir():
         raise BackboneError(f"backbone {entry.name!r}: folder {folder} is missing")
     expected = [("config.json",), ("tokenizer.json",), ("processor_config.json", "preprocessor_config.json")]
@@ -269,7 +398,24 @@ def _source(entry: BackboneEntry) -> tuple[str, dict[str, Any]]:
     found = _model_class(folder)
     if found != entry.model_class:
         raise BackboneError(f"{folder / 'config.json'}, architectures: found {found}, expected {entry.model_class}")
-    return str(folder), {"local_files_only": True}
+    _check_shards(entry, folder)
+    return folder
+
+
+def _check_shards(entry: BackboneEntry, folder: Path) -> None:
+    """Every weights file that the index names must be there: a broken download leaves some out."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(f"{index}: expected JSON with a mapping `weight_map` ({error})") from error
+    if missing := [name for name in named if not (folder / name).is_file()]:
+        raise BackboneError(
+            f"backbone {entry.name!r}: {folder} is incomplete, it lacks {len(missing)} of {len(named)} weights files: "
+            f"{', '.join(missing[:5])}; download it again, finished files are kept"
+        )
 
 
 def pictures_only(processor_class: type) -> type:
@@ -326,6 +472,7 @@ class Backbone:
         entry: what the registry says about it.
         model, processor, tokenizer: as transformers made them.
         vision_cache: the cache of the vision tower's output, or None.
+        anchor_cache: where the anchors of users are kept, or None; for as long as the weights are as loaded.
         encoded: memory that collators of this backbone share (prefmoe.data.collation.Collator).
     """
 
@@ -333,6 +480,7 @@ class Backbone:
         self.entry, self.model, self.processor = entry, model, processor
         self.tokenizer = processor.tokenizer
         self.vision_cache: VisionCache | None = None
+        self.anchor_cache: AnchorCache | None = None
         self.encoded: dict[Any, Any] = {}
         for path in Paths.model_fields:
             self._part(path)
@@ -416,15 +564,7 @@ class Backbone:
     @cached_property
     def digest(self) -> str:
         """Identifies the weights: a hash of the folder's files, or the hub's commit."""
-        if self.entry.folder is None:
-            return f"{self.entry.hub_id}@{getattr(self.model.config, '_commit_hash', None) or self.entry.revision}"
-        total = hashlib.blake2b(digest_size=16)
-        names = [p for p in self.entry.folder.iterdir() if p.name in ("config.json", "tokenizer.json")]
-        for path in sorted([*names, *self.entry.folder.glob("*.safetensors")]):
-            total.update(path.name.encode())
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "blake2b").digest())
-        return total.hexdigest()
+        return weights_digest(self.entry)
 
     def to(self, device: str | torch.device) -> Backbone:
         """Moves the model; returns self."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
 from prefmoe.data.benchmark import Benchmark
+from prefmoe.data.collation import Batch
 from prefmoe.models.backbones import Backbone
-from prefmoe.models.methods import Method
+from prefmoe.models.methods import Method, MethodError
 
 
 class NonTuned(Method):
@@ -21,14 +25,29 @@ class NonTuned(Method):
 
 
 class FullFineTuning(Method):
-    """All weights of language model and projector are trained; the vision tower stays frozen."""
+    """All weights of language model and projector are trained; the vision tower stays frozen.
+
+    A backbone in half precision is trained in float32 and computes in its half precision (autocast): single steps of
+    full fine-tuning are smaller than what half precision tells apart.
+    """
 
     def __init__(
         self, config: FullFineTuningMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
     ) -> None:
         super().__init__(config, backbone, benchmark, cache=cache)
+        if getattr(backbone.model, "is_loaded_in_4bit", False):
+            raise MethodError("full fine-tuning needs whole weights; set hardware.four_bit: false")
+        self.compute = backbone.dtype
+        backbone.model.float()
+        backbone.anchor_cache = None
         for part in (backbone.language_model, backbone.lm_head, backbone.projector):
             part.requires_grad_(True)
+
+    @contextmanager
+    def context(self, batch: Batch) -> Iterator[None]:
+        half = self.compute != torch.float32
+        with torch.autocast(self.backbone.device.type, self.compute if half else None, enabled=half):
+            yield
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         return {"backbone": ([p for p in self.model.parameters() if p.requires_grad], self.config.lr)}

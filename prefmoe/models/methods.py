@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prefmoe import config as configuration
+from prefmoe import distributed, hub
 from prefmoe.data.benchmark import Benchmark, Example, User
 from prefmoe.data.collation import Batch, Collator
 from prefmoe.data.prompts import PLAIN, Profile, Wording
@@ -102,11 +103,13 @@ class Method(nn.Module):
     def answer_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross entropy of the answer tokens, and the last hidden states (B, T, H) it comes from.
 
+        With several processes the mean over them is the mean over all of their answer tokens.
+
         Raises:
             ValueError: if the batch has no answers.
         """
         losses, _, hidden = self.token_losses(batch)
-        return losses.mean(), hidden
+        return distributed.share_of_all(len(losses), losses.device) * losses.mean(), hidden
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Cross entropy of each of the N answer tokens (N,), the example (N,) it answers, and the last hidden
@@ -128,15 +131,17 @@ class Method(nn.Module):
 
     def mixture_losses(self, tasks: Mapping[str, Sequence[Example]]) -> dict[str, Tensor]:
         """The losses of several tasks from one forward pass: for each the mean over its answer tokens, times its
-        share of all examples; 0 for a task without any."""
+        share of all examples; 0 for a task without any. With several processes as in answer_loss."""
         batch = self.collator([e for chosen in tasks.values() for e in chosen], with_answer=True)
         batch = batch.to(self.backbone.device)
         with self.context(batch):
             losses, example, _ = self.token_losses(batch)
         counts = torch.tensor([len(chosen) for chosen in tasks.values()], device=losses.device)  # (K,)
         task = torch.arange(len(tasks), device=losses.device).repeat_interleave(counts)[example]  # (N,)
-        tokens = torch.bincount(task, minlength=len(tasks)).clamp_min(1)
-        means = losses.new_zeros(len(tasks)).index_add(0, task, losses) / tokens
+        sums = losses.new_zeros(len(tasks)).index_add(0, task, losses)
+        tokens = torch.bincount(task, minlength=len(tasks))
+        counts, tokens = distributed.sum_over_all(torch.stack([counts, tokens]))
+        means = distributed.processes() * sums / tokens.clamp_min(1)
         return dict(zip(tasks, (counts / counts.sum() * means).unbind(), strict=True))
 
     def gates(self, output: Any = None) -> dict[str, Tensor]:
@@ -152,6 +157,10 @@ class Method(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The parameter groups for AdamW: params and lr."""
         return [{"params": params, "lr": lr} for params, lr in self._groups().values()]
+
+    def sparse_parameters(self) -> list[nn.Parameter]:
+        """Those of them whose gradient is sparse in the users of a batch, and which SparseAdam updates."""
+        return []
 
     def describe(self) -> dict[str, Any]:
         """What the method is and how many parameters it trains, in JSON types."""
@@ -202,7 +211,7 @@ class Method(nn.Module):
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         return trained | self._buffers_to_save()
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Which backbone and which users the saved tensors belong to."""
         added = {user.name for user in self.added_users}
         names = [name for name in self.benchmark.users if name not in added]
@@ -221,15 +230,24 @@ class Method(nn.Module):
         }
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes what was trained (not the backbone) as method.safetensors and method.json; returns the folder."""
+        """Writes what was trained (not the backbone) as method.safetensors and method.json; returns the folder.
+
+        Of several processes the main one writes; all of them call this at once.
+        """
         folder = Path(folder)
+        tensors = {}
+        for name, tensor in self._tensors().items():  # one at a time, as a sharded one is gathered on the way
+            full = distributed.whole(tensor.detach())
+            if distributed.state().is_main_process:
+                tensors[name] = full.cpu().contiguous()
+        if not distributed.state().is_main_process:
+            return folder
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "method": self.config.model_dump(mode="json"),
-            **self._identity(),
+            **self.identity(),
             "added_users": [user.model_dump(mode="json") for user in self.added_users],
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
         save_file(tensors, folder / WEIGHTS_FILE)
         (folder / CONFIG_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         return folder
@@ -254,12 +272,12 @@ class Method(nn.Module):
         if not path.is_dir():
             if not _HUB_ID.fullmatch(str(folder)):
                 raise MethodError(f"{folder}: no such folder, and no name of a hub repository (owner/name)")
-            path = Path(snapshot_download(str(folder), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+            path = hub.download(str(folder), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
         config, content = _read_config(path / CONFIG_FILE)
         method = build_method(config, backbone, benchmark, seed=0, cache=cache)
         if not isinstance(method, cls):
             raise MethodError(f"{path}: holds a {type(method).__name__}, expected a {cls.__name__}")
-        for part, expected in method._identity().items():
+        for part, expected in method.identity().items():
             for field, value in expected.items():
                 found = content[part].get(field)
                 if found != value:
@@ -285,7 +303,7 @@ class Method(nn.Module):
         for name, tensor in expected.items():
             if tensor.shape != found[name].shape:
                 raise MethodError(f"{path}, {name}: shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}")
-            tensor.copy_(found[name])
+            distributed.put(tensor, found[name])
 
     def push_to_hub(
         self,
@@ -316,7 +334,7 @@ class Method(nn.Module):
                 *header,
                 f"# {self.config.label} on {entry.name}",
                 "",
-                f"An adapter for {self._identity()['users']['count']} users; the backbone is not included.",
+                f"An adapter for {self.identity()['users']['count']} users; the backbone is not included.",
                 "",
                 "```python",
                 load,

@@ -21,7 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from prefmoe import losses
+from prefmoe import distributed, losses
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import Benchmark, User
@@ -73,13 +73,19 @@ class PrefMoE(Method):
         if "P" in self.components:
             anchors, known = encode_users(backbone, list(benchmark.users.values()), config.anchors)
             self.user_state: FactorisedUsers | FreeUsers = FactorisedUsers(
-                anchors, known, is_trained, residual=config.residual, scale=config.correction_scale
+                anchors,
+                known,
+                is_trained,
+                residual=config.residual,
+                scale=config.correction_scale,
+                sparse=config.user_updates == "sparse",
             )
             if "C" in self.components and config.counterfactual_users:
                 self.counterfactual = self._make_counterfactual_users(seed, anchors[is_trained, 1])
         else:
             rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
-            self.user_state = FreeUsers(is_trained, backbone.hidden_size, rms).to(backbone.device)
+            sparse = config.user_updates == "sparse"
+            self.user_state = FreeUsers(is_trained, backbone.hidden_size, rms, sparse=sparse).to(backbone.device)
         self._remember_groups()
 
         ranks = Ranks(config.preference_rank, config.user_rank, config.profile_rank)
@@ -157,6 +163,8 @@ class PrefMoE(Method):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms of the objective (the paper's method section); those of absent components are absent.
 
+        With several processes the terms beside the answer's are those of all their examples together.
+
         Raises:
             RuntimeError: outside ``context(batch)``.
         """
@@ -168,25 +176,28 @@ class PrefMoE(Method):
         if "P" not in self.components:
             return terms
         pseudo = self.counterfactual
-        _, image, description = tokens.profile.unbind(1)
+        together = distributed.rows_of_all
+        _, image, description = together(tokens.profile).unbind(1)
+        anchors, residuals = together(tokens.profile_anchors), together(tokens.residuals)
+        user, facet = together(batch.user), together(batch.facet)
         terms["alignment"] = weights.alignment * losses.profile_alignment(image, description)
-        pool = None if pseudo is None else pseudo.pool[batch.facet]  # the last row is that of facet -1
+        pool = None if pseudo is None else pseudo.pool[facet]  # the last row is that of facet -1
         for kind, (name, token) in enumerate({"image": image, "description": description}.items()):
             contrast = losses.profile_contrast(
                 token,
-                tokens.profile_anchors[:, kind],
-                batch.user,
+                anchors[:, kind],
+                user,
                 None if pseudo is None else getattr(pseudo, name),
                 pool,
                 temperature=weights.temperature,
             )
             terms[f"{name}_contrast"] = weights.profile_contrast * contrast
         # The query joins residuals, which may be far smaller than hidden states: it is brought to their rms.
-        query = masked_mean(hidden, batch.query_mask)
+        query = together(masked_mean(hidden, batch.query_mask))
         query = self.user_state.residual_rms * rms_norm(query, query.shape[-1:])
         contrast, focal = losses.residual_contrast(
-            tokens.residuals,
-            self.groups[batch.user],
+            residuals,
+            self.groups[user],
             query,
             None if pseudo is None else pseudo.residuals,
             None if pseudo is None else pseudo.groups,
@@ -198,7 +209,7 @@ class PrefMoE(Method):
         if "I" in self.components:
             terms["residual_preservation"] = weights.residual_preservation * focal
         if "D" in self.components:
-            decorrelation = losses.decorrelation(tokens.residuals, tokens.prototypes)
+            decorrelation = losses.decorrelation(residuals, tokens.prototypes)
             terms["decorrelation"] = weights.decorrelation * decorrelation
         return terms
 
@@ -215,6 +226,12 @@ class PrefMoE(Method):
         if self.router:
             groups["routers"] = (list(self.router.parameters()), self.config.lr)
         return groups
+
+    def sparse_parameters(self) -> list[nn.Parameter]:
+        state = self.user_state
+        if not state.sparse:
+            return []
+        return [state.delta if isinstance(state, FactorisedUsers) else state.embedding]
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from prefmoe.data.benchmark import FACETS, Benchmark, User
 from prefmoe.data.prompts import description_text, facet_sentence
+from prefmoe.models.anchor_cache import digest
 
 if TYPE_CHECKING:
     from prefmoe.data.counterfactual import PseudoUser
@@ -36,6 +37,9 @@ ANCHORS = ("name", "image", "description", *FACETS)
 """The eight anchors of a user, in the order of every anchor axis; all but the name carry a correction."""
 
 PREFIX_LENGTH = 3 + 2 * len(FACETS)
+
+USERS_AT_ONCE = 1024
+"""Users whose anchors are computed, and kept in a file, together."""
 
 AnchorKind = Literal["hidden", "embedding"]
 
@@ -58,6 +62,21 @@ class UserTokens:
     residuals: Tensor | None = None
 
 
+class _SparseRows(torch.autograd.Function):
+    """weight[rows] with a gradient that is sparse in the rows, which SparseAdam takes."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = weight.shape
+        return weight[rows]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(rows[None], gradient, ctx.shape, check_invariants=False), None
+
+
 class FactorisedUsers(nn.Module):
     """Anchors of all users with their corrections, and the facet prototypes.
 
@@ -66,6 +85,7 @@ class FactorisedUsers(nn.Module):
         trained: (U,) bool, users with training questions: prototypes, means and rms come from them alone. The
             other users keep delta = 0, because no training question asks about them.
         residual: "centred" or "published", see above. scale: s, relative to the anchors' rms.
+        sparse: give delta gradients that are sparse in the users of a batch.
 
     Raises:
         ValueError: if no user is trained.
@@ -79,8 +99,10 @@ class FactorisedUsers(nn.Module):
         *,
         residual: Literal["centred", "published"] = "centred",
         scale: float = 0.1,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
+        self.sparse = sparse
         if not trained.any():
             raise ValueError("a user state needs at least one user with training questions")
         users, _, hidden = anchors.shape
@@ -102,7 +124,8 @@ class FactorisedUsers(nn.Module):
     def forward(self, rows: Tensor) -> UserTokens:
         """The tokens of users, by row. rows: (B,). Its cost does not depend on the number of users."""
         anchors, known = self.anchors[rows], self.known[rows]  # (B, 8, H), (B, F)
-        correction = self.bound * torch.tanh(self.delta[rows])  # (B, 7, H)
+        delta = _SparseRows.apply(self.delta, rows) if self.sparse else self.delta[rows]
+        correction = self.bound * torch.tanh(delta)  # (B, 7, H)
         profile = torch.cat([anchors[:, :1], anchors[:, 1:3] + correction[:, :2]], dim=1)  # (B, 3, H)
         residuals = (anchors[:, 3:] - self.center + correction[:, 2:]) * known[..., None]  # (B, F, H)
         pairs = torch.stack([self.prototypes.expand_as(residuals), residuals], dim=2)  # (B, F, 2, H)
@@ -126,10 +149,14 @@ class FreeUsers(nn.Module):
 
     Args:
         trained: (U,) bool. hidden: H. rms: standard deviation of the start. length: vectors per user.
+        sparse: give the embedding gradients that are sparse in the users of a batch.
     """
 
-    def __init__(self, trained: Tensor, hidden: int, rms: float, length: int = PREFIX_LENGTH) -> None:
+    def __init__(
+        self, trained: Tensor, hidden: int, rms: float, length: int = PREFIX_LENGTH, *, sparse: bool = False
+    ) -> None:
         super().__init__()
+        self.sparse = sparse
         if not trained.any():
             raise ValueError("a user embedding needs at least one user with training questions")
         # (U,) a user's row of the embedding, or -1
@@ -139,7 +166,8 @@ class FreeUsers(nn.Module):
     def forward(self, rows: Tensor) -> UserTokens:
         """The tokens of users, by row. rows: (B,)."""
         slot = self.slot[rows]  # (B,)
-        prefix = self.embedding[slot.clamp_min(0)]  # (B, 13, H)
+        slot_or_first = slot.clamp_min(0)
+        prefix = _SparseRows.apply(self.embedding, slot_or_first) if self.sparse else self.embedding[slot_or_first]
         if not self.training:
             prefix = torch.where(slot[:, None, None] >= 0, prefix, self.embedding.mean(0))
         return UserTokens(prefix)
@@ -193,13 +221,27 @@ def encode_users(backbone: Backbone, users: Sequence[User], kind: AnchorKind) ->
 
     A text anchor is the mean over the tokens of a short text (the name; the description; "User preference in
     travel: ...") of the last hidden states or of the input embeddings; the image anchor is the mean of the
-    projected image tokens of the profile picture.
+    projected image tokens of the profile picture. Users are encoded `USERS_AT_ONCE` at a time, and those of whom
+    ``backbone.anchor_cache`` knows are read from it.
 
     Returns:
         anchors (U, 8, H) in float32, zero where a facet is not annotated; known (U, F) bool.
     """
-    images = backbone.image_features([user.image for user in users])
-    return _encode(backbone, users, torch.stack([tokens.float().mean(0) for tokens in images]), kind)
+    cache, parts = backbone.anchor_cache, []
+    for start in range(0, len(users), USERS_AT_ONCE):
+        some = users[start : start + USERS_AT_ONCE]
+        key = digest(backbone, some, [_texts(user) for user in some], kind) if cache else ""
+        found = cache.read(key) if cache else None
+        if found is None:
+            images = backbone.image_features([user.image for user in some])
+            images = torch.stack([tokens.float().mean(0).to(backbone.device) for tokens in images])
+            anchors, known = _encode(backbone, some, images, kind)
+            found = {"anchors": anchors, "known": known}
+            if cache:
+                cache.write(key, found)
+        parts.append(found)
+    anchors, known = (torch.cat([part[name].to(backbone.device) for part in parts]) for name in ("anchors", "known"))
+    return anchors, known
 
 
 @torch.no_grad()
@@ -234,12 +276,17 @@ def _encode(
 ) -> tuple[Tensor, Tensor]:
     known = torch.tensor([[facet in user.preferences for facet in FACETS] for user in users])
     known = known.to(images.device)
-    texts = [[user.name, description_text(user), *(facet_sentence(user, facet) for facet in FACETS)] for user in users]
+    texts = [_texts(user) for user in users]
     distinct = {text: row for row, text in enumerate(dict.fromkeys(sum(texts, [])))}
     encoded = backbone.text_anchors(list(distinct), kind=kind).float()
     index = torch.tensor([[distinct[text] for text in row] for row in texts], device=encoded.device)
     name, description, facets = encoded[index].split([1, 1, len(FACETS)], dim=1)  # (U, 1 | 1 | F, H)
     return torch.cat([name, images[:, None], description, facets * known[..., None]], dim=1), known
+
+
+def _texts(user: User | PseudoUser) -> list[str]:
+    """Name, description and the five facets, as the backbone reads them."""
+    return [user.name, description_text(user), *(facet_sentence(user, facet) for facet in FACETS)]
 
 
 def _rms(squares: Tensor) -> Tensor:

@@ -145,6 +145,11 @@ rule step_by_step:
     benchmark:
         f"{RESULTS}/benchmarks/05_prefmoe_step_by_step.tsv"
     threads: 1
+    resources:
+        gpus=needed(notebook_resources, "gpus"),
+        gres=needed(notebook_resources, "gres"),
+        mem_mb=needed(notebook_resources, "mem_mb"),
+        runtime=needed(notebook_resources, "runtime"),
     conda:
         ENVIRONMENT
     shell:
@@ -212,6 +217,11 @@ rule user_space:
     benchmark:
         f"{RESULTS}/benchmarks/09_user_space.tsv"
     threads: 1
+    resources:
+        gpus=needed(notebook_resources, "gpus"),
+        gres=needed(notebook_resources, "gres"),
+        mem_mb=needed(notebook_resources, "mem_mb"),
+        runtime=needed(notebook_resources, "runtime"),
     conda:
         ENVIRONMENT
     shell:
@@ -235,6 +245,11 @@ rule attention_maps:
     benchmark:
         f"{RESULTS}/benchmarks/10_attention_maps.tsv"
     threads: 1
+    resources:
+        gpus=needed(notebook_resources, "gpus"),
+        gres=needed(notebook_resources, "gres"),
+        mem_mb=needed(notebook_resources, "mem_mb"),
+        runtime=needed(notebook_resources, "runtime"),
     conda:
         ENVIRONMENT
     shell:
@@ -257,6 +272,11 @@ rule routing:
     benchmark:
         f"{RESULTS}/benchmarks/11_routing.tsv"
     threads: 1
+    resources:
+        gpus=needed(notebook_resources, "gpus"),
+        gres=needed(notebook_resources, "gres"),
+        mem_mb=needed(notebook_resources, "mem_mb"),
+        runtime=needed(notebook_resources, "runtime"),
     conda:
         ENVIRONMENT
     shell:

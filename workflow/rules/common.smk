@@ -122,11 +122,51 @@ def real_data(wildcards):
         return []
     folder = EDITION.data.folder or os.environ.get("PREFMOE_DATA")
     if not folder:
-        raise WorkflowError(
+        missing = (
             f"edition {EDITION.name!r} needs MMPB-clean: set the environment variable PREFMOE_DATA, or data.folder "
             f"in config/{EDITION.name}.yaml, to the folder that holds mmpb_clean/"
         )
+        if workflow.dryrun:
+            print(f"Planned without its data: {missing}", file=sys.stderr)
+            return []
+        raise WorkflowError(missing)
     return [f"{folder}/mmpb_clean/{name}" for name in (EDITION.data.csv, "split.json")]
+
+
+def job_resources(pairs, training):
+    """What a job asks the cluster for that works on (backbone, method) pairs one after the other."""
+    if all(backbone in miniature_backbones() for backbone, _ in pairs):
+        return {"gpus": 0, "mem_mb": 8000, "runtime": 240}
+    from prefmoe import resources  # imports torch, which plans of the miniatures need not wait for
+
+    return resources.job(EDITION, pairs, training=training)
+
+
+def run_resources(wildcards):
+    """For the run of one backbone and method."""
+    return job_resources([(wildcards.backbone, wildcards.method)], training=True)
+
+
+def notebook_resources(wildcards):
+    """For a notebook that loads the finished PrefMoE runs."""
+    return job_resources(FULL_RUNS, training=False)
+
+
+def needed(asked, name):
+    """One entry of the above, as rules declare it; `gres` is how SLURM is asked for GPUs."""
+    if name != "gres":
+        return lambda wildcards: asked(wildcards)[name]
+    return lambda wildcards: f"gpu:{asked(wildcards)['gpus']}" if asked(wildcards)["gpus"] else ""
+
+
+def launcher(wildcards):
+    """The command before the run's notebook: with several processes, they make the run and the notebook finds it."""
+    gpus = run_resources(wildcards)["gpus"]
+    if EDITION.hardware.launch == "one" or gpus < 2:
+        return ""
+    settings = f"config/accelerate/{EDITION.hardware.launch}.yaml"
+    run = f"-m prefmoe run {EDITION.name} {wildcards.backbone} {wildcards.method}"
+    return f"accelerate launch --config_file {settings} --num_processes {gpus} {run} &&"
 
 
 def made_before(miniature):

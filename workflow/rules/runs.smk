@@ -31,14 +31,20 @@ rule run:
         inputs=run_inputs,
         edition=EDITION.name,
         notebook=f"notebooks/{RUN_NOTEBOOK}.ipynb",
+        launcher=launcher,
     log:
         f"{RESULTS}/logs/{RUN_NOTEBOOK}/{{backbone}}/{{method}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{RUN_NOTEBOOK}/{{backbone}}/{{method}}.tsv"
     threads: 1
     priority: 10
+    resources:
+        gpus=needed(run_resources, "gpus"),
+        gres=needed(run_resources, "gres"),
+        mem_mb=needed(run_resources, "mem_mb"),
+        runtime=needed(run_resources, "runtime"),
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook {params.notebook} {output} --threads {threads}"
-        " -p edition={params.edition} -p backbone={wildcards.backbone} -p method={wildcards.method} > {log} 2>&1"
+        "({params.launcher} python -m prefmoe notebook {params.notebook} {output} --threads {threads}"
+        " -p edition={params.edition} -p backbone={wildcards.backbone} -p method={wildcards.method}) > {log} 2>&1"

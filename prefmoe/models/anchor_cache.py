@@ -1,0 +1,67 @@
+"""Keeps users' anchors on disk: computed by a frozen backbone from texts and a picture, they never change."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prefmoe import distributed, provenance
+
+if TYPE_CHECKING:
+    from prefmoe.data.benchmark import User
+    from prefmoe.models.backbones import Backbone
+
+log = logging.getLogger(__name__)
+
+
+def digest(backbone: Backbone, users: Sequence[User], texts: Sequence[Sequence[str]], kind: str) -> str:
+    """Names everything that the anchors of these users depend on.
+
+    That is the weights and the precision of the backbone, the users' texts, annotated facets and profile pictures (by
+    content), the kind of anchor, and the code and library that compute them.
+    """
+    people: list[Any] = []
+    for user, own in zip(users, texts, strict=True):
+        picture = hashlib.blake2b(Path(user.image).read_bytes(), digest_size=16).hexdigest()
+        people.append([list(own), sorted(user.preferences), picture])
+    precision = [str(backbone.dtype), bool(getattr(backbone.model, "is_loaded_in_4bit", False))]
+    code = [provenance.code_digest(("prefmoe.models.user_state", "prefmoe.models.backbones")), transformers.__version__]
+    return provenance.digest([backbone.digest, precision, kind, people, code])
+
+
+class AnchorCache:
+    """A folder with a file per set of users. A file has its name once it is complete; a damaged one is made again."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def read(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors kept under a key; None when there are none, or not in every process of a launcher."""
+        path, found = self.folder / f"{key}.safetensors", None
+        try:
+            found = load_file(path) if path.is_file() else None
+        except (OSError, SafetensorError) as error:
+            log.warning("%s: cannot be read (%s), anchors are computed again", path, error)
+        return found if distributed.agreed(found is not None) else None
+
+    def write(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Keeps tensors under a key; the main process writes, under a temporary name first."""
+        if not distributed.state().is_main_process:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{key}.safetensors"
+        partial = path.with_name(f".{key}.{os.getpid()}.partial")
+        try:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)

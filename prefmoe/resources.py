@@ -1,0 +1,391 @@
+"""What a run needs: parameters, memory, disk, GPUs and hours, estimated from shapes without loading anything.
+
+docs/scale.md derives the formulas; tests hold them to measurements on small models. Bytes of parameters, gradients
+and optimiser are exact, activations are within a factor of 1.5, hours are a guide.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from safetensors import safe_open
+
+from prefmoe.config import Edition, Method, MiniatureData, PrefMoEMethod, load_edition
+from prefmoe.data.benchmark import FACETS
+from prefmoe.models.backbones import BackboneEntry, Shape, find_backbone
+from prefmoe.models.moe_lora import Ranks
+from prefmoe.models.user_state import ANCHORS, PREFIX_LENGTH
+
+GIGABYTE = 1e9
+WORKSPACE = 2 * GIGABYTE
+"""Of each GPU: libraries, kernels' scratch space, a picture in the vision tower."""
+FRAGMENTATION = 1.1
+FOUR_BIT_BYTES = 0.5 + 0.127 / 8 + 1 / 64 / 8
+"""Per weight: NF4 and its doubly quantised scales (a byte for 64 weights, and 4 bytes for 256 of these)."""
+
+H100_FLOPS, H100_BANDWIDTH = 989e12, 3.35e12
+"""Dense bfloat16 operations and bytes of memory per second of an H100 SXM, by its data sheet."""
+USED = 0.35
+"""Share of them that a run is assumed to reach."""
+
+QUESTION_TOKENS, PROFILE_TOKENS, TURN_TOKENS = 100, 250, 40
+"""Text tokens of a question with its template, of a profile, and of one exchange of small talk: rounded up."""
+MEGAPIXEL_TOKENS = 1369
+"""Of a picture of 1036 x 1036 pixels, where 28 x 28 make a token."""
+MMPB_USERS, MMPB_QUESTIONS = 111, 2145
+"""Users of MMPB-clean, and its test questions (the paper's tables)."""
+
+
+class ResourceError(ValueError):
+    """A backbone whose shape is not known."""
+
+
+def shape_of(entry: BackboneEntry) -> Shape:
+    """The sizes of a backbone: from the registry, or from the headers of a folder's files.
+
+    Raises:
+        ResourceError: if neither gives them.
+    """
+    if entry.shape is not None:
+        return entry.shape
+    if entry.folder is None:
+        raise ResourceError(f"backbone {entry.name!r} has no `shape` in the registry")
+    total = vision = 0
+    tower, projector = (path.removeprefix("model.") + "." for path in (entry.paths.vision_tower, entry.paths.projector))
+    for path in entry.folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                count = math.prod(file.get_slice(name).get_shape())
+                total += count
+                vision += count if (tower in name and projector not in name) or "image_newline" in name else 0
+    content = json.loads((entry.folder / "config.json").read_text(encoding="utf-8"))
+    text, picture = content.get("text_config", content), content["vision_config"]
+    side = picture.get("image_size", 0) // picture["patch_size"]
+    return Shape(
+        parameters=total,
+        vision=vision,
+        layers=text["num_hidden_layers"],
+        hidden=text["hidden_size"],
+        intermediate=text["intermediate_size"],
+        heads=text["num_attention_heads"],
+        key_value_heads=text["num_key_value_heads"],
+        head_size=text.get("head_dim") or 0,
+        vocabulary=text["vocab_size"],
+        image_tokens=side * side or MEGAPIXEL_TOKENS,
+    )
+
+
+# --- parameters ---------------------------------------------------------------------------------------------------
+
+
+def adapter_rows(shape: Shape) -> int:
+    """Inputs plus outputs of the adapted projections (q, v, o, gate, up, down) of one layer: LoRA's size per rank."""
+    if shape.adapted:
+        return shape.adapted
+    query, value = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
+    attention = (shape.hidden + query) + (shape.hidden + value) + (query + shape.hidden)
+    return attention + 3 * (shape.hidden + shape.intermediate)
+
+
+def adapted_layers(method: Method, shape: Shape) -> int:
+    """Decoder layers with adapters."""
+    return min(shape.layers, getattr(method, "last_layers", None) or shape.layers)
+
+
+def adapter_rank(method: Method) -> int:
+    """Total rank of the adapters of one projection; 0 without."""
+    if isinstance(method, PrefMoEMethod):
+        return Ranks(method.preference_rank, method.user_rank, method.profile_rank).total
+    return getattr(method, "rank", 0)
+
+
+def trained_parameters(method: Method, shape: Shape, users: int) -> int:
+    """How many parameters a method trains, for so many users (all of them in the training split)."""
+    if method.kind == "fft":
+        return shape.parameters - shape.vision
+    hidden = shape.hidden
+    count = adapter_rank(method) * adapter_rows(shape) * adapted_layers(method, shape)
+    if isinstance(method, PrefMoEMethod):
+        factorised = len(FACETS) * hidden + users * (len(ANCHORS) - 1) * hidden
+        count += factorised if "P" in method.components else users * PREFIX_LENGTH * hidden
+        if "M" in method.components:
+            task, preference, profile = 2 * (3 * hidden + 1), len(FACETS) * (2 * hidden + 1), 2 * (2 * hidden + 1)
+            context = method.user_rank * (len(FACETS) * hidden + 1)
+            label = (len(FACETS) + 1) * hidden if method.facet_label == "oracle" else 0
+            count += task + preference + profile + context + label
+    return count
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in all processes' accelerators together, when one copy of the backbone is used.
+
+    Attributes:
+        parameters: weights, and what is trained beside them. gradients, optimiser: of what is trained.
+        activations: kept for the backward pass, or the key-value cache.
+    """
+
+    parameters: int
+    gradients: int
+    optimiser: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimiser + self.activations
+
+
+def weight_bytes(shape: Shape, width: int, four_bit: bool = False) -> int:
+    """Bytes of the frozen backbone at ``width`` bytes per weight, the decoder layers in 4 bits if asked for."""
+    quantised = shape.decoder if four_bit else 0
+    return round((shape.parameters - quantised) * width + quantised * FOUR_BIT_BYTES)
+
+
+def activations_per_token(shape: Shape, method: Method, width: int) -> float:
+    """Bytes that the backward pass needs per token, without gradient checkpointing.
+
+    Counted per decoder layer in numbers of ``width`` bytes, with h, kv and m the widths of states, keys and MLP:
+    8h + kv + 3m for a frozen layer, of which 2h only in half precision, where norms are computed in float32; 2h + m
+    more where inputs of projections are needed for adapters' or weights' gradients. Adapters in float32 beside half
+    precision keep float32 copies of these inputs, 5h + m, and each adapter four times its rank.
+    """
+    h, kv, m = shape.hidden, shape.key_value_heads * shape.head_size, shape.intermediate
+    half = width < 4
+    frozen = (8 if half else 6) * h + kv + 3 * m
+    if method.kind == "fft":
+        whole = frozen + 2 * h + m
+        if half:  # autocast: the residual stream stays in float32
+            whole += 4 * h
+        return width * shape.layers * whole
+    adapted = frozen + 2 * h + m + ((5 * h + m) * 4 / width if half else 0)
+    adapted += 6 * 4 * adapter_rank(method) * 4 / width
+    layers = adapted_layers(method, shape) if adapter_rank(method) else 0
+    # Below the adapted layers gradients flow only towards soft tokens at the input.
+    below = shape.layers - layers if method.kind not in ("lora", "nontuned") else 0
+    return width * (layers * adapted + below * frozen)
+
+
+def training_memory(
+    method: Method,
+    shape: Shape,
+    *,
+    users: int,
+    tokens: int,
+    width: int = 2,
+    four_bit: bool = False,
+    checkpointing: bool = False,
+) -> Memory:
+    """Memory of a training step over ``tokens`` tokens (batch times length) with a backbone of ``width`` bytes."""
+    trained = trained_parameters(method, shape, users)
+    whole = method.kind == "fft"
+    kept = weight_bytes(shape, 4 if whole else width, four_bit)
+    if not whole:
+        kept += 4 * trained
+        if isinstance(method, PrefMoEMethod) and "P" in method.components:
+            kept += 4 * users * len(ANCHORS) * shape.hidden
+    elif width < 4:
+        kept += width * trained  # autocast's copies
+    per_token = activations_per_token(shape, method, width)
+    if checkpointing:
+        per_token = per_token / shape.layers + width * shape.hidden * shape.layers
+    return Memory(kept, 4 * trained, 8 * trained, round(tokens * per_token))
+
+
+def evaluation_memory(
+    method: Method, shape: Shape, *, users: int, tokens: int, width: int = 2, four_bit: bool = False
+) -> Memory:
+    """Memory of answering prompts of ``tokens`` tokens in all: weights, key-value cache, and one layer's states."""
+    trained = 0 if method.kind == "fft" else trained_parameters(method, shape, users)
+    kept = weight_bytes(shape, 4 if method.kind == "fft" else width, four_bit) + 4 * trained
+    cache = 2 * shape.layers * shape.key_value_heads * shape.head_size * width
+    states = (4 * shape.hidden + 3 * shape.intermediate) * max(width, 4)
+    return Memory(kept, 0, 0, round(tokens * (cache + states)))
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one run needs. Bytes; hours on H100s; ``gpus`` is 0 for a miniature."""
+
+    training: int
+    evaluation: int
+    download: int
+    results: int
+    gpus: int
+    hours: float
+    memory: int
+
+    @property
+    def gpu_memory(self) -> int:
+        return max(self.training, self.evaluation)
+
+
+def _users_and_questions(edition: Edition) -> tuple[int, int]:
+    data = edition.data
+    if isinstance(data, MiniatureData):
+        return data.users + data.unseen_users, (data.users + data.unseen_users) * data.test_per_user
+    return (MMPB_USERS, MMPB_QUESTIONS) if data.csv == "full.csv" else (MMPB_USERS, 40)
+
+
+def prompt_tokens(method: Method, shape: Shape, turns: int) -> int:
+    """An upper estimate of a prompt's length."""
+    prefix = PREFIX_LENGTH if isinstance(method, PrefMoEMethod) else 0
+    profile = PROFILE_TOKENS if getattr(method, "profile", "none") != "none" else 0
+    return prefix + profile + shape.image_tokens + QUESTION_TOKENS + turns * TURN_TOKENS
+
+
+def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
+    """What the runs of a method on a backbone, all seeds one after the other, need.
+
+    Raises:
+        ResourceError: if the registry does not know the backbone's shape.
+    """
+    entry, method = find_backbone(backbone), edition.methods[method_name]
+    shape, settings, training = shape_of(entry), edition.hardware, edition.training
+    small = entry.hub_id is None
+    width = 4 if small else 2
+    four_bit = settings.four_bit and not small and method.kind != "fft"
+    users, questions = _users_and_questions(edition)
+    asked = edition.evaluation.batch_size * prompt_tokens(method, shape, max(edition.evaluation.turns))
+    answering = evaluation_memory(method, shape, users=users, tokens=asked, width=width, four_bit=four_bit)
+    length = prompt_tokens(method, shape, 0)
+    learning = Memory(0, 0, 0, 0)
+    if method.kind != "nontuned":
+        learning = training_memory(
+            method,
+            shape,
+            users=users,
+            tokens=training.batch_size * length,
+            width=width,
+            four_bit=four_bit,
+            checkpointing=training.gradient_checkpointing,
+        )
+    most = FRAGMENTATION * max(learning.total, answering.total)
+    usable = settings.gpu_gigabytes * GIGABYTE - WORKSPACE
+    gpus = 0 if small else math.ceil(most / usable)
+    if settings.launch == "ddp" and gpus == 1:
+        gpus = settings.gpus_per_node
+    seeds = len(edition.seeds) if method.kind != "nontuned" else 1
+    hours = seeds * _hours(edition, method, shape, length, questions, width, four_bit)
+    if settings.launch != "one" and gpus > 1:
+        hours /= gpus
+    trained = trained_parameters(method, shape, users)
+    finished = 4 * trained + 4 * users * len(ANCHORS) * shape.hidden
+    disk = seeds * finished + 2 * 12 * trained  # two checkpoints stand side by side while the newer one is written
+    copies = gpus if settings.launch == "ddp" else 1
+    memory = copies * weight_bytes(shape, 4 if method.kind == "fft" else width) + 16 * GIGABYTE
+    if method.kind == "fft":
+        memory += 12 * trained
+    return Needs(
+        training=round(FRAGMENTATION * learning.total),
+        evaluation=round(FRAGMENTATION * answering.total),
+        download=0 if small else 2 * shape.parameters,
+        results=round(disk),
+        gpus=gpus,
+        hours=hours,
+        memory=round(memory),
+    )
+
+
+def _hours(
+    edition: Edition, method: Method, shape: Shape, length: int, questions: int, width: int, four_bit: bool
+) -> float:
+    """Hours of one seed on one H100: operations of the passes, and reading the weights for every generated token."""
+    training, evaluation = edition.training, edition.evaluation
+    forward = 2 * ((shape.active or shape.decoder) + shape.vision)
+    operations = 0.0
+    if method.kind != "nontuned":
+        steps = training.steps * getattr(method, "steps_factor", 1.0)
+        examples = steps * training.batch_size * training.gradient_accumulation
+        passes = (3 if method.kind == "fft" else 2) + (1 if training.gradient_checkpointing else 0)
+        operations += examples * length * passes * forward
+    reading = 0.0
+    for turns in evaluation.turns:
+        operations += questions * prompt_tokens(method, shape, turns) * forward
+        reads = math.ceil(questions / evaluation.batch_size) * evaluation.max_new_tokens
+        reading += reads * weight_bytes(shape, width, four_bit)
+    return (operations / (USED * H100_FLOPS) + reading / (USED * H100_BANDWIDTH)) / 3600
+
+
+# --- the workflow and the command ---------------------------------------------------------------------------------
+
+
+def job(edition: Edition, pairs: list[tuple[str, str]], *, training: bool) -> dict[str, Any]:
+    """GPUs, main memory (MB) and minutes of a job that works on these (backbone, method) pairs one after the other.
+
+    Without training, a notebook loads finished runs. Where the registry knows no shape, a node's GPUs are asked for.
+    """
+    gpus, memory, minutes = 0, 16000, 60.0
+    for backbone, method in pairs:
+        try:
+            need = needs(edition, backbone, method)
+        except ResourceError:
+            gpus, memory, minutes = edition.hardware.gpus_per_node, max(memory, 400_000), max(minutes, 24 * 60.0)
+            continue
+        usable = edition.hardware.gpu_gigabytes * GIGABYTE - WORKSPACE
+        gpus = max(gpus, need.gpus if training else min(need.gpus, math.ceil(need.evaluation / usable)))
+        memory = max(memory, round(need.memory / 1e6))
+        if training:  # three times the estimate, and a start
+            minutes = max(minutes, 30 + 3 * 60 * need.hours)
+    return {"gpus": gpus, "mem_mb": memory, "runtime": math.ceil(minutes)}
+
+
+def machine() -> tuple[str, float]:
+    """What this machine has: a description, and the bytes that a backbone could use."""
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        total = sum(torch.cuda.get_device_properties(i).total_memory for i in range(count))
+        return f"{count} x {torch.cuda.get_device_name(0)}, {total / GIGABYTE:.0f} GB", total - count * WORKSPACE
+    total = psutil.virtual_memory().total
+    return f"no GPU, {total / GIGABYTE:.0f} GB of main memory", 0.8 * total
+
+
+def table(edition: Edition | str) -> pd.DataFrame:
+    """One row per backbone and method of an edition's tables; gigabytes (1e9 bytes), hours on an H100."""
+    edition = edition if isinstance(edition, Edition) else load_edition(edition)
+    _, room = machine()
+    on_cpu = not torch.cuda.is_available()
+    rows = []
+    for backbone in edition.backbones:
+        entry = find_backbone(backbone)
+        for name in (method for owner, method in edition.runs() if owner == backbone):
+            try:
+                shape, need = shape_of(entry), needs(edition, backbone, name)
+            except ResourceError:
+                rows.append({"backbone": backbone, "method": name, "fits": "shape not in the registry"})
+                continue
+            method = edition.methods[name]
+            in_float32 = 2 if on_cpu and entry.hub_id and method.kind != "fft" else 1  # the CPU computes in float32
+            fits = [
+                word
+                for word, size in (("train", need.training), ("evaluate", need.evaluation))
+                if size and size * in_float32 <= room
+            ]
+            users, _ = _users_and_questions(edition)
+            rows.append(
+                {
+                    "backbone": backbone,
+                    "method": name,
+                    "parameters": f"{shape.parameters / 1e9:.3g}e9",
+                    "trained": f"{trained_parameters(method, shape, users) / 1e6:.4g}e6",
+                    "train_GB": round(need.training / GIGABYTE, 2) if need.training else "-",
+                    "evaluate_GB": round(need.evaluation / GIGABYTE, 2),
+                    "GPUs": need.gpus,
+                    "download_GB": round(need.download / GIGABYTE, 1),
+                    "results_GB": round(need.results / GIGABYTE, 2),
+                    "H100_hours": float(f"{need.hours:.2g}"),
+                    "fits": " and ".join(fits) or "no",
+                }
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,387 @@
+"""Speed, measured side by side: what is compared takes turns in one process, and the hardware stands in every row."""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
+
+from prefmoe import losses
+from prefmoe.config import FIGURES, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
+from prefmoe.data.benchmark import FACETS
+from prefmoe.models.backbones import find_backbone
+from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
+from prefmoe.models.user_state import ANCHORS, PREFIX_LENGTH, FactorisedUsers
+
+Variant = Callable[[], Any]
+
+PUBLISHED_RANKS = {"preference_rank": 8, "user_rank": 64, "profile_rank": 8, "last_layers": 8}
+
+
+def hardware(device: torch.device) -> str:
+    """The processor or accelerator, the threads in use, and torch's version, in one line."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = f"{models[0] if models else platform.processor() or platform.machine()}"
+        name += f", {torch.get_num_threads()} of {psutil.cpu_count()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def measure(variants: dict[str, Variant], device: torch.device, *, seconds: float, rounds: int = 200) -> pd.DataFrame:
+    """Times the variants in turns, after a warm-up round, for so many seconds in all (three rounds at least).
+
+    Returns:
+        One row per variant: variant, median_ms, low_ms, high_ms (quartiles over rounds), rounds, ratio (of the medians
+        to the first variant's).
+    """
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    end = time.perf_counter() + seconds
+    for turn in range(rounds + 1):
+        for name, variant in variants.items():
+            wait()
+            started = time.perf_counter()
+            variant()
+            wait()
+            if turn:
+                times[name].append(1000 * (time.perf_counter() - started))
+        if turn >= 3 and time.perf_counter() > end:
+            break
+    first = statistics.median(next(iter(times.values())))
+    rows = []
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        rows.append(
+            {
+                "variant": name,
+                "median_ms": median,
+                "low_ms": low,
+                "high_ms": high,
+                "rounds": len(values),
+                "ratio": median / first,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# --- one layer ----------------------------------------------------------------------------------------------------
+
+
+def loop_over_experts(x: Tensor, mixture: MixtureOfLoRA, ranks: Ranks) -> Tensor:
+    """What MixtureOfLoRA computes, one expert after the other."""
+    scale, context = mixture.routing.scale, mixture.routing.context
+    output, start = mixture.base(x), 0
+    sizes = [ranks.user, *[ranks.preference] * len(FACETS), *[ranks.profile] * 2]
+    for size in sizes:
+        part = slice(start, start + size)
+        hidden = linear(x, mixture.A[part])
+        if start == 0:
+            hidden = gelu(hidden + context[:, None])
+        output = output + scale[:, None, start : start + 1] * linear(hidden, mixture.B[:, part])
+        start += size
+    return output
+
+
+def layer_variants(hidden: int, tokens: int, batch: int, device: torch.device) -> dict[str, Variant]:
+    """Forward and backward pass of one adapted projection: plain LoRA of equal rank, the mixture, the loop."""
+    ranks = Ranks()
+    base = nn.Linear(hidden, hidden, bias=False, device=device).requires_grad_(False)
+    experts = torch.rand(batch, 8, device=device)
+    sizes = torch.tensor([ranks.user, *[ranks.preference] * len(FACETS), *[ranks.profile] * 2], device=device)
+    scale = experts.repeat_interleave(sizes, dim=1).requires_grad_()
+    context = torch.randn(batch, ranks.user, device=device).requires_grad_()
+    mixture = MixtureOfLoRA(base, ranks, Routing(scale, context))
+    nn.init.normal_(mixture.B)
+    x = torch.randn(batch, tokens, hidden, device=device, requires_grad=True)
+
+    def plain() -> Tensor:
+        return base(x) + linear(linear(x, mixture.A), mixture.B)
+
+    def step(forward: Callable[[], Tensor]) -> Variant:
+        def run() -> None:
+            forward().sum().backward()
+            for tensor in (x, mixture.A, mixture.B, scale, context):
+                tensor.grad = None
+
+        return run
+
+    return {
+        "plain LoRA": step(plain),
+        "mixture": step(lambda: mixture(x)),
+        "loop over experts": step(lambda: loop_over_experts(x, mixture, ranks)),
+    }
+
+
+# --- losses -------------------------------------------------------------------------------------------------------
+
+
+def loop_over_anchors(residuals: Tensor, groups: Tensor, query: Tensor, pseudo: Tensor, pseudo_groups: Tensor):
+    """losses.residual_contrast at its defaults, one anchor and facet after the other."""
+    batch, facets, _ = residuals.shape
+    contrasts, focals = [], []
+    for f in range(facets):
+        active = [i for i in range(batch) if groups[i, f] >= 0]
+        rows = []
+        for i in active:
+            own = residuals[i, f] + query[i]
+            others = [(residuals[j, f] + query[j], groups[j, f]) for j in active]
+            others += [(r + query[i], g) for r, g in zip(pseudo[:, f], pseudo_groups[:, f], strict=True) if g >= 0]
+            similar = torch.stack([torch.cosine_similarity(own, other, dim=0) for other, _ in others])
+            similar = similar / losses.TEMPERATURE
+            positive = torch.stack([group == groups[i, f] for _, group in others])
+            p = (similar.softmax(0) * positive).sum().clamp(1e-6, 1)
+            rho = sum(bool(groups[j, f] == groups[i, f]) for j in active) / len(active)
+            rows.append((-p.log(), -(1 - rho) * (1 - p) * p.log()))
+        if rows:
+            contrasts.append(torch.stack([row[0] for row in rows]).mean())
+            focals.append(torch.stack([row[1] for row in rows]).mean())
+    return sum(contrasts) / facets, sum(focals) / facets
+
+
+def loss_variants(hidden: int, batch: int, pseudo_users: int, device: torch.device) -> dict[str, Variant]:
+    """Forward and backward pass of the two residual terms, vectorised and anchor by anchor."""
+    residuals = torch.randn(batch, len(FACETS), hidden, device=device, requires_grad=True)
+    groups = torch.randint(-1, 5, (batch, len(FACETS)), device=device)
+    query = torch.randn(batch, hidden, device=device)
+    pseudo = torch.randn(pseudo_users, len(FACETS), hidden, device=device)
+    pseudo_groups = torch.randint(-1, 8, (pseudo_users, len(FACETS)), device=device)
+
+    def step(function: Callable[..., tuple[Tensor, Tensor]]) -> Variant:
+        def run() -> None:
+            contrast, focal = function(residuals, groups, query, pseudo, pseudo_groups)
+            (contrast + focal).backward()
+            residuals.grad = None
+
+        return run
+
+    return {"vectorised": step(losses.residual_contrast), "loop over anchors": step(loop_over_anchors)}
+
+
+# --- whole methods ------------------------------------------------------------------------------------------------
+
+
+def wide_llava(folder: Path, width: int = 256, layers: int = 8, side: int = 24) -> Path:
+    """Writes a random LLaVA with llava-mini's words and tower, and side x side image tokens; returns the folder.
+
+    The miniature's pictures are few tokens, so that 13 soft tokens lengthen its prompts by a third; those of the
+    published backbones are 576 tokens and more.
+    """
+    entry = find_backbone("llava-mini")
+    assert entry.folder is not None
+    config = transformers.AutoConfig.from_pretrained(entry.folder)
+    text, pixels = config.text_config, side * config.vision_config.patch_size
+    text.hidden_size, text.num_hidden_layers, text.intermediate_size = width, layers, round(2.7 * width)
+    text.num_attention_heads = text.num_key_value_heads = width // text.head_dim
+    text.max_position_embeddings = max(text.max_position_embeddings, 2 * side * side)
+    config.vision_config.image_size = pixels
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    shutil.copytree(entry.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "config*"))
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["image_processor"] |= {key: {"height": pixels, "width": pixels} for key in ("size", "crop_size")}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+class Bench:
+    """Methods on one of an edition's backbones, or on another one from a folder, with the edition's batches."""
+
+    def __init__(self, edition: Edition, backbone: str, folder: Path) -> None:
+        from prefmoe.runs import Workbench
+
+        self.workbench = Workbench(edition, edition.backbones[0], results=folder)
+        self.workbench.backbone_name = backbone
+        self.edition = edition
+        methods = edition.methods.values()
+        full = [m for m in methods if isinstance(m, PrefMoEMethod) and m.components == "EPICDM"]
+        if not full:
+            raise ValueError(f"edition {edition.name!r} has no full PrefMoE to measure")
+        self.prefmoe = full[0]
+
+    def plain_lora(self) -> LoRAMethod:
+        """LoRA of PrefMoE's total rank, on the same layers."""
+        ranks = Ranks(self.prefmoe.preference_rank, self.prefmoe.user_rank, self.prefmoe.profile_rank)
+        return LoRAMethod(
+            kind="lora", label="LoRA", lr=self.prefmoe.lr, rank=ranks.total, alpha=ranks.total, dropout=0.0,
+            last_layers=self.prefmoe.last_layers,
+        )  # fmt: skip
+
+    def training_variants(self, batch_size: int) -> dict[str, Variant]:
+        """An optimiser's step on one batch: LoRA on the same layers and on all, with the prefix and losses, PrefMoE."""
+        lora = self.plain_lora()
+        configs = {
+            "LoRA, same layers": lora,
+            "LoRA, all layers": lora.model_copy(update={"last_layers": None}),
+            "prefix, losses and LoRA (EPICD)": self.prefmoe.model_copy(update={"components": "EPICD"}),
+            "PrefMoE": self.prefmoe,
+        }
+        return {name: self._step(config, batch_size) for name, config in configs.items()}
+
+    def _step(self, config: LoRAMethod | PrefMoEMethod, batch_size: int) -> Variant:
+        method = self.workbench.method(config, seed=0).train()
+        examples = self.workbench.benchmark.select("train")[:batch_size]
+        batch = method.collator(examples, with_answer=True).to(method.backbone.device)
+        groups = method.parameter_groups()
+        optimizer = torch.optim.AdamW(groups, fused=True)
+
+        def run() -> None:
+            with method.context(batch):
+                sum(method.training_losses(batch).values()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return run
+
+    def evaluation_variants(self, count: int) -> dict[str, Variant]:
+        """Answering ``count`` test questions: the edition's batches, and one question at a time."""
+        from prefmoe.evaluation import evaluate
+
+        method = self.workbench.method(self.prefmoe, seed=0)
+        examples = self.workbench.benchmark.select("test")[:count]
+        settings = self.edition.evaluation
+
+        def run(size: int) -> Variant:
+            return lambda: evaluate(
+                method, examples, turns=0, batch_size=size, max_new_tokens=settings.max_new_tokens
+            )
+
+        return {f"batches of {settings.batch_size}": run(settings.batch_size), "one by one": run(1)}
+
+
+# --- users --------------------------------------------------------------------------------------------------------
+
+
+def user_steps(
+    users: Sequence[int], hidden: int, batch: int, device: torch.device, *, seconds: float
+) -> Iterator[dict[str, Any]]:
+    """A training step of the user state alone, for growing numbers of users, with dense and with sparse updates.
+
+    A size that this machine's free memory cannot hold is left out, with the reason in its row.
+    """
+    for count in users:
+        for kind in ("dense", "sparse"):
+            state_bytes = 4 * hidden * (len(ANCHORS) + (len(ANCHORS) - 1) * (4 if kind == "dense" else 3)) * count
+            free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+            row = {"variant": f"{kind}, {count} users", "users": count, "state_megabytes": state_bytes / 1e6}
+            if state_bytes > 0.8 * free:
+                yield row | {"note": f"needs {state_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"}
+                continue
+            yield row | _user_step(count, hidden, batch, device, kind, seconds)
+            gc.collect()
+
+
+def _user_step(count: int, hidden: int, batch: int, device: torch.device, kind: str, seconds: float) -> dict[str, Any]:
+    anchors = torch.rand(count, len(ANCHORS), hidden, device=device)
+    known = torch.ones(count, len(FACETS), dtype=torch.bool, device=device)
+    trained = torch.zeros(count, dtype=torch.bool, device=device)
+    trained[:1000] = True  # the means and bounds of all would need another copy of the anchors
+    state = FactorisedUsers(anchors, known, trained, sparse=kind == "sparse")
+    if kind == "sparse":
+        optimizers = [torch.optim.SparseAdam([state.delta]), torch.optim.AdamW([state.prototypes], fused=True)]
+    else:
+        optimizers = [torch.optim.AdamW(state.parameters(), fused=True)]
+    target = torch.randn(batch, PREFIX_LENGTH, hidden, device=device)
+
+    def run() -> None:
+        rows = torch.randint(count, (batch,), device=device)
+        (state(rows).prefix - target).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return measure({kind: run}, device, seconds=seconds).iloc[0].drop(["variant", "ratio"]).to_dict()
+
+
+# --- all of it ----------------------------------------------------------------------------------------------------
+
+
+def bench(
+    edition: str = "mini",
+    *,
+    output: str | Path = FIGURES / "speed",
+    seconds: float = 20.0,
+    users: Sequence[int] = (10, 100, 1000, 10_000, 100_000, 1_000_000),
+    hidden: int = 1024,
+    side: int = 24,
+    folder: str | Path | None = None,
+) -> Path:
+    """Measures everything of docs/speed.md and writes <output>/<cpu or cuda>.csv; returns its path.
+
+    Args:
+        edition: whose first backbone, batches and PrefMoE are used for whole training steps and answers.
+        seconds: per comparison. hidden: width of the single layer and of the losses. side: of the random LLaVA's
+            pictures, in tokens.
+        users: sizes of the user state, which is as wide as the edition's backbone.
+        folder: where results (the benchmark's pictures) are, when not the clone's.
+    """
+    from prefmoe.config import RESULTS
+    from prefmoe.distributed import state
+    from prefmoe.runs import use_threads
+
+    use_threads()
+    torch.manual_seed(0)
+    device, settings = state().device, load_edition(edition)
+    if not isinstance(settings.data, MiniatureData):
+        raise ValueError(f"edition {edition!r}: whole steps are measured on an edition of the miniature benchmark")
+    tables = []
+
+    def add(benchmark: str, setting: str, rows: pd.DataFrame) -> None:
+        tables.append(rows.assign(benchmark=benchmark, setting=setting))
+
+    for batch, tokens in ((4, 64), (4, 700)):
+        rows = measure(layer_variants(hidden, tokens, batch, device), device, seconds=seconds)
+        add("adapted projection", f"width {hidden}, {batch} x {tokens} tokens, ranks 8/64/8", rows)
+    rows = measure(loss_variants(hidden, 16, 20, device), device, seconds=seconds)
+    add("residual terms", f"width {hidden}, 16 examples, 20 counterfactual users", rows)
+    lab = Bench(settings, settings.backbones[0], Path(folder or RESULTS))
+    batch = settings.training.batch_size
+    rows = measure(lab.training_variants(batch), device, seconds=2 * seconds)
+    add("training step", f"{edition}, {settings.backbones[0]}, batch {batch}", rows)
+    count = min(64, len(lab.workbench.benchmark.splits["test"]))
+    rows = measure(lab.evaluation_variants(count), device, seconds=seconds, rounds=10)
+    add("evaluation", f"{edition}, {settings.backbones[0]}, {count} questions", rows)
+    width = lab.workbench.backbone().hidden_size
+    with TemporaryDirectory() as temporary:
+        model = wide_llava(Path(temporary) / "wide-llava", side=side)
+        wide = settings.model_copy(update={"methods": {"PrefMoE": lab.prefmoe.model_copy(update=PUBLISHED_RANKS)}})
+        lab = Bench(wide, str(model), Path(folder or RESULTS))
+        rows = measure(lab.training_variants(4), device, seconds=2 * seconds)
+        about = f"random LLaVA, width 256, 8 layers, {side * side} image tokens, ranks 8/64/8, batch 4"
+        add("training step", about, rows)
+    del lab
+    gc.collect()
+    table = pd.DataFrame(list(user_steps(users, width, 16, device, seconds=seconds / 4)))
+    if "median_ms" in table:
+        first = table.groupby(table["variant"].str.partition(",")[0])["median_ms"].transform("first")
+        table["ratio"] = table["median_ms"] / first
+    add("user state", f"width {width}, 16 examples", table)
+    frame = pd.concat(tables, ignore_index=True).assign(hardware=hardware(device))
+    columns = ["benchmark", "setting", "variant", "median_ms", "low_ms", "high_ms", "rounds", "ratio", "users",
+               "state_megabytes", "note", "hardware"]  # fmt: skip
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{device.type}.csv"
+    frame.reindex(columns=columns).round(4).to_csv(path, index=False)
+    return path

@@ -1,0 +1,120 @@
+"""The benchmark script: its references compute what they are compared with, and its table is complete."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from small_world import data_folder, small_edition
+
+from prefmoe import losses, speed
+from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
+from prefmoe.models.user_state import FactorisedUsers
+
+CPU = torch.device("cpu")
+
+
+def test_the_loop_over_experts_is_the_mixture():
+    torch.manual_seed(0)
+    ranks = Ranks(2, 3, 4)
+    gates = torch.rand(2, 8)
+    sizes = torch.tensor([3, *[2] * 5, *[4] * 2])
+    routing = Routing(gates.repeat_interleave(sizes, dim=1), torch.randn(2, 3))
+    mixture = MixtureOfLoRA(torch.nn.Linear(6, 5), ranks, routing)
+    torch.nn.init.normal_(mixture.B)
+    x = torch.randn(2, 4, 6)
+    torch.testing.assert_close(speed.loop_over_experts(x, mixture, ranks), mixture(x))
+
+
+def test_the_loop_over_anchors_is_the_loss():
+    torch.manual_seed(0)
+    residuals, query = torch.randn(6, 5, 8), torch.randn(6, 8)
+    groups, pseudo_groups = torch.randint(-1, 3, (6, 5)), torch.randint(-1, 4, (3, 5))
+    pseudo = torch.randn(3, 5, 8)
+    found = speed.loop_over_anchors(residuals, groups, query, pseudo, pseudo_groups)
+    expected = losses.residual_contrast(residuals, groups, query, pseudo, pseudo_groups)
+    torch.testing.assert_close(torch.stack(list(found)), torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_variants_take_turns_and_ratios_refer_to_the_first():
+    order: list[str] = []
+    variants = {name: (lambda name=name: order.append(name)) for name in ("a", "b")}
+    table = speed.measure(variants, CPU, seconds=0.0)
+    assert order == ["a", "b"] * 4
+    assert table["rounds"].tolist() == [3, 3] and table["ratio"][0] == 1.0
+    assert (table["low_ms"] <= table["median_ms"]).all() and (table["median_ms"] <= table["high_ms"]).all()
+
+
+def users(count: int, sparse: bool) -> FactorisedUsers:
+    torch.manual_seed(0)
+    everybody = torch.ones(count, dtype=torch.bool)
+    return FactorisedUsers(torch.randn(count, 8, 16), everybody[:, None].expand(-1, 5), everybody, sparse=sparse)
+
+
+def step(state: FactorisedUsers, rows: torch.Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
+    state(rows).prefix.square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def optimizers_of(state: FactorisedUsers) -> list[torch.optim.Optimizer]:
+    if not state.sparse:
+        return [torch.optim.AdamW(state.parameters(), lr=0.1, weight_decay=0.0)]
+    rest = torch.optim.AdamW([state.prototypes], lr=0.1, weight_decay=0.0)
+    return [torch.optim.SparseAdam([state.delta], lr=0.1), rest]
+
+
+def test_sparse_updates_agree_with_adamw_when_all_users_occur_and_leave_others_alone():
+    states = [users(6, sparse) for sparse in (False, True)]
+    optimizers = [optimizers_of(state) for state in states]
+    for rows in (torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([5, 5, 4, 3, 2, 1, 0, 1])):
+        for state, own in zip(states, optimizers, strict=True):
+            step(state, rows, own)
+        torch.testing.assert_close(states[1].delta, states[0].delta, rtol=1e-3, atol=1e-3)  # eps enters otherwise
+        torch.testing.assert_close(states[1].prototypes, states[0].prototypes)
+    before = states[1].delta.detach().clone()
+    step(states[1], torch.tensor([2, 4, 2]), optimizers[1])
+    moved = (states[1].delta != before).flatten(1).any(1)
+    assert moved.tolist() == [False, False, True, False, True, False]
+
+
+def test_a_sparse_step_passes_over_the_batchs_users_alone():
+    """Elements that the gradient and the optimiser's temporaries hold, not time, which a loaded machine distorts."""
+    sizes = {}
+    for count in (50, 5000):
+        state = users(count, sparse=True)
+        state(torch.tensor([3, 7, 3])).prefix.square().sum().backward()
+        gradient = state.delta.grad
+        assert gradient.is_sparse
+        sizes[count] = gradient._values().numel()
+        step(state, torch.tensor([3, 7]), optimizers_of(state))
+    assert sizes[50] == sizes[5000] == 3 * 7 * 16
+
+
+@pytest.fixture
+def tiny_edition(tmp_path, monkeypatch):
+    edition = small_edition("llava-mini", evaluation={"batch_size": 4, "max_new_tokens": 1})
+    (tmp_path / "small-world").mkdir()
+    (tmp_path / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    monkeypatch.setattr(speed, "load_edition", lambda name: edition)
+    return tmp_path
+
+
+def test_the_script_measures_everything_and_names_the_hardware(tiny_edition):
+    path = speed.bench(
+        "small-world", output=tiny_edition / "speed", seconds=0.0, users=(10, 1000, 10**9), hidden=32, side=4,
+        folder=tiny_edition,
+    )  # fmt: skip
+    table = pd.read_csv(path)
+    assert path.name == "cpu.csv" and table["hardware"].str.contains("torch 2").all()
+    assert list(dict.fromkeys(table["benchmark"])) == [
+        "adapted projection", "residual terms", "training step", "evaluation", "user state",
+    ]
+    steps = table[table["benchmark"] == "training step"]
+    assert steps["setting"].nunique() == 2 and steps["variant"].nunique() == 4  # fmt: skip
+    too_large = table["users"] == 10**9
+    assert table.loc[too_large, "note"].str.contains("GB are free").all() and too_large.sum() == 2
+    assert (table.loc[~too_large, ["median_ms", "ratio", "rounds"]] > 0).all(axis=None)
+    firsts = table[~too_large].groupby(["benchmark", "setting"], sort=False).first()
+    assert (firsts["ratio"] == 1).all()
