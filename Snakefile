@@ -4,6 +4,7 @@
 #   snakemake --cores all --config edition=smoke   another one of config/*.yaml
 #   snakemake --cores all pretrain                 make the miniature backbones' weights again
 #   snakemake --cores all tune                     choose settings on the validation split again
+#   snakemake --cores all protocol                 the experiments about the protocol (an hour)
 #   snakemake --cores all publish                  put the default edition's outputs into notebooks/*.ipynb
 
 from snakemake.utils import min_version
@@ -28,3 +29,8 @@ rule all:
 include: "workflow/rules/runs.smk"
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/maintenance.smk"
+
+
+if PROTOCOL:
+
+    include: "workflow/rules/protocol.smk"

@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--backbones", nargs="+", help="only these (no table is written)")
     tune.add_argument("--methods", nargs="+", help="only these (no table is written)")
 
+    protocol = command("protocol", _protocol, "Make the tables of an edition's protocol experiments from their runs.")
+    protocol.add_argument("edition")
+    instead = protocol.add_mutually_exclusive_group()
+    instead.add_argument("--run", nargs=2, metavar=("BACKBONE", "PLAN"), help="make one plan's runs instead")
+    instead.add_argument("--budget", action="store_true", help="say how many runs and steps they need instead")
+
     for name, function, summary in (
         ("record-logits", _record_logits, "Write down what a backbone says to fixed prompts."),
         ("check-logits", _check_logits, "Compare a backbone with such a record."),
@@ -179,6 +185,26 @@ def _tune(options: argparse.Namespace) -> None:
     from prefmoe.tuning import tune
 
     print(tune(options.edition, backbones=options.backbones, methods=options.methods) or "a part of the grid is done")
+
+
+def _protocol(options: argparse.Namespace) -> None:
+    if options.run:
+        from prefmoe.protocol import run
+
+        for folder in run(options.edition, *options.run):
+            print(folder)
+        return
+    if options.budget:
+        from prefmoe.config import load_edition
+        from prefmoe.protocol import budget, load_protocol
+
+        edition = load_edition(options.edition)
+        print(budget(edition, load_protocol(edition)).to_string())
+        return
+    from prefmoe.protocol_tables import build
+
+    for path in build(options.edition).values():
+        print(path)
 
 
 def _record_logits(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,8 +26,32 @@ class ConfigError(ValueError):
     """A configuration file with mistakes; the message names every one of them."""
 
 
+Setting = bool | int | float | str
+"""The value of a single setting, as a grid or a protocol varies it."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    def with_settings(self, settings: Mapping[str, Setting]) -> Self:
+        """A copy with some settings changed; dotted names reach nested ones.
+
+        Raises:
+            ConfigError: if there is no such setting, or a value is refused.
+        """
+        content = self.model_dump(mode="json")
+        for name, value in settings.items():
+            *parents, leaf = name.split(".")
+            inner: Any = content
+            for parent in parents:
+                inner = inner.get(parent) if isinstance(inner, dict) else None
+            if not isinstance(inner, dict) or leaf not in inner:
+                raise ConfigError(f"no setting {name!r}")
+            inner[leaf] = value
+        try:
+            return type(self).model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(f"refused {dict(settings)}: {error.errors()[0]['msg']}") from error
 
 
 class MiniatureData(_Strict):
@@ -40,6 +64,7 @@ class MiniatureData(_Strict):
     train_per_user: int = Field(40, ge=5)
     validation_per_user: int = Field(10, ge=1)
     test_per_user: int = Field(25, ge=5)
+    full_names: bool = Field(False, description="names of two words, of which there are thousands")
 
 
 class MMPBData(_Strict):
@@ -98,12 +123,13 @@ class Losses(_Strict):
     decorrelation: float = 0.05
     temperature: float = Field(0.07, gt=0)
     density_power: float = Field(1.0, ge=0)
+    anchor_is_positive: bool = Field(True, description="count an example among its own positives, as published")
 
 
 class NonTunedMethod(_Strict):
     kind: Literal["nontuned"]
     label: str
-    profile: Literal["text", "none"]
+    profile: Literal["text", "image", "both", "none"]
 
 
 class FullFineTuningMethod(_Strict):
@@ -123,6 +149,41 @@ class LoRAMethod(_Strict):
     last_layers: int | None = Field(None, ge=1, description="decoder layers adapted; all when absent")
 
 
+class SoftPromptMethod(_Strict):
+    kind: Literal["soft_prompt"]
+    label: str
+    lr: float = Field(gt=0)
+    tokens: int = Field(16, ge=1, description="soft tokens per user")
+
+
+class YoLLaVAMethod(_Strict):
+    """Defaults: the published tokens (16); the share of recognition examples is ours."""
+
+    kind: Literal["yollava"]
+    label: str
+    lr: float = Field(gt=0)
+    tokens: int = Field(16, ge=1, description="latent tokens per user, beside the name <sks>")
+    recognition: float = Field(0.25, ge=0, le=1, description="recognition examples added, per question")
+    hard_negatives: int = Field(4, ge=1, description="most similar users, whose pictures show somebody else")
+
+
+class LOVA3Method(LoRAMethod):
+    """Defaults: the published mixture of 665 thousand answers, 842 of asking (at most one here), 64 of assessing."""
+
+    kind: Literal["lova3"]  # type: ignore[assignment]
+    asking: float = Field(1.0, ge=0, le=1, description="examples of asking added, per question")
+    assessing: float = Field(0.1, ge=0, le=1, description="examples of assessing added, per question")
+
+
+class TGLLaVAMethod(LoRAMethod):
+    """Defaults: the published 24 x 24 mask queries and 64 detail latents."""
+
+    kind: Literal["tg_llava"]  # type: ignore[assignment]
+    lr_guidance: float = Field(gt=0, description="feature mask and detail perceiver; lr is that of the LoRA")
+    side: int = Field(24, ge=1, description="the mask has side x side queries, a quarter picture as many patches")
+    latents: int = Field(64, ge=1, description="detail latents behind the picture's tokens")
+
+
 class PrefMoEMethod(_Strict):
     kind: Literal["prefmoe"]
     label: str
@@ -137,7 +198,8 @@ class PrefMoEMethod(_Strict):
     alpha: float = Field(1.0, gt=0, description="scale of the mixture: alpha times B gate A x")
     anchors: Literal["hidden", "embedding"] = "embedding"
     residual: Literal["published", "centred"] = "centred"
-    correction_scale: float = Field(0.1, gt=0, description="bound of a correction, relative to the anchors' RMS")
+    correction_scale: float = Field(0.1, ge=0, description="bound of a correction, relative to the anchors' RMS")
+    user_context: bool = Field(True, description="bend the user expert by the user's residuals, as published")
     facet_label: Literal["none", "oracle"] = "none"
     user_updates: Literal["dense", "sparse"] = Field(
         "dense", description="AdamW over all users, or SparseAdam over those of the batch: time independent of users"
@@ -154,7 +216,15 @@ class PrefMoEMethod(_Strict):
 
 
 Method = Annotated[
-    NonTunedMethod | FullFineTuningMethod | LoRAMethod | PrefMoEMethod, Field(discriminator="kind")
+    NonTunedMethod
+    | FullFineTuningMethod
+    | LoRAMethod
+    | SoftPromptMethod
+    | YoLLaVAMethod
+    | LOVA3Method
+    | TGLLaVAMethod
+    | PrefMoEMethod,
+    Field(discriminator="kind"),
 ]
 
 
@@ -254,7 +324,8 @@ def _mistake(entry: Mapping[str, Any]) -> str:
     """One line for one of pydantic's errors; an unknown setting gets the nearest known name beside it."""
     place = ".".join(map(str, entry["loc"])) or "(file)"
     if entry["type"] == "extra_forbidden":
-        known = sorted({name for part in _Strict.__subclasses__() for name in part.model_fields})
+        parts = [*_Strict.__subclasses__(), *LoRAMethod.__subclasses__()]
+        known = sorted({name for part in parts for name in part.model_fields})
         near = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
         return f"{place}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
     return f"{place}: {entry['msg'].removeprefix('Value error, ')} (got {entry['input']!r:.80})"

@@ -75,6 +75,13 @@ def share_of_all(count: int, device: torch.device) -> float | Tensor:
     return count * processes() / total
 
 
+def sum_over_all(own: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, without a gradient."""
+    if processes() > 1:
+        dist.all_reduce(own)
+    return own
+
+
 def agreed(flag: bool) -> bool:
     """Whether it is true in all processes."""
     if processes() == 1:

@@ -166,6 +166,19 @@ def _method_style(method: str, kind: str) -> tuple[str, str]:
     return _TYPE_STYLE["PrefMoE" if method.startswith("PrefMoE") else kind]
 
 
+def _outer_labels(axes: NDArray, panels: int, x: str, y: str) -> None:
+    """Labels the left and the lowest of the first panels of a grid that shares its axes; hides the others."""
+    columns = axes.shape[1]
+    for number, axis in enumerate(axes.flat):
+        if number >= panels:
+            axis.set_axis_off()
+        elif number + columns >= panels:
+            axis.set_xlabel(x)
+            axis.tick_params(labelbottom=True)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(y)
+
+
 def _light_grid(axes: Axes, axis: str = "x") -> None:
     axes.grid(axis=axis, color=GRID, linewidth=0.6)
 
@@ -244,6 +257,177 @@ def _published(table: pd.DataFrame, names: Sequence[str], title: str, caption: s
         Line2D([], [], color=INK, marker="o", linestyle="none", markerfacecolor="white", label="10 turns"),
     ]
     return _finish(figure, title, caption, legend=handles, legend_columns=len(handles) if len(names) > 1 else 3)
+
+
+# The audit of the published results
+
+
+@house_style
+def published_fits(values: pd.DataFrame, overall: pd.DataFrame) -> Figure:
+    """Which printed values are shares of the stated numbers of questions, and which Overall is the mean of its parts.
+
+    Args:
+        values: `audit.values` of Table 1. overall: `audit.overall` of it.
+    """
+    methods = values[["type", "method"]].drop_duplicates().reset_index(drop=True)
+    columns = [(metric, turns) for turns in (0, 10) for metric in dict.fromkeys(values["metric"])]
+    place = {key: row for row, key in enumerate(methods.itertuples(index=False, name=None))}
+    figure, axes = _canvas(6.6, 1.7 + 0.2 * len(methods))
+    axis = axes[0, 0]
+    y = np.array([place[key] for key in zip(values["type"], values["method"], strict=True)])
+    x = np.array([columns.index(key) for key in zip(values["metric"], values["turns"], strict=True)])
+    good = values["fits"].to_numpy(dtype=bool)
+    handles = axis.plot(x[good], y[good], ".", color="#AAAAAA", markersize=4, label="k/n to four decimals")
+    style = {"linestyle": "none", "markersize": 7, "markeredgewidth": 1.8}
+    handles += axis.plot(x[~good], y[~good], "x", color="#A63603", label="no k/n", **style)
+    off = [key for key, fits in overall["fits"].items() if not fits]
+    handles += axis.plot(
+        [columns.index(("overall", turns)) for *_, turns in off], [place[kind, method] for kind, method, _ in off],
+        "s", markersize=11, markerfacecolor="none", color=PALETTE[0], label="Overall is not the mean of its parts",
+        linestyle="none",
+    )  # fmt: skip
+    n = values.drop_duplicates("metric").set_index("metric")["n"]
+    axis.set_xticks(range(len(columns)), [f"{metric}\nn = {n[metric]}" for metric, _ in columns], fontsize=7)
+    axis.xaxis.tick_top()
+    for start, turns in ((0, 0), (4, 10)):
+        axis.text(start + 1.5, -1.9, f"{turns} turns", ha="center", va="bottom", weight="bold", fontsize=8.5)
+    axis.axvline(3.5, color=MUTED, linewidth=0.6)
+    for change in np.flatnonzero(methods["type"].ne(methods["type"].shift()))[1:]:
+        axis.axhline(change - 0.5, color=MUTED, linewidth=0.6)
+    axis.set_yticks(range(len(methods)), [f"{method}  {kind}" for kind, method in methods.to_numpy()])
+    axis.tick_params(length=0)
+    axis.set_ylim(len(methods) - 0.4, -0.6)
+    axis.set_xlim(-0.6, len(columns) - 0.4)
+    axis.spines[:].set_visible(False)
+    return _finish(
+        figure,
+        "Printed values against the numbers of questions behind them",
+        f"n = {len(values)} printed values; {int((~good).sum())} are no k/n, {len(off)} of {len(overall)} Overall "
+        "values differ from the weighted mean of their parts by more than rounding.",
+        legend=handles,
+    )
+
+
+@house_style
+def published_offsets(changes: pd.DataFrame) -> Figure:
+    """What ten turns change in each accuracy, row by row: where all change by one amount, the marks coincide.
+
+    Args:
+        changes: `audit.turn_changes` of Table 1, rows in the order to draw.
+    """
+    figure, axes = _canvas(6.8, 1.5 + 0.19 * len(changes))
+    axis = axes[0, 0]
+    rows = np.arange(len(changes))
+    marks = {"preference": ("s", PALETTE[0]), "profile": ("^", PALETTE[1]), "overall": ("o", INK)}
+    accuracies = changes[list(marks)]
+    axis.axvline(0, color=MUTED, linewidth=0.9, zorder=0)
+    axis.hlines(rows, accuracies.min(axis=1), accuracies.max(axis=1), color=GRID, linewidth=2, zorder=1)
+    handles = []
+    for metric, (marker, colour) in marks.items():
+        style = {"color": colour, "markersize": 3 if metric == "overall" else 6.5, "linestyle": "none"}
+        handles += axis.plot(changes[metric], rows, marker, label=metric, **style)
+    constant = changes["constant"].to_numpy(dtype=bool)
+    for row in np.flatnonzero(constant):
+        axis.text(0.01, row, f"{changes['preference'].iloc[row]:+.4f} in each", va="center", fontsize=7.5)
+    names = [f"{method}  {kind}" for kind, method in changes.index]
+    axis.set_yticks(rows, names)
+    for label in np.array(axis.get_yticklabels())[constant]:
+        label.set_fontweight("bold")
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(changes) - 0.4, -0.6)
+    axis.set_xlabel("Printed accuracy with ten turns of small talk minus without")
+    _light_grid(axis)
+    return _finish(
+        figure,
+        "Published change after ten turns of small talk",
+        f"n = {len(changes)} rows of Table 1. Bold: the change of all three accuracies is the same to one unit of the "
+        f"fourth decimal ({int(constant.sum())} rows).",
+        legend=handles,
+    )
+
+
+@house_style
+def published_differences(
+    table: pd.DataFrame, *, rows: str, series: str, legend: str, title: str, caption: str = ""
+) -> Figure:
+    """Differences between printed values with the intervals that their numbers of questions allow.
+
+    Args:
+        table: `audit.differences`, `audit.small_talk` or `audit.steps`. rows, series: the columns that say which row
+            a difference stands in, and which mark it gets there. legend: of a mark, "{}" being the value of ``series``.
+    """
+    names = list(dict.fromkeys(table["metric"]))
+    figure, axes = _canvas(1.9 + 1.75 * len(names), 1.5 + 0.34 * table[rows].nunique(), 1, len(names), sharey=True)
+    handles = _difference_panels(axes[0], table, rows, series, names)
+    for handle in handles:
+        handle.set_label(legend.format(handle.get_label()))
+    n = ", ".join(f"{n} {metric}" for metric, n in table.drop_duplicates("metric")[["metric", "n"]].to_numpy())
+    note = "Bars: 95 % intervals (Newcombe) for independent questions. Filled: p < .05, Holm-corrected per metric."
+    return _finish(figure, title, f"n = {n} questions. {note} {caption}".strip(), legend=handles)
+
+
+@house_style
+def gains(published: pd.DataFrame, measured: pd.DataFrame, *, edition: str, turns: int = 0) -> Figure:
+    """PrefMoE's published gains above, an edition's own below: directions can be compared, levels cannot.
+
+    Args:
+        published: `audit.differences`. measured: `audit.edition_gains`.
+    """
+    above, below = (table[table["turns"] == turns] for table in (published, measured))
+    names = [metric for metric in dict.fromkeys(above["metric"]) if metric in set(below["metric"])]
+    sizes = [above["backbone"].nunique(), below["baseline"].nunique()]
+    figure, axes = _canvas(
+        2.6 + 1.75 * len(names), 2.5 + 0.3 * sum(sizes), 2, len(names), sharex="col", sharey="row",
+        height_ratios=sizes,
+    )  # fmt: skip
+    handles = _difference_panels(axes[0], above, "backbone", "baseline", names)
+    ours = _difference_panels(axes[1], below, "baseline", "backbone", names, first_style=len(handles))
+    for axis in axes[0]:
+        axis.set_xlabel("")
+        axis.tick_params(labelbottom=True)
+    for axis, heading in zip(axes[:, 0], ("As printed in the paper", f"Measured here, edition {edition}"), strict=True):
+        axis.annotate(heading, (0, 1), (-95, 7), xycoords="axes fraction", textcoords="offset points", weight="bold")
+    for handle in handles:
+        handle.set_label(f"paper: minus {handle.get_label()}")
+    n = ", ".join(f"{n} {metric}" for metric, n in above.drop_duplicates("metric")[["metric", "n"]].to_numpy())
+    return _finish(
+        figure,
+        f"PrefMoE minus each baseline, {turns} turns: published, and measured in this edition",
+        f"n, paper: {n} questions; bars there: 95 % intervals (Newcombe) for independent questions. "
+        f"{_sizes(below, names)} here; {_INTERVAL.lower()} Filled: p < .05, Holm-corrected. Other models, questions "
+        "and chance levels: compare directions, not sizes.",
+        legend=[*handles, *ours],
+        legend_columns=len(handles) + len(ours),
+    )
+
+
+def _difference_panels(
+    axes: NDArray, table: pd.DataFrame, rows: str, series: str, names: Sequence[str], *, first_style: int = 0
+) -> list[Line2D]:
+    """A panel of differences with intervals per metric, filled where clear; returns a handle per series."""
+    labels, marks = list(dict.fromkeys(table[rows])), list(dict.fromkeys(table[series]))
+    step = 0.7 / len(marks)
+    for axis, metric in zip(axes, names, strict=True):
+        axis.axvline(0, color=MUTED, linewidth=0.9, zorder=0)
+        for k, name in enumerate(marks):
+            chosen = table[(table["metric"] == metric) & (table[series] == name)]
+            chosen = chosen.rename(columns={"difference": "value"})
+            places = np.array([labels.index(row) for row in chosen[rows]]) + (k - (len(marks) - 1) / 2) * step
+            colour, marker = PALETTE[first_style + k], MARKERS[first_style + k]
+            _bars(axis, chosen, places, ecolor=colour)
+            for place, value, clear in zip(places, chosen["value"], chosen["clear"], strict=True):
+                face = colour if clear else "white"
+                axis.plot(value, place, marker, color=colour, markerfacecolor=face, markersize=5, zorder=3)
+        axis.set_xlabel(METRIC_LABELS[metric])
+        axis.set_yticks(range(len(labels)), [_wrapped(str(label), 30) for label in labels])
+        axis.set_ylim(len(labels) - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+        _light_grid(axis)
+    return [
+        Line2D([], [], color=PALETTE[k], marker=MARKERS[k], linestyle="none", label=str(name))
+        for k, name in enumerate(marks, first_style)
+    ]
 
 
 # The benchmark
@@ -410,8 +594,6 @@ def backbone_abilities(table: pd.DataFrame) -> Figure:
         table: columns backbone, ability, value (share correct), n and chance; rows in the order to draw.
     """
     abilities = list(dict.fromkeys(table["ability"]))
-    from scipy.stats import binomtest  # slow to import, as in `tsne`: most notebooks need neither
-
     backbones = list(dict.fromkeys(table["backbone"]))
     figure, axes = _canvas(7.0, 1.5 + 0.24 * len(abilities) * len(backbones))
     axis = axes[0, 0]
@@ -419,9 +601,8 @@ def backbone_abilities(table: pd.DataFrame) -> Figure:
     for k, backbone in enumerate(backbones):
         rows = table[table["backbone"] == backbone]
         places = np.array([abilities.index(a) for a in rows["ability"]]) + (k - (len(backbones) - 1) / 2) * step
-        tests = [binomtest(round(v * n), int(n)) for v, n in zip(rows["value"], rows["n"], strict=True)]
-        bounds = [test.proportion_ci(method="wilson") for test in tests]
-        rows = rows.assign(low=[b.low for b in bounds], high=[b.high for b in bounds])
+        low, high = statistics.wilson_interval(rows["value"], rows["n"])
+        rows = rows.assign(low=low, high=high)
         _bars(axis, rows, places, ecolor=PALETTE[k])
         axis.plot(
             rows["value"],
@@ -781,6 +962,244 @@ def paired_differences(
         f"{method} minus each other method on the same questions, {backbone}, {turns} turns",
         f"{_sizes(chosen, [n for n in names if n != 'sensitivity'])}. {_INTERVAL} Filled: p < .05 in a "
         "permutation test over users, Holm-corrected over the edition's comparisons of the metric.",
+    )
+
+
+# Uncertainty
+
+
+@house_style
+def forest(
+    differences: pd.DataFrame, *, turns: int = 0, names: Sequence[str] = ("preference", "profile", "sensitivity")
+) -> Figure:
+    """PrefMoE minus every other method: a square per backbone, a diamond for the mean over backbones, in numbers too.
+
+    Args:
+        differences: forest.csv of an edition.
+    """
+    chosen = differences[differences["turns"] == turns]
+    baselines, backbones = (list(dict.fromkeys(chosen[column])) for column in ("baseline", "backbone"))
+    pooled = "mean of all"
+    step = 0.72 / len(backbones)
+    figure, axes = _canvas(
+        2.2 + 3.0 * len(names), 1.5 + 0.17 * len(baselines) * max(2, len(backbones)), 1, len(names), sharey=True
+    )
+    for axis, metric in zip(axes[0], names, strict=True):
+        axis.axvline(0, color=MUTED, linewidth=0.9, zorder=0)
+        rows = chosen[chosen["metric"] == metric].rename(columns={"difference": "value"})
+        largest = rows["high"].sub(rows["low"]).min()
+        for row in rows.itertuples():
+            k = backbones.index(row.backbone)
+            place = baselines.index(row.baseline) + (k - (len(backbones) - 1) / 2) * step
+            mean = row.backbone == pooled
+            colour = INK if mean else PALETTE[k]
+            axis.plot([row.low, row.high], [place] * 2, color=colour, linewidth=1.2)
+            size = 6.5 if mean or not row.high > row.low else 6.5 * np.sqrt(largest / (row.high - row.low))
+            axis.plot(row.value, place, "D" if mean else "s", color=colour, markersize=size)
+            if mean or pooled not in set(rows.loc[rows["baseline"] == row.baseline, "backbone"]):
+                axis.annotate(
+                    f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}]", (1.01, place), fontsize=7, va="center",
+                    xycoords=axis.get_yaxis_transform(), color=INK,
+                )  # fmt: skip
+        axis.set_xlabel(METRIC_LABELS[metric].replace("\n", " "))
+        axis.set_yticks(range(len(baselines)), [_wrapped(baseline, 26) for baseline in baselines])
+        axis.set_ylim(len(baselines) - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+        _light_grid(axis)
+        for row in range(1, len(baselines)):
+            axis.axhline(row - 0.5, color=GRID, linewidth=0.5, zorder=0)
+    handles = [
+        Line2D([], [], color=INK if name == pooled else PALETTE[k], marker="D" if name == pooled else "s", label=name)
+        for k, name in enumerate(backbones)
+    ]
+    method = chosen["method"].iloc[0]
+    return _finish(
+        figure,
+        f"{method} minus each other method on the same questions, {turns} turns",
+        f"{_sizes(chosen, [name for name in names if name != 'sensitivity'])} per backbone. Lines: 95 % cluster "
+        "bootstrap over users (of the mean: the same users drawn for all backbones). Squares grow as intervals shrink; "
+        "numbers: the mean over backbones, else the single backbone. Right of 0 the method is better, in collapse "
+        "left.",
+        legend=handles,
+    )
+
+
+@house_style
+def detectable(
+    table: pd.DataFrame, *, backbone: str, turns: int = 0, groupings: Sequence[str] = ("all", "bucket", "popularity")
+) -> Figure:
+    """The smallest true difference that each number of questions would show in four of five repetitions.
+
+    Args:
+        table: detectable.csv of an edition.
+    """
+    chosen = table[
+        (table["backbone"] == backbone) & (table["turns"] == turns) & table["grouping"].isin(groupings)
+    ].dropna(subset=["unpaired"])
+    labels = [
+        row.metric if row.grouping == "all" else f"{row.metric}, {_GROUP_LABELS.get(row.group, row.group)}"
+        for row in chosen.itertuples()
+    ]
+    labels = [f"{label} ({row.n}, {row.users})" for label, row in zip(labels, chosen.itertuples(), strict=True)]
+    figure, axes = _canvas(7.2, 1.6 + 0.21 * len(chosen))
+    axis = axes[0, 0]
+    rows = np.arange(len(chosen))
+    axis.hlines(rows, chosen["paired"].fillna(chosen["unpaired"]), chosen["unpaired"], color=GRID, linewidth=2)
+    styles = {
+        "unpaired": ("o", MUTED, "other questions, other users"),
+        "paired": ("D", "#A63603", "PrefMoE and another method, same questions"),
+        "paired_corrected": ("|", INK, "the same, corrected for all comparisons"),
+    }
+    for column, (marker, colour, label) in styles.items():
+        axis.plot(chosen[column], rows, marker, color=colour, markersize=6, linestyle="none", label=label)
+    for change in np.flatnonzero(chosen["grouping"].ne(chosen["grouping"].shift()).to_numpy())[1:]:
+        axis.axhline(change - 0.5, color=MUTED, linewidth=0.6)
+    axis.set_yticks(rows, labels)
+    axis.set_ylim(len(chosen) - 0.4, -0.6)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlim(0)
+    axis.set_xlabel("Smallest detectable difference (shares)")
+    _light_grid(axis)
+    methods = int(chosen["methods"].max())
+    return _finish(
+        figure,
+        f"Which differences this edition could see, {backbone}, {turns} turns",
+        f"In brackets: n questions, users. Two-sided p < .05, power .8, from standard errors over users; medians over "
+        f"n = {methods} methods.",
+        legend=axis.get_legend_handles_labels()[0],
+        legend_columns=2,
+    )
+
+
+_GROUP_LABELS = {
+    "small_<=4": "held by at most 4", "middle_5-8": "held by 5 to 8", "large_>=9": "held by 9 or more",
+    "rare": "rare items", "middle": "middle items", "popular": "popular items",
+}  # fmt: skip
+
+
+@house_style
+def reliability(
+    bins: pd.DataFrame, errors: pd.DataFrame, *, backbone: str, metric: str = "overall", turns: int = 0
+) -> Figure:
+    """Reliability diagrams: how often answers are right that are given with a certain probability.
+
+    Args:
+        bins: reliability.csv of an edition. errors: calibration.csv.
+        metric: "overall", "preference" or "profile": which questions.
+    """
+    bins, errors = (
+        table[(table["backbone"] == backbone) & (table["metric"] == metric) & (table["turns"] == turns)]
+        for table in (bins, errors)
+    )
+    methods = list(dict.fromkeys(errors["method"]))
+    columns = min(4, len(methods))
+    rows = -(-len(methods) // columns)
+    figure, axes = _canvas(2.15 * columns + 0.4, 2.55 * rows + 0.9, rows, columns, sharex=True, sharey=True)
+    largest = bins["n"].max()
+    for axis, method in zip(axes.flat, methods, strict=False):
+        points, error = bins[bins["method"] == method], errors[errors["method"] == method].iloc[0]
+        colour, _ = _method_style(method, error["type"])
+        axis.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, zorder=0)
+        _bars(axis, points, points["confidence"], horizontal=False, ecolor=colour)
+        area = 6 + 90 * points["n"] / largest
+        axis.scatter(points["confidence"], points["value"], s=area, color=colour, zorder=3, clip_on=False)
+        text = f"ECE {error['value']:.3f} [{error['low']:.3f}, {error['high']:.3f}]\ncalibrated: {error['floor']:.3f}"
+        axis.set_title(f"{_wrapped(method, 28)}\n{text}", fontsize=8)
+        axis.set_xlim(0, 1.03)
+        axis.set_ylim(0, 1.03)
+        _light_grid(axis, "both")
+    _outer_labels(axes, len(methods), "Probability of the answer", "Share of right answers")
+    n = int(errors["n"].max())
+    return _finish(
+        figure,
+        f"Do probabilities mean what they say? {metric.capitalize()}, {backbone}, {turns} turns",
+        f"n = {n} questions, answers of all seeds pooled; area of a mark: answers in the bin. {_INTERVAL} On the line: "
+        "calibrated; below it: too sure. ECE: expected calibration error in ten bins; beside it what a calibrated "
+        "model would show at this n.",
+    )
+
+
+@house_style
+def separation(table: pd.DataFrame, *, backbone: str, turns: int = 0) -> Figure:
+    """Collapse without a threshold: do answers about a shared preference follow the user or the population?
+
+    Args:
+        table: separation.csv of an edition.
+    """
+    panels = {
+        "distance": ("Distance from the population\n(truth = 1)", (0, 1)),
+        "alignment": ("Alignment with the true distance\n(truth = 1, population = 0)", (0, 1)),
+        "auc": ("AUC, inside against\noutside the group", (0.5,)),
+        "auc_same": ("AUC, same preference\n(population = 0.5)", (0.5,)),
+    }
+    chosen = table[table["backbone"].isin((backbone, "none")) & (table["turns"] == turns)]
+    methods = list(dict.fromkeys(chosen["method"]))
+    figure, axes = _canvas(2.4 + 1.9 * len(panels), 1.6 + 0.25 * len(methods), 1, len(panels), sharey=True)
+    for axis, (measure, (label, lines)) in zip(axes[0], panels.items(), strict=True):
+        rows = chosen[chosen["measure"] == measure]
+        for line in lines:
+            axis.axvline(line, color=MUTED, linewidth=0.9, linestyle=":", zorder=0)
+        places = np.array([methods.index(method) for method in rows["method"]])
+        _bars(axis, rows, places)
+        for place, row in zip(places, rows.itertuples(), strict=True):
+            colour, marker = (MUTED, "h") if row.type == "Reference" else _method_style(row.method, row.type)
+            axis.plot(row.value, place, marker, color=colour, markersize=6, zorder=3)
+        axis.set_xlabel(label)
+        axis.set_yticks(range(len(methods)), methods)
+        axis.tick_params(axis="y", length=0)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+        _light_grid(axis)
+    axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)
+    n = chosen.groupby("measure")["n"].max()
+    return _finish(
+        figure,
+        f"Collapse without a threshold, {backbone}, {turns} turns",
+        f"n = {n['distance']} pairs of user and preference (distance, alignment), {n['auc']} questions (AUC), "
+        f"{n['auc_same']} that share a preference with one from the other side. {_INTERVAL} References count their "
+        "answers as 0 or 1.",
+    )
+
+
+@house_style
+def turns(
+    table: pd.DataFrame, *, backbone: str, names: Sequence[str] = ("overall", "sensitivity"), focus: str = "PrefMoE"
+) -> Figure:
+    """Accuracy and sensitivity against turns of small talk, a panel per method with the focus method behind.
+
+    Args:
+        table: turns.csv of an edition.
+    """
+    chosen = table[(table["backbone"] == backbone) & table["metric"].isin(names)]
+    methods = list(dict.fromkeys(chosen["method"]))
+    columns = min(4, len(methods))
+    rows = -(-len(methods) // columns)
+    figure, axes = _canvas(2.2 * columns + 0.4, 1.85 * rows + 1.1, rows, columns, sharex=True, sharey=True)
+    styles = {name: (PALETTE[k], MARKERS[k], ("-", "--", ":", "-.")[k]) for k, name in enumerate(names)}
+    counts = sorted(chosen["turns"].unique())
+    for axis, method in zip(axes.flat, methods, strict=False):
+        for name, (colour, marker, line) in styles.items():
+            behind = chosen[(chosen["method"] == focus) & (chosen["metric"] == name)]
+            if method != focus:
+                axis.plot(behind["turns"], behind["value"], color="#BBBBBB", linestyle=line, linewidth=1, zorder=0)
+            points = chosen[(chosen["method"] == method) & (chosen["metric"] == name)].sort_values("turns")
+            _bars(axis, points, points["turns"], horizontal=False, ecolor=colour)
+            axis.plot(points["turns"], points["value"], color=colour, marker=marker, linestyle=line, markersize=4.5)
+        axis.set_title(_wrapped(method, 30))
+        axis.set_xticks(counts)
+        _light_grid(axis, "y")
+    _outer_labels(axes, len(methods), "Turns of small talk", "Share of questions")
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle=line, label=METRIC_LABELS[name].replace("\n", " "))
+        for name, (colour, marker, line) in styles.items()
+    ]
+    if focus in methods:
+        handles.append(Line2D([], [], color="#BBBBBB", label=f"{focus}, for comparison"))
+    return _finish(
+        figure,
+        f"What small talk between profile and question changes, {backbone}",
+        f"{_sizes(chosen, [name for name in names if name != 'sensitivity'])} after each number of turns. {_INTERVAL}",
+        legend=handles,
     )
 
 
@@ -1206,13 +1625,14 @@ def _gate_bars(axis: Axes, chosen: pd.DataFrame, experts: Sequence[str]) -> list
 def qualitative_examples(
     examples: Sequence[tuple[str | Path, Sequence[tuple[str, str, Mapping[str, tuple[str, bool]]]]]],
     *,
+    rule: str,
     title: str = "The same picture, two users",
-    caption: str = "",
 ) -> Figure:
     """Pictures with what is asked about different users and how the methods answer.
 
     Args:
         examples: (picture, questions) each; a question is (text, true answer, method -> (answer, right)).
+        rule: how the pictures and users were chosen; stands in the caption.
     """
     width = max(len(asked) for _, asked in examples)
     count = max(len(answers) for _, asked in examples for _, _, answers in asked)
@@ -1242,7 +1662,7 @@ def qualitative_examples(
                 axis.text(0, 1, f"{mark} {method}: {answer}", va="top", fontsize=8, color=colour, transform=place)
         for axis in axes[row, 1 + len(asked) :]:
             axis.set_axis_off()
-    return _finish(figure, title, f"n = {len(examples)} pictures, chosen by hand. {caption}".strip())
+    return _finish(figure, title, f"n = {len(examples)} pictures. {rule}")
 
 
 # Hyper-parameters
@@ -1284,3 +1704,79 @@ def tuning_grid(trials: pd.DataFrame, *, metric: str = "overall") -> Figure:
         f"n = {sizes} questions per setting; filled, and named on the right: chosen for all backbones together.",
         legend=axis.get_legend_handles_labels()[0],
     )
+
+
+# Protocol
+
+
+@house_style
+def variant_differences(table: pd.DataFrame, *, title: str) -> Figure:
+    """What the variants of one protocol experiment change, in every metric.
+
+    Args:
+        table: rows of protocol/differences.csv for one experiment.
+    """
+    names = [metric for metric in metrics.METRICS if metric in set(table["metric"])]
+    parts = [part for part in ("method", "variant", "group") if table[part].nunique() > 1] or ["variant"]
+    paired = (table["paired"] == 1).all()
+    clear = table["p_users_holm"] < 0.05 if paired else (table["low"] > 0) | (table["high"] < 0)
+    table = table.assign(row=table[parts].astype(str).agg(", ".join, axis=1), clear=clear)
+    figure, axes = _canvas(
+        1.9 + 1.75 * len(names), 1.6 + 0.34 * table["row"].nunique(), 1, len(names), sharey=True
+    )
+    handles = _difference_panels(axes[0], table, "row", "backbone", names)
+    reference = ", ".join(dict.fromkeys(table["reference"].astype(str)))
+    test = "p < .05 in a permutation test over users, Holm-corrected over the experiment" if paired else (
+        "0 is outside the interval (other users than the reference's, hence no paired test)"
+    )  # fmt: skip
+    return _finish(
+        figure,
+        title,
+        f"Minus the reference ({reference}). {_sizes(table, [n for n in names if n != 'sensitivity'])}, "
+        f"{int(table['seeds'].max())} seeds. {_INTERVAL} Filled: {test}.",
+        legend=handles,
+    )
+
+
+@house_style
+def along_axis(
+    table: pd.DataFrame, *, grouping: str, axis: str, title: str, names: Sequence[str] = ("collapse", "sensitivity")
+) -> Figure:
+    """Metrics along a protocol experiment's axis (logarithmic), one line per method, a column per group of questions.
+
+    Args:
+        table: rows of one experiment's protocol CSV for one backbone. grouping: whose groups stand beside "all".
+        axis: what the x axis is called. names: metrics, a row each.
+    """
+    chosen = table[table["grouping"].isin(("all", grouping))]
+    groups = [group for group in dict.fromkeys(chosen["group"]) if group != "all"]
+    methods = list(dict.fromkeys(chosen["method"]))
+    columns = ["all", *groups]
+    figure, axes = _canvas(
+        1.2 + 1.9 * len(columns), 1.5 + 1.9 * len(names), len(names), len(columns), sharex=True, sharey="row"
+    )
+    for row, metric in enumerate(names):
+        for column, group in enumerate(columns):
+            panel = axes[row, column]
+            for k, method in enumerate(methods):
+                line = chosen[(chosen["metric"] == metric) & (chosen["group"] == group) & (chosen["method"] == method)]
+                x = line["x"].to_numpy(dtype=float) * 1.02 ** (k - (len(methods) - 1) / 2)  # bars beside each other
+                panel.plot(x, line["value"], color=PALETTE[k], marker=MARKERS[k], markersize=4.5)
+                _bars(panel, line, x, horizontal=False, ecolor=PALETTE[k])
+            panel.set_xscale("log", base=2)
+            ticks = sorted(set(chosen["x"]))
+            panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            panel.minorticks_off()
+            if row == 0:
+                panel.set_title("all questions" if group == "all" else group)
+            if row == len(names) - 1:
+                panel.set_xlabel(axis)
+            _light_grid(panel, "y")
+        axes[row, 0].set_ylabel(METRIC_LABELS[metric])
+    handles = [
+        Line2D([], [], color=PALETTE[k], marker=MARKERS[k], markersize=4.5, label=method)
+        for k, method in enumerate(methods)
+    ]
+    whole = chosen[chosen["group"] == "all"]
+    sizes = _sizes(whole, [name for name in names if name != "sensitivity"])
+    return _finish(figure, title, f"{sizes}, {int(whole['seeds'].max())} seeds. {_INTERVAL}", legend=handles)

@@ -21,7 +21,7 @@ from prefmoe.data.benchmark import FACETS, Benchmark, Example
 from prefmoe.data.collation import Batch, Collator, load_pictures
 from prefmoe.data.prompts import PLACEHOLDER, description_text, facet_sentence
 from prefmoe.data.sources import load_benchmark
-from prefmoe.evaluation import answer_probabilities, first_tokens
+from prefmoe.evaluation import ANSWERS, answer_probabilities, first_tokens
 from prefmoe.models.backbones import Backbone, find_backbone, load_backbone
 from prefmoe.models.methods import Method
 from prefmoe.models.moe_lora import PROFILE_EXPERTS
@@ -333,7 +333,12 @@ def _prefmoe(method: Method) -> PrefMoE:
 def _prompts(method: Method, examples: Sequence[Example]) -> Batch:
     """The questions without answers. Nothing is remembered: variants of a question share its index."""
     collator = Collator(
-        method.backbone, method.benchmark, prefix_length=method.prefix_length, profile=method.profile, cache=False
+        method.backbone,
+        method.benchmark,
+        prefix_length=method.prefix_length,
+        profile=method.profile,
+        wording=method.collator.wording,
+        cache=False,
     )
     return collator(examples, with_answer=False).to(method.backbone.device)
 
@@ -495,6 +500,74 @@ def shared_questions(benchmark: Benchmark, pictures: int, users: int, split: str
         others = [name for name in trained if name not in example.bucket_names][: users - len(holders)]
         chosen.append(same_picture(example, [*holders, *others]))
     return chosen
+
+
+@torch.inference_mode()
+def most_probable_answers(method: Method, examples: Sequence[Example]) -> pd.DataFrame:
+    """What a method would answer to each question, by the probabilities of the allowed answers' first tokens.
+
+    Returns:
+        a row per question: user, question, answer, probability (of it, among those allowed) and right (0/1).
+    """
+    batch = _prompts(method, examples)
+    with method.context(batch):
+        logits = method.model(**batch.inputs, use_cache=False).logits[:, -1]
+    table = answer_probabilities(logits, examples, first_tokens(method.backbone.tokenizer))
+    shares = table[[f"p_{answer.lower()}" for answer in ANSWERS]].to_numpy()
+    best = np.nanargmax(shares, axis=1)
+    answers = [ANSWERS[k] for k in best]
+    return pd.DataFrame(
+        {
+            "user": [example.name for example in examples],
+            "question": [asked_text(example) for example in examples],
+            "answer": answers,
+            "probability": shares[np.arange(len(best)), best],
+            "right": [int(a == e.answer_text) for a, e in zip(answers, examples, strict=True)],
+        }
+    )
+
+
+def answers_of_methods(
+    edition: Edition, backbone_name: str, seed: int, examples: Sequence[Example], *, results: str | Path = RESULTS
+) -> dict[str, pd.DataFrame]:
+    """`most_probable_answers` of every method of Table 1, by label; of a non-tuned one, which has no other, the first
+    seed's.
+    """
+    answers = {}
+    for name in edition.table1:
+        seeds = runs.seeds_of(edition, name)
+        own = seed if seed in seeds else seeds[0]
+        method = trained_method(edition, backbone_name, name, own, results=results)
+        answers[edition.methods[name].label] = most_probable_answers(method, examples)
+    return answers
+
+
+SAME_PICTURE_RULE = (
+    "The first plain yes/no test question of each facet about a preference that some users hold and some do not, asked "
+    "about the first user who holds it and about the first who does not; no answer was looked at."
+)
+"""How `shared_questions` chooses with two users and as many pictures as facets."""
+
+
+def answers_by_picture(
+    questions: Sequence[Sequence[Example]], answers: Mapping[str, pd.DataFrame]
+) -> list[tuple[Path, list[tuple[str, str, dict[str, tuple[str, bool]]]]]]:
+    """What `figures.qualitative_examples` draws.
+
+    Args:
+        questions: for each picture, its questions (`shared_questions`).
+        answers: method's label -> `most_probable_answers` to all of them, picture after picture.
+    """
+    rows = {label: iter(table.itertuples()) for label, table in answers.items()}
+    pictures = []
+    for asked in questions:
+        entries = []
+        for example in asked:
+            given = {label: next(row) for label, row in rows.items()}
+            said = {label: (f"{row.answer} ({row.probability:.2f})", bool(row.right)) for label, row in given.items()}
+            entries.append((f"{asked_text(example)} ({example.concept})", example.answer_text, said))
+        pictures.append((asked[0].image, entries))
+    return pictures
 
 
 def _distinct(examples: Sequence[Example]) -> list[Example]:

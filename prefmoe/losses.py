@@ -75,6 +75,7 @@ def residual_contrast(
     *,
     temperature: float = TEMPERATURE,
     density_power: float = 1.0,
+    anchor_is_positive: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Contrast of residuals between preference groups, plain and imbalance-aware.
 
@@ -94,6 +95,9 @@ def residual_contrast(
         query: (B, H) summary of each example's question, or None for none.
         counterfactual: (N, F, H) residuals of counterfactual users, or None.
         counterfactual_groups: (N, F) their groups; -1 = takes no part.
+        anchor_is_positive: whether an example is among its own candidates, and so among its positives. If not (as
+            in the supervised contrastive loss, Khosla et al. 2020, eq. 2), one that has no other positive takes
+            no part in that facet; rho counts it either way.
 
     Returns:
         (contrast, focal), two scalars.
@@ -118,19 +122,23 @@ def residual_contrast(
         dot = activation @ pseudo.transpose(1, 2) + (activation * query).sum(-1)[..., None]  # (F, B, N)
         similarity = torch.cat([similarity, dot * squared.clamp_min(1e-12).rsqrt()], dim=2)
         candidates = torch.cat([candidates, counterfactual_groups.T[:, None, :]], dim=2)
-    annotated = members >= 0  # (F, B)
+    active = members >= 0  # (F, B)
     lowest = torch.finfo(similarity.dtype).min
     logits = (similarity / temperature).masked_fill(candidates < 0, lowest)  # (F, B, B + N)
     same = candidates == members[..., None]
+    rho = same[..., :batch].sum(2) / active.sum(1, keepdim=True).clamp_min(1).to(similarity.dtype)  # (F, B)
+    if not anchor_is_positive:
+        itself = torch.eye(batch, logits.shape[2], dtype=torch.bool, device=logits.device)
+        logits, same = logits.masked_fill(itself, lowest), same & ~itself
+        active = active & same.any(2)
     log_p = torch.logsumexp(logits.masked_fill(~same, lowest), dim=2) - torch.logsumexp(logits, dim=2)
     p = log_p.exp().clamp(1e-6, 1)
     log_p = p.log()
-    count = annotated.sum(1).to(similarity.dtype)  # (F,)
-    rho = same[..., :batch].sum(2) / count.clamp_min(1)[:, None]  # (F, B)
+    count = active.sum(1).to(similarity.dtype)  # (F,)
     focal = (1 - rho) ** density_power * (1 - p) * log_p
 
     def mean(values: Tensor) -> Tensor:
-        return -(values.masked_fill(~annotated, 0).sum(1) / count.clamp_min(1)).mean()
+        return -(values.masked_fill(~active, 0).sum(1) / count.clamp_min(1)).mean()
 
     return mean(log_p), mean(focal)
 

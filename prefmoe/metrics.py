@@ -225,7 +225,7 @@ def question_counts(scored: pd.DataFrame) -> tuple[NDArray, NDArray]:
     Returns:
         numerator and denominator, each (N, 5) 0/1 for overall, preference, profile, collapse and recall.
     """
-    external, internal, answered_yes, readable = _boundary(scored)
+    external, internal, answered_yes, readable = boundary(scored)
     hit = scored["hit"].to_numpy(dtype=float)
     preference = (scored["category"] == "preference").to_numpy()
     everything = np.ones(len(scored), dtype=bool)
@@ -286,32 +286,42 @@ def estimates(
     }
 
 
+def unreadable(scored: pd.DataFrame) -> NDArray:
+    """(N,) whether each answer could not be read as one that the question allows."""
+    kinds = scored["l2-category"].map(_KINDS)
+    return np.array([not is_parsed(pred, kind) for pred, kind in zip(scored["pred"], kinds, strict=True)], dtype=bool)
+
+
 def unparsed_counts(scored: pd.DataFrame) -> dict[str, int]:
     """metric -> number of answers to its questions that could not be read as an allowed answer."""
-    external, internal, _, _ = _boundary(scored)
-    kinds = scored["l2-category"].map(_KINDS)
-    pairs = zip(scored["pred"], kinds, strict=True)
-    unread = np.array([not is_parsed(pred, kind) for pred, kind in pairs], dtype=bool)
+    external, internal, _, _ = boundary(scored)
+    unread = unreadable(scored)
     preference = (scored["category"] == "preference").to_numpy()
     everything = np.ones(len(scored), dtype=bool)
     questions = (everything, preference, ~preference, external, internal, external | internal)
     return {metric: int((unread & asked).sum()) for metric, asked in zip(METRICS, questions, strict=True)}
 
 
-def _boundary(scored: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """(N,) masks: outside the group and truly "no"; inside and truly "yes"; answered "yes"; readable.
+def inverted(frame: pd.DataFrame) -> NDArray:
+    """(N,) whether each question is negated."""
+    return np.array([bool(_flag(value)) for value in frame["preference_semantic_invert"].tolist()], dtype=bool)
 
-    All but the last undo negated questions.
+
+def boundary(scored: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Which of N scored questions collapse and recall are about, and how they were answered.
+
+    Returns:
+        (N,) masks: preference yes/no with the user outside the group and truly "no"; inside and truly "yes";
+        answered "yes"; readable. All but the last undo negated questions.
     """
     asked = ((scored["category"] == "preference") & (scored["l2-category"] != "inconsistency")).to_numpy()
-    flags = scored["preference_semantic_invert"].tolist()
-    inverted = np.array([bool(_flag(value)) for value in flags], dtype=bool)
+    negated = inverted(scored)
     members = [split_names(cell) for cell in scored["preference_bucket_names"].tolist()]
     names = (str(name).strip() for name in scored["name"].tolist())
     inside = np.array([name in group for name, group in zip(names, members, strict=True)], dtype=bool)
-    truly_yes = (scored["gt"] == "yes").to_numpy(dtype=bool) ^ inverted
+    truly_yes = (scored["gt"] == "yes").to_numpy(dtype=bool) ^ negated
     said_yes, said_no = ((scored["pred"] == word).to_numpy(dtype=bool) for word in ("yes", "no"))
-    answered_yes = np.where(inverted, said_no, said_yes)
+    answered_yes = np.where(negated, said_no, said_yes)
     return asked & ~inside & ~truly_yes, asked & inside & truly_yes, answered_yes, said_yes | said_no
 
 

@@ -171,7 +171,7 @@ def publish(executed: str | Path, notebook: str | Path) -> Path:
 
 
 def publish_all(executed: Path, folder: Path) -> list[Path]:
-    """`publish` for every notebook of a folder.
+    """`publish` for every notebook of a folder that was executed; one of a target of its own may not have been.
 
     Args:
         executed: holds <notebook>.ipynb, or <notebook>/<backbone>/<method>.ipynb for one that is executed for
@@ -183,7 +183,8 @@ def publish_all(executed: Path, folder: Path) -> list[Path]:
         if (executed / notebook.stem).is_dir():
             usual = defaults(_read(notebook))
             run = executed / notebook.stem / usual["backbone"] / f"{usual['method']}.ipynb"
-        published.append(publish(run, notebook))
+        if run.is_file():
+            published.append(publish(run, notebook))
     return published
 
 

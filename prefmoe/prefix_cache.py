@@ -87,7 +87,7 @@ def generate(
     start = pad(*zip(*((beginnings[row], examples[row]) for row in first.values()), strict=True)).to(device)
     end = pad(ends, examples).to(device)
     places = {key: place for place, key in enumerate(first)}
-    rows = torch.tensor([places[key] for key in keys], device=device)
+    rows = torch.tensor([places[key] for key in keys])  # on the CPU: layers may live on several devices
 
     # Either part is padded on its left; positions count the tokens, as in generate(), not the columns.
     positions = (start.inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)
@@ -98,7 +98,7 @@ def generate(
         )
     cache.batch_select_indices(rows)
     whole = {
-        key: torch.cat([start.inputs[key].index_select(-2, rows), end.inputs[key]], dim=-1)
+        key: torch.cat([start.inputs[key][..., rows, :], end.inputs[key]], dim=-1)
         for key in ("input_ids", "attention_mask", "mm_token_type_ids", "position_ids")
         if key in end.inputs
     }

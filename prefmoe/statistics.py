@@ -1,4 +1,4 @@
-"""Uncertainty: cluster bootstrap over users, paired comparisons, Holm's correction and the spread over seeds.
+"""Uncertainty: cluster bootstrap over users, paired comparisons, corrections, detectable differences, seeds' spread.
 
 Questions about one user are not independent, so every interval resamples whole users. The functions work on
 sums per user, which makes a bootstrap of every metric of every method one matrix product.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -109,6 +110,80 @@ def cluster_bootstrap(
         samples = ratio_bootstrap(sums[:, 0], sums[:, 1], resamples=resamples, seed=seed)
         low, high = (float(bound) for bound in percentile_interval(samples, level=level))
     return {"value": value, "n": int(len(values)), "low": low, "high": high}
+
+
+def influence(numerator: NDArray, denominator: NDArray) -> NDArray:
+    """How much each row moves a ratio of sums, to first order: (x - R y) / sum(y), with R = sum(x) / sum(y).
+
+    Args:
+        numerator, denominator: (N, ...) contributions of questions, or of users.
+
+    Returns:
+        (N, ...); NaN where the denominator's sum is 0.
+    """
+    total = denominator.sum(axis=0)
+    return ratio(numerator - ratio(numerator.sum(axis=0), total) * denominator, np.broadcast_to(total, numerator.shape))
+
+
+def standard_error(influences: NDArray) -> NDArray:
+    """Linearised standard error of a ratio (or of a sum or difference of ratios) over independent rows.
+
+    With users' `influence` it is that of a cluster sample (Taylor linearisation), with questions' the one that takes
+    questions as independent; the ratio of their squares is the design effect (Kish 1965).
+
+    Args:
+        influences: (N, ...) they sum to 0.
+
+    Returns:
+        (...); NaN with fewer than two rows.
+    """
+    rows = len(influences)
+    if rows < 2:
+        return np.full(influences.shape[1:], np.nan)
+    return np.sqrt(rows / (rows - 1) * (influences**2).sum(axis=0))
+
+
+def detectable_difference(error: ArrayLike, *, alpha: ArrayLike = 0.05, power: float = 0.8) -> NDArray:
+    """The smallest true difference that a two-sided test at ``alpha`` finds with probability ``power``.
+
+    Args:
+        error: standard error of the difference; (z(1 - alpha/2) + z(power)) times it is returned.
+    """
+    quantile = np.vectorize(NormalDist().inv_cdf, otypes=[float])
+    return (quantile(1 - np.asarray(alpha) / 2) + quantile(power)) * np.asarray(error, dtype=float)
+
+
+def wilson_interval(share: ArrayLike, n: ArrayLike, *, level: float = LEVEL) -> tuple[NDArray, NDArray]:
+    """Wilson's score interval (1927) of a share of n independent questions, (...) -> two (...) arrays."""
+    share, n = np.asarray(share, dtype=float), np.asarray(n, dtype=float)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)
+
+
+def newcombe_interval(
+    first: ArrayLike, second: ArrayLike, n: ArrayLike, *, level: float = LEVEL
+) -> tuple[NDArray, NDArray]:
+    """Newcombe's hybrid score interval (1998, method 10) of first - second, two shares of n questions each.
+
+    The two shares are taken as independent; of the same questions they are usually positively correlated, and the
+    interval is then too wide.
+    """
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    (low_a, high_a), (low_b, high_b) = (wilson_interval(share, n, level=level) for share in (first, second))
+    difference = first - second
+    below = np.hypot(first - low_a, high_b - second)
+    return difference - below, difference + np.hypot(high_a - first, second - low_b)
+
+
+def two_proportions_p(first: ArrayLike, second: ArrayLike, n: ArrayLike) -> NDArray:
+    """Two-sided p of the pooled z test that two independent shares of n questions each are equal."""
+    first, second, n = (np.asarray(value, dtype=float) for value in (first, second, n))
+    pooled = (first + second) / 2
+    error = np.sqrt(2 * pooled * (1 - pooled) / n)
+    z = np.where(error > 0, np.abs(first - second) / np.where(error > 0, error, 1), 0.0)
+    return 2 * np.vectorize(NormalDist().cdf, otypes=[float])(-z)
 
 
 def sign_test(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:

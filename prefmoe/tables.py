@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prefmoe import metrics, statistics
-from prefmoe.config import COMPONENTS, FIGURES, RESULTS, Edition, PrefMoEMethod, is_trained
+from prefmoe import metrics, probabilities, statistics
+from prefmoe.config import COMPONENTS, FIGURES, RESULTS, Edition, Method, PrefMoEMethod, is_trained
 from prefmoe.data.benchmark import FACETS, Benchmark, User
 
 TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds")
@@ -32,14 +32,42 @@ COMPARISON_COLUMNS = (
 BREAKDOWN_COLUMNS = (
     "method", "type", "backbone", "turns", "metric", "grouping", "group", "value", "low", "high", "n", "seeds"
 )  # fmt: skip
+DIFFERENCE_COLUMNS = (
+    "method", "baseline", "backbone", "turns", "metric", "difference", "low", "high", "n", "seeds"
+)  # fmt: skip
+DETECTABLE_COLUMNS = (
+    "backbone", "turns", "metric", "grouping", "group", "n", "users", "methods", "design_effect", "unpaired", "paired",
+    "paired_corrected",
+)  # fmt: skip
+CALIBRATION_COLUMNS = (
+    "method", "type", "backbone", "turns", "metric", "value", "low", "high", "floor", "confidence", "accuracy", "n",
+    "seeds",
+)  # fmt: skip
+RELIABILITY_COLUMNS = (
+    "method", "type", "backbone", "turns", "metric", "bin_low", "bin_high", "confidence", "value", "low", "high", "n",
+    "seeds",
+)  # fmt: skip
+UNPARSED_COLUMNS = (
+    "method", "type", "backbone", "turns", "group", "value", "low", "high", "allowed_mass", "n", "seeds"
+)  # fmt: skip
+SEPARATION_COLUMNS = ("method", "type", "backbone", "turns", "measure", "value", "low", "high", "n", "seeds")
+TURNS_COLUMNS = (*TABLE1_COLUMNS, "change", "change_low", "change_high")
 
-TYPES = {"nontuned": "NT", "fft": "FFT", "lora": "PEFT", "prefmoe": "PEFT"}
+REPORTED_TURNS = (0, 10)
+"""Turns of small talk in the paper's tables, and in ours; turns.csv has all that an edition asks after."""
+
+TYPES = {"nontuned": "NT", "fft": "FFT"} | dict.fromkeys(
+    ("lora", "soft_prompt", "yollava", "lova3", "tg_llava", "prefmoe"), "PEFT"
+)
 """Kind of method in the configuration -> type in Table 1; what is not trained has type "NT", computed floors and
 ceilings "Reference"."""
 
 REFERENCE = "Reference"
 NO_BACKBONE = "none"
 """What the backbone column says for a reference, which has none."""
+
+ALL_BACKBONES = "mean of all"
+"""What the backbone column says for a mean over backbones."""
 
 CHANCE, POPULAR, READER = "Chance", "Popular choice", "Profile reader"
 LOWER_IS_BETTER = ("collapse",)
@@ -205,6 +233,7 @@ class Answers:
         users: (N,) names.
         right, counted: (N, S, 5) per-question contributions to the metrics (`metrics.question_counts`).
         unparsed: answers that could not be read, mean over seeds.
+        frames: the S scored frames.
     """
 
     method: str
@@ -218,6 +247,7 @@ class Answers:
     counted: NDArray
     unparsed: float
     seeds: int
+    frames: tuple[pd.DataFrame, ...]
 
     @classmethod
     def of(
@@ -237,6 +267,7 @@ class Answers:
             counted=np.stack([counted for _, counted in pairs], axis=1),
             unparsed=float(np.mean([metrics.unparsed_counts(copy)["overall"] for copy in copies])),
             seeds=1 if type == REFERENCE else len(copies),
+            frames=tuple(copies),
         )
 
     def user_sums(self) -> tuple[NDArray, NDArray]:
@@ -248,9 +279,33 @@ class Answers:
         """(S, 6) every metric of every seed."""
         return metrics.with_sensitivity(statistics.ratio(self.right.sum(0), self.counted.sum(0)))
 
+    def resampled(self) -> NDArray:
+        """(B, 6) every metric, mean over seeds, when users are drawn with replacement; the same draws every time.
+
+        One row of NaN when there are fewer than two users.
+        """
+        if len(np.unique(self.users)) < 2:
+            return np.full((1, len(metrics.METRICS)), np.nan)
+        return metrics.with_sensitivity(statistics.ratio_bootstrap(*self.user_sums())).mean(axis=1)
+
+    def influences(self, member: NDArray | None = None) -> NDArray:
+        """(N, 6) how much each question moves every metric's mean over seeds (`statistics.influence`).
+
+        Args:
+            member: (N,) 0/1, the questions that the metrics are computed on; all when absent.
+        """
+        chosen = np.ones(len(self.index)) if member is None else member
+        weight = chosen[:, None, None]
+        return metrics.with_sensitivity(statistics.influence(self.right * weight, self.counted * weight)).mean(axis=1)
+
     def where(self) -> dict:
         """The columns that say whose values a row holds."""
         return {"method": self.method, "type": self.type, "backbone": self.backbone, "turns": self.turns}
+
+
+def type_of(method: Method) -> str:
+    """The type in Table 1: "NT", "FFT" or "PEFT"."""
+    return TYPES[method.kind] if is_trained(method) else "NT"
 
 
 def run_folder(results: str | Path, edition: str, backbone: str, method: str, seed: int) -> Path:
@@ -269,7 +324,8 @@ def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers
     missing: list[str] = []
     answers: list[Answers] = []
     expected: dict[int, NDArray] = {}
-    columns = [*metrics.COLUMNS, "index", "split", "turns"]
+    probability = [f"p_{answer}" for answer in (*probabilities.ANSWERS, "allowed")]
+    columns = [*metrics.COLUMNS, "index", "split", "turns", *probability]
     for backbone, key in edition.runs():
         method = edition.methods[key]
         folders = {s: run_folder(results, edition.name, backbone, key, s) for s in edition.seeds}
@@ -295,8 +351,7 @@ def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers
                         f"that differ from the other runs' {len(asked)}; expected the same in every run"
                     )
             if len(copies[0]):
-                kind = TYPES[method.kind] if is_trained(method) else "NT"
-                where = {"backbone": backbone, "type": kind, "turns": turns}
+                where = {"backbone": backbone, "type": type_of(method), "turns": turns}
                 answers.append(Answers.of(copies, method=method.label, key=key, **where))
     if missing:
         raise TableError(
@@ -381,10 +436,7 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
     values = [entry.seed_values().mean(axis=0) for entry in (first, second)]
     difference = values[0] - values[1]
     users = len(sums[0][0])
-    low, high = np.full((2, len(metrics.METRICS)), np.nan)
-    if users > 1:
-        samples = [metrics.with_sensitivity(statistics.ratio_bootstrap(*pair)).mean(axis=1) for pair in sums]
-        low, high = statistics.percentile_interval(samples[0] - samples[1])
+    low, high = statistics.percentile_interval(first.resampled() - second.resampled())
     (right_a, counted_a), (right_b, counted_b) = ([part.mean(axis=1) for part in pair] for pair in sums)
     swap = statistics.swap_masks(users, permutations=permutations)
 
@@ -461,19 +513,19 @@ def popularity_groups(benchmark: Benchmark) -> pd.Series:
     return annotations["item"].map(thirds).map(dict(enumerate(POPULARITY_GROUPS)))
 
 
-def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str) -> pd.DataFrame:
-    """Metrics within groups of questions, with intervals.
-
-    Groupings: bucket (size of the sharing group; collapse, recall), popularity (of the item; collapse, recall,
-    preference), pair (whether this user was asked about this item in training; preference, collapse),
-    facet (preference), question (kind of question; overall). popularity and pair need annotations.
-    """
-    frame = questions(benchmark, split).set_index("index")
+def question_groups(frame: pd.DataFrame) -> pd.Series:
+    """The kind (an entry of `QUESTION_GROUPS`) of each question."""
     kind = np.where(frame["l2-category"] == "inconsistency", "multiple choice", "yes/no")
-    groupings: list[tuple[str, pd.Series, tuple[str, ...], tuple[str, ...]]] = [
+    return frame["category"] + " " + kind
+
+
+def _groupings(benchmark: Benchmark, split: str) -> list[tuple[str, pd.Series, tuple[str, ...], tuple[str, ...]]]:
+    """Name, label of each question (by index), labels in their order, and the metrics that are broken down by it."""
+    frame = questions(benchmark, split).set_index("index")
+    groupings = [
         ("bucket", metrics.group_bucket(frame), metrics.BUCKETS, ("collapse", "recall")),
         ("facet", frame["concept"], FACETS, ("preference",)),
-        ("question", frame["category"] + " " + kind, QUESTION_GROUPS, ("overall",)),
+        ("question", question_groups(frame), QUESTION_GROUPS, ("overall",)),
     ]
     if benchmark.annotations is not None:
         shown = benchmark.annotations[benchmark.annotations["item"].fillna("") != ""]
@@ -487,6 +539,17 @@ def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str
             ),
             ("pair", pairs, PAIR_GROUPS, ("preference", "collapse")),
         ]
+    return groupings
+
+
+def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str) -> pd.DataFrame:
+    """Metrics within groups of questions, with intervals.
+
+    Groupings: bucket (size of the sharing group; collapse, recall), popularity (of the item; collapse, recall,
+    preference), pair (whether this user was asked about this item in training; preference, collapse),
+    facet (preference), question (kind of question; overall). popularity and pair need annotations.
+    """
+    groupings = _groupings(benchmark, split)
     rows = []
     for entry in answers:
         for grouping, labels, groups, chosen in groupings:
@@ -514,6 +577,196 @@ def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str
                     }
                     rows.append(row)
     return pd.DataFrame(rows, columns=list(BREAKDOWN_COLUMNS))
+
+
+# Uncertainty
+
+
+def turns_table(answers: Sequence[Answers]) -> pd.DataFrame:
+    """Every metric after every number of turns, and its change from the fewest turns on the same questions.
+
+    Returns:
+        the columns of `TURNS_COLUMNS`; the change's interval resamples users.
+    """
+    start: dict[tuple[str, str], Answers] = {}
+    for entry in sorted(answers, key=lambda entry: entry.turns):
+        start.setdefault((entry.backbone, entry.method), entry)
+    rows = []
+    for entry in answers:
+        first = start[entry.backbone, entry.method]
+        if not np.array_equal(entry.index, first.index):
+            raise TableError(f"{entry.method}: other questions after {entry.turns} turns than after {first.turns}")
+        change = (entry.seed_values() - first.seed_values()).mean(axis=0)
+        low, high = statistics.percentile_interval(entry.resampled() - first.resampled())
+        for column, (metric, estimate) in enumerate(metrics.estimates(*entry.user_sums()).items()):
+            bounds = {"change": change[column], "change_low": low[column], "change_high": high[column]}
+            rows.append({**entry.where(), "metric": metric, **estimate, "seeds": entry.seeds, **bounds})
+    return pd.DataFrame(rows, columns=list(TURNS_COLUMNS))
+
+
+def forest_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
+    """PrefMoE minus every other method on the same questions: each backbone, and the mean over the backbones.
+
+    All backbones answer the same questions about the same users, so the mean's interval resamples users in all of
+    them together; it does not say how other backbones would scatter.
+
+    Returns:
+        the columns of `DIFFERENCE_COLUMNS`; backbone is `ALL_BACKBONES` for the mean, which needs all of them.
+    """
+    focus = focus_method(edition)
+    rows = []
+    keys = dict.fromkeys((entry.key, entry.turns) for entry in answers if entry.key != focus and entry.key)
+    for key, turns in keys if focus is not None else ():
+        here = {(entry.key, entry.backbone): entry for entry in answers if entry.turns == turns}
+        pairs = [(first, here[key, b]) for (k, b), first in here.items() if k == focus and (key, b) in here]
+        values = [first.seed_values().mean(axis=0) - second.seed_values().mean(axis=0) for first, second in pairs]
+        samples = [first.resampled() - second.resampled() for first, second in pairs]
+        estimates = list(zip([first.backbone for first, _ in pairs], values, samples, strict=True))
+        if len(pairs) == len(edition.backbones) > 1:
+            estimates.append((ALL_BACKBONES, np.mean(values, axis=0), np.mean(samples, axis=0)))
+        for backbone, value, sample in estimates:
+            low, high = statistics.percentile_interval(sample)
+            first, second = pairs[0]
+            for column, (metric, estimate) in enumerate(metrics.estimates(*first.user_sums(), resamples=1).items()):
+                row = {"method": first.method, "baseline": second.method, "backbone": backbone, "turns": turns}
+                row |= {"metric": metric, "difference": value[column], "low": low[column], "high": high[column]}
+                rows.append(row | {"n": estimate["n"], "seeds": min(first.seeds, second.seeds)})
+    return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
+
+
+def detectable_table(
+    edition: Edition, benchmark: Benchmark, answers: Sequence[Answers], split: str, *, power: float = 0.8
+) -> pd.DataFrame:
+    """The smallest true difference that each number of questions would show with probability ``power``, at p < .05.
+
+    From linearised standard errors over users (`statistics.standard_error`), medians over the methods of a backbone.
+
+    Returns:
+        the columns of `DETECTABLE_COLUMNS`, for all questions and for the groups of `breakdown_table`. n: questions,
+        users: those asked any of them, design_effect: variance over that of independent questions, unpaired: between
+        two methods that answer different questions of as many other users, paired: between PrefMoE and another
+        method on the same questions, paired_corrected: the same at .05 / (comparisons of the metric in the edition),
+        the first step of Holm's correction. NaN where there is nothing to compare.
+    """
+    focus = focus_method(edition)
+    whole = pd.Series("all", index=list(benchmark.splits[split]))
+    groupings = [("all", whole, ("all",), metrics.METRICS), *_groupings(benchmark, split)]
+    tested = sum(a.backbone == b.backbone and a.turns == b.turns for a in answers if a.key == focus
+                 for b in answers if b.key != focus)  # fmt: skip
+    rows = []
+    for backbone, turns in dict.fromkeys((entry.backbone, entry.turns) for entry in answers):
+        entries = [entry for entry in answers if (entry.backbone, entry.turns) == (backbone, turns)]
+        for grouping, labels, groups, chosen in groupings:
+            label = labels.reindex(entries[0].index).to_numpy(dtype=object)
+            for group in groups:
+                member = (label == group).astype(float)
+                single = {entry.key: entry.influences(member) for entry in entries}
+                by_user = {k: statistics.cluster_sums(v, entries[0].users)[1] for k, v in single.items()}
+                errors = np.stack([statistics.standard_error(v) for v in by_user.values()])
+                naive = np.stack([statistics.standard_error(v) for v in single.values()])
+                effect = statistics.ratio(errors**2, naive**2)
+                pairs = [statistics.standard_error(by_user[focus] - v) for k, v in by_user.items()
+                         if k != focus] if focus in by_user else []  # fmt: skip
+                paired = _median(np.stack(pairs)) if pairs else np.full(len(metrics.METRICS), np.nan)
+                unpaired = np.sqrt(2) * _median(errors)
+                for metric in chosen:
+                    column = metrics.METRICS.index(metric)
+                    asked = _asked(entries[0], metric) * member
+                    row = {"backbone": backbone, "turns": turns, "metric": metric, "grouping": grouping}
+                    row |= {"group": group, "n": round(asked.sum()), "methods": len(entries)}
+                    row |= {"users": len(np.unique(entries[0].users[asked > 0]))}
+                    row |= {"design_effect": _median(effect)[column]}
+                    for name, error, alpha in (
+                        ("unpaired", unpaired, 0.05),
+                        ("paired", paired, 0.05),
+                        ("paired_corrected", paired, 0.05 / max(1, tested)),
+                    ):
+                        row[name] = float(statistics.detectable_difference(error[column], alpha=alpha, power=power))
+                    rows.append(row)
+    return pd.DataFrame(rows, columns=list(DETECTABLE_COLUMNS))
+
+
+def _asked(entry: Answers, metric: str) -> NDArray:
+    """(N,) in how large a share of the seeds each question counts for a metric."""
+    counted = entry.counted.mean(axis=1)
+    parts = ("collapse", "recall") if metric == "sensitivity" else (metric,)
+    return sum(counted[:, metrics.METRICS.index(part)] for part in parts)
+
+
+def _median(values: NDArray) -> NDArray:
+    """Median over the rows that are defined; NaN in columns without any."""
+    undefined = np.isnan(values).all(axis=0)
+    return np.where(undefined, np.nan, np.nanmedian(np.where(undefined, 0.0, values), axis=0))
+
+
+CATEGORIES = {"overall": ("preference", "recognition"), "preference": ("preference",), "profile": ("recognition",)}
+"""The questions' categories behind each accuracy."""
+
+
+def calibration_table(answers: Sequence[Answers]) -> pd.DataFrame:
+    """Expected calibration error of every method whose probabilities are known (`probabilities.calibration`)."""
+    rows = [
+        {**entry.where(), "metric": metric, **probabilities.calibration(copies), "seeds": entry.seeds}
+        for entry, metric, copies in _with_probabilities(answers)
+    ]
+    return pd.DataFrame(rows, columns=list(CALIBRATION_COLUMNS))
+
+
+def reliability_table(answers: Sequence[Answers]) -> pd.DataFrame:
+    """Accuracy within bins of confidence, a row per bin; n counts the answers of all seeds."""
+    rows = [
+        {**entry.where(), "metric": metric, **row, "seeds": entry.seeds}
+        for entry, metric, copies in _with_probabilities(answers)
+        for row in probabilities.reliability(copies)
+    ]
+    return pd.DataFrame(rows, columns=list(RELIABILITY_COLUMNS))
+
+
+def _with_probabilities(answers: Sequence[Answers]) -> Iterable[tuple[Answers, str, list[pd.DataFrame]]]:
+    for entry in answers:
+        if entry.type != REFERENCE:
+            for metric, categories in CATEGORIES.items():
+                copies = [frame[frame["category"].isin(categories)] for frame in entry.frames]
+                if len(copies[0]):
+                    yield entry, metric, copies
+
+
+def unparsed_table(answers: Sequence[Answers]) -> pd.DataFrame:
+    """Share of answers that could not be read, by kind of question; they count as wrong everywhere else.
+
+    Returns:
+        the columns of `UNPARSED_COLUMNS`. Intervals are cluster bootstraps over users, except Wilson's over questions
+        where every answer or none could be read (resampling cannot leave 0 or 1). allowed_mass: the mean probability
+        that the first token begins an allowed answer.
+    """
+    rows = []
+    for entry in answers:
+        if entry.type == REFERENCE:
+            continue
+        labels = question_groups(entry.frames[0]).to_numpy(dtype=object)
+        unread = np.mean([metrics.unreadable(frame) for frame in entry.frames], axis=0)
+        mass = np.mean([frame["p_allowed"].to_numpy(dtype=float) for frame in entry.frames], axis=0)
+        for group in ("all", *QUESTION_GROUPS):
+            inside = np.ones(len(labels), dtype=bool) if group == "all" else labels == group
+            if not inside.any():
+                continue
+            estimate = statistics.cluster_bootstrap(unread[inside], entry.users[inside])
+            if estimate["value"] in (0.0, 1.0):
+                low, high = statistics.wilson_interval(estimate["value"], estimate["n"])
+                estimate |= {"low": float(low), "high": float(high)}
+            row = {**entry.where(), "group": group, **estimate, "allowed_mass": mass[inside].mean()}
+            rows.append(row | {"seeds": entry.seeds})
+    return pd.DataFrame(rows, columns=list(UNPARSED_COLUMNS))
+
+
+def separation_table(answers: Sequence[Answers]) -> pd.DataFrame:
+    """Collapse without a threshold, for every method and reference: the measures of `probabilities.separation`."""
+    rows = [
+        {**entry.where(), "measure": measure, **estimate, "seeds": entry.seeds}
+        for entry in answers
+        for measure, estimate in probabilities.separation(entry.frames).items()
+    ]
+    return pd.DataFrame(rows, columns=list(SEPARATION_COLUMNS))
 
 
 def dataset_statistics(benchmark: Benchmark) -> pd.DataFrame:
@@ -600,9 +853,8 @@ def build(
 ) -> dict[str, Path]:
     """Reads all runs of an edition and writes its tables to ``figures/<edition>/``.
 
-    Only the test split enters table1.csv, table2.csv, table1_seeds.csv, comparisons.csv and
-    breakdown.csv; questions about users without training questions are in unseen.csv (if the benchmark
-    has any).
+    Only the test split enters them, after `REPORTED_TURNS` of small talk, but for turns.csv (after all that the
+    edition asks) and unseen.csv (questions about users without training questions, if the benchmark has any).
 
     Returns:
         Table name -> file.
@@ -610,8 +862,8 @@ def build(
     Raises:
         TableError: see `read_runs`.
     """
-    runs = read_runs(edition, results, "test")
-    reference = read_references(edition, benchmark, "test")
+    everything = read_runs(edition, results, "test"), read_references(edition, benchmark, "test")
+    runs, reference = ([entry for entry in part if entry.turns in REPORTED_TURNS] for part in everything)
     table = estimates_table([*runs, *reference])
     tables = {
         "table1": main_table(edition, table),
@@ -619,10 +871,18 @@ def build(
         "table1_seeds": seeds_table(runs),
         "comparisons": comparisons_table(edition, runs),
         "breakdown": breakdown_table(benchmark, [*runs, *reference], "test"),
+        "turns": turns_table([*everything[0], *everything[1]]),
+        "forest": forest_table(edition, runs),
+        "detectable": detectable_table(edition, benchmark, runs, "test"),
+        "calibration": calibration_table(runs),
+        "reliability": reliability_table(runs),
+        "unparsed": unparsed_table(runs),
+        "separation": separation_table([*runs, *reference]),
         "dataset_statistics": dataset_statistics(benchmark),
     }
     if benchmark.splits.get("unseen") and "unseen" in edition.evaluation.splits:
         unseen = [*read_runs(edition, results, "unseen"), *read_references(edition, benchmark, "unseen")]
+        unseen = [entry for entry in unseen if entry.turns in REPORTED_TURNS]
         tables["unseen"] = estimates_table(unseen)[list(TABLE1_COLUMNS)]
     folder = Path(figures) / edition.name
     return {name: write_csv(content, folder / f"{name}.csv") for name, content in tables.items()}

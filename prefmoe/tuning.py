@@ -13,15 +13,14 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefmoe import metrics
-from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, load_edition
+from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Setting, load_edition
 from prefmoe.runs import PREDICTIONS_FILE, Workbench
 
 log = logging.getLogger(__name__)
 
-Setting = float | int | str | bool
 Settings = dict[str, Setting]
 
 
@@ -100,19 +99,10 @@ def apply_settings(config: Method, settings: Mapping[str, Setting]) -> Method:
     Raises:
         TuningError: if the method has no such setting, or refuses the value.
     """
-    content = config.model_dump(mode="json")
-    for name, value in settings.items():
-        *parents, leaf = name.split(".")
-        inner: Any = content
-        for parent in parents:
-            inner = inner.get(parent) if isinstance(inner, dict) else None
-        if not isinstance(inner, dict) or leaf not in inner:
-            raise TuningError(f"{config.kind} has no setting {name!r}")
-        inner[leaf] = value
     try:
-        return TypeAdapter(Method).validate_python(content)
-    except ValidationError as error:
-        raise TuningError(f"{config.kind} refuses {dict(settings)}: {error.errors()[0]['msg']}") from error
+        return config.with_settings(settings)
+    except ConfigError as error:
+        raise TuningError(f"{config.kind}: {error}") from error
 
 
 def trial_folder(edition: Edition, backbone: str, method: str, settings: Settings, results: str | Path) -> Path:

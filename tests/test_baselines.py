@@ -7,6 +7,7 @@ import torch
 from conftest import DEEPSEEK_VL2
 
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
+from prefmoe.data.collation import load_pictures, process_pictures
 from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned, matching_rank
 from prefmoe.models.methods import Method, build_method
 
@@ -141,3 +142,26 @@ def test_describe_is_json(tiny_backbone, tiny_benchmark):
         method = build_method(config, tiny_backbone(), tiny_benchmark, seed=0)
         assert json.loads(json.dumps(method.describe()))["kind"] == config.kind
     assert isinstance(build_method(FFT, tiny_backbone(), tiny_benchmark, seed=0), FullFineTuning)
+
+
+@BOTH
+@pytest.mark.parametrize(("profile", "says_preferences"), [("image", False), ("both", True)])
+def test_a_non_tuned_model_sees_the_profile_picture_first(
+    tiny_backbone, tiny_benchmark, kind, profile, says_preferences
+):
+    method = build_method(non_tuned(profile), tiny_backbone(kind), tiny_benchmark, seed=0)
+    examples = tiny_benchmark.select("test")[:3]
+    for example in examples:
+        user = tiny_benchmark.users[example.name]
+        encoded = method.collator.encode(example, tiny_benchmark.transcripts[0])
+        first, rest = encoded.prompt.split("I got it.")
+        image = method.backbone.entry.image_token
+        assert first.count(image) == rest.count(image) == 1
+        assert user.name in first and example.name in rest and "how are you?" in rest
+        assert ("enjoys" in first) == (user.description in first) == says_preferences
+        pictures = [process_pictures(method.backbone, load_pictures([p])) for p in (user.image, example.image)]
+        expected = torch.cat([picture.inputs["pixel_values"] for picture in pictures])
+        assert torch.equal(encoded.pictures.inputs["pixel_values"], expected)
+    batch = method.collator(examples, with_answer=False)
+    out = method.model.generate(**batch.inputs, max_new_tokens=2, do_sample=False)
+    assert len(out) == 3

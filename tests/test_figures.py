@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from prefmoe import figures, metrics
+from prefmoe import audit, figures, metrics
 from prefmoe.data.benchmark import FACETS
 
 PUBLISHED = Path(__file__).parent.parent / "published"
@@ -219,7 +220,7 @@ def test_pictures_are_shown_unchanged(picture):
     users = figures.portraits([("Ada", "Ada is a person.", [picture] * 2), ("Bo", "Bo too.", [picture])])
     assert sum(bool(axis.images) for axis in users.axes) == 3
     asked = [("Would Ada like it?", "yes", {"LoRA": ("no", False), "PrefMoE": ("yes", True)})]
-    written = text(figures.qualitative_examples([(picture, asked)]))
+    written = text(figures.qualitative_examples([(picture, asked)], rule="The first of each facet."))
     assert "✗ LoRA: no" in written and "✓ PrefMoE: yes" in written and "truth: yes" in written
 
 
@@ -359,3 +360,144 @@ def test_style_and_pyplot_state_do_not_leak():
     before = dict(plt.rcParams)
     figures.identities(pd.DataFrame({"attribute": ["human"], "count": [3]}))
     assert dict(plt.rcParams) == before and not plt.get_fignums()
+
+
+# The audit, and uncertainty
+
+
+def test_the_audit_marks_every_misfit_once():
+    table = audit.values(pd.read_csv(PUBLISHED / "table1.csv"))
+    overall = audit.overall(pd.read_csv(PUBLISHED / "table1.csv"))
+    figure = figures.published_fits(table, overall)
+    drawn = {line.get_marker(): len(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() != "None"}
+    misfits = int((table["fits"] == 0).sum())
+    assert drawn == {".": len(table) - misfits, "x": misfits, "s": int((overall["fits"] == 0).sum())}
+    square = next(line for line in figure.axes[0].lines if line.get_marker() == "s")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ten, zero = (labels.index("LLaVA-1.5-13B  NT"), labels.index("Qwen2.5-VL-72B  FFT"))
+    assert {(4, ten), (0, zero)} <= set(zip(square.get_xdata(), square.get_ydata(), strict=True))
+    assert "n = 2145" in text(figure) and "11 of 62" in text(figure)
+
+
+def test_offsets_name_the_rows_that_change_by_one_amount():
+    changes = audit.turn_changes(pd.read_csv(PUBLISHED / "table1.csv"))
+    figure = figures.published_offsets(changes)
+    axis = figure.axes[0]
+    bold = [label.get_text() for label in axis.get_yticklabels() if label.get_weight() == "bold"]
+    assert len(bold) == 5 and "LOVA3  PEFT" in bold and "-0.0350 in each" in text(figure)
+    overall = next(line for line in axis.lines if line.get_label() == "overall")
+    assert list(overall.get_xdata()) == pytest.approx(list(changes["overall"]))
+
+
+def test_published_differences_have_their_intervals_and_are_filled_where_clear():
+    table = audit.steps(pd.read_csv(PUBLISHED / "table2.csv"))
+    figure = figures.published_differences(table, rows="step", series="turns", legend="{} turns", title="Steps")
+    for axis, metric in zip(figure.axes, ("overall", "preference", "profile", "collapse"), strict=True):
+        rows = table[table["metric"] == metric]
+        assert sorted(x for x, _ in marks(axis)) == pytest.approx(sorted(rows["difference"]))
+        ends = np.sort(np.concatenate([s[:, 0] for c in axis.collections for s in c.get_segments()]))
+        assert ends == pytest.approx(np.sort(np.concatenate([rows["low"], rows["high"]])))
+        filled = [line for line in axis.lines if len(line.get_xdata()) == 1 and line.get_markerfacecolor() != "white"]
+        assert len(filled) == rows["clear"].sum()
+    assert "10 turns" in text(figure) and "219 collapse" in text(figure)
+
+
+def differences() -> pd.DataFrame:
+    rows = [
+        {"method": "PrefMoE", "baseline": b, "backbone": backbone, "turns": 0, "metric": m,
+         "difference": 0.1 * k + shift, "low": 0.1 * k + shift - width, "high": 0.1 * k + shift + width, "n": 40,
+         "seeds": 2, "p_users_holm": 0.01}
+        for k, b in enumerate(("LoRA", "Non-tuned"))
+        for backbone, shift, width in (("a", 0.02, 0.1), ("b", -0.02, 0.05), ("mean of all", 0.0, 0.04))
+        for m in metrics.METRICS
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_gains_keep_the_paper_and_the_edition_in_panels_of_their_own():
+    published = audit.differences(pd.read_csv(PUBLISHED / "table1.csv"))
+    compared = differences()
+    measured = audit.edition_gains(table1(), compared[compared["backbone"] != "mean of all"])
+    figure = figures.gains(published, measured, edition="tiny")
+    above, below = figure.axes[:4], figure.axes[4:]
+    for axis, metric in zip(above, ("overall", "preference", "profile", "collapse"), strict=True):
+        rows = published[(published["metric"] == metric) & (published["turns"] == 0)]
+        assert sorted(x for x, _ in marks(axis)) == pytest.approx(sorted(rows["difference"]))
+    for axis, metric in zip(below, ("overall", "preference", "profile", "collapse"), strict=True):
+        rows = measured[measured["metric"] == metric]
+        assert sorted(x for x, _ in marks(axis)) == pytest.approx(sorted(rows["difference"]))
+    written = text(figure)
+    assert "As printed in the paper" in written and "Measured here, edition tiny" in written
+    assert "2145 overall" in written and "40 overall" in written
+
+
+def test_the_forest_has_a_square_per_backbone_and_a_diamond_with_its_number():
+    figure = figures.forest(differences(), names=("preference",))
+    points = [line for line in figure.axes[0].lines if line.get_marker() in ("s", "D")]
+    diamonds = [float(line.get_xdata()[0]) for line in points if line.get_marker() == "D"]
+    assert diamonds == pytest.approx([0.0, 0.1]) and len(points) == 6
+    sizes = {line.get_color(): line.get_markersize() for line in points if line.get_marker() == "s"}
+    assert sizes[figures.PALETTE[1]] > sizes[figures.PALETTE[0]]  # the narrower interval
+    assert "+0.100 [+0.060, +0.140]" in text(figure)
+
+
+def test_detectable_differences_are_drawn_as_they_are():
+    rows = [
+        {"backbone": "b", "turns": 0, "metric": m, "grouping": g, "group": group, "n": n, "users": 9, "methods": 4,
+         "design_effect": 2.0, "unpaired": 0.2 / n, "paired": 0.1 / n, "paired_corrected": 0.15 / n}
+        for m, g, group, n in (("overall", "all", "all", 90), ("collapse", "bucket", "small_<=4", 12))
+    ]  # fmt: skip
+    figure = figures.detectable(pd.DataFrame(rows), backbone="b")
+    drawn = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "D"}
+    assert next(iter(drawn.values())) == pytest.approx([0.1 / 90, 0.1 / 12])
+    assert "overall (90, 9)" in text(figure) and "collapse, held by at most 4 (12, 9)" in text(figure)
+
+
+def test_reliability_diagrams_show_accuracy_against_confidence():
+    where = {"type": "PEFT", "backbone": "b", "turns": 0, "metric": "overall"}
+    bins = [
+        {"method": m, **where, "bin_low": c - 0.05, "bin_high": c + 0.05, "confidence": c, "value": v, "low": v - 0.1,
+         "high": v + 0.1, "n": n, "seeds": 2}
+        for m in ("LoRA", "PrefMoE") for c, v, n in ((0.65, 0.5, 10), (0.95, 0.8, 40))
+    ]  # fmt: skip
+    errors = [
+        {"method": m, **where, "value": 0.15, "low": 0.1, "high": 0.2, "floor": 0.03, "confidence": 0.8,
+         "accuracy": 0.7, "n": 25, "seeds": 2} for m in ("LoRA", "PrefMoE")
+    ]  # fmt: skip
+    figure = figures.reliability(pd.DataFrame(bins), pd.DataFrame(errors), backbone="b")
+    for axis in figure.axes:
+        (marked,) = [c for c in axis.collections if isinstance(c, PathCollection)]
+        points = np.asarray(marked.get_offsets())
+        assert points == pytest.approx(np.array([[0.65, 0.5], [0.95, 0.8]]))
+    assert "ECE 0.150 [0.100, 0.200]" in text(figure) and "calibrated: 0.030" in text(figure)
+    assert "n = 25 questions" in text(figure)
+
+
+def test_separation_draws_every_measure_of_methods_and_references():
+    rows = [
+        {"method": m, "type": t, "backbone": b, "turns": 0, "measure": measure, "value": 0.1 * k + 0.2 * j,
+         "low": 0.1 * k, "high": 0.1 * k + 0.5, "n": 30 + j, "seeds": 2}
+        for k, (m, t, b) in enumerate((("LoRA", "PEFT", "b"), ("Chance", "Reference", "none")))
+        for j, measure in enumerate(("distance", "alignment", "auc", "auc_same"))
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    figure = figures.separation(table, backbone="b")
+    for axis, measure in zip(figure.axes, ("distance", "alignment", "auc", "auc_same"), strict=True):
+        expected = table.loc[table["measure"] == measure, "value"]
+        assert sorted(x for x, _ in marks(axis)) == pytest.approx(sorted(expected))
+    assert "n = 30 pairs" in text(figure) and "33 that share a preference" in text(figure)
+
+
+def test_turns_are_curves_with_the_focus_method_behind():
+    table = pd.concat([table1().assign(turns=t, value=table1()["value"] - t / 100) for t in (0, 2, 5)])
+    table = table[(table["type"] != "Reference")].drop_duplicates(["method", "turns", "metric"])
+    figure = figures.turns(table, backbone="b")
+    names = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert names == ["Non-tuned", "LoRA", "PrefMoE"]
+    for axis, method in zip(figure.axes, names, strict=False):
+        own = next(line for line in axis.lines if line.get_marker() == "o")
+        rows = table[(table["method"] == method) & (table["metric"] == "overall")].sort_values("turns")
+        assert list(own.get_xdata()) == [0, 2, 5] and list(own.get_ydata()) == pytest.approx(list(rows["value"]))
+        behind = [line for line in axis.lines if line.get_marker() == "None"]
+        assert len(behind) == (0 if method == "PrefMoE" else 2)
+    assert "PrefMoE, for comparison" in text(figure)

@@ -244,3 +244,42 @@ def test_a_missing_run_of_a_miniature_is_made_and_read(tmp_path, monkeypatch):
     outcome = inspection.gates_by_outcome(frame).set_index(["router", "expert", "question"])
     task = outcome.xs("preference", level="question").loc["task"].dropna(axis=1)
     np.testing.assert_allclose(task.sum(), 1, atol=1e-5)
+
+
+def test_the_same_picture_is_asked_about_a_holder_and_another_user():
+    pictures = inspection.shared_questions(small_benchmark(), len(FACETS), 2)
+    facets = [asked[0].concept for asked in pictures]
+    assert len(set(facets)) == len(facets)  # the first question of each facet
+    test = small_benchmark().select("test")
+    for asked in pictures:
+        holder, other = asked
+        assert (holder.answer_text, other.answer_text) == ("yes", "no") and holder.image == other.image
+        assert holder.name in holder.bucket_names and other.name not in other.bucket_names
+        trained = set(small_benchmark().trained_users)
+        plain = [e.index for e in test if e.category == "preference" and not e.is_multiple_choice
+                 and not e.semantic_invert and e.concept == holder.concept
+                 and set() < trained & set(e.bucket_names) < trained]  # fmt: skip
+        assert holder.index == min(plain)
+
+
+def test_most_probable_answers_agree_with_generation_and_reach_the_figure():
+    method, pictures = moved(), inspection.shared_questions(small_benchmark(), 2, 2)
+    examples = [example for asked in pictures for example in asked]
+    table = inspection.most_probable_answers(method, examples)
+    for example, row in zip(examples, table.itertuples(), strict=True):
+        batch = inspection._prompts(method, [example])
+        with torch.no_grad(), method.context(batch):
+            output = method.model.generate(
+                **batch.inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+        alone = inspection.answer_probabilities(
+            output.logits[0], [example], inspection.first_tokens(method.backbone.tokenizer)
+        )
+        assert row.probability == pytest.approx(alone[f"p_{row.answer}"].iloc[0], abs=1e-4)
+        assert row.probability >= 0.5 and row.right == (row.answer == example.answer_text)
+        assert example.name in row.question
+    drawn = inspection.answers_by_picture(pictures, {"PrefMoE": table})
+    assert [len(asked) for _, asked in drawn] == [2, 2] and drawn[0][0] == pictures[0][0].image
+    said = [answers["PrefMoE"] for _, asked in drawn for _, _, answers in asked]
+    assert [right for _, right in said] == table["right"].astype(bool).tolist()
+    assert said[0][0].startswith(table["answer"].iloc[0])

@@ -34,17 +34,22 @@ def profile_contrast_by_loops(tokens, anchors, users, pseudo=None, pool=None, *,
     return sum(losses) / len(losses)
 
 
-def residual_contrast_by_loops(residuals, groups, query, pseudo=(), pseudo_groups=(), *, tau=0.07, eta=1.0):
+def residual_contrast_by_loops(
+    residuals, groups, query, pseudo=(), pseudo_groups=(), *, tau=0.07, eta=1.0, anchor_is_positive=True
+):
     contrast, focal = [], []
     for f in range(residuals.shape[1]):
         active = [i for i in range(len(residuals)) if groups[i, f] >= 0]
         terms, weighted = [], []
         for i in active:
             a = residuals[i, f] + query[i]
-            everybody = [(residuals[j, f] + query[j], groups[j, f]) for j in active]
+            others = [j for j in active if anchor_is_positive or j != i]
+            everybody = [(residuals[j, f] + query[j], groups[j, f]) for j in others]
             joining = [k for k in range(len(pseudo)) if pseudo_groups[k, f] >= 0]
             everybody += [(pseudo[k, f] + query[i], pseudo_groups[k, f]) for k in joining]
             mass = [(math.exp(cosine(a, c) / tau), g == groups[i, f]) for c, g in everybody]
+            if not any(same for _, same in mass):
+                continue
             p = sum(m for m, same in mass if same) / sum(m for m, _ in mass)
             rho = sum(groups[j, f] == groups[i, f] for j in active) / len(active)
             p = min(max(p, 1e-6), 1.0)
@@ -121,9 +126,26 @@ def test_vectorised_terms_equal_loops(seed):
     )
     assert float(value) == pytest.approx(loops, rel=1e-9)
     arguments = b["residuals"], b["groups"], b["query"], b["pseudo"], b["pseudo_groups"]
-    values = residual_contrast(*arguments, temperature=0.2, density_power=1.5)
-    loops = residual_contrast_by_loops(*arguments, tau=0.2, eta=1.5)
-    assert [float(v) for v in values] == pytest.approx([float(v) for v in loops])
+    found = []
+    for own in (True, False):
+        values = residual_contrast(*arguments, temperature=0.2, density_power=1.5, anchor_is_positive=own)
+        loops = residual_contrast_by_loops(*arguments, tau=0.2, eta=1.5, anchor_is_positive=own)
+        assert [float(v) for v in values] == pytest.approx([float(v) for v in loops])
+        found.append(float(values[0]))
+    assert found[0] < found[1]  # an example is nearest to itself
+
+
+def test_without_itself_an_example_alone_in_its_group_takes_no_part():
+    residuals = torch.eye(3, dtype=torch.float64)[:, None].requires_grad_()  # orthogonal, one facet
+    groups = torch.tensor([[0], [0], [1]])
+    contrast, focal = residual_contrast(residuals, groups, temperature=1.0, anchor_is_positive=False)
+    # of two equally similar others, one is of the group; the third example has nobody
+    assert contrast.item() == pytest.approx(math.log(2))
+    assert focal.item() == pytest.approx((1 - 2 / 3) * 0.5 * math.log(2))
+    (contrast + focal).backward()
+    assert torch.isfinite(residuals.grad).all()
+    alone = residual_contrast(residuals.detach(), torch.tensor([[0], [1], [2]]), anchor_is_positive=False)
+    assert [float(value) for value in alone] == [0.0, 0.0]
 
 
 def test_decorrelation_equals_loops():

@@ -136,6 +136,19 @@ def test_every_facet_has_twelve_items_of_its_own():
     assert len(ITEM_FACET) == 60
 
 
+def test_full_names_are_two_known_words_and_no_two_users_have_the_same_two(tmp_path):
+    users, unseen = miniature.people(MiniatureData(kind="miniature", users=300, full_names=True))
+    words = [person.name.split(" ") for person in users + unseen]
+    assert all(len(pair) == 2 and set(pair) <= set(miniature.NAMES) for pair in words)
+    assert len({frozenset(pair) for pair in words}) == 308
+    few = {"users": 4, "unseen_users": 1, "train_per_user": 5, "test_per_user": 5, "full_names": True}
+    benchmark = mmpb.read(miniature.build(SMALL.model_copy(update=few), tmp_path / "data"))
+    assert len(benchmark.users) == 5 and all(" " in name for name in benchmark.users)
+    assert all(user.image.is_file() for user in benchmark.users.values())
+    holders = {name for example in benchmark.examples.values() for name in example.bucket_names}
+    assert holders and holders <= set(benchmark.users)
+
+
 def test_too_many_users_for_the_names_are_refused():
     with pytest.raises(ValueError, match="names"):
         miniature.people(MiniatureData(kind="miniature", users=200))

@@ -177,6 +177,18 @@ def test_routing_is_blind_to_the_scale_of_its_inputs_and_to_other_examples():
     torch.testing.assert_close(first.scale[:1], second.scale)
 
 
+def test_without_a_context_the_user_expert_is_the_same_for_everybody():
+    first, second = Routing(), Routing()
+    router, inputs = random_router(user_context=False), router_inputs()
+    router(first, **inputs)
+    router(second, **{**inputs, "residuals": -inputs["residuals"]})
+    assert first.context.shape == (4, RANKS.user) and not first.context.any()
+    assert torch.equal(first.scale, second.scale) and torch.equal(first.context, second.context)
+    random_router()(second, **inputs)
+    assert second.context.any()
+    assert not [name for name, _ in router.named_parameters() if name.startswith("context")]
+
+
 def test_the_gold_facet_is_read_by_the_oracle_only():
     inputs = router_inputs()
     changed = {**inputs, "facet": torch.tensor([1, 3, -1, -1])}

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from prefmoe import notebooks
-from prefmoe.notebooks import NotebookError, check_outputs, execute, parse_parameters, publish
+from prefmoe.notebooks import NotebookError, check_outputs, execute, parse_parameters, publish, publish_all
 from prefmoe.provenance import notebook_digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -197,6 +197,21 @@ def test_publishing_refuses_other_code_and_other_parameters(tmp_path):
     _edit(source, lambda content: content.cells[-1].update(source="print(word, word)"))
     with pytest.raises(NotebookError, match="code differs"):
         publish(result, source)
+
+
+def test_all_notebooks_that_were_executed_are_published(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    once, many, never = (tmp_path / "notebooks" / f"{name}.ipynb" for name in ("once", "many", "never"))
+    _notebook(once, "print('once')")
+    _notebook(many, "print(method)", parameters="backbone = 'b'\nmethod = 'LoRA'")
+    _notebook(never, "print('never')")
+    before, runs = never.read_bytes(), tmp_path / "executed"
+    execute(once, runs / "once.ipynb")
+    for method in ("LoRA", "FFT"):
+        execute(many, runs / "many" / "b" / f"{method}.ipynb", {"method": method})
+    assert publish_all(runs, tmp_path / "notebooks") == [many, once]
+    assert (_printed(once), _printed(many)) == ("once\n", "LoRA\n")
+    assert never.read_bytes() == before
 
 
 def test_parameters_are_yaml_scalars():

@@ -100,3 +100,58 @@ def test_permutation_p_matches_full_enumeration():
 def test_seed_spread():
     assert statistics.seed_spread([0.1, 0.3]) == pytest.approx(np.sqrt(0.02))
     assert np.isnan(statistics.seed_spread([0.4]))
+
+
+# Standard errors, detectable differences, closed-form intervals
+
+
+def test_the_linearised_standard_error_agrees_with_the_bootstrap():
+    rng = np.random.default_rng(2)
+    counted = rng.integers(5, 30, size=200).astype(float)
+    right = rng.binomial(counted.astype(int), rng.beta(4, 3, size=200)).astype(float)
+    influences = statistics.influence(right, counted)
+    assert influences.sum() == pytest.approx(0, abs=1e-12)
+    samples = statistics.ratio_bootstrap(right, counted, resamples=6000)
+    assert statistics.standard_error(influences) == pytest.approx(samples.std(), rel=0.05)
+
+
+def test_the_standard_error_of_a_share_is_the_textbook_one():
+    right = np.array([1, 0, 0, 1, 1, 0, 1, 1, 1, 0], dtype=float)
+    error = statistics.standard_error(statistics.influence(right, np.ones(10)))
+    assert error == pytest.approx(np.std(right, ddof=1) / np.sqrt(10))
+    assert np.isnan(statistics.standard_error(np.zeros((1, 2)))).all()
+    assert np.isnan(statistics.influence(np.zeros(3), np.zeros(3))).all()
+
+
+def test_the_design_effect_of_copied_answers_is_the_size_of_a_cluster():
+    answers = np.repeat(np.arange(300) % 3 == 0, 8).astype(float)
+    single = statistics.influence(answers, np.ones(len(answers)))
+    _, by_user = statistics.cluster_sums(single, np.repeat(np.arange(300), 8))
+    effect = (statistics.standard_error(by_user) / statistics.standard_error(single)) ** 2
+    assert effect == pytest.approx(8, rel=0.01)
+
+
+def test_a_detectable_difference_is_found_as_often_as_promised():
+    error = np.array([0.01, 0.2])
+    difference = statistics.detectable_difference(error, alpha=0.01, power=0.9)
+    critical = stats.norm.ppf(0.995)
+    found = stats.norm.sf(critical - difference / error) + stats.norm.cdf(-critical - difference / error)
+    assert found == pytest.approx([0.9, 0.9], abs=1e-6)
+
+
+def test_wilson_intervals_are_scipys():
+    counts, n = np.array([0, 3, 110, 219]), 219
+    low, high = statistics.wilson_interval(counts / n, n)
+    for k, count in enumerate(counts):
+        expected = stats.binomtest(int(count), n).proportion_ci(method="wilson")
+        assert (low[k], high[k]) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_newcombes_own_example_and_the_z_test():
+    """Newcombe 1998, Table II, example (b): 9/10 - 3/10 has the interval .1705 to .8090 by method 10."""
+    low, high = statistics.newcombe_interval(0.9, 0.3, 10)
+    assert (float(low), float(high)) == pytest.approx((0.1705, 0.8090), abs=1e-4)
+    table = [[120, 99], [80, 139]]
+    expected = stats.chi2_contingency(table, correction=False).pvalue
+    assert statistics.two_proportions_p(120 / 219, 80 / 219, 219) == pytest.approx(expected)
+    assert statistics.two_proportions_p(0.0, 0.0, 10) == 1

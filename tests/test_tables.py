@@ -151,6 +151,18 @@ EDITION = Edition.model_validate(
 )
 
 
+def shares(frame: pd.DataFrame, right: np.ndarray, skill: float) -> dict[str, np.ndarray]:
+    """Probabilities of the answers, largest for the given one (the next of the allowed ones where it is wrong)."""
+    columns = {answer: np.full(len(frame), np.nan) for answer in ("yes", "no", "a", "b", "c", "d")}
+    for row, (gt, hit) in enumerate(zip(frame["gt"], right, strict=True)):
+        allowed = ("yes", "no") if gt in ("yes", "no") else ("a", "b", "c", "d")
+        for step in range(len(allowed)):
+            answer = allowed[(allowed.index(gt) + step) % len(allowed)]
+            given = step == (0 if hit else 1)
+            columns[answer][row] = 0.5 + skill / 2 if given else (0.5 - skill / 2) / (len(allowed) - 1)
+    return {f"p_{answer}": values for answer, values in columns.items()} | {"p_allowed": np.full(len(frame), 0.9)}
+
+
 def write_run(benchmark: Benchmark, results: Path, key: str, seed: int, skill: float) -> None:
     rng = np.random.default_rng([seed, int(1000 * skill)])
     frames = []
@@ -162,7 +174,8 @@ def write_run(benchmark: Benchmark, results: Path, key: str, seed: int, skill: f
             words = [gt if hit else other[gt] for gt, hit in zip(frame["gt"], right, strict=True)]
             prediction = [word.upper() if len(word) == 1 else word for word in words]
             gates = {f"gate_task_{k}": np.full(len(frame), value) for k, value in enumerate((0.25 + seed / 2, 0.75))}
-            frame = frame.assign(prediction=prediction, split=split, turns=turns, **gates)
+            more = {"split": split, "turns": turns, **gates, **shares(frame, right, skill)}
+            frame = frame.assign(prediction=prediction, **more)
             frames.append(frame.drop(columns=["gt", "pred", "hit"]))
     folder = tables.run_folder(results, "tiny", "llava-mini", key, seed)
     folder.mkdir(parents=True)
@@ -188,6 +201,13 @@ def test_build_writes_every_table_with_its_columns(benchmark, results, tmp_path)
         "table1_seeds": tables.SEEDS_COLUMNS,
         "comparisons": tables.COMPARISON_COLUMNS,
         "breakdown": tables.BREAKDOWN_COLUMNS,
+        "turns": tables.TURNS_COLUMNS,
+        "forest": tables.DIFFERENCE_COLUMNS,
+        "detectable": tables.DETECTABLE_COLUMNS,
+        "calibration": tables.CALIBRATION_COLUMNS,
+        "reliability": tables.RELIABILITY_COLUMNS,
+        "unparsed": tables.UNPARSED_COLUMNS,
+        "separation": tables.SEPARATION_COLUMNS,
         "unseen": tables.TABLE1_COLUMNS,
     }
     for name, expected in columns.items():
@@ -286,6 +306,125 @@ def test_breakdown_agrees_with_scoring_each_group(benchmark, results):
     assert pairs.loc["pair seen in training", "n"] == 4
     assert pairs.loc["pair seen in training", "value"] == pytest.approx(seen["hit"].mean())
     assert set(table["grouping"]) == {"bucket", "facet", "question", "popularity", "pair"}
+
+
+# Uncertainty
+
+
+MORE_TURNS = EDITION.model_copy(update={"evaluation": EDITION.evaluation.model_copy(update={"turns": (0, 5, 10)})})
+
+
+def add_turns(results: Path, turns: int = 5) -> None:
+    """Every run has answered after five turns as well: as after none, but for questions with an even index."""
+    for path in results.rglob("predictions.parquet"):
+        frame = pd.read_parquet(path)
+        more = frame[frame["turns"] == 0].assign(turns=turns)
+        more.loc[more["index"] % 2 == 0, "prediction"] = "perhaps"
+        pd.concat([frame, more]).to_parquet(path)
+
+
+def test_turns_have_their_change_and_stay_out_of_the_paper_s_tables(benchmark, results, tmp_path):
+    add_turns(results)
+    written = tables.build(MORE_TURNS, benchmark, results=results, figures=tmp_path / "figures")
+    content = {name: tables.read_table(path) for name, path in written.items()}
+    for name in ("table1", "table2", "table1_seeds", "comparisons", "breakdown", "forest", "unparsed", "unseen"):
+        assert set(content[name]["turns"]) == {0, 10}, name
+    table = content["turns"]
+    assert table.groupby("method")["turns"].unique().map(list).tolist() == [[0, 5, 10]] * table["method"].nunique()
+    row = table.set_index(["method", "turns", "metric"])
+    assert (table.loc[table["turns"] == 0, ["change", "change_low", "change_high"]] == 0).all().all()
+    for method in ("PrefMoE", "Embedding"):
+        key = (method, 5, "overall")
+        assert row.loc[key, "change"] == pytest.approx(row.loc[key, "value"] - row.loc[(method, 0, "overall"), "value"])
+        assert row.loc[key, "change_low"] <= row.loc[key, "change"] <= row.loc[key, "change_high"] <= 0
+    assert (table.loc[table["type"] == tables.REFERENCE, "change"] == 0).all()
+
+
+def two_backbones(results: Path) -> Edition:
+    """The edition on a second backbone, whose runs answer as the first one's do with the seeds exchanged."""
+    for path in list((results / "tiny" / "runs" / "llava-mini").rglob("predictions.parquet")):
+        method, seed = path.parent.parent.name, int(path.parent.name.removeprefix("seed"))
+        seed = 1 - seed if method != "nt" else seed
+        folder = tables.run_folder(results, "tiny", "qwen2.5-vl-mini", method, seed)
+        folder.mkdir(parents=True)
+        pd.read_parquet(path).to_parquet(folder / "predictions.parquet")
+        (folder / "run.json").write_text("{}")
+    return EDITION.model_copy(update={"backbones": ("llava-mini", "qwen2.5-vl-mini")})
+
+
+def test_the_forest_s_mean_resamples_all_backbones_together(benchmark, results):
+    """Twice the same answers: the mean over backbones and its interval are those of either backbone."""
+    edition = two_backbones(results)
+    answers = tables.read_runs(edition, results, "test")
+    table = tables.forest_table(edition, answers).set_index(["baseline", "backbone", "turns", "metric"])
+    numbers = ["difference", "low", "high"]
+    for baseline in ("Non-tuned", "Full fine-tuning"):
+        for metric in metrics.METRICS:
+            mean = table.loc[(baseline, tables.ALL_BACKBONES, 0, metric), numbers].astype(float)
+            alone = table.loc[(baseline, "llava-mini", 0, metric), numbers].astype(float)
+            assert mean.tolist() == pytest.approx(alone.tolist(), nan_ok=True)
+    assert ("Embedding", tables.ALL_BACKBONES) not in table.droplevel(["turns", "metric"]).index  # one backbone only
+    compared = tables.comparisons_table(edition, answers).set_index(["baseline", "backbone", "turns", "metric"])
+    for key, row in compared.iterrows():
+        assert table.loc[key, numbers].astype(float).tolist() == pytest.approx(row[numbers].tolist(), nan_ok=True)
+
+
+def test_detectable_differences_follow_the_bootstrap_and_the_number_of_comparisons(benchmark, results):
+    answers = [a for a in tables.read_runs(EDITION, results, "test") if a.turns == 0]
+    table = tables.detectable_table(EDITION, benchmark, answers, "test").set_index(["grouping", "group", "metric"])
+    row = table.loc[("all", "all", "preference")]
+    assert (row["n"], row["users"], row["methods"]) == (9, 3, 4)
+    by_key = {a.key: a for a in answers}
+    column = metrics.METRICS.index("preference")
+
+    def error(values: np.ndarray) -> float:  # the same with a loop over users
+        users = [values[answers[0].users == user].sum() for user in np.unique(answers[0].users)]
+        return np.sqrt(3 / 2 * sum(value**2 for value in users))
+
+    influence = {key: a.influences()[:, column] for key, a in by_key.items()}
+    paired = np.median([error(influence["full"] - influence[key]) for key in ("nt", "fft", "e")])
+    assert row["paired"] == pytest.approx(2.801585 * paired, rel=1e-6)
+    unpaired = np.sqrt(2) * np.median([error(values) for values in influence.values()])
+    assert row["unpaired"] == pytest.approx(2.801585 * unpaired, rel=1e-6)
+    assert row["paired_corrected"] == pytest.approx((2.393980 + 0.841621) * paired, rel=1e-6)  # .05 / 3
+    collapse = table.loc[("bucket", metrics.BUCKETS[0], "collapse")]
+    assert collapse["n"] == round(answers[0].counted[..., 3].mean(axis=1).sum()) and collapse["users"] == 2
+
+
+def test_calibration_and_reliability_are_per_kind_of_question(benchmark, results):
+    answers = tables.read_runs(EDITION, results, "test") + tables.read_references(EDITION, benchmark, "test")
+    table = tables.calibration_table(answers).set_index(["method", "turns", "metric"])
+    assert not {tables.CHANCE, tables.POPULAR} & set(table.index.get_level_values("method"))
+    row = table.loc[("PrefMoE", 0, "preference")]
+    assert (row["n"], row["confidence"]) == (9, pytest.approx(0.95))
+    entry = next(a for a in answers if (a.key, a.turns) == ("full", 0))
+    assert row["accuracy"] == pytest.approx(entry.seed_values()[:, 1].mean())
+    assert row["value"] == pytest.approx(np.abs(entry.seed_values()[:, 1] - 0.95).mean())  # all in one bin
+    bins = tables.reliability_table(answers).set_index(["method", "turns", "metric"])
+    assert bins.loc[("PrefMoE", 0, "preference"), "n"] == 2 * 9
+    assert bins.loc[("PrefMoE", 0, "preference"), "value"] == pytest.approx(row["accuracy"])
+
+
+def test_unreadable_answers_are_counted_by_kind_of_question(benchmark, results):
+    add_turns(results)
+    answers = [a for a in tables.read_runs(MORE_TURNS, results, "test") if a.key == "full"]
+    table = tables.unparsed_table(answers).set_index(["turns", "group"])
+    even = [index % 2 == 0 for index in range(len(TRAIN), len(TRAIN) + len(TEST))]
+    assert table.loc[(5, "all"), "value"] == pytest.approx(np.mean(even))
+    assert table.loc[(5, "preference yes/no"), "value"] == pytest.approx(np.mean(even[:6]))
+    clean = table.loc[(0, "preference yes/no")]
+    assert (clean["value"], clean["low"], clean["n"]) == (0, 0, 6)
+    assert clean["high"] == pytest.approx(1.959964**2 / (6 + 1.959964**2), rel=1e-5)
+    assert table["allowed_mass"].tolist() == pytest.approx([0.9] * len(table))
+
+
+def test_separation_knows_the_references(benchmark, results):
+    answers = tables.read_runs(EDITION, results, "test") + tables.read_references(EDITION, benchmark, "test")
+    table = tables.separation_table(answers).set_index(["method", "turns", "measure"])["value"]
+    for measure in ("distance", "alignment", "auc", "auc_same"):
+        assert table[tables.READER, 0, measure] == pytest.approx(1)
+    assert table[tables.POPULAR, 0, "alignment"] == pytest.approx(0)
+    assert table[tables.POPULAR, 0, "auc_same"] == table[tables.CHANCE, 0, "auc_same"] == pytest.approx(0.5)
 
 
 def _row(**fields) -> dict:

@@ -107,7 +107,7 @@ def test_settings_reach_nested_ones_and_are_validated():
     method = apply_settings(EDITION.methods["PrefMoE"], {"losses.residual_contrast": 0.7, "lr_user": 0.5})
     assert (method.losses.residual_contrast, method.lr_user) == (0.7, 0.5)
     assert method.losses.alignment == EDITION.methods["PrefMoE"].losses.alignment
-    with pytest.raises(TuningError, match="lora has no setting 'losses.alignment'"):
+    with pytest.raises(TuningError, match="lora: no setting 'losses.alignment'"):
         apply_settings(EDITION.methods["LoRA"], {"losses.alignment": 1.0})
     with pytest.raises(TuningError, match="greater than 0"):
         apply_settings(EDITION.methods["LoRA"], {"lr": -1.0})
@@ -118,8 +118,8 @@ def test_settings_reach_nested_ones_and_are_validated():
     [
         ({"trials": 3}, "methods.LoRA: 2 trials, expected 3 as for every method"),
         ({"methods": {"Lora": {"lr": [1, 2]}}}, "methods.Lora: not a method of edition"),
-        ({"methods": {"LoRA": {"lrs": [1, 2]}}}, "methods.LoRA: lora has no setting 'lrs'"),
-        ({"methods": {"LoRA": {"rank": [4, 0]}}}, "methods.LoRA: lora refuses"),
+        ({"methods": {"LoRA": {"lrs": [1, 2]}}}, "methods.LoRA: lora: no setting 'lrs'"),
+        ({"methods": {"LoRA": {"rank": [4, 0]}}}, "methods.LoRA: lora: refused"),
         ({"criterion": "recall"}, "criterion"),
         ({"budget": 3}, "budget"),
     ],

@@ -17,6 +17,7 @@ import yaml
 
 from prefmoe import resources
 from prefmoe.config import load_edition
+from prefmoe.protocol import load_protocol, plans
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
@@ -53,7 +54,7 @@ def clone(tmp_path_factory) -> Path:
     shutil.copytree(REPOSITORY, folder, ignore=ignored)
     (folder / "notebooks").mkdir()
     _notebook(folder, "06_train_and_evaluate", "edition = 'tiny'\nbackbone = ''\nmethod = ''", COUNTING)
-    rules = (folder / "workflow/rules/analysis.smk").read_text(encoding="utf-8")
+    rules = "".join((folder / f"workflow/rules/{n}.smk").read_text(encoding="utf-8") for n in ("analysis", "protocol"))
     for name, outputs in re.findall(r'notebook=executed\("(\w+)"\),(.*?)params:', rules, re.DOTALL):
         files = re.findall(r"\{FIGURES\}/([\w.]+)", outputs)
         _notebook(folder, name, "edition = 'tiny'", f"files = {files}\n{DRAWING}")
@@ -145,6 +146,18 @@ def test_pretraining_makes_the_backbones_in_their_order(clone):
     assert _planned(result) == {"pretrain": 1, "pretrain_miniature": 2}
     text = result.stdout + result.stderr
     assert text.index("miniature=llava-mini") < text.index("miniature=qwen2.5-vl-mini")
+
+
+def test_the_protocols_runs_are_planned_once_each_and_only_when_asked_for(clone):
+    edition = load_edition("smoke")
+    planned = _planned(_snakemake(clone, "--dry-run", "--", "protocol", edition="smoke"))
+    made = [one.own for one in plans(edition, load_protocol(edition)).values()]
+    assert planned == {
+        "protocol": 1, "protocol_questions": 1, "protocol_tables": 1, "protocol_run": made.count(False),
+        "run": made.count(True), "data": 1,
+    }  # fmt: skip
+    assert planned["run"] == 1, "PrefMoE as it is"
+    assert "protocol_run" not in _planned(_snakemake(clone, "--dry-run", edition="smoke"))
 
 
 def test_the_linter_has_no_complaint():

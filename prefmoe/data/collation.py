@@ -399,6 +399,7 @@ class Collator:
         benchmark: of the examples.
         prefix_length: number of prefix placeholders (0 or 13).
         profile: what a prompt shows of the user.
+        wording: what the method changes in the words.
         cache: keep every encoded example; collators of one backbone and one benchmark (by digest) share them.
     """
 
@@ -409,12 +410,13 @@ class Collator:
         *,
         prefix_length: int = 0,
         profile: prompts.Profile = "none",
+        wording: prompts.Wording = prompts.PLAIN,
         cache: bool = True,
     ) -> None:
         self.backbone, self.benchmark = backbone, benchmark
-        self.prefix_length, self.profile, self.cache = prefix_length, profile, cache
+        self.prefix_length, self.profile, self.wording, self.cache = prefix_length, profile, wording, cache
         shared = backbone.encoded.setdefault(benchmark.digest, {}) if cache and benchmark.digest else {}
-        self._examples: dict[Any, Encoded] = shared.setdefault((prefix_length, profile), {})
+        self._examples: dict[Any, Encoded] = shared.setdefault((prefix_length, profile, wording), {})
         self._pictures: dict[tuple[str, ...], ProcessedPictures] = shared.setdefault("pictures", {})
 
     def __call__(
@@ -469,7 +471,9 @@ class Collator:
         try:
             encoded = encode(
                 self.backbone,
-                prompts.messages(example, user, profile=self.profile, transcript=transcript),
+                prompts.messages(
+                    example, user, profile=self.profile, transcript=transcript, wording=self.wording
+                ),
                 prompts.images(example, user, self.profile),
                 example.answer_text if with_answer else None,
                 self.prefix_length,

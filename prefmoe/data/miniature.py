@@ -7,9 +7,10 @@ what other users hold, and there it is wrong.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -97,6 +98,12 @@ def _annotations(rng: np.random.Generator) -> dict[str, list[Preference]]:
     return result
 
 
+def _names(config: MiniatureData) -> Sequence[str]:
+    """The names that users may have: one word, or two different ones (in one order, since word order is lost in the
+    mean of their embeddings, from which a name's anchor may be made)."""
+    return [" ".join(pair) for pair in itertools.combinations(NAMES, 2)] if config.full_names else NAMES
+
+
 def people(config: MiniatureData) -> tuple[list[Person], list[Person]]:
     """The benchmark's users and the held-out unseen users; every two faces differ in at least two attributes.
 
@@ -104,8 +111,9 @@ def people(config: MiniatureData) -> tuple[list[Person], list[Person]]:
     """
     rng = np.random.default_rng([config.seed, 1])
     total = config.users + config.unseen_users
-    if total > len(NAMES):
-        raise ValueError(f"users + unseen_users is {total}, but there are only {len(NAMES)} names")
+    if total > len(_names(config)):
+        advice = "" if config.full_names else "; set full_names for more"
+        raise ValueError(f"users + unseen_users is {total}, but there are only {len(_names(config))} names{advice}")
     annotations = _annotations(rng)
     bounds = np.cumsum(GROUP_SHARES)
     columns = {}
@@ -118,7 +126,7 @@ def people(config: MiniatureData) -> tuple[list[Person], list[Person]]:
         face = Face.random(rng)
         if all(face.shared(other) <= 4 for other in faces):
             faces.append(face)
-    names = rng.permutation(NAMES)[:total]
+    names = rng.permutation(_names(config))[:total]
     everybody = [
         Person(str(names[i]), faces[i], {f: annotations[f][columns[f][i]] for f in FACETS}) for i in range(total)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -32,6 +33,24 @@ _STATEMENT = re.compile(
     re.DOTALL,
 )
 _BRACKETS = {"(": ")", "[": "]", "“": "”"}
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What a method with words of its own changes in every conversation.
+
+    Attributes:
+        opening: the user's first utterance, acknowledged as a profile is; none when empty.
+        name: how questions name the user; by the user's name when empty.
+        after_picture: text right behind the question's picture.
+    """
+
+    opening: str = ""
+    name: str = ""
+    after_picture: str = ""
+
+
+PLAIN = Wording()
 
 
 class Profiled(Protocol):
@@ -160,18 +179,24 @@ def profile_text(user: User) -> str:
     return f"{description_text(user)} {format_preferences(user.preferences, user.name)}"
 
 
-def question_text(example: Example) -> str:
-    """The question with the name in place and a line break; for multiple choice the four options follow."""
-    lines = [fill(example.question, example.name)]
+def question_text(example: Example, name: str = "") -> str:
+    """The question with the user's name (or another) in place and a line break; four options follow, if any."""
+    name = name or example.name
+    lines = [fill(example.question, name)]
     if example.is_multiple_choice:
         lines.append("Options:")
-        options = (fill(option, example.name) for option in example.options)
+        options = (fill(option, name) for option in example.options)
         lines += [f"{letter}. {option}" for letter, option in zip(OPTION_LETTERS, options, strict=True)]
     return "\n".join(lines) + "\n"
 
 
 def messages(
-    example: Example, user: User, *, profile: Profile = "none", transcript: Sequence[Turn] = ()
+    example: Example,
+    user: User,
+    *,
+    profile: Profile = "none",
+    transcript: Sequence[Turn] = (),
+    wording: Wording = PLAIN,
 ) -> list[dict[str, Any]]:
     """The conversation that ends with the question, in the chat format of Hugging Face processors.
 
@@ -187,8 +212,12 @@ def messages(
         text = f"This is {user.name}." if profile == "image" else profile_text(user)
         conversation.append(_message("user", text, picture=profile in ("image", "both")))
         conversation.append(_message("assistant", ACKNOWLEDGEMENT))
+    if wording.opening:
+        conversation += [_message("user", wording.opening), _message("assistant", ACKNOWLEDGEMENT)]
     conversation += [_message(role, text) for role, text in transcript]
-    conversation.append(_message("user", f"\n{question_text(example)}", picture=True))
+    conversation.append(_message("user", f"\n{question_text(example, wording.name)}", picture=True))
+    if wording.after_picture:
+        conversation[-1]["content"].insert(1, {"type": "text", "text": wording.after_picture})
     return conversation
 
 

@@ -674,10 +674,14 @@ class VisionCache:
     Args:
         backbone: of a class with `pixel_values` (N, C, H, W) and selected hidden states (LLaVA family) or the last
             ones (DeepSeek-VL2), or with packed patches and a merger (Qwen2.5-VL).
+
+    Attributes:
+        filling: while new pictures pass through the tower's own forward, merger included; its result is not used.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self._tower, self._projector = backbone.vision_tower, backbone.projector
+        self.filling = False
         self._inside = any(module is self._projector for module in self._tower.modules())
         self._layer = getattr(backbone.model.config, "vision_feature_layer", None)
         self._frozen_parameters = list(self._tower.parameters())
@@ -765,10 +769,12 @@ class VisionCache:
         """What the merger receives for each picture, (patches, D), in the order of the image tokens."""
         seen: list[Tensor] = []
         handle = self._projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        self.filling = True
         try:
             self._original(patches, grid_thw=grids, **options)
         finally:
             handle.remove()
+            self.filling = False
         tower = self._tower
         order, _ = get_vision_window_index(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)
         units = seen[0].reshape(len(order), -1, seen[0].shape[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,9 @@ from torch.nn.functional import cross_entropy
 
 from prefmoe import config as configuration
 from prefmoe import distributed, hub
-from prefmoe.data.benchmark import Benchmark, User
+from prefmoe.data.benchmark import Benchmark, Example, User
 from prefmoe.data.collation import Batch, Collator
-from prefmoe.data.prompts import Profile
+from prefmoe.data.prompts import PLAIN, Profile, Wording
 from prefmoe.models.backbones import Backbone
 from prefmoe.models.moe_lora import MixtureOfLoRA
 
@@ -49,6 +49,7 @@ class Method(nn.Module):
         backbone: freshly loaded; it is frozen, and the method adds to it or changes it in place.
         benchmark: its users are the ones the method knows.
         prefix_length: soft tokens at the front of every prompt. profile: what prompts show of the user.
+        wording: what the method changes in the words of a prompt.
         cache: keep encoded questions and pictures in memory.
 
     Raises:
@@ -63,6 +64,7 @@ class Method(nn.Module):
         *,
         prefix_length: int = 0,
         profile: Profile = "none",
+        wording: Wording = PLAIN,
         cache: bool = True,
     ) -> None:
         super().__init__()
@@ -74,15 +76,17 @@ class Method(nn.Module):
         self.prefix_length, self.profile = prefix_length, profile
         self.model = backbone.model
         self.added_users: list[User] = []
-        self.collator = Collator(backbone, benchmark, prefix_length=prefix_length, profile=profile, cache=cache)
+        self.collator = Collator(
+            backbone, benchmark, prefix_length=prefix_length, profile=profile, wording=wording, cache=cache
+        )
 
     # --- training and asking
 
     @property
     def beginning(self) -> Literal["talk", "user", "question"]:
         """What the hidden states of a prompt up to its final turn depend on: the small talk alone, the user as well
-        (a profile or a soft prefix), or even the question, so that no two questions can share them."""
-        return "user" if self.prefix_length or self.profile != "none" else "talk"
+        (a profile or soft tokens), or even the question, so that no two questions can share them."""
+        return "user" if self.prefix_length or self.profile != "none" or self.collator.wording.opening else "talk"
 
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:
@@ -99,8 +103,19 @@ class Method(nn.Module):
     def answer_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean cross entropy of the answer tokens, and the last hidden states (B, T, H) it comes from.
 
-        The vocabulary is looked at where an answer stands, not at every position. With several processes the mean
-        over them is the mean over all of their answer tokens.
+        With several processes the mean over them is the mean over all of their answer tokens.
+
+        Raises:
+            ValueError: if the batch has no answers.
+        """
+        losses, _, hidden = self.token_losses(batch)
+        return distributed.share_of_all(len(losses), losses.device) * losses.mean(), hidden
+
+    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross entropy of each of the N answer tokens (N,), the example (N,) it answers, and the last hidden
+        states (B, T, H).
+
+        The vocabulary is looked at where an answer stands, not at every position.
 
         Raises:
             ValueError: if the batch has no answers.
@@ -112,9 +127,22 @@ class Method(nn.Module):
         target = batch.labels[:, 1:]
         answered = target != -100
         logits = self.backbone.lm_head(hidden[:, :-1][answered]).to(target.device)
-        target = target[answered]
-        weight = distributed.share_of_all(len(target), target.device)
-        return weight * cross_entropy(logits.float(), target), hidden
+        return cross_entropy(logits.float(), target[answered], reduction="none"), answered.nonzero()[:, 0], hidden
+
+    def mixture_losses(self, tasks: Mapping[str, Sequence[Example]]) -> dict[str, Tensor]:
+        """The losses of several tasks from one forward pass: for each the mean over its answer tokens, times its
+        share of all examples; 0 for a task without any. With several processes as in answer_loss."""
+        batch = self.collator([e for chosen in tasks.values() for e in chosen], with_answer=True)
+        batch = batch.to(self.backbone.device)
+        with self.context(batch):
+            losses, example, _ = self.token_losses(batch)
+        counts = torch.tensor([len(chosen) for chosen in tasks.values()], device=losses.device)  # (K,)
+        task = torch.arange(len(tasks), device=losses.device).repeat_interleave(counts)[example]  # (N,)
+        sums = losses.new_zeros(len(tasks)).index_add(0, task, losses)
+        tokens = torch.bincount(task, minlength=len(tasks))
+        counts, tokens = distributed.sum_over_all(torch.stack([counts, tokens]))
+        means = distributed.processes() * sums / tokens.clamp_min(1)
+        return dict(zip(tasks, (counts / counts.sum() * means).unbind(), strict=True))
 
     def gates(self, output: Any = None) -> dict[str, Tensor]:
         """The routers' gates of the latest forward pass by name, (B, k); empty for methods without routers."""
@@ -167,6 +195,7 @@ class Method(nn.Module):
             self.benchmark,
             prefix_length=old.prefix_length,
             profile=old.profile,
+            wording=old.wording,
             cache=old.cache,
         )
         self.added_users.append(user)
@@ -321,14 +350,27 @@ def build_method(
     """An untrained method on a freshly loaded backbone.
 
     Args:
-        config: of any kind ("nontuned", "fft", "lora", "prefmoe").
+        config: of any kind of `prefmoe.config.Method`.
         seed: of the initial values; the global random state is left as it was.
         cache: keep encoded questions and pictures in memory.
     """
     from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned
+    from prefmoe.models.lova3 import LOVA3
     from prefmoe.models.prefmoe import PrefMoE
+    from prefmoe.models.soft_prompt import SoftPrompt
+    from prefmoe.models.tg_llava import TGLLaVA
+    from prefmoe.models.yollava import YoLLaVA
 
-    kinds = {"nontuned": NonTuned, "fft": FullFineTuning, "lora": LoRA, "prefmoe": PrefMoE}
+    kinds: dict[str, type[Method]] = {
+        "nontuned": NonTuned,
+        "fft": FullFineTuning,
+        "lora": LoRA,
+        "soft_prompt": SoftPrompt,
+        "yollava": YoLLaVA,
+        "lova3": LOVA3,
+        "tg_llava": TGLLaVA,
+        "prefmoe": PrefMoE,
+    }
     devices = [backbone.device] if backbone.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)

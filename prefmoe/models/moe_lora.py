@@ -140,9 +140,13 @@ class HierarchicalRouter(nn.Module):
         hidden: H. ranks: of the experts. alpha: scale of the mixture's output.
         facet_label: "oracle" adds a learned vector of the gold facet (or of "recognition") to the query, as
             the published evaluation did; "none" uses the prompt alone.
+        user_context: bend the user expert's bottleneck by the user's residuals; otherwise its context is 0, and
+            the expert knows nothing of the user but what the tokens say.
     """
 
-    def __init__(self, hidden: int, ranks: Ranks, *, alpha: float = 1.0, facet_label: str = "none") -> None:
+    def __init__(
+        self, hidden: int, ranks: Ranks, *, alpha: float = 1.0, facet_label: str = "none", user_context: bool = True
+    ) -> None:
         super().__init__()
         self.ranks, self.alpha = ranks, alpha
         self.task = nn.Linear(3 * hidden, 2)
@@ -151,7 +155,7 @@ class HierarchicalRouter(nn.Module):
         for router in (self.task, self.preference, self.profile):
             nn.init.zeros_(router.weight)
             nn.init.zeros_(router.bias)
-        self.context = nn.Linear(len(FACETS) * hidden, ranks.user)
+        self.context = nn.Linear(len(FACETS) * hidden, ranks.user) if user_context else None
         self.label = nn.Embedding(len(FACETS) + 1, hidden) if facet_label == "oracle" else None
 
     def forward(self, routing: Routing, profile: Tensor, facets: Tensor, residuals: Tensor, query: Tensor,
@@ -181,8 +185,11 @@ class HierarchicalRouter(nn.Module):
             ],
             dim=1,
         )  # (B, R)
-        flat = residuals.flatten(1).float()
-        routing.context = self.context(rms_norm(flat, flat.shape[1:], eps=1e-12))  # (B, user rank)
+        if self.context is None:
+            routing.context = first.new_zeros(len(first), ranks.user)
+        else:
+            flat = residuals.flatten(1).float()
+            routing.context = self.context(rms_norm(flat, flat.shape[1:], eps=1e-12))  # (B, user rank)
         gates = {"task": task, "preference": preference, "profile": profile_gate}
         routing.gates = {name: gate.detach() for name, gate in gates.items()}
 

@@ -95,7 +95,11 @@ class PrefMoE(Method):
             install_mixture(backbone.model, names, ranks, self.routing)
             self.experts = [p for p in backbone.model.parameters() if p.requires_grad]
             self.router = HierarchicalRouter(
-                backbone.hidden_size, ranks, alpha=config.alpha, facet_label=config.facet_label
+                backbone.hidden_size,
+                ranks,
+                alpha=config.alpha,
+                facet_label=config.facet_label,
+                user_context=config.user_context,
             ).to(backbone.device)
             backbone.language_model.register_forward_pre_hook(self._route, with_kwargs=True)
         else:
@@ -199,6 +203,7 @@ class PrefMoE(Method):
             None if pseudo is None else pseudo.groups,
             temperature=weights.temperature,
             density_power=weights.density_power,
+            anchor_is_positive=weights.anchor_is_positive,
         )
         terms["residual_contrast"] = weights.residual_contrast * contrast
         if "I" in self.components:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prefmoe.data.benchmark import FACETS, User
+from prefmoe.data.benchmark import FACETS, Benchmark, User
 from prefmoe.data.prompts import description_text, facet_sentence
 from prefmoe.models.anchor_cache import digest
 
@@ -142,24 +142,26 @@ class FactorisedUsers(nn.Module):
 
 
 class FreeUsers(nn.Module):
-    """Ablation "E": 13 free vectors per user, with neither anchors nor structure.
+    """Free vectors per user, with neither anchors nor structure: 13 of them are ablation "E".
 
     Drawn from N(0, rms^2), rms being that of the backbone's input embeddings. Users without training
     questions get the mean of the trained users' vectors: nothing is known of them.
 
     Args:
-        trained: (U,) bool. hidden: H. rms: standard deviation of the start.
+        trained: (U,) bool. hidden: H. rms: standard deviation of the start. length: vectors per user.
         sparse: give the embedding gradients that are sparse in the users of a batch.
     """
 
-    def __init__(self, trained: Tensor, hidden: int, rms: float, *, sparse: bool = False) -> None:
+    def __init__(
+        self, trained: Tensor, hidden: int, rms: float, length: int = PREFIX_LENGTH, *, sparse: bool = False
+    ) -> None:
         super().__init__()
         self.sparse = sparse
         if not trained.any():
             raise ValueError("a user embedding needs at least one user with training questions")
         # (U,) a user's row of the embedding, or -1
         self.register_buffer("slot", torch.where(trained, trained.cumsum(0) - 1, -1))
-        self.embedding = nn.Parameter(rms * torch.randn(int(trained.sum()), PREFIX_LENGTH, hidden))
+        self.embedding = nn.Parameter(rms * torch.randn(int(trained.sum()), length, hidden))
 
     def forward(self, rows: Tensor) -> UserTokens:
         """The tokens of users, by row. rows: (B,)."""
@@ -174,6 +176,12 @@ class FreeUsers(nn.Module):
     def append(self, count: int) -> None:
         """Adds ``count`` users of whom nothing is known."""
         self.slot = torch.cat([self.slot, self.slot.new_full((count,), -1)])
+
+
+def trained_rows(benchmark: Benchmark, device: torch.device) -> Tensor:
+    """(U,) bool: which users of a benchmark have training questions."""
+    trained = set(benchmark.trained_users)
+    return torch.tensor([name in trained for name in benchmark.users], device=device)
 
 
 class CounterfactualUsers(nn.Module):

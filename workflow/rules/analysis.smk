@@ -12,6 +12,13 @@ rule tables:
         seeds=report(f"{FIGURES}/table1_seeds.csv", caption="../report/table1_seeds.rst", category="Tables"),
         comparisons=report(f"{FIGURES}/comparisons.csv", caption="../report/comparisons.rst", category="Tables"),
         breakdown=report(f"{FIGURES}/breakdown.csv", caption="../report/breakdown.rst", category="Tables"),
+        turns=report(f"{FIGURES}/turns.csv", caption="../report/turns_table.rst", category="Uncertainty"),
+        forest=report(f"{FIGURES}/forest.csv", caption="../report/forest_table.rst", category="Uncertainty"),
+        detectable=report(f"{FIGURES}/detectable.csv", caption="../report/detectable_table.rst", category="Uncertainty"),
+        calibration=report(f"{FIGURES}/calibration.csv", caption="../report/calibration_table.rst", category="Uncertainty"),
+        reliability=report(f"{FIGURES}/reliability.csv", caption="../report/reliability_table.rst", category="Uncertainty"),
+        unparsed=report(f"{FIGURES}/unparsed.csv", caption="../report/unparsed_table.rst", category="Uncertainty"),
+        separation=report(f"{FIGURES}/separation.csv", caption="../report/separation_table.rst", category="Uncertainty"),
         statistics=report(
             f"{FIGURES}/dataset_statistics.csv", caption="../report/dataset_statistics.rst", category="Tables"
         ),
@@ -274,4 +281,79 @@ rule routing:
         ENVIRONMENT
     shell:
         "python -m prefmoe notebook notebooks/11_routing.ipynb {output.notebook} --threads {threads}"
+        " -p edition={params.edition} > {log} 2>&1"
+
+
+rule audit:
+    input:
+        "published/table1.csv",
+        "published/table2.csv",
+        "published/dataset_statistics.csv",
+        tables("table1", "comparisons"),
+    output:
+        notebook=executed("12_audit_of_the_published_tables"),
+        published_fits=report(f"{FIGURES}/published_fits.png", caption="../report/published_fits.rst", category="Published"),
+        published_offsets=report(f"{FIGURES}/published_offsets.png", caption="../report/published_offsets.rst", category="Published"),
+        published_differences=report(f"{FIGURES}/published_differences.png", caption="../report/published_differences.rst", category="Published"),
+        published_steps=report(f"{FIGURES}/published_steps.png", caption="../report/published_steps.rst", category="Published"),
+        gains=report(f"{FIGURES}/gains.png", caption="../report/gains.rst", category="Published"),
+        published_intervals=report(f"{FIGURES}/published_intervals.csv", caption="../report/published_intervals.rst", category="Published"),
+    params:
+        code=lambda wildcards: code("12_audit_of_the_published_tables"),
+        edition=EDITION.name,
+    log:
+        f"{RESULTS}/logs/12_audit_of_the_published_tables.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/12_audit_of_the_published_tables.tsv"
+    threads: 1
+    conda:
+        ENVIRONMENT
+    shell:
+        "python -m prefmoe notebook notebooks/12_audit_of_the_published_tables.ipynb {output.notebook} --threads {threads}"
+        " -p edition={params.edition} > {log} 2>&1"
+
+
+rule how_sure:
+    input:
+        tables("table1", "forest", "detectable", "turns", "calibration", "reliability", "unparsed", "separation"),
+    output:
+        notebook=executed("14_how_sure"),
+        forest=report(f"{FIGURES}/forest.png", caption="../report/forest.rst", category="Uncertainty"),
+        detectable=report(f"{FIGURES}/detectable.png", caption="../report/detectable.rst", category="Uncertainty"),
+        turns=report(f"{FIGURES}/turns.png", caption="../report/turns.rst", category="Uncertainty"),
+        reliability=report(f"{FIGURES}/reliability.png", caption="../report/reliability.rst", category="Uncertainty"),
+        separation=report(f"{FIGURES}/separation.png", caption="../report/separation.rst", category="Uncertainty"),
+    params:
+        code=lambda wildcards: code("14_how_sure"),
+        edition=EDITION.name,
+    log:
+        f"{RESULTS}/logs/14_how_sure.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/14_how_sure.tsv"
+    threads: 1
+    conda:
+        ENVIRONMENT
+    shell:
+        "python -m prefmoe notebook notebooks/14_how_sure.ipynb {output.notebook} --threads {threads}"
+        " -p edition={params.edition} > {log} 2>&1"
+
+
+rule one_picture_two_users:
+    input:
+        run_notebooks(EDITION.runs()),
+    output:
+        notebook=executed("15_one_picture_two_users"),
+        one_picture_two_users=report(f"{FIGURES}/one_picture_two_users.png", caption="../report/one_picture_two_users.rst", category="Examples"),
+    params:
+        code=lambda wildcards: code("15_one_picture_two_users"),
+        edition=EDITION.name,
+    log:
+        f"{RESULTS}/logs/15_one_picture_two_users.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/15_one_picture_two_users.tsv"
+    threads: 1
+    conda:
+        ENVIRONMENT
+    shell:
+        "python -m prefmoe notebook notebooks/15_one_picture_two_users.ipynb {output.notebook} --threads {threads}"
         " -p edition={params.edition} > {log} 2>&1"

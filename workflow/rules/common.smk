@@ -1,6 +1,7 @@
 # What the rules share: the edition, names of files, and digests that decide what has to run again.
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 
 from prefmoe import provenance
 from prefmoe.config import ROOT, ConfigError, PrefMoEMethod, load_edition, miniature_backbones
+from prefmoe.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
     raise WorkflowError(f"the installed prefmoe belongs to another clone, {ROOT}; run pip install -e . in this one")
@@ -16,6 +18,7 @@ if unknown := set(config) - {"edition"}:
     raise WorkflowError(f"unknown --config {', '.join(sorted(unknown))}; expected edition=<name>")
 try:
     EDITION = load_edition(config.get("edition", "mini"))
+    PROTOCOL = load_protocol(EDITION) if protocol_path(EDITION.name).is_file() else None
 except ConfigError as error:
     raise WorkflowError(str(error))
 
@@ -26,6 +29,7 @@ PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pa
 FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]
 
 ANALYSES = ["01_published_results", "02_benchmark", "03_backbone", "04_group_preference_collapse", "07_main_table"]
+ANALYSES += ["12_audit_of_the_published_tables", "14_how_sure", "15_one_picture_two_users"]
 if FULL_RUNS:
     ANALYSES += ["05_prefmoe_step_by_step", "09_user_space", "10_attention_maps", "11_routing"]
 if EDITION.table2:
@@ -35,8 +39,13 @@ ANALYSES.sort()
 UNSEEN_TABLE = ["unseen"] if EDITION.data.kind == "miniature" and "unseen" in EDITION.evaluation.splits else []
 
 
+PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}
+OWN_PLANS = [place for place, one in PLANS.items() if one.own]  # a place is then a backbone and a method
+
+
 wildcard_constraints:
     backbone="|".join(EDITION.backbones),
+    plan="|".join(re.escape(key) for _, key in PLANS) or "none",
     method="|".join(EDITION.methods),
     miniature="|".join(miniature_backbones()),
 
@@ -86,6 +95,19 @@ def table_inputs(wildcards):
     """A digest of the settings and the code behind the tables."""
     settings = EDITION.model_dump(mode="json", include={"methods", "table1", "table2", "backbones", "seeds"})
     return provenance.digest([settings, provenance.code_digest(("prefmoe.tables",), ())])
+
+
+def plan_inputs(wildcards):
+    """A digest of what the runs of a protocol experiment depend on besides the settings that their name stands for."""
+    evaluation = EDITION.evaluation.model_dump(mode="json")
+    weights = provenance.folder_digest(ROOT / "prefmoe" / "weights" / wildcards.backbone)
+    return provenance.digest([provenance.code_digest(), PROTOCOL.seeds, evaluation, weights])
+
+
+def protocol_inputs(wildcards):
+    """A digest of the questions asked of the protocol, and of the code behind their tables."""
+    code_behind = provenance.code_digest(("prefmoe.protocol_tables",), ())
+    return provenance.digest([PROTOCOL.model_dump(mode="json"), code_behind])
 
 
 def data_inputs(wildcards):

@@ -1,0 +1,60 @@
+"""The simplest way to know a user: a soft prompt each, in front of a frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from torch import Tensor, nn
+
+from prefmoe.config import SoftPromptMethod
+from prefmoe.data.benchmark import Benchmark, User
+from prefmoe.data.collation import Batch
+from prefmoe.models.backbones import Backbone
+from prefmoe.models.methods import Method, MethodError
+from prefmoe.models.prefix import PrefixHook
+from prefmoe.models.user_state import FreeUsers, trained_rows
+
+
+class SoftPrompt(Method):
+    """Prompt tuning (Lester et al. 2021, arXiv 2104.08691, Section 2), a prompt per user, not per task.
+
+    For a question X about user i with answer Y, ``max over P_i of log Pr(Y | [P_i; X])``: P_i are free
+    vectors in the place of word embeddings, and nothing else is trained. Users without training questions get
+    the mean prompt.
+
+    Departures: drawn from N(0, rms^2) of the word embeddings rather than from the embeddings of frequent
+    words; AdamW with the edition's schedule rather than Adafactor.
+    """
+
+    def __init__(
+        self, config: SoftPromptMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
+    ) -> None:
+        super().__init__(config, backbone, benchmark, prefix_length=config.tokens, cache=cache)
+        rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
+        trained = trained_rows(benchmark, backbone.device)
+        self.users = FreeUsers(trained, backbone.hidden_size, rms, config.tokens).to(backbone.device)
+        self.prefix = PrefixHook(backbone.embed_tokens)
+
+    @contextmanager
+    def context(self, batch: Batch) -> Iterator[None]:
+        """The prompts of the batch's users, until the backward pass (or generate()) is done."""
+        with self.prefix.active(self.users(batch.user).prefix, batch.prefix_mask):
+            yield
+
+    def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        return {"soft_prompt": (list(self.users.parameters()), self.config.lr)}
+
+    def add_user(self, user: User) -> NoReturn:
+        """Not possible.
+
+        Raises:
+            MethodError: always.
+        """
+        raise MethodError(
+            f"{self.config.label} cannot add {user.name!r}: a soft prompt comes from training questions"
+        )
+
+    def _buffers_to_save(self) -> dict[str, Tensor]:
+        return {f"users.{name}": buffer for name, buffer in self.users.named_buffers()}

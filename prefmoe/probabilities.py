@@ -1,0 +1,237 @@
+"""What the answers' probabilities say beyond the answers: calibration, and collapse without a threshold.
+
+Works on scored per-question frames alone (`metrics.score` of predictions.parquet); needs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from prefmoe import metrics, statistics
+
+ANSWERS = ("yes", "no", "a", "b", "c", "d")
+"""Column p_<answer> holds the probability of an answer among those the question allows, NaN for the others."""
+
+BINS = 10
+"""Bins of confidence, of equal width."""
+
+MEASURES = ("distance", "alignment", "auc", "auc_same")
+"""Measures of `separation`, in the order of the table."""
+
+
+# Calibration
+
+
+def confidence(scored: pd.DataFrame) -> tuple[NDArray, NDArray]:
+    """The probability of each question's most probable answer, and whether that answer is right.
+
+    That answer is nearly always the one that was given; it differs where generation began with something else.
+
+    Returns:
+        (N,) probabilities and (N,) 0/1.
+
+    Raises:
+        metrics.ScoringError: naming the missing columns, or the first question without any probability.
+    """
+    columns = [f"p_{answer}" for answer in ANSWERS]
+    if missing := [column for column in columns if column not in scored]:
+        raise metrics.ScoringError(f"predictions lack the column(s) {', '.join(missing)}")
+    shares = scored[columns].to_numpy(dtype=float)
+    known = ~np.isnan(shares)
+    if not known.any(axis=1).all():
+        row = scored.index[int(np.argmin(known.any(axis=1)))]
+        raise metrics.ScoringError(f"row {row}: {', '.join(columns)} are all empty, expected a probability")
+    best = np.where(known, shares, -1).argmax(axis=1)
+    right = np.asarray(ANSWERS, dtype=object)[best] == scored["gt"].to_numpy(dtype=object)
+    return shares[np.arange(len(shares)), best], right.astype(float)
+
+
+def bin_of(probability: NDArray) -> NDArray:
+    """The bin of each probability, 0 to BINS - 1; a bin holds its upper edge."""
+    return np.clip(np.ceil(probability * BINS).astype(int) - 1, 0, BINS - 1)
+
+
+def calibration(
+    copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RESAMPLES, simulations: int = 200
+) -> dict[str, float]:
+    """Expected calibration error (Guo et al. 2017, eq. 3) of the most probable answers, mean over copies (seeds).
+
+    ECE = sum over bins |sum over the bin's questions (right - confidence)| / N. It is above 0 even for a calibrated
+    model, since finite bins scatter: ``floor`` is its mean when every answer is right with just the probability
+    given to it (simulated). For the same reason the bootstrap interval sits a little high.
+
+    Args:
+        copies: scored frames of the same N questions.
+
+    Returns:
+        value, low, high, floor, confidence and accuracy (means), n. NaN without questions.
+    """
+    if not len(copies[0]):
+        return dict.fromkeys(("value", "low", "high", "floor", "confidence", "accuracy"), np.nan) | {"n": 0}
+    rng = np.random.default_rng(0)
+    values, floors, samples, means = [], [], [], []
+    for copy in copies:
+        probability, right = confidence(copy)
+        member = np.eye(BINS)[bin_of(probability)]  # (N, bins)
+        gaps = (right - probability)[:, None] * member
+        values.append(np.abs(gaps.sum(axis=0)).sum() / len(copy))
+        simulated = (rng.random((simulations, len(copy))) < probability) - probability
+        floors.append(np.abs(simulated @ member).sum(axis=1).mean() / len(copy))
+        _, sums = statistics.cluster_sums(np.column_stack([gaps, np.ones(len(copy))]), copy["name"].to_numpy())
+        drawn = statistics.resample_counts(len(sums), resamples=resamples) @ sums
+        samples.append(np.abs(drawn[:, :-1]).sum(axis=1) / drawn[:, -1])
+        means.append((probability.mean(), right.mean()))
+    low, high = statistics.percentile_interval(np.mean(samples, axis=0)) if len(sums) > 1 else (np.nan, np.nan)
+    sure, accuracy = np.mean(means, axis=0)
+    return {
+        "value": float(np.mean(values)), "low": float(low), "high": float(high), "floor": float(np.mean(floors)),
+        "confidence": float(sure), "accuracy": float(accuracy), "n": len(copies[0]),
+    }  # fmt: skip
+
+
+def reliability(copies: Sequence[pd.DataFrame]) -> list[dict[str, float]]:
+    """The reliability diagram: accuracy within bins of confidence, the copies' (seeds') answers pooled.
+
+    Returns:
+        a row per bin that is not empty: bin_low, bin_high, confidence (mean), value (accuracy), low, high (cluster
+        bootstrap over users), n (answers of all copies).
+    """
+    pairs = [confidence(copy) for copy in copies]
+    probability, right = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    users = np.concatenate([copy["name"].to_numpy(dtype=object) for copy in copies])
+    bins, rows = bin_of(probability), []
+    for number in np.unique(bins):
+        inside = bins == number
+        estimate = statistics.cluster_bootstrap(right[inside], users[inside])
+        edges = {"bin_low": number / BINS, "bin_high": (number + 1) / BINS}
+        rows.append({**edges, "confidence": float(probability[inside].mean()), **estimate})
+    return rows
+
+
+# Collapse without a threshold
+
+
+def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RESAMPLES) -> dict[str, dict[str, float]]:
+    """How far answers about a shared preference follow the user rather than the population; no threshold involved.
+
+    Taken from preference yes/no questions whose holders are known and whose true meaning agrees with them (those of
+    collapse and recall). The score of a question is the probability of answering as if the user held the
+    preference (negated questions undone; a frame without probabilities counts its answers as 0 or 1). With m(u, k)
+    the mean score of user u about preference k (same facet, same holders), t(u, k) the truth, and d the difference
+    from the mean over the other users who were asked about k:
+
+    distance: sum |d m| / sum |d t|. The total variation distance between a user's answers and the population's,
+        relative to that distance in the truth. 0: everybody gets the same answer; noise raises it.
+    alignment: sum (d m)(d t) / sum (d t)^2. The slope of the answers' deviations on the true ones: 1 for the
+        truth, 0 for the population's answer and for noise alike.
+    auc: probability that a question from inside the group scores higher than one from outside it (ties count half).
+        A population's guess may be above or below .5, as the questions' popularity has it.
+    auc_same: the same among questions about one and the same preference: .5 for any population's guess.
+
+    Intervals resample users; for distance and alignment the population's means are held fixed.
+
+    Args:
+        copies: scored frames of the same questions, one per seed.
+
+    Returns:
+        measure -> {"value", "low", "high", "n"}: means over copies; n counts pairs (u, k) for distance and
+        alignment, questions for the others. NaN where nothing can be compared.
+    """
+    frame = copies[0]
+    outside, inside, _, _ = metrics.boundary(frame)
+    members = [metrics.split_names(cell) for cell in frame["preference_bucket_names"].tolist()]
+    kept = np.flatnonzero((outside | inside) & np.array([bool(names) for names in members], dtype=bool))
+    keys = {}
+    facets = frame["concept"].tolist()
+    preference = np.array([keys.setdefault((facets[i], members[i]), len(keys)) for i in kept], dtype=int)
+    users, user = np.unique(frame["name"].to_numpy(dtype=object).astype(str)[kept], return_inverse=True)
+    truth = inside[kept].astype(float)
+    scores = np.stack([_held_probability(copy)[kept] for copy in copies], axis=-1)  # (M, S)
+    deviations = [_deviations(values, user, preference, len(users), len(keys)) for values in (scores, truth[:, None])]
+    wins, pairs, taking_part = _win_counts(scores, truth, user, preference, len(users))
+    counts = statistics.resample_counts(len(users), resamples=resamples)
+
+    (model, compared), (true, _) = deviations
+    sums = {
+        "distance": (np.abs(model).sum(axis=1), np.abs(true).sum(axis=1)),
+        "alignment": ((model * true).sum(axis=1), (true**2).sum(axis=1)),
+    }  # (U, S) and (U, 1)
+    result = {}
+    for measure, (numerator, denominator) in sums.items():
+        value = statistics.ratio(numerator.sum(axis=0), denominator.sum(axis=0))
+        samples = statistics.ratio(counts @ numerator, counts @ denominator)
+        result[measure] = _estimate(value, samples, int(compared.sum()), len(users))
+    for k, measure in enumerate(("auc", "auc_same")):
+        value = statistics.ratio(wins[k].sum(axis=(0, 1)), pairs[k].sum())
+        drawn = np.einsum("bu,uvs,bv->bs", counts, wins[k], counts, optimize=True)
+        samples = statistics.ratio(drawn, ((counts @ pairs[k]) * counts).sum(axis=1)[:, None])
+        result[measure] = _estimate(value, samples, taking_part[k], len(users))
+    return result
+
+
+def _estimate(value: NDArray, samples: NDArray, n: int, users: int) -> dict[str, float]:
+    """Means over seeds; value (S,), samples (B, S)."""
+    low, high = statistics.percentile_interval(samples.mean(axis=1)) if users > 1 else (np.nan, np.nan)
+    return {"value": float(value.mean()), "low": float(low), "high": float(high), "n": n}
+
+
+def _held_probability(scored: pd.DataFrame) -> NDArray:
+    """(N,) probability of answering as if the user held the preference; 0 or 1 (unreadable: 0) without p_yes."""
+    if "p_yes" not in scored:
+        return metrics.boundary(scored)[2].astype(float)
+    inverted = metrics.inverted(scored)
+    return np.where(inverted, scored["p_no"].to_numpy(dtype=float), scored["p_yes"].to_numpy(dtype=float))
+
+
+def _deviations(
+    values: NDArray, user: NDArray, preference: NDArray, users: int, preferences: int
+) -> tuple[NDArray, NDArray]:
+    """Each user's mean about each preference minus the mean over the other users who were asked about it.
+
+    Args:
+        values: (M, S). user, preference: (M,) rows of users and preferences.
+
+    Returns:
+        (U, K, S) differences, 0 where there is nothing to compare, and (U, K) where there is something.
+    """
+    sums = np.zeros((users, preferences, values.shape[1]))
+    asked = np.zeros((users, preferences))
+    np.add.at(sums, (user, preference), values)
+    np.add.at(asked, (user, preference), 1)
+    means = sums / np.maximum(asked, 1)[..., None]
+    present = asked > 0
+    others = present.sum(axis=0) - present
+    compared = present & (others > 0)
+    rest = (means.sum(axis=0) - means) / np.maximum(others, 1)[..., None]
+    return np.where(compared[..., None], means - rest, 0.0), compared
+
+
+def _win_counts(
+    scores: NDArray, truth: NDArray, user: NDArray, preference: NDArray, users: int
+) -> tuple[list[NDArray], list[NDArray], list[int]]:
+    """Pairs of a question from inside and one from outside, summed by their users: all, and of the same preference.
+
+    Returns:
+        for both: (U, U, S) pairs that the inside question wins (ties half), (U, U) pairs, and how many questions
+        are in any pair.
+    """
+    inside, outside = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
+    difference = scores[inside][:, None] - scores[outside][None]  # (I, O, S)
+    won = (difference > 0) + 0.5 * (difference == 0)
+    rows, columns = np.broadcast_arrays(user[inside][:, None], user[outside][None])
+    wins, pairs, taking_part = [], [], []
+    for counted in (
+        np.ones(rows.shape, dtype=bool),
+        preference[inside][:, None] == preference[outside][None],
+    ):
+        win, pair = np.zeros((users, users, scores.shape[1])), np.zeros((users, users))
+        np.add.at(win, (rows[counted], columns[counted]), won[counted])
+        np.add.at(pair, (rows[counted], columns[counted]), 1)
+        wins.append(win)
+        pairs.append(pair)
+        taking_part.append(int(counted.any(axis=1).sum() + counted.any(axis=0).sum()))
+    return wins, pairs, taking_part

@@ -1,0 +1,352 @@
+"""Questions about the protocol that experiments answer: variants of an edition, and the runs they need.
+
+config/protocol/<edition>.yaml holds the questions. Runs are made by `prefmoe.runs` below
+results/<edition>/protocol, each of them once, whatever experiments ask for it, and an interrupted one goes on
+where it stopped. A variant that is a method of the edition as it is takes the edition's own runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefmoe.config import (
+    CONFIG_FOLDER,
+    RESULTS,
+    ConfigError,
+    Edition,
+    Method,
+    MiniatureData,
+    Setting,
+    is_trained,
+    load_edition,
+)
+from prefmoe.tables import run_folder
+
+if TYPE_CHECKING:
+    from prefmoe.data.benchmark import Benchmark
+
+EDITION_PARTS = ("data", "training")
+"""Parts of an edition that a variant may change; settings with another first name belong to the method."""
+
+SPLITS = ("test", "unseen")
+
+
+class ProtocolError(RuntimeError):
+    """An experiment that cannot be run or read; the message names it."""
+
+
+# --- questions
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Experiment(_Strict):
+    """One question, and the variants whose comparison answers it.
+
+    Attributes:
+        question: in words.
+        methods: of the edition; each is run in every variant.
+        variants: name -> settings that differ from the edition's, of the method ("anchors",
+            "losses.anchor_is_positive") or of the edition ("data.users", "training.steps"). The first one
+            is the reference that the others are compared with.
+        splits: "test" asks about trained users, "unseen" about users without training questions. With both,
+            the new users are compared with the trained ones.
+        axis: a setting that has a positive number in every variant; the change of each metric per doubling
+            of it is estimated, and metrics are broken down by who is asked about what.
+        equal_exposure: scale the training steps with data.users, so that every user is trained on equally
+            often.
+        backbones: of the edition; the protocol's where none are given.
+        turns: of small talk, likewise. With several, each is compared with the first one.
+    """
+
+    question: str
+    methods: tuple[str, ...] = Field(min_length=1)
+    backbones: tuple[str, ...] = ()
+    variants: dict[str, dict[str, Setting]] = Field(min_length=1)
+    splits: tuple[str, ...] = ("test",)
+    axis: str | None = None
+    equal_exposure: bool = False
+    turns: tuple[int, ...] = ()
+
+
+class Protocol(_Strict):
+    """config/protocol/<edition>.yaml.
+
+    Attributes:
+        backbones, turns: of every experiment. seeds: likewise; the edition's where none are given.
+        experiments: name -> experiment.
+    """
+
+    backbones: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = ()
+    turns: tuple[int, ...] = (0,)
+    experiments: dict[str, Experiment] = Field(min_length=1)
+
+
+def protocol_path(edition: str, folder: str | Path = CONFIG_FOLDER) -> Path:
+    """Where the questions asked of an edition are written down."""
+    return Path(folder) / "protocol" / f"{edition}.yaml"
+
+
+def load_protocol(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Protocol:
+    """Reads and checks the questions asked of an edition.
+
+    Raises:
+        ConfigError: if the file is missing or malformed, or with one line per unknown method, setting, value,
+            backbone or split.
+    """
+    path = protocol_path(edition.name, folder)
+    if not path.is_file():
+        raise ConfigError(f"edition {edition.name!r} has no protocol experiments: {path} does not exist")
+    try:
+        protocol = Protocol.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
+    else:
+        lines = list(_mistakes(protocol, edition))
+        experiments = {
+            name: one.model_copy(
+                update={"backbones": one.backbones or protocol.backbones, "turns": one.turns or protocol.turns}
+            )
+            for name, one in protocol.experiments.items()
+        }
+        filled = {"seeds": protocol.seeds or edition.seeds, "experiments": experiments}
+        protocol = protocol.model_copy(update=filled)
+    if lines:
+        raise ConfigError(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(f"  {line}" for line in lines))
+    return protocol
+
+
+def _mistakes(protocol: Protocol, edition: Edition) -> Iterator[str]:
+    named = {"backbones": protocol.backbones}
+    named |= {f"experiments.{name}.backbones": one.backbones for name, one in protocol.experiments.items()}
+    for place, backbones in named.items():
+        for backbone in backbones:
+            if backbone not in edition.backbones:
+                yield f"{place}: {backbone!r} is not one of the edition's: {', '.join(edition.backbones)}"
+    for name, experiment in protocol.experiments.items():
+        place = f"experiments.{name}"
+        for split in experiment.splits:
+            if split not in SPLITS:
+                yield f"{place}.splits: unknown {split!r}, expected some of {', '.join(SPLITS)}"
+        for method in experiment.methods:
+            if method not in edition.methods:
+                yield f"{place}.methods: {method!r} is not one of the edition's: {', '.join(edition.methods)}"
+        known = [method for method in experiment.methods if method in edition.methods]
+        for variant, settings in experiment.variants.items():
+            for method in known:
+                try:
+                    apply_variant(edition, experiment, method, variant)
+                except ConfigError as error:
+                    yield f"{place}.variants.{variant}: {method}: {error}"
+            value = settings.get(experiment.axis or "", 0)
+            if experiment.axis and (isinstance(value, bool | str) or value <= 0):
+                axis = experiment.axis
+                yield f"{place}.variants.{variant}: expected a positive number for the axis {axis!r}"
+
+
+def apply_variant(
+    edition: Edition, experiment: Experiment, method: str, variant: str
+) -> tuple[Edition, Method]:
+    """The edition and the method's configuration as a variant wants them.
+
+    Raises:
+        ConfigError: if there is no such setting, or a value is refused.
+    """
+    settings = dict(experiment.variants[variant])
+    changed: dict[str, Any] = {}
+    for part in EDITION_PARTS:
+        own = [name for name in settings if name.startswith(f"{part}.")]
+        theirs = {name.removeprefix(f"{part}."): settings.pop(name) for name in own}
+        try:
+            changed[part] = getattr(edition, part).with_settings(theirs)
+        except ConfigError as error:
+            raise ConfigError(f"{part}: {error}") from error
+    if experiment.equal_exposure:
+        if not isinstance(changed["data"], MiniatureData):
+            raise ConfigError("equal_exposure needs a benchmark that is drawn (data.kind: miniature)")
+        steps = max(1, round(changed["training"].steps * changed["data"].users / edition.data.users))
+        changed["training"] = changed["training"].with_settings({"steps": steps})
+    return edition.model_copy(update=changed), edition.methods[method].with_settings(settings)
+
+
+# --- runs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One method as some variants want it, on one backbone; trained and asked with every seed.
+
+    Attributes:
+        edition: with the variant's data and training. own: the runs are the edition's, which may have been asked
+            more than is wanted here. key: the method's name for own runs, else with a digest of all settings.
+    """
+
+    backbone: str
+    method: str
+    config: Method
+    edition: Edition
+    splits: tuple[str, ...]
+    turns: tuple[int, ...]
+    seeds: tuple[int, ...]
+    own: bool
+
+    @property
+    def key(self) -> str:
+        if self.own:
+            return self.method
+        settings = {
+            "method": self.config.model_dump(mode="json", exclude={"label"}),
+            **{part: getattr(self.edition, part).model_dump(mode="json") for part in EDITION_PARTS},
+            "splits": self.splits,
+            "turns": self.turns,
+        }
+        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+        return f"{self.method}-{digest}"
+
+    def folders(self, results: str | Path) -> list[Path]:
+        """The run folder of each seed."""
+        if self.own:
+            where = results, self.edition.name, self.backbone, self.method
+            return [run_folder(*where, seed) for seed in self.seeds]
+        runs = Path(results) / self.edition.name / "protocol" / "runs" / self.backbone / self.key
+        return [runs / f"seed{seed}" for seed in self.seeds]
+
+    @property
+    def steps(self) -> int:
+        """Training steps of all seeds that have to be made."""
+        if self.own or not is_trained(self.config):
+            return 0
+        return len(self.seeds) * round(
+            self.edition.training.steps * getattr(self.config, "steps_factor", 1.0)
+        )
+
+
+def plan(
+    edition: Edition, protocol: Protocol, experiment: str, method: str, variant: str, backbone: str
+) -> Plan:
+    """The runs behind one variant of an experiment."""
+    asked = protocol.experiments[experiment]
+    changed, config = apply_variant(edition, asked, method, variant)
+    seeds = protocol.seeds if is_trained(config) else protocol.seeds[:1]
+    own = (changed, config) == (edition, edition.methods[method]) and (backbone, method) in edition.runs()
+    own = own and set(asked.splits) <= set(edition.evaluation.splits)
+    own = own and set(asked.turns) <= set(edition.evaluation.turns) and set(seeds) <= set(edition.seeds)
+    return Plan(backbone, method, config, changed, asked.splits, asked.turns, seeds, own)
+
+
+def plans(edition: Edition, protocol: Protocol) -> dict[tuple[str, str], Plan]:
+    """Everything that has to be run, once each, by (backbone, key)."""
+    every = (
+        plan(edition, protocol, name, method, variant, backbone)
+        for name, experiment in protocol.experiments.items()
+        for backbone in experiment.backbones
+        for method in experiment.methods
+        for variant in experiment.variants
+    )
+    return {(one.backbone, one.key): one for one in every}
+
+
+def budget(edition: Edition, protocol: Protocol) -> pd.DataFrame:
+    """What the experiments cost: a line per experiment, and their total.
+
+    Returns:
+        columns own (runs taken from the edition), runs (to be made) and steps (of training in them). What
+        several experiments want is counted at the first of them.
+    """
+    rows, seen = {}, set()
+    for name, experiment in protocol.experiments.items():
+        new = plans(edition, protocol.model_copy(update={"experiments": {name: experiment}}))
+        made = [one for place, one in new.items() if place not in seen]
+        seen.update(new)
+        rows[name] = {
+            "own": sum(len(one.seeds) for one in made if one.own),
+            "runs": sum(len(one.seeds) for one in made if not one.own),
+            "steps": sum(one.steps for one in made),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return pd.concat([table, table.sum().to_frame("total").T])
+
+
+def data_edition(edition: Edition, original: Edition, results: str | Path) -> tuple[Edition, Path]:
+    """An edition's name and results folder under which its benchmark is kept.
+
+    A benchmark like the original edition's is that one; any other is drawn below the protocol's results.
+    """
+    if edition.data == original.data:
+        return edition, Path(results)
+    settings = json.dumps(edition.data.model_dump(mode="json"), sort_keys=True)
+    name = hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()
+    folder = Path(results) / original.name / "protocol" / "benchmarks"
+    return edition.model_copy(update={"name": name}), folder
+
+
+def read_benchmark(edition: Edition, original: Edition, results: str | Path) -> Benchmark:
+    """The benchmark of a variant, drawn when it is not there; processes that want the same one wait."""
+    from filelock import FileLock
+
+    from prefmoe.data.sources import load_benchmark
+
+    named, folder = data_edition(edition, original, results)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{named.name}.lock"):
+        return load_benchmark(named, folder)
+
+
+def run(
+    edition: Edition | str,
+    backbone: str,
+    key: str,
+    *,
+    results: str | Path = RESULTS,
+    config_folder: str | Path = CONFIG_FOLDER,
+) -> list[Path]:
+    """Makes the runs of one plan's seeds; complete, unchanged ones are left alone, interrupted ones go on.
+
+    The edition's own runs are made as for its tables.
+
+    Returns:
+        the run folders.
+
+    Raises:
+        ConfigError: if the protocol has mistakes. ProtocolError: if no experiment asks for such runs.
+    """
+    from prefmoe.runs import Workbench, run_method
+
+    original = edition if isinstance(edition, Edition) else load_edition(edition)
+    planned = plans(original, load_protocol(original, config_folder))
+    if (backbone, key) not in planned:
+        known = ", ".join(known for name, known in planned if name == backbone)
+        raise ProtocolError(f"no experiment needs {key!r} on {backbone!r}; expected one of {known or 'none'}")
+    chosen = planned[backbone, key]
+    workbench = Workbench(chosen.edition, backbone, results=results)
+    if chosen.own:
+        return [
+            run_method(original, backbone, chosen.method, seed, results=results, workbench=workbench)
+            for seed in chosen.seeds
+        ]
+    workbench.benchmark = read_benchmark(chosen.edition, original, results)
+    return [
+        workbench.run(
+            chosen.config,
+            seed,
+            folder,
+            splits=chosen.splits,
+            turns=chosen.turns,
+            about={"edition": original.name, "backbone": backbone, "method": chosen.method, "protocol": key},
+        )
+        for seed, folder in zip(chosen.seeds, chosen.folders(results), strict=True)
+    ]

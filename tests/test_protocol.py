@@ -1,0 +1,395 @@
+"""Protocol experiments: mistakes are named, equal settings run once, tables equal sums made another way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from small_world import data_folder, model_folder, small_benchmark, small_edition
+
+from prefmoe import config, metrics, protocol, protocol_tables, statistics, tables
+from prefmoe.config import CONFIG_FOLDER, ConfigError, load_edition
+from prefmoe.protocol import Experiment, ProtocolError, apply_variant, load_protocol, plan, plans, run
+from prefmoe.protocol_tables import Cell, difference_rows, question_labels, result_rows, trend_rows
+from prefmoe.tables import Answers
+
+EDITION = small_edition("tiny-llava", methods=small_edition("tiny").model_dump()["methods"])
+CONTENT = {
+    "backbones": ["tiny-llava"],
+    "seeds": [0, 1],
+    "experiments": {
+        "rank": {
+            "question": "How many ranks?",
+            "methods": ["LoRA"],
+            "variants": {"4": {"rank": 4}, "2": {"rank": 2, "training.steps": 2}},
+        },
+        "rate": {
+            "question": "How fast?",
+            "methods": ["LoRA", "NT"],
+            "variants": {"as it is": {}},
+            "splits": ["test", "unseen"],
+            "turns": [0, 1],
+        },
+        "population": {
+            "question": "How many?",
+            "methods": ["NT"],
+            "axis": "data.users",
+            "equal_exposure": True,
+            "variants": {"4": {"data.users": 4}, "6": {"data.users": 6}},
+        },
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def beside_the_model(tmp_path, monkeypatch):
+    """As in test_tuning: the model and the benchmark are in the working folder."""
+    (tmp_path / "tiny-llava").symlink_to(model_folder(), target_is_directory=True)
+    (tmp_path / "results" / "small-world").mkdir(parents=True)
+    (tmp_path / "results" / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def write(content: dict) -> None:
+    Path("config/protocol").mkdir(parents=True, exist_ok=True)
+    Path("config/protocol/small-world.yaml").write_text(
+        yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
+    )
+
+
+def changed(place: str, value) -> dict:
+    """The content with one entry replaced; places are dotted."""
+    content = json.loads(json.dumps(CONTENT))
+    *parents, last = place.split(".")
+    inner = content
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    return content
+
+
+# --- questions
+
+
+@pytest.mark.parametrize("edition", ["mini", "smoke"])
+def test_the_committed_questions_are_those_of_the_notebook(edition):
+    asked = load_protocol(load_edition(edition)).experiments
+    notebook = (config.ROOT / "notebooks/13_protocol_questions.ipynb").read_text(encoding="utf-8")
+    assert all(f'name = \\"{name}\\"' in notebook for name in asked)
+    assert list(asked) == list(load_protocol(load_edition("mini")).experiments)
+
+
+def test_the_default_editions_references_are_its_methods_as_they_are():
+    edition = load_edition("mini")
+    asked = load_protocol(edition)
+    for name, experiment in asked.experiments.items():
+        if not any(setting.startswith("data.") for setting in next(iter(experiment.variants.values()))):
+            first = next(iter(experiment.variants))
+            for method in experiment.methods:
+                assert apply_variant(edition, experiment, method, first) == (
+                    edition,
+                    edition.methods[method],
+                ), name
+    sizes = [settings["data.users"] for settings in asked.experiments["population"].variants.values()]
+    assert (min(sizes), max(sizes)) == (10, 300)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (changed("backbones", ["lava"]), "backbones: 'lava' is not one of the edition's: tiny-llava"),
+        (changed("experiments.rank.backbones", ["lava"]), "experiments.rank.backbones: 'lava' is not one"),
+        (changed("experiments.rank.methods", ["Lora"]), "experiments.rank.methods: 'Lora' is not one of the"),
+        (
+            changed("experiments.rate.splits", ["tests"]),
+            "experiments.rate.splits: unknown 'tests', expected some of",
+        ),
+        (
+            changed("experiments.rank.variants.2", {"ranks": 2}),
+            "experiments.rank.variants.2: LoRA: no setting 'ranks'",
+        ),
+        (
+            changed("experiments.rank.variants.2", {"rank": 0}),
+            r"rank.variants.2: LoRA: refused \{'rank': 0\}: .*greater",
+        ),
+        (
+            changed("experiments.rank.variants.2", {"data.user": 2}),
+            "rank.variants.2: LoRA: data: no setting 'user'",
+        ),
+        (changed("experiments.rank.variants", {}), "experiments.rank.variants: "),
+        (changed("experiments.rank.axes", "rank"), "experiments.rank.axes: "),
+        (
+            changed("experiments.rank.axis", "alpha"),
+            "rank.variants.4: expected a positive number for the axis 'alpha'",
+        ),
+    ],
+)
+def test_every_mistake_is_named(content, message):
+    write(content)
+    with pytest.raises(ConfigError, match=message):
+        load_protocol(EDITION, "config")
+
+
+def test_two_mistakes_are_two_lines_and_a_missing_file_is_one():
+    write(changed("experiments.rank.methods", ["Lora"]) | {"backbones": ["lava"]})
+    with pytest.raises(ConfigError, match=r"has 2 mistake\(s\)"):
+        load_protocol(EDITION, "config")
+    with pytest.raises(ConfigError, match="edition 'paper' has no protocol experiments"):
+        load_protocol(load_edition("paper"))
+
+
+def test_variants_reach_methods_data_and_training():
+    experiment = Experiment(
+        question="?",
+        methods=("PrefMoE",),
+        variants={"other": {"losses.anchor_is_positive": False, "data.users": 12, "training.batch_size": 3}},
+    )
+    edition, method = apply_variant(EDITION, experiment, "PrefMoE", "other")
+    assert (edition.data.users, edition.training.batch_size) == (12, 3)
+    assert not method.losses.anchor_is_positive and method.lr == EDITION.methods["PrefMoE"].lr
+    assert edition.training.steps == EDITION.training.steps
+    equal = experiment.model_copy(update={"equal_exposure": True})
+    edition, _ = apply_variant(EDITION, equal, "PrefMoE", "other")
+    assert edition.training.steps == EDITION.training.steps * 12 / EDITION.data.users
+
+
+def test_equal_settings_are_one_plan_and_others_are_not():
+    experiments = {
+        "first": Experiment(question="?", methods=("LoRA",), variants={"a": {}, "b": {"rank": 2}}),
+        "second": Experiment(
+            question="?", methods=("LoRA", "NT"), variants={"c": {"rank": 4}, "d": {"rank": 8}}
+        ),
+    }
+    write(
+        {
+            "backbones": ["tiny-llava"],
+            "experiments": {k: v.model_dump(mode="json") for k, v in experiments.items()},
+        }
+    )
+    with pytest.raises(ConfigError, match="second.variants.c: NT: no setting 'rank'"):
+        load_protocol(EDITION, "config")
+    experiments["second"] = experiments["second"].model_copy(update={"methods": ("LoRA",)})
+    write(
+        {
+            "backbones": ["tiny-llava"],
+            "experiments": {k: v.model_dump(mode="json") for k, v in experiments.items()},
+        }
+    )
+    asked = load_protocol(EDITION, "config")
+    assert asked.seeds == EDITION.seeds
+    assert [one.config.rank for one in plans(EDITION, asked).values()] == [4, 2, 8]
+    a, c = (
+        plan(EDITION, asked, *place, "tiny-llava")
+        for place in (("first", "LoRA", "a"), ("second", "LoRA", "c"))
+    )
+    assert a.folders("results") == c.folders("results") and len(a.folders("results")) == 2
+
+
+# --- runs and tables
+
+
+def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkeypatch):
+    write(CONTENT)
+    asked = load_protocol(EDITION, "config")
+    planned = plans(EDITION, asked)
+    with pytest.raises(ProtocolError, match="rank: 4 run.* missing"):
+        protocol_tables.build(EDITION, results="results", figures="figures", config_folder="config")
+    with pytest.raises(
+        ProtocolError, match="no experiment needs 'Lora' on 'tiny-llava'; expected one of LoRA, "
+    ):
+        run(EDITION, "tiny-llava", "Lora", results="results", config_folder="config")
+    for backbone, key in planned:
+        run(EDITION, backbone, key, results="results", config_folder="config")
+    files = {path: path.stat().st_mtime_ns for path in Path("results").rglob("run.json")}
+    # LoRA as it is, whoever is asked, and in another variant; NT, which needs one seed, and with fewer users
+    assert len(planned) == 2 + 2 and len(files) == 2 * 2 + 2
+    own = {path for path in files if "protocol" not in path.parts}
+    assert {(path.parts[-3], path.parts[-2]) for path in own} == {("LoRA", "seed0"), ("LoRA", "seed1"), ("NT", "seed0")}
+    needed = protocol.budget(EDITION, asked)
+    assert needed.loc["total"].tolist() == [len(own), len(files) - len(own), 2 * 2]
+    assert needed["runs"].tolist() == [2, 0, 1, 3] and needed["own"].tolist() == [2, 1, 0, 3]
+    for backbone, key in planned:
+        run(EDITION, backbone, key, results="results", config_folder="config")
+    assert files == {path: path.stat().st_mtime_ns for path in Path("results").rglob("run.json")}
+    steps = {json.loads(path.read_text())["steps"] for path in files if "LoRA" in str(path)}
+    assert steps == {EDITION.training.steps, 2}
+
+    written = protocol_tables.build(EDITION, results="results", figures="figures", config_folder="config")
+    assert {path.as_posix() for path in written.values()} == {
+        f"figures/small-world/protocol/{name}.csv"
+        for name in ("rank", "rate", "population", "differences", "trends")
+    }
+    made = {name: tables.read_table(path) for name, path in written.items()}
+    folders = plan(EDITION, asked, "rate", "LoRA", "as it is", "tiny-llava").folders("results")
+    for split in ("test", "unseen"):
+        frames = [pd.read_parquet(folder / "predictions.parquet").query("turns == 0") for folder in folders]
+        values = [metrics.summarize(metrics.score(f[f["split"] == split]), resamples=2) for f in frames]
+        rows = (
+            made["rate"]
+            .query("method == 'adapter' and split == @split and grouping == 'all' and turns == 0")
+            .set_index("metric")
+        )
+        for metric in ("overall", "preference", "recall"):
+            assert rows.loc[metric, "value"] == pytest.approx(
+                np.mean([v[metric]["value"] for v in values]), abs=1e-5
+            )
+            assert rows.loc[metric, "n"] == values[0][metric]["n"] and rows.loc[metric, "seeds"] == 2
+    assert set(made["population"]["x"]) == {4, 6}
+    assert set(made["population"].query("grouping == 'all'")["users"]) == {4, 6}
+    assert set(made["trends"]["axis"]) == {"data.users"}
+    paired = made["differences"].query("experiment == 'rank'")
+    assert set(paired["paired"]) == {1} and paired.set_index("metric").loc["overall", "p_users"] <= 1
+    assert set(paired["variant"].astype(str)) == {"2"}
+    talk = made["differences"].query("experiment == 'rate' and turns == 1 and paired == 1")
+    assert set(talk["reference"]) == {"0 turns"} and set(talk["split"]) == {"test", "unseen"}
+    values = made["rate"].query("grouping == 'all'").set_index(["method", "split", "turns", "metric"])["value"]
+    for _, row in talk.dropna(subset=["difference"]).iterrows():
+        where = row["method"], row["split"]
+        change = values[(*where, 1, row["metric"])] - values[(*where, 0, row["metric"])]
+        assert row["difference"] == pytest.approx(change, abs=2e-6)
+    new = made["differences"].query("experiment == 'rate' and paired == 0")
+    assert set(new["paired"]) == {0} and new["p_users"].isna().all()
+    assert set(new["reference"]) == {"as it is, test"}
+
+
+def scored(seed: int, names: list[str] | None = None, yes: float = 0.5) -> pd.DataFrame:
+    """Random answers to the small benchmark's test questions (about some users), scored."""
+    frame = tables.questions(small_benchmark(), "test")
+    frame = frame[frame["name"].isin(names or set(frame["name"]))]
+    rng = np.random.default_rng(seed)
+    answers = np.where(rng.random(len(frame)) < yes, "yes", "no")
+    letters = rng.choice(list("ABCD"), len(frame))
+    choices = frame["l2-category"] == "inconsistency"
+    return metrics.score(frame.assign(prediction=np.where(choices, letters, answers)))
+
+
+def answers_of(seed: int, **options) -> Answers:
+    where = {"method": "PrefMoE", "key": "PrefMoE", "type": "PEFT", "backbone": "llava-mini", "turns": 0}
+    return Answers.of([scored(seed + k, **options) for k in (0, 100)], **where)
+
+
+def experiment_of(variants: dict, **options) -> Experiment:
+    return Experiment(question="Does it matter?", methods=("PrefMoE",), variants=variants, **options)
+
+
+def test_variants_on_the_same_questions_are_paired_and_their_tests_corrected():
+    experiment = experiment_of({"a": {}, "b": {}, "c": {}})
+    cells = [Cell(name, "test", answers_of(k)) for k, name in enumerate("abc")]
+    rows = [{"experiment": "e"} | row for row in difference_rows(cells, experiment)]
+    table = protocol_tables.corrected(rows)
+    assert table["variant"].drop_duplicates().tolist() == ["b", "c"] and set(table["reference"]) == {"a"}
+    for metric, tests in table.groupby("metric"):
+        np.testing.assert_allclose(tests["p_users_holm"], statistics.holm(tests["p_users"]), err_msg=metric)
+        for cell, difference in zip(cells[1:], tests["difference"], strict=True):
+            column = metrics.METRICS.index(metric)
+            values = [one.answers.seed_values()[:, column].mean() for one in (cell, cells[0])]
+            assert difference == pytest.approx(values[0] - values[1])
+    words = protocol_tables.verdicts(table)
+    assert words.index.get_level_values("variant").tolist() == ["b", "c"]
+    assert set(words) == set(metrics.METRICS)
+    sure = table.assign(p_users_holm=0.01)
+    better = protocol_tables.verdicts(sure).loc[("e", "llava-mini", "PrefMoE", "b", 0, "all")]
+    signs = sure[sure["variant"] == "b"].set_index("metric")["difference"] > 0
+    assert {m: better[m] == "better" for m in metrics.METRICS} == {
+        m: signs[m] != (m == "collapse") for m in signs.index
+    }
+
+
+def test_other_users_are_compared_without_pairing_by_draws_of_their_own():
+    names = sorted(set(scored(0)["name"]))
+    first, second = (
+        Cell(v, "test", answers_of(k, names=n))
+        for k, (v, n) in enumerate((("a", names[:3]), ("b", names[3:])))
+    )
+    rows = list(difference_rows([first, second], experiment_of({"a": {}, "b": {}})))
+    assert {row["paired"] for row in rows} == {0}
+    overall = next(row for row in rows if row["metric"] == "overall")
+    hits = [np.mean([f["hit"].mean() for f in cell.answers.frames]) for cell in (second, first)]
+    assert overall["difference"] == pytest.approx(hits[0] - hits[1])
+    spread = [
+        statistics.ratio_bootstrap(*cell.answers.user_sums(), seed=s)[..., 0].mean(1)
+        for s, cell in ((0, second), (1, first))
+    ]
+    assert (overall["low"], overall["high"]) == pytest.approx(
+        np.percentile(spread[0] - spread[1], [2.5, 97.5]).tolist()
+    )
+    width = [np.ptp(np.percentile(s, [2.5, 97.5])) for s in spread]
+    assert overall["high"] - overall["low"] > max(width), "two samples vary more than one"
+
+
+def test_the_slope_is_that_of_least_squares_on_doublings():
+    experiment = experiment_of({str(x): {"data.users": x} for x in (10, 20, 80)}, axis="data.users")
+    labels = question_labels(small_benchmark())
+    cells = [
+        Cell(v, "test", answers_of(k, yes=0.2 + 0.2 * k), labels) for k, v in enumerate(experiment.variants)
+    ]
+    rows = {(r["group"], r["metric"]): r for r in trend_rows(cells, experiment)}
+    for group in ("all", protocol_tables.OWN_GROUPS[0]):
+        values = [
+            row["value"]
+            for row in result_rows(cells, experiment)
+            if (row["group"], row["metric"]) == (group, "collapse")
+        ]
+        expected = np.polyfit(np.log2([10, 20, 80]), values, 1)[0]
+        row = rows[group, "collapse"]
+        assert row["slope"] == pytest.approx(expected) and row["low"] < row["slope"] < row["high"]
+    assert list(trend_rows(cells, experiment_of({"a": {}, "b": {}}))) == []
+
+
+def test_groups_of_questions_are_about_those_who_are_asked():
+    benchmark = small_benchmark()
+    labels, order = question_labels(benchmark)["own group"]
+    assert order == protocol_tables.OWN_GROUPS
+    for index, label in labels.items():
+        example = benchmark.examples[index]
+        mine = benchmark.users[example.name].preferences[example.concept]
+        held = [user.preferences[example.concept] for user in benchmark.users.values()]
+        sizes = sorted((held.count(other) for other in set(held)), reverse=True)
+        if label == order[0]:
+            assert held.count(mine) == sizes[0]
+        elif label == order[2]:
+            assert held.count(mine) <= sizes[3]
+    assert set(labels) == set(order)
+    assert set(labels.index) == {i for i, e in benchmark.examples.items() if e.category == "preference"}
+
+
+def test_the_notebook_runs_on_the_tables(monkeypatch):
+    """On made-up answers: every cell's code, without a kernel."""
+    asked = load_protocol(load_edition("smoke")).experiments
+    labels = question_labels(small_benchmark())
+    folder, rows, trends = Path("figures/smoke/protocol"), [], []
+    for name, experiment in asked.items():
+        cells = [
+            Cell(
+                variant, split, answers_of(k), labels if experiment.axis or len(experiment.splits) > 1 else {}
+            )
+            for k, variant in enumerate(experiment.variants)
+            for split in experiment.splits
+        ]
+        here = {"experiment": name}
+        made = pd.DataFrame(
+            [here | r for r in result_rows(cells, experiment)], columns=list(protocol_tables.RESULT_COLUMNS)
+        )
+        tables.write_csv(made, folder / f"{name}.csv")
+        rows += [here | row for row in difference_rows(cells, experiment)]
+        trends += [here | row for row in trend_rows(cells, experiment)]
+    tables.write_csv(protocol_tables.corrected(rows), folder / "differences.csv")
+    tables.write_csv(pd.DataFrame(trends, columns=list(protocol_tables.TREND_COLUMNS)), folder / "trends.csv")
+    monkeypatch.setattr(config, "FIGURES", Path("figures").absolute())
+    notebook = json.loads((config.ROOT / "notebooks/13_protocol_questions.ipynb").read_text(encoding="utf-8"))
+    names: dict = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+            names["edition"] = "smoke"
+    drawn = {path.stem for path in folder.glob("*.png")}
+    assert drawn == set(asked)
+
+
+def test_the_files_lie_where_the_documentation_says():
+    assert protocol.protocol_path("mini") == CONFIG_FOLDER / "protocol" / "mini.yaml"
+    assert protocol.protocol_path("mini").is_file() and not (CONFIG_FOLDER / "protocol.yaml").exists()
