@@ -290,7 +290,8 @@ def tokenized(backbone: Backbone, lesson: Lesson, tokens: int) -> tuple[Tensor, 
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     prompt = prompt.replace(backbone.entry.image_token, backbone.entry.image_token * tokens)
-    before, answer = (backbone.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, lesson.answer))
+    texts = (prompt, lesson.answer)
+    before, answer = (backbone.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
     return torch.tensor([*before, *answer, backbone.tokenizer.eos_token_id]), len(before)
 
 
@@ -373,9 +374,10 @@ def teach(
         lessons = photographs(load_benchmark(edition))
         states = features(backbone, lessons, work / "photographs")
         _part(backbone, "photographs", Captions, recipe, work, states, lessons)
+    parts = ["drawings", "words", "captions"] if stage == "drawings" else ["photographs"]
     card = {
         "made_by": f"prefmoe align <folder> {stage}",
-        "recipe": {name: recipe[name] for name in (["drawings", "words", "captions"] if stage == "drawings" else [stage])},
+        "recipe": {name: recipe[name] for name in parts},
         "pictures": len(lessons),
         "language_model": origin["language_model"],
         "vision_tower": origin["vision_tower"],

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference, User
-from prefmoe.models.backbones import Backbone, load_backbone, pictures_only
 from prefmoe.models import smollm2_lite
+from prefmoe.models.backbones import Backbone, load_backbone, pictures_only
 from prefmoe.models.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
 from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig
 

@@ -76,6 +76,7 @@ class Shape(BaseModel):
         heads, key_value_heads, head_size: of the decoder's attention; head_size is hidden / heads when absent.
         intermediate: of the MLP; with routed experts, of those that one token meets.
         image_tokens: of a picture of about a megapixel; the most there can be where that is fixed.
+        tied: whether input and output share one vocabulary.
         adapted: inputs plus outputs of the adapted projections of a late layer, where they are not q, v, o, gate,
             up and down of these sizes. active: decoder parameters that one token meets, where it does not meet all.
     """
@@ -94,6 +95,7 @@ class Shape(BaseModel):
     head_size: int = 0
     adapted: int = 0
     active: int = 0
+    tied: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -105,7 +107,7 @@ class Shape(BaseModel):
     @property
     def decoder(self) -> int:
         """Parameters beside the vision tower and the two vocabularies: decoder layers (and the small projector)."""
-        return self.parameters - self.vision - 2 * self.vocabulary * self.hidden
+        return self.parameters - self.vision - (1 if self.tied else 2) * self.vocabulary * self.hidden
 
 
 class BackboneEntry(BaseModel):

