@@ -86,7 +86,8 @@ def test_query_mask_with_each_architectures_template(tiny_backbone: Callable[...
     encoded = encode(backbone, CONVERSATION, [make_picture(0, (40, 16)), make_picture(1)], None, 13)
     ids = encoded.input_ids[encoded.query_mask]
     is_image = ids == backbone.image_token_id
-    assert backbone.tokenizer.decode(ids[~is_image]) == "Does Ann like tea?"
+    words = backbone.tokenizer.decode(ids[~is_image], skip_special_tokens=True)  # Idefics3 names rows and columns
+    assert words == "Does Ann like tea?"
     features = backbone.image_features([make_picture(1)])
     if kind != "llava_onevision":  # several pictures in one conversation are not cut into crops there
         assert int(is_image.sum()) == len(features[0])

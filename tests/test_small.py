@@ -352,9 +352,9 @@ def test_the_first_stage_changes_the_projector_alone(lite_folder: Path, tmp_path
     lessons = projector.drawings(**recipe["drawings"], seed=0, side=2)
     states = projector.features(backbone, lessons, tmp_path / "features")
     labels = np.stack([lesson.labels for lesson in lessons]).reshape(len(lessons), 4, -1)
-    losses = []
-    for weights in (smollm2_lite.new_projector(backbone.model.config, 0), backbone.projector.state_dict()):
-        backbone.projector.load_state_dict({name: value.clone() for name, value in weights.items()})
+    losses, trained = [], {name: value.clone() for name, value in backbone.projector.state_dict().items()}
+    for weights in (smollm2_lite.new_projector(backbone.model.config, 0), trained):
+        backbone.projector.load_state_dict(weights)
         with torch.no_grad():
             losses.append(float(projector.Words(backbone, states, labels, batch=256)(np.random.default_rng(9))))
     assert losses[1] < losses[0]
