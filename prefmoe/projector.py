@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from prefmoe import provenance
 from prefmoe.config import RESULTS, Edition, MiniatureData
 from prefmoe.data import miniature
 from prefmoe.data.benchmark import Benchmark
@@ -358,9 +359,9 @@ def teach(
     folder, began = Path(folder), time.time()
     origin = smollm2_lite.read_card(folder)
     backbone = load_backbone(folder, device="cuda" if torch.cuda.is_available() else "cpu")
-    key = hashlib.sha256(json.dumps([recipe, origin["weights"] if stage == "photographs" else origin["language_model"]],
-                                    sort_keys=True).encode()).hexdigest()[:12]  # fmt: skip
-    work = Path(work or RESULTS / "projector" / stage) / key
+    start = origin["weights"] if stage == "photographs" else origin["language_model"]
+    code = provenance.code_digest(("prefmoe.data.drawing",), ())
+    work = Path(work or RESULTS / "projector" / stage) / provenance.digest([recipe, unseen, start, code])[:12]
     side = backbone.model.config.vision_config.image_size // backbone.model.config.vision_config.patch_size
     checked = drawings(**unseen, seed=1, side=side)
     if stage == "drawings":
