@@ -51,8 +51,8 @@ Stage = Literal["drawings", "photographs"]
 
 RECIPE: dict[str, dict[str, Any]] = {
     "drawings": {"items": 1200, "quarters": 240, "people": 720},
-    "words": {"steps": 1500, "batch": 512, "lr": 2e-3},
-    "captions": {"steps": 200, "batch": 6, "lr": 5e-4},
+    "words": {"steps": 600, "batch": 512, "lr": 2e-3},
+    "captions": {"steps": 150, "batch": 6, "lr": 5e-4},
     "photographs": {"steps": 200, "batch": 8, "lr": 2e-4},
 }
 """How many drawings of each kind, and for each part of the stages its steps, examples per step and learning rate."""
@@ -361,19 +361,27 @@ def teach(
     backbone = load_backbone(folder, device="cuda" if torch.cuda.is_available() else "cpu")
     start = origin["weights"] if stage == "photographs" else origin["language_model"]
     code = provenance.code_digest(("prefmoe.data.drawing",), ())
-    work = Path(work or RESULTS / "projector" / stage) / provenance.digest([recipe, unseen, start, code])[:12]
+    kept = Path(work or RESULTS / "projector" / stage)
+    work = kept / provenance.digest([recipe, start, code])[:12]
+    work.mkdir(parents=True, exist_ok=True)
+
+    def seen(name: str, lessons: Sequence[Lesson], made_from: Any) -> Tensor:
+        digest = provenance.digest([made_from, origin["vision_tower"], code])[:12]
+        return features(backbone, lessons, kept / f"{name}-{digest}")
+
     side = backbone.model.config.vision_config.image_size // backbone.model.config.vision_config.patch_size
     checked = drawings(**unseen, seed=1, side=side)
     if stage == "drawings":
         backbone.projector.load_state_dict(smollm2_lite.new_projector(backbone.model.config, seed=0))
         lessons = drawings(**recipe["drawings"], seed=0, side=side)
-        states = features(backbone, lessons, work / "drawings")
+        states = seen("drawings", lessons, recipe["drawings"])
         labels = np.stack([lesson.labels for lesson in lessons]).reshape(len(lessons), side * side, -1)
         _part(backbone, "words", Words, recipe, work, states, labels)
         _part(backbone, "captions", Captions, recipe, work, states, lessons)
     else:
-        lessons = photographs(load_benchmark(edition))
-        states = features(backbone, lessons, work / "photographs")
+        benchmark = load_benchmark(edition)
+        lessons = photographs(benchmark)
+        states = seen("photographs", lessons, benchmark.digest)
         _part(backbone, "photographs", Captions, recipe, work, states, lessons)
     parts = ["drawings", "words", "captions"] if stage == "drawings" else ["photographs"]
     card = {
@@ -383,7 +391,7 @@ def teach(
         "language_model": origin["language_model"],
         "vision_tower": origin["vision_tower"],
         "minutes": round((time.time() - began) / 60, 1),
-        "abilities": abilities(backbone, checked, features(backbone, checked, work / "unseen")),
+        "abilities": abilities(backbone, checked, seen("unseen", checked, unseen)),
     }
     put_projector(folder, backbone.projector.state_dict(), card)
     return card
