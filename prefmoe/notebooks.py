@@ -14,10 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import yaml
 
 from prefmoe.config import ROOT
+
+# Where this package is installed, nbformat's validator builds a grammar of internationalised addresses when it is
+# imported: two seconds for every notebook, of which none has such a field.
+_GRAMMAR = "rfc3987_syntax"
+sys.modules.setdefault(_GRAMMAR, None)  # type: ignore[arg-type]
+import nbformat  # noqa: E402
+
+if sys.modules[_GRAMMAR] is None:
+    del sys.modules[_GRAMMAR]
 
 PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"

@@ -1065,6 +1065,11 @@ _INTRODUCED = {
     "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
 }  # fmt: skip
 
+_READ = {
+    "steps": 2000, "lr": 9e-4, "shares": [6, 7, 1, 2], "prefix": {"steps": 800, "goal": 0.74},
+    "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+}  # fmt: skip
+
 RECIPES: dict[str, dict] = {
     "llava": {
         "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
@@ -1082,6 +1087,8 @@ RECIPES: dict[str, dict] = {
                 _TALKATIVE,
                 _INTRODUCED,
                 {**_INTRODUCED, "steps": 700, "prefix": {"steps": 800, "goal": 0.8}},
+                {**_READ, "steps": 1200, "lr": 8e-4},
+                {**_READ, "steps": 2600, "lr": 1e-3, "shares": [7, 6, 1, 2]},
             ]
         },
     },
@@ -1100,6 +1107,8 @@ RECIPES: dict[str, dict] = {
                 _TALKATIVE,
                 _INTRODUCED,
                 {**_INTRODUCED, "steps": 700, "prefix": {"steps": 800, "goal": 0.8}},
+                {**_READ, "lr": 8e-4},
+                _READ,
             ]
         },
     },

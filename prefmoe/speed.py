@@ -24,6 +24,7 @@ from prefmoe import losses
 from prefmoe.config import FIGURES, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.data.benchmark import FACETS
 from prefmoe.models.backbones import find_backbone
+from prefmoe.models.methods import Method
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
 from prefmoe.models.user_state import ANCHORS, PREFIX_LENGTH, FactorisedUsers
 
@@ -269,6 +270,31 @@ class Bench:
 
         return {f"batches of {settings.batch_size}": run(settings.batch_size), "one by one": run(1)}
 
+    def beginning_variants(self, count: int, turns: int) -> dict[str, Variant]:
+        """Questions after small talk, with the beginnings of prompts computed once and with all of them computed.
+
+        LoRA shares a transcript among all users; with a soft prefix it is shared among the questions about one user.
+        """
+        from prefmoe.evaluation import evaluate
+
+        benchmark, settings = self.workbench.benchmark, self.edition.evaluation
+        examples = benchmark.select("test")[:count]
+        without = self.prefmoe.model_copy(update={"components": "EPICD"})
+        methods = {"LoRA": self.plain_lora(), "PrefMoE without mixture": without}
+
+        def run(method: Method, reuse: bool) -> Variant:
+            return lambda: evaluate(
+                method, examples, turns=turns, transcripts=benchmark.transcripts, batch_size=settings.batch_size,
+                max_new_tokens=settings.max_new_tokens, reuse_prefixes=reuse,
+            )  # fmt: skip
+
+        built = {name: self.workbench.method(config, seed=0) for name, config in methods.items()}
+        return {
+            f"{name}, {'shared' if reuse else 'whole'}": run(method, reuse)
+            for name, method in built.items()
+            for reuse in (True, False)
+        }
+
 
 # --- users --------------------------------------------------------------------------------------------------------
 
@@ -362,6 +388,10 @@ def bench(
     count = min(64, len(lab.workbench.benchmark.splits["test"]))
     rows = measure(lab.evaluation_variants(count), device, seconds=seconds, rounds=10)
     add("evaluation", f"{edition}, {settings.backbones[0]}, {count} questions", rows)
+    turns = max(settings.evaluation.turns)
+    count = min(5 * settings.evaluation.batch_size, len(lab.workbench.benchmark.splits["test"]))
+    rows = measure(lab.beginning_variants(count, turns), device, seconds=seconds, rounds=10)
+    add("prompts that begin alike", f"{edition}, {settings.backbones[0]}, {count} questions, {turns} turns", rows)
     width = lab.workbench.backbone().hidden_size
     with TemporaryDirectory() as temporary:
         model = wide_llava(Path(temporary) / "wide-llava", side=side)

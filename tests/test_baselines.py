@@ -7,7 +7,7 @@ import torch
 from conftest import DEEPSEEK_VL2
 
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
-from prefmoe.data.collation import load_pictures, process_pictures
+from prefmoe.data.collation import load_pictures, process_pictures, stack_pictures
 from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned, matching_rank
 from prefmoe.models.methods import Method, build_method
 
@@ -160,7 +160,7 @@ def test_a_non_tuned_model_sees_the_profile_picture_first(
         assert user.name in first and example.name in rest and "how are you?" in rest
         assert ("enjoys" in first) == (user.description in first) == says_preferences
         pictures = [process_pictures(method.backbone, load_pictures([p])) for p in (user.image, example.image)]
-        expected = torch.cat([picture.inputs["pixel_values"] for picture in pictures])
+        expected = stack_pictures(pictures)["pixel_values"]
         assert torch.equal(encoded.pictures.inputs["pixel_values"], expected)
     batch = method.collator(examples, with_answer=False)
     out = method.model.generate(**batch.inputs, max_new_tokens=2, do_sample=False)

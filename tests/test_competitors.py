@@ -49,8 +49,8 @@ def test_it_learns_what_it_says_it_trains_and_nothing_else(build, kind, backbone
     names = trained_names(method)
     assert names == {name for name, p in method.named_parameters() if p.requires_grad}
     torch.manual_seed(0)
-    totals = [sum(terms.values()) for terms in fit(method, 10)]
-    assert sum(totals[-3:]) < 0.9 * sum(totals[:3])
+    totals = [sum(terms.values()) for terms in fit(method, 20)]  # LOVA3 draws its tasks anew in every step
+    assert sum(totals[-5:]) < 0.9 * sum(totals[:5])
     assert moved_by(method) == names
     assert_backbone_unchanged(method, lambda: load_backbone(backbone))
     described = json.loads(json.dumps(method.describe()))
