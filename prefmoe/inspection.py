@@ -67,7 +67,7 @@ def trained_method(
 
 def _run(edition: Edition, backbone_name: str, method_name: str, seed: int, results: str | Path) -> Path:
     """The folder of a complete run; see `trained_method`."""
-    if find_backbone(backbone_name).folder is not None:
+    if find_backbone(backbone_name).hub_id is None:
         return runs.run_method(edition, backbone_name, method_name, seed, results=results)
     folder = runs.run_folder(edition, backbone_name, method_name, seed, results)
     if not runs.is_complete(folder):

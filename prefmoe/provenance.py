@@ -38,10 +38,9 @@ def code_digest(modules: tuple[str, ...] = RUN_MODULES, without: tuple[str, ...]
         path = module_file(name)
         if path is None or name in dumps or name in without:
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += imports(tree, package)
-        dumps[name] = _without_docstrings(tree)
+        imported, dumps[name] = _module(path.read_text(encoding="utf-8"), package)
+        waiting += imported
     return digest(sorted(dumps.items()))
 
 
@@ -111,6 +110,13 @@ def imports(tree: ast.Module, package: str = "") -> Iterator[str]:
                 base = ".".join([*parents, base] if base else parents)
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@cache
+def _module(source: str, package: str) -> tuple[tuple[str, ...], str]:
+    """What a module imports, and its code; most modules are imported by several notebooks."""
+    tree = ast.parse(source)
+    return tuple(imports(tree, package)), _without_docstrings(tree)
 
 
 def _without_docstrings(tree: ast.Module) -> str:

@@ -78,6 +78,7 @@ def shape_of(entry: BackboneEntry) -> Shape:
         head_size=text.get("head_dim") or 0,
         vocabulary=text["vocab_size"],
         image_tokens=side * side or MEGAPIXEL_TOKENS,
+        tied=content.get("tie_word_embeddings", False),
     )
 
 

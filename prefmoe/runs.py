@@ -190,9 +190,9 @@ class Workbench:
         return backbone
 
     def _load(self, trained: bool) -> Backbone:
-        """In float32 on the CPU and for miniatures; else in bfloat16, a lone process taking all accelerators."""
+        """In float32 on the CPU and for small backbones; else in bfloat16, a lone process taking all accelerators."""
         state, settings = distributed.state(), self.edition.hardware
-        plain = find_backbone(self.backbone_name).folder is not None or state.device.type == "cpu"
+        plain = find_backbone(self.backbone_name).hub_id is None or state.device.type == "cpu"
         compute, sharded = torch.float32 if plain else torch.bfloat16, distributed.sharding()
         if sharded and settings.four_bit:
             raise RunError("hardware.four_bit and sharded layers exclude each other; start with ddp.yaml instead")

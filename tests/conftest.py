@@ -17,13 +17,16 @@ from transformers import PreTrainedTokenizerFast
 
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference, User
+from prefmoe.models import smollm2_lite
 from prefmoe.models.backbones import Backbone, load_backbone, pictures_only
 from prefmoe.models.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
+from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig
 
 torch.set_num_threads(1)
 
 DEEPSEEK_VL2 = ("deepseek_vl2_tiny", "deepseek_vl2_small", "deepseek_vl2")
-ARCHITECTURES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision", *DEEPSEEK_VL2)
+ARCHITECTURES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision", "llava_lite", "idefics3", *DEEPSEEK_VL2)
+"""llava_lite: a LLaVA with the tower of the small edition, and tied embeddings like its language model."""
 
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -39,6 +42,8 @@ CHATML_TEMPLATE = (
 TEMPLATES = {
     "llava": LLAVA_TEMPLATE,
     "llava_next": LLAVA_TEMPLATE,
+    "llava_lite": smollm2_lite.TEMPLATE,
+    "idefics3": LLAVA_TEMPLATE,
     "llava_onevision": CHATML_TEMPLATE.replace("IMAGE", "<image>"),
     "qwen2_5_vl": CHATML_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
 }
@@ -71,6 +76,9 @@ def tiny_tokenizer(kind: str, further: str = "") -> PreTrainedTokenizerFast:
         "llava": ["<pad>", "<s>", "</s>", "<image>"],
         "llava_next": ["<pad>", "<s>", "</s>", "<image>"],
         "llava_onevision": ["<pad>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"],
+        "llava_lite": ["<pad>", "<|im_start|>", "<|im_end|>", "<image>"],
+        "idefics3": ["<pad>", "<s>", "</s>", "<image>", "<fake_token_around_image>", "<global-img>",
+                     "<end_of_utterance>", *(f"<row_{y}_col_{x}>" for y in (1, 2, 3) for x in (1, 2, 3))],
         "qwen2_5_vl": ["<pad>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
                        "<|video_pad|>"],
         **{size: ["<pad>", "<s>", "</s>", "<image>", "<|User|>", "<|Assistant|>"] for size in DEEPSEEK_VL2},
@@ -124,6 +132,27 @@ def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
             images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
             **common,
         )  # fmt: skip
+    elif kind == "llava_lite":
+        tower = EfficientNetLiteConfig(
+            image_size=16, patch_size=8, hidden_size=24, stem_channels=6, initializer_range=0.3,
+            stages=[[1, 3, 1, 1, 6], [2, 3, 2, 2, 8], [1, 5, 2, 2, 8]],
+        )  # fmt: skip
+        config = transformers.LlavaConfig(
+            vision_config=tower, text_config=transformers.LlamaConfig(**text, tie_word_embeddings=True),
+            image_token_id=image, vision_feature_layer=-1, vision_feature_select_strategy="full",
+            tie_word_embeddings=True,
+        )  # fmt: skip
+        model = transformers.LlavaForConditionalGeneration(config)
+        processor = smollm2_lite.picture_processor(tower, tokenizer)
+    elif kind == "idefics3":
+        config = transformers.Idefics3Config(
+            vision_config=vision, text_config=transformers.LlamaConfig(**text), image_token_id=image, scale_factor=2,
+        )  # fmt: skip
+        model = transformers.Idefics3ForConditionalGeneration(config)
+        images = transformers.Idefics3ImageProcessorPil(
+            size={"longest_edge": 32}, max_image_size={"longest_edge": 16}, do_image_splitting=True
+        )
+        processor = transformers.Idefics3Processor(images, tokenizer, image_seq_len=1, **common)
     elif kind == "llava_next":
         config = transformers.LlavaNextConfig(
             vision_config=transformers.CLIPVisionConfig(**vision), text_config=transformers.LlamaConfig(**text),

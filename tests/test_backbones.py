@@ -91,7 +91,8 @@ def test_target_modules_are_projections_of_the_last_decoder_layers(
     names = backbone.target_modules(2)
     assert len(names) == 12 and len(backbone.target_modules()) == len(backbone.target_modules(8)) == 18
     for name in names:
-        assert name.startswith(("model.language_model.layers.1.", "model.language_model.layers.2."))
+        layers = backbone.entry.paths.layers
+        assert name.startswith((f"{layers}.1.", f"{layers}.2."))
         assert isinstance(backbone.model.get_submodule(name), nn.Linear)
     found = {name.rsplit(".", 1)[-1] for name in names}
     assert all(len(found & set(target.split("|"))) == 1 for target in backbone.entry.target_modules)
@@ -259,8 +260,11 @@ def test_image_features_are_what_the_language_model_receives(tiny_backbone: Call
 def tower_calls(backbone: Backbone) -> list[int]:
     """Number of pictures (or patches) that enter the tower's own layers, one entry per call."""
     calls: list[int] = []
-    first = getattr(backbone.vision_tower, "embeddings", None) or getattr(backbone.vision_tower, "patch_embed", None)
-    first.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    names = ("embeddings", "patch_embed", "stem")
+    first = next(getattr(backbone.vision_tower, name) for name in names if hasattr(backbone.vision_tower, name))
+    first.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
+    )
     return calls
 
 

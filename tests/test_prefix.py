@@ -37,7 +37,7 @@ def embeddings_by_hand(backbone: Backbone, batch: Batch, tokens: torch.Tensor) -
     """Text embeddings, then the pictures' tokens, then the prefix, written row by row."""
     ids = batch.inputs["input_ids"]
     embeddings = backbone.model.get_input_embeddings().weight[ids].clone()
-    extra = ("pixel_values", "image_sizes", "image_grid_thw", "batch_num_images", "image_tiles")
+    extra = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw", "batch_num_images", "image_tiles")
     pictures = {key: value for key, value in batch.inputs.items() if key in extra}
     features = iter(torch.cat(list(backbone.model.get_image_features(**pictures, return_dict=True).pooler_output)))
     for row in range(len(ids)):

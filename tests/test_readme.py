@@ -57,7 +57,7 @@ def test_every_path_exists():
 
 
 def test_every_edition_is_described():
-    described = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    described = set(re.findall(r"^\| `([\w-]+)` \|", README, re.MULTILINE))
     assert described == {path.stem for path in CONFIG_FOLDER.glob("*.yaml")}
 
 

@@ -93,7 +93,7 @@ def _planned(result: subprocess.CompletedProcess) -> dict[str, int]:
     return {rule: int(count) for rule, count in counts}
 
 
-@pytest.mark.parametrize("edition", ["smoke", "mini", "sample", "paper"])
+@pytest.mark.parametrize("edition", ["smoke", "mini", "sample", "small", "small-sample", "paper"])
 def test_every_edition_plans_all_its_runs_and_notebooks(clone, tmp_path, edition):
     (tmp_path / "mmpb_clean").mkdir()
     for name in ("sample.csv", "full.csv", "split.json"):

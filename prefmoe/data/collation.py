@@ -62,7 +62,8 @@ class ProcessedPictures:
     """The pictures of one conversation, as its model reads them.
 
     Attributes:
-        inputs: what the image processor made (pixel_values, and image_grid_thw or image_sizes of some models).
+        inputs: what the image processor made (pixel_values, and image_grid_thw, image_sizes or pixel_attention_mask
+            of some models), a row for each picture but for packed patches.
         replacements: for each picture, its image tokens as text.
         digests: for each picture, a hash of its pixels.
     """
@@ -77,8 +78,18 @@ def process_pictures(backbone: Backbone, images: Sequence[Image.Image]) -> Proce
     if not images:
         return ProcessedPictures({}, (), ())
     processor = backbone.processor
-    inputs = processor.image_processor(images=[list(images)], return_tensors="pt")
-    replacements = tuple(processor.replace_image_token(inputs, image_idx=i) for i in range(len(images)))
+    if getattr(processor, "images_kwargs", {}).get("return_row_col_info"):
+        # Idefics3 puts the crops of all pictures into one row; picture by picture, they can be told apart.
+        parts = [
+            processor.image_processor(images=[[image]], return_tensors="pt", return_row_col_info=True)
+            for image in images
+        ]
+        replacements = tuple(processor.replace_image_token(part, image_idx=0) for part in parts)
+        tensors = [{key: value for key, value in part.items() if isinstance(value, Tensor)} for part in parts]
+        inputs = stack_pictures([ProcessedPictures(part, (), ()) for part in tensors])
+    else:
+        inputs = processor.image_processor(images=[list(images)], return_tensors="pt")
+        replacements = tuple(processor.replace_image_token(inputs, image_idx=i) for i in range(len(images)))
     digests = tuple(hashlib.blake2b(i.tobytes() + repr(i.size).encode(), digest_size=16).hexdigest() for i in images)
     return ProcessedPictures(dict(inputs), replacements, digests)
 
@@ -89,9 +100,10 @@ def stack_pictures(processed: Sequence[ProcessedPictures]) -> dict[str, Tensor]:
     shown = [one.inputs for one in processed if one.inputs]
     for key in shown[0] if shown else ():
         values = [inputs[key] for inputs in shown]
-        if values[0].dim() == 5:  # (pictures, crops, C, H, W)
+        dims = values[0].dim()
+        if dims == 5 or key == "pixel_attention_mask":  # (pictures, crops, C, H, W), (pictures, crops, H, W)
             crops = max(value.shape[1] for value in values)
-            values = [F.pad(value, (0, 0) * 3 + (0, crops - value.shape[1])) for value in values]
+            values = [F.pad(value, (0, 0) * (dims - 2) + (0, crops - value.shape[1])) for value in values]
         stacked[key] = torch.cat(values)
     return stacked
 

@@ -26,6 +26,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from prefmoe import distributed, hub, memory
 from prefmoe.data.collation import Picture, load_pictures, process_pictures, stack_pictures
+from prefmoe.models import efficientnet_lite  # noqa: F401  makes its class known to transformers
 from prefmoe.models.anchor_cache import AnchorCache
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -75,6 +76,7 @@ class Shape(BaseModel):
         heads, key_value_heads, head_size: of the decoder's attention; head_size is hidden / heads when absent.
         intermediate: of the MLP; with routed experts, of those that one token meets.
         image_tokens: of a picture of about a megapixel; the most there can be where that is fixed.
+        tied: whether input and output share one vocabulary.
         adapted: inputs plus outputs of the adapted projections of a late layer, where they are not q, v, o, gate,
             up and down of these sizes. active: decoder parameters that one token meets, where it does not meet all.
     """
@@ -93,6 +95,7 @@ class Shape(BaseModel):
     head_size: int = 0
     adapted: int = 0
     active: int = 0
+    tied: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -104,11 +107,14 @@ class Shape(BaseModel):
     @property
     def decoder(self) -> int:
         """Parameters beside the vision tower and the two vocabularies: decoder layers (and the small projector)."""
-        return self.parameters - self.vision - 2 * self.vocabulary * self.hidden
+        return self.parameters - self.vision - (1 if self.tied else 2) * self.vocabulary * self.hidden
 
 
 class BackboneEntry(BaseModel):
-    """One backbone: where its weights are (hub_id, or a folder inside the package) and what they are."""
+    """One backbone: where its weights are and what they are.
+
+    Exactly one of: hub_id; folder, inside the package; made_by, the command that makes $PREFMOE_WEIGHTS/<name>.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -118,16 +124,17 @@ class BackboneEntry(BaseModel):
     hub_id: str | None = None
     revision: str | None = None
     folder: Path | None = None
+    made_by: str | None = None
     licence: str | None = None
     parameters: str | None = None
     shape: Shape | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> BackboneEntry:
-        if (self.hub_id is None) == (self.folder is None):
-            raise ValueError("expected exactly one of hub_id and folder")
+        if [self.hub_id, self.folder, self.made_by].count(None) != 2:
+            raise ValueError("expected exactly one of hub_id, folder and made_by")
         if (self.revision is None) != (self.hub_id is None):
-            raise ValueError("a hub_id needs a revision, the commit of 40 hexadecimal digits, and a folder has none")
+            raise ValueError("a hub_id needs a revision, the commit of 40 hexadecimal digits; nothing else has one")
         return self
 
     @property
@@ -350,10 +357,22 @@ def _four_bit(entry: BackboneEntry, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def _offline(entry: BackboneEntry) -> Path | None:
-    """The folder $PREFMOE_WEIGHTS/<name> in the place of a hub repository, where there is one."""
+    """The folder $PREFMOE_WEIGHTS/<name> in the place of a hub repository, where there is one.
+
+    Raises:
+        BackboneError: if there is none and there is no such repository either.
+    """
     root = os.environ.get("PREFMOE_WEIGHTS")
     folder = Path(root).expanduser() / entry.name if root else None
-    return folder if folder is not None and folder.is_dir() else None
+    if folder is not None and folder.is_dir():
+        return folder
+    if entry.made_by is not None:
+        missing = f"{folder} does not exist" if folder else "PREFMOE_WEIGHTS is not set"
+        raise BackboneError(
+            f"backbone {entry.name!r}: {missing}; make it once with `{entry.made_by} <folder>/{entry.name}` and set "
+            f"PREFMOE_WEIGHTS to <folder>"
+        )
+    return None
 
 
 def _revision(folder: Path) -> str | None:
@@ -673,7 +692,7 @@ class VisionCache:
 
     Args:
         backbone: of a class with `pixel_values` (N, C, H, W) and selected hidden states (LLaVA family) or the last
-            ones (DeepSeek-VL2), or with packed patches and a merger (Qwen2.5-VL).
+            ones (DeepSeek-VL2, Idefics3), or with packed patches and a merger (Qwen2.5-VL).
 
     Attributes:
         filling: while new pictures pass through the tower's own forward, merger included; its result is not used.
@@ -726,7 +745,7 @@ class VisionCache:
         return BaseModelOutputWithPooling(hidden_states=dict(zip(layers, states.unbind(1), strict=True)))
 
     def _forward_last(self, pixel_values: Tensor, **options: Any) -> Any:
-        """DeepSeek-VL2: pixel_values (N, C, H, W) -> output with the last hidden states (N, tokens, D)."""
+        """DeepSeek-VL2, Idefics3: pixel_values (N, C, H, W) -> output with the last hidden states (N, tokens, D)."""
         if self._bypassed(options) or options.get("output_hidden_states"):
             return self._original(pixel_values, **options)
         states = self._keep_rows(pixel_values, options, lambda output, row: output.last_hidden_state[row])
@@ -735,12 +754,16 @@ class VisionCache:
     def _keep_rows(
         self, pixel_values: Tensor, options: dict[str, Any], states: Callable[[Any, int], Tensor]
     ) -> Tensor:
-        """What ``states`` picks from the tower's output for each row of pixel_values, stacked."""
-        keys = _digests(pixel_values)
+        """What ``states`` picks from the tower's output for each row of pixel_values (and of masks), stacked."""
+        masks = {name: value for name, value in options.items() if isinstance(value, Tensor)}
+        digests = [_digests(value) for value in (pixel_values, *masks.values())]
+        keys = [b"".join(row) for row in zip(*digests, strict=True)]
         new = self._new(keys)
         if new:
+            rows = list(new.values())
+            options = {**options, **{name: mask[rows] for name, mask in masks.items()}}
             with torch.no_grad():
-                output = self._original(pixel_values[list(new.values())], **options)
+                output = self._original(pixel_values[rows], **options)
             self._states |= {key: states(output, row).clone() for row, key in enumerate(new)}
         return torch.stack([self._states[key] for key in keys])
 

@@ -59,8 +59,13 @@ def places(backbone: Backbone, inputs: Mapping[str, Tensor], states: Tensor) -> 
         counts = [image_size_to_num_patches(size, *arguments) for size in inputs["image_sizes"]]
     elif "image_tiles" in inputs:
         counts = [1 + across * down for across, down in inputs["image_tiles"].tolist()]
+    elif "pixel_attention_mask" in inputs:
+        counts = inputs["pixel_attention_mask"].flatten(2).any(-1).sum(1).tolist()
     grids = torch.arange(crops * tokens).view(crops, side, side)
-    return [list(picture) for picture in grids.split(counts)]
+    found = [list(picture) for picture in grids.split(counts)]
+    if "pixel_attention_mask" in inputs:  # Idefics3 shows the whole picture last
+        found = [[*picture[-1:], *picture[:-1]] for picture in found]
+    return found
 
 
 def _packed(backbone: Backbone, grids: Tensor) -> list[list[Tensor]]:

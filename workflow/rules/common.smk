@@ -9,7 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from prefmoe import provenance
-from prefmoe.config import ROOT, ConfigError, PrefMoEMethod, load_edition, miniature_backbones
+from prefmoe.config import ROOT, ConfigError, PrefMoEMethod, load_edition, made_backbones, miniature_backbones
 from prefmoe.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
@@ -43,7 +43,12 @@ PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}
 OWN_PLANS = [place for place, one in PLANS.items() if one.own]  # a place is then a backbone and a method
 
 
+# The second stage learns from photographs, which only those who fetched MMPB-clean have.
+PROJECTOR_STAGES = ["drawings", *(["photographs"] if os.environ.get("PREFMOE_DATA") else [])]
+
+
 wildcard_constraints:
+    stage="|".join(PROJECTOR_STAGES),
     backbone="|".join(EDITION.backbones),
     plan="|".join(re.escape(key) for _, key in PLANS) or "none",
     method="|".join(EDITION.methods),
@@ -131,6 +136,30 @@ def real_data(wildcards):
             return []
         raise WorkflowError(missing)
     return [f"{folder}/mmpb_clean/{name}" for name in (EDITION.data.csv, "split.json")]
+
+
+def fetched_weights(wildcards):
+    """The card of weights that a command makes in the user's own folder, watched for changes; others have none."""
+    name = wildcards.backbone
+    if name not in made_backbones():
+        return []
+    card = Path(os.environ.get("PREFMOE_WEIGHTS", ""), name, "origin.json")
+    if card.is_file():
+        return str(card)
+    missing = (
+        f"edition {EDITION.name!r} needs the weights of {name}: make them once with `{made_backbones()[name]} "
+        f"<folder>/{name}` and set the environment variable PREFMOE_WEIGHTS to <folder>"
+    )
+    if workflow.dryrun:
+        print(f"Planned without its weights: {missing}", file=sys.stderr)
+        return []
+    raise WorkflowError(missing)
+
+
+def projector_folder():
+    """The model folder whose projector is trained."""
+    (name,) = made_backbones()
+    return Path(os.environ.get("PREFMOE_WEIGHTS", "weights"), name)
 
 
 def job_resources(pairs, training):

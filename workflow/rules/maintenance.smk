@@ -20,9 +20,35 @@ rule pretrain_miniature:
         "OMP_NUM_THREADS={threads} python -m prefmoe pretrain {wildcards.miniature} > {log} 2>&1"
 
 
+# The small edition's projector: the first stage's is part of the package, the second's stays with whoever has the
+# photographs.
+rule projector:
+    input:
+        expand("results/projector/{stage}.done", stage=PROJECTOR_STAGES),
+
+
+rule align:
+    input:
+        lambda wildcards: [f"results/projector/{stage}.done" for stage in PROJECTOR_STAGES if stage < wildcards.stage],
+    output:
+        touch("results/projector/{stage}.done"),
+    params:
+        folder=lambda wildcards: projector_folder(),
+        ship=lambda wildcards: "--ship" if wildcards.stage == "drawings" else "",
+    log:
+        "results/projector/{stage}.log",
+    threads: 1
+    conda:
+        ENVIRONMENT
+    shell:
+        "OMP_NUM_THREADS={threads} PREFMOE_THREADS={threads}"
+        " python -m prefmoe align {params.folder} {wildcards.stage} {params.ship} > {log} 2>&1"
+
+
 rule tune_backbone:
     input:
         f"{RESULTS}/data.json",
+        fetched_weights,
         f"config/tuning/{EDITION.name}.yaml",
     output:
         touch(f"{RESULTS}/tuning/{{backbone}}.done"),

@@ -25,6 +25,7 @@ rule data:
 rule run:
     input:
         f"{RESULTS}/data.json",
+        fetched_weights,
     output:
         f"{RESULTS}/notebooks/{RUN_NOTEBOOK}/{{backbone}}/{{method}}.ipynb",
     params:

