@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 from synthetic_mmpb import USERS, change_row, make, rows, write_csv, write_split
 
+from prefmoe.config import MMPBData, load_edition
 from prefmoe.data import composition, hub, mmpb
 from prefmoe.data.benchmark import FACETS, Preference
 from prefmoe.data.mmpb import MMPBError
+from prefmoe.data.sources import load_benchmark
 
 REAL = os.environ.get("PREFMOE_DATA")
 
@@ -39,6 +41,21 @@ def mistakes(folder: Path) -> list[str]:
 def line_of(index: int) -> int:
     """The line of sample.csv where a question starts: every record spans two, after one line of header."""
     return 2 + 2 * index
+
+
+def test_a_folder_is_read_once_and_again_when_anything_in_it_changed(folder):
+    data = MMPBData(kind="mmpb", folder=str(folder))
+    edition = load_edition("sample").model_copy(update={"data": data})
+    first = load_benchmark(edition)
+    assert load_benchmark(edition) is first
+    picture = first.examples[1].image
+    Image.new("RGB", (9, 9), "teal").save(picture)
+    second = load_benchmark(edition)
+    assert second.digest != first.digest and second.digest == mmpb.read(folder).digest
+    picture.unlink()
+    picture.symlink_to(folder / "nowhere.png")
+    with pytest.raises(MMPBError, match="000001.png|can be read"):
+        load_benchmark(edition)
 
 
 def test_reads_users_questions_splits_and_small_talk(drawn):

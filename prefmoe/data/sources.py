@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from prefmoe.config import RESULTS, Edition, MiniatureData
@@ -39,9 +40,23 @@ def prepare_data(edition: Edition, results: str | Path = RESULTS) -> Path:
 def load_benchmark(edition: Edition, results: str | Path = RESULTS) -> Benchmark:
     """An edition's benchmark, read and checked row by row; the miniature is drawn first when it is not there yet.
 
+    A process that asks again gets the same one, for as long as no file of the folder changes.
+
     Raises:
         SourceError: see `prepare_data`.
         MMPBError: if the data have mistakes; the message names file, row and field of each.
     """
-    csv = {} if isinstance(edition.data, MiniatureData) else {"csv": edition.data.csv}
-    return mmpb.read(prepare_data(edition, results), **csv)
+    folder = prepare_data(edition, results)
+    csv = () if isinstance(edition.data, MiniatureData) else (edition.data.csv,)
+    return _read(folder, *csv, files=_files(folder))
+
+
+@lru_cache(maxsize=4)
+def _read(folder: Path, csv: str = "sample.csv", *, files: frozenset) -> Benchmark:
+    return mmpb.read(folder, csv=csv)
+
+
+def _files(folder: Path) -> frozenset[tuple[str, int, int]]:
+    """Name, time of change and size of every file below a folder."""
+    stats = ((path, path.stat()) for path in folder.rglob("*") if path.exists())  # a dead link is none
+    return frozenset((str(path), found.st_mtime_ns, found.st_size) for path, found in stats)
