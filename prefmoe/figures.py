@@ -1236,7 +1236,7 @@ def loss_curves(losses: Mapping[str, Sequence[pd.DataFrame]], *, window: int = 2
             mean = pd.concat(smooth, axis=1).mean(axis=1)
             drawn[method] = axis.plot(mean.index, mean, label=method, **style)[0]
         axis.set_title(term.replace("_", " "))
-        axis.set_ylim(0)
+        axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
         _light_grid(axis, "y")
     for axis in axes.flat[len(terms) :]:
         axis.set_axis_off()
