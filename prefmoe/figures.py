@@ -371,17 +371,22 @@ def gains(published: pd.DataFrame, measured: pd.DataFrame, *, edition: str, turn
     """PrefMoE's published gains above, an edition's own below: directions can be compared, levels cannot.
 
     Args:
-        published: `audit.differences`. measured: `audit.edition_gains`.
+        published: `audit.differences`. measured: `audit.edition_gains`; without rows after so many turns, the panels
+            below stay empty and say so.
     """
     above, below = (table[table["turns"] == turns] for table in (published, measured))
-    names = [metric for metric in dict.fromkeys(above["metric"]) if metric in set(below["metric"])]
-    sizes = [above["backbone"].nunique(), below["baseline"].nunique()]
+    names = [metric for metric in dict.fromkeys(above["metric"]) if below.empty or metric in set(below["metric"])]
+    sizes = [above["backbone"].nunique(), max(1, below["baseline"].nunique())]
     figure, axes = _canvas(
         2.6 + 1.75 * len(names), 2.5 + 0.3 * sum(sizes), 2, len(names), sharex="col", sharey="row",
         height_ratios=sizes,
     )  # fmt: skip
     handles = _difference_panels(axes[0], above, "backbone", "baseline", names)
-    ours = _difference_panels(axes[1], below, "baseline", "backbone", names, first_style=len(handles))
+    ours = []
+    if below.empty:
+        axes[1, 0].set_yticks([0], ["nothing"])
+    else:
+        ours = _difference_panels(axes[1], below, "baseline", "backbone", names, first_style=len(handles))
     for axis in axes[0]:
         axis.set_xlabel("")
         axis.tick_params(labelbottom=True)
@@ -390,11 +395,12 @@ def gains(published: pd.DataFrame, measured: pd.DataFrame, *, edition: str, turn
     for handle in handles:
         handle.set_label(f"paper: minus {handle.get_label()}")
     n = ", ".join(f"{n} {metric}" for metric, n in above.drop_duplicates("metric")[["metric", "n"]].to_numpy())
+    here = "" if below.empty else f"{_sizes(below, names)} here; "
     return _finish(
         figure,
         f"PrefMoE minus each baseline, {turns} turns: published, and measured in this edition",
         f"n, paper: {n} questions; bars there: 95 % intervals (Newcombe) for independent questions. "
-        f"{_sizes(below, names)} here; {_INTERVAL.lower()} Filled: p < .05, Holm-corrected. Other models, questions "
+        f"{here}{_INTERVAL.lower()} Filled: p < .05, Holm-corrected. Other models, questions "
         "and chance levels: compare directions, not sizes.",
         legend=[*handles, *ours],
         legend_columns=len(handles) + len(ours),

@@ -429,6 +429,9 @@ def test_gains_keep_the_paper_and_the_edition_in_panels_of_their_own():
     written = text(figure)
     assert "As printed in the paper" in written and "Measured here, edition tiny" in written
     assert "2145 overall" in written and "40 overall" in written
+    without = figures.gains(published, measured, edition="tiny", turns=10)  # the edition has none
+    assert not any(len(marks(axis)) for axis in without.axes[4:]) and all(len(marks(axis)) for axis in without.axes[:4])
+    assert "nothing" in text(without) and " here;" not in text(without)
 
 
 def test_the_forest_has_a_square_per_backbone_and_a_diamond_with_its_number():
