@@ -385,6 +385,8 @@ def gains(published: pd.DataFrame, measured: pd.DataFrame, *, edition: str, turn
     ours = []
     if below.empty:
         axes[1, 0].set_yticks([0], ["nothing"])
+        for axis, metric in zip(axes[1], names, strict=True):
+            axis.set_xlabel(METRIC_LABELS[metric])
     else:
         ours = _difference_panels(axes[1], below, "baseline", "backbone", names, first_style=len(handles))
     for axis in axes[0]:
@@ -395,12 +397,12 @@ def gains(published: pd.DataFrame, measured: pd.DataFrame, *, edition: str, turn
     for handle in handles:
         handle.set_label(f"paper: minus {handle.get_label()}")
     n = ", ".join(f"{n} {metric}" for metric, n in above.drop_duplicates("metric")[["metric", "n"]].to_numpy())
-    here = "" if below.empty else f"{_sizes(below, names)} here; "
+    here = "" if below.empty else f"{_sizes(below, names)} here; {_INTERVAL.lower()} "
     return _finish(
         figure,
         f"PrefMoE minus each baseline, {turns} turns: published, and measured in this edition",
         f"n, paper: {n} questions; bars there: 95 % intervals (Newcombe) for independent questions. "
-        f"{here}{_INTERVAL.lower()} Filled: p < .05, Holm-corrected. Other models, questions "
+        f"{here}Filled: p < .05, Holm-corrected. Other models, questions "
         "and chance levels: compare directions, not sizes.",
         legend=[*handles, *ours],
         legend_columns=len(handles) + len(ours),
