@@ -156,7 +156,7 @@ def test_the_protocols_runs_are_planned_once_each_and_only_when_asked_for(clone)
         "protocol": 1, "protocol_questions": 1, "protocol_tables": 1, "protocol_run": made.count(False),
         "run": made.count(True), "data": 1,
     }  # fmt: skip
-    assert planned["run"] == 1, "PrefMoE as it is"
+    assert planned["run"] == 2, "LoRA and PrefMoE as they are"
     assert "protocol_run" not in _planned(_snakemake(clone, "--dry-run", edition="smoke"))
 
 
