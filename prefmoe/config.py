@@ -92,11 +92,22 @@ class Training(_Strict):
 
 
 class Evaluation(_Strict):
+    """Which questions are asked, and how.
+
+    turns: exchanges of small talk before a question; unseen_turns: the same for users without training questions.
+    """
+
     batch_size: int = Field(64, ge=1)
     turns: tuple[int, ...] = (0, 10)
+    unseen_turns: tuple[int, ...] = (0,)
     max_new_tokens: int = Field(3, ge=1)
     splits: tuple[str, ...] = ("test", "unseen")
     reuse_prefixes: bool = Field(True, description="compute the beginning that prompts share once per batch")
+
+    @property
+    def asked(self) -> dict[str, tuple[int, ...]]:
+        """The exchanges of small talk before the questions of each split."""
+        return {split: self.unseen_turns if split == "unseen" else self.turns for split in self.splits}
 
 
 class Hardware(_Strict):

@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from prefmoe import distributed, memory, metrics, prefix_cache
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn
-from prefmoe.training import progress_bar
+from prefmoe.progress import progress_bar
 
 if TYPE_CHECKING:
     from prefmoe.models.methods import Method

@@ -158,9 +158,7 @@ def _mistakes(protocol: Protocol, edition: Edition) -> Iterator[str]:
                 yield f"{place}.variants.{variant}: expected a positive number for the axis {axis!r}"
 
 
-def apply_variant(
-    edition: Edition, experiment: Experiment, method: str, variant: str
-) -> tuple[Edition, Method]:
+def apply_variant(edition: Edition, experiment: Experiment, method: str, variant: str) -> tuple[Edition, Method]:
     """The edition and the method's configuration as a variant wants them.
 
     Raises:
@@ -230,21 +228,18 @@ class Plan:
         """Training steps of all seeds that have to be made."""
         if self.own or not is_trained(self.config):
             return 0
-        return len(self.seeds) * round(
-            self.edition.training.steps * getattr(self.config, "steps_factor", 1.0)
-        )
+        return len(self.seeds) * round(self.edition.training.steps * getattr(self.config, "steps_factor", 1.0))
 
 
-def plan(
-    edition: Edition, protocol: Protocol, experiment: str, method: str, variant: str, backbone: str
-) -> Plan:
+def plan(edition: Edition, protocol: Protocol, experiment: str, method: str, variant: str, backbone: str) -> Plan:
     """The runs behind one variant of an experiment."""
     asked = protocol.experiments[experiment]
     changed, config = apply_variant(edition, asked, method, variant)
     seeds = protocol.seeds if is_trained(config) else protocol.seeds[:1]
     own = (changed, config) == (edition, edition.methods[method]) and (backbone, method) in edition.runs()
-    own = own and set(asked.splits) <= set(edition.evaluation.splits)
-    own = own and set(asked.turns) <= set(edition.evaluation.turns) and set(seeds) <= set(edition.seeds)
+    answered = edition.evaluation.asked
+    own = own and all(set(asked.turns) <= set(answered.get(split, ())) for split in asked.splits)
+    own = own and set(seeds) <= set(edition.seeds)
     return Plan(backbone, method, config, changed, asked.splits, asked.turns, seeds, own)
 
 
@@ -344,8 +339,7 @@ def run(
             chosen.config,
             seed,
             folder,
-            splits=chosen.splits,
-            turns=chosen.turns,
+            asked=dict.fromkeys(chosen.splits, chosen.turns),
             about={"edition": original.name, "backbone": backbone, "method": chosen.method, "protocol": key},
         )
         for seed, folder in zip(chosen.seeds, chosen.folders(results), strict=True)

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cached_property
@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 import prefmoe
 from prefmoe import distributed, provenance
 from prefmoe.config import RESULTS, Edition, Method, is_trained, load_edition
-from prefmoe.data.benchmark import Benchmark
-from prefmoe.data.prepared import prepared_pictures
+from prefmoe.data.benchmark import Benchmark, Example
+from prefmoe.data.prepared import prepared_pictures, seen_pictures
 from prefmoe.data.sources import load_benchmark
 from prefmoe.evaluation import evaluate
 from prefmoe.models.anchor_cache import AnchorCache
@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 PREDICTIONS_FILE = "predictions.parquet"
 LOSSES_FILE = "losses.parquet"
+
+Asked = Mapping[str, Sequence[int]]
+"""The splits whose questions are answered, each after so many exchanges of small talk."""
 
 
 class RunError(RuntimeError):
@@ -167,11 +170,12 @@ class Workbench:
         """The questions, read and checked."""
         return load_benchmark(self.edition, self.results)
 
-    def backbone(self, *, trained: bool = False) -> Backbone:
+    def backbone(self, *, trained: bool = False, look: bool = False) -> Backbone:
         """A backbone as it was saved, with what earlier ones have encoded.
 
         Args:
             trained: whether its own weights will be: sharded ones have to be in float32 from the start.
+            look: whether all pictures will be asked about: then the tower looks at them first, for all runs.
         """
         backbone = self._load(trained)
         backbone.anchor_cache = AnchorCache(self.results / self.edition.name / "anchors")
@@ -186,6 +190,8 @@ class Workbench:
                 self.results / self.edition.name / "pictures",
             )
             backbone.encoded.setdefault(self.benchmark.digest, {})["pictures"] = pictures
+            if look:
+                seen_pictures(backbone, pictures.values(), self.results / self.edition.name / "pictures")
         self._latest = backbone
         return backbone
 
@@ -211,17 +217,15 @@ class Workbench:
         """Identifies the backbone's weights."""
         return weights_digest(find_backbone(self.backbone_name))
 
-    def method(self, config: Method, seed: int) -> BuiltMethod:
-        """An untrained method on a pristine backbone."""
-        backbone = self.backbone(trained=config.kind == "fft")
+    def method(self, config: Method, seed: int, *, look: bool = False) -> BuiltMethod:
+        """An untrained method on a pristine backbone; see `backbone`."""
+        backbone = self.backbone(trained=config.kind == "fft", look=look)
         return build_method(config, backbone, self.benchmark, seed=seed, cache=self.edition.cache_images)
 
-    def inputs(self, config: Method, seed: int, splits: Sequence[str], turns: Sequence[int]) -> dict[str, Any]:
+    def inputs(self, config: Method, seed: int, asked: Asked) -> dict[str, Any]:
         """Everything a run's result depends on; equal inputs, equal result."""
-        evaluation = self.edition.evaluation.model_dump(mode="json") | {
-            "splits": list(splits),
-            "turns": list(turns),
-        }
+        evaluation = self.edition.evaluation.model_dump(mode="json", exclude={"turns", "unseen_turns", "splits"})
+        evaluation["asked"] = {split: list(turns) for split, turns in asked.items()}
         return {
             "method": config.model_dump(mode="json", exclude={"label"}),
             "training": self.edition.training.model_dump(mode="json", exclude={"checkpoint_every"}),
@@ -239,8 +243,7 @@ class Workbench:
         seed: int,
         folder: Path,
         *,
-        splits: Sequence[str],
-        turns: Sequence[int],
+        asked: Asked,
         about: dict[str, Any],
     ) -> Path:
         """Trains and evaluates into ``folder``, which exists from the moment everything in it is complete.
@@ -255,7 +258,7 @@ class Workbench:
             TrainingError, EvaluationError: from training and evaluation; nothing is saved as complete then.
             RunError: if another process is working on the same run.
         """
-        inputs = self.inputs(config, seed, splits, turns)
+        inputs = self.inputs(config, seed, asked)
         digest = provenance.digest(inputs)
         if is_complete(folder, digest):
             log.info("%s: complete and unchanged, nothing to do", folder)
@@ -269,26 +272,21 @@ class Workbench:
             finished = is_complete(partial, digest)
             distributed.state().wait_for_everyone()
             if not finished:
-                self._work(config, seed, partial, splits, turns, {"inputs_digest": digest, "inputs": inputs, **about})
+                self._work(config, seed, partial, asked, {"inputs_digest": digest, "inputs": inputs, **about})
             if main:
                 _publish(partial, folder)
             distributed.state().wait_for_everyone()
         return folder
 
-    def _work(
-        self,
-        config: Method,
-        seed: int,
-        folder: Path,
-        splits: Sequence[str],
-        turns: Sequence[int],
-        about: dict[str, Any],
-    ) -> None:
+    def _work(self, config: Method, seed: int, folder: Path, asked: Asked, about: dict[str, Any]) -> None:
         """Fills a run's folder; run.json comes last."""
-        examples = [self.benchmark.examples[i] for split in splits for i in self.benchmark.splits.get(split, ())]
-        if not examples:
-            raise RunError(f"{self.benchmark.root}: no questions in the split(s) {', '.join(splits)}")
-        method = self.method(config, seed)
+        questions: dict[int, list[Example]] = {}
+        for split, turns in asked.items():
+            for count in turns if self.benchmark.splits.get(split) else ():
+                questions.setdefault(count, []).extend(self.benchmark.select(split))
+        if not questions:
+            raise RunError(f"{self.benchmark.root}: no questions in the split(s) {', '.join(asked)}")
+        method = self.method(config, seed, look=True)
         device = method.backbone.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -297,7 +295,7 @@ class Workbench:
             train_examples = self.benchmark.select("train")
             training = train(method, train_examples, self.edition.training, folder=folder, seed=seed)
         settings, frames, seconds = self.edition.evaluation, [], {}
-        for count in turns:
+        for count, examples in questions.items():
             answers, timing = folder / f"answers-{count}.parquet", folder / f"answers-{count}.json"
             if not timing.is_file():
                 started = time.perf_counter()
@@ -421,8 +419,7 @@ def run_method(
         _method_config(edition, method_name),
         seed,
         run_folder(edition, workbench.backbone_name, method_name, seed, workbench.results),
-        splits=edition.evaluation.splits,
-        turns=edition.evaluation.turns,
+        asked=edition.evaluation.asked,
         about={"edition": edition.name, "backbone": workbench.backbone_name, "method": method_name},
     )
 

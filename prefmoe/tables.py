@@ -341,7 +341,7 @@ def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers
         for folder in ready.values():
             frame = pd.read_parquet(folder / "predictions.parquet", columns=columns)
             frames.append(metrics.score(frame[frame["split"] == split].sort_values(["turns", "index"])))
-        for turns in edition.evaluation.turns:
+        for turns in edition.evaluation.asked.get(split, ()):
             copies = [frame[frame["turns"] == turns] for frame in frames]
             for folder, copy in zip(ready.values(), copies, strict=True):
                 asked = expected.setdefault(turns, copy["index"].to_numpy())
@@ -370,7 +370,7 @@ def read_references(edition: Edition, benchmark: Benchmark, split: str) -> list[
     return [
         Answers.of(copies, method=method, turns=turns, **where)
         for method, copies in scored.items()
-        for turns in edition.evaluation.turns
+        for turns in edition.evaluation.asked.get(split, ())
     ]
 
 

@@ -24,11 +24,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
 from prefmoe import distributed, memory
 from prefmoe.config import Training
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
+from prefmoe.progress import progress_bar
 
 if TYPE_CHECKING:
     from prefmoe.models.methods import Method
@@ -187,14 +187,6 @@ def plan_batches(
     return list(islice(stream, count))
 
 
-def progress_bar(total: int, description: str) -> tqdm:
-    """A progress bar in a terminal or a notebook; silent where the output goes to a file."""
-    shell = sys.modules.get("IPython")
-    notebook = shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
-    quiet = {} if notebook or sys.stderr.isatty() else {"disable": True}
-    return tqdm(total=total, desc=description, leave=False, mininterval=1.0, **quiet)
-
-
 def peak_memory(device: torch.device) -> int:
     """Most bytes in use so far: of the accelerator when ``device`` is one, else of this process."""
     if device.type == "cuda":
@@ -242,9 +234,7 @@ class _Checkpoints:
     The main process writes what every process has; of a sharded parameter every process writes its own part.
     """
 
-    def __init__(
-        self, folder: Path, identity: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]
-    ) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self.folder = folder
         self.parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
         self.optimizer_of = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}

@@ -127,8 +127,7 @@ def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) 
         apply_settings(edition.methods[method], settings),
         seed,
         trial_folder(edition, workbench.backbone_name, method, settings, workbench.results),
-        splits=("validation",),
-        turns=(0,),
+        asked={"validation": (0,)},
         about={
             "edition": edition.name,
             "backbone": workbench.backbone_name,

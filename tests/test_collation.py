@@ -188,6 +188,28 @@ def test_examples_are_encoded_once(llava: Backbone, tiny_benchmark: Benchmark, m
         Collator(llava, tiny_benchmark, prefix_length=0)(examples, with_answer=True)
 
 
+@pytest.mark.parametrize("remembered", [1, 4096])
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+def test_questions_after_one_conversation_are_encoded_as_each_would_be_alone(
+    tiny_backbone: Callable[..., Backbone], monkeypatch: pytest.MonkeyPatch, kind: str, remembered: int
+) -> None:
+    monkeypatch.setattr("prefmoe.data.collation.REMEMBERED", remembered)
+    questions = ("Does Ann like tea?", "Does Ann avoid loud jazz?", "Which one?", "Does Ann like tea?")
+    asked = [
+        ([*CONVERSATION[:2], say("user", "@", text)], [make_picture(0, (16, 16)), make_picture(1, size)], answer)
+        for text, size in zip(questions, ((16, 16), (40, 16), (16, 16), (32, 32)), strict=True)
+        for answer in ("yes", "no", None)
+    ]
+    shared = tiny_backbone(kind)
+    for messages, images, answer in asked:
+        found, alone = (encode(one, messages, images, answer) for one in (shared, tiny_backbone(kind)))
+        assert (found.prompt, found.prompt_digest) == (alone.prompt, alone.prompt_digest)
+        for field in ("input_ids", "labels", "query_mask", "positions"):
+            one, other = getattr(found, field), getattr(alone, field)
+            assert (one is None and other is None) or torch.equal(one, other), field
+    assert all(len(known) <= remembered for known in shared.encoded.values())
+
+
 def test_a_cached_batch_costs_little_beside_encoding(llava: Backbone, tiny_benchmark: Benchmark) -> None:
     examples = [example for example in tiny_benchmark.examples.values()][:32]
     collator = Collator(llava, tiny_benchmark, prefix_length=13)

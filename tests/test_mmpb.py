@@ -43,28 +43,53 @@ def line_of(index: int) -> int:
     return 2 + 2 * index
 
 
-def test_a_folder_is_read_once_and_again_when_anything_in_it_changed(folder):
+def test_a_folder_is_read_once_and_again_when_anything_in_it_changed(folder, tmp_path):
     data = MMPBData(kind="mmpb", folder=str(folder))
     edition = load_edition("sample").model_copy(update={"data": data})
-    first = load_benchmark(edition)
-    assert load_benchmark(edition) is first
+    first = load_benchmark(edition, tmp_path)
+    assert load_benchmark(edition, tmp_path) is first
     picture = first.examples[1].image
     Image.new("RGB", (9, 9), "teal").save(picture)
-    second = load_benchmark(edition)
+    second = load_benchmark(edition, tmp_path)
     assert second.digest != first.digest and second.digest == mmpb.read(folder).digest
     picture.unlink()
     picture.symlink_to(folder / "nowhere.png")
     with pytest.raises(MMPBError, match="000001.png|can be read"):
-        load_benchmark(edition)
+        load_benchmark(edition, tmp_path)
+
+
+def test_a_picture_that_was_complete_is_decoded_again_when_it_changed(folder, tmp_path, monkeypatch):
+    seen, decoded = tmp_path / "notes" / "complete.json", []
+    check = mmpb.picture_mistake
+    monkeypatch.setattr(mmpb, "picture_mistake", lambda data: (decoded.append(data), check(data))[1])
+
+    def pictures_decoded() -> int:
+        decoded.clear()
+        assert mmpb.read(folder, seen=seen).digest == mmpb.read(folder).digest
+        return len(decoded) - every
+
+    every = 0
+    every = pictures_decoded() // 2
+    assert every > 10 and pictures_decoded() == 0
+    path = folder / "mmpb_clean/images/000004.png"
+    data = path.read_bytes()
+    Image.new("RGB", (8, 8), "teal").save(path)
+    assert pictures_decoded() == 1 and pictures_decoded() == 0
+    path.write_bytes(data[: len(data) // 2])
+    for _ in range(2):  # what is damaged is not remembered
+        with pytest.raises(MMPBError, match="000004.png"):
+            mmpb.read(folder, seen=seen)
+    path.write_bytes(data)
+    assert pictures_decoded() == 1
+    seen.write_text("[")
+    assert pictures_decoded() == every
 
 
 def test_reads_users_questions_splits_and_small_talk(drawn):
     benchmark = mmpb.read(drawn)
     assert list(benchmark.users) == list(USERS)
     ann = benchmark.users["Ann"]
-    assert ann.preferences["travel"] == Preference(
-        likes=("travel a", "travel b"), dislikes=("travel c", "travel d")
-    )
+    assert ann.preferences["travel"] == Preference(likes=("travel a", "travel b"), dislikes=("travel c", "travel d"))
     faces = [f"mmpb_clean/injection/injection_image_{k}/000000.png" for k in range(1, 6)]
     assert ann.images == tuple(drawn / face for face in faces)
     assert benchmark.users["asian_doll"].preferences == {}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from prefmoe.data.collation import CollationError, load_pictures, process_pictures
-from prefmoe.data.prepared import prepared_pictures
+from prefmoe.data.collation import CollationError, load_pictures, process_pictures, stack_pictures
+from prefmoe.data.prepared import prepared_pictures, seen_pictures
 from tests.small_world import small_backbone
 
 
@@ -56,3 +56,48 @@ def test_a_picture_that_cannot_be_read_is_named_and_nothing_is_kept(files, tmp_p
     with pytest.raises(CollationError, match="3.png"):
         prepared_pictures(small_backbone(), files, "digest", tmp_path / "kept")
     assert not stored(tmp_path / "kept")
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+@torch.no_grad()
+def test_the_tower_looks_at_pictures_once_and_later_processes_see_the_same(kind, files, tmp_path):
+    for path in files:
+        Image.open(path).resize((40, 40)).save(path)  # of one size: as many tokens for each
+    folder, backbone = tmp_path / "kept", small_backbone(kind)
+    pictures = list(prepared_pictures(backbone, files, "digest", folder).values())
+    inputs = stack_pictures(pictures)
+    expected = backbone.model.get_image_features(**inputs, return_dict=True).pooler_output
+    seen_pictures(small_backbone(kind, cache_images=True), pictures, folder, batch_size=2)
+    assert len(list(folder.glob("*.seen.safetensors"))) == 1
+    later = small_backbone(kind, cache_images=True)
+    layers = [module for module in later.vision_tower.modules() if module is not later.vision_tower]
+    inside = set(map(id, later.projector.modules()))
+    for layer in layers:
+        if id(layer) not in inside:
+            layer.register_forward_hook(lambda *_: pytest.fail("the tower looked again"))
+    seen_pictures(later, pictures, folder)
+    found = later.model.get_image_features(**inputs, return_dict=True).pooler_output
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_tower_saw_is_not_taken_for_what_another_one_sees(files, tmp_path):
+    backbone = small_backbone(cache_images=True)
+    pictures = list(prepared_pictures(backbone, files, "digest", tmp_path).values())
+    seen_pictures(backbone, pictures, tmp_path)
+    other = small_backbone(cache_images=True)
+    other.digest = "other weights"
+    seen_pictures(other, pictures, tmp_path)
+    seen_pictures(small_backbone(cache_images=True), pictures[:3], tmp_path)
+    assert len(list(tmp_path.glob("*.seen.safetensors"))) == 3
+
+
+def test_pictures_of_different_numbers_of_tokens_are_looked_at_every_time(tmp_path):
+    paths = [tmp_path / f"{k}.png" for k in range(2)]
+    for path, size in zip(paths, ((56, 56), (112, 56)), strict=True):
+        Image.effect_noise(size, 50).convert("RGB").save(path)
+    backbone = small_backbone("qwen2_5_vl", cache_images=True)
+    pictures = list(prepared_pictures(backbone, paths, "digest", tmp_path).values())
+    for _ in range(2):
+        seen_pictures(backbone, pictures, tmp_path)
+    assert not list(tmp_path.glob("*.seen.safetensors"))

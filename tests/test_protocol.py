@@ -17,7 +17,10 @@ from prefmoe.protocol import Experiment, ProtocolError, apply_variant, load_prot
 from prefmoe.protocol_tables import Cell, difference_rows, question_labels, result_rows, trend_rows
 from prefmoe.tables import Answers
 
-EDITION = small_edition("tiny-llava", methods=small_edition("tiny").model_dump()["methods"])
+NEW_USERS_ALONE = small_edition("tiny-llava")
+EDITION = NEW_USERS_ALONE.model_copy(
+    update={"evaluation": NEW_USERS_ALONE.evaluation.model_copy(update={"unseen_turns": (0, 1)})}
+)
 CONTENT = {
     "backbones": ["tiny-llava"],
     "seeds": [0, 1],
@@ -56,9 +59,7 @@ def beside_the_model(tmp_path, monkeypatch):
 
 def write(content: dict) -> None:
     Path("config/protocol").mkdir(parents=True, exist_ok=True)
-    Path("config/protocol/small-world.yaml").write_text(
-        yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
-    )
+    Path("config/protocol/small-world.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
 def changed(place: str, value) -> dict:
@@ -160,9 +161,7 @@ def test_variants_reach_methods_data_and_training():
 def test_equal_settings_are_one_plan_and_others_are_not():
     experiments = {
         "first": Experiment(question="?", methods=("LoRA",), variants={"a": {}, "b": {"rank": 2}}),
-        "second": Experiment(
-            question="?", methods=("LoRA", "NT"), variants={"c": {"rank": 4}, "d": {"rank": 8}}
-        ),
+        "second": Experiment(question="?", methods=("LoRA", "NT"), variants={"c": {"rank": 4}, "d": {"rank": 8}}),
     }
     write(
         {
@@ -182,11 +181,14 @@ def test_equal_settings_are_one_plan_and_others_are_not():
     asked = load_protocol(EDITION, "config")
     assert asked.seeds == EDITION.seeds
     assert [one.config.rank for one in plans(EDITION, asked).values()] == [4, 2, 8]
-    a, c = (
-        plan(EDITION, asked, *place, "tiny-llava")
-        for place in (("first", "LoRA", "a"), ("second", "LoRA", "c"))
-    )
+    a, c = (plan(EDITION, asked, *place, "tiny-llava") for place in (("first", "LoRA", "a"), ("second", "LoRA", "c")))
     assert a.folders("results") == c.folders("results") and len(a.folders("results")) == 2
+
+
+def test_a_run_of_the_edition_serves_an_experiment_that_asks_no_more_than_it_answered():
+    write(CONTENT)
+    for edition, own in ((EDITION, True), (NEW_USERS_ALONE, False)):
+        assert plan(edition, load_protocol(edition, "config"), "rate", "LoRA", "as it is", "tiny-llava").own is own
 
 
 # --- runs and tables
@@ -198,9 +200,7 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
     planned = plans(EDITION, asked)
     with pytest.raises(ProtocolError, match="rank: 4 run.* missing"):
         protocol_tables.build(EDITION, results="results", figures="figures", config_folder="config")
-    with pytest.raises(
-        ProtocolError, match="no experiment needs 'Lora' on 'tiny-llava'; expected one of LoRA, "
-    ):
+    with pytest.raises(ProtocolError, match="no experiment needs 'Lora' on 'tiny-llava'; expected one of LoRA, "):
         run(EDITION, "tiny-llava", "Lora", results="results", config_folder="config")
     for backbone, key in planned:
         run(EDITION, backbone, key, results="results", config_folder="config")
@@ -220,8 +220,7 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
 
     written = protocol_tables.build(EDITION, results="results", figures="figures", config_folder="config")
     assert {path.as_posix() for path in written.values()} == {
-        f"figures/small-world/protocol/{name}.csv"
-        for name in ("rank", "rate", "population", "differences", "trends")
+        f"figures/small-world/protocol/{name}.csv" for name in ("rank", "rate", "population", "differences", "trends")
     }
     made = {name: tables.read_table(path) for name, path in written.items()}
     folders = plan(EDITION, asked, "rate", "LoRA", "as it is", "tiny-llava").folders("results")
@@ -234,9 +233,7 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
             .set_index("metric")
         )
         for metric in ("overall", "preference", "recall"):
-            assert rows.loc[metric, "value"] == pytest.approx(
-                np.mean([v[metric]["value"] for v in values]), abs=1e-5
-            )
+            assert rows.loc[metric, "value"] == pytest.approx(np.mean([v[metric]["value"] for v in values]), abs=1e-5)
             assert rows.loc[metric, "n"] == values[0][metric]["n"] and rows.loc[metric, "seeds"] == 2
     assert set(made["population"]["x"]) == {4, 6}
     assert set(made["population"].query("grouping == 'all'")["users"]) == {4, 6}
@@ -302,8 +299,7 @@ def test_variants_on_the_same_questions_are_paired_and_their_tests_corrected():
 def test_other_users_are_compared_without_pairing_by_draws_of_their_own():
     names = sorted(set(scored(0)["name"]))
     first, second = (
-        Cell(v, "test", answers_of(k, names=n))
-        for k, (v, n) in enumerate((("a", names[:3]), ("b", names[3:])))
+        Cell(v, "test", answers_of(k, names=n)) for k, (v, n) in enumerate((("a", names[:3]), ("b", names[3:])))
     )
     rows = list(difference_rows([first, second], experiment_of({"a": {}, "b": {}})))
     assert {row["paired"] for row in rows} == {0}
@@ -324,9 +320,7 @@ def test_other_users_are_compared_without_pairing_by_draws_of_their_own():
 def test_the_slope_is_that_of_least_squares_on_doublings():
     experiment = experiment_of({str(x): {"data.users": x} for x in (10, 20, 80)}, axis="data.users")
     labels = question_labels(small_benchmark())
-    cells = [
-        Cell(v, "test", answers_of(k, yes=0.2 + 0.2 * k), labels) for k, v in enumerate(experiment.variants)
-    ]
+    cells = [Cell(v, "test", answers_of(k, yes=0.2 + 0.2 * k), labels) for k, v in enumerate(experiment.variants)]
     rows = {(r["group"], r["metric"]): r for r in trend_rows(cells, experiment)}
     for group in ("all", protocol_tables.OWN_GROUPS[0]):
         values = [
@@ -364,9 +358,7 @@ def test_the_notebook_runs_on_the_tables(monkeypatch):
     folder, rows, trends = Path("figures/smoke/protocol"), [], []
     for name, experiment in asked.items():
         cells = [
-            Cell(
-                variant, split, answers_of(k), labels if experiment.axis or len(experiment.splits) > 1 else {}
-            )
+            Cell(variant, split, answers_of(k), labels if experiment.axis or len(experiment.splits) > 1 else {})
             for k, variant in enumerate(experiment.variants)
             for split in experiment.splits
         ]

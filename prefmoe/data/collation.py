@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 Picture = Path | str | Image.Image
 """A picture, or the file that holds it."""
+
+T = TypeVar("T")
+
+REMEMBERED = 4096
+"""How many values of one kind a backbone remembers before it forgets them all."""
 
 _MARK = "\u2063{}\u2063"
 """Stands for a text part while its place in a rendered prompt is looked up."""
@@ -196,11 +201,9 @@ def encode(
     target: list[int] = []
     if answer is not None:
         # How an answer is tokenized depends on the end of the prompt alone, which all prompts share.
-        known = backbone.encoded.setdefault("answers", {})
         key = (prompt[-32:], answer)
-        if key not in known:
-            known[key] = _answer_ids(backbone, messages, prompt, expanded, ids, answer)
-        target = [*known[key], backbone.tokenizer.eos_token_id]
+        words = _once(backbone, "answers", key, _answer_ids, backbone, messages, prompt, expanded, ids, answer)
+        target = [*words, backbone.tokenizer.eos_token_id]
 
     front = [backbone.placeholder_id] * prefix_length
     input_ids = torch.tensor(front + ids + target)
@@ -216,7 +219,10 @@ def encode(
     positions = None
     if (rope_index := getattr(backbone.model.model, "get_rope_index", None)) is not None:
         grids = pictures.inputs.get("image_grid_thw")
-        positions = rope_index(input_ids[None], token_types[None], image_grid_thw=grids)[0][:, 0]
+        # They depend on where pictures of which size are, not on words.
+        layout = (image_mask.numpy().tobytes(), None if grids is None else repr(grids.tolist()))
+        row = input_ids[None], token_types[None]
+        positions = _once(backbone, "positions", layout, rope_index, *row, image_grid_thw=grids)[0][:, 0]
     digest = hashlib.blake2b("\0".join([prompt, *pictures.digests]).encode(), digest_size=16).hexdigest()
     return Encoded(
         input_ids=input_ids,
@@ -254,7 +260,10 @@ def render(backbone: Backbone, messages: Sequence[dict[str, Any]]) -> tuple[str,
         marked.append(part)
     prompt = _apply_template(backbone, messages)
     content = marked[0]["text"] if isinstance(messages[-1]["content"], str) else marked
-    outline = _apply_template(backbone, [*messages[:-1], {**messages[-1], "content": content}])
+    # Questions after the same conversation share the prompt around their texts.
+    asked = [*messages[:-1], {**messages[-1], "content": content}]
+    key = backbone.processor.chat_template, repr(asked)
+    outline = _once(backbone, "outlines", key, _apply_template, backbone, asked)
     spans, position, done = [], 0, 0
     for k, text in enumerate(texts):
         found = outline.find(_MARK.format(k), done)
@@ -266,6 +275,16 @@ def render(backbone: Backbone, messages: Sequence[dict[str, Any]]) -> tuple[str,
         spans.append((position, position + len(text)))
         position += len(text)
     return prompt, spans
+
+
+def _once(backbone: Backbone, what: str, key: Hashable, make: Callable[..., T], *args: Any, **options: Any) -> T:
+    """``make(*args, **options)``, which depends on the key alone, remembered with the backbone."""
+    known = backbone.encoded.setdefault(what, {})
+    if key not in known:
+        if len(known) >= REMEMBERED:
+            known.clear()
+        known[key] = make(*args, **options)
+    return known[key]
 
 
 def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -483,9 +502,7 @@ class Collator:
         try:
             encoded = encode(
                 self.backbone,
-                prompts.messages(
-                    example, user, profile=self.profile, transcript=transcript, wording=self.wording
-                ),
+                prompts.messages(example, user, profile=self.profile, transcript=transcript, wording=self.wording),
                 prompts.images(example, user, self.profile),
                 example.answer_text if with_answer else None,
                 self.prefix_length,

@@ -138,11 +138,15 @@ def read_rows(path: Path, columns: Sequence[str], mistakes: Mistakes, name: str)
         mistakes.add(name, f"not well-formed CSV: {error}", line=reader.line_num)
 
 
-def read(data_folder: str | Path, *, csv: str = "sample.csv") -> Benchmark:
+def read(data_folder: str | Path, *, csv: str = "sample.csv", seen: str | Path | None = None) -> Benchmark:
     """The benchmark in ``<data_folder>/mmpb_clean`` and its small talk in ``<data_folder>/multi_turn``.
 
     Every row, every picture (is it complete?), the splits, the transcripts and the optional
     ``annotations.csv`` are checked.
+
+    Args:
+        seen: a file that remembers the complete pictures, so that the next reading decodes only those whose size or
+            time of change is another; None decodes all.
 
     Raises:
         MMPBError: with one line per mistake (REPORTED_MISTAKES at most): file, line, field, expectation.
@@ -162,7 +166,7 @@ def read(data_folder: str | Path, *, csv: str = "sample.csv") -> Benchmark:
     indices = _check_indices(rows)
     users = _read_users(rows, root)
     examples = [_read_example(row, root) for row in rows]
-    pictures = _check_pictures(rows, root)
+    pictures = _check_pictures(rows, root, Path(seen) if seen else None)
     splits = _read_splits(root / "mmpb_clean" / "split.json", indices, mistakes)
     transcripts = _read_transcripts(root / "multi_turn" / "generic_text", mistakes)
     annotations = _read_annotations(root / "mmpb_clean" / "annotations.csv", indices, mistakes)
@@ -278,7 +282,7 @@ def picture_mistake(data: bytes) -> str | None:
     return None
 
 
-def _check_pictures(rows: Sequence[Row], root: Path) -> dict[str, str]:
+def _check_pictures(rows: Sequence[Row], root: Path, seen: Path | None) -> dict[str, str]:
     """Checks every picture once; relative path -> sha256 of its bytes."""
     mentions: dict[str, tuple[Row, str]] = {}
     for row in rows:
@@ -301,13 +305,40 @@ def _check_pictures(rows: Sequence[Row], root: Path) -> dict[str, str]:
         mistake = picture_mistake(data)
         return (mistake.removeprefix("expected ") if mistake else None), hashlib.sha256(data).hexdigest()
 
-    digests = {}
+    states = {relative: _state(root / relative) for relative in mentions} if seen else {}
+    notes = _remembered(seen)
+    known = {relative: digest for relative, (state, digest) in notes.items() if states.get(relative) == state}
+    unknown = [relative for relative in mentions if relative not in known]
+    complete: dict[str, str] = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for relative, (mistake, digest) in zip(mentions, pool.map(check, mentions), strict=True):
+        for relative, (mistake, digest) in zip(unknown, pool.map(check, unknown), strict=True):
             row, column = mentions[relative]
-            row.require(mistake is None, column, mistake or "")
-            digests[relative] = digest
-    return digests
+            if row.require(mistake is None, column, mistake or ""):
+                complete[relative] = digest
+    if seen and complete:
+        notes = {relative: (states[relative], digest) for relative, digest in (known | complete).items()}
+        seen.parent.mkdir(parents=True, exist_ok=True)
+        partial = seen.with_name(f".{seen.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(notes), encoding="utf-8")
+        os.replace(partial, seen)
+    return {relative: known.get(relative) or complete.get(relative, "") for relative in mentions}
+
+
+def _state(path: Path) -> list[Any] | None:
+    """Where a file really is, its size and its time of change; None if there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
+
+
+def _remembered(seen: Path | None) -> dict[str, tuple[list[Any], str]]:
+    """Relative path -> state and digest of a picture that was complete; nothing where no notes can be read."""
+    try:
+        return json.loads(seen.read_text(encoding="utf-8")) if seen else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def _load_json(path: Path, name: str, mistakes: Mistakes) -> Any:

@@ -1,6 +1,6 @@
-"""Pictures as a backbone's processor prepares them, kept in a file that all runs on one benchmark share.
+"""Pictures as a backbone's processor prepares them and as its tower sees them, in files that all runs share.
 
-Decoding and resizing a few thousand small pictures takes longer than a miniature takes to look at them.
+Decoding, resizing and looking at a few thousand small pictures takes as long as a short training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from prefmoe.data.collation import ProcessedPictures, load_pictures, process_pictures
+from prefmoe.data.collation import ProcessedPictures, load_pictures, process_pictures, stack_pictures
+from prefmoe.progress import progress_bar
 
 if TYPE_CHECKING:
     from prefmoe.models.backbones import Backbone
@@ -56,6 +57,35 @@ def prepared_pictures(
                 return {(name,): picture for name, picture in zip(names, pictures, strict=True)}
             _write(pictures, path)
     return {(name,): picture for name, picture in zip(names, _read(path), strict=True)}
+
+
+def seen_pictures(
+    backbone: Backbone, pictures: Iterable[ProcessedPictures], folder: Path, *, batch_size: int = 64
+) -> None:
+    """Fills a pristine backbone's vision cache with these pictures, each looked at by the first process alone.
+
+    Waiting, names and partial files are as with `prepared_pictures`. Nothing is kept where the tower says different
+    numbers of tokens about different pictures.
+    """
+    cache, pictures = backbone.vision_cache, list(pictures)
+    dtype = next(backbone.vision_tower.parameters()).dtype
+    made_from = [backbone.digest, str(dtype), torch.__version__, version("transformers")]
+    made_from += sorted(digest for picture in pictures for digest in picture.digests)
+    key = hashlib.blake2b("\0".join(made_from).encode(), digest_size=8).hexdigest()
+    path = folder / f"{backbone.entry.name}-{key}.seen.safetensors"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            bar = progress_bar(len(pictures), f"look at pictures {backbone.entry.name}")
+            for start in range(0, len(pictures), batch_size):
+                batch = pictures[start : start + batch_size]
+                inputs = {key: value.to(backbone.device) for key, value in stack_pictures(batch).items()}
+                with torch.no_grad():
+                    backbone.model.get_image_features(**inputs, return_dict=True)
+                bar.update(len(batch))
+            bar.close()
+            cache.save(path)
+            return
+    cache.load(path)
 
 
 def _of_one_shape(pictures: list[ProcessedPictures]) -> bool:

@@ -48,12 +48,12 @@ def load_benchmark(edition: Edition, results: str | Path = RESULTS) -> Benchmark
     """
     folder = prepare_data(edition, results)
     csv = {} if isinstance(edition.data, MiniatureData) else {"csv": edition.data.csv}
-    return _read(folder, _files(folder), **csv)
+    return _read(folder, _files(folder), seen=Path(results) / edition.name / "pictures" / "complete.json", **csv)
 
 
 @lru_cache(maxsize=4)
-def _read(folder: Path, files: frozenset[tuple[str, int, int]], **csv: str) -> Benchmark:
-    return mmpb.read(folder, **csv)
+def _read(folder: Path, files: frozenset[tuple[str, int, int]], **options: str | Path) -> Benchmark:
+    return mmpb.read(folder, **options)
 
 
 def _files(folder: Path) -> frozenset[tuple[str, int, int]]:

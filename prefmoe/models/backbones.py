@@ -17,7 +17,8 @@ import torch
 import transformers
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -722,6 +723,21 @@ class VisionCache:
         """Keeps pictures together with the cache of another copy of the same frozen tower."""
         self._states = other._states
 
+    def save(self, path: Path) -> None:
+        """Writes what is kept, under a temporary name first; nothing if pictures differ in their number of tokens."""
+        if len({state.shape for state in self._states.values()}) != 1:
+            return
+        keys = json.dumps([key.hex() for key in self._states])
+        partial = path.with_suffix(".partial")
+        save_file({"states": torch.stack(list(self._states.values())).cpu()}, partial, metadata={"pictures": keys})
+        os.replace(partial, path)
+
+    def load(self, path: Path) -> None:
+        """Keeps what `save` wrote of the same tower, besides what is kept."""
+        with safe_open(path, "pt", device=str(next(self._tower.parameters()).device)) as file:
+            keys = json.loads(file.metadata()["pictures"])
+            self._states |= zip(map(bytes.fromhex, keys), file.get_tensor("states").unbind(), strict=True)
+
     def clear(self) -> None:
         """Forgets every picture: after a change of the tower's weights."""
         self._states.clear()
@@ -751,9 +767,7 @@ class VisionCache:
         states = self._keep_rows(pixel_values, options, lambda output, row: output.last_hidden_state[row])
         return BaseModelOutputWithPooling(last_hidden_state=states)
 
-    def _keep_rows(
-        self, pixel_values: Tensor, options: dict[str, Any], states: Callable[[Any, int], Tensor]
-    ) -> Tensor:
+    def _keep_rows(self, pixel_values: Tensor, options: dict[str, Any], states: Callable[[Any, int], Tensor]) -> Tensor:
         """What ``states`` picks from the tower's output for each row of pixel_values (and of masks), stacked."""
         masks = {name: value for name, value in options.items() if isinstance(value, Tensor)}
         digests = [_digests(value) for value in (pixel_values, *masks.values())]
@@ -810,4 +824,4 @@ def _digests(rows: Tensor, prefix: bytes = b"") -> list[bytes]:
     values = rows.detach().cpu().contiguous()
     if values.dtype == torch.bfloat16:  # numpy has no bfloat16
         values = values.view(torch.int16)
-    return [hashlib.blake2b(prefix + row.tobytes(), digest_size=16).digest() for row in values.numpy()]
+    return [hashlib.sha256(prefix + row.tobytes()).digest() for row in values.numpy()]
