@@ -11,6 +11,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from PIL import Image
 
 from prefmoe.config import MiniatureData
 from prefmoe.data.benchmark import FACETS, Preference, Turn
@@ -142,10 +144,15 @@ class _Pairs:
 
 
 class _Questions:
-    """Draws the questions of one benchmark and writes their pictures."""
+    """Draws the questions of one benchmark; its pictures are written meanwhile.
 
-    def __init__(self, config: MiniatureData, folder: Path):
-        self.config, self.folder = config, folder
+    Args:
+        writer: of one thread, to which pictures are handed in their order.
+    """
+
+    def __init__(self, config: MiniatureData, folder: Path, writer: Executor):
+        self.config, self.folder, self._writer = config, folder, writer
+        self.written: list[Future] = []
         self.rng = np.random.default_rng([config.seed, 2])
         self.users, self.unseen = people(config)
         self.holders = {item: [u.name for u in self.users if item in u.likes] for item in ITEM_FACET}
@@ -162,10 +169,13 @@ class _Questions:
                 p = np.array([weights[i] for i in pool])
                 yield from (str(i) for i in self.rng.choice(pool, n, p=p / p.sum(), replace=n > len(pool)))
 
-    def _add(self, person: Person, picture, **fields) -> int:
+    def _save(self, picture: Image.Image, path: str) -> None:
+        self.written.append(self._writer.submit(picture.save, self.folder / path))
+
+    def _add(self, person: Person, picture: Image.Image, **fields) -> int:
         index = len(self.rows)
         path = f"mmpb_clean/images/{index:06d}.png"
-        picture.save(self.folder / path)
+        self._save(picture, path)
         item, seen = fields.pop("item", ""), fields.pop("seen", False)
         description = person.face.description()
         answer = fields["answer"]
@@ -291,7 +301,7 @@ class _Questions:
             (self.folder / f"mmpb_clean/injection/injection_image_{k}").mkdir(parents=True)
             for person in self.users + self.unseen:
                 picture = draw_people([person.face], self.rng)
-                picture.save(self.folder / f"mmpb_clean/injection/injection_image_{k}/{person.name}.png")
+                self._save(picture, f"mmpb_clean/injection/injection_image_{k}/{person.name}.png")
 
 
 def build(config: MiniatureData, folder: Path) -> Path:
@@ -341,16 +351,19 @@ def _split_items(person: Person, rng: np.random.Generator) -> tuple[frozenset[st
 
 
 def _write(config: MiniatureData, folder: Path) -> None:
-    questions = _Questions(config, folder)
-    questions.portraits()
     splits: dict[str, list[int]] = {"train_idx": [], "validation_idx": [], "test_idx": [], "unseen_idx": []}
-    for person in questions.users:
-        trained, validation, test = _split_items(person, questions.rng)
-        splits["train_idx"] += questions.ask(person, config.train_per_user, _Pairs(trained))
-        splits["validation_idx"] += questions.ask(person, config.validation_per_user, _Pairs(validation, trained))
-        splits["test_idx"] += questions.ask(person, config.test_per_user, _Pairs(test, trained))
-    for person in questions.unseen:
-        splits["unseen_idx"] += questions.ask(person, config.test_per_user, _Pairs(frozenset(ITEM_FACET)))
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        questions = _Questions(config, folder, writer)
+        questions.portraits()
+        for person in questions.users:
+            trained, validation, test = _split_items(person, questions.rng)
+            splits["train_idx"] += questions.ask(person, config.train_per_user, _Pairs(trained))
+            splits["validation_idx"] += questions.ask(person, config.validation_per_user, _Pairs(validation, trained))
+            splits["test_idx"] += questions.ask(person, config.test_per_user, _Pairs(test, trained))
+        for person in questions.unseen:
+            splits["unseen_idx"] += questions.ask(person, config.test_per_user, _Pairs(frozenset(ITEM_FACET)))
+    for picture in questions.written:
+        picture.result()
     root = folder / "mmpb_clean"
     pd.DataFrame(questions.rows, columns=COLUMNS).to_csv(root / "sample.csv", index=False)
     pd.DataFrame(questions.annotations).to_csv(root / "annotations.csv", index=False)
