@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 
 from prefmoe import distributed, memory, metrics, prefix_cache
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn
+from prefmoe.models.baselines import merged_lora
 from prefmoe.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -266,11 +267,13 @@ def evaluate(
         piece = shards.read(number) if shards else None
         if not (distributed.agreed(piece is not None) if sharded else piece is not None):
             rows = []
-            for batch in batches[start : start + shard_batches]:
-                spoken = [talks[example.index] for example in batch]
-                with memory.explained(EvaluationError, f"a batch of {len(batch)} questions", memory.EVALUATION_HINT):
-                    rows.append(_answer(method, batch, spoken, tokens, generation, reuse_prefixes))
-                bar.update()
+            with merged_lora(method.model):
+                for batch in batches[start : start + shard_batches]:
+                    spoken = [talks[example.index] for example in batch]
+                    task = f"a batch of {len(batch)} questions"
+                    with memory.explained(EvaluationError, task, memory.EVALUATION_HINT):
+                        rows.append(_answer(method, batch, spoken, tokens, generation, reuse_prefixes))
+                    bar.update()
             piece = pd.concat(rows, ignore_index=True)
             if shards:
                 shards.write(number, piece)

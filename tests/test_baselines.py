@@ -8,7 +8,7 @@ from conftest import DEEPSEEK_VL2
 
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
 from prefmoe.data.collation import load_pictures, process_pictures, stack_pictures
-from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned, matching_rank
+from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned, matching_rank, merged_lora
 from prefmoe.models.methods import Method, build_method
 
 FFT = FullFineTuningMethod(kind="fft", label="FFT", lr=1e-3)
@@ -110,6 +110,33 @@ def test_untrained_lora_is_the_backbone_and_its_update_is_scaled_by_alpha_over_r
     torch.nn.init.normal_(B)
     x = torch.randn(2, 3, layer.in_features)
     torch.testing.assert_close(layer(x), layer.base_layer(x) + 8 / 4 * x @ A.T @ B.T)
+
+
+@BOTH
+def test_merged_lora_answers_alike_and_leaves_no_trace(tiny_backbone, tiny_benchmark, kind):
+    method = build_method(lora(), tiny_backbone(kind), tiny_benchmark, seed=0)
+    fit(method, 4)
+    before, apart = {name: value.clone() for name, value in method.model.state_dict().items()}, logits(method)
+    with pytest.raises(KeyboardInterrupt), merged_lora(method.model):
+        torch.testing.assert_close(logits(method), apart, rtol=1e-3, atol=1e-4)
+        changed = [name for name, value in method.model.state_dict().items() if not torch.equal(value, before[name])]
+        assert changed and all(name.endswith("base_layer.weight") for name in changed)
+        assert len(changed) == sum(name.endswith("base_layer.weight") for name in before)
+        raise KeyboardInterrupt
+    after = method.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(logits(method), apart)
+
+
+def test_weights_that_merging_would_round_stay_apart(tiny_backbone, tiny_benchmark):
+    backbone = tiny_backbone("llava")
+    backbone.model.to(torch.bfloat16)
+    method = build_method(lora(), backbone, tiny_benchmark, seed=0)
+    for parameter in method.lora:
+        torch.nn.init.ones_(parameter)
+    before = {name: value.clone() for name, value in method.model.state_dict().items()}
+    with merged_lora(method.model):
+        assert all(torch.equal(value, before[name]) for name, value in method.model.state_dict().items())
 
 
 def test_a_matching_rank_comes_nearest_to_the_parameter_count(tiny_backbone, tiny_benchmark):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,6 +50,22 @@ def test_answers_do_not_depend_on_the_batch_size(name, kind, turns):
     assert set(PROBABILITIES) < set(numbers)
     pd.testing.assert_frame_equal(alone.drop(columns=numbers), together.drop(columns=numbers))
     np.testing.assert_allclose(alone[numbers].to_numpy(), together[numbers].to_numpy(), atol=1e-5)
+
+
+def test_answers_do_not_depend_on_whether_lora_is_merged(monkeypatch):
+    method = method_of("LoRA")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, parameter in method.model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.2, generator=generator)
+    merged, plain = ask(method, turns=1), ask(method_of("LoRA"), turns=1)
+    monkeypatch.setattr("prefmoe.evaluation.merged_lora", lambda model: nullcontext())
+    apart = ask(method, turns=1)
+    numbers = apart.select_dtypes("number").columns
+    pd.testing.assert_frame_equal(merged.drop(columns=numbers), apart.drop(columns=numbers))
+    np.testing.assert_allclose(merged[numbers].to_numpy(), apart[numbers].to_numpy(), atol=1e-5)
+    assert not np.allclose(plain["p_yes"].dropna(), apart["p_yes"].dropna(), atol=1e-3)
 
 
 def test_rows_come_in_the_order_of_the_questions_with_all_columns():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
@@ -92,6 +93,28 @@ def install_lora(
     for parameter in adapters:  # small steps get lost in half precision
         parameter.data = parameter.data.float()
     return adapters
+
+
+@contextmanager
+def merged_lora(model: nn.Module) -> Iterator[None]:
+    """Within it LoRA's updates are part of the weights that they adapt: W + alpha / rank * B A.
+
+    Answers are the same, up to rounding, and a layer takes one product instead of three. Weights that would lose
+    more than that (in half precision, quantised) or that processes share out stay apart. All are restored exactly.
+    """
+    layers = []
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and type(weight := layer.get_base_layer().weight) is nn.Parameter:
+            if weight.dtype == torch.float32 and not layer.merged:
+                layers.append((layer, weight, weight.detach().clone()))
+    try:
+        for layer, _, _ in layers:
+            layer.merge()
+        yield
+    finally:
+        for layer, weight, plain in layers:
+            layer.unmerge()
+            weight.data.copy_(plain)
 
 
 def matching_rank(backbone: Backbone, parameters: int, last_layers: int | None = None) -> int:

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 from transformers.vision_utils import get_vision_window_index
 
-from prefmoe.data.collation import process_pictures, stack_pictures
 from prefmoe.models.backbones import Backbone, BackboneError
 
 
@@ -104,9 +103,10 @@ def quarters(picture: Image.Image) -> list[Image.Image]:
 
 def quarter_states(backbone: Backbone, pictures: Sequence[Image.Image], side: int) -> Tensor:
     """The tower's output for the quarters of B pictures, each read at side x side places: (B, 4 side^2, D)."""
-    parts = [part for picture in pictures for part in quarters(picture)]
-    processed = [process_pictures(backbone, [part]) for part in parts]  # together, some models would see them smaller
-    inputs = {key: value.to(backbone.device) for key, value in stack_pictures(processed).items()}
+    # As pictures of as many conversations: together in one, some models would see them smaller.
+    parts = [[part] for picture in pictures for part in quarters(picture)]
+    inputs = backbone.processor.image_processor(images=parts, return_tensors="pt")
+    inputs = {key: value.to(backbone.device) for key, value in inputs.items() if isinstance(value, Tensor)}
     states = tower_states(backbone, inputs)
     whole = [crops[0] for crops in places(backbone, inputs, states)]  # 4 B of (height, width)
     read = [where[nearest(side, len(where))][:, nearest(side, where.shape[1])].flatten() for where in whole]
