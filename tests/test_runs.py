@@ -59,8 +59,10 @@ def test_a_run_holds_predictions_losses_the_method_and_its_story(method):
     asked = [*workbench.benchmark.splits["test"], *workbench.benchmark.splits["unseen"]]
     again = [*workbench.benchmark.splits["test"]]  # after small talk; new users are asked without any
     assert frame["index"].tolist() == asked + again
-    assert frame["turns"].tolist() == [0] * len(asked) + [1] * len(again)
-    assert set(frame.loc[frame["turns"] == 1, "split"]) == {"test"} and "unseen" in set(frame["split"])
+    assert frame.groupby(["turns", "split"]).size().to_dict() == {
+        (turns, split): len(workbench.benchmark.splits[split])
+        for turns, split in ((0, "test"), (0, "unseen"), (1, "test"))
+    }
     story = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert (story["edition"], story["backbone"], story["method"], story["seed"]) == (
         "small-world", "tiny-llava", method, 0,

@@ -138,7 +138,7 @@ def read_rows(path: Path, columns: Sequence[str], mistakes: Mistakes, name: str)
         mistakes.add(name, f"not well-formed CSV: {error}", line=reader.line_num)
 
 
-def read(data_folder: str | Path, *, csv: str = "sample.csv", seen: str | Path | None = None) -> Benchmark:
+def read(data_folder: str | Path, *, csv: str = "sample.csv", seen: Path | None = None) -> Benchmark:
     """The benchmark in ``<data_folder>/mmpb_clean`` and its small talk in ``<data_folder>/multi_turn``.
 
     Every row, every picture (is it complete?), the splits, the transcripts and the optional
@@ -166,7 +166,7 @@ def read(data_folder: str | Path, *, csv: str = "sample.csv", seen: str | Path |
     indices = _check_indices(rows)
     users = _read_users(rows, root)
     examples = [_read_example(row, root) for row in rows]
-    pictures = _check_pictures(rows, root, Path(seen) if seen else None)
+    pictures = _check_pictures(rows, root, seen)
     splits = _read_splits(root / "mmpb_clean" / "split.json", indices, mistakes)
     transcripts = _read_transcripts(root / "multi_turn" / "generic_text", mistakes)
     annotations = _read_annotations(root / "mmpb_clean" / "annotations.csv", indices, mistakes)
@@ -321,7 +321,7 @@ def _check_pictures(rows: Sequence[Row], root: Path, seen: Path | None) -> dict[
         partial = seen.with_name(f".{seen.name}.{os.getpid()}.partial")
         partial.write_text(json.dumps(notes), encoding="utf-8")
         os.replace(partial, seen)
-    return {relative: known.get(relative) or complete.get(relative, "") for relative in mentions}
+    return dict.fromkeys(mentions, "") | known | complete
 
 
 def _state(path: Path) -> list[Any] | None:

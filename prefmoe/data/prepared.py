@@ -5,7 +5,6 @@ Decoding, resizing and looking at a few thousand small pictures takes as long as
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from prefmoe import provenance
 from prefmoe.data.collation import ProcessedPictures, load_pictures, process_pictures, stack_pictures
 from prefmoe.progress import progress_bar
 
@@ -46,8 +46,7 @@ def prepared_pictures(
     """
     names = sorted({str(file) for file in files})
     processor = json.dumps(backbone.processor.image_processor.to_dict(), sort_keys=True, default=str)
-    made_from = [benchmark_digest, processor, version("transformers"), *(Path(name).name for name in names)]
-    key = hashlib.blake2b("\0".join(made_from).encode(), digest_size=8).hexdigest()
+    key = provenance.digest([benchmark_digest, processor, version("transformers"), [Path(name).name for name in names]])
     path = folder / f"{backbone.entry.name}-{key}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -64,14 +63,14 @@ def seen_pictures(
 ) -> None:
     """Fills a pristine backbone's vision cache with these pictures, each looked at by the first process alone.
 
-    Waiting, names and partial files are as with `prepared_pictures`. Nothing is kept where the tower says different
-    numbers of tokens about different pictures.
+    Waiting and partial files are as with `prepared_pictures`; the file's name depends on the pictures, the weights and
+    their precision, and the code and libraries that look. Nothing is kept where the tower says different numbers of
+    tokens about different pictures.
     """
     cache, pictures = backbone.vision_cache, list(pictures)
-    dtype = next(backbone.vision_tower.parameters()).dtype
-    made_from = [backbone.digest, str(dtype), torch.__version__, version("transformers")]
-    made_from += sorted(digest for picture in pictures for digest in picture.digests)
-    key = hashlib.blake2b("\0".join(made_from).encode(), digest_size=8).hexdigest()
+    code = [provenance.code_digest(("prefmoe.models.backbones",)), torch.__version__, version("transformers")]
+    shown = sorted(digest for picture in pictures for digest in picture.digests)
+    key = provenance.digest([backbone.digest, str(backbone.dtype), code, shown])
     path = folder / f"{backbone.entry.name}-{key}.seen.safetensors"
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
