@@ -29,7 +29,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
@@ -49,6 +51,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from prefmoe import provenance
 from prefmoe.config import RESULTS, MiniatureData
 from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS, Preference
@@ -244,8 +247,30 @@ def _draw(job: tuple[str, list, int]) -> np.ndarray:
     return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC))
 
 
-def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, avoid: Collection[Face]) -> Pictures:
-    """Draws the pre-training pictures; people are invented and never have the face of anybody in ``avoid``."""
+def _drawn(jobs: list[tuple[str, list, int]], folder: Path | None) -> np.ndarray:
+    """The pixels (n, 64, 64, 3) of all jobs, drawn by as many processes as torch has threads."""
+    if folder is None:
+        return np.stack([_draw(job) for job in jobs])
+    drawing = provenance.code_digest(("prefmoe.data.drawing",))
+    path = folder / f"drawings-{provenance.digest([drawing, IMAGE_SIZE, repr(jobs)])[:16]}.npy"
+    if not path.is_file():
+        drawn = Parallel(n_jobs=torch.get_num_threads(), return_as="generator", batch_size=50)(
+            delayed(_draw)(job) for job in jobs
+        )
+        pixels = np.stack(list(tqdm(drawn, desc="drawing", total=len(jobs), mininterval=5)))
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(f"{path}.partial", "wb") as file:
+            np.save(file, pixels)
+        os.replace(f"{path}.partial", path)
+    return np.load(path)
+
+
+def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, avoid: Collection[Face],
+              folder: Path | None = None) -> Pictures:  # fmt: skip
+    """Draws the pre-training pictures; people are invented and never have the face of anybody in ``avoid``.
+
+    With a folder the drawings are kept there, in a file named after what is drawn and by which code.
+    """
     rng = np.random.default_rng([seed, 11])
     faces: list[Face] = []
     while len(faces) < people:
@@ -270,7 +295,7 @@ def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, av
         kind = "item" if k < items + quarters else "people"
         drawn = content if kind == "item" else [faces[p] for p in content]
         jobs.append((kind, drawn, int(rng.integers(2**62))))
-    pixels = np.stack([_draw(job) for job in tqdm(jobs, desc="drawing", mininterval=5)])
+    pixels = _drawn(jobs, folder)
     labels = np.full((len(jobs), GRID * GRID, 8), -1, dtype=np.int64)
     pool = Pictures(pixels, labels, {w: [] for w in words}, {}, {}, faces)
     for k, content in enumerate(members):
@@ -291,6 +316,54 @@ def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, av
         else:
             pool.quarters[k] = content
     return pool
+
+
+# --- where a stage stands -----------------------------------------------------------------------------------------
+
+
+class Place:
+    """How far a stage is, kept in a file with its weights, its optimiser and its random generator.
+
+    Args:
+        path: the file; None keeps nothing.
+        rng: continues where it was.
+        parts: name -> whatever has a state_dict (model, optimiser, schedule); restored in place.
+
+    Attributes:
+        at: what `keep` was given last, empty at the beginning.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+
+    def __init__(self, path: Path | None, rng: np.random.Generator, **parts):
+        self.path, self.rng, self.parts = path, rng, parts
+        self.at: dict = {}
+        self.began = time.time()
+        if path is None or not path.is_file():
+            return
+        try:
+            kept = torch.load(path, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(kept[name])
+            self.at, rng.bit_generator.state = kept["at"], json.loads(kept["rng"])
+        except Exception as error:
+            raise ValueError(f"{path}: cannot be read ({error}); delete the file to begin the stage again") from error
+        self.began -= self.at["seconds"]
+        log.info("%s: goes on from %s", path, {k: v for k, v in self.at.items() if k != "hits"})
+
+    def keep(self, **at) -> None:
+        """Writes everything, under a temporary name first."""
+        if self.path is None:
+            return
+        at["seconds"] = time.time() - self.began
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        torch.save({**states, "at": at, "rng": json.dumps(self.rng.bit_generator.state)}, f"{self.path}.partial")
+        os.replace(f"{self.path}.partial", self.path)
+
+
+KEEP_EVERY = 100
+"""Steps between two writings of a stage's place."""
 
 
 # --- stage 2: vision ----------------------------------------------------------------------------------------------
@@ -356,9 +429,10 @@ def whiten_patches(model, image_processor, pool: Pictures) -> None:
 
 
 def train_vision(
-    model, image_processor, tokenizer, pool: Pictures, *, steps: int, lr: float, batch: int = 64, seed: int = 0
-) -> dict:
-    """Stage 2. Trains tower and projector; word embeddings stay as they are.
+    model, image_processor, tokenizer, pool: Pictures, *, steps: int, lr: float, batch: int = 64, seed: int = 0,
+    path: Path | None = None,
+) -> dict:  # fmt: skip
+    """Stage 2. Trains tower and projector; word embeddings stay as they are. ``path`` keeps its `Place`.
 
     Returns:
         accuracy per label column on pictures that were not trained on.
@@ -373,7 +447,9 @@ def train_vision(
     scale = 12.0 / table.norm(dim=1).mean() ** 2
     order = rng.permutation(len(pool.pixels))
     held, train = np.split(order, [min(512, len(order) // 8)])
-    bar = tqdm(range(steps), desc="vision", mininterval=5)
+    place = Place(path, rng, model=model, optimizer=optimizer, schedule=schedule)
+    first = place.at.get("step", 0)
+    bar = tqdm(range(first, steps), desc="vision", initial=first, total=steps, mininterval=5)
     for step in bar:
         chosen = rng.choice(train, batch, replace=False)
         tokens = image_tokens(model, image_processor, _shifted(pool.pixels[chosen], rng))
@@ -402,6 +478,8 @@ def train_vision(
                 )
             scores = vision_accuracy(got, torch.from_numpy(pool.labels[held]), table, ids)
             log.info("vision %d: loss %.3f %s", step + 1, loss.item(), {k: round(v, 3) for k, v in scores.items()})
+        if step % KEEP_EVERY == KEEP_EVERY - 1 and step < steps - 1:
+            place.keep(step=step + 1)
     return scores
 
 
@@ -792,6 +870,17 @@ def soft_prefix(
     return torch.stack(tokens, 1)
 
 
+def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """The rows of a batch, in two parts where padding each to its own longest makes them smaller by a tenth."""
+    order = sorted(range(len(lengths)), key=lambda k: lengths[k])
+    longest, count = lengths[order[-1]], len(order)
+    sizes = [k * lengths[order[k - 1]] + (count - k) * longest for k in range(1, count)]
+    if not sizes or min(sizes) > 0.9 * count * longest:
+        return [order]
+    cut = 1 + sizes.index(min(sizes))
+    return [order[:cut], order[cut:]]
+
+
 class LanguageTrainer:
     """Optimises a miniature's language model on conversations; image features are frozen and given.
 
@@ -817,9 +906,13 @@ class LanguageTrainer:
     ) -> tuple[torch.Tensor, float]:
         """Cross entropy, and the accuracy over the learned tokens, ends of turns not counted."""
         encoded = [self.encoder(c) for c in conversations]
-        data = collate(encoded, self.tokenizer.pad_token_id, 0 if prefix is None else prefix.shape[1])
-        logits = language_logits(self.model, self.kind, data, self.features, self.encoder.image_id, prefix)
-        wanted = data["labels"][:, 1:][data["labels"][:, 1:] != -100]
+        parts, room = [], 0 if prefix is None else prefix.shape[1]
+        for rows in _of_like_length([len(ids) for ids, _, _ in encoded]):
+            front = None if prefix is None else prefix[rows]
+            data = collate([encoded[k] for k in rows], self.tokenizer.pad_token_id, room)
+            logits = language_logits(self.model, self.kind, data, self.features, self.encoder.image_id, front)
+            parts.append((logits, data["labels"][:, 1:][data["labels"][:, 1:] != -100]))
+        logits, wanted = (torch.cat(column) for column in zip(*parts, strict=True))
         answer = wanted != self.tokenizer.eos_token_id
         hits = (logits.argmax(-1) == wanted)[answer].float().mean().item()
         return F.cross_entropy(logits, wanted), hits
@@ -841,17 +934,29 @@ LESSONS = (
 """Stage 1: level, the accuracy at which the next level begins, and the most steps a level may take."""
 
 
-def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, lessons=LESSONS) -> float:
-    """Stage 1; every fourth conversation repeats an earlier level. Returns the last level's accuracy."""
+def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, lessons=LESSONS,
+               path: Path | None = None) -> float:  # fmt: skip
+    """Stage 1; every fourth conversation repeats an earlier level. ``path`` keeps its `Place`.
+
+    Returns:
+        the last level's accuracy.
+    """
     rng = np.random.default_rng([seed, 31])
     conversations = Conversations(None, rng)
     fixed = torch.cat([*word_ids(tokenizer), torch.tensor([tokenizer.convert_tokens_to_ids(BLANK)])])
     trainer = LanguageTrainer(model, kind, tokenizer, fixed_words=fixed)
-    done = 0
-    for level, goal, limit in lessons:
-        hits: list[float] = []
-        bar = tqdm(range(limit), desc=f"lesson {level}", mininterval=5)
+    place = Place(path, rng, model=model, optimizer=trainer.optimizer)
+    start, first, done = (place.at.get(key, 0) for key in ("lesson", "step", "done"))
+    hits: list[float] = place.at.get("hits", [])
+    for number, (level, goal, limit) in list(enumerate(lessons))[start:]:
+        if number > start:
+            first, hits = 0, []
+        bar = tqdm(range(first, limit), desc=f"lesson {level}", initial=first, total=limit, mininterval=5)
         for k in bar:
+            if k and k % 50 == 0:
+                bar.set_postfix(accuracy=f"{np.mean(hits[-25:]):.3f}")
+                if np.mean(hits[-25:]) > goal:
+                    break
             done += 1
             levels = [
                 level if level == 0 or i % 4 else int(rng.integers(level)) for i in range(24 if level < 4 else 16)
@@ -860,11 +965,9 @@ def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, 
             loss, accuracy = trainer.loss([conversations.lesson(n) for n in levels])
             trainer.step(loss, rate)
             hits.append(accuracy)
-            if k % 50 == 49:
-                bar.set_postfix(accuracy=f"{np.mean(hits[-25:]):.3f}")
-                if np.mean(hits[-25:]) > goal:
-                    break
-        log.info("lesson %d: accuracy %.3f after %d steps", level, np.mean(hits[-25:]), len(hits))
+            if done % KEEP_EVERY == 0:
+                place.keep(lesson=number, step=k + 1, done=done, hits=hits[-25:])
+        log.info("lesson %d: accuracy %.3f, %d steps so far", level, np.mean(hits[-25:]), done)
     return float(np.mean(hits[-25:]))
 
 
@@ -878,7 +981,7 @@ def pool_features(model, image_processor, pool: Pictures) -> torch.Tensor:
 
 
 def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, features: torch.Tensor, *,
-                phases: Sequence[dict], batch: int = 16, seed: int = 0) -> float:  # fmt: skip
+                phases: Sequence[dict], batch: int = 16, seed: int = 0, path: Path | None = None) -> float:  # fmt: skip
     """Stage 3: preferences, recognition and captions with pictures, in some batches with small talk in between.
 
     Args:
@@ -888,16 +991,25 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
             (steps, goal and, to go on from somewhere, begin) half of a batch makes room for introduced people, whose
             soft prefix turns from single words to means of sentences in that many steps, each of them taken when the
             accuracy is above the goal.
+        path: keeps the stage's `Place`.
+
+    Returns:
+        the last steps' accuracy.
     """
     rng = np.random.default_rng([seed, 41])
     conversations = Conversations(pool, rng)
     trainer = LanguageTrainer(model, kind, tokenizer, features)
-    table, way = model.get_input_embeddings(), 0.0
-    for number, phase in enumerate(phases):
-        hits: list[float] = []
-        prefix = phase.get("prefix")
-        way = prefix.get("begin", way) if prefix else way
-        bar = tqdm(range(phase["steps"]), desc=f"joint, phase {number}", mininterval=5)
+    place = Place(path, rng, model=model, optimizer=trainer.optimizer)
+    start, first, way = (place.at.get(key, 0) for key in ("phase", "step", "way"))
+    hits: list[float] = place.at.get("hits", [])
+    table = model.get_input_embeddings()
+    for number, phase in list(enumerate(phases))[start:]:
+        if number > start:
+            first, hits = 0, []
+        steps, prefix = phase["steps"], phase.get("prefix")
+        if prefix and not first:
+            way = prefix.get("begin", way)
+        bar = tqdm(range(first, steps), desc=f"joint, phase {number}", initial=first, total=steps, mininterval=5)
         for k in bar:
             every = phase.get("talk_every", 5)
             talk = k % every == every - 1
@@ -912,7 +1024,7 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
                     drawn.append(conversations.captions(4))
                 else:
                     drawn.append(conversations.strangers(talk))
-            rate = phase["lr"] * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / phase["steps"])))
+            rate = phase["lr"] * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / steps)))
             loss, accuracy = trainer.loss(drawn)
             if prefix:
                 people, asked = zip(
@@ -924,16 +1036,17 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
                 )  # fmt: skip
                 more, accuracy = trainer.loss(asked, tokens)
                 loss = loss + more
-                if len(hits) > 100 and np.mean(hits[-20:]) > prefix["goal"]:
+                if k > 100 and np.mean(hits[-20:]) > prefix["goal"]:
                     way += 1 / prefix["steps"]
             trainer.step(loss, rate)
             hits.append(accuracy)
             if k % 100 == 99:
                 bar.set_postfix(accuracy=f"{np.mean(hits[-100:]):.3f}")
                 log.info("joint, phase %d, %d (%.2f): accuracy %.3f", number, k + 1, way, np.mean(hits[-100:]))
-            if k % 300 == 299:
-                found = abilities(model, kind, image_processor, tokenizer, count=150)
-                log.info("abilities %s", {name: ability["accuracy"] for name, ability in found.items()})
+            if k % KEEP_EVERY == KEEP_EVERY - 1:
+                place.keep(phase=number, step=k + 1, way=way, hits=hits[-100:])
+        found = abilities(model, kind, image_processor, tokenizer, count=150)
+        log.info("abilities %s", {name: ability["accuracy"] for name, ability in found.items()})
     return float(np.mean(hits[-100:]))
 
 
@@ -1141,34 +1254,44 @@ def pretrain(
     folder = folder or WEIGHTS / backbone
     work = work or RESULTS / "pretraining" / backbone
     work.mkdir(parents=True, exist_ok=True)
-    began = time.time()
     model, image_processor, tokenizer = build_model(kind)
+    seconds = 0.0
 
-    def stage(name: str, train: Callable[[], object]) -> None:
-        path = work / f"{name}.safetensors"
-        if path.is_file():
-            load_model(model, path)
-            return
-        train()
-        save_model(model, f"{path}.partial")
-        os.replace(f"{path}.partial", path)
+    def stage(name: str, train: Callable[[Path], object]) -> None:
+        nonlocal seconds
+        path, place = work / f"{name}.safetensors", work / f"{name}.place"
+        if not path.is_file():
+            began = time.time()
+            if place.is_file():  # what an interrupted run had spent
+                began -= torch.load(place, weights_only=True)["at"]["seconds"]
+            train(place)
+            save_model(model, f"{path}.partial", metadata={"seconds": f"{time.time() - began:.0f}"})
+            os.replace(f"{path}.partial", path)
+            place.unlink(missing_ok=True)
+        load_model(model, path)
+        with safe_open(path, "pt") as file:
+            seconds += float((file.metadata() or {}).get("seconds", 0))
 
     trained, unseen = world.people(MiniatureData(kind="miniature"))
-    pool = draw_pool(**recipe["pool"], seed=0, avoid={person.face for person in trained + unseen})
+    avoid = {person.face for person in trained + unseen}
+    pool = draw_pool(**recipe["pool"], seed=0, avoid=avoid, folder=work.parent)
     if kind == "llava":
-        stage("text", lambda: train_text(model, kind, tokenizer, lessons=recipe.get("lessons", LESSONS)))
+        lessons = recipe.get("lessons", LESSONS)
+        stage("text", lambda place: train_text(model, kind, tokenizer, lessons=lessons, path=place))
     else:
         llava = load_backbone("llava-mini")
-        stage("text", lambda: adopt_language_model(model, tokenizer, llava.model, llava.tokenizer))
-    stage("vision", lambda: train_vision(model, image_processor, tokenizer, pool, **recipe["vision"]))
+        stage("text", lambda place: adopt_language_model(model, tokenizer, llava.model, llava.tokenizer))
+    seeing, talking = recipe["vision"], recipe["joint"]
+    stage("vision", lambda place: train_vision(model, image_processor, tokenizer, pool, **seeing, path=place))
     features = pool_features(model, image_processor, pool)
-    stage("joint", lambda: train_joint(model, kind, image_processor, tokenizer, pool, features, **recipe["joint"]))
+    stage("joint", lambda place: train_joint(model, kind, image_processor, tokenizer, pool, features, **talking,
+                                             path=place))  # fmt: skip
     card = {
         "backbone": backbone,
         "made_by": "snakemake --cores all pretrain",
         "recipe": recipe,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "minutes": round((time.time() - began) / 60, 1),
+        "minutes": round(seconds / 60, 1),
         "abilities": abilities(model.half().float(), kind, image_processor, tokenizer),
     }
     save(model, image_processor, tokenizer, kind, folder, card)

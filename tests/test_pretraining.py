@@ -170,6 +170,39 @@ def test_shipped_weights_have_the_recorded_abilities(kind):
         assert found[name]["accuracy"] > 0.9, name
 
 
+def test_parts_of_like_length_add_up_to_the_whole_batch(pool, monkeypatch):
+    model, image_processor, tokenizer = pretraining.build_model("llava")
+    features = pretraining.pool_features(model, image_processor, pool)
+    drawn = Conversations(pool, np.random.default_rng(6))
+    people, asked = zip(*(drawn.introduced(1 + 4 * (k % 2)) for k in range(6)), strict=True)
+    prefix = pretraining.soft_prefix(
+        model.get_input_embeddings().weight, Encoder("llava", tokenizer), features, people, 10, drawn.rng,
+        blend=0.5, dislikes=0.5,
+    ).detach()  # fmt: skip
+
+    def learned() -> tuple[float, float, torch.Tensor]:
+        model.zero_grad()
+        trainer = pretraining.LanguageTrainer(model, "llava", tokenizer, features)
+        loss, accuracy = trainer.loss(asked, prefix)
+        loss.backward()
+        return loss.item(), accuracy, torch.cat([p.grad.flatten() for p in trainer.parameters])
+
+    in_parts = learned()
+    sizes = [len(Encoder("llava", tokenizer)(c)[0]) for c in asked]
+    split = pretraining._of_like_length(sizes)
+    assert len(split) == 2 and sorted(split[0] + split[1]) == list(range(6))
+    assert max(sizes[k] for k in split[0]) <= min(sizes[k] for k in split[1])
+    monkeypatch.setattr(pretraining, "_of_like_length", lambda lengths: [list(range(len(lengths)))])
+    whole = learned()
+    assert in_parts[:2] == pytest.approx(whole[:2], rel=1e-5)
+    assert (in_parts[2] - whole[2]).norm() < 1e-5 * whole[2].norm()
+
+
+@pytest.mark.parametrize("length", [[7, 7, 7], [5]])
+def test_a_batch_without_much_padding_stays_whole(length):
+    assert pretraining._of_like_length(length) == [list(range(len(length)))]
+
+
 def test_a_backbone_that_is_no_miniature_is_refused():
     with pytest.raises(ValueError, match="llava-mini, qwen2.5-vl-mini"):
         pretraining.pretrain("llava-1.5-7b")
@@ -201,3 +234,76 @@ def test_the_recipe_makes_a_backbone_that_loads_and_goes_on_where_it_stopped(tmp
     assert {path: path.stat().st_mtime_ns for path in work.iterdir()} == stages
     first, second = ((f / "model.safetensors").read_bytes() for f in (folder, again))
     assert first == second
+
+
+class Killed(RuntimeError):
+    """Stands for the end of a process."""
+
+
+def test_a_stage_goes_on_from_the_step_it_had_reached(pool, tmp_path, monkeypatch):
+    phases = [
+        {"steps": 3, "lr": 1e-3, "shares": [1, 1], "recognition": {"level": 1}},
+        {"steps": 4, "lr": 1e-3, "shares": [1, 1], "recognition": {"level": 1}, "prefix": {"steps": 2, "goal": 0.0}},
+    ]
+
+    def whole(folder, dies: dict[str, int]) -> list[torch.Tensor]:
+        """The weights after all three stages, each killed after so many writings of its place and begun again."""
+        model, image_processor, tokenizer = pretraining.build_model("llava")
+        features = pretraining.pool_features(model, image_processor, pool)
+        stages = {
+            "text": lambda path: pretraining.train_text(
+                model, "llava", tokenizer, lessons=((0, 1.1, 3), (1, 1.1, 2)), path=path
+            ),
+            "vision": lambda path: pretraining.train_vision(
+                model, image_processor, tokenizer, pool, steps=5, lr=1e-3, batch=4, path=path
+            ),
+            "joint": lambda path: pretraining.train_joint(
+                model, "llava", image_processor, tokenizer, pool, features, phases=phases, batch=4, path=path
+            ),
+        }  # fmt: skip
+        keep = pretraining.Place.keep
+        for name, train in stages.items():
+            if name in dies:
+                left = [dies[name]]
+
+                def once(self, left=left, **at):
+                    keep(self, **at)
+                    left[0] -= 1
+                    if not left[0]:
+                        raise Killed
+
+                monkeypatch.setattr(pretraining.Place, "keep", once)
+                before = [p.detach().clone() for p in model.parameters()]
+                with pytest.raises(Killed):
+                    train(folder / name)
+                monkeypatch.setattr(pretraining.Place, "keep", keep)
+                for p, old in zip(model.parameters(), before, strict=True):  # a new process begins with these
+                    p.data.copy_(old)
+            train(folder / name)
+        return [p.detach().clone() for p in model.parameters()]
+
+    monkeypatch.setattr(pretraining, "KEEP_EVERY", 1)
+    monkeypatch.setattr(pretraining, "abilities", lambda *_, **__: {})
+    for name in ("never", "early", "late"):
+        (tmp_path / name).mkdir()
+    expected = whole(tmp_path / "never", {})
+    for name, dies in (("early", {"text": 2, "vision": 1, "joint": 2}), ("late", {"text": 4, "vision": 4, "joint": 6})):
+        found = whole(tmp_path / name, dies)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), name
+
+
+def test_a_damaged_place_is_named(tmp_path):
+    (tmp_path / "joint.place").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"joint\.place: cannot be read .*; delete the file to begin the stage again"):
+        pretraining.Place(tmp_path / "joint.place", np.random.default_rng(0))
+
+
+def test_drawings_are_made_once(tmp_path, monkeypatch):
+    wanted = {"items": 4, "quarters": 1, "groups": 3, "people": 2, "seed": 5, "avoid": ()}
+    drawn = pretraining.draw_pool(**wanted, folder=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    monkeypatch.setattr(pretraining, "_draw", None)
+    again = pretraining.draw_pool(**wanted, folder=tmp_path)
+    assert np.array_equal(drawn.pixels, again.pixels) and list(tmp_path.iterdir()) == [kept]
+    monkeypatch.undo()
+    assert np.array_equal(drawn.pixels, pretraining.draw_pool(**wanted).pixels)

@@ -13,7 +13,7 @@ rule pretrain_miniature:
         touch("results/pretraining/{miniature}.done"),
     log:
         "results/pretraining/{miniature}.log",
-    threads: 1
+    threads: workflow.cores
     conda:
         ENVIRONMENT
     shell:
