@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 def _data(options: argparse.Namespace) -> None:
     from prefmoe.config import load_edition
     from prefmoe.data.sources import load_benchmark
+    from prefmoe.files import whole_file
 
     benchmark = load_benchmark(load_edition(options.edition))
     summary = {
@@ -121,10 +121,8 @@ def _data(options: argparse.Namespace) -> None:
         "questions": {split: len(indices) for split, indices in benchmark.splits.items()},
         "transcripts": len(benchmark.transcripts),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.output.with_name(f".{options.output.name}.partial")
-    partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, options.output)
+    with whole_file(options.output) as partial:
+        partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
 def _notebook(options: argparse.Namespace) -> None:

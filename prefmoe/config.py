@@ -318,6 +318,11 @@ def load_edition(name: str | Path) -> Edition:
     return edition
 
 
+def run_folder(results: str | Path, edition: str, backbone: str, method: str, seed: int) -> Path:
+    """Where a run of an edition is, or will be: <results>/<edition>/runs/<backbone>/<method>/seed<k>."""
+    return Path(results) / edition / "runs" / backbone / method / f"seed{seed}"
+
+
 @cache
 def _backbones() -> dict[str, dict[str, Any]]:
     """The backbones of models/registry.yaml, as they stand there."""

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import GenerationConfig
 
 from prefmoe import distributed, memory, metrics, prefix_cache
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn
+from prefmoe.files import whole_file
 from prefmoe.models.baselines import merged_lora
 from prefmoe.progress import progress_bar
 
@@ -178,11 +178,8 @@ class _Shards:
         return pd.read_parquet(path) if path.is_file() else None
 
     def write(self, number: int, rows: pd.DataFrame) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / self.pattern.format(number)
-        partial = path.with_suffix(".partial")
-        rows.to_parquet(partial, index=False)
-        os.replace(partial, path)
+        with whole_file(self.folder / self.pattern.format(number)) as partial:
+            rows.to_parquet(partial, index=False)
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

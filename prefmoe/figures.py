@@ -8,7 +8,6 @@ intervals drawn wherever the table has them, the number of questions in the capt
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from PIL import Image
 
 from prefmoe import metrics, statistics
 from prefmoe.data.benchmark import FACETS
+from prefmoe.files import whole_file
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -100,10 +100,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"{path}: figures are saved as PNG, expected a name that ends in .png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
     return path
 
 

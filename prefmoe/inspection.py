@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from prefmoe import figures, metrics, runs, statistics
-from prefmoe.config import RESULTS, Edition
+from prefmoe.config import RESULTS, Edition, run_folder
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
 from prefmoe.data.collation import Batch, Collator, load_pictures
 from prefmoe.data.prompts import PLACEHOLDER, description_text, facet_sentence
@@ -69,7 +69,7 @@ def _run(edition: Edition, backbone_name: str, method_name: str, seed: int, resu
     """The folder of a complete run; see `trained_method`."""
     if find_backbone(backbone_name).hub_id is None:
         return runs.run_method(edition, backbone_name, method_name, seed, results=results)
-    folder = runs.run_folder(edition, backbone_name, method_name, seed, results)
+    folder = run_folder(results, edition.name, backbone_name, method_name, seed)
     if not runs.is_complete(folder):
         raise InspectionError(
             f"{folder}: no complete run; make it with: prefmoe notebook notebooks/06_train_and_evaluate.ipynb "
@@ -100,7 +100,7 @@ def loss_logs(
 ) -> list[pd.DataFrame]:
     """The loss terms during training, a frame per seed whose run is complete."""
     folders = [
-        runs.run_folder(edition, backbone_name, method_name, seed, results)
+        run_folder(results, edition.name, backbone_name, method_name, seed)
         for seed in runs.seeds_of(edition, method_name)
     ]
     return [pd.read_parquet(folder / runs.LOSSES_FILE) for folder in folders if runs.is_complete(folder)]

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from prefmoe.config import ROOT
+from prefmoe.files import whole_file
 
 # Where this package is installed, nbformat's validator builds a grammar of internationalised addresses when it is
 # imported: two seconds for every notebook, of which none has such a field.
@@ -365,7 +366,5 @@ def _read(path: Path) -> nbformat.NotebookNode:
 
 
 def _write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    text = nbformat.writes(notebook) + "\n"
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as partial:
+        partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")

@@ -19,7 +19,6 @@ import copy
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -57,6 +56,7 @@ from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS, Preference
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, ITEMS, Face, draw_items, draw_people
 from prefmoe.data.prompts import format_preferences, preference_phrase
+from prefmoe.files import whole_file
 from prefmoe.models.backbones import load_backbone, pictures_only
 
 log = logging.getLogger(__name__)
@@ -258,10 +258,8 @@ def _drawn(jobs: list[tuple[str, list, int]], folder: Path | None) -> np.ndarray
             delayed(_draw)(job) for job in jobs
         )
         pixels = np.stack(list(tqdm(drawn, desc="drawing", total=len(jobs), mininterval=5)))
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(f"{path}.partial", "wb") as file:
+        with whole_file(path) as partial, partial.open("wb") as file:
             np.save(file, pixels)
-        os.replace(f"{path}.partial", path)
     return np.load(path)
 
 
@@ -358,8 +356,8 @@ class Place:
             return
         at["seconds"] = time.time() - self.began
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        torch.save({**states, "at": at, "rng": json.dumps(self.rng.bit_generator.state)}, f"{self.path}.partial")
-        os.replace(f"{self.path}.partial", self.path)
+        with whole_file(self.path) as partial:
+            torch.save({**states, "at": at, "rng": json.dumps(self.rng.bit_generator.state)}, partial)
 
 
 KEEP_EVERY = 100
@@ -1265,8 +1263,8 @@ def pretrain(
             if place.is_file():  # what an interrupted run had spent
                 began -= torch.load(place, weights_only=True)["at"]["seconds"]
             train(place)
-            save_model(model, f"{path}.partial", metadata={"seconds": f"{time.time() - began:.0f}"})
-            os.replace(f"{path}.partial", path)
+            with whole_file(path) as partial:
+                save_model(model, str(partial), metadata={"seconds": f"{time.time() - began:.0f}"})
             place.unlink(missing_ok=True)
         load_model(model, path)
         with safe_open(path, "pt") as file:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +39,7 @@ from prefmoe.data.collation import encode, load_pictures, pad, process_pictures,
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, Face, draw_items, draw_people
 from prefmoe.data.prompts import fill
 from prefmoe.data.sources import load_benchmark
+from prefmoe.files import whole_file
 from prefmoe.models import smollm2_lite
 from prefmoe.models.backbones import Backbone, load_backbone
 from prefmoe.models.tower_layout import tower_states
@@ -170,9 +170,8 @@ def features(backbone: Backbone, lessons: Sequence[Lesson], folder: Path, chunk:
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    partial_path = path.with_name(f".{path.name}.partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial_path, metadata)
-    os.replace(partial_path, path)
+    with whole_file(path) as partial_path:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial_path, metadata)
 
 
 # --- training -----------------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from prefmoe.config import (
     Setting,
     is_trained,
     load_edition,
+    run_folder,
 )
-from prefmoe.tables import run_folder
 
 if TYPE_CHECKING:
     from prefmoe.data.benchmark import Benchmark

@@ -24,11 +24,12 @@ from filelock import FileLock, Timeout
 
 import prefmoe
 from prefmoe import distributed, provenance
-from prefmoe.config import RESULTS, Edition, Method, is_trained, load_edition
+from prefmoe.config import RESULTS, Edition, Method, is_trained, load_edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.prepared import prepared_pictures, seen_pictures
 from prefmoe.data.sources import load_benchmark
 from prefmoe.evaluation import evaluate
+from prefmoe.files import whole_file
 from prefmoe.models.anchor_cache import AnchorCache
 from prefmoe.models.backbones import Backbone, find_backbone, load_backbone, weights_digest
 from prefmoe.models.methods import Method as BuiltMethod
@@ -51,13 +52,6 @@ class RunError(RuntimeError):
 
 def _edition(edition: Edition | str | Path) -> Edition:
     return edition if isinstance(edition, Edition) else load_edition(edition)
-
-
-def run_folder(
-    edition: Edition, backbone_name: str, method_name: str, seed: int, results: str | Path = RESULTS
-) -> Path:
-    """Where a run is, or will be: <results>/<edition>/runs/<backbone>/<method>/seed<k>."""
-    return Path(results) / edition.name / "runs" / backbone_name / method_name / f"seed{seed}"
 
 
 def use_threads() -> None:
@@ -116,15 +110,13 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    partial = path.with_name(path.name + ".partial")
-    frame.to_parquet(partial, index=False)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        frame.to_parquet(partial, index=False)
 
 
 @contextmanager
@@ -418,7 +410,7 @@ def run_method(
     return workbench.run(
         _method_config(edition, method_name),
         seed,
-        run_folder(edition, workbench.backbone_name, method_name, seed, workbench.results),
+        run_folder(workbench.results, edition.name, workbench.backbone_name, method_name, seed),
         asked=edition.evaluation.asked,
         about={"edition": edition.name, "backbone": workbench.backbone_name, "method": method_name},
     )

@@ -6,7 +6,6 @@ that mean; the spread over seeds stands apart in table1_seeds.csv.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe import metrics, probabilities, statistics
-from prefmoe.config import COMPONENTS, FIGURES, RESULTS, Edition, Method, PrefMoEMethod, is_trained
+from prefmoe.config import COMPONENTS, FIGURES, RESULTS, Edition, Method, PrefMoEMethod, is_trained, run_folder
 from prefmoe.data.benchmark import FACETS, Benchmark, User
+from prefmoe.files import whole_file
 
 TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds")
 TABLE2_COLUMNS = ("components", "turns", "metric", "value", "low", "high", "n", "seeds")
@@ -306,11 +306,6 @@ class Answers:
 def type_of(method: Method) -> str:
     """The type in Table 1: "NT", "FFT" or "PEFT"."""
     return TYPES[method.kind] if is_trained(method) else "NT"
-
-
-def run_folder(results: str | Path, edition: str, backbone: str, method: str, seed: int) -> Path:
-    """Where a run of an edition lies."""
-    return Path(results) / edition / "runs" / backbone / method / f"seed{seed}"
 
 
 def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers]:
@@ -891,10 +886,8 @@ def build(
 def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
     """Writes a table with six decimals under a temporary name, then renames it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    table.to_csv(partial, index=False, float_format="%.6f")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False, float_format="%.6f")
     return path
 
 

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from prefmoe import distributed, memory
 from prefmoe.config import Training
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
+from prefmoe.files import whole_file
 from prefmoe.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -466,8 +467,7 @@ def train(
     seconds = seconds_before + (time.perf_counter() - started if done < steps else 0.0)
     table = pd.DataFrame(rows)
     if accelerator.is_main_process:
-        partial = folder / "losses.parquet.partial"
-        table.to_parquet(partial, index=False)
-        os.replace(partial, folder / "losses.parquet")
+        with whole_file(folder / "losses.parquet") as partial:
+            table.to_parquet(partial, index=False)
     log.info("%s: %d steps in %.1f s, final answer loss %.4f", folder, steps, seconds, rows[-1]["answer"])
     return TrainingResult(steps, seconds, peak_memory(device), table, done)

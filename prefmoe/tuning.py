@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefmoe import metrics
 from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Setting, load_edition
+from prefmoe.files import whole_file
 from prefmoe.runs import PREDICTIONS_FILE, Workbench
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,6 @@ def tune(
     if backbones or methods:
         return None
     path = grid_path(edition.name, config_folder).with_suffix(".csv")
-    partial = path.with_suffix(".partial")
-    choose(pd.DataFrame(trials), grid.criterion).to_csv(partial, index=False, lineterminator="\n")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        choose(pd.DataFrame(trials), grid.criterion).to_csv(partial, index=False, lineterminator="\n")
     return path

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from small_world import data_folder, model_folder, small_edition
 
 from prefmoe import runs
+from prefmoe.config import run_folder
 from prefmoe.models.backbones import load_backbone
-from prefmoe.runs import RunError, Workbench, is_complete, run_all_seeds, run_folder, run_method, seeds_of
+from prefmoe.runs import RunError, Workbench, is_complete, run_all_seeds, run_method, seeds_of
 from prefmoe.training import TrainingError
 
 
@@ -49,7 +50,7 @@ def changed(**parts: dict) -> object:
 @pytest.mark.parametrize("method", list(EDITION.methods))
 def test_a_run_holds_predictions_losses_the_method_and_its_story(method):
     folder = run(method)
-    assert folder == run_folder(EDITION, "tiny-llava", method, 0, "results")
+    assert folder == run_folder("results", EDITION.name, "tiny-llava", method, 0)
     trained = method != "NT"
     assert {path.name for path in folder.iterdir()} == {"run.json", "predictions.parquet", "method"} | (
         {"losses.parquet"} if trained else set()
@@ -121,7 +122,7 @@ def test_a_run_killed_anywhere_is_absent_and_then_ends_like_any_other(monkeypatc
         interrupt_at(patch, name, count)
         with pytest.raises(Interruption):
             run("PrefMoE")
-    folder = run_folder(EDITION, "tiny-llava", "PrefMoE", 0, "results")
+    folder = run_folder("results", EDITION.name, "tiny-llava", "PrefMoE", 0)
     assert not folder.exists()
     with monkeypatch.context() as patch:
         evaluations = interrupt_at(patch, "evaluate", -1)
@@ -191,7 +192,7 @@ def test_a_loss_that_is_not_a_number_leaves_no_run():
     )
     with pytest.raises(TrainingError, match="not finite"):
         run("FFT", edition=edition)
-    assert not run_folder(EDITION, "tiny-llava", "FFT", 0, "results").exists()
+    assert not run_folder("results", EDITION.name, "tiny-llava", "FFT", 0).exists()
 
 
 def test_mistakes_are_named(monkeypatch):
@@ -205,7 +206,7 @@ def test_mistakes_are_named(monkeypatch):
 
 
 def test_two_processes_never_write_one_run():
-    folder = run_folder(EDITION, "tiny-llava", "LoRA", 0, "results")
+    folder = run_folder("results", EDITION.name, "tiny-llava", "LoRA", 0)
     folder.parent.mkdir(parents=True)
     with FileLock(folder.with_name(".seed0.lock")), pytest.raises(RunError, match="another process"):
         run()

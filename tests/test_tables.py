@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from prefmoe import metrics, statistics, tables
-from prefmoe.config import Edition
+from prefmoe.config import Edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Preference, User
 
 LIKES = {"ann": ("tea", "jam"), "bob": ("tea", "jam"), "cid": ("tea", "kites"), "dan": ("ice", "kites")}
@@ -177,7 +177,7 @@ def write_run(benchmark: Benchmark, results: Path, key: str, seed: int, skill: f
             more = {"split": split, "turns": turns, **gates, **shares(frame, right, skill)}
             frame = frame.assign(prediction=prediction, **more)
             frames.append(frame.drop(columns=["gt", "pred", "hit"]))
-    folder = tables.run_folder(results, "tiny", "llava-mini", key, seed)
+    folder = run_folder(results, "tiny", "llava-mini", key, seed)
     folder.mkdir(parents=True)
     pd.concat(frames).sample(frac=1, random_state=seed).to_parquet(folder / "predictions.parquet")
     (folder / "run.json").write_text("{}")
@@ -231,7 +231,7 @@ def test_values_are_means_over_seeds(benchmark, results):
     seeds = tables.seeds_table(answers.values()).set_index(["method", "turns", "metric"])
     per_seed = []
     for seed in (0, 1):
-        frame = pd.read_parquet(tables.run_folder(results, "tiny", "llava-mini", "full", seed) / "predictions.parquet")
+        frame = pd.read_parquet(run_folder(results, "tiny", "llava-mini", "full", seed) / "predictions.parquet")
         frame = frame[(frame["split"] == "test") & (frame["turns"] == 10)]
         per_seed.append(metrics.summarize(metrics.score(frame)))
     for metric in metrics.METRICS:
@@ -295,7 +295,7 @@ def test_exchanging_users_matches_a_loop(benchmark, results, metric):
 def test_breakdown_agrees_with_scoring_each_group(benchmark, results):
     answers = [a for a in tables.read_runs(EDITION, results, "test") if a.key == "nt" and a.turns == 0]
     table = tables.breakdown_table(benchmark, answers, "test")
-    frame = pd.read_parquet(tables.run_folder(results, "tiny", "llava-mini", "nt", 0) / "predictions.parquet")
+    frame = pd.read_parquet(run_folder(results, "tiny", "llava-mini", "nt", 0) / "predictions.parquet")
     scored = metrics.score(frame[(frame["split"] == "test") & (frame["turns"] == 0)])
     buckets = table[(table["grouping"] == "bucket") & (table["metric"] == "collapse")]
     expected = metrics.collapse_by_bucket(scored)
@@ -346,7 +346,7 @@ def two_backbones(results: Path) -> Edition:
     for path in list((results / "tiny" / "runs" / "llava-mini").rglob("predictions.parquet")):
         method, seed = path.parent.parent.name, int(path.parent.name.removeprefix("seed"))
         seed = 1 - seed if method != "nt" else seed
-        folder = tables.run_folder(results, "tiny", "qwen2.5-vl-mini", method, seed)
+        folder = run_folder(results, "tiny", "qwen2.5-vl-mini", method, seed)
         folder.mkdir(parents=True)
         pd.read_parquet(path).to_parquet(folder / "predictions.parquet")
         (folder / "run.json").write_text("{}")
@@ -473,14 +473,14 @@ def test_popularity_groups_are_thirds_of_the_items(benchmark):
 
 def test_missing_runs_are_all_named(benchmark, results):
     for key, seed, file in (("fft", 1, "run.json"), ("full", 0, "predictions.parquet")):
-        (tables.run_folder(results, "tiny", "llava-mini", key, seed) / file).unlink()
+        (run_folder(results, "tiny", "llava-mini", key, seed) / file).unlink()
     with pytest.raises(tables.TableError, match="2 run.*tiny.*fft/seed1.*full/seed0"):
         tables.build(EDITION, benchmark, results=results, figures=results / "figures")
     assert not (results / "figures").exists()
 
 
 def test_runs_with_other_questions_are_refused(benchmark, results):
-    path = tables.run_folder(results, "tiny", "llava-mini", "full", 1) / "predictions.parquet"
+    path = run_folder(results, "tiny", "llava-mini", "full", 1) / "predictions.parquet"
     frame = pd.read_parquet(path)
     frame[frame["index"] != len(TRAIN)].to_parquet(path)
     with pytest.raises(tables.TableError, match="full/seed1.*9 test questions with 0 turns.*other runs' 10"):
@@ -500,7 +500,7 @@ def test_markdown_repeats_the_csv(benchmark, results, tmp_path):
 
 def test_gates_are_averaged_over_seeds(benchmark, results):
     runs = [
-        pd.read_parquet(tables.run_folder(results, "tiny", "llava-mini", "full", seed) / "predictions.parquet")
+        pd.read_parquet(run_folder(results, "tiny", "llava-mini", "full", seed) / "predictions.parquet")
         for seed in (0, 1)
     ]
     runs = [run[(run["split"] == "test") & (run["turns"] == 0)] for run in runs]

@@ -20,6 +20,8 @@ from typing import Any, get_args
 import pandas as pd
 from PIL import Image
 
+from prefmoe.files import whole_file
+
 from . import prompts
 from .benchmark import FACETS, OPTION_LETTERS, Benchmark, Example, Turn, User
 
@@ -317,10 +319,8 @@ def _check_pictures(rows: Sequence[Row], root: Path, seen: Path | None) -> dict[
                 complete[relative] = digest
     if seen and complete:
         notes = {relative: (states[relative], digest) for relative, digest in (known | complete).items()}
-        seen.parent.mkdir(parents=True, exist_ok=True)
-        partial = seen.with_name(f".{seen.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(notes), encoding="utf-8")
-        os.replace(partial, seen)
+        with whole_file(seen) as partial:
+            partial.write_text(json.dumps(notes), encoding="utf-8")
     return dict.fromkeys(mentions, "") | known | complete
 
 

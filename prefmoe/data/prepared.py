@@ -6,7 +6,6 @@ Decoding, resizing and looking at a few thousand small pictures takes as long as
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 
 from prefmoe import provenance
 from prefmoe.data.collation import ProcessedPictures, load_pictures, process_pictures, stack_pictures
+from prefmoe.files import whole_file
 from prefmoe.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ def _write(pictures: list[ProcessedPictures], path: Path) -> None:
         tensors[key] = torch.cat(values)
         tensors[key + COUNT] = torch.tensor([len(value) for value in values])
     texts = [[picture.replacements, picture.digests] for picture in pictures]
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"texts": json.dumps(texts)})
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata={"texts": json.dumps(texts)})
 
 
 def _read(path: Path) -> list[ProcessedPictures]:

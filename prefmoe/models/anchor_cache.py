@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefmoe import distributed, provenance
+from prefmoe.files import whole_file
 
 if TYPE_CHECKING:
     from prefmoe.data.benchmark import User
@@ -57,11 +57,5 @@ class AnchorCache:
         """Keeps tensors under a key; the main process writes, under a temporary name first."""
         if not distributed.state().is_main_process:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{key}.safetensors"
-        partial = path.with_name(f".{key}.{os.getpid()}.partial")
-        try:
+        with whole_file(self.folder / f"{key}.safetensors") as partial:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from prefmoe import distributed, hub, memory
 from prefmoe.data.collation import Picture, load_pictures, process_pictures, stack_pictures
+from prefmoe.files import whole_file
 from prefmoe.models import efficientnet_lite  # noqa: F401  makes its class known to transformers
 from prefmoe.models.anchor_cache import AnchorCache
 
@@ -728,9 +729,8 @@ class VisionCache:
         if len({state.shape for state in self._states.values()}) != 1:
             return
         keys = json.dumps([key.hex() for key in self._states])
-        partial = path.with_suffix(".partial")
-        save_file({"states": torch.stack(list(self._states.values())).cpu()}, partial, metadata={"pictures": keys})
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            save_file({"states": torch.stack(list(self._states.values())).cpu()}, partial, metadata={"pictures": keys})
 
     def load(self, path: Path) -> None:
         """Keeps what `save` wrote of the same tower, besides what is kept."""

