@@ -24,6 +24,12 @@ except ConfigError as error:
 
 RESULTS, FIGURES = f"results/{EDITION.name}", f"figures/{EDITION.name}"
 ENVIRONMENT = str(ROOT / "environment.yml")
+# For hours of arithmetic: as many threads as there are cores given, and glibc keeps the memory of a large tensor for the
+# next one instead of giving it back page by page.
+PREFMOE_FOR_LONG = (
+    "OMP_NUM_THREADS={threads} PREFMOE_THREADS={threads} MALLOC_MMAP_THRESHOLD_=33554432"
+    " MALLOC_TRIM_THRESHOLD_=536870912 python -m prefmoe"
+)
 RUN_NOTEBOOK = "06_train_and_evaluate"
 PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
 FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]

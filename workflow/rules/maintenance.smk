@@ -17,7 +17,7 @@ rule pretrain_miniature:
     conda:
         ENVIRONMENT
     shell:
-        "OMP_NUM_THREADS={threads} python -m prefmoe pretrain {wildcards.miniature} > {log} 2>&1"
+        f"{PREFMOE_FOR_LONG} pretrain {{wildcards.miniature}} >> {{log}} 2>&1"
 
 
 # The small edition's projector: the first stage's is part of the package, the second's stays with whoever has the
@@ -41,8 +41,7 @@ rule align:
     conda:
         ENVIRONMENT
     shell:
-        "OMP_NUM_THREADS={threads} PREFMOE_THREADS={threads}"
-        " python -m prefmoe align {params.folder} {wildcards.stage} {params.ship} > {log} 2>&1"
+        f"{PREFMOE_FOR_LONG} align {{params.folder}} {{wildcards.stage}} {{params.ship}} > {{log}} 2>&1"
 
 
 rule tune_backbone:
@@ -61,8 +60,7 @@ rule tune_backbone:
     conda:
         ENVIRONMENT
     shell:
-        "OMP_NUM_THREADS={threads} PREFMOE_THREADS={threads}"
-        " python -m prefmoe tune {params.edition} --backbones {wildcards.backbone} > {log} 2>&1"
+        f"{PREFMOE_FOR_LONG} tune {{params.edition}} --backbones {{wildcards.backbone}} > {{log}} 2>&1"
 
 
 rule tune:

@@ -24,7 +24,7 @@ rule protocol_run:
     conda:
         ENVIRONMENT
     shell:
-        "OMP_NUM_THREADS={threads} PREFMOE_THREADS={threads} python -m prefmoe protocol {params.edition}"
+        f"{PREFMOE_FOR_LONG} protocol {{params.edition}}"
         " --run {wildcards.backbone} {wildcards.plan} > {log} 2>&1"
 
 
