@@ -162,8 +162,10 @@ rule main_table:
         tables("table1", "table1_seeds", "comparisons"),
     output:
         notebook=executed("07_main_table"),
-        main_table=report(f"{FIGURES}/main_table.png", caption="../report/main_table.rst", category="Tables"),
-        paired_differences=report(f"{FIGURES}/paired_differences.png", caption="../report/paired_differences.rst", category="Tables"),
+        main_table=report(each_backbone("main_table"), caption="../report/main_table.rst", category="Tables"),
+        paired_differences=report(
+            each_backbone("paired_differences"), caption="../report/paired_differences.rst", category="Tables"
+        ),
     params:
         code=lambda wildcards: code("07_main_table"),
         edition=EDITION.name,

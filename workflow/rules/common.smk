@@ -86,6 +86,11 @@ def figures(*names):
     return [f"{FIGURES}/{name}.png" for name in names]
 
 
+def each_backbone(name):
+    """PNG files that an analysis notebook writes, one per backbone of the edition."""
+    return [f"{FIGURES}/{name}_{backbone}.png" for backbone in EDITION.backbones]
+
+
 def code(name):
     """A digest of an analysis notebook's code and of the modules it imports; prose is not part of it."""
     try:
