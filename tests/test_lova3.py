@@ -15,7 +15,7 @@ from prefmoe.data.prompts import PLACEHOLDER
 from prefmoe.models.lova3 import ASK, ASSESS, asking, assessing, candidates
 from prefmoe.models.methods import build_method
 from prefmoe.models.yollava import QUESTION
-from prefmoe.pretraining import vocabulary
+from prefmoe.pretraining.miniatures import vocabulary
 from prefmoe.training import train
 
 ADAPTER = dict(label="x", lr=3e-3, rank=2, alpha=2, dropout=0.0)

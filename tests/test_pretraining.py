@@ -16,19 +16,22 @@ from prefmoe.data.benchmark import FACETS, User
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
 from prefmoe.models.backbones import load_backbone
 from prefmoe.models.user_state import FactorisedUsers, encode_users
-from prefmoe.pretraining import Conversations, Encoder, Say
+from prefmoe.pretraining import drawings, language, miniatures, reading, vision
+from prefmoe.pretraining.abilities import measure_abilities
+from prefmoe.pretraining.conversations import Conversations, Encoder, Say
+from prefmoe.pretraining.place import Place
 
-KINDS = list(pretraining.FOLDERS)
+KINDS = list(miniatures.FOLDERS)
 
 
 @pytest.fixture(scope="module")
 def pool():
-    return pretraining.draw_pool(items=60, quarters=6, groups=30, people=10, seed=3, avoid=())
+    return drawings.draw_pool(items=60, quarters=6, groups=30, people=10, seed=3, avoid=())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_conversations_are_encoded_as_the_chat_template_does(kind, pool):
-    backbone = load_backbone(pretraining.FOLDERS[kind])
+    backbone = load_backbone(miniatures.FOLDERS[kind])
     encoder = Encoder(kind, backbone.tokenizer)
     drawn = Conversations(pool, np.random.default_rng(0))
     for turns in (drawn.preferences(3, 2, talk=True), drawn.recognition(2), drawn.captions(2)):
@@ -46,7 +49,7 @@ def test_conversations_are_encoded_as_the_chat_template_does(kind, pool):
 
 
 def test_only_what_is_to_be_learned_has_labels():
-    tokenizer = pretraining.build_tokenizer("llava")
+    tokenizer = miniatures.build_tokenizer("llava")
     turns = [Say("user", "chess"), Say("assistant", "yes", learn=True)]
     ids, labels, _ = Encoder("llava", tokenizer)(turns)
     assert [i for i, y in zip(ids, labels, strict=True) if y != -100] == tokenizer("yes</s>").input_ids
@@ -106,11 +109,11 @@ def test_a_soft_prefix_goes_from_words_to_the_tokens_of_the_untrained_user_state
     state = FactorisedUsers(anchors, known, torch.ones(len(users), dtype=torch.bool))
     with torch.no_grad():
         expected = state(torch.arange(len(users))).prefix
-        features = pretraining.pool_features(backbone.model, backbone.processor.image_processor, pool)
+        features = vision.pool_features(backbone.model, backbone.processor.image_processor, pool)
 
         def prefix(blend: float) -> torch.Tensor:
             rng, table = np.random.default_rng(5), backbone.embed_tokens.weight
-            return pretraining.soft_prefix(table, encoder, features, people, 0, rng, blend=blend, dislikes=1.0)
+            return reading.soft_prefix(table, encoder, features, people, 0, rng, blend=blend, dislikes=1.0)
 
         means, words = prefix(1.0), prefix(0.0)
     assert torch.allclose(means[:, [0, 2]], expected[:, [0, 2]], atol=1e-5)
@@ -129,8 +132,8 @@ def test_a_soft_prefix_goes_from_words_to_the_tokens_of_the_untrained_user_state
 
 def test_the_qwen_text_model_starts_as_the_llama_it_adopts():
     source = load_backbone("llava-mini")
-    model, _, tokenizer = pretraining.build_model("qwen2.5-vl")
-    pretraining.adopt_language_model(model, tokenizer, source.model, source.tokenizer)
+    model, _, tokenizer = miniatures.build_model("qwen2.5-vl")
+    miniatures.adopt_language_model(model, tokenizer, source.model, source.tokenizer)
     text = "enjoys chess, drums, but dislikes cats, dogs. chess"
     with torch.no_grad():
         expected, found = (
@@ -144,24 +147,24 @@ def test_the_qwen_text_model_starts_as_the_llama_it_adopts():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shipped_weights_belong_to_their_card(kind):
-    folder = pretraining.WEIGHTS / pretraining.FOLDERS[kind]
-    card = json.loads((folder / pretraining.CARD).read_text())
+    folder = miniatures.WEIGHTS / miniatures.FOLDERS[kind]
+    card = json.loads((folder / miniatures.CARD).read_text())
     content = (folder / "model.safetensors").read_bytes()
     assert hashlib.blake2b(content, digest_size=16).hexdigest() == card["weights_blake2b"]
     assert len(content) < 6_000_000
     with safe_open(folder / "model.safetensors", "pt") as tensors:
         assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {torch.float16}
-    backbone = load_backbone(pretraining.FOLDERS[kind])
+    backbone = load_backbone(miniatures.FOLDERS[kind])
     assert card["parameters"] == sum(p.numel() for p in backbone.model.parameters())
     assert 1e6 < card["parameters"] < 3e6
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shipped_weights_have_the_recorded_abilities(kind):
-    folder = pretraining.WEIGHTS / pretraining.FOLDERS[kind]
-    recorded = json.loads((folder / pretraining.CARD).read_text())["abilities"]
-    backbone = load_backbone(pretraining.FOLDERS[kind])
-    found = pretraining.abilities(backbone.model, kind, backbone.processor.image_processor, backbone.tokenizer)
+    folder = miniatures.WEIGHTS / miniatures.FOLDERS[kind]
+    recorded = json.loads((folder / miniatures.CARD).read_text())["abilities"]
+    backbone = load_backbone(miniatures.FOLDERS[kind])
+    found = measure_abilities(backbone.model, kind, backbone.processor.image_processor, backbone.tokenizer)
     assert found.keys() == recorded.keys()
     for name, ability in recorded.items():
         assert found[name]["n"] == ability["n"]
@@ -171,28 +174,28 @@ def test_shipped_weights_have_the_recorded_abilities(kind):
 
 
 def test_parts_of_like_length_add_up_to_the_whole_batch(pool, monkeypatch):
-    model, image_processor, tokenizer = pretraining.build_model("llava")
-    features = pretraining.pool_features(model, image_processor, pool)
+    model, image_processor, tokenizer = miniatures.build_model("llava")
+    features = vision.pool_features(model, image_processor, pool)
     drawn = Conversations(pool, np.random.default_rng(6))
     people, asked = zip(*(drawn.introduced(1 + 4 * (k % 2)) for k in range(6)), strict=True)
-    prefix = pretraining.soft_prefix(
+    prefix = reading.soft_prefix(
         model.get_input_embeddings().weight, Encoder("llava", tokenizer), features, people, 10, drawn.rng,
         blend=0.5, dislikes=0.5,
     ).detach()  # fmt: skip
 
     def learned() -> tuple[float, float, torch.Tensor]:
         model.zero_grad()
-        trainer = pretraining.LanguageTrainer(model, "llava", tokenizer, features)
+        trainer = language.LanguageTrainer(model, "llava", tokenizer, features)
         loss, accuracy = trainer.loss(asked, prefix)
         loss.backward()
         return loss.item(), accuracy, torch.cat([p.grad.flatten() for p in trainer.parameters])
 
     in_parts = learned()
     sizes = [len(Encoder("llava", tokenizer)(c)[0]) for c in asked]
-    split = pretraining._of_like_length(sizes)
+    split = language._of_like_length(sizes)
     assert len(split) == 2 and sorted(split[0] + split[1]) == list(range(6))
     assert max(sizes[k] for k in split[0]) <= min(sizes[k] for k in split[1])
-    monkeypatch.setattr(pretraining, "_of_like_length", lambda lengths: [list(range(len(lengths)))])
+    monkeypatch.setattr(language, "_of_like_length", lambda lengths: [list(range(len(lengths)))])
     whole = learned()
     assert in_parts[:2] == pytest.approx(whole[:2], rel=1e-5)
     assert (in_parts[2] - whole[2]).norm() < 1e-5 * whole[2].norm()
@@ -200,7 +203,7 @@ def test_parts_of_like_length_add_up_to_the_whole_batch(pool, monkeypatch):
 
 @pytest.mark.parametrize("length", [[7, 7, 7], [5]])
 def test_a_batch_without_much_padding_stays_whole(length):
-    assert pretraining._of_like_length(length) == [list(range(len(length)))]
+    assert language._of_like_length(length) == [list(range(len(length)))]
 
 
 def test_a_backbone_that_is_no_miniature_is_refused():
@@ -228,7 +231,7 @@ def test_the_recipe_makes_a_backbone_that_loads_and_goes_on_where_it_stopped(tmp
     }
     work = tmp_path / "work"
     folder = pretraining.pretrain("llava-mini", folder=tmp_path / "first", work=work, recipe=recipe)
-    assert load_backbone(folder).hidden_size == pretraining.HIDDEN
+    assert load_backbone(folder).hidden_size == miniatures.HIDDEN
     stages = {path: path.stat().st_mtime_ns for path in work.iterdir()}
     again = pretraining.pretrain("llava-mini", folder=tmp_path / "second", work=work, recipe=recipe)
     assert {path: path.stat().st_mtime_ns for path in work.iterdir()} == stages
@@ -248,20 +251,20 @@ def test_a_stage_goes_on_from_the_step_it_had_reached(pool, tmp_path, monkeypatc
 
     def whole(folder, dies: dict[str, int]) -> list[torch.Tensor]:
         """The weights after all three stages, each killed after so many writings of its place and begun again."""
-        model, image_processor, tokenizer = pretraining.build_model("llava")
-        features = pretraining.pool_features(model, image_processor, pool)
+        model, image_processor, tokenizer = miniatures.build_model("llava")
+        features = vision.pool_features(model, image_processor, pool)
         stages = {
-            "text": lambda path: pretraining.train_text(
+            "text": lambda path: language.train_text(
                 model, "llava", tokenizer, lessons=((0, 1.1, 3), (1, 1.1, 2)), path=path
             ),
-            "vision": lambda path: pretraining.train_vision(
+            "vision": lambda path: vision.train_vision(
                 model, image_processor, tokenizer, pool, steps=5, lr=1e-3, batch=4, path=path
             ),
-            "joint": lambda path: pretraining.train_joint(
+            "joint": lambda path: language.train_joint(
                 model, "llava", image_processor, tokenizer, pool, features, phases=phases, batch=4, path=path
             ),
         }  # fmt: skip
-        keep = pretraining.Place.keep
+        keep = Place.keep
         for name, train in stages.items():
             if name in dies:
                 left = [dies[name]]
@@ -272,18 +275,18 @@ def test_a_stage_goes_on_from_the_step_it_had_reached(pool, tmp_path, monkeypatc
                     if not left[0]:
                         raise Killed
 
-                monkeypatch.setattr(pretraining.Place, "keep", once)
+                monkeypatch.setattr(Place, "keep", once)
                 before = [p.detach().clone() for p in model.parameters()]
                 with pytest.raises(Killed):
                     train(folder / name)
-                monkeypatch.setattr(pretraining.Place, "keep", keep)
+                monkeypatch.setattr(Place, "keep", keep)
                 for p, old in zip(model.parameters(), before, strict=True):  # a new process begins with these
                     p.data.copy_(old)
             train(folder / name)
         return [p.detach().clone() for p in model.parameters()]
 
-    monkeypatch.setattr(pretraining, "KEEP_EVERY", 1)
-    monkeypatch.setattr(pretraining, "abilities", lambda *_, **__: {})
+    monkeypatch.setattr(Place, "EVERY", 1)
+    monkeypatch.setattr(language, "measure_abilities", lambda *_, **__: {})
     for name in ("never", "early", "late"):
         (tmp_path / name).mkdir()
     expected = whole(tmp_path / "never", {})
@@ -295,15 +298,15 @@ def test_a_stage_goes_on_from_the_step_it_had_reached(pool, tmp_path, monkeypatc
 def test_a_damaged_place_is_named(tmp_path):
     (tmp_path / "joint.place").write_bytes(b"half a file")
     with pytest.raises(ValueError, match=r"joint\.place: cannot be read .*; delete the file to begin the stage again"):
-        pretraining.Place(tmp_path / "joint.place", np.random.default_rng(0))
+        Place(tmp_path / "joint.place", np.random.default_rng(0))
 
 
 def test_drawings_are_made_once(tmp_path, monkeypatch):
     wanted = {"items": 4, "quarters": 1, "groups": 3, "people": 2, "seed": 5, "avoid": ()}
-    drawn = pretraining.draw_pool(**wanted, folder=tmp_path)
+    drawn = drawings.draw_pool(**wanted, folder=tmp_path)
     (kept,) = tmp_path.iterdir()
-    monkeypatch.setattr(pretraining, "_draw", None)
-    again = pretraining.draw_pool(**wanted, folder=tmp_path)
+    monkeypatch.setattr(drawings, "_draw", None)
+    again = drawings.draw_pool(**wanted, folder=tmp_path)
     assert np.array_equal(drawn.pixels, again.pixels) and list(tmp_path.iterdir()) == [kept]
     monkeypatch.undo()
-    assert np.array_equal(drawn.pixels, pretraining.draw_pool(**wanted).pixels)
+    assert np.array_equal(drawn.pixels, drawings.draw_pool(**wanted).pixels)

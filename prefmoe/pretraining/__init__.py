@@ -1,0 +1,170 @@
+"""Makes the miniature backbones: real architectures, small configurations, trained on user-free drawings and texts.
+
+Three stages, all on randomly invented people and on pictures of the drawing world, never on benchmark users:
+
+1. text: the language model learns to read a profile and answer questions about it, from one facet to five;
+2. vision: the tower and its projector learn to emit, at the place of an item or a person, the sum of the word
+   embeddings that name it (cross entropy over the words, plus MSE to the sum);
+3. joint: pictures take the place of words; items, preferences, captions, recognition from a portrait or a
+   description, small talk in between; and, last, soft tokens in the place of a profile text.
+
+Large language models make something of the mean of a few word embeddings; four layers do not, unless they have met
+such a thing. The last lessons therefore lead from single words in the place of a soft prefix to means of sentences,
+about people invented for one conversation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_model, save_model
+
+from prefmoe.config import RESULTS, MiniatureData
+from prefmoe.data import miniature as world
+from prefmoe.files import whole_file
+from prefmoe.models.backbones import load_backbone
+from prefmoe.pretraining.abilities import measure_abilities
+from prefmoe.pretraining.drawings import draw_pool
+from prefmoe.pretraining.language import LESSONS, train_joint, train_text
+from prefmoe.pretraining.miniatures import FOLDERS, WEIGHTS, adopt_language_model, build_model, save
+from prefmoe.pretraining.vision import pool_features, train_vision
+
+_SPELLED = {
+    "steps": 600, "lr": 1e-3, "shares": [4, 11, 1], "recognition": {"level": 1, "places": 0.7, "in_words": 0.6},
+}  # fmt: skip
+_STRANGERS = {
+    "steps": 1000, "lr": 1e-3, "shares": [5, 8, 1, 2], "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+}  # fmt: skip
+
+_TALKATIVE = {
+    "steps": 500, "lr": 6e-4, "shares": [4, 6, 1, 5], "talk_every": 2,
+    "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+}  # fmt: skip
+
+_INTRODUCED = {
+    "steps": 1300, "lr": 8e-4, "shares": [4, 8, 1, 3], "prefix": {"steps": 800, "goal": 0.83},
+    "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+}  # fmt: skip
+
+_READ = {
+    "steps": 2000, "lr": 9e-4, "shares": [6, 7, 1, 2], "prefix": {"steps": 800, "goal": 0.74},
+    "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+}  # fmt: skip
+
+RECIPES: dict[str, dict] = {
+    "llava": {
+        "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
+        "vision": {"steps": 4500, "batch": 64, "lr": 1e-3},
+        "joint": {
+            "phases": [
+                {"steps": 2600, "lr": 1.2e-3, "shares": [8, 6, 2], "recognition": {"level": 2}},
+                {"steps": 600, "lr": 1e-3, "shares": [4, 10, 2], "recognition": {"level": 0}},
+                {"steps": 600, "lr": 1e-3, "shares": [4, 10, 2], "recognition": {"level": 1}},
+                {"steps": 1500, "lr": 1e-3, "shares": [5, 8, 3], "recognition": {"level": 2}},
+                {"steps": 700, "lr": 1e-3, "shares": [3, 11, 2], "recognition": {"level": 1, "places": 0.6}},
+                {"steps": 900, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 2, "places": 0.4}},
+                _SPELLED,
+                _STRANGERS,
+                _TALKATIVE,
+                _INTRODUCED,
+                {**_INTRODUCED, "steps": 700, "prefix": {"steps": 800, "goal": 0.8}},
+                {**_READ, "steps": 1200, "lr": 8e-4},
+                {**_READ, "steps": 2600, "lr": 1e-3, "shares": [7, 6, 1, 2]},
+            ]
+        },
+    },
+    "qwen2.5-vl": {
+        "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
+        "vision": {"steps": 4500, "batch": 40, "lr": 1e-3},
+        "joint": {
+            "phases": [
+                {"steps": 500, "lr": 1e-3, "shares": [5, 8, 3], "recognition": {"level": 0}},
+                {"steps": 700, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 1, "places": 0.5}},
+                {"steps": 900, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 2, "places": 0.4}},
+                _SPELLED,
+                _STRANGERS,
+                _STRANGERS,
+                _STRANGERS,
+                _TALKATIVE,
+                _INTRODUCED,
+                {**_INTRODUCED, "steps": 700, "prefix": {"steps": 800, "goal": 0.8}},
+                {**_READ, "lr": 8e-4},
+                _READ,
+            ]
+        },
+    },
+}
+"""Sizes of the stages. The Qwen2.5-VL text model starts from the LLaVA miniature's instead of stage 1."""
+
+
+def pretrain(
+    backbone: str, *, folder: Path | None = None, work: Path | None = None, recipe: dict | None = None
+) -> Path:
+    """Makes a miniature backbone from nothing; a finished stage is kept and not repeated.
+
+    Args:
+        backbone: "llava-mini" or "qwen2.5-vl-mini" (which needs the weights of llava-mini).
+        folder: where the weights go; the package's own by default.
+        work: where the stages are kept; results/pretraining/<backbone> by default.
+        recipe: another entry than that of RECIPES, for trying things out.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ValueError: if the backbone is not a miniature.
+    """
+    kinds = {name: kind for kind, name in FOLDERS.items()}
+    if backbone not in kinds:
+        raise ValueError(f"{backbone!r} is not a miniature; expected one of {', '.join(kinds)}")
+    kind = kinds[backbone]
+    recipe = recipe or RECIPES[kind]
+    folder = folder or WEIGHTS / backbone
+    work = work or RESULTS / "pretraining" / backbone
+    work.mkdir(parents=True, exist_ok=True)
+    model, image_processor, tokenizer = build_model(kind)
+    seconds = 0.0
+
+    def stage(name: str, train: Callable[[Path], object]) -> None:
+        nonlocal seconds
+        path, place = work / f"{name}.safetensors", work / f"{name}.place"
+        if not path.is_file():
+            began = time.time()
+            if place.is_file():  # what an interrupted run had spent
+                began -= torch.load(place, weights_only=True)["at"]["seconds"]
+            train(place)
+            with whole_file(path) as partial:
+                save_model(model, str(partial), metadata={"seconds": f"{time.time() - began:.0f}"})
+            place.unlink(missing_ok=True)
+        load_model(model, path)
+        with safe_open(path, "pt") as file:
+            seconds += float((file.metadata() or {}).get("seconds", 0))
+
+    trained, unseen = world.people(MiniatureData(kind="miniature"))
+    avoid = {person.face for person in trained + unseen}
+    pool = draw_pool(**recipe["pool"], seed=0, avoid=avoid, folder=work.parent)
+    if kind == "llava":
+        lessons = recipe.get("lessons", LESSONS)
+        stage("text", lambda place: train_text(model, kind, tokenizer, lessons=lessons, path=place))
+    else:
+        llava = load_backbone("llava-mini")
+        stage("text", lambda place: adopt_language_model(model, tokenizer, llava.model, llava.tokenizer))
+    seeing, talking = recipe["vision"], recipe["joint"]
+    stage("vision", lambda place: train_vision(model, image_processor, tokenizer, pool, **seeing, path=place))
+    features = pool_features(model, image_processor, pool)
+    stage("joint", lambda place: train_joint(model, kind, image_processor, tokenizer, pool, features, **talking,
+                                             path=place))  # fmt: skip
+    card = {
+        "backbone": backbone,
+        "made_by": "snakemake --cores all pretrain",
+        "recipe": recipe,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "minutes": round(seconds / 60, 1),
+        "abilities": measure_abilities(model.half().float(), kind, image_processor, tokenizer),
+    }
+    save(model, image_processor, tokenizer, kind, folder, card)
+    return folder

@@ -1,0 +1,62 @@
+"""What a miniature can do, measured on people and pictures that no stage has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from prefmoe.pretraining.conversations import Conversations, Encoder, Introduced, Say, collate
+from prefmoe.pretraining.drawings import unseen_pictures
+from prefmoe.pretraining.reading import language_logits, soft_prefix
+from prefmoe.pretraining.vision import pool_features
+
+
+@torch.no_grad()
+def measure_abilities(model, kind: str, image_processor, tokenizer, count: int = 400) -> dict[str, dict[str, float]]:
+    """What a miniature can do, on pictures and people of ``unseen_pictures``.
+
+    Returns:
+        ability -> {"accuracy", "n"}: naming an item, yes/no and choice questions about preferences read from a
+        profile text or (yes/no) from a soft prefix, and recognising somebody from a portrait or from a description
+        alone. A soft prefix does not tell what is liked from what is disliked (a mean has no order), so that not
+        all of its questions can be answered.
+    """
+    pool = unseen_pictures()
+    was_training = model.training
+    model.eval()
+    features, table = pool_features(model, image_processor, pool), model.get_input_embeddings()
+    encoder = Encoder(kind, tokenizer)
+    drawn = Conversations(pool, np.random.default_rng(97))
+    letters = set(tokenizer.convert_tokens_to_ids(list("ABCD")))
+    asked: dict[str, list[tuple[int, int]]] = {}
+
+    def run(conversations: Sequence[list[Say]], name: Callable[[int], str], people: Sequence[Introduced] = ()) -> None:
+        for first in range(0, len(conversations), 40):
+            part, prefix = slice(first, first + 40), None
+            if people:
+                prefix = soft_prefix(
+                    table.weight, encoder, features, people[part], 40, drawn.rng, blend=1.0, dislikes=1.0
+                )
+            encoded = [encoder(c) for c in conversations[part]]
+            data = collate(encoded, tokenizer.pad_token_id, 0 if prefix is None else prefix.shape[1])
+            logits = language_logits(model, kind, data, features, encoder.image_id, prefix)
+            wanted = data["labels"][:, 1:][data["labels"][:, 1:] != -100]
+            for want, got in zip(wanted.tolist(), logits.argmax(-1).tolist(), strict=True):
+                if want != tokenizer.eos_token_id:
+                    asked.setdefault(name(want), []).append((want, got))
+
+    run([drawn.preferences(5, 1) for _ in range(count)],
+        lambda want: "preference choice" if want in letters else "preference yes/no")  # fmt: skip
+    for source in ("portrait", "description"):
+        run([drawn.recognition(1, source=source) for _ in range(count)],
+            lambda want, s=source: f"{'place' if want in letters else 'presence'} from {s}")  # fmt: skip
+    run([drawn.captions(1, faces=False) for _ in range(count)], lambda want: "naming an item")
+    people, asked_about = zip(*(drawn.introduced(1) for _ in range(count)), strict=True)
+    run(asked_about, lambda want: "preference yes/no from a soft prefix", people)
+    model.train(was_training)
+    return {
+        name: {"accuracy": round(float(np.mean([w == g for w, g in pairs])), 4), "n": len(pairs)}
+        for name, pairs in sorted(asked.items())
+    }

@@ -1,0 +1,198 @@
+"""Stages 1 and 3: the language model learns from conversations, in words first and then with pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from prefmoe.pretraining.abilities import measure_abilities
+from prefmoe.pretraining.conversations import Conversations, Encoder, Say, collate
+from prefmoe.pretraining.drawings import Pictures
+from prefmoe.pretraining.miniatures import BLANK
+from prefmoe.pretraining.place import Place
+from prefmoe.pretraining.reading import language_logits, soft_prefix
+from prefmoe.pretraining.vision import word_ids
+
+log = logging.getLogger(__name__)
+
+
+def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """The rows of a batch, in two parts where padding each to its own longest makes them smaller by a tenth."""
+    order = sorted(range(len(lengths)), key=lambda k: lengths[k])
+    longest, count = lengths[order[-1]], len(order)
+    sizes = [k * lengths[order[k - 1]] + (count - k) * longest for k in range(1, count)]
+    if not sizes or min(sizes) > 0.9 * count * longest:
+        return [order]
+    cut = 1 + sizes.index(min(sizes))
+    return [order[:cut], order[cut:]]
+
+
+class LanguageTrainer:
+    """Optimises a miniature's language model on conversations; image features are frozen and given.
+
+    Args:
+        model, kind, tokenizer: as build_model returns them.
+        features: (n pictures, 16, H) projected image tokens, or None for stage 1.
+        fixed_words: token ids whose input embeddings must not move (the vision stage aims at them).
+    """
+
+    def __init__(self, model, kind: str, tokenizer, features: torch.Tensor | None = None,
+                 fixed_words: torch.Tensor | None = None):  # fmt: skip
+        self.model, self.kind, self.tokenizer, self.features = model, kind, tokenizer, features
+        self.encoder = Encoder(kind, tokenizer)
+        self.parameters = [p for n, p in model.named_parameters() if "language_model" in n or n.startswith("lm_head")]
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.01)
+        if fixed_words is not None:
+            moves = torch.ones(len(tokenizer), 1)
+            moves[fixed_words] = 0
+            model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * moves)
+
+    def loss(
+        self, conversations: Sequence[list[Say]], prefix: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, float]:
+        """Cross entropy, and the accuracy over the learned tokens, ends of turns not counted."""
+        encoded = [self.encoder(c) for c in conversations]
+        parts, room = [], 0 if prefix is None else prefix.shape[1]
+        for rows in _of_like_length([len(ids) for ids, _, _ in encoded]):
+            front = None if prefix is None else prefix[rows]
+            data = collate([encoded[k] for k in rows], self.tokenizer.pad_token_id, room)
+            logits = language_logits(self.model, self.kind, data, self.features, self.encoder.image_id, front)
+            parts.append((logits, data["labels"][:, 1:][data["labels"][:, 1:] != -100]))
+        logits, wanted = (torch.cat(column) for column in zip(*parts, strict=True))
+        answer = wanted != self.tokenizer.eos_token_id
+        hits = (logits.argmax(-1) == wanted)[answer].float().mean().item()
+        return F.cross_entropy(logits, wanted), hits
+
+    def step(self, loss: torch.Tensor, lr: float) -> None:
+        """One step down the gradient of a loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+
+
+LESSONS = (
+    *((0, 0.95, 600), (1, 0.95, 400), (2, 0.95, 500), (3, 0.93, 500), (4, 0.93, 900), (5, 0.95, 900)),
+    *((6, 0.95, 500), (7, 0.93, 700), (8, 0.95, 700)),
+)
+"""Stage 1: level, the accuracy at which the next level begins, and the most steps a level may take."""
+
+
+def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, lessons=LESSONS,
+               path: Path | None = None) -> float:  # fmt: skip
+    """Stage 1; every fourth conversation repeats an earlier level. ``path`` keeps its `Place`.
+
+    Returns:
+        the last level's accuracy.
+    """
+    rng = np.random.default_rng([seed, 31])
+    conversations = Conversations(None, rng)
+    fixed = torch.cat([*word_ids(tokenizer), torch.tensor([tokenizer.convert_tokens_to_ids(BLANK)])])
+    trainer = LanguageTrainer(model, kind, tokenizer, fixed_words=fixed)
+    place = Place(path, rng, model=model, optimizer=trainer.optimizer)
+    start, first, done = (place.at.get(key, 0) for key in ("lesson", "step", "done"))
+    hits: list[float] = place.at.get("hits", [])
+    for number, (level, goal, limit) in list(enumerate(lessons))[start:]:
+        if number > start:
+            first, hits = 0, []
+        bar = tqdm(range(first, limit), desc=f"lesson {level}", initial=first, total=limit, mininterval=5)
+        for k in bar:
+            if k and k % 50 == 0:
+                bar.set_postfix(accuracy=f"{np.mean(hits[-25:]):.3f}")
+                if np.mean(hits[-25:]) > goal:
+                    break
+            done += 1
+            levels = [
+                level if level == 0 or i % 4 else int(rng.integers(level)) for i in range(24 if level < 4 else 16)
+            ]
+            rate = (lr if level < 4 else 0.75 * lr) * min(1.0, done / 60)
+            loss, accuracy = trainer.loss([conversations.lesson(n) for n in levels])
+            trainer.step(loss, rate)
+            hits.append(accuracy)
+            if place.due(done):
+                place.keep(lesson=number, step=k + 1, done=done, hits=hits[-25:])
+        log.info("lesson %d: accuracy %.3f, %d steps so far", level, np.mean(hits[-25:]), done)
+    return float(np.mean(hits[-25:]))
+
+
+def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, features: torch.Tensor, *,
+                phases: Sequence[dict], batch: int = 16, seed: int = 0, path: Path | None = None) -> float:  # fmt: skip
+    """Stage 3: preferences, recognition and captions with pictures, in some batches with small talk in between.
+
+    Args:
+        phases: one after the other, each with steps, lr (its peak), recognition (arguments of that lesson), and
+            shares: how many conversations of a batch are about preferences, recognition, captions and, if there is a
+            fourth number, strangers. Every fifth batch has small talk, or every ``talk_every``th. With ``prefix``
+            (steps, goal and, to go on from somewhere, begin) half of a batch makes room for introduced people, whose
+            soft prefix turns from single words to means of sentences in that many steps, each of them taken when the
+            accuracy is above the goal.
+        path: keeps the stage's `Place`.
+
+    Returns:
+        the last steps' accuracy.
+    """
+    rng = np.random.default_rng([seed, 41])
+    conversations = Conversations(pool, rng)
+    trainer = LanguageTrainer(model, kind, tokenizer, features)
+    place = Place(path, rng, model=model, optimizer=trainer.optimizer)
+    start, first, way = (place.at.get(key, 0) for key in ("phase", "step", "way"))
+    hits: list[float] = place.at.get("hits", [])
+    table = model.get_input_embeddings()
+    for number, phase in list(enumerate(phases))[start:]:
+        if number > start:
+            first, hits = 0, []
+        steps, prefix = phase["steps"], phase.get("prefix")
+        if prefix and not first:
+            way = prefix.get("begin", way)
+        bar = tqdm(range(first, steps), desc=f"joint, phase {number}", initial=first, total=steps, mininterval=5)
+        for k in bar:
+            every = phase.get("talk_every", 5)
+            talk = k % every == every - 1
+            drawn = []
+            topics = rng.permutation(np.repeat(np.arange(len(phase["shares"])), phase["shares"]))
+            for topic in topics[: batch // 2 if talk or prefix else batch]:
+                if topic == 0:
+                    drawn.append(conversations.preferences(int(rng.integers(1, 6)), 4, talk, choices=0.4))
+                elif topic == 1:
+                    drawn.append(conversations.recognition(4, talk, **phase["recognition"]))
+                elif topic == 2:
+                    drawn.append(conversations.captions(4))
+                else:
+                    drawn.append(conversations.strangers(talk))
+            rate = phase["lr"] * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / steps)))
+            loss, accuracy = trainer.loss(drawn)
+            if prefix:
+                people, asked = zip(
+                    *(conversations.introduced(5, talk) for _ in range(batch // 2 if talk else batch)), strict=True
+                )
+                tokens = soft_prefix(
+                    table.weight, trainer.encoder, features, people, 40, rng,
+                    blend=_ramp(way, 0.0, 0.6), dislikes=_ramp(way, 0.6, 1.0),
+                )  # fmt: skip
+                more, accuracy = trainer.loss(asked, tokens)
+                loss = loss + more
+                if k > 100 and np.mean(hits[-20:]) > prefix["goal"]:
+                    way += 1 / prefix["steps"]
+            trainer.step(loss, rate)
+            hits.append(accuracy)
+            if k % 100 == 99:
+                bar.set_postfix(accuracy=f"{np.mean(hits[-100:]):.3f}")
+                log.info("joint, phase %d, %d (%.2f): accuracy %.3f", number, k + 1, way, np.mean(hits[-100:]))
+            if place.due(k + 1):
+                place.keep(phase=number, step=k + 1, way=way, hits=hits[-100:])
+        found = measure_abilities(model, kind, image_processor, tokenizer, count=150)
+        log.info("abilities %s", {name: ability["accuracy"] for name, ability in found.items()})
+    return float(np.mean(hits[-100:]))
+
+
+def _ramp(value: float, first: float, last: float) -> float:
+    """From 0 to 1 between two values."""
+    return min(1.0, max(0.0, (value - first) / (last - first)))

@@ -1,0 +1,95 @@
+"""How the language model is asked: logits of what it shall learn, and soft prefixes of invented people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from prefmoe.data.benchmark import FACETS
+from prefmoe.data.prompts import preference_phrase
+from prefmoe.pretraining.conversations import Encoder, Introduced, invented_preferences
+from prefmoe.pretraining.miniatures import BLANK, GRID
+
+
+def language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int,
+                    prefix: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+    """Logits at the labelled positions (in order), with precomputed image features (n pictures, 16, H).
+
+    Args:
+        prefix: (B, P, H) soft tokens for the first P positions after the padding.
+    """
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    embeds = model.get_input_embeddings()(ids)
+    places = ids == image_id
+    if batch["pictures"]:
+        tokens = features[torch.tensor(batch["pictures"])].to(embeds.dtype)
+        embeds = embeds.masked_scatter(places[..., None], tokens.reshape(-1, tokens.shape[-1]))
+    if prefix is not None:
+        front = mask.bool() & (mask.cumsum(1) <= prefix.shape[1])
+        embeds = embeds.masked_scatter(front[..., None], prefix)
+    extra = {}
+    if kind == "qwen2.5-vl":
+        grid = torch.tensor([[1, 2 * GRID, 2 * GRID]] * len(batch["pictures"])) if batch["pictures"] else None
+        positions, _ = model.model.get_rope_index(
+            input_ids=ids, mm_token_type_ids=places.int(), image_grid_thw=grid, attention_mask=mask
+        )
+        extra["position_ids"] = positions
+    states = model.model.language_model(inputs_embeds=embeds, attention_mask=mask, **extra).last_hidden_state
+    learned = batch["labels"][:, 1:] != -100
+    return model.lm_head(states[:, :-1][learned])
+
+
+def soft_prefix(
+    table: torch.Tensor, encoder: Encoder, features: torch.Tensor, people: Sequence[Introduced], crowd: int,
+    rng: np.random.Generator, *, blend: float, dislikes: float,
+) -> torch.Tensor:  # fmt: skip
+    """The 13 soft tokens of PrefMoE's prefix for invented people, or a step on the way to them.
+
+    Name, image and description are means of their tokens. With s the sum of the word embeddings of "User preference
+    in travel: ...", m its mean over these people and others, and a, b the two liked things, a facet has
+
+        (1 - blend) a + blend m    and    (1 - blend) b + blend (s - m)
+
+    so that blend = 0 shows single words, and blend = 1 the prototype and the residual of the untrained user state.
+
+    Args:
+        table: (V, H) input embeddings. features: (n pictures, 16, H).
+        crowd: how many people m is taken over; rng invents the others. dislikes: weight in s of the things disliked.
+
+    Returns:
+        (B, 13, H).
+    """
+
+    def total(texts: Sequence[str], light: Sequence[Sequence[str]] | None = None) -> torch.Tensor:
+        """The sums (n, H) of the tokens of each text, some words of which weigh less."""
+        ids = [encoder.ids(text) for text in texts]
+        faint = [{i for word in words for i in encoder.ids(word)} for words in light or [()] * len(texts)]
+        weights = [dislikes if i in less else 1.0 for row, less in zip(ids, faint, strict=True) for i in row]
+        starts = torch.tensor([0, *np.cumsum([len(row) for row in ids])[:-1].tolist()])
+        flat = torch.tensor([i for row in ids for i in row])
+        return F.embedding_bag(flat, table, starts, mode="sum", per_sample_weights=torch.tensor(weights))
+
+    def words(items: Sequence[str | None]) -> torch.Tensor:
+        return total([item or BLANK for item in items]) * torch.tensor([[float(item is not None)] for item in items])
+
+    names = total([p.name for p in people]) / torch.tensor([[len(encoder.ids(p.name))] for p in people])
+    images = features[torch.tensor([p.portrait for p in people])].float().mean(1)
+    lengths = torch.tensor([[len(encoder.ids(p.description))] for p in people])
+    tokens = [names, images, total([p.description for p in people]) / lengths]
+    for facet in FACETS:
+        held = [p.preferences.get(facet) for p in people]
+        known = [own for own in held if own is not None]
+        everybody = known + [invented_preferences(rng, [facet])[facet] for _ in range(crowd - len(known))]
+        sums = total(
+            [f"User preference in {facet}: {preference_phrase(own)}" for own in everybody],
+            [own.dislikes for own in everybody],
+        )
+        mean = sums.mean(0)
+        residuals = torch.zeros(len(people), table.shape[1])
+        residuals[[own is not None for own in held]] = sums[: len(known)] - mean
+        first, second = (words([own and own.likes[k] for own in held]) for k in (0, 1))
+        tokens += [(1 - blend) * first + blend * mean, (1 - blend) * second + blend * residuals]
+    return torch.stack(tokens, 1)
