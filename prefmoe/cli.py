@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--seconds", type=float, default=20.0, help="per comparison (default: 20)")
     bench.add_argument("--users", type=int, nargs="+", help="sizes of the user state (default: 10 to 1000000)")
 
-    pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (about two hours of CPU).")
+    pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (hours; can be stopped).")
     pretrain.add_argument("backbone", choices=miniature_backbones())
 
     align = command("align", _align, "Train the projector of a folder made by `prefmoe fetch smollm2`.")
