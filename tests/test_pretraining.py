@@ -296,9 +296,10 @@ def test_a_stage_goes_on_from_the_step_it_had_reached(pool, tmp_path, monkeypatc
 
 
 def test_a_damaged_place_is_named(tmp_path):
+    model = torch.nn.Linear(1, 1)
     (tmp_path / "joint.place").write_bytes(b"half a file")
     with pytest.raises(ValueError, match=r"joint\.place: cannot be read .*; delete the file to begin the stage again"):
-        Place(tmp_path / "joint.place", np.random.default_rng(0))
+        Place(tmp_path / "joint.place", np.random.default_rng(0), model, torch.optim.AdamW(model.parameters()))
 
 
 def test_drawings_are_made_once(tmp_path, monkeypatch):

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 
@@ -31,6 +30,7 @@ from prefmoe.pretraining.abilities import measure_abilities
 from prefmoe.pretraining.drawings import draw_pool
 from prefmoe.pretraining.language import LESSONS, train_joint, train_text
 from prefmoe.pretraining.miniatures import FOLDERS, WEIGHTS, adopt_language_model, build_model, save
+from prefmoe.pretraining.place import read
 from prefmoe.pretraining.vision import pool_features, train_vision
 
 _SPELLED = {
@@ -135,7 +135,7 @@ def pretrain(
         if not path.is_file():
             began = time.time()
             if place.is_file():  # what an interrupted run had spent
-                began -= torch.load(place, weights_only=True)["at"]["seconds"]
+                began -= read(place)[0]["at"]["seconds"]
             train(place)
             with whole_file(path) as partial:
                 save_model(model, str(partial), metadata={"seconds": f"{time.time() - began:.0f}"})

@@ -97,7 +97,7 @@ def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, 
     conversations = Conversations(None, rng)
     fixed = torch.cat([*word_ids(tokenizer), torch.tensor([tokenizer.convert_tokens_to_ids(BLANK)])])
     trainer = LanguageTrainer(model, kind, tokenizer, fixed_words=fixed)
-    place = Place(path, rng, model=model, optimizer=trainer.optimizer)
+    place = Place(path, rng, model, trainer.optimizer)
     start, first, done = (place.at.get(key, 0) for key in ("lesson", "step", "done"))
     hits: list[float] = place.at.get("hits", [])
     for number, (level, goal, limit) in list(enumerate(lessons))[start:]:
@@ -142,7 +142,7 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
     rng = np.random.default_rng([seed, 41])
     conversations = Conversations(pool, rng)
     trainer = LanguageTrainer(model, kind, tokenizer, features)
-    place = Place(path, rng, model=model, optimizer=trainer.optimizer)
+    place = Place(path, rng, model, trainer.optimizer)
     start, first, way = (place.at.get(key, 0) for key in ("phase", "step", "way"))
     hits: list[float] = place.at.get("hits", [])
     table = model.get_input_embeddings()

@@ -9,22 +9,36 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from prefmoe.files import whole_file
 
 log = logging.getLogger(__name__)
 
 
+def read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """What a `Place` kept in words and in tensors.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            told = {key: json.loads(value) for key, value in file.metadata().items()}
+            return told, {name: file.get_tensor(name) for name in file.keys()}
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read ({error}); delete the file to begin the stage again") from error
+
+
 class Place:
-    """How far a stage is, kept in a file with its weights, its optimiser and its random generator.
+    """How far a stage is, kept in a file with the model, the optimiser, its schedule and the random generator.
 
     Args:
-        path: the file; None keeps nothing.
-        rng: continues where it was.
-        parts: name -> whatever has a state_dict (model, optimiser, schedule); restored in place.
+        path: a safetensors file; None keeps nothing. The four other things are restored in place.
 
     Attributes:
-        at: what `keep` was given last, empty at the beginning.
+        at: what `keep` was given last, and the stage's seconds; empty at the beginning.
 
     Raises:
         ValueError: if the file cannot be read.
@@ -33,31 +47,53 @@ class Place:
     EVERY = 100
     """Steps between two writings."""
 
-    def __init__(self, path: Path | None, rng: np.random.Generator, **parts):
-        self.path, self.rng, self.parts = path, rng, parts
+    def __init__(
+        self, path: Path | None, rng: np.random.Generator, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    ):  # fmt: skip
+        self.path, self.rng, self.model, self.optimizer, self.schedule = path, rng, model, optimizer, schedule
         self.at: dict = {}
         self.began = time.time()
         if path is None or not path.is_file():
             return
-        try:
-            kept = torch.load(path, weights_only=True)
-            for name, part in parts.items():
-                part.load_state_dict(kept[name])
-            self.at, rng.bit_generator.state = kept["at"], json.loads(kept["rng"])
-        except Exception as error:
-            raise ValueError(f"{path}: cannot be read ({error}); delete the file to begin the stage again") from error
+        self._restore(*read(path))
         self.began -= self.at["seconds"]
         log.info("%s: goes on from %s", path, {k: v for k, v in self.at.items() if k != "hits"})
+
+    def _restore(self, told: dict, tensors: dict[str, torch.Tensor]) -> None:
+        self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
+        for group, settings in zip(self.optimizer.param_groups, told["groups"], strict=True):
+            group.update(settings)
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name in tensors.keys() - {f"model.{name}" for name in self.model.state_dict()}:
+            _, number, moment = name.split(".")
+            moments.setdefault(int(number), {})[moment] = tensors[name]
+        parameters = self._parameters()
+        self.optimizer.state.update({parameters[number]: state for number, state in moments.items()})
+        if self.schedule is not None:
+            self.schedule.load_state_dict(told["schedule"])
+        self.rng.bit_generator.state, self.at = told["rng"], told["at"]
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def due(self, steps: int) -> bool:
         """Whether it is time to keep the place, after so many steps."""
         return steps % self.EVERY == 0
 
     def keep(self, **at) -> None:
-        """Writes everything, under a temporary name first."""
+        """Writes everything; ``at`` is whatever the stage needs to go on, as JSON can hold it."""
         if self.path is None:
             return
-        at["seconds"] = time.time() - self.began
-        states = {name: part.state_dict() for name, part in self.parts.items()}
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for number, parameter in enumerate(self._parameters()):
+            state = self.optimizer.state.get(parameter, {})
+            tensors |= {f"moments.{number}.{moment}": tensor for moment, tensor in state.items()}
+        told = {
+            "at": at | {"seconds": time.time() - self.began},
+            "rng": self.rng.bit_generator.state,
+            "groups": [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups],
+            "schedule": self.schedule.state_dict() if self.schedule else None,
+        }
         with whole_file(self.path) as partial:
-            torch.save({**states, "at": at, "rng": json.dumps(self.rng.bit_generator.state)}, partial)
+            save_file(tensors, partial, metadata={key: json.dumps(value) for key, value in told.items()})

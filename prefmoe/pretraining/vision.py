@@ -106,7 +106,7 @@ def train_vision(
     scale = 12.0 / table.norm(dim=1).mean() ** 2
     order = rng.permutation(len(pool.pixels))
     held, train = np.split(order, [min(512, len(order) // 8)])
-    place = Place(path, rng, model=model, optimizer=optimizer, schedule=schedule)
+    place = Place(path, rng, model, optimizer, schedule)
     first = place.at.get("step", 0)
     bar = tqdm(range(first, steps), desc="vision", initial=first, total=steps, mininterval=5)
     for step in bar:
