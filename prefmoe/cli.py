@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 def _data(options: argparse.Namespace) -> None:
     from prefmoe.config import load_edition
     from prefmoe.data.sources import load_benchmark
-    from prefmoe.files import whole_file
+    from prefmoe.files import write_json
 
     benchmark = load_benchmark(load_edition(options.edition))
     summary = {
@@ -121,8 +121,7 @@ def _data(options: argparse.Namespace) -> None:
         "questions": {split: len(indices) for split, indices in benchmark.splits.items()},
         "transcripts": len(benchmark.transcripts),
     }
-    with whole_file(options.output) as partial:
-        partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_json(options.output, summary)
 
 
 def _notebook(options: argparse.Namespace) -> None:

@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 CONFIG_FOLDER, RESULTS, FIGURES = ROOT / "config", ROOT / "results", ROOT / "figures"
 
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
+"""Environment in which glibc keeps the memory of a large tensor for the next one, instead of giving it back and getting
+it again page by page."""
+
 REGISTRY = Path(__file__).resolve().parent / "models" / "registry.yaml"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from prefmoe.config import ROOT
+from prefmoe.config import KEEP_FREED_MEMORY, ROOT
 from prefmoe.files import whole_file
 
 # Where this package is installed, nbformat's validator builds a grammar of internationalised addresses when it is
@@ -234,8 +234,7 @@ def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int
         if threads is not None:
             names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PREFMOE_THREADS")
             environment |= dict.fromkeys(names, str(threads))
-        # glibc would give the memory of every large tensor back, and get it again page by page for the next one.
-        environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
+        environment |= KEEP_FREED_MEMORY
         spec = KernelSpec(
             argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *KERNEL_OPTIONS],
             env=environment,

@@ -29,7 +29,7 @@ from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.prepared import prepared_pictures, seen_pictures
 from prefmoe.data.sources import load_benchmark
 from prefmoe.evaluation import evaluate
-from prefmoe.files import whole_file
+from prefmoe.files import whole_file, write_json
 from prefmoe.models.anchor_cache import AnchorCache
 from prefmoe.models.backbones import Backbone, find_backbone, load_backbone, weights_digest
 from prefmoe.models.methods import Method as BuiltMethod
@@ -107,11 +107,6 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         found["accelerator"] = torch.cuda.get_device_name(device)
     return found
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
@@ -304,14 +299,14 @@ class Workbench:
                 if not distributed.state().is_main_process:
                     continue
                 _write_parquet(answers, frame)
-                _write_json(timing, time.perf_counter() - started)
+                write_json(timing, time.perf_counter() - started)
             frames.append(pd.read_parquet(answers))
             seconds[str(count)] = json.loads(timing.read_text(encoding="utf-8"))
         method.save_pretrained(folder / "method")
         if not distributed.state().is_main_process:
             return
         _write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
-        _write_json(
+        write_json(
             folder / RUN_FILE,
             {
                 **about,
@@ -354,7 +349,7 @@ def _open_partial(partial: Path, inputs: dict[str, Any]) -> None:
         log.warning("%s: inputs have changed (%s), starting again", partial, ", ".join(changed))
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    _write_json(note, inputs)
+    write_json(note, inputs)
 
 
 def _publish(partial: Path, folder: Path) -> None:

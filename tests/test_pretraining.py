@@ -192,10 +192,10 @@ def test_parts_of_like_length_add_up_to_the_whole_batch(pool, monkeypatch):
 
     in_parts = learned()
     sizes = [len(Encoder("llava", tokenizer)(c)[0]) for c in asked]
-    split = language._of_like_length(sizes)
+    split = reading._of_like_length(sizes)
     assert len(split) == 2 and sorted(split[0] + split[1]) == list(range(6))
     assert max(sizes[k] for k in split[0]) <= min(sizes[k] for k in split[1])
-    monkeypatch.setattr(language, "_of_like_length", lambda lengths: [list(range(len(lengths)))])
+    monkeypatch.setattr(reading, "_of_like_length", lambda lengths: [list(range(len(lengths)))])
     whole = learned()
     assert in_parts[:2] == pytest.approx(whole[:2], rel=1e-5)
     assert (in_parts[2] - whole[2]).norm() < 1e-5 * whole[2].norm()
@@ -203,7 +203,7 @@ def test_parts_of_like_length_add_up_to_the_whole_batch(pool, monkeypatch):
 
 @pytest.mark.parametrize("length", [[7, 7, 7], [5]])
 def test_a_batch_without_much_padding_stays_whole(length):
-    assert language._of_like_length(length) == [list(range(len(length)))]
+    assert reading._of_like_length(length) == [list(range(len(length)))]
 
 
 def test_a_backbone_that_is_no_miniature_is_refused():

@@ -38,7 +38,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from prefmoe import hub
-from prefmoe.files import whole_file
+from prefmoe.files import whole_file, write_json
 from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig, folded
 
 log = logging.getLogger(__name__)
@@ -144,8 +144,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Writes it, under a temporary name first."""
-    with whole_file(folder / CARD) as partial:
-        partial.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / CARD, dict(card))
 
 
 # --- sources ------------------------------------------------------------------------------------------------------

@@ -33,31 +33,37 @@ from prefmoe.pretraining.miniatures import FOLDERS, WEIGHTS, adopt_language_mode
 from prefmoe.pretraining.place import read
 from prefmoe.pretraining.vision import pool_features, train_vision
 
+_POOL = {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250}
+"""The drawings, which both miniatures share."""
+
+_MIXED = {"level": 2, "places": 0.5, "in_words": 0.2}
+"""Recognition with lookalikes, in all forms of question."""
+
 _SPELLED = {
     "steps": 600, "lr": 1e-3, "shares": [4, 11, 1], "recognition": {"level": 1, "places": 0.7, "in_words": 0.6},
 }  # fmt: skip
 _STRANGERS = {
-    "steps": 1000, "lr": 1e-3, "shares": [5, 8, 1, 2], "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+    "steps": 1000, "lr": 1e-3, "shares": [5, 8, 1, 2], "recognition": _MIXED,
 }  # fmt: skip
 
 _TALKATIVE = {
     "steps": 500, "lr": 6e-4, "shares": [4, 6, 1, 5], "talk_every": 2,
-    "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+    "recognition": _MIXED,
 }  # fmt: skip
 
 _INTRODUCED = {
     "steps": 1300, "lr": 8e-4, "shares": [4, 8, 1, 3], "prefix": {"steps": 800, "goal": 0.83},
-    "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+    "recognition": _MIXED,
 }  # fmt: skip
 
 _READ = {
     "steps": 2000, "lr": 9e-4, "shares": [6, 7, 1, 2], "prefix": {"steps": 800, "goal": 0.74},
-    "recognition": {"level": 2, "places": 0.5, "in_words": 0.2},
+    "recognition": _MIXED,
 }  # fmt: skip
 
 RECIPES: dict[str, dict] = {
     "llava": {
-        "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
+        "pool": _POOL,
         "vision": {"steps": 4500, "batch": 64, "lr": 1e-3},
         "joint": {
             "phases": [
@@ -78,7 +84,7 @@ RECIPES: dict[str, dict] = {
         },
     },
     "qwen2.5-vl": {
-        "pool": {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250},
+        "pool": _POOL,
         "vision": {"steps": 4500, "batch": 40, "lr": 1e-3},
         "joint": {
             "phases": [

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from prefmoe.pretraining.conversations import Conversations, Encoder, Introduced, Say, collate
+from prefmoe.pretraining.conversations import Conversations, Encoder, Introduced, Say
 from prefmoe.pretraining.drawings import unseen_pictures
-from prefmoe.pretraining.reading import language_logits, soft_prefix
+from prefmoe.pretraining.reading import learned_tokens, soft_prefix
 from prefmoe.pretraining.vision import pool_features
 
 
@@ -39,10 +39,7 @@ def measure_abilities(model, kind: str, image_processor, tokenizer, count: int =
                 prefix = soft_prefix(
                     table.weight, encoder, features, people[part], 40, drawn.rng, blend=1.0, dislikes=1.0
                 )
-            encoded = [encoder(c) for c in conversations[part]]
-            data = collate(encoded, tokenizer.pad_token_id, 0 if prefix is None else prefix.shape[1])
-            logits = language_logits(model, kind, data, features, encoder.image_id, prefix)
-            wanted = data["labels"][:, 1:][data["labels"][:, 1:] != -100]
+            logits, wanted = learned_tokens(model, encoder, conversations[part], features, prefix)
             for want, got in zip(wanted.tolist(), logits.argmax(-1).tolist(), strict=True):
                 if want != tokenizer.eos_token_id:
                     asked.setdefault(name(want), []).append((want, got))

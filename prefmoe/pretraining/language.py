@@ -12,25 +12,14 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from prefmoe.pretraining.abilities import measure_abilities
-from prefmoe.pretraining.conversations import Conversations, Encoder, Say, collate
+from prefmoe.pretraining.conversations import Conversations, Encoder, Say
 from prefmoe.pretraining.drawings import Pictures
 from prefmoe.pretraining.miniatures import BLANK
 from prefmoe.pretraining.place import Place
-from prefmoe.pretraining.reading import language_logits, soft_prefix
+from prefmoe.pretraining.reading import learned_tokens, soft_prefix
 from prefmoe.pretraining.vision import word_ids
 
 log = logging.getLogger(__name__)
-
-
-def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
-    """The rows of a batch, in two parts where padding each to its own longest makes them smaller by a tenth."""
-    order = sorted(range(len(lengths)), key=lambda k: lengths[k])
-    longest, count = lengths[order[-1]], len(order)
-    sizes = [k * lengths[order[k - 1]] + (count - k) * longest for k in range(1, count)]
-    if not sizes or min(sizes) > 0.9 * count * longest:
-        return [order]
-    cut = 1 + sizes.index(min(sizes))
-    return [order[:cut], order[cut:]]
 
 
 class LanguageTrainer:
@@ -44,7 +33,7 @@ class LanguageTrainer:
 
     def __init__(self, model, kind: str, tokenizer, features: torch.Tensor | None = None,
                  fixed_words: torch.Tensor | None = None):  # fmt: skip
-        self.model, self.kind, self.tokenizer, self.features = model, kind, tokenizer, features
+        self.model, self.features = model, features
         self.encoder = Encoder(kind, tokenizer)
         self.parameters = [p for n, p in model.named_parameters() if "language_model" in n or n.startswith("lm_head")]
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.01)
@@ -57,15 +46,8 @@ class LanguageTrainer:
         self, conversations: Sequence[list[Say]], prefix: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, float]:
         """Cross entropy, and the accuracy over the learned tokens, ends of turns not counted."""
-        encoded = [self.encoder(c) for c in conversations]
-        parts, room = [], 0 if prefix is None else prefix.shape[1]
-        for rows in _of_like_length([len(ids) for ids, _, _ in encoded]):
-            front = None if prefix is None else prefix[rows]
-            data = collate([encoded[k] for k in rows], self.tokenizer.pad_token_id, room)
-            logits = language_logits(self.model, self.kind, data, self.features, self.encoder.image_id, front)
-            parts.append((logits, data["labels"][:, 1:][data["labels"][:, 1:] != -100]))
-        logits, wanted = (torch.cat(column) for column in zip(*parts, strict=True))
-        answer = wanted != self.tokenizer.eos_token_id
+        logits, wanted = learned_tokens(self.model, self.encoder, conversations, self.features, prefix)
+        answer = wanted != self.encoder.tokenizer.eos_token_id
         hits = (logits.argmax(-1) == wanted)[answer].float().mean().item()
         return F.cross_entropy(logits, wanted), hits
 

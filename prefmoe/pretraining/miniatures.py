@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import re
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
+from prefmoe.files import write_json
 from prefmoe.models.backbones import pictures_only
 
 IMAGE_SIZE, GRID, HIDDEN = 64, 4, 128
@@ -207,4 +207,4 @@ def save(model, image_processor, tokenizer, kind: str, folder: Path, card: dict)
     processor.save_pretrained(folder)
     weights = (folder / "model.safetensors").read_bytes()
     card = {**card, "weights_blake2b": hashlib.blake2b(weights, digest_size=16).hexdigest()}
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / CARD, card)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.prompts import preference_phrase
-from prefmoe.pretraining.conversations import Encoder, Introduced, invented_preferences
+from prefmoe.pretraining.conversations import Encoder, Introduced, Say, collate, invented_preferences
 from prefmoe.pretraining.miniatures import BLANK, GRID
 
 
@@ -40,6 +40,40 @@ def language_logits(model, kind: str, batch: dict, features: torch.Tensor | None
     states = model.model.language_model(inputs_embeds=embeds, attention_mask=mask, **extra).last_hidden_state
     learned = batch["labels"][:, 1:] != -100
     return model.lm_head(states[:, :-1][learned])
+
+
+def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """The rows of a batch, in two parts where padding each to its own longest makes them smaller by a tenth."""
+    order = sorted(range(len(lengths)), key=lambda k: lengths[k])
+    longest, count = lengths[order[-1]], len(order)
+    sizes = [k * lengths[order[k - 1]] + (count - k) * longest for k in range(1, count)]
+    if not sizes or min(sizes) > 0.9 * count * longest:
+        return [order]
+    cut = 1 + sizes.index(min(sizes))
+    return [order[:cut], order[cut:]]
+
+
+def learned_tokens(
+    model, encoder: Encoder, conversations: Sequence[list[Say]], features: torch.Tensor | None,
+    prefix: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Logits (n, V) and ids (n,) of every token that some conversation says and that is to be learned.
+
+    The order is that of the conversations only within each part of `_of_like_length`.
+
+    Args:
+        features: (n pictures, 16, H) projected image tokens, or None without pictures.
+        prefix: (B, P, H) soft tokens in front of each conversation.
+    """
+    encoded = [encoder(conversation) for conversation in conversations]
+    parts, room = [], 0 if prefix is None else prefix.shape[1]
+    for rows in _of_like_length([len(ids) for ids, _, _ in encoded]):
+        front = None if prefix is None else prefix[rows]
+        data = collate([encoded[k] for k in rows], encoder.tokenizer.pad_token_id, room)
+        logits = language_logits(model, encoder.kind, data, features, encoder.image_id, front)
+        parts.append((logits, data["labels"][:, 1:][data["labels"][:, 1:] != -100]))
+    logits, wanted = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logits, wanted
 
 
 def soft_prefix(

@@ -97,7 +97,6 @@ def train_vision(
         accuracy per label column on pictures that were not trained on.
     """
     rng = np.random.default_rng([seed, 21])
-    whiten_patches(model, image_processor, pool)
     table = model.get_input_embeddings().weight.detach().clone()
     ids, blank = word_ids(tokenizer), tokenizer.convert_tokens_to_ids(BLANK)
     vision = [p for name, p in model.model.named_parameters() if not name.startswith("language_model")]
@@ -108,6 +107,8 @@ def train_vision(
     held, train = np.split(order, [min(512, len(order) // 8)])
     place = Place(path, rng, model, optimizer, schedule)
     first = place.at.get("step", 0)
+    if not first:
+        whiten_patches(model, image_processor, pool)
     bar = tqdm(range(first, steps), desc="vision", initial=first, total=steps, mininterval=5)
     for step in bar:
         chosen = rng.choice(train, batch, replace=False)

@@ -9,7 +9,15 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from prefmoe import provenance
-from prefmoe.config import ROOT, ConfigError, PrefMoEMethod, load_edition, made_backbones, miniature_backbones
+from prefmoe.config import (
+    KEEP_FREED_MEMORY,
+    ROOT,
+    ConfigError,
+    PrefMoEMethod,
+    load_edition,
+    made_backbones,
+    miniature_backbones,
+)
 from prefmoe.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
@@ -24,11 +32,13 @@ except ConfigError as error:
 
 RESULTS, FIGURES = f"results/{EDITION.name}", f"figures/{EDITION.name}"
 ENVIRONMENT = str(ROOT / "environment.yml")
-# For hours of arithmetic: as many threads as there are cores given, and glibc keeps the memory of a large tensor for the
-# next one instead of giving it back page by page.
-PREFMOE_FOR_LONG = (
-    "OMP_NUM_THREADS={threads} PREFMOE_THREADS={threads} MALLOC_MMAP_THRESHOLD_=33554432"
-    " MALLOC_TRIM_THRESHOLD_=536870912 python -m prefmoe"
+# For hours of arithmetic: as many threads as there are cores given.
+PREFMOE_FOR_LONG = " ".join(
+    [
+        "OMP_NUM_THREADS={threads} PREFMOE_THREADS={threads}",
+        *(f"{name}={value}" for name, value in KEEP_FREED_MEMORY.items()),
+        "python -m prefmoe",
+    ]
 )
 RUN_NOTEBOOK = "06_train_and_evaluate"
 PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
