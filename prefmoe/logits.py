@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from prefmoe.data.collation import encode, pad
+from prefmoe.files import write_json
 from prefmoe.models.backbones import Backbone
 
 HIGHEST = 50
@@ -106,7 +107,7 @@ def record(backbone: Backbone, path: str | Path) -> None:
     content = measure(backbone)
     for prompt in content["prompts"].values():
         del prompt["all"]
-    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(Path(path), content)
 
 
 def check(backbone: Backbone, path: str | Path, tolerance: float = 0.01) -> pd.DataFrame:

@@ -10,7 +10,6 @@ The tower's output is computed once per picture, and everything can be interrupt
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -39,7 +38,7 @@ from prefmoe.data.collation import encode, load_pictures, pad, process_pictures,
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, Face, draw_items, draw_people
 from prefmoe.data.prompts import fill
 from prefmoe.data.sources import load_benchmark
-from prefmoe.files import whole_file
+from prefmoe.files import whole_file, write_json
 from prefmoe.models import smollm2_lite
 from prefmoe.models.backbones import Backbone, load_backbone
 from prefmoe.models.tower_layout import tower_states
@@ -430,7 +429,7 @@ def ship(folder: str | Path, path: Path = smollm2_lite.PROJECTOR) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(dict(_projector_tensors(folder)), path)
     card = {**card, "sha256": smollm2_lite.sha256(path)}
-    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".json"), card)
     return path
 
 

@@ -14,9 +14,9 @@ from prefmoe.pretraining.conversations import Encoder, Introduced, Say, collate,
 from prefmoe.pretraining.miniatures import BLANK, GRID
 
 
-def language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int,
-                    prefix: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
-    """Logits at the labelled positions (in order), with precomputed image features (n pictures, 16, H).
+def _language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int,
+                    prefix: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Logits (n, V) and labels (n,) of the labelled positions, with precomputed image features (n pictures, 16, H).
 
     Args:
         prefix: (B, P, H) soft tokens for the first P positions after the padding.
@@ -38,8 +38,9 @@ def language_logits(model, kind: str, batch: dict, features: torch.Tensor | None
         )
         extra["position_ids"] = positions
     states = model.model.language_model(inputs_embeds=embeds, attention_mask=mask, **extra).last_hidden_state
-    learned = batch["labels"][:, 1:] != -100
-    return model.lm_head(states[:, :-1][learned])
+    labels = batch["labels"][:, 1:]
+    learned = labels != -100
+    return model.lm_head(states[:, :-1][learned]), labels[learned]
 
 
 def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
@@ -70,8 +71,7 @@ def learned_tokens(
     for rows in _of_like_length([len(ids) for ids, _, _ in encoded]):
         front = None if prefix is None else prefix[rows]
         data = collate([encoded[k] for k in rows], encoder.tokenizer.pad_token_id, room)
-        logits = language_logits(model, encoder.kind, data, features, encoder.image_id, front)
-        parts.append((logits, data["labels"][:, 1:][data["labels"][:, 1:] != -100]))
+        parts.append(_language_logits(model, encoder.kind, data, features, encoder.image_id, front))
     logits, wanted = (torch.cat(column) for column in zip(*parts, strict=True))
     return logits, wanted
 
