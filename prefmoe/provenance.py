@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ RUN_MODULES = ("prefmoe.training", "prefmoe.evaluation", "prefmoe.models.methods
 
 NOT_A_CAUSE = ("prefmoe.config", "prefmoe.metrics", "prefmoe.statistics", "prefmoe.provenance")
 """Imported by the modules above, yet unable to change weights or answers (settings are compared by value)."""
+
+
+class UnknownModuleError(LookupError):
+    """A module of this package that is named or imported and has no file: its digest would never change."""
 
 
 class NotebookCodeError(ValueError):
@@ -31,7 +35,12 @@ def code_digest(modules: tuple[str, ...] = RUN_MODULES, without: tuple[str, ...]
 
     Args:
         without: modules that are left out, with what only they import.
+
+    Raises:
+        UnknownModuleError: if a module of this package that is named here, or that one of them imports, has no file.
     """
+    if unknown := sorted(name for name in (*modules, *without) if module_file(name) is None):
+        raise UnknownModuleError(f"no module {', '.join(unknown)} in {PACKAGE}: was it moved or renamed?")
     waiting, dumps = list(modules), {}
     while waiting:
         name = waiting.pop()
@@ -40,8 +49,33 @@ def code_digest(modules: tuple[str, ...] = RUN_MODULES, without: tuple[str, ...]
             continue
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         imported, dumps[name] = _module(path.read_text(encoding="utf-8"), package)
-        waiting += imported
+        waiting += _modules(imported, path)
     return digest(sorted(dumps.items()))
+
+
+def _modules(names: Iterable[str], path: Path) -> list[str]:
+    """Those of the imported names that are modules of this package; ``path`` is the file that imports them."""
+    found = []
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        if module_file(name):
+            found.append(name)
+        elif parent == "prefmoe" and leaf not in _bound(PACKAGE / "__init__.py"):
+            raise UnknownModuleError(f"{path}: imports {name}, and there is no such module in {PACKAGE}")
+        elif parent.startswith("prefmoe.") and module_file(parent) is None:
+            raise UnknownModuleError(f"{path}: imports {name}, and there is no module {parent} in {PACKAGE}")
+    return found
+
+
+@cache
+def _bound(path: Path) -> set[str]:
+    """Names that a package's own file binds at its top level."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else ():
+        targets = node.targets if isinstance(node, ast.Assign) else [node]
+        names.update(getattr(target, "id", getattr(target, "name", None)) for target in targets)
+        names.update(alias.asname or alias.name for alias in getattr(node, "names", ()))
+    return names
 
 
 def notebook_digest(notebook: str | Path) -> str:
@@ -51,6 +85,7 @@ def notebook_digest(notebook: str | Path) -> str:
 
     Raises:
         NotebookCodeError: if the file is not a notebook, or a code cell is not valid Python.
+        UnknownModuleError: if a cell imports a module that this package does not have.
     """
     path, names, sources = Path(notebook), set(), []
     for number, source in _code_cells(path):
@@ -60,7 +95,7 @@ def notebook_digest(notebook: str | Path) -> str:
         except SyntaxError as error:
             raise NotebookCodeError(f"{path}: cell {number} is not valid Python: {error}") from error
         sources.append(source)
-    return digest([sources, code_digest(tuple(sorted(names)), ())])
+    return digest([sources, code_digest(tuple(sorted(_modules(names, path))), ())])
 
 
 def _code_cells(path: Path) -> list[tuple[int, str]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import nbformat
 import pytest
 
 from prefmoe import provenance
-from prefmoe.provenance import NotebookCodeError, code_digest, folder_digest, notebook_digest
+from prefmoe.provenance import NotebookCodeError, UnknownModuleError, code_digest, folder_digest, notebook_digest
 
 
 @pytest.fixture
@@ -40,6 +42,33 @@ def test_a_digest_ignores_other_modules_comments_and_docstrings(package):
     code = "from prefmoe.deep import second  # why\n\n\ndef f():\n    'Returns.'\n    return second.g()\n"
     (package / "first.py").write_text(f"'A module.'\n{code}")
     assert _digest("prefmoe.first") == before
+
+
+def test_a_module_that_was_renamed_is_refused_wherever_it_is_still_named(package, tmp_path):
+    for modules, without in ((("prefmoe.absent",), ()), (("prefmoe.first",), ("prefmoe.absent",))):
+        with pytest.raises(UnknownModuleError, match=r"no module prefmoe\.absent"):
+            _digest(*modules, without=without)
+    (package / "deep" / "second.py").rename(package / "deep" / "renamed.py")
+    with pytest.raises(UnknownModuleError, match=r"first\.py: imports prefmoe\.deep\.second\.g, .*no module"):
+        (package / "first.py").write_text("from prefmoe.deep.second import g\n")
+        _digest("prefmoe.first")
+    notebook = _notebook(tmp_path / "a.ipynb", nbformat.v4.new_code_cell("from prefmoe import fourth"))
+    with pytest.raises(UnknownModuleError, match=r"a\.ipynb: imports prefmoe\.fourth"):
+        notebook_digest(notebook)
+
+
+def test_names_of_the_package_itself_are_no_modules(package):
+    (package / "__init__.py").write_text("from os import sep\n__version__ = '1'\n\ndef ask():\n    return sep\n")
+    (package / "first.py").write_text("from prefmoe import __version__, ask, sep\nimport prefmoe\n")
+    assert _digest("prefmoe.first")
+
+
+def test_every_module_that_code_or_rules_name_exists():
+    """Names in strings, which no import would miss."""
+    files = [*provenance.PACKAGE.rglob("*.py"), *provenance.PACKAGE.parent.glob("workflow/**/*.smk")]
+    named = {name for f in files for name in re.findall(r'"(prefmoe(?:\.\w+)+)"', f.read_text(encoding="utf-8"))}
+    assert len(named) >= 8
+    assert [name for name in sorted(named) if provenance.module_file(name) is None] == []
 
 
 def test_a_module_can_be_left_out(package):

@@ -105,7 +105,7 @@ def code(name):
     """A digest of an analysis notebook's code and of the modules it imports; prose is not part of it."""
     try:
         return provenance.notebook_digest(ROOT / "notebooks" / f"{name}.ipynb")
-    except provenance.NotebookCodeError as error:
+    except (provenance.NotebookCodeError, provenance.UnknownModuleError) as error:
         raise WorkflowError(str(error))
 
 
