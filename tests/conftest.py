@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,10 @@ from prefmoe.models.backbones import Backbone, load_backbone, pictures_only
 from prefmoe.models.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
 from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig
 
+# Tests run side by side, one thread each: here, and in the processes that they start.
 torch.set_num_threads(1)
+for _threads in ("OMP_NUM_THREADS", "PREFMOE_THREADS"):
+    os.environ[_threads] = "1"
 
 DEEPSEEK_VL2 = ("deepseek_vl2_tiny", "deepseek_vl2_small", "deepseek_vl2")
 ARCHITECTURES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision", "llava_lite", "idefics3", *DEEPSEEK_VL2)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from small_world import small_backbone
 
 from prefmoe.data.collation import CollationError, load_pictures, process_pictures, stack_pictures
 from prefmoe.data.prepared import prepared_pictures, seen_pictures
-from tests.small_world import small_backbone
 
 
 @pytest.fixture
