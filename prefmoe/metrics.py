@@ -49,6 +49,13 @@ _KINDS: Mapping[str, QuestionKind] = {
 _ANSWER_CODES = ("a", "b", "c", "d", "yes", "no")
 _YES = frozenset(("yes", "y", "yeah", "yep", "sure", "affirmative", "ok", "okay"))
 _NO = frozenset(("no", "n", "nope", "nah", "negative", "0", "false"))
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_FAILURE = "Failed to obtain answer via API"
 _SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _COUNTED = ("overall", "preference", "profile", "collapse", "recall")
 
@@ -70,8 +77,10 @@ def parse_answer(text: str | None, kind: QuestionKind, options: Sequence[str] = 
     """What a free-text answer says.
 
     Multiple choice: the only option letter among the tokens (``.()[],:;!*#{}`` separate, either case), else
-    the only option whose text the answer contains (ignoring case), else "z". Yes/no: "yes" or "no" when the
-    first word, punctuation stripped, is a synonym, else that word.
+    the only option whose text the answer contains (ignoring case), else "z". As in the published parser, an
+    answer with one of four refusals, or with a token Z and no option's letter, is "z" at once, and no letter is
+    looked for in the report of a failed request. Yes/no: "yes" or "no" when the first word, punctuation stripped,
+    is a synonym, else that word. What reads oddly: docs/scoring.md.
 
     Args:
         text: the answer; None and NaN read as empty.
@@ -340,10 +349,13 @@ def _parse_yes_no(text: str) -> str:
 @lru_cache(maxsize=65536)
 def _parse_option(text: str, options: tuple[str, ...]) -> str:
     available = {letter: option for letter, option in zip("abcd", options, strict=False) if option.strip()}
-    tokens = {token.lower() for token in text.translate(_SEPARATORS).split()}
-    letters = [letter for letter in available if letter in tokens]
-    if len(letters) == 1:
-        return letters[0]
+    if _FAILURE not in text:
+        tokens = {token.lower() for token in text.translate(_SEPARATORS).split()}
+        letters = [letter for letter in available if letter in tokens]
+        if any(refusal in text for refusal in _REFUSALS) or (not letters and UNPARSED_OPTION in tokens):
+            return UNPARSED_OPTION
+        if len(letters) == 1:
+            return letters[0]
     named = [letter for letter, option in available.items() if option.strip().lower() in text.lower()]
     return named[0] if len(named) == 1 else UNPARSED_OPTION
 

@@ -113,6 +113,25 @@ def test_multiple_choice_is_the_only_letter_or_the_only_text(text, expected):
     assert metrics.parse_answer(text, "multiple_choice", ("lamps", "tea sets", "boots", "prints")) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I'm sorry, but without the image provided I cannot say whether a lamp is shown. B", "z"),
+        ("Sorry, I can't help with images of people yet. A", "z"),
+        ("C: I can't process this file.", "z"),
+        ("Cannot determine the answer: boots?", "z"),
+        ("i'm sorry, but without the image provided, a", "a"),  # only as they are written, case included
+        ("Z", "z"),
+        ("(z) boots", "z"),
+        ("Z or B", "b"),
+        ("Failed to obtain answer via API. A", "z"),
+        ("Failed to obtain answer via API. I meant boots, A", "c"),
+    ],
+)
+def test_refusals_the_letter_z_and_failed_requests_are_read_as_published(text, expected):
+    assert metrics.parse_answer(text, "multiple_choice", ("lamps", "tea sets", "boots", "prints")) == expected
+
+
 def test_options_that_do_not_exist_are_never_chosen():
     options = ("lamps", "boots", None, float("nan"))
     assert metrics.parse_answer("C or A", "multiple_choice", options) == "a"
