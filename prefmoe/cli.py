@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("edition")
     tables.add_argument("--readme", action="store_true", help="bring README.md's tables up to date from the CSV files")
 
+    score = command("score", _score, "Score anybody's predictions: all measures of one file, and what is unread in it.")
+    score.add_argument("predictions", type=Path, help="CSV, TSV, JSON Lines or parquet: docs/scoring.md")
+    score.add_argument("--output", type=Path, help="also write the table to this CSV file")
+    score.add_argument("--by", nargs="+", metavar="COLUMN", help="score their values apart (default: split and turns)")
+
     run = command("run", _run, "Train and evaluate one method with all its seeds; works under `accelerate launch`.")
     run.add_argument("edition")
     run.add_argument("backbone")
@@ -157,6 +162,15 @@ def _tables(options: argparse.Namespace) -> None:
         return
     for path in tables.build(edition, load_benchmark(edition)).values():
         print(path)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from prefmoe.scoring import report, write_table
+
+    found = report(options.predictions, by=options.by)
+    print(found)
+    if options.output:
+        write_table(found.table, options.output)
 
 
 def _run(options: argparse.Namespace) -> None:

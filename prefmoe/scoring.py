@@ -1,0 +1,201 @@
+"""Scores anybody's predictions: every measure of the tables from one file, and what could not be read in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from prefmoe import metrics, statistics
+from prefmoe.files import whole_file
+from prefmoe.metrics import ScoringError
+from prefmoe.tables import QUESTION_GROUPS, question_groups
+
+REQUIRED = ("name", "category", "l2-category", "answer", "prediction")
+"""Columns without which nothing can be scored."""
+
+HOLDERS, NEGATED, OPTIONS = "preference_bucket_names", "preference_semantic_invert", ("A", "B")
+"""Who holds the preference asked about (for collapse, recall and sensitivity); whether the question is negated; the
+options without which there is no choice (C and D may be absent)."""
+
+SEPARATE = ("split", "turns")
+"""Columns whose values are scored apart unless something else is asked for: those of this package's predictions."""
+
+SCORE_COLUMNS = ("measure", "group", "value", "low", "high", "n", "unread")
+
+SHOWN_UNREAD = 5
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a file of predictions says.
+
+    Attributes:
+        table: the columns asked to be told apart and `SCORE_COLUMNS`; value, low and high are NaN where nothing was
+            counted, unread is the number of answers that could not be read.
+        unread: answer (as it stands in the file) -> how often it could not be read, the commonest first.
+        questions, users: how many there are.
+        notes: what was not computed or was taken for granted, and why.
+    """
+
+    table: pd.DataFrame
+    unread: dict[str, int]
+    questions: int
+    users: int
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        unread = sum(self.unread.values())
+        lines = [f"{self.questions} answers about {self.users} users.", "", self.table.to_string(index=False), ""]
+        lines += [f"Unread answers: {unread} of {self.questions} ({unread / self.questions:.1%}); they count as wrong,"
+                  " and collapse leaves them out (docs/scoring.md)."]  # fmt: skip
+        commonest = list(self.unread.items())[:SHOWN_UNREAD]
+        lines += [f"  {count:>6} x {_short(answer)}" for answer, count in commonest]
+        if rest := len(self.unread) - len(commonest):
+            lines.append(f"  and {rest} others")
+        return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
+
+def read_predictions(path: str | Path) -> pd.DataFrame:
+    """The rows of a CSV, TSV, JSON Lines or parquet file, numbered from 1; empty cells are missing, and text is kept
+    as it is ("None" and "NA" are answers).
+
+    Raises:
+        ScoringError: if there is no such file, it is of another kind or damaged, or it has no rows.
+    """
+    path = Path(path)
+    text = {"dtype": str, "keep_default_na": False, "na_values": [""], "index_col": False}
+    readers = {
+        ".csv": lambda: pd.read_csv(path, **text),
+        ".tsv": lambda: pd.read_csv(path, sep="\t", **text),
+        ".jsonl": lambda: pd.read_json(path, lines=True, dtype=False),
+        ".parquet": lambda: pd.read_parquet(path),
+    }
+    if path.suffix.lower() not in readers:
+        raise ScoringError(f"{path}: expected a file named *{', *'.join(readers)}")
+    if not path.is_file():
+        raise ScoringError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings():
+            # Without it a comma too many in the first row would move every value into the next column.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = readers[path.suffix.lower()]()
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        raise ScoringError(f"{path}: cannot be read as {path.suffix}: {error}") from error
+    if frame.empty:
+        raise ScoringError(f"{path}: no rows")
+    return frame.set_axis(range(1, len(frame) + 1))
+
+
+def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The frame with empty columns in the place of those that its questions do not need, and notes on them.
+
+    Raises:
+        ScoringError: naming the columns that are missing, or the first row without a user's name.
+    """
+    missing = [column for column in REQUIRED if column not in frame]
+    choices = "l2-category" in frame and (frame["l2-category"] == "inconsistency").any()
+    absent = [column for column in OPTIONS if column not in frame] if choices else []
+    if missing or absent:
+        why = " (the options of multiple-choice questions)" if absent else ""
+        expected = f"{', '.join(REQUIRED)}; further {', '.join(OPTIONS)}, C, D, {HOLDERS}, {NEGATED} where they apply"
+        raise ScoringError(f"no column {', '.join([*missing, *absent])}{why}; expected {expected}")
+    names = frame["name"]
+    nameless = names.isna() | (names.astype(str).str.strip() == "")
+    if nameless.any():
+        raise ScoringError(f"row {nameless.idxmax()}: name is empty, expected the user whom the question is about")
+    notes = []
+    if (frame["category"] == "preference").any():
+        if HOLDERS not in frame:
+            notes.append(f"collapse, recall and sensitivity are not computed: no column {HOLDERS}")
+        if NEGATED not in frame:
+            notes.append(f"no column {NEGATED}: no question is taken to be negated")
+    added = [column for column in metrics.COLUMNS if column not in frame]
+    return frame.assign(**dict.fromkeys(added)), notes
+
+
+def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int = statistics.RESAMPLES) -> pd.DataFrame:
+    """Every measure of scored predictions, with intervals: the six of the tables, collapse by size of the group that
+    shares the preference, and accuracy by kind of question.
+
+    Args:
+        holders: whether it is known who holds the preferences asked about.
+
+    Returns:
+        columns `SCORE_COLUMNS`.
+    """
+    rows = [
+        {"measure": measure, "group": "all", **row, "unread": row["unparsed"]}
+        for measure, row in metrics.summarize(scored, resamples=resamples).items()
+        if holders or measure in ("overall", "preference", "profile")
+    ]
+    unread = metrics.unreadable(scored)
+    if holders:
+        buckets = metrics.group_bucket(scored)
+        for row in metrics.collapse_by(scored, buckets, metrics.BUCKETS, resamples=resamples).to_dict("records"):
+            asked = metrics.boundary(scored)[0] & (buckets == row["group"]).to_numpy()
+            rows.append({"measure": "collapse", **row, "unread": int((unread & asked).sum())})
+    kinds = question_groups(scored)
+    for kind in QUESTION_GROUPS:
+        inside = (kinds == kind).to_numpy()
+        if inside.any():
+            row = metrics.summarize(scored[inside], resamples=resamples)["overall"]
+            rows.append({"measure": "accuracy", "group": kind, **row, "unread": row["unparsed"]})
+    return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
+
+
+def report(path: str | Path, *, by: Sequence[str] | None = None, resamples: int = statistics.RESAMPLES) -> Report:
+    """Scores a file of predictions (`read_predictions`).
+
+    Args:
+        by: columns whose values are scored apart; None for those of `SEPARATE` that the file has.
+
+    Raises:
+        ScoringError: naming the file, and the missing columns or the row, the field and what was expected.
+    """
+    try:
+        frame, notes = complete(read_predictions(path))
+        apart = [column for column in SEPARATE if column in frame] if by is None else list(by)
+        if unknown := [column for column in apart if column not in frame]:
+            raise ScoringError(f"no column {', '.join(unknown)}; there are {', '.join(map(str, frame))}")
+        scored = metrics.score(frame)
+    except ScoringError as error:
+        place = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise ScoringError(f"{place}{error}") from error
+    holders = not any(HOLDERS in note for note in notes)
+    tables = []
+    if "index" in scored and (again := int(scored.duplicated([*apart, "index"]).sum())):
+        notes.append(f"{again} rows repeat a question (column index): are several runs in one file? See --by")
+    for values, rows in scored.groupby(apart, dropna=False, sort=False) if apart else [((), scored)]:
+        table = measures(rows, holders=holders, resamples=resamples)
+        for column, value in reversed(list(zip(apart, values, strict=True))):
+            table.insert(0, column, value)
+        tables.append(table)
+        if rows["name"].nunique() < 2:
+            where = f" ({', '.join(f'{c} {v}' for c, v in zip(apart, values, strict=True))})" if apart else ""
+            notes.append(f"one user{where}: no intervals, which are taken over users")
+    said = scored.loc[metrics.unreadable(scored), "prediction"]
+    unread = Counter("" if pd.isna(text) else str(text).strip() for text in said)
+    return Report(
+        table=pd.concat(tables, ignore_index=True),
+        unread=dict(unread.most_common()),
+        questions=len(scored),
+        users=scored["name"].nunique(),
+        notes=tuple(notes),
+    )
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Writes a report's table as CSV, whole or not at all."""
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False, float_format="%.6f")
+
+
+def _short(answer: str, length: int = 60) -> str:
+    """An answer on one line, for people."""
+    line = " ".join(answer.split())
+    return "(empty)" if not line else repr(line if len(line) <= length else f"{line[:length]}...")

@@ -1,0 +1,163 @@
+"""`prefmoe score`: anybody's predictions from any table, with the columns that their questions need."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from prefmoe import metrics, scoring
+from prefmoe.cli import main
+from prefmoe.scoring import ScoringError, report
+
+GOLDEN = Path(__file__).parent / "data" / "scoring_0.csv"
+EXPECTED = json.loads(GOLDEN.with_suffix(".json").read_text())
+FAST = {"resamples": 20}
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    return pd.read_csv(GOLDEN, dtype=str, keep_default_na=False, na_values=[""])
+
+
+def save(frame: pd.DataFrame, path: Path) -> Path:
+    match path.suffix:
+        case ".parquet":
+            frame.to_parquet(path)
+        case ".jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case suffix:
+            frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    return path
+
+
+def value(table: pd.DataFrame, measure: str, group: str = "all") -> float:
+    (row,) = table[(table["measure"] == measure) & (table["group"] == group)].to_dict("records")
+    return row["value"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_measure_of_any_table_is_that_of_the_golden_file(frame, tmp_path, suffix):
+    found = report(save(frame, tmp_path / f"mine{suffix}"), **FAST)
+    for metric in ("overall", "preference", "profile", "collapse"):
+        assert value(found.table, metric) == pytest.approx(EXPECTED[metric], abs=1e-12)
+    for bucket, (expected, _) in EXPECTED["buckets"].items():
+        assert value(found.table, "collapse", bucket) == pytest.approx(expected, abs=1e-12)
+    overall = found.table.iloc[0]
+    assert overall["n"] == found.questions == EXPECTED["n"] and overall["low"] < overall["value"] < overall["high"]
+    kinds = found.table[found.table["measure"] == "accuracy"]
+    assert (kinds["value"] * kinds["n"]).sum() == pytest.approx(frame["expected_hit"].astype(int).sum())
+    assert list(found.table.columns) == list(scoring.SCORE_COLUMNS) and not found.notes
+
+
+def test_only_the_columns_that_the_questions_need_are_asked_for(frame, tmp_path):
+    yes_no = frame[frame["l2-category"] != "inconsistency"]
+    few = [*scoring.REQUIRED, scoring.HOLDERS, scoring.NEGATED]
+    found = report(save(yes_no[few], tmp_path / "few.csv"), **FAST)
+    assert value(found.table, "collapse") == pytest.approx(EXPECTED["collapse"], abs=1e-12) and not found.notes
+    recognition = yes_no[yes_no["category"] == "recognition"][list(scoring.REQUIRED)]
+    assert not report(save(recognition, tmp_path / "recognition.csv"), **FAST).notes
+
+
+def test_without_the_holders_no_collapse_is_invented(frame, tmp_path):
+    found = report(save(frame.drop(columns=scoring.HOLDERS), tmp_path / "mine.csv"), **FAST)
+    assert set(found.table["measure"]) == {"overall", "preference", "profile", "accuracy"}
+    assert "collapse, recall and sensitivity are not computed: no column preference_bucket_names" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda f: f.drop(columns=["answer", "name"]), "mine.csv: no column name, answer; expected name, category"),
+        (lambda f: f.drop(columns=["B"]), r"mine.csv: no column B \(the options of multiple-choice"),
+        (lambda f: f.assign(name=f["name"].where(f.index != 3)), "mine.csv: row 4: name is empty"),
+        (
+            lambda f: f.assign(answer=f["answer"].where(f.index != 2, "7")),
+            "mine.csv: row 3 .*: answer is '7', expected",
+        ),
+        (lambda f: f.assign(category="pref"), "mine.csv: row 1 .*: category is 'pref', expected preference or"),
+        (lambda f: f[:0], "mine.csv: no rows"),
+    ],
+)
+def test_mistakes_are_named_by_file_row_and_field(frame, tmp_path, spoil, expected):
+    with pytest.raises(ScoringError, match=expected):
+        report(save(spoil(frame), tmp_path / "mine.csv"), **FAST)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", None, "a.csv: no such file"),
+        ("a.xlsx", b"", r"a.xlsx: expected a file named \*.csv, \*.tsv"),
+        ("a.csv", b"", "a.csv: cannot be read as .csv"),
+        ("a.csv", b"name,answer\nAnn,yes,it is\n", "a.csv: cannot be read as .csv: Length of header"),
+        ("a.csv", b"\xff\xfe\x00", "a.csv: cannot be read as .csv"),
+        ("a.parquet", b"PAR1", "a.parquet: cannot be read as .parquet"),
+        ("a.jsonl", b'{"name":', "a.jsonl: cannot be read as .jsonl"),
+        ("a.jsonl", b"null\n", "a.jsonl: "),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, expected):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ScoringError, match=expected):
+        report(tmp_path / name)
+
+
+def test_unread_answers_are_counted_and_the_commonest_shown(frame, tmp_path):
+    few = frame[frame["category"] == "recognition"].copy()
+    few["prediction"] = ["None", "I cannot\nsay"] + ["I cannot\nsay", *["yes"] * (len(few) - 3)]
+    few["l2-category"], few["answer"] = "awareness", "yes"
+    found = report(save(few, tmp_path / "mine.csv"), **FAST)
+    assert found.unread == {"I cannot\nsay": 2, "None": 1}  # "None" is an answer, not an empty cell
+    assert f"Unread answers: 3 of {len(few)}" in str(found) and "2 x 'I cannot say'" in str(found)
+    assert found.table.iloc[0]["unread"] == 3
+
+
+def test_turns_and_splits_are_scored_apart_and_repeated_questions_noticed(frame, tmp_path):
+    both = pd.concat([frame.assign(turns=0), frame.assign(turns=10, prediction="")])
+    path = save(both, tmp_path / "mine.csv")
+    found = report(path, **FAST)
+    overall = found.table[found.table["measure"] == "overall"].set_index("turns")["value"]
+    assert overall["0"] == pytest.approx(EXPECTED["overall"], abs=1e-12) and overall["10"] == 0 and not found.notes
+    together = report(path, by=[], **FAST)
+    assert len(together.notes) == 1 and f"{len(frame)} rows repeat a question" in together.notes[0]
+    with pytest.raises(ScoringError, match="no column seed; there are index, name"):
+        report(path, by=["seed"])
+
+
+def test_one_user_has_no_interval_and_the_report_says_so(frame, tmp_path):
+    found = report(save(frame[frame["name"] == frame["name"][0]], tmp_path / "mine.csv"), **FAST)
+    assert found.table["low"].isna().all() and "one user: no intervals" in found.notes[0]
+
+
+def test_the_command_prints_writes_and_needs_no_torch(tmp_path):
+    output = tmp_path / "new" / "table.csv"
+    script = (
+        "import sys; from prefmoe.cli import main\n"
+        f"status = main(['score', {str(GOLDEN)!r}, '--output', {str(output)!r}])\n"
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = pd.read_csv(output)
+    assert written["measure"].tolist()[:6] == list(metrics.METRICS)
+    assert "Unread answers: 163 of 600" in done.stdout
+    assert main(["score", str(tmp_path / "none.csv")]) == 1
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "yes_no"])
+def test_what_the_page_calls_odd_is_read_so(kind):
+    page = (Path(__file__).parent.parent / "docs" / "scoring.md").read_text(encoding="utf-8")
+    choices, yes_no = page.split("What both read oddly")[1].split("and of yes/no answers")
+    rows = re.findall(r"^\| (`.*) \| (.*) \| .* \|$", yes_no if kind == "yes_no" else choices, re.MULTILINE)
+    assert len(rows) >= 5
+    for answers, expected in rows:
+        for answer in re.findall(r"`([^`]+)`", answers):
+            parsed = metrics.parse_answer(answer, kind, ("tea", "tea sets", "boots", "prints"))
+            assert parsed == expected.lower() if metrics.is_parsed(parsed, kind) else expected == "unread", answer
