@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
 from prefmoe import distributed, memory, metrics, prefix_cache
-from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn
+from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn, join_holders
 from prefmoe.files import whole_file
 from prefmoe.models.baselines import merged_lora
 from prefmoe.progress import progress_bar
@@ -31,7 +31,7 @@ ANSWERS = ("yes", "no", *OPTION_LETTERS)
 """Every answer that some question allows; column p_<answer> holds its probability."""
 
 QUESTION_COLUMNS = tuple(column for column in metrics.COLUMNS if column != "prediction")
-"""Columns of the benchmark that are repeated beside each prediction, so that tables need nothing else."""
+"""What a question says of itself is repeated beside each prediction, so that tables need nothing else."""
 
 
 class EvaluationError(RuntimeError):
@@ -114,8 +114,34 @@ def answer_probabilities(
     return pd.DataFrame(table, columns=[*(f"p_{answer.lower()}" for answer in ANSWERS), "p_allowed"])
 
 
-def _splits(benchmark: Benchmark) -> dict[int, str]:
-    return {index: split for split, indices in benchmark.splits.items() for index in indices}
+def question_columns(benchmark: Benchmark, examples: Sequence[Example]) -> pd.DataFrame:
+    """What a question says of itself, a row for each of N examples, whatever the benchmark holds under its index.
+
+    Returns:
+        split (empty for a question that is not the benchmark's), user (row in the benchmark's users) and
+        `QUESTION_COLUMNS`.
+    """
+    split = {index: split for split, indices in benchmark.splits.items() for index in indices}
+    rows = []
+    for example in examples:
+        own = benchmark.examples.get(example.index) == example
+        options = dict(zip(OPTION_LETTERS, example.options, strict=False))
+        rows.append(
+            {
+                "split": split.get(example.index, "") if own else "",
+                "user": benchmark.row(example.name),
+                "name": example.name,
+                "category": example.category,
+                "l2-category": example.l2_category,
+                "concept": example.concept,
+                "question": example.question,
+                **{letter: options.get(letter, "") for letter in OPTION_LETTERS},
+                "answer": example.answer,
+                "preference_bucket_names": join_holders(example.bucket_names),
+                "preference_semantic_invert": int(example.semantic_invert),
+            }
+        )
+    return pd.DataFrame(rows, columns=["split", "user", *QUESTION_COLUMNS])
 
 
 def _generation_config(method: Method, max_new_tokens: int) -> GenerationConfig:
@@ -156,7 +182,6 @@ def _answer(
     said = output.sequences[:, -len(output.logits) :]
     texts = method.backbone.tokenizer.batch_decode(said, skip_special_tokens=True)
     rows = answer_probabilities(output.logits[0], examples, tokens)
-    rows.insert(0, "index", [example.index for example in examples])
     rows["prediction"] = [text.strip() for text in texts]
     rows["prompt_digest"] = [prompt.prompt_digest for prompt in prompts]
     for name, gate in method.gates(output).items():
@@ -219,29 +244,35 @@ def evaluate(
         routed methods.
 
     Raises:
-        EvaluationError: if there are no questions, no small talk, the tokenizer cannot say an answer, or memory does
-            not suffice (the message says which settings help).
+        EvaluationError: if there are no questions, one is about a user whom the method does not know, there is no small
+            talk, the tokenizer cannot say an answer, or memory does not suffice (the message says which settings help).
     """
     if not examples:
         raise EvaluationError("no questions to evaluate")
     benchmark = method.benchmark
-    talks = {example.index: small_talk(example, transcripts, turns) for example in examples}
+    for example in examples:
+        if example.name not in benchmark.users:
+            raise EvaluationError(f"question {example.index}: the method knows no user {example.name!r}")
+    talks = [small_talk(example, transcripts, turns) for example in examples]
     tokens = first_tokens(method.backbone.tokenizer)
     generation = _generation_config(method, max_new_tokens)
 
-    def length(example: Example) -> int:
+    def length(place: int) -> int:
         """In tokens where encoded questions are kept; else in characters, rather than encode everything twice."""
+        example, talk = examples[place], talks[place]
         if method.collator.cache:
-            return method.collator.length(example, talks[example.index])
-        return sum(map(len, [example.question, *example.options, *(text for _, text in talks[example.index])]))
+            return method.collator.length(example, talk)
+        return sum(map(len, [example.question, *example.options, *(text for _, text in talk)]))
 
-    def beginning(example: Example) -> tuple[str, tuple[Turn, ...]] | tuple[()]:
+    def beginning(place: int) -> tuple[str, tuple[Turn, ...]] | tuple[()]:
         """What prompts that begin alike have in common."""
         if not reuse_prefixes or method.beginning == "question":
             return ()
-        return (example.name if method.beginning == "user" else "", talks[example.index])
+        return (examples[place].name if method.beginning == "user" else "", talks[place])
 
-    ordered = sorted(examples, key=lambda example: (beginning(example), -length(example), example.index))
+    # Batches are of places in ``examples``: an index may occur twice.
+    places = range(len(examples))
+    ordered = sorted(places, key=lambda place: (beginning(place), -length(place), examples[place].index))
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     state, sharded = distributed.state(), distributed.sharding()
     rounds = math.ceil(len(batches) / state.num_processes)
@@ -250,7 +281,8 @@ def evaluate(
     batches = [*batches, *extra][state.process_index :: state.num_processes]
     reuse_prefixes = reuse_prefixes and not sharded
     identity = {
-        "indices": [example.index for batch in batches for example in batch],
+        "places": batches,
+        "questions": hashlib.blake2b(repr(list(examples)).encode(), digest_size=16).hexdigest(),
         "turns": turns,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
@@ -266,10 +298,11 @@ def evaluate(
             rows = []
             with merged_lora(method.model):
                 for batch in batches[start : start + shard_batches]:
-                    spoken = [talks[example.index] for example in batch]
+                    asked, spoken = [examples[place] for place in batch], [talks[place] for place in batch]
                     task = f"a batch of {len(batch)} questions"
                     with memory.explained(EvaluationError, task, memory.EVALUATION_HINT):
-                        rows.append(_answer(method, batch, spoken, tokens, generation, reuse_prefixes))
+                        answers = _answer(method, asked, spoken, tokens, generation, reuse_prefixes)
+                    rows.append(answers.assign(place=batch))
                     bar.update()
             piece = pd.concat(rows, ignore_index=True)
             if shards:
@@ -280,19 +313,10 @@ def evaluate(
     bar.close()
     if state.num_processes > 1:
         pieces = gather_object(pieces)
-    answers = pd.concat(pieces, ignore_index=True).drop_duplicates("index").set_index("index")
-    indices = [example.index for example in examples]
-    split = _splits(benchmark)
-    questions = benchmark.frame.loc[indices, list(QUESTION_COLUMNS)].reset_index(drop=True)
-    answers = answers.loc[indices].reset_index()
-    context = pd.DataFrame(
-        {
-            "split": [split.get(index, "") for index in indices],
-            "turns": turns,
-            "user": [benchmark.row(example.name) for example in examples],
-        }
-    )
-    frame = pd.concat([answers[["index"]], context, questions, answers.drop(columns="index")], axis=1)
+    answers = pd.concat(pieces, ignore_index=True).drop_duplicates("place").set_index("place")
+    frame = pd.concat([question_columns(benchmark, examples), answers.loc[list(places)]], axis=1)
+    frame.insert(0, "index", [example.index for example in examples])
+    frame.insert(2, "turns", turns)
     scored = metrics.score(frame)
     kinds = scored["l2-category"].map(metrics.question_kind)
     parsed = [metrics.is_parsed(pred, kind) for pred, kind in zip(scored["pred"], kinds, strict=True)]

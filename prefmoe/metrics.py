@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import lru_cache
 from typing import Literal
 
@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe import statistics
+from prefmoe.data.benchmark import HOLDER_SEPARATOR, split_holders
 
 QuestionKind = Literal["yes_no", "multiple_choice"]
 
@@ -103,9 +104,17 @@ def is_parsed(prediction: str, kind: QuestionKind) -> bool:
     return prediction in ("yes", "no") if kind == "yes_no" else prediction != UNPARSED_OPTION
 
 
-def split_names(text: str | None) -> frozenset[str]:
-    """The users of a ``preference_bucket_names`` cell; names are separated by ``|``, ``;`` or ``,``."""
-    return frozenset() if _missing(text) else _names(str(text))
+def holders(frame: pd.DataFrame) -> list[frozenset[str]]:
+    """The users of each question's ``preference_bucket_names`` cell.
+
+    Names are separated by `HOLDER_SEPARATOR`. A cell without it that is no user's name either is read as other hands
+    write lists, separated by ``|``, ``;`` or ``,``: a name may hold a comma, as long as the cell does not consist of
+    it alone, or its user is among those who are asked about.
+    """
+    known = {str(name).strip() for name in frame["name"].unique()}
+    cells = frame["preference_bucket_names"].tolist()
+    members = {cell: _names(str(cell), known) for cell in cells if not _missing(cell)}
+    return [frozenset() if _missing(cell) else members[cell] for cell in cells]
 
 
 def score(frame: pd.DataFrame) -> pd.DataFrame:
@@ -217,7 +226,7 @@ def collapse_by(
 
 def group_bucket(frame: pd.DataFrame) -> pd.Series:
     """The bucket (an entry of `BUCKETS`) of each question, by the number of users who hold its preference."""
-    sizes = [len(split_names(cell)) for cell in frame["preference_bucket_names"].tolist()]
+    sizes = map(len, holders(frame))
     labels = [BUCKETS[0] if size <= 4 else BUCKETS[1] if size <= 8 else BUCKETS[2] for size in sizes]
     return pd.Series(labels, index=frame.index, dtype=object)
 
@@ -325,7 +334,7 @@ def boundary(scored: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """
     asked = ((scored["category"] == "preference") & (scored["l2-category"] != "inconsistency")).to_numpy()
     negated = inverted(scored)
-    members = [split_names(cell) for cell in scored["preference_bucket_names"].tolist()]
+    members = holders(scored)
     names = (str(name).strip() for name in scored["name"].tolist())
     inside = np.array([name in group for name, group in zip(names, members, strict=True)], dtype=bool)
     truly_yes = (scored["gt"] == "yes").to_numpy(dtype=bool) ^ negated
@@ -334,8 +343,9 @@ def boundary(scored: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     return asked & ~inside & ~truly_yes, asked & inside & truly_yes, answered_yes, said_yes | said_no
 
 
-@lru_cache(maxsize=65536)
-def _names(text: str) -> frozenset[str]:
+def _names(text: str, known: Set[str]) -> frozenset[str]:
+    if HOLDER_SEPARATOR in f"{text} " or text.strip() in known:
+        return frozenset(split_holders(text))
     return frozenset(name for name in (part.strip() for part in re.split(r"[|;,]", text)) if name)
 
 

@@ -143,7 +143,7 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
     """
     frame = copies[0]
     outside, inside, _, _ = metrics.boundary(frame)
-    members = [metrics.split_names(cell) for cell in frame["preference_bucket_names"].tolist()]
+    members = metrics.holders(frame)
     kept = np.flatnonzero((outside | inside) & np.array([bool(names) for names in members], dtype=bool))
     keys = {}
     facets = frame["concept"].tolist()

@@ -13,6 +13,7 @@ from small_world import small_backbone, small_benchmark, small_edition
 
 from prefmoe import metrics
 from prefmoe.evaluation import (
+    QUESTION_COLUMNS,
     EvaluationError,
     allowed_answers,
     answer_probabilities,
@@ -75,7 +76,8 @@ def test_rows_come_in_the_order_of_the_questions_with_all_columns():
     assert set(metrics.COLUMNS) | {"split", "turns", "user", "unparsed", "prompt_digest", "p_allowed"} < set(frame)
     assert set(frame["split"]) == {"test"} and set(frame["turns"]) == {0}
     assert [list(benchmark.users)[row] for row in frame["user"]] == frame["name"].tolist()
-    assert frame["question"].tolist() == [benchmark.frame.loc[e.index, "question"] for e in examples]
+    repeated = benchmark.frame.loc[[e.index for e in examples], list(QUESTION_COLUMNS)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(frame[list(QUESTION_COLUMNS)], repeated)
     scored = metrics.score(frame)
     readable = [pred in ("yes", "no", "a", "b", "c", "d") for pred in scored["pred"]]
     assert frame["unparsed"].tolist() == [not value for value in readable]
@@ -154,6 +156,32 @@ def test_small_talk_is_chosen_by_the_questions_index_and_cut_to_the_turns():
     method = method_of("NT")
     digests = [ask(method, questions(4), turns=turns)["prompt_digest"] for turns in (0, 1, 2)]
     assert len({digest for column in digests for digest in column}) == 12
+
+
+@pytest.mark.parametrize("name", ["NT", "LoRA"])
+@pytest.mark.parametrize("cache_images", [True, False])
+def test_a_question_from_elsewhere_is_reported_as_it_is_whatever_its_index(name, cache_images):
+    """A copied index, one that nobody has, and one index twice in a call."""
+    method, own = method_of(name, cache_images=cache_images), next(e for e in questions() if not e.is_multiple_choice)
+    known = ask(method, [own])
+    other = next(user for user in small_benchmark().users if user != own.name)
+    new = {"name": other, "question": "Is this <sks>?", "answer": 9 - own.answer, "bucket_names": ("Smith, John",)}
+    copied = own.model_copy(update=new)
+    stranger = copied.model_copy(update={"index": 10**9})
+    frame = ask(method, [copied, own, stranger])
+    assert frame["index"].tolist() == [own.index, own.index, 10**9]
+    assert frame["name"].tolist() == [other, own.name, other] and frame["split"].tolist() == ["", "test", ""]
+    assert frame["question"].tolist() == ["Is this <sks>?", own.question, "Is this <sks>?"]
+    assert frame["answer"].tolist() == [9 - own.answer, own.answer, 9 - own.answer]
+    assert metrics.holders(frame)[0] == {"Smith, John"}
+    pd.testing.assert_frame_equal(frame.iloc[[1]].reset_index(drop=True), known, rtol=1e-4)
+    asked = [column for column in frame if column not in ("index",)]
+    pd.testing.assert_frame_equal(
+        frame.iloc[[0]].reset_index(drop=True)[asked], frame.iloc[[2]].reset_index(drop=True)[asked], rtol=1e-4
+    )
+    assert frame["prompt_digest"].nunique() == 2
+    with pytest.raises(EvaluationError, match=f"question {own.index}: the method knows no user 'Nobody'"):
+        ask(method, [own.model_copy(update={"name": "Nobody"})])
 
 
 class Interruption(Exception):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from prefmoe import metrics
+from prefmoe.data.benchmark import join_holders, split_holders
 
 DATA = Path(__file__).parent / "data"
 
@@ -227,6 +228,25 @@ def test_metrics_without_questions_are_undefined_not_zero():
     empty = metrics.score(pd.DataFrame([question()]).iloc[:0])
     assert metrics.summarize(empty)["overall"]["n"] == 0
     assert metrics.collapse_by_bucket(empty)["n"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["Smith, John", "A; B", "Ye Wen"])
+@pytest.mark.parametrize("others", [[], ["cid"], ["bob", "cid"]])
+def test_a_name_with_a_comma_keeps_its_recall_questions(name, others):
+    """As evaluation writes the cell, and as a table of another hand does."""
+    for cell in (join_holders([name, *others]), " | ".join([name, *others])):
+        asked = [question(name=name, answer=4, prediction=said, preference_bucket_names=cell) for said in ("yes", "no")]
+        parts = map(str.strip, name.replace(";", ",").split(","))
+        strangers = [question(name=part, preference_bucket_names=cell) for part in parts]
+        summary = metrics.summarize(metrics.score(pd.DataFrame(asked + strangers)))
+        assert (summary["recall"]["n"], summary["recall"]["value"]) == (2, 0.5)
+        assert summary["collapse"]["n"] == (0 if name == "Ye Wen" else 2)
+
+
+@pytest.mark.parametrize("names", [[], ["Ann"], ["Ann", "Ye Wen"], ["Smith, John"], ["A; B", "C"], ["A|B"]])
+def test_a_cell_of_holders_is_read_back(names):
+    assert list(split_holders(join_holders(names))) == names
+    assert metrics.holders(pd.DataFrame([question(preference_bucket_names=join_holders(names))])) == [frozenset(names)]
 
 
 def test_one_user_has_no_interval():

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from synthetic_mmpb import USERS, change_row, make, rows, write_csv, write_split
 
+from prefmoe import metrics
 from prefmoe.config import MMPBData, load_edition
 from prefmoe.data import composition, hub, mmpb
 from prefmoe.data.benchmark import FACETS, Preference
@@ -158,6 +159,8 @@ def test_annotations_are_read_by_index(folder):
         (0, {"question": " "}, "question", "a question"),
         (0, {"attribute": "robot"}, "attribute", "one of human, animal, object, character"),
         (5, {"name": ""}, "name", "a user's name"),
+        (5, {"name": "Ye | Wen"}, "name", "a name without '|'"),
+        (0, {"preference_bucket_names": "Ann|Ye Wen"}, "preference_bucket_names", "names without '|'"),
         (5, {"description_moderate": "Other."}, "description_moderate", f"what line {line_of(4)} says"),
         (5, {"preference": "Unknown preferences"}, "preference", f"what line {line_of(4)} says"),
         (0, {"preference": "In terms of cooking, <sks> enjoys tea."}, "preference", "one of entertainment"),
@@ -175,6 +178,17 @@ def test_a_wrong_field_is_named_with_its_line(folder, index, fields, column, exp
     change_row(folder, index, **fields)
     with pytest.raises(MMPBError, match=f"sample.csv, line {line_of(index)}, field {column} .*{expected}"):
         mmpb.read(folder)
+
+
+@pytest.mark.parametrize(("cell", "names"), [
+    ("Smith, John", ["Smith, John"]), ("Smith, John | Ann", ["Smith, John", "Ann"]), ("A; B |", ["A; B"]),
+])  # fmt: skip
+def test_a_name_with_a_comma_is_one_holder_for_questions_and_for_scores(folder, cell, names):
+    change_row(folder, 0, preference_bucket_names=cell)
+    benchmark = mmpb.read(folder)
+    assert list(benchmark.examples[0].bucket_names) == names
+    asked = benchmark.frame.loc[[0]].assign(name="nobody of these")
+    assert metrics.holders(asked) == [frozenset(names)]
 
 
 def test_a_user_without_a_description_is_named(folder):

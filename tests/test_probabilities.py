@@ -50,7 +50,7 @@ def truth(frame: pd.DataFrame) -> np.ndarray:
 
 
 def popular(frame: pd.DataFrame) -> np.ndarray:
-    return np.array([len(metrics.split_names(cell)) / 16 for cell in frame["preference_bucket_names"]])
+    return np.array([len(names) / 16 for names in metrics.holders(frame)])
 
 
 # Calibration

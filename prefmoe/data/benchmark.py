@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,27 @@ OPTION_LETTERS = ("A", "B", "C", "D")
 
 Turn = tuple[Literal["user", "assistant"], str]
 """One utterance of a conversation: who speaks, and what."""
+
+
+HOLDER_SEPARATOR = " | "
+"""What stands between the names of those who hold a preference, in the column preference_bucket_names."""
+
+
+def split_holders(text: str) -> tuple[str, ...]:
+    """The names in a preference_bucket_names cell: its parts between ``HOLDER_SEPARATOR`` that are not blank."""
+    # A single name that could be read as several is followed by a separator, which may have lost its last blank.
+    parts = f"{text} ".split(HOLDER_SEPARATOR)
+    return tuple(name for name in (part.strip() for part in parts) if name)
+
+
+def join_holders(names: Iterable[str]) -> str:
+    """The cell of these names, which `split_holders` reads back.
+
+    A single name with a comma, a semicolon or a bar is followed by a separator, so that nobody takes it for a list.
+    """
+    names = tuple(names)
+    alone = len(names) == 1 and any(mark in names[0] for mark in ",;|")
+    return HOLDER_SEPARATOR.join((*names, "") if alone else names)
 
 
 class Preference(BaseModel):

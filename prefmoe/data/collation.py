@@ -343,6 +343,7 @@ class Batch:
         user: (B,) long, row in benchmark.users; -1 outside a benchmark.
         facet: (B,) long, the question's facet, -1 for recognition.
         index: (B,) long, the question's index; -1 outside a benchmark.
+        examples: the B questions; none outside a benchmark.
         prompt_digest: a hash of each rendered prompt and its pictures.
     """
 
@@ -354,6 +355,7 @@ class Batch:
     facet: Tensor
     index: Tensor
     prompt_digest: list[str]
+    examples: tuple[Example, ...] = ()
 
     def __len__(self) -> int:
         return len(self.user)
@@ -476,13 +478,14 @@ class Collator:
 
     def pad(self, encoded: Sequence[Encoded], examples: Sequence[Example]) -> Batch:
         """Encoded conversations, or parts of them, as a batch about the users and facets of these examples."""
-        return pad(
+        batch = pad(
             encoded,
             self.backbone.pad_token_id,
             user=[self.benchmark.row(example.name) for example in examples],
             facet=[example.facet_id for example in examples],
             index=[example.index for example in examples],
         )
+        return replace(batch, examples=tuple(examples))
 
     def length(self, example: Example, transcript: Sequence[Turn] = (), with_answer: bool = False) -> int:
         """Number of tokens of an encoded example (to put examples of one length together)."""
@@ -495,7 +498,7 @@ class Collator:
             CollationError: naming the example, if it cannot be encoded.
         """
         transcript = tuple(transcript)
-        key = (example.index, transcript, with_answer)
+        key = (example, transcript, with_answer)  # not its index, which a question from elsewhere may share
         if key in self._examples:
             return self._examples[key]
         user = self.benchmark.users[example.name]

@@ -22,7 +22,7 @@ from filelock import FileLock
 from PIL import Image
 
 from prefmoe.config import MiniatureData
-from prefmoe.data.benchmark import FACETS, Preference, Turn
+from prefmoe.data.benchmark import FACETS, Preference, Turn, join_holders
 from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_people
 from prefmoe.data.mmpb import COLUMNS
 from prefmoe.data.prompts import format_preferences
@@ -218,7 +218,7 @@ class _Questions:
                 answer=4 if yes else 5, polarity="reverse" if negated else "positive",
                 preference_semantic_invert=int(negated),
                 preference_bucket_kind="positive_bucket" if holds else "negative_bucket",
-                preference_common_items=item, preference_bucket_names=" | ".join(self._holders(item, person)),
+                preference_common_items=item, preference_bucket_names=join_holders(self._holders(item, person)),
             )  # fmt: skip
 
     def _preference_mcq(self, person: Person, count: int, pairs: _Pairs) -> None:

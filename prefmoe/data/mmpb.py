@@ -23,7 +23,17 @@ from PIL import Image
 from prefmoe.files import whole_file
 
 from . import prompts
-from .benchmark import FACETS, OPTION_LETTERS, Benchmark, Example, Turn, User
+from .benchmark import (
+    FACETS,
+    HOLDER_SEPARATOR,
+    OPTION_LETTERS,
+    Benchmark,
+    Example,
+    Turn,
+    User,
+    join_holders,
+    split_holders,
+)
 
 INJECTION_COLUMNS = tuple(f"injection_image_{k}" for k in range(1, 6))
 IMAGE_COLUMNS = ("image_path", *INJECTION_COLUMNS)
@@ -38,6 +48,8 @@ COLUMNS = (
 """MMPB-clean's columns; a CSV has exactly these, in any order."""
 
 ANNOTATION_COLUMNS = ("index", "item", "popularity", "seen_pair")
+
+APART = f"which stands between the names of those who hold a preference, as {HOLDER_SEPARATOR!r}"
 
 SPLIT_KEYS = {f"{split}_idx": split for split in ("train", "validation", "test", "unseen")}
 OPTIONAL_SPLITS = ("validation_idx", "unseen_idx")
@@ -205,6 +217,7 @@ def _read_users(rows: Sequence[Row], root: Path) -> dict[str, User]:
     for row in rows:
         if not row.require(row["name"] != "", "name", "a user's name"):
             continue
+        row.require("|" not in row["name"], "name", f"a name without '|', {APART}")
         first = first_rows.setdefault(row["name"], row)
         if first is not row:
             for column in ("attribute", "preference", "description_moderate"):
@@ -251,6 +264,8 @@ def _read_example(row: Row, root: Path) -> Example | None:
             text = ("a", "b", "c", "d", "yes", "no")[answer]
             row.require(row["answer_text"].lower() == text, "answer_text", f"{text!r} (answer is {answer})")
     invert = row.number("preference_semantic_invert", "0 or 1", range(2))
+    names = split_holders(row["preference_bucket_names"])
+    row.require(not any("|" in name for name in names), "preference_bucket_names", f"names without '|', {APART}")
     if len(row.mistakes.lines) > before or not row["index"].isdecimal():
         return None
     return Example(
@@ -265,7 +280,7 @@ def _read_example(row: Row, root: Path) -> Example | None:
         answer=answer,
         image=root / row["image_path"],
         semantic_invert=bool(invert),
-        bucket_names=tuple(n.strip() for n in row["preference_bucket_names"].split("|") if n.strip()),
+        bucket_names=names,
     )
 
 
@@ -444,6 +459,7 @@ def _read_annotations(path: Path, indices: Mapping[int, str], mistakes: Mistakes
 def _frame(rows: Sequence[Row]) -> pd.DataFrame:
     """The questions with MMPB-clean's columns, indexed by ``index``; an empty field is an empty string."""
     frame = pd.DataFrame([row.fields for row in rows], columns=list(COLUMNS))
+    frame["preference_bucket_names"] = frame["preference_bucket_names"].map(split_holders).map(join_holders)
     integers = ("index", "answer", "preference_semantic_invert")
     return frame.astype({column: "int64" for column in integers}).set_index("index")
 

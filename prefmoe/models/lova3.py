@@ -50,12 +50,8 @@ class LOVA3(LoRA):
     """
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean losses of the tasks, times their share of the examples: "answer", "asking", "assessing".
-
-        Raises:
-            KeyError: if the batch holds questions from outside the benchmark.
-        """
-        examples = [self.benchmark.examples[index] for index in batch.index.tolist()]
+        """Mean losses of the tasks, times their share of the examples: "answer", "asking", "assessing"."""
+        examples = batch.examples
         tasks = {
             "answer": examples,
             "asking": [asking(e) for e in examples if torch.rand(()) < self.config.asking],

@@ -73,8 +73,7 @@ class TGLLaVA(Method):
             ids.masked_fill(~text, self.backbone.placeholder_id)
         ).float()  # (B, T, H)
         pooled = torch.einsum("bth,bt->bh", words, text.to(words)) / text.sum(1, keepdim=True)
-        paths = [self.benchmark.examples[index].image for index in batch.index.tolist()]
-        details = self.details(words, text, self._patches(paths))
+        details = self.details(words, text, self._patches([example.image for example in batch.examples]))
         self._guidance = self.mask(pooled), batch.inputs
         try:
             with self.added.active(details):

@@ -103,9 +103,8 @@ class YoLLaVA(Method):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The answers' loss and that of some recognition examples, each times its share of the examples."""
         asked = [row for row in batch.user.tolist() if torch.rand(()) < self.config.recognition]
-        examples = [self.benchmark.examples[index] for index in batch.index.tolist()]
         recognition = [self.recognition_example(row) for row in asked]
-        return self.mixture_losses({"answer": examples, "recognition": recognition})
+        return self.mixture_losses({"answer": batch.examples, "recognition": recognition})
 
     # --- training and asking
 
