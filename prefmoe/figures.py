@@ -24,6 +24,7 @@ from PIL import Image
 
 from prefmoe import metrics, statistics
 from prefmoe.data.benchmark import FACETS
+from prefmoe.data.pictures import as_rgb, open_picture
 from prefmoe.files import whole_file
 
 STYLE = {
@@ -575,10 +576,12 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
 
 
+def _rgb(picture: str | Path | Image.Image) -> Image.Image:
+    return as_rgb(picture) if isinstance(picture, Image.Image) else open_picture(picture)
+
+
 def _show(axis: Axes, picture: str | Path | Image.Image) -> None:
-    opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
-    with opened:
-        axis.imshow(np.asarray(opened.convert("RGB")))
+    axis.imshow(np.asarray(_rgb(picture)))
     axis.set_anchor("N")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -1520,9 +1523,7 @@ def attention_image(
     figure, axes = _canvas(2.1 * columns + 0.8, (2.05 + 0.14 * lines) * rows + 0.45, rows, columns)
     top = max(float(np.max(weights)) for _, weights, _ in examples)
     for axis, (picture, weights, text) in zip(axes.flat, examples, strict=False):
-        opened = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        with opened:
-            grey = np.asarray(opened.convert("L"), dtype=float)
+        grey = np.asarray(_rgb(picture).convert("L"), dtype=float)
         height, width = grey.shape
         axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
         weights = np.asarray(weights, dtype=float)

@@ -229,7 +229,7 @@ def test_moving_a_batch_moves_every_tensor(qwen: Backbone, tiny_benchmark: Bench
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_pictures_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / f"picture.{'tif' if mode == 'CMYK' else 'png'}"
+    path = tmp_path / f"picture.{'jpg' if mode == 'CMYK' else 'png'}"
     make_picture(0).convert(mode).save(path)
     (image,) = load_pictures([path])
     assert image.mode == "RGB" and image.size == (16, 16)
@@ -240,9 +240,9 @@ def test_bad_pictures_are_named(llava: Backbone, tiny_benchmark: Benchmark, tmp_
     text.write_text("no picture")
     make_picture(0, (64, 64)).save(cut)
     cut.write_bytes(cut.read_bytes()[:100])
-    with pytest.raises(CollationError, match="text.png: expected an image file"):
+    with pytest.raises(CollationError, match="text.png: expected a picture"):
         load_pictures([text])
-    with pytest.raises(CollationError, match="cut.png: expected a complete image file"):
+    with pytest.raises(CollationError, match="cut.png: expected a complete picture"):
         load_pictures([cut])
     gone = tiny_benchmark.examples[0].model_copy(update={"image": tmp_path / "gone.png"})
     broken = replace(tiny_benchmark, examples={0: gone}, digest="broken")

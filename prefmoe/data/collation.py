@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Benchmark, Example, Turn
+from prefmoe.data.pictures import PictureError, as_rgb, open_picture
 
 if TYPE_CHECKING:
     from prefmoe.models.backbones import Backbone
@@ -40,26 +41,15 @@ class CollationError(ValueError):
 
 
 def load_pictures(pictures: Sequence[Picture]) -> list[Image.Image]:
-    """The pictures as RGB images.
+    """The pictures as RGB images, upright and on white; see `prefmoe.data.pictures`.
 
     Raises:
-        CollationError: if a file is missing, truncated or no image; the message names it.
+        CollationError: if a file is missing, truncated or no picture that is opened; the message names it.
     """
-    images = []
-    for picture in pictures:
-        if isinstance(picture, Image.Image):
-            images.append(picture.convert("RGB"))
-            continue
-        try:
-            with Image.open(picture) as image:
-                images.append(image.convert("RGB"))
-        except FileNotFoundError:
-            raise CollationError(f"{picture}: no such picture") from None
-        except UnidentifiedImageError:
-            raise CollationError(f"{picture}: expected an image file") from None
-        except (OSError, SyntaxError, ValueError) as error:
-            raise CollationError(f"{picture}: expected a complete image file ({error})") from error
-    return images
+    try:
+        return [as_rgb(one) if isinstance(one, Image.Image) else open_picture(one) for one in pictures]
+    except PictureError as error:
+        raise CollationError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from .benchmark import FACETS, OPTION_LETTERS, Benchmark, Example
+from .pictures import open_picture
 from .prompts import fill
 
 
@@ -128,6 +129,5 @@ def transcript(benchmark: Benchmark, number: int = 0) -> pd.DataFrame:
 
 def mosaic(path: str | Path, cells: int = 10) -> Image.Image:
     """A picture as a coarse mosaic of its colours: shows that there is one, and not who is in it."""
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").resize((cells, cells), Image.Resampling.BOX)
-        return small.resize((20 * cells, 20 * cells), Image.Resampling.NEAREST)
+    small = open_picture(path).resize((cells, cells), Image.Resampling.BOX)
+    return small.resize((20 * cells, 20 * cells), Image.Resampling.NEAREST)

@@ -129,7 +129,7 @@ class Face(BaseModel):
 
 def _rasterise(svg: str, width: int) -> Image.Image:
     picture = resvg_py.svg_to_bytes(svg_string=svg, width=width, skip_system_fonts=True)
-    return Image.open(io.BytesIO(picture)).convert("RGBA")
+    return Image.open(io.BytesIO(picture), formats=["PNG"]).convert("RGBA")
 
 
 @functools.lru_cache(maxsize=4096)

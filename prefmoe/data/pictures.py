@@ -1,0 +1,155 @@
+"""Opens every picture of this package, strangers' included: upright, in 8 bits, on white and complete, or refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from prefmoe.files import read_regular
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""What is opened. Pillow knows dozens more, one of which (EPS) starts a program on the file."""
+
+EIGHT_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "RGBX")
+TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes by what `as_rgb` does with them; the others (I and F) do not say which value is white."""
+
+_SAVE_AS = "save it as PNG or JPEG, with 8 bits per channel"
+
+
+class PictureError(ValueError):
+    """A picture that is not opened; the message says what was expected."""
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """The picture in a file, as RGB; see `decode`.
+
+    Raises:
+        PictureError: if there is no such file, it is no regular one, or it holds no whole picture in one of FORMATS;
+            the message names it.
+    """
+    try:
+        data = read_regular(Path(path))
+    except FileNotFoundError:
+        raise PictureError(f"{path}: no such picture") from None
+    except OSError as error:
+        raise PictureError(f"{path}: expected a file that can be read ({error.strerror})") from error
+    try:
+        return decode(data)
+    except PictureError as error:
+        raise PictureError(f"{path}: {error}") from error
+
+
+def decode(data: bytes) -> Image.Image:
+    """The picture in these bytes as RGB: turned as its EXIF data say, 16 bits scaled to 8, on white where transparent.
+
+    Of a moving picture the first frame counts.
+
+    Raises:
+        PictureError: if the bytes are no picture in one of FORMATS, damaged, without some of its rows, or too large.
+            (A JPEG that was cut and then closed properly passes: its decoder paints the missing part grey in silence.)
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            if picture.format == "PNG":
+                _check_png(data)
+            return as_rgb(picture)
+    except Image.UnidentifiedImageError:
+        raise PictureError(f"expected a picture ({', '.join(FORMATS)}), found {_format(data)}") from None
+    except Image.DecompressionBombError:
+        text = "expected a picture of ordinary size, found one that would not fit in memory"
+        raise PictureError(text) from None
+    except PictureError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error) as error:
+        text = f"expected a complete picture, found a damaged or truncated one ({error})"
+        raise PictureError(text) from error
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """An opened or drawn picture as RGB: upright, scaled to 8 bits, on white.
+
+    Raises:
+        PictureError: if nothing says which of its values is white (modes I and F).
+    """
+    picture = _upright(picture)
+    if picture.mode in SIXTEEN_BITS:
+        clear = picture.info.get("transparency")
+        values = np.asarray(picture).astype(np.uint32)
+        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+        if clear is not None:
+            grey = np.where(values == clear, np.uint8(255), grey)
+        return Image.fromarray(grey).convert("RGB")
+    if picture.mode not in (*EIGHT_BITS, *TRANSPARENT):
+        raise PictureError(f"expected a picture with 8 or 16 bits per channel, found mode {picture.mode}: {_SAVE_AS}")
+    if picture.mode in TRANSPARENT or picture.has_transparency_data:
+        shown = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return picture  # EXIF data that nobody can read turn nothing
+
+
+def _check_png(data: bytes) -> None:
+    """Refuses a PNG with a chunk that does not match its checksum, or with fewer rows than it should have.
+
+    Pillow compares no checksum of picture data, and leaves rows black that are not there.
+
+    Raises:
+        PictureError: see above.
+    """
+    position, kind, header, packed = 8, b"", b"", []
+    while kind != b"IEND":
+        (length,), kind = struct.unpack_from(">I", data, position), data[position + 4 : position + 8]
+        content = data[position + 8 : position + 8 + length]
+        (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
+        if zlib.crc32(content, zlib.crc32(kind)) != checksum:
+            text = f"chunk {kind.decode('latin-1')} does not match its checksum"
+            raise PictureError(f"expected a complete picture, found a damaged one ({text})")
+        if kind == b"IHDR":
+            header = content
+        elif kind == b"IDAT":
+            packed.append(content)
+        position += 12 + length
+    width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    passes = [(0, 0, 1, 1)]
+    if interlaced:  # Adam7: first column and row, then the steps between them
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    expected = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            expected += rows * (1 + -(-columns * channels * bits // 8))
+    unpacked, reader = 0, zlib.decompressobj()
+    for content in packed:
+        while content and unpacked < expected:
+            unpacked += len(reader.decompress(content, 2**20))
+            content = reader.unconsumed_tail
+    unpacked += len(reader.decompress(b"", 2**20)) if unpacked < expected else 0
+    if unpacked < expected:
+        found = "without its data" if not packed else f"with {unpacked * 100 // expected} % of its data"
+        raise PictureError(f"expected a complete picture, found a truncated one ({found})")
+
+
+def _format(data: bytes) -> str:
+    """What the bytes seem to be, by their beginning alone: nothing is opened."""
+    if not data:
+        return "an empty file"
+    Image.init()
+    for name, (_, accept) in Image.OPEN.items():
+        if accept is not None and name not in FORMATS and accept(data[:16].ljust(16, b"\0")) is True:
+            return f"{name}: {_SAVE_AS}"
+    return "something else"
