@@ -9,11 +9,9 @@ import os
 import shutil
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from prefmoe import distributed, memory
+from prefmoe.batches import plan_batches
 from prefmoe.config import Training
-from prefmoe.data.benchmark import FACETS, Benchmark, Example
+from prefmoe.data.benchmark import Example
 from prefmoe.files import whole_file
 from prefmoe.progress import progress_bar
 
@@ -79,113 +78,6 @@ def learning_rate_factor(step: int, steps: int, training: Training) -> float:
     if training.schedule == "constant":
         return 1.0
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _pairs(examples: Sequence[Example], benchmark: Benchmark, rng: np.random.Generator) -> list[list[int]]:
-    """One epoch as units: two examples of one form whose different users share a preference group, or a single one.
-
-    The group is that of the asked facet; for recognition, of a facet drawn at random. The form is that of the
-    answer: a choice between options, or yes and no.
-    """
-    order = rng.permutation(len(examples))
-    drawn = rng.integers(len(FACETS), size=len(examples))
-    users = [benchmark.row(example.name) for example in examples]
-    keys = []
-    for position, example in enumerate(examples):
-        facet = example.facet_id if example.facet_id >= 0 else int(drawn[position])
-        group = benchmark.groups[users[position]][facet]
-        keys.append((group, example.is_multiple_choice) if group >= 0 else None)
-    waiting: dict[tuple[int, bool], list[int]] = defaultdict(list)
-    for position in order:
-        if (key := keys[position]) is not None:
-            waiting[key].append(int(position))
-    used = np.zeros(len(examples), dtype=bool)
-    units = []
-    for position in map(int, order):
-        if used[position]:
-            continue
-        used[position] = True
-        unit = [position]
-        if (key := keys[position]) is not None:
-            queue = waiting[key] = [p for p in waiting[key] if not used[p]]
-            partner = next((p for p in queue if users[p] != users[position]), None)
-            if partner is not None:
-                used[partner] = True
-                unit.append(partner)
-        units.append(unit)
-    return [units[i] for i in rng.permutation(len(units))]
-
-
-def _fill(units: list[list[int]], size: int) -> list[int]:
-    """Takes up to ``size`` positions off the front of ``units``, splitting a unit only when none fits whole."""
-    taken: list[int] = []
-    while units and (room := size - len(taken)):
-        fitting = next((i for i, unit in enumerate(units) if len(unit) <= room), None)
-        if fitting is None:
-            taken += units[0][:room]
-            units[0] = units[0][room:]
-        else:
-            taken += units.pop(fitting)
-    return taken
-
-
-def _epoch(
-    units: list[list[int]], examples: Sequence[Example], first: int, batch_size: int, rng: np.random.Generator
-) -> list[int]:
-    """The positions of an epoch in order: batches of one form each, drawn in turn, and what is left of either last.
-
-    A question with options is half as long again as one without; a batch that holds both pads the others up to it.
-
-    Args:
-        first: the room that is left in the batch that the last epoch began.
-    """
-    forms = [[unit for unit in units if examples[unit[0]].is_multiple_choice is choice] for choice in (False, True)]
-    order: list[int] = []
-    while any(sum(map(len, form)) >= (size := batch_size if order else first) for form in forms):
-        counts = np.array([sum(map(len, form)) for form in forms])
-        counts[counts < size] = 0
-        order += _fill(forms[int(rng.choice(len(forms), p=counts / counts.sum()))], size)
-    return order + _fill(forms[0], len(examples)) + _fill(forms[1], len(examples))
-
-
-def _stream(
-    examples: Sequence[Example], benchmark: Benchmark, *, batch_size: int, seed: int, group_batches: bool
-) -> Iterator[list[int]]:
-    """Endless batches of positions; every epoch shows each example once, and batches run on across epochs."""
-    pending: list[int] = []
-    for epoch in count():
-        rng = np.random.default_rng([seed, epoch])
-        if group_batches:
-            units = _pairs(examples, benchmark, rng)
-        else:
-            units = [[int(position)] for position in rng.permutation(len(examples))]
-        pending += _epoch(units, examples, batch_size - len(pending), batch_size, rng)
-        while len(pending) >= batch_size:
-            yield pending[:batch_size]
-            pending = pending[batch_size:]
-
-
-def plan_batches(
-    examples: Sequence[Example],
-    benchmark: Benchmark,
-    *,
-    count: int,
-    batch_size: int,
-    seed: int,
-    group_batches: bool,
-) -> list[list[int]]:
-    """The positions (into ``examples``) of every batch of a training run.
-
-    A function of the examples, the seed and the batch size alone, so that all methods of an edition see the
-    same questions in the same order, and a longer run begins like a shorter one. Batches are of one form (with
-    options or without) as far as the numbers allow, because the two differ in length. With ``group_batches`` an
-    example comes, where possible, with one about another user of its preference group: the residual contrast
-    (PrefMoE, Lyu et al. 2026, residual losses) has no positives otherwise.
-    """
-    if not examples:
-        raise TrainingError("no training examples: the benchmark's train split is empty")
-    stream = _stream(examples, benchmark, batch_size=batch_size, seed=seed, group_batches=group_batches)
-    return list(islice(stream, count))
 
 
 def peak_memory(device: torch.device) -> int:
@@ -369,6 +261,8 @@ def train(
             message says which settings help), or processes cannot share a batch equally.
         CheckpointError: if ``folder/checkpoint`` belongs to another run.
     """
+    if not examples:
+        raise TrainingError("no training examples: the benchmark's train split is empty")
     optimizers = _optimizers(method, training)
     if not optimizers:
         raise TrainingError(f"method {method.config.kind!r} has no trainable parameters")
