@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefmoe.config import miniature_backbones
+from prefmoe.places import MINIATURES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--users", type=int, nargs="+", help="sizes of the user state (default: 10 to 1000000)")
 
     pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (hours; can be stopped).")
-    pretrain.add_argument("backbone", choices=miniature_backbones())
+    pretrain.add_argument("backbone", choices=MINIATURES)
 
     align = command("align", _align, "Train the projector of a folder made by `prefmoe fetch smollm2`.")
     align.add_argument("folder", type=Path)

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from prefmoe.names import NAME, RULE, Name, Once, did_you_mean
+from prefmoe.places import ROOT, known_backbones
+from prefmoe.yaml_settings import read_settings
 
 COMPONENTS = "EPICDM"
 """Ablation switches in the order in which Table 2 of the paper adds them."""
 
-ROOT = Path(__file__).resolve().parent.parent
-"""The clone: where config/, notebooks/, results/ and figures/ are, whatever the working directory."""
-
 CONFIG_FOLDER, RESULTS, FIGURES = ROOT / "config", ROOT / "results", ROOT / "figures"
+
+DEFAULT_EDITION = "mini"
+"""What the workflow makes when no edition is named, and what README.md shows."""
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 """Environment in which glibc keeps the memory of a large tensor for the next one, instead of giving it back and getting
 it again page by page."""
-
-REGISTRY = Path(__file__).resolve().parent / "models" / "registry.yaml"
 
 
 class ConfigError(ValueError):
@@ -33,9 +33,16 @@ class ConfigError(ValueError):
 Setting = bool | int | float | str
 """The value of a single setting, as a grid or a protocol varies it."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Split = Literal["train", "validation", "test", "unseen"]
+Turns = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Once]
+"""Numbers of exchanges of small talk."""
+
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     def with_settings(self, settings: Mapping[str, Setting]) -> Self:
         """A copy with some settings changed; dotted names reach nested ones.
@@ -62,7 +69,7 @@ class MiniatureData(_Strict):
     """The embedded miniature benchmark, drawn from a seed."""
 
     kind: Literal["miniature"]
-    seed: int = 0
+    seed: Seed = 0
     users: int = Field(40, ge=4)
     unseen_users: int = Field(8, ge=0)
     train_per_user: int = Field(40, ge=5)
@@ -72,7 +79,7 @@ class MiniatureData(_Strict):
 
 
 class MMPBData(_Strict):
-    """A folder that holds mmpb_clean/ (from PREFMOE_DATA when no folder is given)."""
+    """A folder that holds mmpb_clean/ (from PREFMOE_DATA when none is given); a relative one starts at the clone."""
 
     kind: Literal["mmpb"]
     folder: str | None = None
@@ -102,10 +109,10 @@ class Evaluation(_Strict):
     """
 
     batch_size: int = Field(64, ge=1)
-    turns: tuple[int, ...] = (0, 10)
-    unseen_turns: tuple[int, ...] = (0,)
+    turns: Turns = (0, 10)
+    unseen_turns: Turns = (0,)
     max_new_tokens: int = Field(3, ge=1)
-    splits: tuple[str, ...] = ("test", "unseen")
+    splits: Annotated[tuple[Split, ...], Field(min_length=1), Once] = ("test", "unseen")
     reuse_prefixes: bool = Field(True, description="compute the beginning that prompts share once per batch")
 
     @property
@@ -131,31 +138,52 @@ class Hardware(_Strict):
 class Losses(_Strict):
     """Weights of the published recipe (Table of losses in the paper's method section)."""
 
-    alignment: float = 0.05
-    profile_contrast: float = 0.10
-    residual_contrast: float = 0.20
-    residual_preservation: float = 0.20
-    decorrelation: float = 0.05
+    alignment: float = Field(0.05, ge=0)
+    profile_contrast: float = Field(0.10, ge=0)
+    residual_contrast: float = Field(0.20, ge=0)
+    residual_preservation: float = Field(0.20, ge=0)
+    decorrelation: float = Field(0.05, ge=0)
     temperature: float = Field(0.07, gt=0)
     density_power: float = Field(1.0, ge=0)
     anchor_is_positive: bool = Field(True, description="count an example among its own positives, as published")
 
 
-class NonTunedMethod(_Strict):
+Label = Annotated[str, Field(min_length=1, description="a method's name in tables and figures")]
+
+
+class _Method(_Strict):
+    """What the settings of every kind of method have.
+
+    Attributes:
+        table_type: of the class, its type in Table 1 (what is not trained has "NT" there).
+    """
+
+    table_type: ClassVar[Literal["NT", "FFT", "PEFT"]]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        if not hasattr(cls, "table_type"):
+            raise TypeError(f"{cls.__name__} has no table_type: expected the type that Table 1 gives to such methods")
+
+
+class NonTunedMethod(_Method):
+    table_type = "NT"
     kind: Literal["nontuned"]
-    label: str
+    label: Label
     profile: Literal["text", "image", "both", "none"]
 
 
-class FullFineTuningMethod(_Strict):
+class FullFineTuningMethod(_Method):
+    table_type = "FFT"
     kind: Literal["fft"]
-    label: str
+    label: Label
     lr: float = Field(gt=0)
 
 
-class LoRAMethod(_Strict):
+class LoRAMethod(_Method):
+    table_type = "PEFT"
     kind: Literal["lora"]
-    label: str
+    label: Label
     lr: float = Field(gt=0)
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)
@@ -164,18 +192,20 @@ class LoRAMethod(_Strict):
     last_layers: int | None = Field(None, ge=1, description="decoder layers adapted; all when absent")
 
 
-class SoftPromptMethod(_Strict):
+class SoftPromptMethod(_Method):
+    table_type = "PEFT"
     kind: Literal["soft_prompt"]
-    label: str
+    label: Label
     lr: float = Field(gt=0)
     tokens: int = Field(16, ge=1, description="soft tokens per user")
 
 
-class YoLLaVAMethod(_Strict):
+class YoLLaVAMethod(_Method):
     """Defaults: the published tokens (16); the share of recognition examples is ours."""
 
+    table_type = "PEFT"
     kind: Literal["yollava"]
-    label: str
+    label: Label
     lr: float = Field(gt=0)
     tokens: int = Field(16, ge=1, description="latent tokens per user, beside the name <sks>")
     recognition: float = Field(0.25, ge=0, le=1, description="recognition examples added, per question")
@@ -199,9 +229,10 @@ class TGLLaVAMethod(LoRAMethod):
     latents: int = Field(64, ge=1, description="detail latents behind the picture's tokens")
 
 
-class PrefMoEMethod(_Strict):
+class PrefMoEMethod(_Method):
+    table_type = "PEFT"
     kind: Literal["prefmoe"]
-    label: str
+    label: Label
     components: str = COMPONENTS
     lr: float = Field(gt=0, description="LoRA experts and routers")
     lr_user: float = Field(gt=0, description="user embeddings, prototypes and corrections")
@@ -248,20 +279,30 @@ def is_trained(method: Method) -> bool:
     return method.kind != "nontuned" and getattr(method, "steps_factor", 1.0) > 0
 
 
+class Methods(dict[str, Method]):
+    """An edition's methods by name; asking for another one names those that there are."""
+
+    edition = "this edition"
+
+    def __missing__(self, name: str) -> Method:
+        known = f"it has {', '.join(self)}{did_you_mean(name, self)}"
+        raise ConfigError(f"{self.edition} has no method {name!r}; {known}")
+
+
 class Edition(_Strict):
     """One configuration of the whole workflow."""
 
-    name: str
+    name: Name
     purpose: str
-    seeds: tuple[int, ...] = Field(min_length=1)
-    backbones: tuple[str, ...] = Field(min_length=1)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Once]
+    backbones: Annotated[tuple[Name, ...], Field(min_length=1), Once]
     ablation_backbone: str | None = None
     data: Annotated[MiniatureData | MMPBData, Field(discriminator="kind")]
     training: Training
     evaluation: Evaluation = Evaluation()
-    methods: dict[str, Method] = Field(min_length=1)
-    table1: tuple[str, ...]
-    table2: tuple[str, ...] = ()
+    methods: dict[Name, Method] = Field(min_length=1)
+    table1: Annotated[tuple[str, ...], Field(min_length=1), Once]
+    table2: Annotated[tuple[str, ...], Once] = ()
     cache_images: bool = Field(True, description="keep encoded pictures in memory; off for large backbones")
     hardware: Hardware = Hardware()
 
@@ -269,15 +310,28 @@ class Edition(_Strict):
     @classmethod
     def _registered(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [name for name in names if name not in known_backbones()]:
-            raise ValueError(f"unknown {', '.join(unknown)}; known backbones: {', '.join(known_backbones())}")
+            known = f"known backbones: {', '.join(known_backbones())}{did_you_mean(unknown[0], known_backbones())}"
+            raise ValueError(f"unknown {', '.join(unknown)}; {known}")
         return names
+
+    @field_validator("methods")
+    @classmethod
+    def _named(cls, methods: dict[str, Method], info: ValidationInfo) -> Methods:
+        """Two names that differ in their capitals alone would be one folder on some machines."""
+        low = [name.lower() for name in methods]
+        if same := [name for name in methods if low.count(name.lower()) > 1]:
+            raise ValueError(f"names that differ in capitals alone: {', '.join(same)}")
+        known = Methods(methods)
+        known.edition = f"edition {info.data['name']!r}" if "name" in info.data else known.edition
+        return known
 
     @model_validator(mode="after")
     def _consistent(self) -> Edition:
         for table in ("table1", "table2"):
             unknown = [name for name in getattr(self, table) if name not in self.methods]
             if unknown:
-                raise ValueError(f"{table} names methods that are not defined: {', '.join(unknown)}")
+                near = did_you_mean(unknown[0], self.methods)
+                raise ValueError(f"{table} names methods that are not defined: {', '.join(unknown)}{near}")
         labels = [method.label for method in self.methods.values()]
         if repeated := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"labels name the rows of the tables; given to several methods: {', '.join(repeated)}")
@@ -296,20 +350,26 @@ def load_edition(name: str | Path) -> Edition:
     """Reads config/<name>.yaml (or a YAML file given by path).
 
     Raises:
-        ConfigError: if the edition is unknown, or with one line per mistake in the file.
+        ConfigError: if the edition is unknown, a file elsewhere has the name of one in config/ (whose results it would
+            mix with its own), or with one line per mistake in the file.
     """
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else CONFIG_FOLDER / f"{name}.yaml"
+    given, known = str(name), sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+    if not given.endswith((".yaml", ".yml")) and not NAME.fullmatch(given):
+        raise ConfigError(f"the name {given!r:.80} of an edition is refused: expected {RULE}")
+    path = Path(name) if given.endswith((".yaml", ".yml")) else CONFIG_FOLDER / f"{given}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in CONFIG_FOLDER.glob("*.yaml")))
-        raise ConfigError(f"edition {str(name)!r} is unknown: {path} does not exist; known editions: {known}")
+        end = f"known editions: {', '.join(known)}{did_you_mean(given, known)}"
+        raise ConfigError(f"edition {given!r} is unknown: {path} does not exist; {end}")
+    own = CONFIG_FOLDER / f"{path.stem}.yaml"
+    if own.is_file() and not own.samefile(path):
+        raise ConfigError(
+            f"{path}: the name {path.stem!r} is taken by {own}, whose results are in results/{path.stem}; give the "
+            "file and its setting `name` another one"
+        )
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
-    mistakes = list(_repeated(yaml.compose(text)))
+        content, mistakes = read_settings(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if "name" in content and content["name"] != path.stem:
         mistakes.append(f"name: expected {path.stem!r} as in the file's name (got {content['name']!r})")
     try:
@@ -327,45 +387,17 @@ def run_folder(results: str | Path, edition: str, backbone: str, method: str, se
     return Path(results) / edition / "runs" / backbone / method / f"seed{seed}"
 
 
-@cache
-def _backbones() -> dict[str, dict[str, Any]]:
-    """The backbones of models/registry.yaml, as they stand there."""
-    return yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"]
-
-
-def known_backbones() -> tuple[str, ...]:
-    """Names in models/registry.yaml."""
-    return tuple(_backbones())
-
-
-def miniature_backbones() -> tuple[str, ...]:
-    """Those of them whose weights are part of this package, in the order in which they are made."""
-    return tuple(name for name, entry in _backbones().items() if "folder" in entry)
-
-
-def made_backbones() -> dict[str, str]:
-    """Those whose weights a command makes in a folder of the user's, with that command."""
-    return {name: entry["made_by"] for name, entry in _backbones().items() if "made_by" in entry}
-
-
 def _mistake(entry: Mapping[str, Any]) -> str:
     """One line for one of pydantic's errors; an unknown setting gets the nearest known name beside it."""
     place = ".".join(map(str, entry["loc"])) or "(file)"
     if entry["type"] == "extra_forbidden":
-        parts = [*_Strict.__subclasses__(), *LoRAMethod.__subclasses__()]
-        known = sorted({name for part in parts for name in part.model_fields})
+        known = sorted({name for part in _parts(_Strict) for name in part.model_fields})
         near = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
         return f"{place}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
     return f"{place}: {entry['msg'].removeprefix('Value error, ')} (got {entry['input']!r:.80})"
 
 
-def _repeated(node: yaml.Node | None, place: str = "") -> Iterator[str]:
-    """Settings that a YAML document gives twice; YAML itself would silently keep the last."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            inner = f"{place}.{key.value}".lstrip(".")
-            if key.value in seen:
-                yield f"{inner}: given twice, again in line {key.start_mark.line + 1}"
-            seen.add(key.value)
-            yield from _repeated(value, inner)
+def _parts(part: type[_Strict]) -> Iterator[type[_Strict]]:
+    for inner in part.__subclasses__():
+        yield inner
+        yield from _parts(inner)

@@ -12,10 +12,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pandas as pd
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefmoe.config import (
@@ -25,11 +24,15 @@ from prefmoe.config import (
     Edition,
     Method,
     MiniatureData,
+    Seed,
     Setting,
+    Turns,
     is_trained,
     load_edition,
     run_folder,
 )
+from prefmoe.names import Name, Once, did_you_mean
+from prefmoe.yaml_settings import read_settings
 
 if TYPE_CHECKING:
     from prefmoe.data.benchmark import Benchmark
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 EDITION_PARTS = ("data", "training")
 """Parts of an edition that a variant may change; settings with another first name belong to the method."""
 
-SPLITS = ("test", "unseen")
+Names = Annotated[tuple[str, ...], Once]
 
 
 class ProtocolError(RuntimeError):
@@ -71,13 +74,13 @@ class Experiment(_Strict):
     """
 
     question: str
-    methods: tuple[str, ...] = Field(min_length=1)
-    backbones: tuple[str, ...] = ()
+    methods: Annotated[Names, Field(min_length=1)]
+    backbones: Names = ()
     variants: dict[str, dict[str, Setting]] = Field(min_length=1)
-    splits: tuple[str, ...] = ("test",)
+    splits: Annotated[tuple[Literal["test", "unseen"], ...], Field(min_length=1), Once] = ("test",)
     axis: str | None = None
     equal_exposure: bool = False
-    turns: tuple[int, ...] = ()
+    turns: Turns | None = None
 
 
 class Protocol(_Strict):
@@ -88,10 +91,10 @@ class Protocol(_Strict):
         experiments: name -> experiment.
     """
 
-    backbones: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = ()
-    turns: tuple[int, ...] = (0,)
-    experiments: dict[str, Experiment] = Field(min_length=1)
+    backbones: Annotated[Names, Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Once] = ()
+    turns: Turns = (0,)
+    experiments: dict[Name, Experiment] = Field(min_length=1)
 
 
 def protocol_path(edition: str, folder: str | Path = CONFIG_FOLDER) -> Path:
@@ -110,13 +113,14 @@ def load_protocol(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Proto
     if not path.is_file():
         raise ConfigError(f"edition {edition.name!r} has no protocol experiments: {path} does not exist")
     try:
-        protocol = Protocol.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        content, lines = read_settings(path)
+        protocol = Protocol.model_validate(content)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
+        lines += [f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     else:
-        lines = list(_mistakes(protocol, edition))
+        lines += _mistakes(protocol, edition)
         experiments = {
             name: one.model_copy(
                 update={"backbones": one.backbones or protocol.backbones, "turns": one.turns or protocol.turns}
@@ -136,15 +140,14 @@ def _mistakes(protocol: Protocol, edition: Edition) -> Iterator[str]:
     for place, backbones in named.items():
         for backbone in backbones:
             if backbone not in edition.backbones:
-                yield f"{place}: {backbone!r} is not one of the edition's: {', '.join(edition.backbones)}"
+                known = ", ".join(edition.backbones) + did_you_mean(backbone, edition.backbones)
+                yield f"{place}: {backbone!r} is not one of the edition's: {known}"
     for name, experiment in protocol.experiments.items():
         place = f"experiments.{name}"
-        for split in experiment.splits:
-            if split not in SPLITS:
-                yield f"{place}.splits: unknown {split!r}, expected some of {', '.join(SPLITS)}"
         for method in experiment.methods:
             if method not in edition.methods:
-                yield f"{place}.methods: {method!r} is not one of the edition's: {', '.join(edition.methods)}"
+                known = ", ".join(edition.methods) + did_you_mean(method, edition.methods)
+                yield f"{place}.methods: {method!r} is not one of the edition's: {known}"
         known = [method for method in experiment.methods if method in edition.methods]
         for variant, settings in experiment.variants.items():
             for method in known:

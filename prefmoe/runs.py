@@ -34,6 +34,7 @@ from prefmoe.models.anchor_cache import AnchorCache
 from prefmoe.models.backbones import Backbone, find_backbone, load_backbone, weights_digest
 from prefmoe.models.methods import Method as BuiltMethod
 from prefmoe.models.methods import build_method
+from prefmoe.names import did_you_mean
 from prefmoe.training import peak_memory, train
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class Workbench:
         if backbone_name not in self.edition.backbones:
             raise RunError(
                 f"edition {self.edition.name!r} has no backbone {backbone_name!r}; "
-                f"it has {', '.join(self.edition.backbones)}"
+                f"it has {', '.join(self.edition.backbones)}{did_you_mean(backbone_name, self.edition.backbones)}"
             )
         use_threads()
         self.backbone_name = backbone_name
@@ -365,16 +366,10 @@ def _publish(partial: Path, folder: Path) -> None:
     (folder / "inputs.json").unlink(missing_ok=True)
 
 
-def _method_config(edition: Edition, method_name: str) -> Method:
-    if method_name not in edition.methods:
-        raise RunError(f"edition {edition.name!r} has no method {method_name!r}; it has {', '.join(edition.methods)}")
-    return edition.methods[method_name]
-
-
 def seeds_of(edition: Edition | str, method_name: str) -> tuple[int, ...]:
     """The seeds a method is run with: the edition's; the first alone when nothing is trained, hence random."""
     edition = _edition(edition)
-    trained = is_trained(_method_config(edition, method_name))
+    trained = is_trained(edition.methods[method_name])
     return edition.seeds if trained else edition.seeds[:1]
 
 
@@ -397,13 +392,14 @@ def run_method(
         non-tuned) and method/ (`save_pretrained`).
 
     Raises:
-        RunError: if the edition has no such method or backbone, data are missing, or somebody is at work on it.
+        ConfigError: if the edition has no such method.
+        RunError: if it has no such backbone, data are missing, or somebody is at work on the run.
         TrainingError: if a loss is not finite; the run is not complete then.
     """
     workbench = workbench or Workbench(edition, backbone_name, results=results)
     edition = workbench.edition
     return workbench.run(
-        _method_config(edition, method_name),
+        edition.methods[method_name],
         seed,
         run_folder(workbench.results, edition.name, workbench.backbone_name, method_name, seed),
         asked=edition.evaluation.asked,

@@ -16,7 +16,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe import metrics, probabilities, statistics
-from prefmoe.config import COMPONENTS, FIGURES, RESULTS, Edition, Method, PrefMoEMethod, is_trained, run_folder
+from prefmoe.config import (
+    COMPONENTS,
+    DEFAULT_EDITION,
+    FIGURES,
+    RESULTS,
+    Edition,
+    Method,
+    PrefMoEMethod,
+    is_trained,
+    run_folder,
+)
 from prefmoe.data.benchmark import FACETS, Benchmark, User
 from prefmoe.files import whole_file
 
@@ -56,13 +66,8 @@ TURNS_COLUMNS = (*TABLE1_COLUMNS, "change", "change_low", "change_high")
 REPORTED_TURNS = (0, 10)
 """Turns of small talk in the paper's tables, and in ours; turns.csv has all that an edition asks after."""
 
-TYPES = {"nontuned": "NT", "fft": "FFT"} | dict.fromkeys(
-    ("lora", "soft_prompt", "yollava", "lova3", "tg_llava", "prefmoe"), "PEFT"
-)
-"""Kind of method in the configuration -> type in Table 1; what is not trained has type "NT", computed floors and
-ceilings "Reference"."""
-
 REFERENCE = "Reference"
+"""Type of computed floors and ceilings; `type_of` gives those of methods."""
 NO_BACKBONE = "none"
 """What the backbone column says for a reference, which has none."""
 
@@ -305,7 +310,7 @@ class Answers:
 
 def type_of(method: Method) -> str:
     """The type in Table 1: "NT", "FFT" or "PEFT"."""
-    return TYPES[method.kind] if is_trained(method) else "NT"
+    return method.table_type if is_trained(method) else "NT"
 
 
 def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers]:
@@ -1005,8 +1010,10 @@ def with_tables(readme: str, edition: str, *, figures: str | Path = FIGURES) -> 
     """The text of README.md with `markdown` of all turns between its two markers.
 
     Raises:
-        TableError: if the markers are not there, once and in order.
+        TableError: if README.md shows another edition, or the markers are not there, once and in order.
     """
+    if edition != DEFAULT_EDITION:
+        raise TableError(f"README.md shows the tables of edition {DEFAULT_EDITION!r}, and not those of {edition!r}")
     before, begin, rest = readme.partition(README_BEGIN)
     _, end, after = rest.partition(README_END)
     if not begin or not end or README_BEGIN in after or README_END in after:

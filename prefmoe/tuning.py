@@ -8,16 +8,17 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefmoe import metrics
-from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Setting, load_edition
+from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Seed, Setting, load_edition
 from prefmoe.files import whole_file
+from prefmoe.names import Once, did_you_mean
 from prefmoe.runs import PREDICTIONS_FILE, Workbench
+from prefmoe.yaml_settings import read_settings
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,9 @@ class Grid(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     trials: int = Field(ge=1)
-    seed: int = 0
+    seed: Seed = 0
     criterion: str = Field("overall", pattern="^(overall|preference|profile|sensitivity)$")
-    methods: dict[str, dict[str, list[Setting]]] = Field(min_length=1)
+    methods: dict[str, dict[str, Annotated[tuple[Setting, ...], Field(min_length=1), Once]]] = Field(min_length=1)
 
 
 def grid_path(edition: str, folder: str | Path = CONFIG_FOLDER) -> Path:
@@ -62,16 +63,18 @@ def load_grid(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Grid:
     if not path.is_file():
         raise ConfigError(f"edition {edition.name!r} has no grid: {path} does not exist")
     try:
-        grid = Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        content, repeated = read_settings(path)
+        grid = Grid.model_validate(content)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error
-    mistakes = []
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    mistakes = [f"  {line}" for line in repeated]
     for name, settings in grid.methods.items():
         if name not in edition.methods:
-            mistakes.append(f"  methods.{name}: not a method of edition {edition.name!r}")
+            near = did_you_mean(name, edition.methods)
+            mistakes.append(f"  methods.{name}: not a method of edition {edition.name!r}{near}")
             continue
         points = list(_points(settings))
         if len(points) != grid.trials:
@@ -87,7 +90,7 @@ def load_grid(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Grid:
     return grid
 
 
-def _points(settings: Mapping[str, list[Setting]]) -> Iterator[Settings]:
+def _points(settings: Mapping[str, Sequence[Setting]]) -> Iterator[Settings]:
     """The product of a method's settings, the last one varying fastest."""
     for values in itertools.product(*settings.values()):
         yield dict(zip(settings, values, strict=True))
@@ -199,7 +202,8 @@ def tune(
     grid = load_grid(edition, config_folder)
     for method in methods or ():
         if method not in grid.methods:
-            raise TuningError(f"{method!r} is not in the grid; it has {', '.join(grid.methods)}")
+            known = ", ".join(grid.methods) + did_you_mean(method, grid.methods)
+            raise TuningError(f"{method!r} is not in the grid; it has {known}")
     trials = []
     for backbone in backbones or edition.backbones:
         workbench = Workbench(edition, backbone, results=results)

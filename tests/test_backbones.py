@@ -22,7 +22,6 @@ from prefmoe.models.backbones import (
     BackboneError,
     VisionCache,
     find_backbone,
-    known_backbones,
     load_backbone,
     read_registry,
 )
@@ -32,7 +31,7 @@ from prefmoe.models.backbones import (
 
 def test_registry_knows_the_published_and_the_shipped_backbones() -> None:
     registry = read_registry()
-    assert {"llava-mini", "qwen2.5-vl-mini", "llava-1.5-7b", "qwen2.5-vl-72b"} <= set(known_backbones())
+    assert {"llava-mini", "qwen2.5-vl-mini", "llava-1.5-7b", "qwen2.5-vl-72b"} <= set(registry.backbones)
     assert {entry.model_class for entry in registry.backbones.values()} == set(registry.architectures)
     entry = registry.backbones["qwen2.5-vl-7b"]
     assert (entry.hub_id, entry.paths.projector) == ("Qwen/Qwen2.5-VL-7B-Instruct", "model.visual.merger")

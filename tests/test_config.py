@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from prefmoe.config import COMPONENTS, CONFIG_FOLDER, ConfigError, PrefMoEMethod, known_backbones, load_edition
+from prefmoe.config import (
+    COMPONENTS,
+    CONFIG_FOLDER,
+    ConfigError,
+    Edition,
+    Method,
+    PrefMoEMethod,
+    _Method,
+    load_edition,
+)
+from prefmoe.models.backbones import BackboneError, read_registry
+from prefmoe.names import check_name
+from prefmoe.places import REGISTRY, known_backbones
 
 EDITIONS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 
 
 def _changed(tmp_path: Path, *replacements: tuple[str, str]) -> Path:
-    """A copy of the smoke edition under its own name with some text replaced."""
-    text = (CONFIG_FOLDER / "smoke.yaml").read_text(encoding="utf-8")
+    """A copy of the smoke edition, with another name and some text replaced."""
+    text = (CONFIG_FOLDER / "smoke.yaml").read_text(encoding="utf-8").replace("name: smoke", "name: changed")
     for old, new in replacements:
         assert old in text
         text = text.replace(old, new, 1)
-    path = tmp_path / "smoke.yaml"
+    path = tmp_path / "changed.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -104,10 +118,27 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
         ("table1: [NT-profile", "table1: [NT-profil", "table1 names methods that are not defined: NT-profil"),
         ("ablation_backbone: llava-mini", "ablation_backbone: llava-1.5-7b", "ablation_backbone must be one of"),
         ("label: LoRA,", "label: Full fine-tuning,", "given to several methods: Full fine-tuning"),
-        ("name: smoke", "name: mini", "name: expected 'smoke' as in the file's name"),
+        ("name: changed", "name: mini", "name: expected 'changed' as in the file's name"),
         ("  steps: 4", "  steps: 4\n  steps: 5", "training.steps: given twice, again in line"),
         ("seeds: [0]", "seeds: [0, 1", "not valid YAML"),
         ("kind: miniature", "kind: minature", "data: .*'minature'"),
+        ("turns: [0, 10]", "turns: [-1]", r"evaluation.turns.0: Input should be greater than or equal to 0 \(got -1"),
+        ("turns: [0, 10]", "turns: [0, 0]", "evaluation.turns: given more than once: 0"),
+        ("turns: [0, 10]", "turns: []", "evaluation.turns: Tuple should have at least 1 item"),
+        ("turns: [0, 10]", "unseen_turns: [2, 2]", "evaluation.unseen_turns: given more than once: 2"),
+        ("turns: [0, 10]", "splits: [test, unsene]", "evaluation.splits.1: .*'unseen' \\(got 'unsene'"),
+        ("turns: [0, 10]", "splits: [test, test]", "evaluation.splits: given more than once: test"),
+        ("seeds: [0]", "seeds: [0, 1, 0]", "seeds: given more than once: 0"),
+        ("seeds: [0]", "seeds: [-1]", "seeds.0: Input should be greater than or equal to 0"),
+        ("  seed: 0", "  seed: -3", "data.miniature.seed: Input should be greater than or equal to 0"),
+        ("backbones: [llava-mini, ", "backbones: [llava-mini, llava-mini, ", "backbones: given more than once: llava-"),
+        ("table1: [NT-profile, ", "table1: [NT-profile, LoRA, NT-profile, ", "table1: given more than once: NT-prof"),
+        ("table2: [E, ", "table2: [E, E, ", "table2: given more than once: E"),
+        ("lr: 1.0e-3", "lr: .inf", "methods.FFT.fft.lr: Input should be a finite number"),
+        ("lr: 1.0e-3", "lr: .nan", "methods.FFT.fft.lr: Input should be "),
+        ("  LoRA:", "  a: {kind: nontuned, label: x, profile: none}\n  A:", "in capitals alone: a, A"),
+        ("  LoRA:", "  $(touch x):", r"methods.\$\(touch x\).*the name '\$\(touch x\)' is refused: expected letters"),
+        ("  LoRA:", "  ../LoRA:", "the name '../LoRA' is refused"),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else None,
 )
@@ -117,9 +148,53 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
 
 
 def test_a_file_without_settings_is_refused(tmp_path):
-    (tmp_path / "smoke.yaml").write_text("- a list\n")
+    (tmp_path / "listed.yaml").write_text("- a list\n")
     with pytest.raises(ConfigError, match="expected a mapping of settings, found list"):
+        load_edition(tmp_path / "listed.yaml")
+
+
+@pytest.mark.parametrize("name", ["$(touch x)", "../mini", "a b", "-n", ".hidden", "mini\n", "", "é", "x" * 101, "a;b"])
+def test_what_could_be_no_file_or_word_of_a_command_is_no_name(tmp_path, name):
+    with pytest.raises(ValueError, match="is refused: expected letters, digits, dots"):
+        check_name(name)
+    with pytest.raises(ConfigError, match="of an edition is refused: expected letters, digits, dots"):
+        load_edition(name)
+    named = {"hub_id": "a/b", "revision": "0" * 40, "model_class": "LlavaForConditionalGeneration"}
+    content = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
+    (tmp_path / "registry.yaml").write_text(yaml.safe_dump(content | {"backbones": {name: named}}))
+    with pytest.raises(BackboneError, match="is refused: expected letters"):
+        read_registry(tmp_path / "registry.yaml")
+
+
+def test_names_that_are_in_use_stay_allowed():
+    for path in CONFIG_FOLDER.glob("*.yaml"):
+        edition = load_edition(path.stem)
+        assert [check_name(name) for name in (edition.name, *edition.backbones, *edition.methods)]
+
+
+def test_a_file_elsewhere_does_not_take_the_results_of_an_edition(tmp_path):
+    shutil.copy(CONFIG_FOLDER / "smoke.yaml", tmp_path)
+    with pytest.raises(ConfigError, match="the name 'smoke' is taken by .*smoke.yaml, whose results are in results/"):
         load_edition(tmp_path / "smoke.yaml")
+    assert load_edition(CONFIG_FOLDER / "smoke.yaml") == load_edition("smoke")
+    assert load_edition(_changed(tmp_path)).name == "changed"
+
+
+def test_a_wrong_name_of_a_method_is_answered_with_the_right_one():
+    methods = load_edition("mini").methods
+    with pytest.raises(ConfigError, match="edition 'mini' has no method 'LORA'; it has NT-profile, .* mean 'LoRA'"):
+        methods["LORA"]
+    with pytest.raises(ValueError, match="did you mean 'llava-mini'"):
+        Edition.model_validate(load_edition("mini").model_dump() | {"backbones": ["lava-mini"]})
+    assert "LORA" not in methods and methods.get("LORA") is None
+
+
+def test_every_kind_of_method_has_a_type_in_the_tables():
+    kinds = get_args(get_args(Method)[0])
+    assert {kind.table_type for kind in kinds} == {"NT", "FFT", "PEFT"}
+    for kind in kinds:
+        with pytest.raises(TypeError, match="Forgetful has no table_type"):
+            type("Forgetful", (kind.__mro__[kind.__mro__.index(_Method)],), {})
 
 
 def test_known_backbones_are_those_of_the_registry():

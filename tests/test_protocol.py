@@ -107,7 +107,7 @@ def test_the_default_editions_references_are_its_methods_as_they_are():
         (changed("experiments.rank.methods", ["Lora"]), "experiments.rank.methods: 'Lora' is not one of the"),
         (
             changed("experiments.rate.splits", ["tests"]),
-            "experiments.rate.splits: unknown 'tests', expected some of",
+            "experiments.rate.splits.0: Input should be 'test' or 'unseen'",
         ),
         (
             changed("experiments.rank.variants.2", {"ranks": 2}),

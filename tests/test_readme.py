@@ -11,7 +11,7 @@ import yaml
 
 from prefmoe import tables
 from prefmoe.cli import _parser
-from prefmoe.config import CONFIG_FOLDER, load_edition
+from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, load_edition
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -21,6 +21,13 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL
 
 def test_the_tables_are_those_of_the_csv_files():
     assert tables.with_tables(README, "mini") == README, "run `prefmoe tables mini --readme`"
+
+
+def test_tables_of_another_edition_are_refused():
+    with pytest.raises(tables.TableError, match="shows the tables of edition 'mini', and not those of 'smoke'"):
+        tables.with_tables(README, "smoke")
+    shown = README.split("## Results of the default edition")[1]
+    assert f"`prefmoe tables {DEFAULT_EDITION} --readme`" in shown
 
 
 def test_tables_go_between_the_markers_and_nowhere_else():

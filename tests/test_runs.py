@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small_world import data_folder, model_folder, small_edition
 
 from prefmoe import runs
-from prefmoe.config import run_folder
+from prefmoe.config import ConfigError, run_folder
 from prefmoe.models.backbones import load_backbone
 from prefmoe.runs import RunError, Workbench, is_complete, run_all_seeds, run_method, seeds_of
 from prefmoe.training import TrainingError
@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_a_number_leaves_no_run():
 
 
 def test_mistakes_are_named(monkeypatch):
-    with pytest.raises(RunError, match="no method 'Lora'; it has NT, FFT, LoRA, PrefMoE"):
+    with pytest.raises(ConfigError, match="no method 'Lora'; it has NT, FFT, LoRA, PrefMoE; did you mean 'LoRA'"):
         run("Lora")
     with pytest.raises(RunError, match="no backbone 'tiny'; it has tiny-llava"):
         run_method(EDITION, "tiny", "LoRA", 0, results="results")

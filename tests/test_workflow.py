@@ -170,13 +170,41 @@ def test_the_linter_has_no_complaint():
     [
         ("edition=minni", "edition 'minni' is unknown.*known editions: .*mini"),
         ("editon=mini", r"unknown --config editon; expected edition=<name>"),
+        ("edition=$(touch pwned)", r"the name '\$\(touch pwned\)' of an edition is refused: expected letters, digits"),
+        ("edition=../elsewhere/mine.yaml", r"elsewhere/mine.yaml: the workflow makes editions of config/; put the"),
+        ("edition=../elsewhere/smoke.yaml", r"the name 'smoke' is taken by .*config/smoke.yaml"),
     ],
 )
 def test_a_typo_on_the_command_line_is_named(clone, configuration, message):
+    (clone.parent / "elsewhere").mkdir(exist_ok=True)
+    text = (clone / "config/tiny.yaml").read_text(encoding="utf-8")
+    for name in ("mine", "smoke"):
+        (clone.parent / f"elsewhere/{name}.yaml").write_text(text.replace("name: tiny", f"name: {name}"))
     command = [*SNAKEMAKE, "--cores", "1", "--dry-run", "--config", configuration]
     result = subprocess.run(command, cwd=clone, capture_output=True, text=True, env=_environment(), timeout=600)
     assert result.returncode != 0
     assert re.search(message, result.stdout + result.stderr, re.DOTALL)
+    assert not (clone / "pwned").exists()
+
+
+def test_a_method_that_would_be_a_command_is_refused_before_any_shell_sees_it(clone):
+    text = (clone / "config/tiny.yaml").read_text(encoding="utf-8").replace("LoRA", "$(touch pwned)")
+    (clone / "config/nasty.yaml").write_text(text.replace("name: tiny", "name: nasty"))
+    result = _snakemake(clone, edition="nasty")
+    assert result.returncode != 0 and not (clone / "pwned").exists()
+    assert "the name '$(touch pwned)' is refused" in result.stdout + result.stderr
+
+
+def test_everything_that_varies_is_quoted_for_the_shell(clone, tmp_path):
+    """Except what holds a whole command (launcher, joined with quotes) or a fixed option."""
+    for path in (REPOSITORY / "Snakefile", *(REPOSITORY / "workflow/rules").glob("*.smk")):
+        blocks = re.findall(r"^    shell:\n(.*?)(?=^\S|^    \w|\Z)", path.read_text(encoding="utf-8"), re.M | re.S)
+        bare = [name for block in blocks for name in re.findall(r"\{+([\w.]+)\}+", block)]
+        assert set(bare) <= {"threads", "params.launcher", "params.ship", "PREFMOE_FOR_LONG"}, path
+        assert not bare or blocks
+    folder = tmp_path / "my weights; touch pwned"
+    result = _snakemake(clone, "--dry-run", "--printshellcmds", "--", "projector", PREFMOE_WEIGHTS=str(folder))
+    assert f"prefmoe align '{folder}/smollm2-lite' drawings --ship" in result.stdout + result.stderr
 
 
 def test_a_mistake_in_an_edition_is_named(clone):

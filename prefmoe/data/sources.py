@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
+from prefmoe import places
 from prefmoe.config import RESULTS, Edition, MiniatureData
 from prefmoe.data import miniature, mmpb
 from prefmoe.data.benchmark import Benchmark
@@ -23,17 +23,15 @@ def prepare_data(edition: Edition, results: str | Path = RESULTS) -> Path:
     """
     if isinstance(edition.data, MiniatureData):
         return miniature.build(edition.data, Path(results) / edition.name / "data")
-    source, named = "data.folder", edition.data.folder
-    if named is None:
-        source, named = "PREFMOE_DATA", os.environ.get("PREFMOE_DATA")
-    if not named:
+    source = "data.folder" if edition.data.folder else places.DATA_VARIABLE
+    folder = places.data_folder(edition.data.folder)
+    if folder is None:
         raise SourceError(
             f"edition {edition.name!r} needs MMPB-clean: set the environment variable PREFMOE_DATA, or data.folder in "
             f"config/{edition.name}.yaml, to the folder that holds mmpb_clean/"
         )
-    folder = Path(named).expanduser()
     if not (folder / "mmpb_clean").is_dir():
-        raise SourceError(f"{source} is {named!r}, but {folder / 'mmpb_clean'} is not a folder with MMPB-clean")
+        raise SourceError(f"{source} is {str(folder)!r}, but {folder / 'mmpb_clean'} is not a folder with MMPB-clean")
     return folder
 
 

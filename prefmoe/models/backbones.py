@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -25,14 +24,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as transformers_logging
 from transformers.vision_utils import get_vision_window_index
 
-from prefmoe import distributed, hub, memory
+from prefmoe import distributed, hub, memory, places
 from prefmoe.data.collation import Picture, load_pictures, process_pictures, stack_pictures
 from prefmoe.files import whole_file
 from prefmoe.models import efficientnet_lite  # noqa: F401  makes its class known to transformers
 from prefmoe.models.anchor_cache import AnchorCache
-
-PACKAGE = Path(__file__).resolve().parent.parent
-REGISTRY = Path(__file__).with_name("registry.yaml")
+from prefmoe.names import NAME, RULE, did_you_mean
+from prefmoe.places import PACKAGE, REGISTRY
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """What is downloaded of a repository."""
@@ -171,6 +169,8 @@ class Registry(BaseModel):
             return content
         joined = {}
         for name, fields in backbones.items():
+            if not NAME.fullmatch(str(name)):
+                raise ValueError(f"backbones: the name {name!r} is refused: expected {RULE}")
             if not isinstance(fields, dict):
                 raise ValueError(f"backbones.{name}: expected a mapping, found {type(fields).__name__}")
             kind = fields.get("model_class")
@@ -196,11 +196,6 @@ def read_registry(path: Path = REGISTRY) -> Registry:
     return registry
 
 
-def known_backbones() -> tuple[str, ...]:
-    """Names that load_backbone accepts."""
-    return tuple(read_registry().backbones)
-
-
 def find_backbone(name_or_folder: str | Path) -> BackboneEntry:
     """The registry's entry of that name, or an entry made from the config.json of a local folder.
 
@@ -210,11 +205,12 @@ def find_backbone(name_or_folder: str | Path) -> BackboneEntry:
     registry, name = read_registry(), str(name_or_folder)
     if name in registry.backbones:
         entry = registry.backbones[name]
-        return entry if entry.folder is None else entry.model_copy(update={"folder": PACKAGE / entry.folder})
+        return entry.model_copy(update={"folder": PACKAGE / entry.folder.expanduser()}) if entry.folder else entry
     folder = Path(name_or_folder)
     if not folder.is_dir():
         raise BackboneError(
             f"backbone {name!r} is unknown and no such folder exists; known backbones: {', '.join(registry.backbones)}"
+            + did_you_mean(name, registry.backbones)
         )
     model_class = _model_class(folder)
     if model_class not in registry.architectures:
@@ -364,8 +360,8 @@ def _offline(entry: BackboneEntry) -> Path | None:
     Raises:
         BackboneError: if there is none and there is no such repository either.
     """
-    root = os.environ.get("PREFMOE_WEIGHTS")
-    folder = Path(root).expanduser() / entry.name if root else None
+    root = places.from_environment(places.WEIGHTS_VARIABLE)
+    folder = root / entry.name if root else None
     if folder is not None and folder.is_dir():
         return folder
     if entry.made_by is not None:

@@ -20,7 +20,8 @@ CHANCE = {"choice": 1 / 4, "place": 1 / 4, "yes/no": 1 / 2, "presence": 1 / 2, "
 
 def shipped() -> list[str]:
     """Names of the backbones whose weights lie inside the package."""
-    return [name for name, entry in read_registry().backbones.items() if entry.folder is not None]
+    folders = {name: entry.folder for name, entry in read_registry().backbones.items() if entry.folder is not None}
+    return [name for name, folder in folders.items() if not folder.expanduser().is_absolute()]
 
 
 def read_card(name: str) -> dict:

@@ -107,6 +107,10 @@ RECIPES: dict[str, dict] = {
 """Sizes of the stages. The Qwen2.5-VL text model starts from the LLaVA miniature's instead of stage 1."""
 
 
+class PretrainingError(ValueError):
+    """A backbone that nothing here knows how to make."""
+
+
 def pretrain(
     backbone: str, *, folder: Path | None = None, work: Path | None = None, recipe: dict | None = None
 ) -> Path:
@@ -122,11 +126,11 @@ def pretrain(
         ``folder``.
 
     Raises:
-        ValueError: if the backbone is not a miniature.
+        PretrainingError: if the backbone is not one of the two.
     """
     kinds = {name: kind for kind, name in FOLDERS.items()}
     if backbone not in kinds:
-        raise ValueError(f"{backbone!r} is not a miniature; expected one of {', '.join(kinds)}")
+        raise PretrainingError(f"there is no recipe for {backbone!r}, only for {', '.join(kinds)}")
     kind = kinds[backbone]
     recipe = recipe or RECIPES[kind]
     folder = folder or WEIGHTS / backbone

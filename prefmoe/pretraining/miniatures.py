@@ -30,6 +30,7 @@ from prefmoe.data.benchmark import FACETS
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
 from prefmoe.files import write_json
 from prefmoe.models.backbones import pictures_only
+from prefmoe.places import MINIATURES
 
 IMAGE_SIZE, GRID, HIDDEN = 64, 4, 128
 """Pixels the towers see, image tokens per side, hidden size of the language models."""
@@ -54,7 +55,7 @@ QWEN_TEMPLATE = (
 CAPTION_QUESTIONS = ("What is this?", "Name the thing in this picture.")
 FACE_QUESTION = "Describe the person."
 
-FOLDERS = {"llava": "llava-mini", "qwen2.5-vl": "qwen2.5-vl-mini"}
+FOLDERS = dict(zip(("llava", "qwen2.5-vl"), MINIATURES, strict=True))
 CARD = "miniature.json"
 WEIGHTS = Path(__file__).parents[1] / "weights"
 

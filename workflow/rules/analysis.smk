@@ -36,7 +36,7 @@ rule tables:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe tables {params.edition} > {log} 2>&1"
+        "python -m prefmoe tables {params.edition:q} > {log:q} 2>&1"
 
 
 rule published_results:
@@ -58,8 +58,8 @@ rule published_results:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/01_published_results.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/01_published_results.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule benchmark:
@@ -82,8 +82,8 @@ rule benchmark:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/02_benchmark.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/02_benchmark.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule backbone:
@@ -103,8 +103,8 @@ rule backbone:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/03_backbone.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/03_backbone.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule collapse:
@@ -126,8 +126,8 @@ rule collapse:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/04_group_preference_collapse.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/04_group_preference_collapse.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule step_by_step:
@@ -153,8 +153,8 @@ rule step_by_step:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/05_prefmoe_step_by_step.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/05_prefmoe_step_by_step.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule main_table:
@@ -177,8 +177,8 @@ rule main_table:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/07_main_table.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/07_main_table.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule ablation:
@@ -198,8 +198,8 @@ rule ablation:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/08_ablation.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/08_ablation.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule user_space:
@@ -227,8 +227,8 @@ rule user_space:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/09_user_space.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/09_user_space.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule attention_maps:
@@ -255,8 +255,8 @@ rule attention_maps:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/10_attention_maps.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/10_attention_maps.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule routing:
@@ -282,8 +282,8 @@ rule routing:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/11_routing.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/11_routing.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule audit:
@@ -311,8 +311,8 @@ rule audit:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/12_audit_of_the_published_tables.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/12_audit_of_the_published_tables.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule how_sure:
@@ -336,8 +336,8 @@ rule how_sure:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/14_how_sure.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/14_how_sure.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"
 
 
 rule one_picture_two_users:
@@ -357,5 +357,5 @@ rule one_picture_two_users:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/15_one_picture_two_users.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/15_one_picture_two_users.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"

@@ -1,6 +1,5 @@
 # What the rules share: the edition, names of files, and digests that decide what has to run again.
 
-import os
 import re
 import shlex
 import sys
@@ -10,14 +9,15 @@ from snakemake.exceptions import WorkflowError
 
 from prefmoe import provenance
 from prefmoe.config import (
+    CONFIG_FOLDER,
+    DEFAULT_EDITION,
     KEEP_FREED_MEMORY,
     ROOT,
     ConfigError,
     PrefMoEMethod,
     load_edition,
-    made_backbones,
-    miniature_backbones,
 )
+from prefmoe.places import MINIATURES, data_folder, from_environment, made_backbones
 from prefmoe.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
@@ -25,10 +25,12 @@ if Path(workflow.basedir).resolve() != ROOT:
 if unknown := set(config) - {"edition"}:
     raise WorkflowError(f"unknown --config {', '.join(sorted(unknown))}; expected edition=<name>")
 try:
-    EDITION = load_edition(config.get("edition", "mini"))
+    EDITION = load_edition(str(config.get("edition", DEFAULT_EDITION)))
     PROTOCOL = load_protocol(EDITION) if protocol_path(EDITION.name).is_file() else None
 except ConfigError as error:
     raise WorkflowError(str(error))
+if not (CONFIG_FOLDER / f"{EDITION.name}.yaml").is_file():
+    raise WorkflowError(f"{config['edition']}: the workflow makes editions of config/; put the file there, and name it")
 
 RESULTS, FIGURES = f"results/{EDITION.name}", f"figures/{EDITION.name}"
 ENVIRONMENT = str(ROOT / "environment.yml")
@@ -60,15 +62,15 @@ OWN_PLANS = [place for place, one in PLANS.items() if one.own]  # a place is the
 
 
 # The second stage learns from photographs, which only those who fetched MMPB-clean have.
-PROJECTOR_STAGES = ["drawings", *(["photographs"] if os.environ.get("PREFMOE_DATA") else [])]
+PROJECTOR_STAGES = ["drawings", *(["photographs"] if data_folder(None) else [])]
 
 
 wildcard_constraints:
     stage="|".join(PROJECTOR_STAGES),
-    backbone="|".join(EDITION.backbones),
+    backbone="|".join(map(re.escape, EDITION.backbones)),
     plan="|".join(re.escape(key) for _, key in PLANS) or "none",
-    method="|".join(EDITION.methods),
-    miniature="|".join(miniature_backbones()),
+    method="|".join(map(re.escape, EDITION.methods)),
+    miniature="|".join(map(re.escape, MINIATURES)),
 
 
 # Jobs call the python that runs snakemake, unless snakemake makes the environment itself.
@@ -154,8 +156,8 @@ def real_data(wildcards):
     """Files of a real benchmark that are watched for changes; the miniature has none."""
     if EDITION.data.kind == "miniature":
         return []
-    folder = EDITION.data.folder or os.environ.get("PREFMOE_DATA")
-    if not folder:
+    folder = data_folder(EDITION.data.folder)
+    if folder is None:
         return absent(
             "data",
             f"edition {EDITION.name!r} needs MMPB-clean: set the environment variable PREFMOE_DATA, or data.folder "
@@ -169,7 +171,7 @@ def fetched_weights(wildcards):
     name = wildcards.backbone
     if name not in made_backbones():
         return []
-    card = Path(os.environ.get("PREFMOE_WEIGHTS", ""), name, "origin.json")
+    card = (from_environment("PREFMOE_WEIGHTS") or ROOT) / name / "origin.json"
     if card.is_file():
         return str(card)
     return absent(
@@ -181,13 +183,12 @@ def fetched_weights(wildcards):
 
 def projector_folder():
     """The model folder whose projector is trained."""
-    (name,) = made_backbones()
-    return Path(os.environ.get("PREFMOE_WEIGHTS", "weights"), name)
+    return (from_environment("PREFMOE_WEIGHTS") or ROOT / "weights") / "smollm2-lite"
 
 
 def job_resources(pairs, training):
     """What a job asks the cluster for that works on (backbone, method) pairs one after the other."""
-    if all(backbone in miniature_backbones() for backbone, _ in pairs):
+    if all(backbone in MINIATURES for backbone, _ in pairs):
         return {"gpus": 0, "mem_mb": 8000, "runtime": 240}
     from prefmoe import resources  # imports torch, which plans of the miniatures need not wait for
 
@@ -217,14 +218,14 @@ def launcher(wildcards):
     if EDITION.hardware.launch == "one" or gpus < 2:
         return ""
     settings = f"config/accelerate/{EDITION.hardware.launch}.yaml"
-    run = f"-m prefmoe run {EDITION.name} {wildcards.backbone} {wildcards.method}"
-    return f"accelerate launch --config_file {settings} --num_processes {gpus} {run} &&"
+    run = ["-m", "prefmoe", "run", EDITION.name, wildcards.backbone, wildcards.method]
+    start = ["accelerate", "launch", "--config_file", settings, "--num_processes", str(gpus)]
+    return f"{shlex.join([*start, *run])} &&"
 
 
 def made_before(miniature):
     """Miniature backbones that have to be made before this one."""
-    order = miniature_backbones()
-    return order[: order.index(miniature)]
+    return MINIATURES[: MINIATURES.index(miniature)]
 
 
 RUN_NOTEBOOKS = run_notebooks(EDITION.runs())

@@ -2,7 +2,7 @@
 
 rule pretrain:
     input:
-        expand("results/pretraining/{miniature}.done", miniature=miniature_backbones()),
+        expand("results/pretraining/{miniature}.done", miniature=MINIATURES),
 
 
 # The second miniature starts from the first one's language model.
@@ -17,7 +17,7 @@ rule pretrain_miniature:
     conda:
         ENVIRONMENT
     shell:
-        f"{PREFMOE_FOR_LONG} pretrain {{wildcards.miniature}} >> {{log}} 2>&1"
+        f"{PREFMOE_FOR_LONG} pretrain {{wildcards.miniature:q}} >> {{log:q}} 2>&1"
 
 
 # The small edition's projector: the first stage's is part of the package, the second's stays with whoever has the
@@ -41,7 +41,7 @@ rule align:
     conda:
         ENVIRONMENT
     shell:
-        f"{PREFMOE_FOR_LONG} align {{params.folder}} {{wildcards.stage}} {{params.ship}} > {{log}} 2>&1"
+        f"{PREFMOE_FOR_LONG} align {{params.folder:q}} {{wildcards.stage:q}} {{params.ship}} > {{log:q}} 2>&1"
 
 
 rule tune_backbone:
@@ -60,7 +60,7 @@ rule tune_backbone:
     conda:
         ENVIRONMENT
     shell:
-        f"{PREFMOE_FOR_LONG} tune {{params.edition}} --backbones {{wildcards.backbone}} > {{log}} 2>&1"
+        f"{PREFMOE_FOR_LONG} tune {{params.edition:q}} --backbones {{wildcards.backbone:q}} > {{log:q}} 2>&1"
 
 
 rule tune:
@@ -73,7 +73,7 @@ rule tune:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe tune {params.edition} > {log} 2>&1"
+        "python -m prefmoe tune {params.edition:q} > {log:q} 2>&1"
 
 
 rule publish:
@@ -87,4 +87,4 @@ rule publish:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe publish {params.edition} > {log} 2>&1"
+        "python -m prefmoe publish {params.edition:q} > {log:q} 2>&1"

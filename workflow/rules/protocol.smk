@@ -24,8 +24,8 @@ rule protocol_run:
     conda:
         ENVIRONMENT
     shell:
-        f"{PREFMOE_FOR_LONG} protocol {{params.edition}}"
-        " --run {wildcards.backbone} {wildcards.plan} > {log} 2>&1"
+        f"{PREFMOE_FOR_LONG} protocol {{params.edition:q}}"
+        " --run {wildcards.backbone:q} {wildcards.plan:q} > {log:q} 2>&1"
 
 
 rule protocol_tables:
@@ -50,7 +50,7 @@ rule protocol_tables:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe protocol {params.edition} > {log} 2>&1"
+        "python -m prefmoe protocol {params.edition:q} > {log:q} 2>&1"
 
 
 rule protocol_questions:
@@ -74,5 +74,5 @@ rule protocol_questions:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe notebook notebooks/13_protocol_questions.ipynb {output.notebook} --threads {threads}"
-        " -p edition={params.edition} > {log} 2>&1"
+        "python -m prefmoe notebook notebooks/13_protocol_questions.ipynb {output.notebook:q} --threads {threads}"
+        " -p edition={params.edition:q} > {log:q} 2>&1"

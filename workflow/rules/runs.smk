@@ -19,7 +19,7 @@ rule data:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe data {params.edition} {output} > {log} 2>&1"
+        "python -m prefmoe data {params.edition:q} {output:q} > {log:q} 2>&1"
 
 
 rule run:
@@ -47,5 +47,5 @@ rule run:
     conda:
         ENVIRONMENT
     shell:
-        "({params.launcher} python -m prefmoe notebook {params.notebook} {output} --threads {threads}"
-        " -p edition={params.edition} -p backbone={wildcards.backbone} -p method={wildcards.method}) > {log} 2>&1"
+        "({params.launcher} python -m prefmoe notebook {params.notebook:q} {output:q} --threads {threads}"
+        " -p edition={params.edition:q} -p backbone={wildcards.backbone:q} -p method={wildcards.method:q}) > {log:q} 2>&1"

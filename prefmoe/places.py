@@ -1,0 +1,65 @@
+"""Where the clone, the user's data and the backbones' weights are, for every command alike; needs no torch."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PACKAGE = Path(__file__).resolve().parent
+
+ROOT = PACKAGE.parent
+"""The clone: where config/, notebooks/, results/ and figures/ are, whatever the working directory."""
+
+REGISTRY = PACKAGE / "models" / "registry.yaml"
+
+MINIATURES = ("llava-mini", "qwen2.5-vl-mini")
+"""The backbones that `prefmoe pretrain` makes, in their order: the second starts from the first."""
+
+DATA_VARIABLE, WEIGHTS_VARIABLE = "PREFMOE_DATA", "PREFMOE_WEIGHTS"
+
+
+def absolute(path: str | Path) -> Path:
+    """A path that users gave: ``~`` is their home, and a relative one starts at the clone, wherever a command runs."""
+    return ROOT / Path(path).expanduser()
+
+
+def from_environment(variable: str) -> Path | None:
+    """The folder that an environment variable names, absolute; None where it is not set, or empty."""
+    given = os.environ.get(variable)
+    return absolute(given) if given else None
+
+
+def data_folder(given: str | None) -> Path | None:
+    """The folder with mmpb_clean/ of real data: the edition's own setting, or else PREFMOE_DATA; None without both."""
+    return absolute(given) if given else from_environment(DATA_VARIABLE)
+
+
+@cache
+def registered() -> dict[str, dict[str, Any]]:
+    """The backbones of models/registry.yaml, as they stand there."""
+    return yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"]
+
+
+def known_backbones() -> tuple[str, ...]:
+    """Names in models/registry.yaml."""
+    return tuple(registered())
+
+
+def made_backbones() -> dict[str, str]:
+    """Those whose weights a command makes in a folder of the user's, with that command."""
+    return {name: entry["made_by"] for name, entry in registered().items() if "made_by" in entry}
+
+
+def weights_folder(name: str) -> Path | None:
+    """The folder with a registered backbone's files: its entry's, or $PREFMOE_WEIGHTS/<name> if that is there.
+
+    None where they come from the hub, or have not been made.
+    """
+    if folder := registered()[name].get("folder"):
+        return PACKAGE / Path(folder).expanduser()
+    root = from_environment(WEIGHTS_VARIABLE)
+    return root / name if root is not None and (root / name).is_dir() else None

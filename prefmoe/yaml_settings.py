@@ -1,0 +1,36 @@
+"""Reads settings from YAML and finds those that are given twice, of which YAML itself would silently keep the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """A YAML file's mapping of settings, and one line per setting that is given twice.
+
+    Raises:
+        ValueError: if the file is not UTF-8 text, not YAML, or holds something else than a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content, root = yaml.safe_load(text), yaml.compose(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    return content, list(_repeated(root))
+
+
+def _repeated(node: yaml.Node | None, place: str = "") -> Iterator[str]:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            inner = f"{place}.{key.value}".lstrip(".")
+            if key.value in seen:
+                yield f"{inner}: given twice, again in line {key.start_mark.line + 1}"
+            seen.add(key.value)
+            yield from _repeated(value, inner)
