@@ -1,224 +1,45 @@
-"""Fixtures: tiny random models of every architecture, saved like real ones, and a tiny benchmark with pictures."""
+"""Fixtures: tiny random models of every architecture, saved like real ones, and a tiny benchmark with pictures.
+
+Fixtures import what they need themselves: this file is also read by the process that only shares the tests out.
+"""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
 import pytest
-import torch
-import transformers
-from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
-from prefmoe.data import prompts
-from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference, User
-from prefmoe.models import smollm2_lite
-from prefmoe.models.backbones import Backbone, load_backbone, pictures_only
-from prefmoe.models.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
-from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig
+if TYPE_CHECKING:
+    from prefmoe.data.benchmark import Benchmark
+    from prefmoe.models.backbones import Backbone
 
-# Tests run side by side, one thread each: here, and in the processes that they start.
-torch.set_num_threads(1)
+# Tests run side by side, one thread each: here, before torch is imported, and in the processes that they start.
 for _threads in ("OMP_NUM_THREADS", "PREFMOE_THREADS"):
     os.environ[_threads] = "1"
 
-DEEPSEEK_VL2 = ("deepseek_vl2_tiny", "deepseek_vl2_small", "deepseek_vl2")
-ARCHITECTURES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision", "llava_lite", "idefics3", *DEEPSEEK_VL2)
-"""llava_lite: a LLaVA with the tower of the small edition, and tied embeddings like its language model."""
 
-LLAVA_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-CHATML_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-TEMPLATES = {
-    "llava": LLAVA_TEMPLATE,
-    "llava_next": LLAVA_TEMPLATE,
-    "llava_lite": smollm2_lite.TEMPLATE,
-    "idefics3": LLAVA_TEMPLATE,
-    "llava_onevision": CHATML_TEMPLATE.replace("IMAGE", "<image>"),
-    "qwen2_5_vl": CHATML_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
-}
+@pytest.fixture(scope="session", autouse=True)
+def models_are_read_once() -> Iterator[None]:
+    """Folders that do not change are read once for all tests (tiny_models.read_once), where there are models at all."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "prefmoe.models.backbones" in sys.modules:
+            from tiny_models import read_once
 
-EXPERTS = {
-    "n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
-    "num_key_value_heads": 4, "n_group": 1, "topk_group": 1,
-}  # fmt: skip
-LATENT = {
-    "q_lora_rank": None, "kv_lora_rank": 16, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 10,
-    "first_k_dense_replace": 1,
-}  # fmt: skip
-DEEPSEEK_VL2_TEXT = {
-    "deepseek_vl2_tiny": EXPERTS | {
-        "model_type": "deepseek_ocr2_text", "mlp_layer_types": ["dense", "sparse", "sparse"],
-    },
-    "deepseek_vl2_small": EXPERTS | LATENT | {"model_type": "deepseek_v2"},
-    "deepseek_vl2": EXPERTS | LATENT | {
-        "model_type": "deepseek_v3", "norm_topk_prob": True, "routed_scaling_factor": 2.0, "num_mtp_layers": 0,
-    },
-}  # fmt: skip
+            from prefmoe.models import backbones
 
-NAMES = ("Ann", "Bob", "Cid", "Dot")
-ITEMS = ("tea", "jazz", "chess", "hats", "surfing", "opera")
-
-
-def tiny_tokenizer(kind: str, further: str = "") -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of the tiny benchmark's words, with the special tokens of the architecture."""
-    special = {
-        "llava": ["<pad>", "<s>", "</s>", "<image>"],
-        "llava_next": ["<pad>", "<s>", "</s>", "<image>"],
-        "llava_onevision": ["<pad>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"],
-        "llava_lite": ["<pad>", "<|im_start|>", "<|im_end|>", "<image>"],
-        "idefics3": ["<pad>", "<s>", "</s>", "<image>", "<fake_token_around_image>", "<global-img>",
-                     "<end_of_utterance>", *(f"<row_{y}_col_{x}>" for y in (1, 2, 3) for x in (1, 2, 3))],
-        "qwen2_5_vl": ["<pad>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-                       "<|video_pad|>"],
-        **{size: ["<pad>", "<s>", "</s>", "<image>", "<|User|>", "<|Assistant|>"] for size in DEEPSEEK_VL2},
-    }[kind]  # fmt: skip
-    text = " ".join(
-        [*NAMES, *ITEMS, *FACETS, "USER ASSISTANT user assistant system yes no yeah A B C D Yes No"]
-        + ["User preference in enjoys dislikes but In terms of Does like Is in this picture Which does Options I got"]
-        + ["it A person with red hair blue This hello how are you fine thanks the weather is good which name what"]
-        + [*"0123456789.,:;?!'\"-()", further]
-    )
-    words = list(dict.fromkeys(re.findall(r"\w+|[^\w\s]", text)))
-    vocabulary = {word: index for index, word in enumerate([*special, "<unk>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    options = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": special[2]}
-    if "<s>" in special:
-        options["bos_token"] = "<s>"
-    if kind in ("llava", "llava_next"):
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
-        )
-    extra_special = [token for token in special if token not in options.values()]
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=extra_special, **options)
-
-
-def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
-    """Writes a random model of an architecture that knows some more words, in the format of save_pretrained."""
-    torch.manual_seed(seed)
-    tokenizer = tiny_tokenizer(kind, words)
-    image = tokenizer.convert_tokens_to_ids("<|image_pad|>" if kind == "qwen2_5_vl" else "<image>")
-    text = dict(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.3, bos_token_id=1, eos_token_id=2,
-        pad_token_id=0,
-    )  # fmt: skip
-    vision = dict(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=8,
-        initializer_range=0.3,
-    )  # fmt: skip
-    pinpoints = [[16, 32], [32, 16], [32, 32]]
-    common = {"chat_template": TEMPLATES.get(kind)}
-    if kind == "llava":
-        config = transformers.LlavaConfig(
-            vision_config=transformers.CLIPVisionConfig(**vision), text_config=transformers.LlamaConfig(**text),
-            image_token_id=image, vision_feature_layer=-2,
-        )  # fmt: skip
-        model = transformers.LlavaForConditionalGeneration(config)
-        images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-        processor = transformers.LlavaProcessor(
-            images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-            **common,
-        )  # fmt: skip
-    elif kind == "llava_lite":
-        tower = EfficientNetLiteConfig(
-            image_size=16, patch_size=8, hidden_size=24, stem_channels=6, initializer_range=0.3,
-            stages=[[1, 3, 1, 1, 6], [2, 3, 2, 2, 8], [1, 5, 2, 2, 8]],
-        )  # fmt: skip
-        config = transformers.LlavaConfig(
-            vision_config=tower, text_config=transformers.LlamaConfig(**text, tie_word_embeddings=True),
-            image_token_id=image, vision_feature_layer=-1, vision_feature_select_strategy="full",
-            tie_word_embeddings=True,
-        )  # fmt: skip
-        model = transformers.LlavaForConditionalGeneration(config)
-        processor = smollm2_lite.picture_processor(tower, tokenizer)
-    elif kind == "idefics3":
-        config = transformers.Idefics3Config(
-            vision_config=vision, text_config=transformers.LlamaConfig(**text), image_token_id=image, scale_factor=2,
-        )  # fmt: skip
-        model = transformers.Idefics3ForConditionalGeneration(config)
-        images = transformers.Idefics3ImageProcessorPil(
-            size={"longest_edge": 32}, max_image_size={"longest_edge": 16}, do_image_splitting=True
-        )
-        processor = transformers.Idefics3Processor(images, tokenizer, image_seq_len=1, **common)
-    elif kind == "llava_next":
-        config = transformers.LlavaNextConfig(
-            vision_config=transformers.CLIPVisionConfig(**vision), text_config=transformers.LlamaConfig(**text),
-            image_token_id=image, image_grid_pinpoints=pinpoints,
-        )  # fmt: skip
-        model = transformers.LlavaNextForConditionalGeneration(config)
-        images = transformers.LlavaNextImageProcessorPil(
-            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_grid_pinpoints=pinpoints
-        )
-        processor = transformers.LlavaNextProcessor(
-            images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-            **common,
-        )  # fmt: skip
-    elif kind == "llava_onevision":
-        vision.pop("initializer_range")
-        config = transformers.LlavaOnevisionConfig(
-            vision_config=transformers.SiglipVisionConfig(**vision), text_config=transformers.Qwen2Config(**text),
-            image_token_id=image, video_token_id=image + 1, image_grid_pinpoints=pinpoints,
-        )  # fmt: skip
-        model = transformers.LlavaOnevisionForConditionalGeneration(config)
-        images = transformers.LlavaOnevisionImageProcessorPil(
-            size={"height": 16, "width": 16}, image_grid_pinpoints=pinpoints
-        )
-        processor = pictures_only(transformers.LlavaOnevisionProcessor)(
-            images, tokenizer, num_image_tokens=4, vision_feature_select_strategy="full", **common
-        )
-    elif kind in DEEPSEEK_VL2:
-        config = DeepseekVLV2Config(
-            vision_config=vision | {"model_type": "siglip_vision_model", "image_size": 24},
-            text_config=text | DEEPSEEK_VL2_TEXT[kind], image_token_id=image,
-        )  # fmt: skip
-        model = DeepseekVLV2ForCausalLM(config)
-        with torch.no_grad():  # routers that start at zero, or next to it, choose experts by rounding errors
-            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-                if ".gate." in name:
-                    tensor.normal_()
-        processor = DeepseekVLV2Processor(tokenizer, [[24, 24], [24, 48], [48, 24], [48, 48], [24, 72]], patch_size=8)
-    else:
-        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-        config = transformers.Qwen2_5_VLConfig(
-            text_config=text | {"rope_parameters": rope},
-            vision_config=dict(
-                depth=3, hidden_size=24, intermediate_size=32, num_heads=2, patch_size=4, spatial_merge_size=2,
-                temporal_patch_size=2, window_size=16, fullatt_block_indexes=[1], out_hidden_size=32,
-            ),
-            image_token_id=image, video_token_id=image + 1, vision_start_token_id=image - 2,
-            vision_end_token_id=image - 1, tie_word_embeddings=False,
-        )  # fmt: skip
-        model = transformers.Qwen2_5_VLForConditionalGeneration(config)
-        images = transformers.Qwen2VLImageProcessorPil(
-            patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 256, "longest_edge": 1024}
-        )
-        processor = pictures_only(transformers.Qwen2_5_VLProcessor)(images, tokenizer, **common)
-    model.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=2, do_sample=False)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+            patch.setattr(backbones, "_load", read_once(backbones._load))
+        yield
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """tiny_folder(architecture): the folder of a saved tiny model, one of ARCHITECTURES."""
+    from tiny_models import save_tiny
+
     folders: dict[str, Path] = {}
 
     def folder(kind: str) -> Path:
@@ -232,6 +53,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_folder: Callable[[str], Path]) -> Callable[..., Backbone]:
     """tiny_backbone(architecture, **options): a freshly loaded tiny model."""
+    from prefmoe.models.backbones import load_backbone
+
     return lambda kind="llava", **options: load_backbone(tiny_folder(kind), **options)
 
 
@@ -247,70 +70,9 @@ def qwen(tiny_backbone: Callable[..., Backbone]) -> Backbone:
     return tiny_backbone("qwen2_5_vl")
 
 
-def make_picture(seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
-    """A picture of coloured blocks, width x height."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
-
-
 @pytest.fixture(scope="session")
 def tiny_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     """Four users (Ann and Bob share all preferences, Dot has none in fashion), 40 questions, two transcripts."""
-    root = tmp_path_factory.mktemp("benchmark")
+    from tiny_benchmark import draw_benchmark
 
-    def save(name: str, seed: int) -> Path:
-        path = root / f"{name}.png"
-        make_picture(seed, (16, 16) if seed % 2 else (32, 16)).save(path)
-        return path
-
-    users = {}
-    for row, name in enumerate(NAMES):
-        group = row // 2 if name != "Dot" else 2
-        preferences = {
-            facet: Preference(likes=(ITEMS[(group + f) % 6],), dislikes=(ITEMS[(group + f + 3) % 6],))
-            for f, facet in enumerate(FACETS)
-            if not (name == "Dot" and facet == "fashion")
-        }
-        hair = "red" if row % 2 else "blue"
-        users[name] = User(
-            name=name, attribute="human", description=f"A person with {hair} hair.", preferences=preferences,
-            images=tuple(save(f"{name}{k}", 100 + 10 * row + k) for k in range(2)),
-        )  # fmt: skip
-    examples: dict[int, Example] = {}
-    for name, user in users.items():
-        for k in range(10):
-            index = len(examples)
-            facet = FACETS[k % 5]
-            item = ITEMS[k % 6]
-            common = dict(
-                index=index, name=name, semantic_invert=False, bucket_names=(), image=save(f"q{index}", index),
-                target=name, options=(),
-            )  # fmt: skip
-            if k < 6 and facet in user.preferences:
-                yes = item in user.preferences[facet].likes
-                examples[index] = Example(
-                    **common, category="preference", concept=facet, l2_category="awareness" if yes else "overconcept",
-                    question=f"Does {prompts.PLACEHOLDER} like {item}?", answer=4 if yes else 5,
-                )  # fmt: skip
-            elif k < 8:
-                options = dict(common, options=ITEMS[:4])
-                examples[index] = Example(
-                    **options, category="recognition", concept="human", l2_category="inconsistency",
-                    question=f"Which does {prompts.PLACEHOLDER} like?", answer=k % 4,
-                )  # fmt: skip
-            else:
-                examples[index] = Example(
-                    **common, category="recognition", concept="human",
-                    l2_category="awareness" if k % 2 else "overconcept",
-                    question=f"Is {prompts.PLACEHOLDER} in this picture?", answer=4 + (k + 1) % 2,
-                )  # fmt: skip
-    indices = tuple(examples)
-    transcripts = (
-        (("user", "hello, how are you?"), ("assistant", "fine, thanks.")),
-        (("user", "the weather is good."), ("assistant", "yes.")),
-    )
-    frame = pd.DataFrame({"index": indices, "name": [e.name for e in examples.values()]}).set_index("index")
-    splits = {"train": indices[::2], "validation": (), "test": indices[1::2], "unseen": ()}
-    return Benchmark(
-        root=root, frame=frame, users=users, examples=examples, splits=splits, transcripts=transcripts, digest="tiny"
-    )
+    return draw_benchmark(tmp_path_factory.mktemp("benchmark"))

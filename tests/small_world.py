@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from conftest import save_tiny
+from tiny_models import save_tiny
 
 from prefmoe.config import Edition, MiniatureData
 from prefmoe.data import miniature, mmpb

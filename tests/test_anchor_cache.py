@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_picture
 from safetensors.torch import load_file
+from tiny_benchmark import make_picture
 
 from prefmoe.data.benchmark import User
 from prefmoe.models import user_state

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ARCHITECTURES, make_picture
 from safetensors.torch import load_file, save_file
+from tiny_benchmark import make_picture
+from tiny_models import ARCHITECTURES
 from torch import nn
 
 from prefmoe.data.benchmark import Benchmark

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import DEEPSEEK_VL2
+from tiny_models import DEEPSEEK_VL2
 
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
 from prefmoe.data.collation import load_pictures, process_pictures, stack_pictures

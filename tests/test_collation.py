@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, make_picture
+from tiny_benchmark import make_picture
+from tiny_models import ARCHITECTURES
 
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Benchmark

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DEEPSEEK_VL2, make_picture, tiny_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_prefmoe import batch_of, configuration, logits
+from tiny_benchmark import make_picture
+from tiny_models import DEEPSEEK_VL2, tiny_tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import DEEPSEEK_VL2
 from small_world import small_backbone, small_benchmark, small_edition
+from tiny_models import DEEPSEEK_VL2
 
 from prefmoe import metrics
 from prefmoe.evaluation import (

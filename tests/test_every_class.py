@@ -10,9 +10,9 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
 from pydantic import TypeAdapter
 from small_world import METHODS, PREFMOE, model_folder, small_benchmark
+from tiny_models import ARCHITECTURES
 
 from prefmoe import config
 from prefmoe.data.benchmark import Example

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DEEPSEEK_VL2
+from tiny_models import DEEPSEEK_VL2
 
 from prefmoe.cli import main
 from prefmoe.data.collation import load_pictures

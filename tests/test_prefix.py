@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, make_picture
+from tiny_benchmark import make_picture
+from tiny_models import ARCHITECTURES
 
 from prefmoe.data.collation import Batch, encode, pad
 from prefmoe.models.backbones import Backbone

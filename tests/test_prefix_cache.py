@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ARCHITECTURES, DEEPSEEK_VL2
 from pydantic import TypeAdapter
 from small_world import METHODS, PREFMOE, small_backbone, small_benchmark
+from tiny_models import ARCHITECTURES, DEEPSEEK_VL2
 from transformers import GenerationConfig
 
 from prefmoe import config, prefix_cache

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import save_tiny, tiny_tokenizer
 from safetensors.torch import load_file
+from tiny_models import save_tiny, tiny_tokenizer
 from torch import nn
 
 from prefmoe import projector

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, make_picture
 from method_checks import batch_of, fit, logits, moved_by, trained_names
 from PIL import Image
+from tiny_benchmark import make_picture
+from tiny_models import ARCHITECTURES
 
 from prefmoe.config import TGLLaVAMethod
 from prefmoe.data import prompts
