@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from synthetic_mmpb import make, rows, write_split
+from work import bytecodes
 
 from prefmoe.data import counterfactual, mmpb, prompts
 from prefmoe.data.benchmark import FACETS, Benchmark
@@ -32,12 +35,12 @@ def as_sets(preference):
     return set(preference.likes), set(preference.dislikes)
 
 
-def check(benchmark: Benchmark, users: list[counterfactual.PseudoUser]) -> None:
+def check(benchmark: Benchmark, users: list[counterfactual.PseudoUser], *, in_turn: bool = True) -> None:
     """What holds for generated users, told from the sentences alone."""
     population = trained(benchmark)
     novel = []
     for number, user in enumerate(users):
-        assert user.family == FACETS[number % 5]
+        assert user.family == FACETS[number % 5] or not in_turn
         assert set(user.preferences) == set(FACETS)
         for facet in FACETS:
             sentence = prompts.facet_sentence(user, facet)
@@ -99,17 +102,65 @@ def test_popular_preferences_are_more_often_the_base(drawn):
     assert 0.5 < sum(near) / len(near) < 0.85
 
 
-def test_exhausted_combinations_are_an_error(drawn):
-    with pytest.raises(ValueError, match="no combination of 6 items in entertainment is left"):
-        counterfactual.generate(drawn, 5000)
+def without(benchmark: Benchmark, *facets: str) -> Benchmark:
+    """The benchmark in which nobody has a preference in some facets."""
+    users = {
+        name: user.model_copy(update={"preferences": {f: p for f, p in user.preferences.items() if f not in facets}})
+        for name, user in benchmark.users.items()
+    }
+    return replace(benchmark, users=users)
 
 
-def test_without_preferences_there_is_nothing_to_start_from(tmp_path):
+def test_when_combinations_are_exhausted_there_are_fewer_users_and_a_warning(drawn, caplog):
+    users = counterfactual.generate(drawn, 5000)
+    check(drawn, users, in_turn=False)
+    assert f"{len(users)} of 5000 counterfactual users" in caplog.text
+    assert counterfactual.generate(drawn, 5000)[:40] == counterfactual.generate(drawn, 40)
+    sizes = Counter(user.family for user in users)
+    assert set(sizes) == set(FACETS) and len(set(sizes.values())) == 1  # the same people hold all facets
+
+
+@pytest.mark.parametrize("absent", [("travel",), ("entertainment", "fashion"), FACETS])
+def test_facets_in_which_nobody_has_a_preference_have_no_counterfactual_users(drawn, tmp_path, caplog, absent):
+    small = without(drawn, *absent)
+    users = counterfactual.generate(small, 6)
+    present = [facet for facet in FACETS if facet not in absent]
+    assert [user.family for user in users] == (present * 6)[:6]
+    assert all(list(user.preferences) == present for user in users)
+    assert f"in {', '.join(absent)}: no user" in caplog.text
+    for row in counterfactual.groups(users, small):
+        assert [row[FACETS.index(facet)] for facet in absent] == [-1] * len(absent)
+    counterfactual.write(users, tmp_path / "pseudo_users.csv")
+    assert counterfactual.read(tmp_path / "pseudo_users.csv") == users
+
+
+@pytest.mark.parametrize("train", [[12], [0], [0, 12], [0, 4, 8]])
+def test_one_to_three_users_are_enough_or_none_are_made(tmp_path, train):
     folder = make(tmp_path / "data")
-    write_split(folder, train=[12], test=[13])
-    assert rows()[12]["name"] == "asian_doll"
-    with pytest.raises(ValueError, match="no user of the training split has a preference in entertainment"):
-        counterfactual.generate(mmpb.read(folder), 1)
+    write_split(folder, train=train, test=[13])
+    assert rows()[12]["name"] == "asian_doll"  # who has no preferences
+    benchmark = mmpb.read(folder)
+    users = counterfactual.generate(benchmark, 10)
+    # A lone preference leaves no other item to exchange one with.
+    assert bool(users) == (train == [0, 4, 8])
+    check(benchmark, users)
+
+
+def test_a_users_cost_does_not_grow_with_the_population(drawn):
+    """What is looked through for each counterfactual user is found once: instructions of those beyond the first."""
+    people = [drawn.users["Ann"], drawn.users["Bo"]]
+    row = next(iter(drawn.examples.values()))
+
+    def further(count: int) -> int:
+        users = {f"{k}": people[k % 2].model_copy(update={"name": f"{k}"}) for k in range(count)}
+        examples = {k: row.model_copy(update={"index": k, "name": f"{k}"}) for k in range(count)}
+        crowd = replace(drawn, users=users, examples=examples, splits=drawn.splits | {"train": tuple(range(count))})
+        few, many = (
+            bytecodes(lambda n=n: counterfactual.generate(crowd, n), "counterfactual.py") for n in (1, 11)
+        )
+        return many - few
+
+    assert further(400) < 2 * further(40)
 
 
 def test_groups_are_the_real_groups_except_in_the_family(drawn):
@@ -161,7 +212,7 @@ def test_mistakes_in_the_csv_are_named(tmp_path):
     path = tmp_path / "pseudo_users.csv"
     header = ",".join(counterfactual.COLUMNS)
     path.write_text(
-        f"{header}\n0,A,cooking,d,a,b,c,d,e,1,2\n0,B,travel,,a,b,c,d,e,1,x\n2,C,travel,d,a,b,c,d,,1,2\n"
+        f"{header}\n0,A,cooking,d,a,b,c,d,e,1,2\n0,B,travel,,a,b,c,d,e,1,x\n2,C,fashion,d,a,b,c,d,,1,2\n"
     )
     with pytest.raises(MMPBError) as caught:
         counterfactual.read(path)

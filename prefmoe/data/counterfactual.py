@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from csv import DictWriter
 from pathlib import Path
@@ -14,6 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from .benchmark import FACETS, Benchmark, Preference, User
 from .mmpb import Mistakes, Row, read_rows
 from .prompts import parse_preferences, preference_phrase
+
+log = logging.getLogger(__name__)
 
 PREFERENCE_COLUMNS = tuple(f"pref_{facet}" for facet in FACETS)
 COLUMNS = (
@@ -29,7 +33,7 @@ class PseudoUser(BaseModel):
     """Somebody who does not exist: a hard negative in the facet ``family``.
 
     ``preferences`` holds one phrase per facet, either like "enjoys a, b, dislikes c, d" or freely worded
-    ("quiet travel"); the seeds fix what is random about this user's tokens.
+    ("quiet travel"), where anybody real has a preference; the seeds fix what is random about this user's tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,38 +55,43 @@ def generate(benchmark: Benchmark, n: int, seed: int = 0) -> list[PseudoUser]:
     often it is the base). The other facets are drawn from the population, the description recombines two
     descriptions. The same seed gives the same users, and fewer users are the first of more.
 
-    Raises:
-        ValueError: if a facet has no preference to start from, or no combination is left that nobody holds.
+    A facet in which nobody has a preference has no family, and counterfactual users have no preference there; a family
+    in which no combination is left that nobody holds is left out from there on. When no family is left there are fewer
+    than ``n`` users, and a warning says so.
     """
     rng = np.random.default_rng(seed)
-    population = [benchmark.users[name] for name in benchmark.trained_users]
-    descriptions = {user.description for user in population}
-    taken = {
-        facet: {_content(user.preferences[facet]) for user in population if facet in user.preferences}
-        for facet in FACETS
-    }
-    made = []
-    for number in range(n):
-        family = FACETS[number % len(FACETS)]
+    population = _Population([benchmark.users[name] for name in benchmark.trained_users])
+    families = list(population.holders)
+    turns, made = dict.fromkeys(families, 0), []
+    turn = 0
+    while len(made) < n and families:
+        family = families[turn % len(families)]
         preferences = {}
-        for facet in FACETS:
-            holders = [user for user in population if facet in user.preferences]
-            if not holders:
-                raise ValueError(f"no user of the training split has a preference in {facet}")
+        for facet, holders in population.holders.items():
             preferences[facet] = holders[rng.integers(len(holders))].preferences[facet]
-        base, preferences[family] = _novel_preference(population, family, taken[family], rng)
-        taken[family].add(_content(preferences[family]))
+        found = population.novel_preference(family, rng)
+        if found is None:
+            families.remove(family)
+            turn = 0
+            continue
+        base, preferences[family] = found
+        turn, turns[family] = turn + 1, turns[family] + 1
         made.append(
             PseudoUser(
-                pseudo_id=number,
-                name=f"Pseudo{family.capitalize()}{number // len(FACETS) + 1}",
+                pseudo_id=len(made),
+                name=f"Pseudo{family.capitalize()}{turns[family]}",
                 family=family,
-                description=_recombine(base, population, descriptions, rng),
-                preferences={facet: preference_phrase(preferences[facet]) for facet in FACETS},
+                description=population.recombine(base, rng),
+                preferences={facet: preference_phrase(preference) for facet, preference in preferences.items()},
                 uid_seed=int(rng.integers(2**31)),
                 image_seed=int(rng.integers(2**31)),
             )
         )
+    absent = [facet for facet in FACETS if facet not in population.holders]
+    if absent and n:
+        log.warning("no counterfactual users in %s: no user of the training split has a preference", ", ".join(absent))
+    if len(made) < n and len(absent) < len(FACETS):
+        log.warning("%d of %d counterfactual users: no combination of items is left that nobody holds", len(made), n)
     return made
 
 
@@ -91,18 +100,57 @@ def _content(preference: Preference) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(preference.likes), frozenset(preference.dislikes)
 
 
-def _novel_preference(
-    population: Sequence[User], facet: str, taken: set, rng: np.random.Generator
-) -> tuple[User, Preference]:
-    """A user and this user's preference with one item exchanged, such that it is not taken."""
-    holders = [user for user in population if facet in user.preferences]
-    items = sorted({item for user in holders for item in _items(user.preferences[facet])})
-    for position in rng.permutation(len(holders)):
-        base = holders[position]
-        for candidate in _exchanges(base.preferences[facet], items, rng):
-            if _content(candidate) not in taken:
-                return base, candidate
-    raise ValueError(f"no combination of {len(items)} items in {facet} is left that nobody holds")
+class _Population:
+    """Real users, looked through once: who has a preference in a facet, which items there are, who is alike.
+
+    Attributes:
+        holders: users with a preference in each facet, in order; facets without any are absent.
+    """
+
+    def __init__(self, users: Sequence[User]) -> None:
+        of_facet = {facet: [user for user in users if facet in user.preferences] for facet in FACETS}
+        self.holders = {facet: holders for facet, holders in of_facet.items() if holders}
+        self._items = {
+            facet: sorted({item for user in holders for item in _items(user.preferences[facet])})
+            for facet, holders in self.holders.items()
+        }
+        self._taken = {
+            facet: {_content(user.preferences[facet]) for user in holders} for facet, holders in self.holders.items()
+        }
+        self._users = users
+        self._descriptions = {user.description for user in users}
+        self._alike: dict[str, list[User]] = defaultdict(list)
+        self._place: dict[str, int] = {}  # of a user among those of the same kind
+        for user in users:
+            self._place[user.name] = len(self._alike[user.attribute])
+            self._alike[user.attribute].append(user)
+
+    def novel_preference(self, facet: str, rng: np.random.Generator) -> tuple[User, Preference] | None:
+        """A user and this user's preference with one item exchanged, such that nobody has it; None if all are taken."""
+        holders = self.holders[facet]
+        for position in rng.permutation(len(holders)):
+            base = holders[position]
+            for candidate in _exchanges(base.preferences[facet], self._items[facet], rng):
+                if (content := _content(candidate)) not in self._taken[facet]:
+                    self._taken[facet].add(content)
+                    return base, candidate
+        return None
+
+    def recombine(self, base: User, rng: np.random.Generator) -> str:
+        """The base's description with clauses from another user of the same kind; nobody has this description."""
+        pieces = _PIECES.split(base.description)
+        alike, own = self._alike[base.attribute], self._place[base.name]
+        for position in rng.permutation(len(alike) - 1):
+            donor = alike[position + (position >= own)]
+            given = _PIECES.split(donor.description)
+            # Clauses stand at the even places, separators between them; the first clause, who it is, stays.
+            places = [k for k in range(2, min(len(pieces), len(given)), 2) if pieces[k] != given[k]]
+            chosen = [k for k in places if rng.random() < 0.5] or places[:1]
+            text = "".join(given[k] if k in chosen else piece for k, piece in enumerate(pieces))
+            if text not in self._descriptions:
+                return text
+        others = [user.description for user in self._users if user is not base] or [base.description]
+        return f"{base.description} {others[rng.integers(len(others))]}"
 
 
 def _items(preference: Preference) -> tuple[str, ...]:
@@ -122,22 +170,6 @@ def _exchanges(
         yield Preference(likes=tuple(changed[:likes]), dislikes=tuple(changed[likes:]))
 
 
-def _recombine(base: User, population: Sequence[User], taken: set[str], rng: np.random.Generator) -> str:
-    """The base's description with clauses from another user of the same kind; nobody has this description."""
-    pieces = _PIECES.split(base.description)
-    donors = [user for user in population if user.attribute == base.attribute and user is not base]
-    for position in rng.permutation(len(donors)):
-        given = _PIECES.split(donors[position].description)
-        # Clauses stand at the even places, separators between them; the first clause, who it is, stays.
-        places = [k for k in range(2, min(len(pieces), len(given)), 2) if pieces[k] != given[k]]
-        chosen = [k for k in places if rng.random() < 0.5] or places[:1]
-        text = "".join(given[k] if k in chosen else piece for k, piece in enumerate(pieces))
-        if text not in taken:
-            return text
-    others = [user.description for user in population if user is not base] or [base.description]
-    return f"{base.description} {others[rng.integers(len(others))]}"
-
-
 def groups(users: Sequence[PseudoUser], benchmark: Benchmark) -> list[list[int]]:
     """Preference group of each counterfactual user in each facet, (N, facets), by benchmark.groups' ids.
 
@@ -149,11 +181,11 @@ def groups(users: Sequence[PseudoUser], benchmark: Benchmark) -> list[list[int]]
         for facet, preference in benchmark.users[name].preferences.items():
             known[facet, _content(preference)] = ids[FACETS.index(facet)]
 
-    def group(facet: str, phrase: str) -> int:
-        preference = parse_phrase(phrase)
+    def group(facet: str, phrase: str | None) -> int:
+        preference = parse_phrase(phrase or "")
         return -1 if preference is None else known.get((facet, _content(preference)), -1)
 
-    return [[group(facet, user.preferences[facet]) for facet in FACETS] for user in users]
+    return [[group(facet, user.preferences.get(facet)) for facet in FACETS] for user in users]
 
 
 def parse_phrase(phrase: str) -> Preference | None:
@@ -172,7 +204,7 @@ def write(users: Sequence[PseudoUser], path: str | Path) -> None:
         writer = DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for user in users:
-            texts = {f"pref_{facet}": user.preferences[facet] for facet in FACETS}
+            texts = {f"pref_{facet}": user.preferences.get(facet, "") for facet in FACETS}
             writer.writerow(
                 {
                     "pseudo_id": user.pseudo_id,
@@ -205,7 +237,7 @@ def read(path: str | Path) -> list[PseudoUser]:
         first = seen.setdefault(row["pseudo_id"], row)
         row.require(first is row, "pseudo_id", f"an id that occurs once (line {first.line} has it, too)")
         known = row.require(row["concept_family"] in FACETS, "concept_family", f"one of {', '.join(FACETS)}")
-        texts = ("pseudo_name", "description_text", *PREFERENCE_COLUMNS)
+        texts = ("pseudo_name", "description_text", *([f"pref_{row['concept_family']}"] if known else []))
         complete = [row.require(row[column] != "", column, "a text") for column in texts]
         if known and all(complete) and None not in (pseudo_id, uid_seed, image_seed):
             users.append(
@@ -214,7 +246,7 @@ def read(path: str | Path) -> list[PseudoUser]:
                     name=row["pseudo_name"],
                     family=row["concept_family"],
                     description=row["description_text"],
-                    preferences={facet: row[f"pref_{facet}"] for facet in FACETS},
+                    preferences={facet: row[f"pref_{facet}"] for facet in FACETS if row[f"pref_{facet}"]},
                     uid_seed=uid_seed,
                     image_seed=image_seed,
                 )

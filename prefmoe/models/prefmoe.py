@@ -48,7 +48,7 @@ class PrefMoE(Method):
     Attributes:
         user_state: FactorisedUsers, or FreeUsers for component E alone; user_state(rows) are the users' tokens.
         router: HierarchicalRouter, or None without M.
-        counterfactual: CounterfactualUsers, or None without C.
+        counterfactual: CounterfactualUsers; None without C, or where no user has preferences to start from.
 
     Raises:
         MethodError: if the oracle's facet label is asked for without M: only routers read it.
@@ -113,9 +113,11 @@ class PrefMoE(Method):
         self.prefix = PrefixHook(backbone.embed_tokens)
         self._active: tuple[Batch, UserTokens] | None = None
 
-    def _make_counterfactual_users(self, seed: int, image_anchors: Tensor) -> CounterfactualUsers:
+    def _make_counterfactual_users(self, seed: int, image_anchors: Tensor) -> CounterfactualUsers | None:
         config, benchmark = self.config, self.benchmark
         pseudo = counterfactual.generate(benchmark, config.counterfactual_users, seed)
+        if not pseudo:
+            return None
         anchors = encode_counterfactual_users(self.backbone, pseudo, config.anchors, image_anchors)
         groups = torch.tensor(counterfactual.groups(pseudo, benchmark), device=anchors.device)
         used = 1 + max(group for row in benchmark.groups for group in row)

@@ -259,10 +259,11 @@ def encode_counterfactual_users(
     no_images = image_anchors.new_zeros(len(pseudo_users), image_anchors.shape[1])
     anchors, _ = _encode(backbone, pseudo_users, no_images, kind)
     unit = nn.functional.normalize(image_anchors, dim=-1)
-    likeness = (unit @ unit.T).fill_diagonal_(-2.0)  # (U, U)
     generators = [np.random.default_rng(user.image_seed) for user in pseudo_users]
     first = torch.tensor([int(rng.integers(len(unit))) for rng in generators], device=unit.device)
-    second = likeness[first].argmax(1) if len(unit) > 1 else first
+    # Of the drawn users alone: all against all would be (U, U).
+    likeness = (unit[first] @ unit.T).scatter_(1, first[:, None], -2.0)  # (N, U)
+    second = likeness.argmax(1) if len(unit) > 1 else first
     noise = np.stack([rng.standard_normal(unit.shape[1]) for rng in generators])
     rms = _rms(image_anchors.square().mean(0))  # (1,)
     hint = anchors[:, 2] / _rms(anchors[:, 2].square())
