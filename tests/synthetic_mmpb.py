@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from prefmoe.data.mmpb import COLUMNS, INJECTION_COLUMNS
+from prefmoe.data.columns import COLUMNS, INJECTION_COLUMNS
 
 USERS = {
     "Ann": ("a", "b", "c", "d"),

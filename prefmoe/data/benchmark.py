@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 FACETS = ("entertainment", "travel", "lifestyle", "shopping", "fashion")
 """The five preference facets, in the order of every facet axis in this package."""
@@ -22,6 +23,20 @@ Turn = tuple[Literal["user", "assistant"], str]
 
 HOLDER_SEPARATOR = " | "
 """What stands between the names of those who hold a preference, in the column preference_bucket_names."""
+
+
+APART = f"which stands between the names of those who hold a preference, as {HOLDER_SEPARATOR!r}"
+
+
+def name_mistake(name: str) -> str | None:
+    """What is expected instead of this user's name; None if it can stand in a prompt, a table and a list of holders."""
+    if not name.strip():
+        return "a user's name"
+    if name != name.strip():
+        return "a name without blanks at its ends"
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs") for character in name):
+        return "a name without line breaks and control characters"
+    return f"a name without '|', {APART}" if "|" in name else None
 
 
 def split_holders(text: str) -> tuple[str, ...]:
@@ -60,6 +75,13 @@ class User(BaseModel):
     description: str
     preferences: dict[str, Preference]
     images: tuple[Path, ...]
+
+    @field_validator("name")
+    @classmethod
+    def _speakable(cls, name: str) -> str:
+        if (expected := name_mistake(name)) is not None:
+            raise ValueError(f"expected {expected}, found {name!r}")
+        return name
 
     @property
     def image(self) -> Path:

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from .benchmark import FACETS, Benchmark, Preference, User
-from .mmpb import Mistakes, Row, read_rows
 from .prompts import parse_preferences, preference_phrase
+from .rows import Columns, Mistakes, Row, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def read(path: str | Path) -> list[PseudoUser]:
     """
     path = Path(path)
     mistakes = Mistakes(str(path))
-    rows = list(read_rows(path, COLUMNS, mistakes, path.name))
+    rows = list(read_rows(path, Columns(COLUMNS), mistakes, path.name))
     seen: dict[str, Row] = {}
     users = []
     for row in rows:
@@ -235,7 +235,7 @@ def read(path: str | Path) -> list[PseudoUser]:
             row.number(column, "a non-negative integer") for column in ("pseudo_id", "uid_seed", "image_seed")
         )
         first = seen.setdefault(row["pseudo_id"], row)
-        row.require(first is row, "pseudo_id", f"an id that occurs once (line {first.line} has it, too)")
+        row.require(first is row, "pseudo_id", f"an id that occurs once ({first.place} has it, too)")
         known = row.require(row["concept_family"] in FACETS, "concept_family", f"one of {', '.join(FACETS)}")
         texts = ("pseudo_name", "description_text", *([f"pref_{row['concept_family']}"] if known else []))
         complete = [row.require(row[column] != "", column, "a text") for column in texts]

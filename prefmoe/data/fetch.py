@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from .mmpb import IMAGE_COLUMNS, picture_mistake
+from .columns import IMAGE_COLUMNS
+from .pictures import picture_mistake
 
 REPOSITORY = "wqzhang1030/PrefMoE"
 COMMIT = "b34e56a93ea663f88e3eccec1f86246417020bf5"

@@ -23,8 +23,8 @@ from PIL import Image
 
 from prefmoe.config import MiniatureData
 from prefmoe.data.benchmark import FACETS, Preference, Turn, join_holders
+from prefmoe.data.columns import COLUMNS
 from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_people
-from prefmoe.data.mmpb import COLUMNS
 from prefmoe.data.prompts import format_preferences
 
 VERSION = 3

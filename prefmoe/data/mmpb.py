@@ -3,164 +3,53 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import re
-import struct
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from csv import Error as CSVError
-from csv import reader as csv_reader
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
-from PIL import Image
-
-from prefmoe.files import whole_file
 
 from . import prompts
 from .benchmark import (
+    APART,
     FACETS,
-    HOLDER_SEPARATOR,
     OPTION_LETTERS,
     Benchmark,
     Example,
     Turn,
     User,
     join_holders,
+    name_mistake,
     split_holders,
 )
+from .columns import COLUMNS, IMAGE_COLUMNS, INJECTION_COLUMNS, QUESTIONS
+from .packed import unpack
+from .rows import Mistakes, MMPBError, Row, read_rows
+from .shown import check_pictures
+from .splits import read_annotations, read_splits, read_transcripts
 
-INJECTION_COLUMNS = tuple(f"injection_image_{k}" for k in range(1, 6))
-IMAGE_COLUMNS = ("image_path", *INJECTION_COLUMNS)
-
-COLUMNS = (
-    "index", "name", "attribute", "category", "l2-category", "concept", "target", "task_family", "question",
-    *OPTION_LETTERS, "answer", "answer_text", *IMAGE_COLUMNS, "preference",
-    "description_simple", "description_moderate", "description_detailed", "description_super_detailed",
-    "polarity", "preference_semantic_invert", "preference_bucket_kind", "preference_common_items",
-    "preference_bucket_names", "preference_candidate_neg_names", "recognition_bucket_type",
-)  # fmt: skip
-"""MMPB-clean's columns; a CSV has exactly these, in any order."""
-
-ANNOTATION_COLUMNS = ("index", "item", "popularity", "seen_pair")
-
-APART = f"which stands between the names of those who hold a preference, as {HOLDER_SEPARATOR!r}"
-
-SPLIT_KEYS = {f"{split}_idx": split for split in ("train", "validation", "test", "unseen")}
-OPTIONAL_SPLITS = ("validation_idx", "unseen_idx")
+UNPACKED = "mmpb_clean/unpacked"
+"""Where the pictures lie, from the data folder, that a table held itself."""
 
 ATTRIBUTES = get_args(User.model_fields["attribute"].annotation)
 CATEGORIES = get_args(Example.model_fields["category"].annotation)
 L2_CATEGORIES = get_args(Example.model_fields["l2_category"].annotation)
-
-REPORTED_MISTAKES = 20
-"""How many mistakes one MMPBError spells out; the others are counted."""
-
-
-class MMPBError(ValueError):
-    """A data folder with mistakes; the message names file, row, field and what was expected for each."""
-
-
-@dataclass
-class Mistakes:
-    """Collects the mistakes of a data folder, so that all of them are reported at once."""
-
-    source: str
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, file: str, expected: str, *, line: int | None = None, column: str | None = None) -> None:
-        """Notes one mistake: where it is and what was expected there."""
-        place = file + (f", line {line}" if line else "") + (f", field {column}" if column else "")
-        self.lines.append(f"{place}: {expected}")
-
-    def check(self) -> None:
-        """Raises MMPBError if there are any."""
-        if self.lines:
-            shown = [f"  {line}" for line in self.lines[:REPORTED_MISTAKES]]
-            if len(self.lines) > REPORTED_MISTAKES:
-                shown.append(f"  ... and {len(self.lines) - REPORTED_MISTAKES} more")
-            raise MMPBError(f"{self.source} has {len(self.lines)} mistake(s):\n" + "\n".join(shown))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One record of a CSV: the line where it starts, and its cleaned fields."""
-
-    file: str
-    line: int
-    fields: Mapping[str, str]
-    mistakes: Mistakes
-
-    def __getitem__(self, column: str) -> str:
-        return self.fields[column]
-
-    def mistake(self, column: str, problem: str) -> None:
-        """Notes a mistake in the column."""
-        index = self.fields.get("index")
-        name = column if index is None or column == "index" else f"{column} (index {index})"
-        self.mistakes.add(self.file, problem, line=self.line, column=name)
-
-    def require(self, valid: bool, column: str, expected: str) -> bool:
-        """Notes a mistake in the column unless valid."""
-        if not valid:
-            found = self[column] if len(self[column]) <= 60 else self[column][:57] + "..."
-            self.mistake(column, f"expected {expected}, found {found!r}")
-        return valid
-
-    def number(self, column: str, expected: str, allowed: range | None = None) -> int | None:
-        """The column as a non-negative integer (one of ``allowed``), or None and a mistake."""
-        value = int(self[column]) if re.fullmatch(r"[0-9]{1,18}", self[column]) else None
-        valid = value is not None and (allowed is None or value in allowed)
-        return value if self.require(valid, column, expected) else None
-
-
-def read_rows(path: Path, columns: Sequence[str], mistakes: Mistakes, name: str) -> Iterator[Row]:
-    """The records of a CSV that has exactly these columns; whatever is malformed is noted in ``mistakes``."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        mistakes.add(name, f"cannot be read: {error.strerror}")
-        return
-    except UnicodeDecodeError as error:
-        mistakes.add(name, f"expected UTF-8 text, byte {error.start} is something else")
-        return
-    reader = csv_reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        missing = [column for column in columns if column not in header]
-        extra = [column for column in header if column not in columns]
-        twice = sorted({column for column in header if header.count(column) > 1 and column in columns})
-        for problem, found in (("missing", missing), ("unexpected", extra), ("repeated", twice)):
-            if found:
-                mistakes.add(name, f"{problem} column(s): {', '.join(map(repr, found))}", line=1)
-        if missing or twice:
-            return
-        line = reader.line_num + 1
-        for values in reader:
-            if len(values) != len(header):
-                mistakes.add(name, f"expected {len(header)} fields, found {len(values)}", line=line)
-            else:
-                cleaned = {column: prompts.clean(value) for column, value in zip(header, values, strict=True)}
-                yield Row(name, line, cleaned, mistakes)
-            line = reader.line_num + 1
-    except CSVError as error:
-        mistakes.add(name, f"not well-formed CSV: {error}", line=reader.line_num)
+ANSWER_TEXTS = ("a", "b", "c", "d", "yes", "no")
+"""The answer_text of each answer's code."""
 
 
 def read(data_folder: str | Path, *, csv: str = "sample.csv", seen: Path | None = None) -> Benchmark:
     """The benchmark in ``<data_folder>/mmpb_clean`` and its small talk in ``<data_folder>/multi_turn``.
 
-    Every row, every picture (is it complete?), the splits, the transcripts and the optional
-    ``annotations.csv`` are checked.
+    docs/data.md says what the files hold. Every row, every picture (is it complete?), the splits, the transcripts and
+    the optional ``annotations.csv`` are checked.
 
     Args:
-        seen: a file that remembers the complete pictures, so that the next reading decodes only those whose size or
-            time of change is another; None decodes all.
+        csv: the table's name; it may end in .tsv or .parquet. seen: a file that remembers the complete pictures, so
+            that the next reading checks only those whose size or time of change is another; None checks all.
 
     Raises:
         MMPBError: with one line per mistake (REPORTED_MISTAKES at most): file, line, field, expectation.
@@ -169,33 +58,65 @@ def read(data_folder: str | Path, *, csv: str = "sample.csv", seen: Path | None 
     if not (root / "mmpb_clean").is_dir():
         raise MMPBError(
             f"{root / 'mmpb_clean'}: no such folder; expected a data folder that holds mmpb_clean/ "
-            f"({csv}, split.json, images/, injection/). "
-            "'python -m prefmoe.data.fetch FOLDER' downloads the public subset."
+            f"({csv}, split.json, pictures; docs/data.md says what is in them). `prefmoe fetch mmpb-clean FOLDER` "
+            "downloads the public subset, `prefmoe convert` makes one from a table."
         )
     mistakes = Mistakes(str(root))
-    name = f"mmpb_clean/{csv}"
-    rows = list(read_rows(root / "mmpb_clean" / csv, COLUMNS, mistakes, name))
-    if not rows and not mistakes.lines:
-        mistakes.add(name, "expected at least one question, found none")
-    indices = _check_indices(rows)
-    users = _read_users(rows, root)
-    examples = [_read_example(row, root) for row in rows]
-    pictures = _check_pictures(rows, root, seen)
-    splits = _read_splits(root / "mmpb_clean" / "split.json", indices, mistakes)
-    transcripts = _read_transcripts(root / "multi_turn" / "generic_text", mistakes)
-    annotations = _read_annotations(root / "mmpb_clean" / "annotations.csv", indices, mistakes)
+    rows = question_rows(root / "mmpb_clean" / csv, f"mmpb_clean/{csv}", mistakes, root, UNPACKED)
+    indices, users, examples, pictures = check_questions(rows, root, seen)
+    splits = read_splits(root / "mmpb_clean" / "split.json", indices, mistakes)
+    transcripts = read_transcripts(root / "multi_turn" / "generic_text", mistakes)
+    annotations = read_annotations(root / "mmpb_clean" / "annotations.csv", indices, mistakes)
     mistakes.check()
-    frame = _frame(rows)
+    frame = frame_of(rows)
     return Benchmark(
         root=root,
         frame=frame,
         users=users,
-        examples={example.index: example for example in examples if example is not None},
+        examples=examples,
         splits=splits,
         transcripts=transcripts,
         annotations=annotations,
         digest=_digest(frame, splits, transcripts, annotations, pictures),
     )
+
+
+def question_rows(path: Path, name: str, mistakes: Mistakes, root: Path, unpacked: str) -> list[Row]:
+    """The rows of a table of questions; pictures that it holds itself become files below ``root / unpacked``.
+
+    Fields that follow from others are filled in, and columns that it lacks (see prefmoe.data.columns).
+    """
+    pictures = partial(unpack, root=root, folder=unpacked)
+    rows = list(read_rows(path, QUESTIONS, mistakes, name, _only(IMAGE_COLUMNS, pictures)))
+    if not rows and not mistakes.lines:
+        mistakes.add(name, "expected at least one question, found none")
+    shown = {row["index"]: row["image_path"] for row in rows}
+    return [replace(row, fields=_filled_in(row.fields, shown)) for row in rows]
+
+
+def _only(columns: Sequence[str], function: Callable[[Any], str | None]) -> Callable[[str, Any], str | None]:
+    return lambda column, value: function(value) if column in columns else None
+
+
+def _filled_in(fields: Mapping[str, str], shown: Mapping[str, str]) -> dict[str, str]:
+    """A row with what follows from its other fields; ``shown``: the picture of each index, which another may name."""
+    filled = {**fields, "image_path": shown.get(fields["image_path"], fields["image_path"])}
+    form = "mcq" if fields["l2-category"] == "inconsistency" else "yesno"
+    filled["task_family"] = fields["task_family"] or f"{fields['category']}_{form}"
+    if not fields["answer_text"] and fields["answer"] in tuple("012345"):
+        filled["answer_text"] = ANSWER_TEXTS[int(fields["answer"])]
+    return filled
+
+
+def check_questions(
+    rows: Sequence[Row], root: Path, seen: Path | None = None
+) -> tuple[dict[int, str], dict[str, User], dict[int, Example], dict[str, str]]:
+    """Index -> name, the users, the examples and the pictures' digests; what is wrong becomes the rows' mistakes."""
+    indices = _check_indices(rows)
+    users = _read_users(rows, root)
+    examples = [_read_example(row, root) for row in rows]
+    found = {example.index: example for example in examples if example is not None}
+    return indices, users, found, check_pictures(rows, root, seen)
 
 
 def _check_indices(rows: Sequence[Row]) -> dict[int, str]:
@@ -206,7 +127,7 @@ def _check_indices(rows: Sequence[Row]) -> dict[int, str]:
         if index is None:
             continue
         first = found.setdefault(index, row)
-        row.require(first is row, "index", f"an index that occurs once (line {first.line} has it, too)")
+        row.require(first is row, "index", f"an index that occurs once ({first.place_for(row)} has it, too)")
     return {index: row["name"] for index, row in found.items()}
 
 
@@ -215,30 +136,31 @@ def _read_users(rows: Sequence[Row], root: Path) -> dict[str, User]:
     users: dict[str, User] = {}
     first_rows: dict[str, Row] = {}
     for row in rows:
-        if not row.require(row["name"] != "", "name", "a user's name"):
+        if (expected := name_mistake(row["name"])) is not None:
+            row.require(False, "name", expected)
             continue
-        row.require("|" not in row["name"], "name", f"a name without '|', {APART}")
         first = first_rows.setdefault(row["name"], row)
         if first is not row:
             for column in ("attribute", "preference", "description_moderate"):
-                expected = f"what line {first.line} says of user {row['name']!r}"
+                expected = f"what {first.place_for(row)} says of user {row['name']!r}"
                 row.require(row[column] == first[column], column, expected)
             continue
         known = row.require(row["attribute"] in ATTRIBUTES, "attribute", f"one of {', '.join(ATTRIBUTES)}")
         expected = f"a description of user {row['name']!r}"
         described = row.require(row["description_moderate"] != "", "description_moderate", expected)
+        pictured = row.require(row["injection_image_1"] != "", "injection_image_1", "the path of a picture")
         try:
-            preferences = prompts.parse_preferences(row["preference"])
+            preferences = prompts.parse_preferences(row["preference"] or prompts.UNKNOWN)
         except ValueError as error:
             row.mistake("preference", str(error))
             continue
-        if known and described:
+        if known and described and pictured:
             users[row["name"]] = User(
                 name=row["name"],
                 attribute=row["attribute"],
                 description=row["description_moderate"],
                 preferences=preferences,
-                images=tuple(root / row[column] for column in INJECTION_COLUMNS),
+                images=tuple(root / row[column] for column in INJECTION_COLUMNS if row[column]),
             )
     return users
 
@@ -261,8 +183,9 @@ def _read_example(row: Row, root: Path) -> Example | None:
     if answer is not None:
         expected = "0 to 3 (A-D; multiple choice)" if multiple_choice else "4 (yes) or 5 (no)"
         if row.require((answer < 4) == multiple_choice, "answer", expected):
-            text = ("a", "b", "c", "d", "yes", "no")[answer]
+            text = ANSWER_TEXTS[answer]
             row.require(row["answer_text"].lower() == text, "answer_text", f"{text!r} (answer is {answer})")
+    row.require(row["image_path"] != "", "image_path", "the path of a picture")
     invert = row.number("preference_semantic_invert", "0 or 1", range(2))
     names = split_holders(row["preference_bucket_names"])
     row.require(not any("|" in name for name in names), "preference_bucket_names", f"names without '|', {APART}")
@@ -284,181 +207,10 @@ def _read_example(row: Row, root: Path) -> Example | None:
     )
 
 
-def picture_mistake(data: bytes) -> str | None:
-    """What is wrong with a picture's bytes, or None: a format that PIL knows, and complete."""
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            # A PNG has a checksum in every chunk; other formats show a truncation only when they are decoded.
-            picture.verify() if picture.format == "PNG" else picture.load()
-    except Image.UnidentifiedImageError:
-        return "expected a picture (PNG or JPEG), found something else"
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        return f"expected a complete picture, found a damaged or truncated one ({error})"
-    except Image.DecompressionBombError:
-        return "expected a picture of ordinary size, found one that would not fit in memory"
-    return None
-
-
-def _check_pictures(rows: Sequence[Row], root: Path, seen: Path | None) -> dict[str, str]:
-    """Checks every picture once; relative path -> sha256 of its bytes."""
-    mentions: dict[str, tuple[Row, str]] = {}
-    for row in rows:
-        for column in IMAGE_COLUMNS:
-            mentions.setdefault(row[column], (row, column))
-    real_root = os.path.realpath(root)
-
-    def check(relative: str) -> tuple[str | None, str]:
-        path = Path(relative)
-        if not relative:
-            return "the path of a picture", ""
-        if path.is_absolute() or ".." in path.parts or "\\" in relative:
-            return "a path relative to the data folder and inside it", ""
-        if not os.path.realpath(root / path).startswith(real_root + os.sep):
-            return "a file inside the data folder (this is a link that leaves it)", ""
-        try:
-            data = (root / path).read_bytes()
-        except OSError as error:
-            return f"a file that can be read ({error.strerror})", ""
-        mistake = picture_mistake(data)
-        return (mistake.removeprefix("expected ") if mistake else None), hashlib.sha256(data).hexdigest()
-
-    states = {relative: _state(root / relative) for relative in mentions} if seen else {}
-    notes = _remembered(seen)
-    known = {relative: digest for relative, (state, digest) in notes.items() if states.get(relative) == state}
-    unknown = [relative for relative in mentions if relative not in known]
-    complete: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for relative, (mistake, digest) in zip(unknown, pool.map(check, unknown), strict=True):
-            row, column = mentions[relative]
-            if row.require(mistake is None, column, mistake or ""):
-                complete[relative] = digest
-    if seen and complete:
-        notes = {relative: (states[relative], digest) for relative, digest in (known | complete).items()}
-        with whole_file(seen) as partial:
-            partial.write_text(json.dumps(notes), encoding="utf-8")
-    return dict.fromkeys(mentions, "") | known | complete
-
-
-def _state(path: Path) -> list[Any] | None:
-    """Where a file really is, its size and its time of change; None if there is none."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return None
-    return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
-
-
-def _remembered(seen: Path | None) -> dict[str, tuple[list[Any], str]]:
-    """Relative path -> state and digest of a picture that was complete; nothing where no notes can be read."""
-    try:
-        return json.loads(seen.read_text(encoding="utf-8")) if seen else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _load_json(path: Path, name: str, mistakes: Mistakes) -> Any:
-    """The content of a JSON file, or None and a mistake."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        mistakes.add(name, f"cannot be read: {error.strerror}")
-    except UnicodeDecodeError as error:
-        mistakes.add(name, f"expected UTF-8 text, byte {error.start} is something else")
-    except json.JSONDecodeError as error:
-        mistakes.add(name, f"not valid JSON: {error.msg}, column {error.colno}", line=error.lineno)
-    return None
-
-
-def _read_splits(path: Path, names: Mapping[int, str], mistakes: Mistakes) -> dict[str, tuple[int, ...]]:
-    """The four splits (absent ones empty); ``names``: the user of each index, empty if no row was read."""
-    name = "mmpb_clean/split.json"
-    content = _load_json(path, name, mistakes)
-    splits: dict[str, tuple[int, ...]] = {split: () for split in SPLIT_KEYS.values()}
-    if content is None:
-        return splits
-    try:
-        tasks = [task for entry in content for task in entry["tasks"]]
-        well_formed = isinstance(content, list) and tasks and all(isinstance(task, dict) for task in tasks)
-    except (TypeError, KeyError):
-        well_formed = False
-    if not well_formed:
-        mistakes.add(name, 'expected [{"tasks": [{"train_idx": [...], "test_idx": [...]}]}]')
-        return splits
-    home: dict[int, str] = {}
-    for number, task in enumerate(tasks, 1):
-        place = f"task {number}" if len(tasks) > 1 else "the task"
-        for key in task:
-            if key not in SPLIT_KEYS:
-                mistakes.add(name, f"{place} has an unknown key {key!r}, expected {', '.join(SPLIT_KEYS)}")
-        for key, split in SPLIT_KEYS.items():
-            values = task.get(key, [] if key in OPTIONAL_SPLITS else None)
-            if not isinstance(values, list) or any(type(value) is not int for value in values):
-                mistakes.add(name, f"expected a list of indices in {place}", column=key)
-                continue
-            for index in values:
-                if names and index not in names:
-                    mistakes.add(name, f"expected an index of the CSV, found {index}", column=key)
-                elif index in home:
-                    problem = f"expected no overlap, index {index} is in {home[index]}, too"
-                    mistakes.add(name, problem, column=key)
-                else:
-                    home[index] = key
-            splits[split] += tuple(values)
-    for key in ("train_idx", "test_idx"):
-        if not splits[SPLIT_KEYS[key]]:
-            mistakes.add(name, "expected at least one index", column=key)
-    trained = {names[index] for index in splits["train"] if index in names}
-    for index in splits["unseen"]:
-        if names.get(index) in trained:
-            problem = f"expected users without training questions, index {index} is about {names[index]!r}"
-            mistakes.add(name, problem, column="unseen_idx")
-    return splits
-
-
-def _read_transcripts(folder: Path, mistakes: Mistakes) -> tuple[tuple[Turn, ...], ...]:
-    """The small talk of all JSON files of the folder, by file name; none if there is no folder."""
-    transcripts = []
-    for path in sorted(folder.glob("*.json")):
-        name = f"multi_turn/generic_text/{path.name}"
-        content = _load_json(path, name, mistakes)
-        if content is None:
-            continue
-        if not isinstance(content, list) or not content or len(content) % 2:
-            mistakes.add(name, 'expected a list of pairs {"role": "user", ...}, {"role": "assistant", ...}')
-            continue
-        turns: list[Turn] = []
-        for number, entry in enumerate(content, 1):
-            role = "user" if number % 2 else "assistant"
-            text = entry.get("content") if isinstance(entry, dict) else None
-            if not isinstance(text, str) or not text.strip() or entry.get("role") != role:
-                mistakes.add(name, f'expected {{"role": "{role}", "content": "..."}} as utterance {number}')
-            else:
-                turns.append((role, prompts.clean(text)))
-        transcripts.append(tuple(turns))
-    return tuple(transcripts)
-
-
-def _read_annotations(path: Path, indices: Mapping[int, str], mistakes: Mistakes) -> pd.DataFrame | None:
-    """item, popularity and seen_pair of the annotated questions, by ``index``; None without the file."""
-    if not path.exists():
-        return None
-    records = []
-    seen: set[int] = set()
-    for row in read_rows(path, ANNOTATION_COLUMNS, mistakes, "mmpb_clean/annotations.csv"):
-        index = row.number("index", "a non-negative integer")
-        if index is not None:
-            row.require(index in indices, "index", "an index of the questions")
-            row.require(index not in seen, "index", "an index that occurs once")
-            seen.add(index)
-        popularity = row.number("popularity", "a number of users")
-        seen_pair = row.number("seen_pair", "0 or 1", range(2))
-        records.append((index, row["item"], popularity, seen_pair))
-    return pd.DataFrame(records, columns=list(ANNOTATION_COLUMNS)).set_index("index")
-
-
-def _frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """The questions with MMPB-clean's columns, indexed by ``index``; an empty field is an empty string."""
-    frame = pd.DataFrame([row.fields for row in rows], columns=list(COLUMNS))
+def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """The questions with MMPB-clean's columns and the table's further ones, indexed by ``index``; nothing is ""."""
+    further = dict.fromkeys(column for row in rows for column in row.fields if column not in COLUMNS)
+    frame = pd.DataFrame([row.fields for row in rows], columns=[*COLUMNS, *further])
     frame["preference_bucket_names"] = frame["preference_bucket_names"].map(split_holders).map(join_holders)
     integers = ("index", "answer", "preference_semantic_invert")
     return frame.astype({column: "int64" for column in integers}).set_index("index")
@@ -472,11 +224,14 @@ def _digest(
     pictures: Mapping[str, str],
 ) -> str:
     """A hash of all that the benchmark says and shows; where the folder lies does not count."""
+    table = frame.reset_index()
     content = {
-        "questions": frame.reset_index().to_dict("split")["data"],
+        "questions": table[list(COLUMNS)].to_dict("split")["data"],
         "splits": splits,
         "transcripts": transcripts,
         "annotations": None if annotations is None else annotations.reset_index().to_dict("split")["data"],
         "pictures": sorted(pictures.items()),
     }
+    if len(table.columns) > len(COLUMNS):
+        content["further columns"] = table.drop(columns=list(COLUMNS)).to_dict("list")
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

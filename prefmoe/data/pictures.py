@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +57,32 @@ def decode(data: bytes) -> Image.Image:
         PictureError: if the bytes are no picture in one of FORMATS, damaged, without some of its rows, or too large.
             (A JPEG that was cut and then closed properly passes: its decoder paints the missing part grey in silence.)
     """
+    with _opened(data) as picture:
+        return as_rgb(picture)
+
+
+def picture_mistake(data: bytes) -> str | None:
+    """What is wrong with a picture's bytes, or None if `decode` takes them.
+
+    The pixels of a PNG are not made for that, since its checksums and its length say enough.
+    """
+    try:
+        with _opened(data) as picture:
+            if picture.format != "PNG":
+                as_rgb(picture)
+    except PictureError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The picture, for the time of the block; whatever goes wrong in it becomes a PictureError."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.format == "PNG":
                 _check_png(data)
-            return as_rgb(picture)
+            yield picture
     except Image.UnidentifiedImageError:
         raise PictureError(f"expected a picture ({', '.join(FORMATS)}), found {_format(data)}") from None
     except Image.DecompressionBombError:

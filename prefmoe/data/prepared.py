@@ -34,8 +34,8 @@ def prepared_pictures(
     """The prepared form of each picture, in the layout of a collator's memory: (path,) -> picture.
 
     The first process prepares them and writes the file, under a temporary name first; later ones, and those that waited
-    meanwhile, read it. The file's name depends on pictures, processor and library, so that an old one is never used.
-    Pictures of which a processor makes crops of different numbers are prepared every time.
+    meanwhile, read it. The file's name depends on pictures, on what opens them, on processor and library, so that an
+    old one is never used. Pictures of which a processor makes crops of different numbers are prepared every time.
 
     Args:
         files: pictures that a prompt may show by themselves. benchmark_digest: of their contents.
@@ -46,7 +46,8 @@ def prepared_pictures(
     """
     names = sorted({str(file) for file in files})
     processor = json.dumps(backbone.processor.image_processor.to_dict(), sort_keys=True, default=str)
-    key = provenance.digest([benchmark_digest, processor, version("transformers"), [Path(name).name for name in names]])
+    code = [provenance.code_digest(("prefmoe.data.pictures",)), version("transformers")]
+    key = provenance.digest([benchmark_digest, processor, code, [Path(name).name for name in names]])
     path = folder / f"{backbone.entry.name}-{key}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):

@@ -1,0 +1,224 @@
+"""Own data: few columns, one profile picture, few splits, other kinds of tables, pictures in the table; names."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pydantic import ValidationError
+from synthetic_mmpb import make, rows, write_csv, write_split
+
+from prefmoe.data import mmpb
+from prefmoe.data.benchmark import Benchmark, User
+from prefmoe.data.columns import COLUMNS, DEFAULTS, IMAGE_COLUMNS, REQUIRED
+from prefmoe.data.rows import MMPBError
+
+CONTENT = ("name", "question", "options", "answer", "category", "l2_category", "semantic_invert", "bucket_names")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return make(tmp_path / "data")
+
+
+def asked(benchmark: Benchmark) -> dict[int, tuple]:
+    """What is asked about which pixels, wherever they lie."""
+    return {
+        index: (*(getattr(example, field) for field in CONTENT), example.image.read_bytes())
+        for index, example in benchmark.examples.items()
+    }
+
+
+def faces(benchmark: Benchmark) -> dict[str, list[bytes]]:
+    return {name: [path.read_bytes() for path in user.images] for name, user in benchmark.users.items()}
+
+
+def tables(folder: Path, table: pd.DataFrame) -> None:
+    """The same table as CSV, TSV and parquet beside one another."""
+    root = folder / "mmpb_clean"
+    table.to_csv(root / "sample.csv", index=False)
+    table.to_csv(root / "sample.tsv", index=False, sep="\t")
+    table.to_parquet(root / "sample.parquet", index=False)
+
+
+def test_required_columns_alone_are_read(folder):
+    """Without the others, people are human, nothing is known of their preferences and no question is negated."""
+    few = [row for row in rows() if row["task_family"] == "recognition_yesno"]
+    write_csv(folder, [{column: row[column] for column in REQUIRED} for row in few])
+    write_split(folder, train=[int(row["index"]) for row in few])
+    benchmark = mmpb.read(folder)
+    assert len(benchmark.examples) == len(few) and not any(user.preferences for user in benchmark.users.values())
+    assert {user.attribute for user in benchmark.users.values()} == {"human"}
+    assert [len(user.images) for user in benchmark.users.values()] == [1] * len(benchmark.users)
+    assert {split: len(found) for split, found in benchmark.splits.items() if found} == {"train": len(few)}
+    frame = benchmark.frame.reset_index()
+    assert list(frame.columns) == list(COLUMNS) and not frame.isna().any().any()
+    assert set(frame["task_family"]) == {"recognition_yesno"} and set(frame["answer_text"]) <= {"yes", "no"}
+    assert set(frame["preference_semantic_invert"]) == {0}
+
+
+def test_an_absent_column_is_the_same_as_its_default_in_every_row(folder):
+    table = [row | DEFAULTS for row in rows() if row["task_family"] == "recognition_yesno"]
+    write_split(folder, test=[int(row["index"]) for row in table])
+    write_csv(folder, table)
+    full = mmpb.read(folder)
+    write_csv(folder, [{column: row[column] for column in REQUIRED} for row in table])
+    assert mmpb.read(folder).digest == full.digest
+
+
+@pytest.mark.parametrize("column", REQUIRED)
+def test_each_required_column_is_named_where_it_is_missing(folder, column):
+    write_csv(folder, [{key: value for key, value in row.items() if key != column} for row in rows()])
+    with pytest.raises(MMPBError, match=f"sample.csv, line 1: missing column\\(s\\): '{column}'"):
+        mmpb.read(folder)
+
+
+def test_further_columns_are_kept_and_count(folder):
+    plain = mmpb.read(folder)
+    write_csv(folder, [row | {"difficulty": f"hard {row['index']}"} for row in rows()])
+    benchmark = mmpb.read(folder)
+    assert benchmark.frame["difficulty"].tolist() == [f"hard {index}" for index in benchmark.frame.index]
+    assert benchmark.frame.drop(columns="difficulty").equals(plain.frame)
+    assert benchmark.digest != plain.digest
+    write_csv(folder, [row | {"difficulty": "easy"} for row in rows()])
+    assert mmpb.read(folder).digest not in (benchmark.digest, plain.digest)
+
+
+def test_only_the_first_profile_picture_is_needed(folder):
+    columns = IMAGE_COLUMNS[2:]
+    write_csv(folder, [row | dict.fromkeys(columns, "") for row in rows()])
+    assert {len(user.images) for user in mmpb.read(folder).users.values()} == {1}
+    write_csv(folder, [row | {"injection_image_1": ""} for row in rows()])
+    with pytest.raises(MMPBError, match="line 2, field injection_image_1 .*: expected the path of a picture, found ''"):
+        mmpb.read(folder)
+
+
+@pytest.mark.parametrize("csv", ["sample.tsv", "sample.parquet"])
+def test_other_kinds_of_tables_say_the_same(folder, csv):
+    table = pd.DataFrame(rows()).astype({"index": int, "answer": int}).replace("", None)
+    tables(folder, table)
+    assert mmpb.read(folder, csv=csv).digest == mmpb.read(folder).digest
+
+
+@pytest.mark.parametrize(
+    ("csv", "place"), [("sample.csv", "line 18"), ("sample.tsv", "line 18"), ("sample.parquet", "row 9")]
+)
+def test_mistakes_are_named_in_every_kind_of_table(folder, csv, place):
+    table = pd.DataFrame(rows())
+    table.loc[8, "answer"] = "9"
+    tables(folder, table)
+    with pytest.raises(MMPBError, match=f"{csv}, {place}, field answer \\(index 8\\): expected a code from 0 to 5"):
+        mmpb.read(folder, csv=csv)
+
+
+def test_a_damaged_or_absent_table_is_named(folder):
+    tables(folder, pd.DataFrame(rows()))
+    path = folder / "mmpb_clean/sample.parquet"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(MMPBError, match="mmpb_clean/sample.parquet: not a whole parquet file"):
+        mmpb.read(folder, csv="sample.parquet")
+    for ending in ("csv", "parquet"):
+        with pytest.raises(MMPBError, match=f"full.{ending}: cannot be read: No such file .*sample.csv, sample.par"):
+            mmpb.read(folder, csv=f"full.{ending}")
+        os.mkfifo(folder / f"mmpb_clean/pipe.{ending}")
+        with pytest.raises(MMPBError, match=f"pipe.{ending}: cannot be read: Not a regular file"):
+            mmpb.read(folder, csv=f"pipe.{ending}")
+
+
+def packed(folder: Path, row: dict[str, str]) -> dict[str, str]:
+    """A row with its pictures as base64 text, the asked one in a column `image`."""
+    texts = {column: base64.b64encode((folder / row[column]).read_bytes()).decode() for column in IMAGE_COLUMNS}
+    return row | texts | {"image": texts["image_path"], "image_path": f"{row['index']}.jpg"}
+
+
+def test_pictures_as_base64_text_are_read(folder):
+    direct = mmpb.read(folder)
+    table = [packed(folder, row) for row in rows()]
+    with open(folder / "mmpb_clean/packed.tsv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(table)
+    benchmark = mmpb.read(folder, csv="packed.tsv")
+    assert asked(benchmark) == asked(direct) and faces(benchmark) == faces(direct)
+    assert "image" not in benchmark.frame and benchmark.examples[0].image.is_relative_to(folder / mmpb.UNPACKED)
+    assert mmpb.read(folder, csv="packed.tsv").digest == benchmark.digest
+
+
+def test_one_row_may_show_the_picture_of_another(folder):
+    """VLMEvalKit's tables hold a picture once, and its row's index where it is shown again."""
+    table = [packed(folder, row) for row in rows()]
+    for row in table[1:]:
+        row["image"] = "0"
+    write_csv(folder, table)
+    images = {example.image for example in mmpb.read(folder).examples.values()}
+    assert len(images) == 1 and images.pop().read_bytes() == (folder / rows()[0]["image_path"]).read_bytes()
+    table[3]["image"] = "77"
+    write_csv(folder, table)
+    with pytest.raises(MMPBError, match=r"field image_path \(index 3\): expected a file .*found '77'"):
+        mmpb.read(folder)
+
+
+@pytest.mark.parametrize("kind", ["struct", "bytes"])
+def test_pictures_in_parquet_are_read(folder, kind):
+    direct = mmpb.read(folder)
+    table = pd.DataFrame(rows())
+    for column in IMAGE_COLUMNS:
+        data = [(folder / path).read_bytes() for path in table[column]]
+        table[column] = [{"bytes": one, "path": "x.png"} if kind == "struct" else one for one in data]
+    table = table.rename(columns={"image_path": "image"})
+    table.to_parquet(folder / "mmpb_clean/packed.parquet", index=False)
+    benchmark = mmpb.read(folder, csv="packed.parquet")
+    assert asked(benchmark) == asked(direct) and faces(benchmark) == faces(direct)
+
+
+def test_faulty_pictures_in_a_table_are_named(folder):
+    table = [packed(folder, row) for row in rows()]
+    table[2]["image"] = "iVBORw0KGgo=?"
+    table[3]["injection_image_2"] = base64.b64encode(b"no picture" * 200).decode()
+    write_csv(folder, table)
+    with pytest.raises(MMPBError) as caught:
+        mmpb.read(folder)
+    found = str(caught.value)
+    assert "field image_path (index 2): expected a path or a picture as base64 text" in found
+    assert "field injection_image_2 (index 3): expected a picture (PNG, JPEG, WEBP), found something else" in found
+
+
+NAMES = {
+    "Ann\nLee": "line breaks",
+    "Ann\tLee\x07": "control characters",
+    "Ann\u2028Lee": "line breaks",
+    "Ann | Bo": r"without '\|'",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_cannot_be_told_from_others_is_refused(folder, name):
+    table = rows()
+    for row in table:
+        row["name"] = name if row["name"] == "Bo" else row["name"]
+    write_csv(folder, table)
+    expected = rf"sample.csv, line 18, field name \(index 8\): expected a name .*{NAMES[name]}"
+    with pytest.raises(MMPBError, match=expected):
+        mmpb.read(folder)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "", " Ann", "Ann "])
+def test_a_user_has_a_name_that_can_be_said(name):
+    about = dict(attribute="human", description="Tall.", preferences={}, images=(Path("a.png"),))
+    assert User(name="Anne-Marie O'Neil, Jr. (2)", **about)
+    with pytest.raises(ValidationError, match="expected a"):
+        User(name=name, **about)
+
+
+def test_annotations_and_small_talk_come_from_regular_files(folder):
+    (folder / "multi_turn/generic_text/talk.json").unlink()
+    os.mkfifo(folder / "multi_turn/generic_text/talk.json")
+    os.mkfifo(folder / "mmpb_clean/annotations.csv")
+    with pytest.raises(MMPBError) as caught:
+        mmpb.read(folder)
+    for file in ("multi_turn/generic_text/talk.json", "mmpb_clean/annotations.csv"):
+        assert f"{file}: cannot be read: Not a regular file" in str(caught.value)
