@@ -19,6 +19,10 @@ include: "workflow/rules/common.smk"
 report: "workflow/report/workflow.rst"
 
 
+onstart:
+    sole_workflow()
+
+
 rule all:
     default_target: True
     input:

@@ -261,6 +261,31 @@ def test_a_killed_workflow_goes_on_and_a_finished_one_rests(clone):
     assert _planned(_snakemake(clone, "--dry-run", *targets)) == {"backbone": 1, "run": 2}
 
 
+def test_a_second_workflow_of_an_edition_is_told_who_makes_it(clone):
+    text = (clone / "config/tiny.yaml").read_text(encoding="utf-8")
+    (clone / "config/held.yaml").write_text(text.replace("name: tiny", "name: held"), encoding="utf-8")
+    targets = ["--", "results/held/notebooks/01_published_results.ipynb"]
+    command = [*SNAKEMAKE, "--cores", "1", "--config", "edition=held", *targets]
+    first = subprocess.Popen(command, cwd=clone, env=_environment(), start_new_session=True)
+    try:
+        _wait_for((clone / "results/held/.workflow.json").exists)
+        os.killpg(first.pid, signal.SIGSTOP)
+        second = _snakemake(clone, *targets, edition="held")
+        assert second.returncode != 0
+        holder = rf"edition 'held' is being made by process {first.pid} of \S+ on \S+ since .* --config edition=held"
+        assert re.search(holder, second.stdout + second.stderr)
+        plan = _snakemake(clone, "--dry-run", *targets, edition="held")
+        assert plan.returncode == 0, "a plan changes nothing, and need not wait"
+        job = _snakemake(clone, "--mode", "subprocess", "--", "results/held/data.json", edition="held")
+        assert job.returncode == 0, "a job of the first workflow, which an executor starts as a snakemake of its own"
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    third = _snakemake(clone, *targets, edition="held")
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert (clone / targets[1]).is_file()
+
+
 def test_a_failing_notebook_fails_the_workflow_and_leaves_no_result(clone):
     _change(clone / "notebooks/01_published_results.ipynb", "files = ", "files = no_such_name or ")
     target = "results/tiny/notebooks/01_published_results.ipynb"

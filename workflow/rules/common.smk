@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from prefmoe import provenance
+from prefmoe import provenance, workflow_lock
 from prefmoe.config import (
     CONFIG_FOLDER,
     DEFAULT_EDITION,
@@ -76,6 +76,16 @@ wildcard_constraints:
 # Jobs call the python that runs snakemake, unless snakemake makes the environment itself.
 if not workflow.deployment_settings.deployment_method:
     shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+
+def sole_workflow():
+    """Nobody else may make this edition meanwhile; plans, reports and single jobs of this workflow do not ask."""
+    if not workflow.is_main_process:
+        return
+    try:
+        workflow_lock.hold(EDITION.name)
+    except workflow_lock.WorkflowLockError as error:
+        raise WorkflowError(str(error))
 
 
 def executed(name):
