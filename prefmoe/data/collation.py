@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Benchmark, Example, Turn
 from prefmoe.data.pictures import PictureError, as_rgb, open_picture
+from prefmoe.data.prompt_checks import PromptError, check_length, check_words, taken_positions
 
 if TYPE_CHECKING:
     from prefmoe.models.backbones import Backbone
@@ -160,6 +161,7 @@ def encode(
     Raises:
         CollationError: if a picture cannot be read, pictures and image parts disagree in number, or the template
             does not show the final turn's text.
+        PromptTooLong: if the model has too few positions.
     """
     prompt, spans = render(backbone, messages)
     key = tuple(map(str, images))
@@ -214,7 +216,7 @@ def encode(
         row = input_ids[None], token_types[None]
         positions = _once(backbone, "positions", layout, rope_index, *row, image_grid_thw=grids)[0][:, 0]
     digest = hashlib.blake2b("\0".join([prompt, *pictures.digests]).encode(), digest_size=16).hexdigest()
-    return Encoded(
+    encoded = Encoded(
         input_ids=input_ids,
         labels=labels,
         query_mask=query_mask,
@@ -226,6 +228,8 @@ def encode(
         prompt_digest=digest,
         prompt=prompt,
     )
+    check_length(backbone, taken_positions(encoded))
+    return encoded
 
 
 def render(backbone: Backbone, messages: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
@@ -485,7 +489,7 @@ class Collator:
         """One example, unpadded.
 
         Raises:
-            CollationError: naming the example, if it cannot be encoded.
+            CollationError, PromptError: naming the example, if it cannot be encoded, or the model could not read it.
         """
         transcript = tuple(transcript)
         key = (example, transcript, with_answer)  # not its index, which a question from elsewhere may share
@@ -501,8 +505,9 @@ class Collator:
                 self.prefix_length,
                 memory=self._pictures if self.cache else None,
             )
-        except CollationError as error:
-            raise CollationError(f"question {example.index} ({example.name}): {error}") from error
+            check_words(self.backbone, encoded, self.wording.added)
+        except (CollationError, PromptError) as error:
+            raise type(error)(f"question {example.index} ({example.name}): {error}") from error
         if self.cache:
             self._examples[key] = encoded
         return encoded

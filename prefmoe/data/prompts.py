@@ -43,11 +43,13 @@ class Wording:
         opening: the user's first utterance, acknowledged as a profile is; none when empty.
         name: how questions name the user; by the user's name when empty.
         after_picture: text right behind the question's picture.
+        added: words of these texts that the method adds to the tokenizer; each has to be one token in every prompt.
     """
 
     opening: str = ""
     name: str = ""
     after_picture: str = ""
+    added: tuple[str, ...] = ()
 
 
 PLAIN = Wording()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from prefmoe.models.backbones import Backbone
@@ -35,7 +36,9 @@ class AddedTokens:
             raise MethodError(
                 f"backbone {backbone.entry.name!r} already has a token {known[0]!r}; load it anew"
             )
-        tokenizer.add_tokens(list(words))
+        # Looked for in the text as it is: a normalizer (Llama 2's puts a mark before a text and for each blank) would
+        # change the words too, and those without a blank before them were not found.
+        tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
         self.first, self.count = tokenizer.convert_tokens_to_ids(words[0]), len(words)
         self._rows: Tensor | None = None
         self._ids: Tensor | None = None

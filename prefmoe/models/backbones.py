@@ -26,6 +26,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from prefmoe import distributed, hub, memory, places
 from prefmoe.data.collation import Picture, load_pictures, process_pictures, stack_pictures
+from prefmoe.data.prompt_checks import check_length
 from prefmoe.files import whole_file
 from prefmoe.models import efficientnet_lite  # noqa: F401  makes its class known to transformers
 from prefmoe.models.anchor_cache import AnchorCache
@@ -651,6 +652,7 @@ class Backbone:
 
         Raises:
             ValueError: if a text has no tokens, or the kind is unknown.
+            PromptTooLong: if a text has more tokens than the model has positions.
         """
         if kind not in ("hidden", "embedding"):
             raise ValueError(f"kind of text anchor: expected hidden or embedding, found {kind!r}")
@@ -660,6 +662,8 @@ class Backbone:
         rows = []
         for start in range(0, len(texts), batch_size):
             encoded = self.tokenizer(list(texts[start : start + batch_size]))["input_ids"]
+            for text, row in zip(texts[start:], encoded, strict=False):
+                check_length(self, len(row), f"the text {text[:60]!r}")
             length = max(map(len, encoded))
             ids = torch.tensor([row + [self.pad_token_id] * (length - len(row)) for row in encoded], device=self.device)
             lengths = torch.tensor([len(row) for row in encoded], device=self.device)

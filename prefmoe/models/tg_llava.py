@@ -44,10 +44,9 @@ class TGLLaVA(Method):
     def __init__(
         self, config: TGLLaVAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
     ) -> None:
-        words = [f"<detail{k}>" for k in range(config.latents)]
-        super().__init__(
-            config, backbone, benchmark, wording=Wording(after_picture="".join(words)), cache=cache
-        )
+        words = tuple(f"<detail{k}>" for k in range(config.latents))
+        wording = Wording(after_picture="".join(words), added=words)
+        super().__init__(config, backbone, benchmark, wording=wording, cache=cache)
         self.added = AddedTokens(backbone, words)
         self.lora = install_lora(
             backbone, config.last_layers, rank=config.rank, alpha=config.alpha, dropout=config.dropout

@@ -49,9 +49,10 @@ class YoLLaVA(Method):
         self, config: YoLLaVAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
     ) -> None:
         latent = [f"<token{k}>" for k in range(config.tokens)]
-        wording = Wording(opening=f"{PLACEHOLDER} is {''.join(latent)}.", name=PLACEHOLDER)
+        opening, words = f"{PLACEHOLDER} is {''.join(latent)}.", (PLACEHOLDER, *latent)
+        wording = Wording(opening=opening, name=PLACEHOLDER, added=words)
         super().__init__(config, backbone, benchmark, wording=wording, cache=cache)
-        self.added = AddedTokens(backbone, [PLACEHOLDER, *latent])
+        self.added = AddedTokens(backbone, words)
         trained = trained_rows(benchmark, backbone.device)
         spread = backbone.model.config.get_text_config().initializer_range  # as new rows of a resized matrix
         size = (backbone.hidden_size, spread, 1 + config.tokens)
