@@ -16,7 +16,7 @@ from tiny_models import ARCHITECTURES
 from torch import nn
 
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.data.collation import Batch, Collator
+from prefmoe.data.collation import Batch, Collator, encode
 from prefmoe.models import backbones
 from prefmoe.models.backbones import (
     Backbone,
@@ -25,6 +25,7 @@ from prefmoe.models.backbones import (
     find_backbone,
     load_backbone,
     read_registry,
+    weights_digest,
 )
 
 # --- registry -----------------------------------------------------------------------------------------------------
@@ -120,6 +121,24 @@ def test_digest_tells_weights_apart_and_not_folders(tiny_folder: Callable[[str],
     assert load_backbone(copy).digest != original
 
 
+def test_every_file_that_is_loaded_has_a_part_in_the_digest(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder("llava"), tmp_path / "copy")
+    entry = find_backbone(folder)
+    original = weights_digest(entry)
+    names = {path.name for path in folder.iterdir()}
+    assert {"chat_template.jinja", "generation_config.json", "processor_config.json", "tokenizer_config.json"} <= names
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
+        assert weights_digest(entry) != original, path.name
+        path.write_bytes(content)
+    for name in ("README.md", "miniature.json"):  # for people
+        (folder / name).write_text("{}")
+    assert weights_digest(entry) == original
+    (folder / "added_tokens.json").write_text("{}")
+    assert weights_digest(entry) != original
+
+
 @pytest.mark.parametrize(
     ("removed", "expected"),
     [
@@ -195,6 +214,23 @@ def test_a_processor_without_patch_size_takes_it_from_the_model(
     (folder / "processor_config.json").write_text(json.dumps(settings))
     processor = load_backbone(folder).processor
     assert {name: getattr(processor, name) for name in names} == expected
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_lite"])
+@torch.no_grad()
+def test_a_processor_saved_without_the_class_token_s_place_counts_it_by_the_tower(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    folder = shutil.copytree(tiny_folder(kind), tmp_path / "4.46.3")
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings.pop("num_additional_image_tokens", None)
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    backbone = load_backbone(folder)
+    assert backbone.processor.num_additional_image_tokens == (kind != "llava_lite")
+    encoded = encode(backbone, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Ann?"}]}],
+                     [make_picture(0)])  # fmt: skip
+    shown = int((encoded.input_ids == backbone.image_token_id).sum())
+    assert shown == len(backbone.image_features([make_picture(0)])[0])
 
 
 def test_a_wrong_path_is_named(llava: Backbone) -> None:

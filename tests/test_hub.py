@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import httpx2
@@ -83,10 +84,13 @@ def offline(tmp_path, monkeypatch) -> Path:
 
 
 def note_revision(folder: Path, revision: str) -> None:
-    """What `hf download --local-dir` leaves beside the files."""
-    note = folder / ".cache/huggingface/download/config.json.metadata"
-    note.parent.mkdir(parents=True)
-    note.write_text(f"{revision}\netag\n1700000000.0\n")
+    """What `hf download --local-dir` leaves beside the files: for each the commit and its name in git."""
+    notes = folder / ".cache/huggingface/download"
+    notes.mkdir(parents=True)
+    for path in (path for path in folder.iterdir() if path.is_file()):
+        command = ["git", "hash-object", "--no-filters", str(path)]
+        name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        (notes / f"{path.name}.metadata").write_text(f"{revision}\n{name}\n1700000000.0\n")
 
 
 def test_a_folder_takes_the_place_of_the_hub(offline):
@@ -96,6 +100,14 @@ def test_a_folder_takes_the_place_of_the_hub(offline):
     note_revision(offline, ENTRY.revision)
     assert weights_digest(ENTRY) == f"{ENTRY.hub_id}@{ENTRY.revision}"
     assert load_backbone("llava-1.5-7b").hidden_size == 32
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "added_tokens.json"])
+def test_a_folder_with_a_changed_or_added_file_is_no_longer_its_commit(offline, name):
+    note_revision(offline, ENTRY.revision)
+    with (offline / name).open("a") as file:
+        file.write(" ")
+    assert weights_digest(ENTRY) == weights_digest(find_backbone(offline)) != f"{ENTRY.hub_id}@{ENTRY.revision}"
 
 
 def test_a_folder_of_another_revision_is_refused(offline):

@@ -30,11 +30,9 @@ from prefmoe.data.prompt_checks import check_length
 from prefmoe.files import whole_file
 from prefmoe.models import efficientnet_lite  # noqa: F401  makes its class known to transformers
 from prefmoe.models.anchor_cache import AnchorCache
+from prefmoe.models.backbone_files import LOADED, as_downloaded, files_digest, image_token_settings, noted_revision
 from prefmoe.names import NAME, RULE, did_you_mean
 from prefmoe.places import PACKAGE, REGISTRY
-
-_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
-"""What is downloaded of a repository."""
 
 
 class BackboneError(ValueError):
@@ -329,7 +327,7 @@ def _load(
                 ignore_mismatched_sizes=True,  # refused below, by name
                 **options,
             )
-            processor = _load_processor(entry, source, options, model.config)
+            processor = _load_processor(entry, source, options, model)
     except BackboneError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -374,24 +372,12 @@ def _offline(entry: BackboneEntry) -> Path | None:
     return None
 
 
-def _revision(folder: Path) -> str | None:
-    """The commit that `hf download --local-dir` noted for a folder, if it did."""
-    note = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
-    return note.read_text(encoding="utf-8").partition("\n")[0].strip() if note.is_file() else None
-
-
 def weights_digest(entry: BackboneEntry) -> str:
-    """Identifies a backbone's weights without loading them: the hub's commit, or a hash of the folder's files."""
+    """Identifies a backbone without loading it: the hub's commit, or a hash of all files that loading reads."""
     folder = entry.folder or _offline(entry)
-    if folder is None or (entry.revision and _revision(folder) == entry.revision):
+    if folder is None or (entry.revision and noted_revision(folder) == entry.revision and as_downloaded(folder)):
         return f"{entry.hub_id}@{entry.revision}"
-    total = hashlib.blake2b(digest_size=16)
-    names = [p for p in folder.iterdir() if p.name in ("config.json", "tokenizer.json")]
-    for path in sorted([*names, *folder.glob("*.safetensors")]):
-        total.update(path.name.encode())
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "blake2b").digest())
-    return total.hexdigest()
+    return files_digest(folder)
 
 
 def _source(entry: BackboneEntry) -> Path:
@@ -400,8 +386,8 @@ def _source(entry: BackboneEntry) -> Path:
     if folder is None:
         assert entry.hub_id is not None
         otherwise = f"without the hub, put the files into $PREFMOE_WEIGHTS/{entry.name}"
-        folder = hub.download(entry.hub_id, revision=entry.revision, allow_patterns=_FILES, otherwise=otherwise)
-    elif entry.revision and (found := _revision(folder)) not in (None, entry.revision):
+        folder = hub.download(entry.hub_id, revision=entry.revision, allow_patterns=list(LOADED), otherwise=otherwise)
+    elif entry.revision and (found := noted_revision(folder)) not in (None, entry.revision):
         raise BackboneError(
             f"backbone {entry.name!r}: {folder} holds revision {found}, the registry pins {entry.revision}: "
             f"hf download {entry.hub_id} --revision {entry.revision} --local-dir {folder}"
@@ -453,7 +439,7 @@ def pictures_only(processor_class: type) -> type:
     return PictureProcessor
 
 
-def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any], config: Any) -> Any:
+def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any], model: nn.Module) -> Any:
     """The processor with pictures prepared by Pillow, so that the pixels are the same wherever it runs."""
     original = _class(entry.architecture.processor_class)
     if not original.__module__.startswith("transformers."):
@@ -464,11 +450,8 @@ def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any], 
     accepted = set(inspect.signature(original.__init__).parameters) - set(original.get_attributes())
     settings = {key: value for key, value in settings.items() if key in accepted}
     settings.setdefault("chat_template", tokenizer.chat_template)
-    if "patch_size" in accepted and settings.get("patch_size") is None:
-        # Processors saved before they expanded image tokens themselves leave these to the model's configuration.
-        settings["patch_size"] = config.vision_config.patch_size
-        settings["vision_feature_select_strategy"] = config.vision_feature_select_strategy
-        settings["num_additional_image_tokens"] = int(config.vision_config.model_type == "clip_vision_model")
+    tower = model.get_submodule(entry.paths.vision_tower)
+    settings |= image_token_settings(settings, accepted, model.config, tower)
     return pictures_only(original)(images, tokenizer, **settings)
 
 

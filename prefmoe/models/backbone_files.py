@@ -1,0 +1,86 @@
+"""A backbone's files: which of them are loaded, what identifies them, and settings that old ones leave to the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+LOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+"""What is downloaded of a repository, and read of a folder."""
+
+CARDS = ("miniature.json", "projector.json")
+"""What a folder says about how its weights were made: nothing reads it when a backbone is loaded."""
+
+_NOTES = Path(".cache") / "huggingface" / "download"
+
+
+def loaded_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder that a backbone may be made from, by their name: weights, configurations, tokenizer,
+    processor, chat templates."""
+    found = {path for pattern in LOADED for path in folder.glob(pattern) if path.is_file()}
+    found |= {path for path in folder.glob("additional_chat_templates/*.jinja") if path.is_file()}
+    named = {path.relative_to(folder).as_posix(): path for path in found if path.name not in CARDS}
+    return dict(sorted(named.items()))
+
+
+def files_digest(folder: Path) -> str:
+    """A hash of the names and contents of `loaded_files`."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, path in loaded_files(folder).items():
+        total.update(name.encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "blake2b").digest())
+    return total.hexdigest()
+
+
+def noted_revision(folder: Path) -> str | None:
+    """The commit that `hf download --local-dir` noted for a folder, if it did."""
+    note = folder / _NOTES / "config.json.metadata"
+    return note.read_text(encoding="utf-8").partition("\n")[0].strip() if note.is_file() else None
+
+
+def as_downloaded(folder: Path) -> bool:
+    """Whether no text file of such a folder (configuration, tokenizer, chat template) was changed or added since.
+
+    Each note's second line is the file's name in git: a hash of its content. Weights are taken at their word.
+    """
+    for name, path in loaded_files(folder).items():
+        if path.suffix == ".safetensors":
+            continue
+        note = folder / _NOTES / f"{name}.metadata"
+        lines = note.read_text(encoding="utf-8").splitlines() if note.is_file() else []
+        content = path.read_bytes()
+        known = (
+            hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest(),
+            hashlib.sha256(content).hexdigest(),  # of a file in large file storage
+        )
+        if len(lines) < 2 or lines[1].strip() not in known:
+            return False
+    return True
+
+
+def image_token_settings(
+    settings: Mapping[str, Any], accepted: Collection[str], config: Any, tower: nn.Module
+) -> dict[str, Any]:
+    """What a saved processor leaves open of how many tokens a picture has, from the model.
+
+    Processors saved before they expanded image tokens themselves have none of it; those that transformers 4.46 saved
+    have all but ``num_additional_image_tokens``, so that a picture got one token too few.
+
+    Args:
+        settings: what was saved. accepted: names that the processor's class takes. config, tower: of the model.
+    """
+    open_ = {name for name in accepted if settings.get(name) is None}
+    found: dict[str, Any] = {}
+    if "patch_size" in open_:
+        found["patch_size"] = config.vision_config.patch_size
+    if "vision_feature_select_strategy" in open_ and hasattr(config, "vision_feature_select_strategy"):
+        found["vision_feature_select_strategy"] = config.vision_feature_select_strategy
+    if "num_additional_image_tokens" in open_:
+        names = {name.rpartition(".")[2] for name, _ in tower.named_parameters()}
+        found["num_additional_image_tokens"] = int(bool(names & {"class_embedding", "cls_token"}))
+    return found
