@@ -122,17 +122,25 @@ class Evaluation(_Strict):
 
 
 class Hardware(_Strict):
-    """How backbones from the hub are loaded and run on accelerators; miniatures are always in float32, in one process.
+    """How the workflow runs backbones; what is said of accelerators holds for those from the hub, miniatures need none.
 
     launch: "one" process spreads a backbone over its GPUs; "ddp" processes share the batches, each with the whole
     backbone; "fsdp" processes share the decoder layers as well.
+    processes: how many; by default one for each GPU that a run needs. Two or more also start on a CPU ("ddp" only).
     """
 
     four_bit: bool = Field(False, description="decoder layers in 4-bit NF4 (bitsandbytes); frozen backbones only")
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     launch: Literal["one", "ddp", "fsdp"] = "one"
+    processes: int | None = Field(None, ge=2)
     gpu_gigabytes: float = Field(80, gt=0, description="memory of each GPU of the cluster")
     gpus_per_node: int = Field(8, ge=1)
+
+    @model_validator(mode="after")
+    def _launched(self) -> Hardware:
+        if self.processes and self.launch == "one":
+            raise ValueError("processes share a run with launch: ddp or fsdp only")
+        return self
 
 
 class Losses(_Strict):
@@ -337,6 +345,11 @@ class Edition(_Strict):
             raise ValueError(f"labels name the rows of the tables; given to several methods: {', '.join(repeated)}")
         if self.table2 and self.ablation_backbone not in self.backbones:
             raise ValueError(f"ablation_backbone must be one of {', '.join(self.backbones)}")
+        if self.training.batch_size % (self.hardware.processes or 1):
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} cannot be shared equally among "
+                f"hardware.processes {self.hardware.processes}"
+            )
         return self
 
     def runs(self) -> list[tuple[str, str]]:

@@ -275,7 +275,9 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
     most = FRAGMENTATION * max(learning.total, answering.total)
     usable = settings.gpu_gigabytes * GIGABYTE - WORKSPACE
     gpus = 0 if small else math.ceil(most / usable)
-    if settings.launch == "ddp" and gpus == 1:
+    if gpus and settings.processes:
+        gpus = settings.processes
+    elif settings.launch == "ddp" and gpus == 1:
         gpus = settings.gpus_per_node
     seeds = len(edition.seeds) if method.kind != "nontuned" else 1
     hours = seeds * _hours(edition, method, shape, length, questions, width, four_bit)

@@ -221,7 +221,7 @@ def test_the_mean_over_processes_is_the_gradient_of_the_whole_batch(tmp_path):
 def test_the_launchers_configurations_are_understood():
     folder = ROOT / "config" / "accelerate"
     found = {path.stem: load_config_from_file(str(path)) for path in folder.glob("*.yaml")}
-    kinds = {"one_gpu": "NO", "ddp": "MULTI_GPU", "fsdp": "FSDP"}
+    kinds = {"one_gpu": "NO", "cpu": "MULTI_GPU", "ddp": "MULTI_GPU", "fsdp": "FSDP"}
     assert {name: str(settings.distributed_type).rpartition(".")[2] for name, settings in found.items()} == kinds
     assert found["fsdp"].fsdp_config["fsdp_version"] == 2 and not any(s.use_cpu for s in found.values())
 

@@ -189,4 +189,7 @@ def test_jobs_ask_for_what_their_runs_need():
     assert small["mem_mb"] > 14_000 and large["mem_mb"] > 146_000 and large["runtime"] > small["runtime"] > 30
     both = resources.job(edition, [("llava-1.5-7b", "PrefMoE"), ("qwen2.5-vl-72b", "PrefMoE")], training=True)
     assert both == large
+    shared = {"launch": "ddp", "processes": 4}
+    edition = edition.model_copy(update={"hardware": edition.hardware.model_copy(update=shared)})
+    assert resources.job(edition, [("llava-1.5-7b", "PrefMoE")], training=True)["gpus"] == 4
     assert resources.job(load_edition("mini"), [("llava-mini", "PrefMoE")], training=True)["gpus"] == 0

@@ -141,6 +141,45 @@ def test_several_processes_make_a_run_before_its_notebook(clone):
     assert "qwen2.5-vl-72b PrefMoE && python -m prefmoe notebook" in command
 
 
+@pytest.mark.parametrize(
+    ("hardware", "expected"),
+    [
+        ({"launch": "ddp"}, None),
+        ({"launch": "ddp", "processes": 2}, "ACCELERATE_USE_CPU=true accelerate launch --config_file "
+         "config/accelerate/cpu.yaml --num_processes 2 -m prefmoe run shared llava-mini LoRA && python -m prefmoe"),
+        ({"launch": "fsdp", "processes": 2}, "llava-mini runs on CPUs, where hardware.launch fsdp does not start"),
+    ],
+)  # fmt: skip
+def test_processes_without_gpus_start_when_they_are_asked_for(clone, hardware, expected):
+    tiny = yaml.safe_load((clone / "config/tiny.yaml").read_text(encoding="utf-8"))
+    (clone / "config/shared.yaml").write_text(yaml.safe_dump(tiny | {"name": "shared", "hardware": hardware}))
+    target = f"{RUN}/LoRA.ipynb".replace("tiny", "shared")
+    result = _snakemake(clone, "--dry-run", "--printshellcmds", "--", target, edition="shared")
+    text = result.stdout + result.stderr
+    assert ("accelerate launch" in text) == bool(expected and "accelerate launch" in expected)
+    assert expected is None or expected in text
+    assert (f"threads: {hardware.get('processes')}" in text) == (hardware == {"launch": "ddp", "processes": 2})
+
+
+WITHOUT_CORES = """\
+from pathlib import Path
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
+with SnakemakeApi(OutputSettings(printshellcmds=True)) as api:
+    settings = {"config_settings": ConfigSettings(config={"edition": "tiny"}), "snakefile": Path("Snakefile")}
+    workflow = api.workflow(resource_settings=ResourceSettings(nodes=2), **settings)
+    workflow.dag(DAGSettings(targets={"pretrain"})).execute_workflow(executor="dryrun")
+"""
+
+
+def test_a_cluster_needs_no_total_number_of_cores(clone):
+    """Its nodes have cores, the whole has no number of them: the command line fills one in for dry runs only."""
+    command = [sys.executable, "-c", WITHOUT_CORES]
+    result = subprocess.run(command, cwd=clone, capture_output=True, text=True, env=_environment(), timeout=600)
+    assert _planned(result) == {"pretrain": 1, "pretrain_miniature": 2}
+    assert "threads: 8" in result.stdout + result.stderr
+
+
 def test_pretraining_makes_the_backbones_in_their_order(clone):
     result = _snakemake(clone, "--dry-run", "--", "pretrain")
     assert _planned(result) == {"pretrain": 1, "pretrain_miniature": 2}

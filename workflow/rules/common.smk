@@ -42,6 +42,9 @@ PREFMOE_FOR_LONG = " ".join(
         "python -m prefmoe",
     ]
 )
+# All cores that snakemake was given; where every job is given its own, on a cluster, some.
+ALL_CORES = workflow.resource_settings.cores or 8
+HOURS = 720  # of a cluster's job that goes on where a killed one stopped, in minutes
 RUN_NOTEBOOK = "06_train_and_evaluate"
 PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
 FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]
@@ -222,15 +225,23 @@ def needed(asked, name):
     return lambda wildcards: f"gpu:{asked(wildcards)['gpus']}" if asked(wildcards)["gpus"] else ""
 
 
+def run_threads(wildcards):
+    """CPU cores of a run: four for each GPU, or one for each process."""
+    return 4 * run_resources(wildcards)["gpus"] or EDITION.hardware.processes or 1
+
+
 def launcher(wildcards):
     """The command before the run's notebook: with several processes, they make the run and the notebook finds it."""
-    gpus = run_resources(wildcards)["gpus"]
-    if EDITION.hardware.launch == "one" or gpus < 2:
+    gpus, hardware = run_resources(wildcards)["gpus"], EDITION.hardware
+    processes = hardware.processes or gpus
+    if hardware.launch == "one" or processes < 2:
         return ""
-    settings = f"config/accelerate/{EDITION.hardware.launch}.yaml"
+    if not gpus and hardware.launch != "ddp":
+        raise WorkflowError(f"{wildcards.backbone} runs on CPUs, where hardware.launch {hardware.launch} does not start")
+    settings = f"config/accelerate/{hardware.launch if gpus else 'cpu'}.yaml"
     run = ["-m", "prefmoe", "run", EDITION.name, wildcards.backbone, wildcards.method]
-    start = ["accelerate", "launch", "--config_file", settings, "--num_processes", str(gpus)]
-    return f"{shlex.join([*start, *run])} &&"
+    start = ["accelerate", "launch", "--config_file", settings, "--num_processes", str(processes)]
+    return f"{'' if gpus else 'ACCELERATE_USE_CPU=true '}{shlex.join([*start, *run])} &&"
 
 
 def made_before(miniature):

@@ -13,7 +13,10 @@ rule pretrain_miniature:
         touch("results/pretraining/{miniature}.done"),
     log:
         "results/pretraining/{miniature}.log",
-    threads: workflow.cores
+    threads: ALL_CORES
+    resources:
+        mem_mb=8000,
+        runtime=HOURS,
     conda:
         ENVIRONMENT
     shell:
@@ -38,6 +41,9 @@ rule align:
     log:
         "results/projector/{stage}.log",
     threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=HOURS,
     conda:
         ENVIRONMENT
     shell:
@@ -57,6 +63,9 @@ rule tune_backbone:
     log:
         f"{RESULTS}/logs/tuning/{{backbone}}.log",
     threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=HOURS,
     conda:
         ENVIRONMENT
     shell:

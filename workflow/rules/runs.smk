@@ -37,7 +37,7 @@ rule run:
         f"{RESULTS}/logs/{RUN_NOTEBOOK}/{{backbone}}/{{method}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{RUN_NOTEBOOK}/{{backbone}}/{{method}}.tsv"
-    threads: 1
+    threads: run_threads
     priority: 10
     resources:
         gpus=needed(run_resources, "gpus"),
