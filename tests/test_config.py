@@ -139,7 +139,7 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
         ("  LoRA:", "  a: {kind: nontuned, label: x, profile: none}\n  A:", "in capitals alone: a, A"),
         ("  LoRA:", "  $(touch x):", r"methods.\$\(touch x\).*the name '\$\(touch x\)' is refused: expected letters"),
         ("  LoRA:", "  ../LoRA:", "the name '../LoRA' is refused"),
-        ("seeds: [0]", "seeds: [0]\nhardware: {processes: 2}", "hardware: processes share a run with launch: ddp or fsdp"),
+        ("seeds: [0]", "seeds: [0]\nhardware: {processes: 2}", "hardware: processes share a run with launch: ddp"),
         ("seeds: [0]", "seeds: [0]\nhardware: {launch: ddp, processes: 1}", "hardware.processes: .*than or equal to 2"),
         ("seeds: [0]", "seeds: [0]\nhardware: {launch: ddp, processes: 3}",
          "training.batch_size 8 cannot be shared equally among hardware.processes 3"),
