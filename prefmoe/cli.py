@@ -105,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         logits.add_argument("--device", default="cpu", help='"auto" spreads the model over all accelerators')
     logits.add_argument("--tolerance", type=float, default=0.01, help="largest difference of a logit (default: 0.01)")
 
+    convert = command("convert", _convert, "Make a data folder from a table and its pictures (docs/data.md).")
+    convert.add_argument("source", help="a CSV, TSV or parquet file, a folder with them, or owner/name on the hub")
+    convert.add_argument("folder", type=Path, help="the data folder to make")
+    convert.add_argument("--csv", default="sample.csv", help="name of the table in it (the paper edition: full.csv)")
+    convert.add_argument("--revision", help="commit hash of a repository on the hub (default: the newest)")
+
     fetch = command("fetch", _fetch, "Download and verify the public subset of MMPB-clean, or the small backbone.")
     fetch.add_argument("what", choices=["mmpb-clean", "smollm2"])
     fetch.add_argument("folder", type=Path)
@@ -257,6 +263,14 @@ def _backbone(options: argparse.Namespace):
     from prefmoe.models.backbones import load_backbone
 
     return load_backbone(options.backbone, dtype=getattr(torch, options.dtype), device=options.device)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from prefmoe.data.convert import convert
+
+    made = convert(options.source, options.folder, csv=options.csv, revision=options.revision)
+    print(json.dumps(made))
+    print(f"complete and checked: {options.folder} (export PREFMOE_DATA={options.folder.resolve()})")
 
 
 def _fetch(options: argparse.Namespace) -> None:

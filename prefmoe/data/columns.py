@@ -35,3 +35,10 @@ IMAGE = "image"
 """A column that may stand in the place of image_path, as in VLMEvalKit's tables."""
 
 QUESTIONS = Columns(REQUIRED, DEFAULTS, {IMAGE: "image_path"})
+
+CONVERTED = Columns(
+    tuple(column for column in REQUIRED if column != "injection_image_1"),
+    {"injection_image_1": "", **DEFAULTS},
+    QUESTIONS.instead,
+)
+"""What `prefmoe convert` takes: MMPB's script keeps the profile pictures beside its table."""

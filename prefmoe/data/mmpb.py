@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import pandas as pd
@@ -27,7 +28,7 @@ from .benchmark import (
 )
 from .columns import COLUMNS, IMAGE_COLUMNS, INJECTION_COLUMNS, QUESTIONS
 from .packed import unpack
-from .rows import Mistakes, MMPBError, Row, read_rows
+from .rows import Columns, Mistakes, MMPBError, Row, read_rows
 from .shown import check_pictures
 from .splits import read_annotations, read_splits, read_transcripts
 
@@ -81,24 +82,26 @@ def read(data_folder: str | Path, *, csv: str = "sample.csv", seen: Path | None 
     )
 
 
-def question_rows(path: Path, name: str, mistakes: Mistakes, root: Path, unpacked: str) -> list[Row]:
+def question_rows(
+    path: Path, name: str, mistakes: Mistakes, root: Path, unpacked: str, columns: Columns = QUESTIONS
+) -> list[Row]:
     """The rows of a table of questions; pictures that it holds itself become files below ``root / unpacked``.
 
     Fields that follow from others are filled in, and columns that it lacks (see prefmoe.data.columns).
     """
     pictures = partial(unpack, root=root, folder=unpacked)
-    rows = list(read_rows(path, QUESTIONS, mistakes, name, _only(IMAGE_COLUMNS, pictures)))
+    rows = list(read_rows(path, columns, mistakes, name, _only(IMAGE_COLUMNS, pictures)))
     if not rows and not mistakes.lines:
         mistakes.add(name, "expected at least one question, found none")
     shown = {row["index"]: row["image_path"] for row in rows}
-    return [replace(row, fields=_filled_in(row.fields, shown)) for row in rows]
+    return [replace(row, fields=filled_in(row.fields, shown)) for row in rows]
 
 
 def _only(columns: Sequence[str], function: Callable[[Any], str | None]) -> Callable[[str, Any], str | None]:
     return lambda column, value: function(value) if column in columns else None
 
 
-def _filled_in(fields: Mapping[str, str], shown: Mapping[str, str]) -> dict[str, str]:
+def filled_in(fields: Mapping[str, str], shown: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """A row with what follows from its other fields; ``shown``: the picture of each index, which another may name."""
     filled = {**fields, "image_path": shown.get(fields["image_path"], fields["image_path"])}
     form = "mcq" if fields["l2-category"] == "inconsistency" else "yesno"

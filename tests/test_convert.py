@@ -1,0 +1,206 @@
+"""`prefmoe convert`: tables in other hands' forms become a data folder that says the same, or leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic_mmpb import make, rows
+from test_own_data import asked, faces, packed
+
+from prefmoe import cli, hub
+from prefmoe.data import mmpb
+from prefmoe.data.columns import IMAGE_COLUMNS
+from prefmoe.data.convert import convert
+from prefmoe.data.rows import MMPBError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make(tmp_path_factory.mktemp("drawn") / "data")
+
+
+@pytest.fixture(scope="module")
+def direct(folder) -> mmpb.Benchmark:
+    return mmpb.read(folder)
+
+
+def parquet(folder: Path, target: Path, splits=("train", "test", "unseen"), name="{}-00000-of-00001.parquet") -> Path:
+    """The data folder in the form that the hub gives to a dataset with pictures: a file for each split."""
+    benchmark = mmpb.read(folder)
+    for split in splits:
+        table = benchmark.frame.loc[list(benchmark.splits[split])].reset_index()
+        for column in IMAGE_COLUMNS:
+            paths = [folder / path for path in table[column]]
+            table[column] = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+        path = target / name.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.replace("", None).to_parquet(path, index=False)
+    return target
+
+
+def same(found: mmpb.Benchmark, expected: mmpb.Benchmark, *splits: str) -> None:
+    """Whether the questions of some splits, their pictures and who they are about are the same."""
+    indices = {index for split in splits for index in expected.splits[split]}
+    theirs = {index: content for index, content in asked(expected).items() if index in indices}
+    assert asked(found) == theirs and {name: found.splits[name] for name in splits} == {
+        name: expected.splits[name] for name in splits
+    }
+    for name, pictures in faces(found).items():
+        assert found.users[name].preferences == expected.users[name].preferences and len(pictures) == 5
+
+
+@pytest.mark.parametrize("name", ["{}-00000-of-00001.parquet", "data/{}.parquet", "default/{}/0000.parquet"])
+def test_the_hub_s_parquet_says_the_same_as_the_folder(folder, direct, tmp_path, name):
+    made = convert(parquet(folder, tmp_path / "hub", name=name), tmp_path / "data")
+    found = mmpb.read(tmp_path / "data")
+    same(found, direct, "train", "test", "unseen")
+    counts = {"train": 9, "validation": 0, "test": 5, "unseen": 4}
+    assert made == {"users": 5, "questions": counts, "transcripts": 0, "revision": None}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "hub"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["mmpb_clean"]
+
+
+def test_a_data_folder_is_taken_over_with_all_that_lies_in_it(folder, direct, tmp_path):
+    convert(folder, tmp_path / "data", csv="full.csv")
+    found = mmpb.read(tmp_path / "data", csv="full.csv")
+    assert found.digest == direct.digest and found.transcripts == direct.transcripts
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize("word", ["split", None])
+def test_a_table_with_its_pictures_inside(folder, direct, tmp_path, ending, word):
+    """Without any split, all questions are for testing."""
+    table = pd.DataFrame([packed(folder, row) for row in rows()])
+    if word:
+        homes = {index: split for split, indices in direct.splits.items() for index in indices}
+        table = table[[int(index) in homes for index in table["index"]]]
+        table[word] = [{"test": "Test"}.get(home, home) for home in (homes[int(index)] for index in table["index"])]
+    write = {"csv": table.to_csv, "tsv": lambda path, index: table.to_csv(path, index=index, sep="\t")}
+    write.get(ending, table.to_parquet)(tmp_path / f"mine.{ending}", index=False)
+    convert(tmp_path / f"mine.{ending}", tmp_path / "data")
+    found = mmpb.read(tmp_path / "data")
+    if word:
+        same(found, direct, "train", "test", "unseen")
+    else:
+        assert found.splits["test"] == tuple(range(20)) and asked(found) == asked(direct)
+
+
+def test_the_folder_of_mmpb_s_own_script(folder, direct, tmp_path):
+    """Its table has answers as words, no profile pictures (they lie beside it), and few columns."""
+    root, table = tmp_path / "mmpb", []
+    for row in rows():
+        place = f"{row['attribute']}/test/{row['name']}/{row['index']}.png"
+        for number in range(5):
+            face = root / row["attribute"] / "train" / row["name"] / f"{number}.png"
+            if not face.exists():
+                face.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / row[f"injection_image_{number + 1}"], face)
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / row["image_path"], root / place)
+        kept = ("index", "question", *"ABCD", "attribute", "category", "l2-category", "concept", "name", "preference",
+                "description_moderate")  # fmt: skip
+        answer = row["answer_text"].upper() if len(row["answer_text"]) == 1 else row["answer_text"].title()
+        table.append({column: row[column] for column in kept} | {"answer": answer, "image_path": place, "prompt": "x"})
+    pd.DataFrame(table).to_csv(root / "dataset.csv", index=False)
+    convert(root, tmp_path / "data")
+    found = mmpb.read(tmp_path / "data")
+    mine, theirs = ({i: said(e) for i, e in one.examples.items()} for one in (found, direct))
+    assert mine == theirs
+    assert faces(found) == faces(direct) and (found.frame["prompt"] == "x").all()
+
+
+def said(example) -> tuple:
+    return example.name, example.question, example.options, example.answer, example.image.read_bytes()
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def test_a_repository_of_the_hub_is_taken_from_its_cache(folder, direct, tmp_path, monkeypatch):
+    """The cache's files are links to another folder, as huggingface_hub makes them."""
+    snapshot, asked_for = tmp_path / "cache/snapshots" / COMMIT, {}
+    plain = parquet(folder, tmp_path / "plain")
+    snapshot.mkdir(parents=True)
+    (tmp_path / "cache/blobs").mkdir()
+    for number, path in enumerate(sorted(plain.iterdir())):
+        path.rename(tmp_path / f"cache/blobs/{number}")
+        (snapshot / path.name).symlink_to(Path(f"../../blobs/{number}"))
+    monkeypatch.setattr(hub, "snapshot_download", lambda repo, **options: asked_for.update(options) or str(snapshot))
+    monkeypatch.setattr(hub, "verify", lambda *_: None, raising=False)
+    made = convert("somebody/MMPB-clean", tmp_path / "data", revision=COMMIT)
+    assert made["revision"] == COMMIT and (asked_for["revision"], asked_for["repo_type"]) == (COMMIT, "dataset")
+    same(mmpb.read(tmp_path / "data"), direct, "train", "test", "unseen")
+    origin = json.loads((tmp_path / "data/mmpb_clean/origin.json").read_text())
+    assert origin == {"source": "somebody/MMPB-clean", "revision": COMMIT}
+
+
+def test_mistakes_name_the_source_s_file_row_and_field_and_leave_nothing(folder, tmp_path):
+    source = parquet(folder, tmp_path / "hub")
+    shard = source / "test-00000-of-00001.parquet"
+    table = pd.read_parquet(shard)
+    table.loc[2, "answer"] = 9
+    table.at[3, "image_path"] = {"bytes": b"no picture", "path": "x.png"}
+    table.to_parquet(shard)
+    with pytest.raises(MMPBError) as caught:
+        convert(source, tmp_path / "data")
+    index = table["index"].tolist()
+    assert f"{shard.name}, row 3, field answer (index {index[2]}): expected a code from 0 to 5" in str(caught.value)
+    assert f"{shard.name}, row 4, field image_path (index {index[3]}): expected a picture (PNG" in str(caught.value)
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(MMPBError, match=f"{shard.name}: not a whole parquet file"):
+        convert(source, tmp_path / "data")
+    assert [path.name for path in tmp_path.iterdir()] == ["hub"]
+
+
+def test_pictures_outside_of_the_source_are_not_taken(folder, tmp_path):
+    source = Path(shutil.copytree(folder, tmp_path / "source"))
+    shutil.copy(folder / "mmpb_clean/images/000003.png", tmp_path / "private.png")
+    table = pd.DataFrame(rows())
+    table.loc[1, "image_path"] = "../private.png"
+    table.loc[2, "image_path"] = str(tmp_path / "private.png")
+    (source / "mmpb_clean/images/000003.png").unlink()
+    (source / "mmpb_clean/images/000003.png").symlink_to(tmp_path / "private.png")
+    (source / "mmpb_clean/images/000004.png").unlink()
+    os.mkfifo(source / "mmpb_clean/images/000004.png")
+    table.to_csv(source / "mmpb_clean/sample.csv", index=False)
+    with pytest.raises(MMPBError) as caught:
+        convert(source, tmp_path / "data")
+    for index in (1, 2, 3, 4):
+        assert f"field image_path (index {index}): expected" in str(caught.value)
+    assert "5 mistake(s)" not in str(caught.value) and not (tmp_path / "data").exists()
+
+
+def test_sources_that_cannot_be_told_are_refused(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    two = tmp_path / "two"
+    two.mkdir()
+    for name in ("one.csv", "other.tsv"):
+        (two / name).write_text("index\n")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    for source, options, message in (
+        (tmp_path / "empty", {}, "expected a table in it \\(.csv, .tsv, .parquet\\)"),
+        (two, {}, "expected one table, or several named by split, found one.csv, other.tsv"),
+        (tmp_path / "none.csv", {}, "none.csv: no such file or folder"),
+        ("some/name", {"revision": "main"}, "expected a revision of 40 hexadecimal digits, found 'main'"),
+        (folder, {"revision": COMMIT}, "a revision is of a repository on the hub"),
+        (folder, {"csv": "../x.csv"}, "expected the name of a CSV file"),
+    ):
+        with pytest.raises(MMPBError, match=message):
+            convert(source, tmp_path / "data", **options)
+    with pytest.raises(MMPBError, match="full: expected a name that is free"):
+        convert(folder, full)
+    assert (full / "mine.txt").read_text() == "mine" and not (tmp_path / "data").exists()
+
+
+def test_the_command_says_what_it_made(folder, tmp_path, capsys):
+    assert cli.main(["convert", str(folder), str(tmp_path / "data")]) == 0
+    assert "PREFMOE_DATA=" in capsys.readouterr().out and mmpb.read(tmp_path / "data").users
+    assert cli.main(["convert", str(tmp_path / "none"), str(tmp_path / "other")]) == 1
+    assert "error: " in capsys.readouterr().err
