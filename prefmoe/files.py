@@ -1,9 +1,11 @@
-"""Files: whole from the moment they have their name, and read only where reading comes to an end."""
+"""Files: whole from the moment they have their name, able to say when they were damaged since, read only to an end."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -11,21 +13,66 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
+
+class FileError(ValueError):
+    """A file of ours that does not hold what it should; the message names it and says what was expected."""
+
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, sealed: bool = False) -> Iterator[Path]:
     """A temporary name to write to, which takes the place of ``path`` when the block ends without an error.
 
-    The folder is made if need be. An error leaves whatever had the name before. Of two processes that write the same
-    file at once, the later one's stays.
+    The folder is made if need be, and the file has the mode that the umask gives, whatever its writer gave it. An error
+    leaves whatever had the name before. Of two processes that write the same file at once, the later one's stays.
+
+    Args:
+        sealed: note the file's digest beside it, for `is_intact`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial, seal = path.with_name(f".{path.name}.{os.getpid()}.partial"), seal_of(path)
+    partial.touch()
+    mode = stat.S_IMODE(partial.stat().st_mode)
     try:
         yield partial
+        partial.chmod(mode)  # safetensors makes files that nobody but their owner can read
+        digest = sha256(partial) if sealed else ""
+        seal.unlink(missing_ok=True)
         os.replace(partial, path)
+        if sealed:
+            seal.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
     finally:
         partial.unlink(missing_ok=True)
+
+
+def seal_of(path: Path) -> Path:
+    """Where a file's digest is noted, in the form that `sha256sum --check` reads."""
+    return path.with_name(path.name + ".sha256")
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file that was written sealed is there, as it was written.
+
+    A file that is not is named in the log, to be made again; only one that is absent altogether is no surprise.
+    """
+    if not path.is_file():
+        return False
+    try:
+        noted = seal_of(path).read_text(encoding="utf-8").partition(" ")[0]
+        if noted == sha256(path):
+            return True
+        reason = "its digest is not the one noted beside it"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"its digest cannot be read: {error}"
+    log.warning("%s: damaged (%s), it is made again", path, reason)
+    return False
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -44,3 +91,26 @@ def read_regular(path: Path) -> bytes:
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return path.read_bytes()
+
+
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    """The mapping that a JSON file holds.
+
+    Args:
+        expected: what it should be, for the message.
+
+    Raises:
+        FileError: if it cannot be read, is not JSON (a login page, half a file), or holds something else than a mapping.
+    """
+    try:
+        content = json.loads(read_regular(path).decode("utf-8"))
+    except OSError as error:
+        raise FileError(f"{path}: expected {expected}, cannot be read: {error.strerror}") from error
+    except ValueError as error:  # undecodable bytes are one, too
+        raise FileError(f"{path}: expected {expected}, found no JSON ({error})") from error
+    except RecursionError as error:
+        raise FileError(f"{path}: expected {expected}, found brackets without end") from error
+    if not isinstance(content, dict):
+        found = "null" if content is None else f"a {type(content).__name__}"
+        raise FileError(f"{path}: expected {expected}, a JSON mapping; found {found}")
+    return content

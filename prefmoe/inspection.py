@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prefmoe import figures, metrics, runs, statistics
+from prefmoe import figures, metrics, run_files, runs, statistics
 from prefmoe.config import RESULTS, Edition, run_folder
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
 from prefmoe.data.collation import Batch, Collator, load_pictures
@@ -70,11 +70,13 @@ def _run(edition: Edition, backbone_name: str, method_name: str, seed: int, resu
     if find_backbone(backbone_name).hub_id is None:
         return runs.run_method(edition, backbone_name, method_name, seed, results=results)
     folder = run_folder(results, edition.name, backbone_name, method_name, seed)
-    if not runs.is_complete(folder):
+    try:
+        run_files.verify(folder)
+    except run_files.RunFileError as error:
         raise InspectionError(
-            f"{folder}: no complete run; make it with: prefmoe notebook notebooks/06_train_and_evaluate.ipynb "
+            f"{folder}: no complete run ({error}); make it with: prefmoe notebook notebooks/06_train_and_evaluate.ipynb "
             f"results/run.ipynb -p edition={edition.name} -p backbone={backbone_name} -p method={method_name}"
-        )
+        ) from error
     return folder
 
 
@@ -90,7 +92,7 @@ def answers(edition: Edition, backbone_name: str, method_name: str, split: str =
     frames = []
     for seed in runs.seeds_of(edition, method_name):
         folder = _run(edition, backbone_name, method_name, seed, results)
-        frame = pd.read_parquet(folder / runs.PREDICTIONS_FILE)
+        frame = run_files.read_predictions(folder)
         frames.append(frame[(frame["split"] == split) & (frame["turns"] == turns)])
     return frames
 
@@ -103,7 +105,7 @@ def loss_logs(
         run_folder(results, edition.name, backbone_name, method_name, seed)
         for seed in runs.seeds_of(edition, method_name)
     ]
-    return [pd.read_parquet(folder / runs.LOSSES_FILE) for folder in folders if runs.is_complete(folder)]
+    return [run_files.read_losses(folder) for folder in folders if (folder / run_files.RUN_FILE).is_file()]
 
 
 # --- user tokens --------------------------------------------------------------------------------------------------

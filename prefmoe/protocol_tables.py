@@ -15,6 +15,7 @@ from prefmoe import metrics, statistics, tables
 from prefmoe.config import CONFIG_FOLDER, FIGURES, RESULTS, Edition, load_edition
 from prefmoe.data.benchmark import FACETS, Benchmark
 from prefmoe.protocol import Experiment, Protocol, ProtocolError, load_protocol, plan, read_benchmark
+from prefmoe.run_files import RunFileError, read_predictions
 from prefmoe.tables import Answers
 
 RESULT_COLUMNS = (
@@ -118,7 +119,7 @@ def read_cells(
     """Everything that was answered in an experiment, variants in the order of the configuration.
 
     Raises:
-        ProtocolError: naming all runs that are missing.
+        ProtocolError: naming all runs that are missing or damaged.
     """
     asked = protocol.experiments[experiment]
     broken_down = asked.axis is not None or len(asked.splits) > 1
@@ -132,11 +133,14 @@ def read_cells(
             for method in asked.methods:
                 planned = plan(edition, protocol, experiment, method, variant, backbone)
                 folders = planned.folders(results)
-                absent = [folder for folder in folders if not (folder / "run.json").is_file()]
-                if absent:
-                    missing += absent
+                frames = []
+                for folder, seed in zip(folders, planned.seeds, strict=True):
+                    try:
+                        frames.append(read_predictions(folder, backbone=backbone, method=method, seed=seed))
+                    except RunFileError as error:
+                        missing.append(error)
+                if len(frames) < len(folders):
                     continue
-                frames = [pd.read_parquet(folder / "predictions.parquet") for folder in folders]
                 where = {"method": planned.config.label, "key": method, "backbone": backbone}
                 where |= {"type": tables.type_of(planned.config)}
                 for split in asked.splits:
@@ -150,8 +154,8 @@ def read_cells(
                         )
                         cells.append(Cell(variant, split, answers, labels))
     if missing:
-        names = ", ".join(map(str, missing))
-        raise ProtocolError(f"{experiment}: {len(missing)} run(s) are missing or incomplete: {names}")
+        names = "\n  ".join(map(str, missing))
+        raise ProtocolError(f"{experiment}: {len(missing)} run(s) are missing, incomplete or damaged:\n  {names}")
     return cells
 
 

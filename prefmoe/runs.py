@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -29,19 +28,16 @@ from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.prepared import prepared_pictures, seen_pictures
 from prefmoe.data.sources import load_benchmark
 from prefmoe.evaluation import evaluate
-from prefmoe.files import whole_file, write_json
+from prefmoe.files import FileError, is_intact, read_json, whole_file, write_json
 from prefmoe.models.anchor_cache import AnchorCache
 from prefmoe.models.backbones import Backbone, find_backbone, load_backbone, weights_digest
 from prefmoe.models.methods import Method as BuiltMethod
 from prefmoe.models.methods import build_method
 from prefmoe.names import did_you_mean
+from prefmoe.run_files import METHOD_FOLDER, PREDICTIONS_FILE, is_complete, seal
 from prefmoe.training import peak_memory, train
 
 log = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
-PREDICTIONS_FILE = "predictions.parquet"
-LOSSES_FILE = "losses.parquet"
 
 Asked = Mapping[str, Sequence[int]]
 """The splits whose questions are answered, each after so many exchanges of small talk."""
@@ -110,9 +106,20 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    with whole_file(path) as partial:
+def _write_parquet(path: Path, frame: pd.DataFrame, *, sealed: bool = False) -> None:
+    with whole_file(path, sealed=sealed) as partial:
         frame.to_parquet(partial, index=False)
+
+
+def _kept_answers(answers: Path, timing: Path) -> tuple[pd.DataFrame, float] | None:
+    """What an interrupted run had answered, and in how many seconds; None where either is missing or damaged."""
+    if not (timing.is_file() and is_intact(answers)):
+        return None
+    try:
+        return pd.read_parquet(answers), float(read_json(timing, "the time that answers took")["seconds"])
+    except (FileError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s: asked again (%s: %r)", answers, timing.name, error)
+        return None
 
 
 @contextmanager
@@ -285,7 +292,8 @@ class Workbench:
         settings, frames, seconds = self.edition.evaluation, [], {}
         for count, examples in questions.items():
             answers, timing = folder / f"answers-{count}.parquet", folder / f"answers-{count}.json"
-            if not timing.is_file():
+            kept = _kept_answers(answers, timing)
+            if kept is None:
                 started = time.perf_counter()
                 frame = evaluate(
                     method,
@@ -299,16 +307,17 @@ class Workbench:
                 )
                 if not distributed.state().is_main_process:
                     continue
-                _write_parquet(answers, frame)
-                write_json(timing, time.perf_counter() - started)
-            frames.append(pd.read_parquet(answers))
-            seconds[str(count)] = json.loads(timing.read_text(encoding="utf-8"))
-        method.save_pretrained(folder / "method")
+                _write_parquet(answers, frame, sealed=True)
+                write_json(timing, {"seconds": time.perf_counter() - started})
+                kept = pd.read_parquet(answers), time.perf_counter() - started
+            frames.append(kept[0])
+            seconds[str(count)] = kept[1]
+        method.save_pretrained(folder / METHOD_FOLDER)
         if not distributed.state().is_main_process:
             return
         _write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
-        write_json(
-            folder / RUN_FILE,
+        seal(
+            folder,
             {
                 **about,
                 "seed": seed,
@@ -329,21 +338,12 @@ class Workbench:
         )
 
 
-def is_complete(folder: Path, digest: str | None = None) -> bool:
-    """Whether a run's folder is finished (and, given a digest, made from just these inputs)."""
-    try:
-        found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return digest is None or found.get("inputs_digest") == digest
-
-
 def _open_partial(partial: Path, inputs: dict[str, Any]) -> None:
     """Keeps what an interrupted run of the same inputs left behind; clears what any other run did."""
     note = partial / "inputs.json"
     try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(note, "the inputs of a run")
+    except FileError:
         found = None
     if partial.exists() and found != inputs:
         changed = [key for key in inputs if found is None or found.get(key) != inputs[key]]

@@ -29,6 +29,7 @@ from prefmoe.config import (
 )
 from prefmoe.data.benchmark import FACETS, Benchmark, User
 from prefmoe.files import whole_file
+from prefmoe.run_files import RunFileError, read_predictions
 
 TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds")
 TABLE2_COLUMNS = ("components", "turns", "metric", "value", "low", "high", "n", "seeds")
@@ -319,7 +320,7 @@ def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers
     A non-tuned model needs one seed, every other method all seeds of the edition.
 
     Raises:
-        TableError: naming every run that is missing or incomplete, and any that answered other questions.
+        TableError: naming every run that is missing, incomplete or damaged, and any that answered other questions.
     """
     missing: list[str] = []
     answers: list[Answers] = []
@@ -329,21 +330,21 @@ def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers
     for backbone, key in edition.runs():
         method = edition.methods[key]
         folders = {s: run_folder(results, edition.name, backbone, key, s) for s in edition.seeds}
-        ready = {
-            seed: folder
-            for seed, folder in folders.items()
-            if (folder / "run.json").is_file() and (folder / "predictions.parquet").is_file()
-        }
-        if not ready or (is_trained(method) and len(ready) < len(folders)):
-            missing += [str(folder) for seed, folder in folders.items() if seed not in ready]
-            continue
-        frames = []
-        for folder in ready.values():
-            frame = pd.read_parquet(folder / "predictions.parquet", columns=columns)
+        ready, frames, faults = [], [], []
+        for seed, folder in folders.items():
+            try:
+                frame = read_predictions(folder, columns, edition=edition.name, backbone=backbone, method=key, seed=seed)
+            except RunFileError as error:
+                faults.append(str(error))
+                continue
+            ready.append(folder)
             frames.append(metrics.score(frame[frame["split"] == split].sort_values(["turns", "index"])))
+        if not ready or (is_trained(method) and faults):
+            missing += faults
+            continue
         for turns in edition.evaluation.asked.get(split, ()):
             copies = [frame[frame["turns"] == turns] for frame in frames]
-            for folder, copy in zip(ready.values(), copies, strict=True):
+            for folder, copy in zip(ready, copies, strict=True):
                 asked = expected.setdefault(turns, copy["index"].to_numpy())
                 if not np.array_equal(asked, copy["index"].to_numpy()):
                     raise TableError(
@@ -355,8 +356,8 @@ def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers
                 answers.append(Answers.of(copies, method=method.label, key=key, **where))
     if missing:
         raise TableError(
-            f"{len(missing)} run(s) of edition {edition.name!r} are missing or incomplete (expected run.json "
-            "and predictions.parquet): " + ", ".join(missing)
+            f"{len(missing)} run(s) of edition {edition.name!r} are missing, incomplete or damaged:\n  "
+            + "\n  ".join(missing)
         )
     return answers
 

@@ -17,7 +17,8 @@ from prefmoe import metrics
 from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Seed, Setting, load_edition
 from prefmoe.files import whole_file
 from prefmoe.names import Once, did_you_mean
-from prefmoe.runs import PREDICTIONS_FILE, Workbench
+from prefmoe.run_files import read_predictions, read_story
+from prefmoe.runs import Workbench
 from prefmoe.yaml_settings import read_settings
 
 log = logging.getLogger(__name__)
@@ -138,9 +139,9 @@ def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) 
             "settings": settings,
         },
     )
-    scored = metrics.score(pd.read_parquet(folder / PREDICTIONS_FILE))
+    scored = metrics.score(read_predictions(folder))
     summary = metrics.summarize(scored)
-    seconds = json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"]["train"]
+    seconds = read_story(folder)["seconds"]["train"]
     return {
         "backbone": workbench.backbone_name,
         "method": method,

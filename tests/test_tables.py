@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from prefmoe import metrics, statistics, tables
+from prefmoe import metrics, run_files, statistics, tables
 from prefmoe.config import Edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Preference, User
 
@@ -177,10 +178,16 @@ def write_run(benchmark: Benchmark, results: Path, key: str, seed: int, skill: f
             more = {"split": split, "turns": turns, **gates, **shares(frame, right, skill)}
             frame = frame.assign(prediction=prediction, **more)
             frames.append(frame.drop(columns=["gt", "pred", "hit"]))
-    folder = run_folder(results, "tiny", "llava-mini", key, seed)
-    folder.mkdir(parents=True)
-    pd.concat(frames).sample(frac=1, random_state=seed).to_parquet(folder / "predictions.parquet")
-    (folder / "run.json").write_text("{}")
+    keep(pd.concat(frames).sample(frac=1, random_state=seed), results, "llava-mini", key, seed)
+
+
+def keep(frame: pd.DataFrame, results: Path, backbone: str, key: str, seed: int) -> None:
+    """A finished run with these answers, in the place of any earlier one."""
+    folder = run_folder(results, "tiny", backbone, key, seed)
+    (folder / "method").mkdir(parents=True, exist_ok=True)
+    (folder / "method" / "method.json").write_text("{}")
+    frame.to_parquet(folder / "predictions.parquet")
+    run_files.seal(folder, {"edition": "tiny", "backbone": backbone, "method": key, "seed": seed})
 
 
 @pytest.fixture
@@ -320,7 +327,13 @@ def add_turns(results: Path, turns: int = 5) -> None:
         frame = pd.read_parquet(path)
         more = frame[frame["turns"] == 0].assign(turns=turns)
         more.loc[more["index"] % 2 == 0, "prediction"] = "perhaps"
-        pd.concat([frame, more]).to_parquet(path)
+        keep(pd.concat([frame, more]), results, *key_of(path))
+
+
+def key_of(path: Path) -> tuple[str, str, int]:
+    """Backbone, method and seed of a run's file."""
+    backbone, method, seed = path.parts[-4:-1]
+    return backbone, method, int(seed.removeprefix("seed"))
 
 
 def test_turns_have_their_change_and_stay_out_of_the_paper_s_tables(benchmark, results, tmp_path):
@@ -344,12 +357,8 @@ def test_turns_have_their_change_and_stay_out_of_the_paper_s_tables(benchmark, r
 def two_backbones(results: Path) -> Edition:
     """The edition on a second backbone, whose runs answer as the first one's do with the seeds exchanged."""
     for path in list((results / "tiny" / "runs" / "llava-mini").rglob("predictions.parquet")):
-        method, seed = path.parent.parent.name, int(path.parent.name.removeprefix("seed"))
-        seed = 1 - seed if method != "nt" else seed
-        folder = run_folder(results, "tiny", "qwen2.5-vl-mini", method, seed)
-        folder.mkdir(parents=True)
-        pd.read_parquet(path).to_parquet(folder / "predictions.parquet")
-        (folder / "run.json").write_text("{}")
+        _, method, seed = key_of(path)
+        keep(pd.read_parquet(path), results, "qwen2.5-vl-mini", method, 1 - seed if method != "nt" else seed)
     return EDITION.model_copy(update={"backbones": ("llava-mini", "qwen2.5-vl-mini")})
 
 
@@ -474,7 +483,7 @@ def test_popularity_groups_are_thirds_of_the_items(benchmark):
 def test_missing_runs_are_all_named(benchmark, results):
     for key, seed, file in (("fft", 1, "run.json"), ("full", 0, "predictions.parquet")):
         (run_folder(results, "tiny", "llava-mini", key, seed) / file).unlink()
-    with pytest.raises(tables.TableError, match="2 run.*tiny.*fft/seed1.*full/seed0"):
+    with pytest.raises(tables.TableError, match="(?s)2 run.*tiny.*fft/seed1: no finished.*full/seed0/pred.*: missing"):
         tables.build(EDITION, benchmark, results=results, figures=results / "figures")
     assert not (results / "figures").exists()
 
@@ -482,8 +491,41 @@ def test_missing_runs_are_all_named(benchmark, results):
 def test_runs_with_other_questions_are_refused(benchmark, results):
     path = run_folder(results, "tiny", "llava-mini", "full", 1) / "predictions.parquet"
     frame = pd.read_parquet(path)
-    frame[frame["index"] != len(TRAIN)].to_parquet(path)
+    keep(frame[frame["index"] != len(TRAIN)], results, *key_of(path))
     with pytest.raises(tables.TableError, match="full/seed1.*9 test questions with 0 turns.*other runs' 10"):
+        tables.read_runs(EDITION, results, "test")
+
+
+def test_answers_that_changed_since_the_run_ended_are_refused_by_name(benchmark, results):
+    """Whatever the change: a lone bit, half a file, another run's answers, another run's whole folder."""
+    runs = {seed: run_folder(results, "tiny", "llava-mini", "full", seed) for seed in (0, 1)}
+    path = runs[0] / "predictions.parquet"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 4
+    for damage in (bytes(flipped), whole[: len(whole) // 2], b"", (runs[1] / path.name).read_bytes()):
+        path.write_bytes(damage)
+        with pytest.raises(tables.TableError, match="full/seed0/predictions.parquet: changed since the run"):
+            tables.read_runs(EDITION, results, "test")
+    path.write_bytes(whole)
+    tables.read_runs(EDITION, results, "test")
+    shutil.rmtree(runs[0])
+    shutil.copytree(runs[1], runs[0])
+    with pytest.raises(tables.TableError, match="full/seed0/run.json, seed: expected 0, found 1"):
+        tables.read_runs(EDITION, results, "test")
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", "<html>Please log in</html>", "{}", '{"files": null}'])
+def test_a_story_that_is_no_run_s_is_refused_by_name(benchmark, results, content):
+    (run_folder(results, "tiny", "llava-mini", "e", 1) / "run.json").write_text(content)
+    with pytest.raises(tables.TableError, match="1 run(?s:.*)e/seed1/run.json: expected"):
+        tables.read_runs(EDITION, results, "test")
+
+
+def test_a_story_that_was_edited_is_refused_by_name(benchmark, results):
+    path = run_folder(results, "tiny", "llava-mini", "e", 1) / "run.json"
+    path.write_text(path.read_text().replace('"seed": 1', '"seed": 1, "steps": 3'))
+    with pytest.raises(tables.TableError, match="e/seed1/run.json: changed since"):
         tables.read_runs(EDITION, results, "test")
 
 
