@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from prefmoe import distributed, memory, metrics, prefix_cache
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn, join_holders
-from prefmoe.files import whole_file
+from prefmoe.files import is_intact, whole_file
 from prefmoe.models.baselines import merged_lora
 from prefmoe.progress import progress_bar
 
@@ -179,6 +179,13 @@ def _answer(
             output = method.model.generate(
                 **batch.inputs, generation_config=generation, synced_gpus=distributed.sharding()
             )
+    # A NaN or an infinity is the largest logit wherever there is one; a row without any finite logit has none either.
+    readable = torch.stack([step.amax(-1) for step in output.logits]).isfinite().all(0).tolist()
+    if silent := [example.index for example, good in zip(examples, readable, strict=True) if not good]:
+        raise EvaluationError(
+            f"the model's answer is not a number (a weight is NaN or too large) for the question(s) with index "
+            f"{', '.join(map(str, silent))}"
+        )
     said = output.sequences[:, -len(output.logits) :]
     texts = method.backbone.tokenizer.batch_decode(said, skip_special_tokens=True)
     rows = answer_probabilities(output.logits[0], examples, tokens)
@@ -200,10 +207,10 @@ class _Shards:
 
     def read(self, number: int) -> pd.DataFrame | None:
         path = self.folder / self.pattern.format(number)
-        return pd.read_parquet(path) if path.is_file() else None
+        return pd.read_parquet(path) if is_intact(path) else None
 
     def write(self, number: int, rows: pd.DataFrame) -> None:
-        with whole_file(self.folder / self.pattern.format(number)) as partial:
+        with whole_file(self.folder / self.pattern.format(number), sealed=True) as partial:
             rows.to_parquet(partial, index=False)
 
     def clear(self) -> None:
@@ -245,7 +252,8 @@ def evaluate(
 
     Raises:
         EvaluationError: if there are no questions, one is about a user whom the method does not know, there is no small
-            talk, the tokenizer cannot say an answer, or memory does not suffice (the message says which settings help).
+            talk, the tokenizer cannot say an answer, logits are not finite (the message names the questions), or memory
+            does not suffice (it says which settings help).
     """
     if not examples:
         raise EvaluationError("no questions to evaluate")

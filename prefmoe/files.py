@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,15 @@ def whole_file(path: Path, *, sealed: bool = False) -> Iterator[Path]:
         sealed: note the file's digest beside it, for `is_intact`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, seal = path.with_name(f".{path.name}.{os.getpid()}.partial"), seal_of(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.touch()
     mode = stat.S_IMODE(partial.stat().st_mode)
     try:
         yield partial
         partial.chmod(mode)  # safetensors makes files that nobody but their owner can read
-        digest = sha256(partial) if sealed else ""
-        seal.unlink(missing_ok=True)
+        if sealed:  # first, so that nobody finds a new file without its digest
+            seal_of(path).write_text(f"{sha256(partial)}  {path.name}\n", encoding="utf-8")
         os.replace(partial, path)
-        if sealed:
-            seal.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
     finally:
         partial.unlink(missing_ok=True)
 
@@ -54,7 +52,7 @@ def seal_of(path: Path) -> Path:
 def is_intact(path: Path) -> bool:
     """Whether a file that was written sealed is there, as it was written.
 
-    A file that is not is named in the log, to be made again; only one that is absent altogether is no surprise.
+    One that has changed since is named in the log and removed, so that it is made again.
     """
     if not path.is_file():
         return False
@@ -66,7 +64,39 @@ def is_intact(path: Path) -> bool:
     except (OSError, UnicodeDecodeError) as error:
         reason = f"its digest cannot be read: {error}"
     log.warning("%s: damaged (%s), it is made again", path, reason)
+    with suppress(OSError):  # in a folder that cannot be written it stays, unused
+        path.unlink()
     return False
+
+
+def keep(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a sealed `whole_file` that only saves time; where nothing can be written, that is said and nothing else.
+
+    Args:
+        write: called with the name to write to.
+    """
+    try:
+        with whole_file(path, sealed=True) as partial:
+            write(partial)
+    except OSError as error:
+        log.warning("%s: not kept (%s)", path, error.strerror)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Holds the lock of a file that several processes want to make; there is none where nothing can be written."""
+    from filelock import FileLock
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        log.info("%s: not locked (%s)", path, error.strerror)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sha256(path: Path) -> str:
@@ -75,9 +105,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, sealed: bool = False) -> None:
     """Writes what JSON can hold, for people to read too, as a `whole_file`."""
-    with whole_file(path) as partial:
+    with whole_file(path, sealed=sealed) as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -100,7 +130,7 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
         expected: what it should be, for the message.
 
     Raises:
-        FileError: if it cannot be read, is not JSON (a login page, half a file), or holds something else than a mapping.
+        FileError: if it cannot be read, is not JSON (a login page, half a file), or is no mapping (null, a list).
     """
     try:
         content = json.loads(read_regular(path).decode("utf-8"))

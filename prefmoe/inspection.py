@@ -74,8 +74,9 @@ def _run(edition: Edition, backbone_name: str, method_name: str, seed: int, resu
         run_files.verify(folder)
     except run_files.RunFileError as error:
         raise InspectionError(
-            f"{folder}: no complete run ({error}); make it with: prefmoe notebook notebooks/06_train_and_evaluate.ipynb "
-            f"results/run.ipynb -p edition={edition.name} -p backbone={backbone_name} -p method={method_name}"
+            f"{folder}: no complete run ({error}); make it with: prefmoe notebook "
+            f"notebooks/06_train_and_evaluate.ipynb results/run.ipynb "
+            f"-p edition={edition.name} -p backbone={backbone_name} -p method={method_name}"
         ) from error
     return folder
 

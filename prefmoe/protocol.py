@@ -31,6 +31,7 @@ from prefmoe.config import (
     load_edition,
     run_folder,
 )
+from prefmoe.files import one_at_a_time
 from prefmoe.names import Name, Once, did_you_mean
 from prefmoe.yaml_settings import read_settings
 
@@ -294,13 +295,10 @@ def data_edition(edition: Edition, original: Edition, results: str | Path) -> tu
 
 def read_benchmark(edition: Edition, original: Edition, results: str | Path) -> Benchmark:
     """The benchmark of a variant, drawn when it is not there; processes that want the same one wait."""
-    from filelock import FileLock
-
     from prefmoe.data.sources import load_benchmark
 
     named, folder = data_edition(edition, original, results)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{named.name}.lock"):
+    with one_at_a_time(folder / named.name):
         return load_benchmark(named, folder)
 
 

@@ -333,7 +333,8 @@ def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers
         ready, frames, faults = [], [], []
         for seed, folder in folders.items():
             try:
-                frame = read_predictions(folder, columns, edition=edition.name, backbone=backbone, method=key, seed=seed)
+                told = {"edition": edition.name, "backbone": backbone, "method": key, "seed": seed}
+                frame = read_predictions(folder, columns, **told)
             except RunFileError as error:
                 faults.append(str(error))
                 continue

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +17,11 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from prefmoe import distributed, memory
 from prefmoe.batches import plan_batches
+from prefmoe.checkpoints import LOSSES_FILE, Checkpoints, TrainingError
 from prefmoe.config import Training
 from prefmoe.data.benchmark import Example
 from prefmoe.files import whole_file
@@ -34,17 +31,6 @@ if TYPE_CHECKING:
     from prefmoe.models.methods import Method
 
 log = logging.getLogger(__name__)
-
-STATE_FILE = "state.json"
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; the message names the step, the loss terms and the examples."""
-
-
-class CheckpointError(TrainingError):
-    """A checkpoint that is damaged or belongs to another method, backbone, seed or set of examples."""
-
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -121,114 +107,6 @@ def _optimizers(method: Method, training: Training) -> list[torch.optim.Optimize
     return optimizers
 
 
-class _Checkpoints:
-    """Numbered folders ``step-NNNNNN`` under one folder, each complete from the moment it has its name.
-
-    The main process writes what every process has; of a sharded parameter every process writes its own part.
-    """
-
-    def __init__(self, folder: Path, identity: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        self.folder = folder
-        self.parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-        self.optimizer_of = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
-        self.sharded = any(isinstance(p, DTensor) for p in self.parameters)
-        shapes = [list(p.shape) for p in self.parameters]
-        over = distributed.processes() if self.sharded else None
-        self.identity = identity | {"shapes": shapes, "layers_sharded_over": over}
-
-    def _complete(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".partial")
-
-    def _files(self, path: Path, process: int) -> tuple[Path, Path]:
-        suffix = f"-{process:05d}" if process else ""
-        return path / f"parameters{suffix}.safetensors", path / f"optimizer{suffix}.safetensors"
-
-    def _write_tensors(self, folder: Path, process: int) -> None:
-        parameters, moments = {}, {}
-        for i, p in enumerate(self.parameters):
-            if process and not isinstance(p, DTensor):
-                continue
-            parameters[f"{i:05d}"] = distributed.local(p.detach()).contiguous()
-            for key, value in self.optimizer_of[id(p)].state.get(p, {}).items():
-                moments[f"{i:05d}.{key}"] = distributed.local(torch.as_tensor(value)).contiguous()
-        for content, path in zip((parameters, moments), self._files(folder, process), strict=True):
-            save_file(content, path)
-
-    def save(self, step: int, seconds: float, losses: pd.DataFrame) -> None:
-        """Writes under a temporary name, renames, and only then removes the older ones; all processes call it."""
-        state, older = distributed.state(), self._complete()
-        target = self.folder / f"step-{step:06d}"
-        partial = target.with_suffix(".partial")
-        if state.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        state.wait_for_everyone()
-        if state.is_main_process or self.sharded:
-            self._write_tensors(partial, state.process_index)
-        state.wait_for_everyone()
-        if state.is_main_process:
-            losses.to_parquet(partial / "losses.parquet", index=False)
-            content = {"step": step, "seconds": seconds, "identity": self.identity}
-            (partial / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(partial, target)
-            for path in older:
-                if path != target:
-                    shutil.rmtree(path, ignore_errors=True)
-        state.wait_for_everyone()
-
-    def load(self) -> tuple[int, float, list[dict[str, float]]]:
-        """Restores parameters and optimisers in place; (steps done, seconds, loss rows), or (0, 0, []).
-
-        Raises:
-            CheckpointError: if the newest checkpoint is damaged or was written for something else.
-        """
-        complete = self._complete()
-        if not complete:
-            return 0, 0.0, []
-        path = complete[-1]
-        try:
-            state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-            step, seconds, found = int(state["step"]), float(state["seconds"]), state["identity"]
-            rows = pd.read_parquet(path / "losses.parquet").to_dict("records")
-        except Exception as error:
-            raise CheckpointError(f"{path}: cannot be read ({error}); delete the folder to start again") from error
-        for key in sorted(self.identity.keys() | found.keys()):
-            if found.get(key) != self.identity.get(key):
-                raise CheckpointError(
-                    f"{path}: written for another run: {key} is {found.get(key)!r} there, "
-                    f"{self.identity.get(key)!r} here; delete the folder to start again"
-                )
-        try:
-            parameters, moments = map(load_file, self._files(path, 0))
-            if self.sharded and distributed.state().process_index:
-                own = map(load_file, self._files(path, distributed.state().process_index))
-                parameters, moments = (common | mine for common, mine in zip((parameters, moments), own, strict=True))
-        except Exception as error:
-            raise CheckpointError(f"{path}: cannot be read ({error}); delete the folder to start again") from error
-        with torch.no_grad():
-            for i, parameter in enumerate(self.parameters):
-                distributed.local(parameter).copy_(parameters[f"{i:05d}"])
-                prefix = f"{i:05d}."
-                mine = {k[len(prefix) :]: v for k, v in moments.items() if k.startswith(prefix)}
-                if mine:
-                    self.optimizer_of[id(parameter)].state[parameter] = {
-                        key: self._restored(key, value, parameter) for key, value in mine.items()
-                    }
-        return step, seconds, rows
-
-    def _restored(self, key: str, value: torch.Tensor, parameter: torch.nn.Parameter) -> Any:
-        """One entry of an optimiser's state, where the optimiser keeps it."""
-        if key == "step":
-            optimizer = self.optimizer_of[id(parameter)]
-            if isinstance(optimizer, torch.optim.SparseAdam):
-                return int(value)
-            return value.to(parameter.device) if optimizer.defaults.get("fused") else value
-        moment = torch.zeros_like(parameter)
-        distributed.local(moment).copy_(value)
-        return moment
-
-
 def _memory_explained(step: int, steps: int) -> AbstractContextManager[None]:
     return memory.explained(TrainingError, f"step {step + 1} of {steps}", memory.TRAINING_HINT)
 
@@ -257,8 +135,9 @@ def train(
         The losses of all steps, time and memory. ``folder/losses.parquet`` holds the same losses.
 
     Raises:
-        TrainingError: if there is nothing to train, a loss or gradient is not finite, memory does not suffice (the
-            message says which settings help), or processes cannot share a batch equally.
+        TrainingError: if there is nothing to train, a loss, a gradient or a weight is not finite (the latest checkpoint
+            stays), memory does not suffice (the message says which settings help), or processes cannot share a batch
+            equally.
         CheckpointError: if ``folder/checkpoint`` belongs to another run.
     """
     if not examples:
@@ -292,7 +171,8 @@ def train(
         "seed": seed,
         "examples": [example.index for example in examples],
     }
-    checkpoints = _Checkpoints(folder / "checkpoint", identity, optimizers)
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    checkpoints = Checkpoints(folder / "checkpoint", identity, optimizers, names)
     parameters = checkpoints.parameters
     done, seconds_before, rows = checkpoints.load()
     if done:
@@ -361,7 +241,7 @@ def train(
     seconds = seconds_before + (time.perf_counter() - started if done < steps else 0.0)
     table = pd.DataFrame(rows)
     if accelerator.is_main_process:
-        with whole_file(folder / "losses.parquet") as partial:
+        with whole_file(folder / LOSSES_FILE) as partial:
             table.to_parquet(partial, index=False)
     log.info("%s: %d steps in %.1f s, final answer loss %.4f", folder, steps, seconds, rows[-1]["answer"])
     return TrainingResult(steps, seconds, peak_memory(device), table, done)

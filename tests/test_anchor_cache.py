@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from tiny_benchmark import make_picture
 
 from prefmoe.data.benchmark import User
@@ -41,7 +41,7 @@ def changed(user: User, **fields) -> User:
 
 
 def files(tmp_path: Path) -> set[str]:
-    return {path.name for path in (tmp_path / "anchors").iterdir()}
+    return {path.name for path in (tmp_path / "anchors").iterdir() if path.suffix != ".sha256"}
 
 
 def test_anchors_are_computed_once_and_read_by_the_next_process(cached, tiny_backbone, users, tmp_path):
@@ -89,16 +89,23 @@ def test_whatever_anchors_depend_on_has_a_file_of_its_own(cached, tiny_backbone,
     assert passes == [], "a picture counts by its content"
 
 
-def test_a_file_that_was_cut_off_is_made_again(cached, users, tmp_path, caplog):
+def test_a_damaged_file_is_named_and_made_again(cached, users, tmp_path, caplog):
+    """Cut off, a bit of a number or of the header flipped, or whole and with other tensors in it."""
     expected, _ = encode_users(cached()[0], users, "hidden")
     (name,) = files(tmp_path)
     path = tmp_path / "anchors" / name
     complete = path.read_bytes()
-    for damage in (complete[: len(complete) // 2], b""):
+    damages = [complete[: len(complete) // 2], b""]
+    for place in (20, len(complete) // 2, len(complete) - 3):
+        flipped = bytearray(complete)
+        flipped[place] ^= 16
+        damages.append(bytes(flipped))
+    damages.append(save({"anchors": torch.full_like(expected, torch.nan)}))
+    for damage in damages:
         path.write_bytes(damage)
         backbone, passes = cached()
         anchors, _ = encode_users(backbone, users, "hidden")
-        assert passes and torch.equal(anchors, expected) and "cannot be read" in caplog.text
+        assert passes and torch.equal(anchors, expected) and f"{name}: damaged" in caplog.text
         assert path.read_bytes() == complete
         caplog.clear()
 

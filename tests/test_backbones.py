@@ -21,12 +21,12 @@ from prefmoe.models import backbones
 from prefmoe.models.backbones import (
     Backbone,
     BackboneError,
-    VisionCache,
     find_backbone,
     load_backbone,
     read_registry,
     weights_digest,
 )
+from prefmoe.models.vision_cache import VisionCache
 
 # --- registry -----------------------------------------------------------------------------------------------------
 

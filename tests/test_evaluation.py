@@ -202,12 +202,36 @@ def test_an_interrupted_evaluation_goes_on_from_its_shards(tmp_path, monkeypatch
     monkeypatch.setattr(method.model, "generate", limited)
     with pytest.raises(Interruption):
         ask(method, batch_size=4, folder=tmp_path / "answers", shard_batches=2)
-    assert len(list((tmp_path / "answers").iterdir())) == 1
+    assert len(list((tmp_path / "answers").glob("*.parquet"))) == 1
     calls.clear()
     calls += [1] * 10
     pd.testing.assert_frame_equal(ask(method, batch_size=4, folder=tmp_path / "answers", shard_batches=2), whole)
     assert len(calls) == 13  # five batches, two of them kept
     assert not (tmp_path / "answers").exists()
+
+
+def test_a_damaged_shard_is_named_and_its_questions_are_asked_again(tmp_path, monkeypatch, caplog):
+    method = method_of("LoRA")
+    whole = ask(method, batch_size=4)
+    with monkeypatch.context() as patch:  # every shard is kept, as after a kill
+        patch.setattr("prefmoe.evaluation._Shards.clear", lambda self: None)
+        ask(method, batch_size=4, folder=tmp_path, shard_batches=2)
+    first, second, *_ = sorted(tmp_path.glob("*.parquet"))
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 2
+    first.write_bytes(content)
+    second.write_bytes(second.read_bytes()[:100])
+    pd.testing.assert_frame_equal(ask(method, batch_size=4, folder=tmp_path, shard_batches=2), whole)
+    assert f"{first.name}: damaged" in caplog.text and f"{second.name}: damaged" in caplog.text
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_answer_that_is_not_a_number_is_refused_with_its_question(value):
+    method = method_of("NT")
+    with torch.no_grad():
+        method.backbone.lm_head.weight[7] = value
+    with pytest.raises(EvaluationError, match=rf"not a number.* index .*\b{questions()[3].index}\b"):
+        ask(method)
 
 
 def test_kept_answers_of_other_questions_are_not_used(tmp_path):

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from small_world import model_folder, small_benchmark, small_edition
 
 from prefmoe import evaluation, hub, memory
+from prefmoe.checkpoints import TrainingError
 from prefmoe.config import Training
 from prefmoe.evaluation import EvaluationError, evaluate
 from prefmoe.models import backbones
 from prefmoe.models.backbones import BackboneError, find_backbone, load_backbone, weights_digest
 from prefmoe.models.methods import Method, MethodError, build_method
-from prefmoe.training import TrainingError, train
+from prefmoe.training import train
 
 ENTRY = find_backbone("llava-1.5-7b")
 

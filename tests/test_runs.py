@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from small_world import data_folder, model_folder, small_edition
 
 from prefmoe import runs
+from prefmoe.checkpoints import TrainingError
 from prefmoe.config import ConfigError, run_folder
 from prefmoe.models.backbones import load_backbone
 from prefmoe.runs import RunError, Workbench, is_complete, run_all_seeds, run_method, seeds_of
-from prefmoe.training import TrainingError
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,11 +12,10 @@ import pytest
 import torch
 from small_world import small_backbone, small_benchmark, small_edition
 
+from prefmoe.checkpoints import CheckpointError, TrainingError
 from prefmoe.config import Training
 from prefmoe.models.methods import build_method
 from prefmoe.training import (
-    CheckpointError,
-    TrainingError,
     learning_rate_factor,
     plan_batches,
     total_steps,
@@ -196,12 +196,68 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, named):
         train(method, examples, training, folder=tmp_path, seed=change.get("seed", 1))
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+FILES_OF_A_CHECKPOINT = ("parameters.safetensors", "optimizer.safetensors", "losses.parquet", "state.json")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "absent", "without digest"])
+def test_a_damaged_checkpoint_is_named_and_training_starts_again(tmp_path, caplog, damage):
     examples = small_benchmark().select("train")
-    train(fresh(small_backbone(), "LoRA"), examples, TRAINING, folder=tmp_path, seed=1)
-    (tmp_path / "checkpoint" / "step-000005" / "parameters.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(CheckpointError, match="step-000005: cannot be read"):
+    whole = fresh(small_backbone(), "LoRA")
+    train(whole, examples, TRAINING, folder=tmp_path, seed=1)
+    for name in FILES_OF_A_CHECKPOINT if damage == "flipped" else FILES_OF_A_CHECKPOINT[:1]:
+        path = tmp_path / "checkpoint" / "step-000005" / name
+        content = bytearray(path.read_bytes())
+        if damage == "flipped":
+            content[len(content) * 2 // 3] ^= 1
+            path.write_bytes(content)
+        elif damage == "cut":
+            path.write_bytes(content[:-4])
+        else:
+            path.with_name(name + (".sha256" if damage == "without digest" else "")).unlink()
+        second = fresh(small_backbone(), "LoRA")
+        assert train(second, examples, TRAINING, folder=tmp_path, seed=1).resumed_from == 0
+        assert "step-000005: damaged" in caplog.text
+        assert all(torch.equal(a, b) for a, b in zip(trained(second), trained(whole), strict=True))
+        caplog.clear()
+
+
+def test_an_earlier_checkpoint_is_taken_where_the_newest_is_damaged(tmp_path, caplog):
+    examples = small_benchmark().select("train")
+    whole = fresh(small_backbone(), "LoRA")
+
+    def copy(step: int, terms: dict[str, float]) -> None:
+        if step == 4:
+            shutil.copytree(tmp_path / "checkpoint" / "step-000004", tmp_path / "step-000004")
+
+    train(whole, examples, TRAINING, folder=tmp_path, seed=1, on_step=copy)
+    (tmp_path / "step-000004").rename(tmp_path / "checkpoint" / "step-000004")
+    (tmp_path / "checkpoint" / "step-000005" / "optimizer.safetensors").write_bytes(b"not tensors")
+    second = fresh(small_backbone(), "LoRA")
+    assert train(second, examples, TRAINING, folder=tmp_path, seed=1).resumed_from == 4
+    assert all(torch.equal(a, b) for a, b in zip(trained(second), trained(whole), strict=True))
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_weights_that_are_not_numbers_never_replace_a_good_checkpoint(tmp_path, monkeypatch, step):
+    """The loss and the gradient were finite; the optimiser's step spoils a weight. Step 5 is the last."""
+    examples = small_benchmark().select("train")
+    original, calls = torch.optim.AdamW.step, []
+
+    def spoiling(self, *arguments, **options):
+        original(self, *arguments, **options)
+        calls.append(1)
+        if len(calls) == step:
+            with torch.no_grad():
+                self.param_groups[0]["params"][3].view(-1)[1] = torch.nan
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoiling)
+    with pytest.raises(TrainingError, match=f"step {step}: weights or moments that are NaN or infinite: .*lora_"):
         train(fresh(small_backbone(), "LoRA"), examples, TRAINING, folder=tmp_path, seed=1)
+    monkeypatch.setattr(torch.optim.AdamW, "step", original)
+    kept = {4: 2, 5: 4}[step]
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == [f"step-{kept:06d}"]
+    assert not (tmp_path / "losses.parquet").exists()
+    assert train(fresh(small_backbone(), "LoRA"), examples, TRAINING, folder=tmp_path, seed=1).resumed_from == kept
 
 
 def test_a_half_written_checkpoint_is_never_read(tmp_path):

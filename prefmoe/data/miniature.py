@@ -15,10 +15,10 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from PIL import Image
 
 from prefmoe.config import MiniatureData
@@ -26,6 +26,7 @@ from prefmoe.data.benchmark import FACETS, Preference, Turn, join_holders
 from prefmoe.data.columns import COLUMNS
 from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_people
 from prefmoe.data.prompts import format_preferences
+from prefmoe.files import FileError, one_at_a_time, read_json
 
 VERSION = 3
 """Raised whenever the same configuration would draw another benchmark."""
@@ -319,9 +320,10 @@ def build(config: MiniatureData, folder: Path) -> Path:
     """
     made_from = {"version": VERSION, **config.model_dump()}
     marker = folder / "miniature.json"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits, and finds it drawn
-        if marker.is_file() and json.loads(marker.read_text()) == made_from:
+    if _drawn_from(marker) == made_from:
+        return folder
+    with one_at_a_time(folder):  # a second process waits, and finds it drawn
+        if _drawn_from(marker) == made_from:
             return folder
         if folder.exists() and any(folder.iterdir()) and not marker.is_file():
             raise FileExistsError(f"{folder} holds something else than a miniature benchmark; choose an empty folder")
@@ -333,6 +335,14 @@ def build(config: MiniatureData, folder: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     return folder
+
+
+def _drawn_from(marker: Path) -> dict[str, Any] | None:
+    """What a benchmark was drawn from; None where none was, or where that cannot be read."""
+    try:
+        return read_json(marker, "what a miniature benchmark was drawn from")
+    except FileError:
+        return None
 
 
 def _split_items(person: Person, rng: np.random.Generator) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:

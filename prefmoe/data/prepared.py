@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from prefmoe import provenance
 from prefmoe.data.collation import ProcessedPictures, load_pictures, process_pictures, stack_pictures
-from prefmoe.files import whole_file
+from prefmoe.files import is_intact, keep, one_at_a_time
 from prefmoe.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -33,9 +32,9 @@ def prepared_pictures(
 ) -> dict[tuple[str, ...], ProcessedPictures]:
     """The prepared form of each picture, in the layout of a collator's memory: (path,) -> picture.
 
-    The first process prepares them and writes the file, under a temporary name first; later ones, and those that waited
-    meanwhile, read it. The file's name depends on pictures, on what opens them, on processor and library, so that an
-    old one is never used. Pictures of which a processor makes crops of different numbers are prepared every time.
+    The first process prepares them and writes the file (`files.keep`); later ones, and those that waited meanwhile,
+    read it, unless it was damaged. Its name depends on pictures, on what opens them, on processor and library, so that
+    an old one is never used. Pictures of which a processor makes crops of different numbers are prepared every time.
 
     Args:
         files: pictures that a prompt may show by themselves. benchmark_digest: of their contents.
@@ -49,14 +48,15 @@ def prepared_pictures(
     code = [provenance.code_digest(("prefmoe.data.pictures",)), version("transformers")]
     key = provenance.digest([benchmark_digest, processor, code, [Path(name).name for name in names]])
     path = folder / f"{backbone.entry.name}-{key}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
-            pictures = [process_pictures(backbone, load_pictures([name])) for name in names]
-            if not _of_one_shape(pictures):
-                return {(name,): picture for name, picture in zip(names, pictures, strict=True)}
-            _write(pictures, path)
-    return {(name,): picture for name, picture in zip(names, _read(path), strict=True)}
+    pictures = _read(path)
+    if pictures is None:
+        with one_at_a_time(path):
+            pictures = _read(path)
+            if pictures is None:
+                pictures = [process_pictures(backbone, load_pictures([name])) for name in names]
+                if _of_one_shape(pictures):
+                    _write(pictures, path)
+    return {(name,): picture for name, picture in zip(names, pictures, strict=True)}
 
 
 def seen_pictures(
@@ -73,8 +73,13 @@ def seen_pictures(
     shown = sorted(digest for picture in pictures for digest in picture.digests)
     key = provenance.digest([backbone.digest, str(backbone.dtype), code, shown])
     path = folder / f"{backbone.entry.name}-{key}.seen.safetensors"
-    with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
+    if is_intact(path):
+        cache.load(path)
+        return
+    with one_at_a_time(path):
+        if is_intact(path):  # made by the process that this one waited for
+            cache.load(path)
+        else:
             bar = progress_bar(len(pictures), f"look at pictures {backbone.entry.name}")
             for start in range(0, len(pictures), batch_size):
                 batch = pictures[start : start + batch_size]
@@ -84,8 +89,6 @@ def seen_pictures(
                 bar.update(len(batch))
             bar.close()
             cache.save(path)
-            return
-    cache.load(path)
 
 
 def _of_one_shape(pictures: list[ProcessedPictures]) -> bool:
@@ -100,11 +103,12 @@ def _write(pictures: list[ProcessedPictures], path: Path) -> None:
         tensors[key] = torch.cat(values)
         tensors[key + COUNT] = torch.tensor([len(value) for value in values])
     texts = [[picture.replacements, picture.digests] for picture in pictures]
-    with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={"texts": json.dumps(texts)})
+    keep(path, lambda partial: save_file(tensors, partial, metadata={"texts": json.dumps(texts)}))
 
 
-def _read(path: Path) -> list[ProcessedPictures]:
+def _read(path: Path) -> list[ProcessedPictures] | None:
+    if not is_intact(path):
+        return None
     with safe_open(path, "pt") as file:
         texts = json.loads(file.metadata()["texts"])
         parts = {

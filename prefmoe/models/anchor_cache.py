@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefmoe import distributed, provenance
-from prefmoe.files import whole_file
+from prefmoe.files import is_intact, keep
 
 if TYPE_CHECKING:
     from prefmoe.data.benchmark import User
     from prefmoe.models.backbones import Backbone
-
-log = logging.getLogger(__name__)
-
 
 def digest(backbone: Backbone, users: Sequence[User], texts: Sequence[Sequence[str]], kind: str) -> str:
     """Names everything that the anchors of these users depend on.
@@ -46,16 +41,13 @@ class AnchorCache:
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """The tensors kept under a key; None when there are none, or not in every process of a launcher."""
-        path, found = self.folder / f"{key}.safetensors", None
-        try:
-            found = load_file(path) if path.is_file() else None
-        except (OSError, SafetensorError) as error:
-            log.warning("%s: cannot be read (%s), anchors are computed again", path, error)
+        path = self.folder / f"{key}.safetensors"
+        found = load_file(path) if is_intact(path) else None
         return found if distributed.agreed(found is not None) else None
 
     def write(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Keeps tensors under a key; the main process writes, under a temporary name first."""
+        """Keeps tensors under a key; the main process writes (`files.keep`)."""
         if not distributed.state().is_main_process:
             return
-        with whole_file(self.folder / f"{key}.safetensors") as partial:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        keep(self.folder / f"{key}.safetensors", lambda partial: save_file(content, partial))
