@@ -102,6 +102,10 @@ class Training(_Strict):
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
 
 
+TooLong = Literal["refuse", "drop_small_talk"]
+"""What is done with a prompt that is longer than the model's positions."""
+
+
 class Evaluation(_Strict):
     """Which questions are asked, and how.
 
@@ -114,6 +118,7 @@ class Evaluation(_Strict):
     max_new_tokens: int = Field(3, ge=1)
     splits: Annotated[tuple[Split, ...], Field(min_length=1), Once] = ("test", "unseen")
     reuse_prefixes: bool = Field(True, description="compute the beginning that prompts share once per batch")
+    too_long: TooLong = Field("refuse", description="or leave out the oldest exchanges of small talk, whole ones")
 
     @property
     def asked(self) -> dict[str, tuple[int, ...]]:

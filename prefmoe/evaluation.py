@@ -17,10 +17,12 @@ from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
 from prefmoe import distributed, memory, metrics, prefix_cache
+from prefmoe.config import TooLong
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn, join_holders
 from prefmoe.files import is_intact, whole_file
 from prefmoe.models.baselines import merged_lora
 from prefmoe.progress import progress_bar
+from prefmoe.shortening import exchanges_left_out, fitting_talks
 
 if TYPE_CHECKING:
     from prefmoe.models.methods import Method
@@ -226,6 +228,7 @@ def evaluate(
     batch_size: int,
     max_new_tokens: int,
     reuse_prefixes: bool = True,
+    too_long: TooLong = "refuse",
     folder: str | Path | None = None,
     shard_batches: int = 50,
 ) -> pd.DataFrame:
@@ -241,19 +244,21 @@ def evaluate(
         max_new_tokens: longest answer; generation stops at the end-of-sequence token.
         reuse_prefixes: questions whose prompts begin alike share a batch, and compute that beginning once, where the
             method allows it (`prefix_cache`); the answers are the same, up to rounding.
+        too_long: what is done with a prompt beyond the model's positions (`shortening.fitting_talks`).
         folder: where answers are kept after every ``shard_batches`` batches; a second call with the same
             questions continues from there, and a finished one removes the folder. None keeps nothing.
 
     Returns:
-        One row per question: index, split, turns, user (row in the benchmark's users), the question's
-        columns (`QUESTION_COLUMNS`), prediction (raw text), unparsed (whether the parser cannot read it),
-        p_yes, p_no, p_a ... p_d, p_allowed (`answer_probabilities`), prompt_digest, and gate_<router>_<k> for
-        routed methods.
+        One row per question: index, split, turns, turns_left_out (because of too_long), user (row in the benchmark's
+        users), the question's columns (`QUESTION_COLUMNS`), prediction (raw text), unparsed (whether the parser cannot
+        read it), p_yes, p_no, p_a ... p_d, p_allowed (`answer_probabilities`), prompt_digest, and gate_<router>_<k>
+        for routed methods.
 
     Raises:
         EvaluationError: if there are no questions, one is about a user whom the method does not know, there is no small
             talk, the tokenizer cannot say an answer, logits are not finite (the message names the questions), or memory
             does not suffice (it says which settings help).
+        TooLongError: if prompts are longer than the model's positions, and may not or cannot be shortened.
     """
     if not examples:
         raise EvaluationError("no questions to evaluate")
@@ -261,7 +266,8 @@ def evaluate(
     for example in examples:
         if example.name not in benchmark.users:
             raise EvaluationError(f"question {example.index}: the method knows no user {example.name!r}")
-    talks = [small_talk(example, transcripts, turns) for example in examples]
+    whole = [small_talk(example, transcripts, turns) for example in examples]
+    talks = fitting_talks(method, examples, whole, max_new_tokens=max_new_tokens, too_long=too_long)
     tokens = first_tokens(method.backbone.tokenizer)
     generation = _generation_config(method, max_new_tokens)
 
@@ -294,6 +300,7 @@ def evaluate(
         "turns": turns,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
+        "too_long": too_long,
         "shard_batches": shard_batches,
     }
     shards = _Shards(Path(folder), identity) if folder is not None else None
@@ -325,6 +332,7 @@ def evaluate(
     frame = pd.concat([question_columns(benchmark, examples), answers.loc[list(places)]], axis=1)
     frame.insert(0, "index", [example.index for example in examples])
     frame.insert(2, "turns", turns)
+    frame.insert(3, "turns_left_out", exchanges_left_out(whole, talks))
     scored = metrics.score(frame)
     kinds = scored["l2-category"].map(metrics.question_kind)
     parsed = [metrics.is_parsed(pred, kind) for pred, kind in zip(scored["pred"], kinds, strict=True)]

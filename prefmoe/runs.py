@@ -27,7 +27,7 @@ from prefmoe.config import RESULTS, Edition, Method, is_trained, load_edition, r
 from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.prepared import prepared_pictures, seen_pictures
 from prefmoe.data.sources import load_benchmark
-from prefmoe.evaluation import evaluate
+from prefmoe.evaluation import evaluate, small_talk
 from prefmoe.files import FileError, is_intact, read_json, whole_file, write_json
 from prefmoe.models.anchor_cache import AnchorCache
 from prefmoe.models.backbones import Backbone, find_backbone, load_backbone, weights_digest
@@ -35,6 +35,7 @@ from prefmoe.models.methods import Method as BuiltMethod
 from prefmoe.models.methods import build_method
 from prefmoe.names import did_you_mean
 from prefmoe.run_files import METHOD_FOLDER, PREDICTIONS_FILE, is_complete, seal
+from prefmoe.shortening import fitting_talks
 from prefmoe.training import peak_memory, train
 
 log = logging.getLogger(__name__)
@@ -286,10 +287,14 @@ class Workbench:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         training = None
+        settings, frames, seconds = self.edition.evaluation, [], {}
         if is_trained(config):
+            for count, examples in questions.items():  # hours of training are no use to a question that is refused
+                talks = [small_talk(example, self.benchmark.transcripts, count) for example in examples]
+                limits = {"max_new_tokens": settings.max_new_tokens, "too_long": settings.too_long}
+                fitting_talks(method, examples, talks, **limits)
             train_examples = self.benchmark.select("train")
             training = train(method, train_examples, self.edition.training, folder=folder, seed=seed)
-        settings, frames, seconds = self.edition.evaluation, [], {}
         for count, examples in questions.items():
             answers, timing = folder / f"answers-{count}.parquet", folder / f"answers-{count}.json"
             kept = _kept_answers(answers, timing)
@@ -303,6 +308,7 @@ class Workbench:
                     batch_size=settings.batch_size,
                     max_new_tokens=settings.max_new_tokens,
                     reuse_prefixes=settings.reuse_prefixes,
+                    too_long=settings.too_long,
                     folder=folder / f"answers-{count}",
                 )
                 if not distributed.state().is_main_process:
@@ -328,6 +334,7 @@ class Workbench:
                 },
                 "parameters": method.describe(),
                 "steps": training.steps if training else 0,
+                "shortened_questions": {str(f["turns"][0]): int((f["turns_left_out"] > 0).sum()) for f in frames},
                 "seconds": {"train": training.seconds if training else 0.0, "evaluate": seconds},
                 "peak_memory_bytes": peak_memory(device),
                 "hardware": hardware(device),

@@ -30,6 +30,7 @@ from prefmoe.config import (
 from prefmoe.data.benchmark import FACETS, Benchmark, User
 from prefmoe.files import whole_file
 from prefmoe.run_files import RunFileError, read_predictions
+from prefmoe.shortening import shortened_table
 
 TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds")
 TABLE2_COLUMNS = ("components", "turns", "metric", "value", "low", "high", "n", "seeds")
@@ -882,6 +883,8 @@ def build(
         "separation": separation_table([*runs, *reference]),
         "dataset_statistics": dataset_statistics(benchmark),
     }
+    if edition.evaluation.too_long != "refuse":
+        tables["shortened"] = shortened_table(runs)
     if benchmark.splits.get("unseen") and "unseen" in edition.evaluation.splits:
         unseen = [*read_runs(edition, results, "unseen"), *read_references(edition, benchmark, "unseen")]
         unseen = [entry for entry in unseen if entry.turns in REPORTED_TURNS]

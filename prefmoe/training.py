@@ -138,6 +138,7 @@ def train(
         TrainingError: if there is nothing to train, a loss, a gradient or a weight is not finite (the latest checkpoint
             stays), memory does not suffice (the message says which settings help), or processes cannot share a batch
             equally.
+        PromptError: if a question and its answer are longer than the model's positions.
         CheckpointError: if ``folder/checkpoint`` belongs to another run.
     """
     if not examples:
@@ -162,6 +163,9 @@ def train(
         seed=seed,
         group_batches=training.group_batches,
     )
+    if method.collator.cache:  # what is encoded is kept: a question that cannot be read is found before the first step
+        for place in sorted({place for batch in plan for place in batch}):
+            method.collator.encode(examples[place], with_answer=True)
     identity = {
         "backbone": method.backbone.entry.name,
         "weights": method.backbone.digest,

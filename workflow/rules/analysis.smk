@@ -22,6 +22,9 @@ rule tables:
         statistics=report(
             f"{FIGURES}/dataset_statistics.csv", caption="../report/dataset_statistics.rst", category="Tables"
         ),
+        shortened=[
+            report(f"{FIGURES}/{name}.csv", caption="../report/shortened.rst", category="Tables") for name in SHORTENED_TABLE
+        ],
         unseen=[
             report(f"{FIGURES}/{name}.csv", caption="../report/unseen.rst", category="Tables") for name in UNSEEN_TABLE
         ],

@@ -58,6 +58,7 @@ if EDITION.table2:
 ANALYSES.sort()
 
 UNSEEN_TABLE = ["unseen"] if EDITION.data.kind == "miniature" and "unseen" in EDITION.evaluation.splits else []
+SHORTENED_TABLE = [] if EDITION.evaluation.too_long == "refuse" else ["shortened"]
 
 
 PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}
