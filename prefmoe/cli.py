@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = command("check", _check, "Refuse notebooks whose outputs do not belong to their cells.")
     check.add_argument("notebooks", type=Path, nargs="+")
+    check.add_argument("--executed", action="store_true", help="refuse one that was never executed, too")
 
     tables = command("tables", _tables, "Make an edition's tables from its runs.")
     tables.add_argument("edition")
@@ -153,7 +154,7 @@ def _check(options: argparse.Namespace) -> None:
     from prefmoe.notebooks import check_outputs
 
     for notebook in options.notebooks:
-        check_outputs(notebook)
+        check_outputs(notebook, executed=options.executed)
 
 
 def _tables(options: argparse.Namespace) -> None:

@@ -7,8 +7,10 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,8 +70,9 @@ def execute(
         ``output``.
 
     Raises:
-        NotebookError: for an unreadable notebook, an unknown parameter, or a failing cell; the cells executed
-            so far are then kept as ``<output>.failed.ipynb``.
+        NotebookError: for an unreadable notebook, an unknown parameter, an output in the place of the notebook, a
+            failing cell, or one that never ran because an earlier one left the notebook (sys.exit); the cells
+            executed so far are then kept as ``<output>.failed.ipynb``.
     """
     from filelock import FileLock
 
@@ -80,11 +83,16 @@ def execute(
         expected = f"it has {', '.join(known)}" if known else "it has no cell tagged 'parameters'"
         raise NotebookError(f"{notebook}: unknown parameter {', '.join(map(repr, unknown))}; {expected}")
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
+    for written in (output, partial, failed):
+        if written.exists() and written.samefile(notebook):
+            raise NotebookError(f"{output}: the output would take the place of its source, {notebook}; name another")
+    output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(output.with_name(f".{output.stem}.lock")):
         try:
             _run(notebook, partial, parameters, threads)
+            if unfinished := _unfinished(_read(partial)):
+                raise NotebookError("; ".join(unfinished))
         except Exception as error:
             if partial.exists():
                 _write(_normalise(_read(partial)), failed)
@@ -130,7 +138,8 @@ def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
     """Refuses a notebook whose outputs do not belong to its cells.
 
     A cell's outputs are its own when the runner produced them from this code, after this code in the cells
-    above and with the noted parameters, and nobody edited them since. A notebook without any outputs passes.
+    above and with the noted parameters, and nobody edited them since; and every cell has run to its end. A notebook
+    without any outputs passes.
 
     Args:
         executed: refuse a notebook that was never executed, too.
@@ -156,6 +165,7 @@ def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
                 mistakes.append(f"cell {number}, or a cell above it, was changed after the run")
             elif noted.get("outputs") != _digest(cell.outputs):
                 mistakes.append(f"cell {number} carries outputs that its run did not produce")
+        mistakes += _unfinished(content)
     if mistakes:
         raise NotebookError(f"{path}: outputs do not belong to the cells:\n  " + "\n  ".join(mistakes))
 
@@ -202,6 +212,20 @@ def publish_all(executed: Path, folder: Path) -> list[Path]:
     return published
 
 
+def _unfinished(notebook: nbformat.NotebookNode) -> list[str]:
+    """A line for every code cell of an executed notebook that never ran, or that left it before its own end.
+
+    papermill takes sys.exit(0) for the end of a notebook that went well.
+    """
+    found = []
+    for number, cell in _numbered(notebook):
+        if any(output.output_type == "error" and output.ename == "SystemExit" for output in cell.outputs):
+            found.append(f"cell {number} left the notebook (SystemExit)")
+        elif cell.source.strip() and cell.execution_count is None:
+            found.append(f"cell {number} never ran")
+    return found
+
+
 def parse_parameters(pairs: list[str]) -> dict[str, Any]:
     """Parameters from ``name=value`` strings; values are YAML scalars.
 
@@ -236,7 +260,7 @@ def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int
             environment |= dict.fromkeys(names, str(threads))
         environment |= KEEP_FREED_MEMORY
         spec = KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *KERNEL_OPTIONS],
+            argv=[sys.executable, "-m", "prefmoe.kernel", "-f", "{connection_file}", *KERNEL_OPTIONS],
             env=environment,
             **{k: v for k, v in KERNELSPEC.items() if k != "name"},
         )
@@ -246,7 +270,7 @@ def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int
 
             kernel_spec = spec
 
-        with _quiet("papermill"):
+        with _quiet("papermill"), _signals_as_exits():
             papermill.execute_notebook(
                 str(notebook),
                 str(partial),
@@ -261,6 +285,30 @@ def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
             )
+
+
+@contextmanager
+def _signals_as_exits() -> Iterator[None]:
+    """Has a signal that would end this process at once let papermill end the kernel, with all its processes, first.
+
+    A signal that is ignored (nohup), or that somebody handles, stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [n for n in (getattr(signal, name) for name in names) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -279,6 +327,8 @@ def _reason(error: Exception) -> str:
     """What went wrong, with the cell and the last lines of its traceback where there are any."""
     from papermill.exceptions import PapermillExecutionError
 
+    if isinstance(error, NotebookError):
+        return str(error)
     if not isinstance(error, PapermillExecutionError):
         return f"{type(error).__name__}: {error}"
     return f"code cell {error.exec_count} failed with {error.ename}: {error.evalue}"

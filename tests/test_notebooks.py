@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from prefmoe import notebooks
+from prefmoe.cli import main
+from prefmoe.kernel import die_with
 from prefmoe.notebooks import NotebookError, check_outputs, execute, parse_parameters, publish, publish_all
 from prefmoe.provenance import notebook_digest
 
@@ -117,17 +120,88 @@ def test_a_dead_kernel_is_an_error(tmp_path):
     assert not (tmp_path / "out.ipynb").exists()
 
 
-def test_a_killed_runner_leaves_no_result_and_takes_its_kernel_along(tmp_path):
-    code = "import os, pathlib, time\npathlib.Path('kernel').write_text(str(os.getpid()))\ntime.sleep(60)"
+@pytest.mark.parametrize("leave", ["sys.exit(0)", "sys.exit()"])
+def test_a_cell_that_leaves_the_notebook_has_not_finished_it(tmp_path, leave):
+    source = _notebook(tmp_path / "source.ipynb", "import sys", "print('before')", leave, "", "print('after')")
+    output = tmp_path / "out.ipynb"
+    with pytest.raises(NotebookError, match=r"cell 4 left the notebook \(SystemExit\); cell 6 never ran; .*out.failed"):
+        execute(source, output)
+    assert not output.exists() and "before" in _printed(tmp_path / "out.failed.ipynb")
+
+
+def test_an_output_of_a_runner_that_took_it_for_finished_is_refused(executed, tmp_path):
+    copy, source = tmp_path / "copy.ipynb", tmp_path / "source.ipynb"
+    copy.write_bytes(executed[1].read_bytes())
+    source.write_bytes(executed[0].read_bytes())
+
+    def never_ran(content):
+        content.cells[-1].execution_count = None
+        content.cells[-1].outputs = []
+        notebooks._record(content, content.metadata["prefmoe"]["parameters"])
+
+    _edit(copy, never_ran)
+    with pytest.raises(NotebookError, match="cell 6 never ran"):
+        check_outputs(copy)
+    with pytest.raises(NotebookError, match="cell 6 never ran"):
+        publish(copy, source)
+    assert main(["check", str(copy)]) == 1
+    assert source.read_bytes() == executed[0].read_bytes()
+
+
+def test_check_asks_for_a_run_only_when_told_to(executed):
+    assert main(["check", str(executed[0])]) == 0
+    assert main(["check", "--executed", str(executed[0])]) == 1
+    assert main(["check", "--executed", str(executed[1])]) == 0
+
+
+@pytest.mark.parametrize("spelling", ["itself", "dots", "link", "hard link", "its running name", "its failed name"])
+def test_a_notebook_never_takes_the_place_of_its_source(tmp_path, spelling):
+    source = _notebook(tmp_path / "source.ipynb", "1")
+    (tmp_path / "below").mkdir()
+    output = {
+        "itself": source,
+        "dots": tmp_path / "below" / ".." / "source.ipynb",
+        "link": tmp_path / "link.ipynb",
+        "hard link": tmp_path / "hard.ipynb",
+        "its running name": tmp_path / "result.ipynb",
+        "its failed name": tmp_path / "result.ipynb",
+    }[spelling]
+    if spelling == "link":
+        output.symlink_to(source)
+    elif spelling == "hard link":
+        output.hardlink_to(source)
+    elif spelling.startswith("its "):
+        source = source.rename(tmp_path / f"result.{spelling.split()[1]}.ipynb")
+    before = source.read_bytes()
+    with pytest.raises(NotebookError, match="would take the place of its source"):
+        execute(source, output)
+    assert source.read_bytes() == before
+
+
+WAITING = "time.sleep(60)"
+HOLDING = "sum(range(10**13))"
+"""Computes for hours without letting another thread of the kernel look whether its parent is there."""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, HOLDING), (signal.SIGKILL, HOLDING if sys.platform == "linux" else WAITING)],
+)
+def test_a_killed_runner_leaves_no_result_and_takes_its_kernel_along(tmp_path, number, code):
+    code = f"import os, pathlib, time\npathlib.Path('kernel').write_text(str(os.getpid()))\n{code}"
     source, output = _notebook(tmp_path / "source.ipynb", code), tmp_path / "out.ipynb"
     call = f"from prefmoe.notebooks import execute; execute({str(source)!r}, {str(output)!r})"
     runner = subprocess.Popen([sys.executable, "-c", call], cwd=REPOSITORY)
     kernel = tmp_path / "kernel"
     _wait_for(lambda: kernel.exists() and kernel.read_text())
-    runner.send_signal(signal.SIGKILL)
-    runner.wait()
+    runner.send_signal(number)
+    assert runner.wait(timeout=60) != 0
     assert not output.exists()
-    _wait_for(lambda: not _alive(int(kernel.read_text())))
+    try:
+        _wait_for(lambda: not _alive(int(kernel.read_text())), seconds=20)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(kernel.read_text()), signal.SIGKILL)
     _edit(source, lambda content: content.cells[1].update(source="print('finished')"))
     assert _printed(execute(source, output)) == "finished\n"
     assert sorted(p.suffixes for p in tmp_path.glob("out*.ipynb")) == [[".ipynb"]]
@@ -219,6 +293,13 @@ def test_parameters_are_yaml_scalars():
     assert parse_parameters(["edition=smoke", "seed=3", "method=E"]) == expected
     with pytest.raises(NotebookError, match="name=value"):
         parse_parameters(["edition"])
+
+
+def test_a_kernel_whose_parent_is_gone_already_ends(monkeypatch):
+    with pytest.raises(SystemExit, match="has ended"):
+        subprocess_parent = os.getppid() + 1
+        monkeypatch.setattr("prefmoe.kernel.sys.platform", "other")  # this process is not to be bound to its parent
+        die_with(subprocess_parent)
 
 
 @pytest.mark.parametrize("notebook", COMMITTED, ids=lambda path: path.stem)
