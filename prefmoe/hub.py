@@ -1,9 +1,15 @@
-"""The one door to the Hugging Face hub: pinned revisions, resumed downloads, and errors that say what to do."""
+"""The one door to the Hugging Face hub: pinned revisions, resumed downloads, the published bytes, and errors that say
+what to do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from huggingface_hub import snapshot_download
@@ -16,6 +22,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+log = logging.getLogger(__name__)
+
+NOTES = Path(".cache") / "huggingface" / "download"
+"""Where a download into a folder of one's own notes what it got, from that folder."""
 
 
 class HubError(RuntimeError):
@@ -33,28 +44,100 @@ def download(
 ) -> Path:
     """The folder of a repository's files; what was downloaded before, even in part, is not downloaded again.
 
+    Every file is compared with its published digest; one that differs is removed and downloaded once more.
+
     Args:
         revision: a commit; None for the newest one.
         otherwise: what else one can do when the hub cannot be reached, as the end of a sentence.
 
     Raises:
-        HubError: if the repository is gated, unknown or lacks the revision, the download broke off, or the hub cannot
-            be reached.
+        HubError: if the repository is gated, unknown or lacks the revision, the download broke off, the hub cannot be
+            reached or something else answers in its place, no file is there, or one is not the published one.
     """
+    options = {"repo_type": repo_type, "revision": revision, "local_dir": local_dir}
+    options["allow_patterns"] = None if allow_patterns is None else list(allow_patterns)
+    folder = _snapshot(repo_id, options, otherwise)
+    if wrong := damaged(folder):
+        for path in wrong:
+            log.warning("%s: not the published file, it is downloaded again", path)
+            if path.is_symlink() and (content := path.resolve()).parent.name == "blobs":
+                content.unlink(missing_ok=True)
+            path.unlink()
+            _note(folder, path).unlink(missing_ok=True)
+        folder = _snapshot(repo_id, options, otherwise)
+        again = [path for path in wrong if not path.is_file()] + damaged(folder)
+        if again:
+            names = ", ".join(path.relative_to(folder).as_posix() for path in again)
+            raise HubError(f"{repo_type} {repo_id}: not the published file(s), twice in a row: {names}")
+    if not any(_files(folder)):
+        # huggingface_hub keeps the list of files for good, also an empty one that something else answered.
+        trees = folder / NOTES.parent / "trees" if local_dir else folder.parent.parent / "trees"
+        for listing in trees.glob("*.json" if local_dir else f"{folder.name}.json"):
+            listing.unlink()
+        asked = f", {', '.join(allow_patterns)}" if allow_patterns else ""
+        text = f"{repo_type} {repo_id} at revision {revision or 'main'} has none of the files asked for{asked}"
+        raise HubError(f"{text}; is there a login page or a proxy between?")
+    return folder
+
+
+def damaged(folder: Path) -> list[Path]:
+    """The files of a downloaded folder whose content is not the published one.
+
+    A cache names each file by its digest, a download into a folder notes it: sha256 for large files, git's for others.
+    What is neither named nor noted so is taken at its word.
+    """
+    return [path for path, published in _published(folder) if _digest(path, len(published)) != published]
+
+
+def _published(folder: Path) -> Iterator[tuple[Path, str]]:
+    for path in _files(folder):
+        note = _note(folder, path)
+        if path.is_symlink():
+            published = path.readlink().name
+        else:
+            lines = note.read_text(encoding="utf-8").splitlines() if note.is_file() else []
+            published = lines[1].strip() if len(lines) > 1 else ""
+        if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", published):
+            yield path, published
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """A downloaded folder's files without the notes about them."""
+    for path in sorted(folder.rglob("*")):
+        if NOTES.parts[0] not in path.relative_to(folder).parts and path.is_file():
+            yield path
+
+
+def _note(folder: Path, path: Path) -> Path:
+    return folder / NOTES / f"{path.relative_to(folder).as_posix()}.metadata"
+
+
+def _digest(path: Path, digits: int) -> str:
+    state = path.stat()
+    return _digest_of(str(path), digits, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(path: str, digits: int, size: int, changed: int) -> str:
+    """A file's digest, computed once a process as long as the file stays: sha256, or git's with its 40 digits."""
+    with open(path, "rb") as file:
+        if digits == 64:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        while piece := file.read(2**20):
+            git.update(piece)
+        return git.hexdigest()
+
+
+def _snapshot(repo_id: str, options: dict[str, Any], otherwise: str) -> Path:
+    """What huggingface_hub downloads, its errors put into words."""
+    repo_type, revision = options["repo_type"], options["revision"]
     where = f"{repo_type} {repo_id} at revision {revision or 'main'}"
     page = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
     hint = f"; {otherwise}" if otherwise else ""
     again = f"run the same command again: finished files are kept and unfinished ones go on{hint}"
     try:
-        return Path(
-            snapshot_download(
-                repo_id,
-                repo_type=repo_type,
-                revision=revision,
-                allow_patterns=None if allow_patterns is None else list(allow_patterns),
-                local_dir=local_dir,
-            )
-        )
+        return Path(snapshot_download(repo_id, **options))
     except GatedRepoError as error:
         raise HubError(f"{where} is gated: accept its terms on {page}, then `hf auth login`{hint}") from error
     except RepositoryNotFoundError as error:
@@ -71,3 +154,7 @@ def download(
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         reason = str(error) or type(error).__name__
         raise HubError(f"{where}: the download broke off ({reason}); {again}") from error
+    except (ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+        # What huggingface_hub 2.4 raises where the answer is no JSON (a web page), or JSON of another form.
+        text = f"{where}: the answer is not the hub's ({type(error).__name__}: {error})"
+        raise HubError(f"{text}; is there a login page or a proxy between?{hint}") from error

@@ -131,7 +131,6 @@ def test_a_repository_of_the_hub_is_taken_from_its_cache(folder, direct, tmp_pat
         path.rename(tmp_path / f"cache/blobs/{number}")
         (snapshot / path.name).symlink_to(Path(f"../../blobs/{number}"))
     monkeypatch.setattr(hub, "snapshot_download", lambda repo, **options: asked_for.update(options) or str(snapshot))
-    monkeypatch.setattr(hub, "verify", lambda *_: None, raising=False)
     made = convert("somebody/MMPB-clean", tmp_path / "data", revision=COMMIT)
     assert made["revision"] == COMMIT and (asked_for["revision"], asked_for["repo_type"]) == (COMMIT, "dataset")
     same(mmpb.read(tmp_path / "data"), direct, "train", "test", "unseen")

@@ -8,7 +8,6 @@ projector is this project's own (prefmoe.projector); a folder made without one g
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -38,7 +37,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from prefmoe import hub
-from prefmoe.files import whole_file, write_json
+from prefmoe.files import read_json, whole_file, write_json
 from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig, folded
 
 log = logging.getLogger(__name__)
@@ -138,8 +137,12 @@ def fetch(folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | N
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """What a folder was made of."""
-    return json.loads((folder / CARD).read_text(encoding="utf-8"))
+    """What a folder was made of.
+
+    Raises:
+        FileError: if the card is none.
+    """
+    return read_json(folder / CARD, "the card of a finished folder")
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
