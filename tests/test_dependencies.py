@@ -22,7 +22,7 @@ from prefmoe.config import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIRED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
-OWN = {"prefmoe", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+OWN = {"prefmoe", *(path.stem for folder in ("tests", "workflow/scripts") for path in (ROOT / folder).glob("*.py"))}
 
 
 def _names(requirements: list[str]) -> set[str]:
@@ -40,7 +40,7 @@ def _imported(source: str) -> Iterator[str]:
 
 def _sources() -> Iterator[tuple[str, str]]:
     """(file, source) of everything whose imports a user has to be able to satisfy."""
-    for folder in ("prefmoe", "tests"):
+    for folder in ("prefmoe", "tests", "workflow/scripts"):
         for path in (ROOT / folder).rglob("*.py"):
             yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
     for path in (ROOT / "Snakefile", *(ROOT / "workflow").rglob("*.smk")):

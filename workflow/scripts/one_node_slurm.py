@@ -217,6 +217,8 @@ def one_node_slurm(folder: str | Path, *, cpus: int = 2, accounting: bool = Fals
     path = f"{own}:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     cluster = Cluster(folder, {**os.environ, "SLURM_CONF": str(conf), "PATH": path})
     with ExitStack() as stack:
+        # A killed trial leaves no daemons behind.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)))
         stack.callback(_stop_all, cluster)
         _start_all(cluster, names, accounting)
         yield cluster
@@ -285,16 +287,21 @@ def _stop_all(cluster: Cluster) -> None:
         cluster.stop(name)
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
+    """What the command line understands."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cpus", type=int, default=2, help="that the node claims to have (default: 2)")
     parser.add_argument("--accounting", action="store_true", help="with slurmdbd, and an account for this user")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run, behind --")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    options = parser().parse_args()
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
-        parser.error("no command; give one behind --")
+        parser().error("no command; give one behind --")
     try:
         with one_node_slurm(options.folder, cpus=options.cpus, accounting=options.accounting) as cluster:
             return subprocess.run(command, env=cluster.environment).returncode

@@ -1,0 +1,131 @@
+"""The profile for Slurm: docs/cluster.md can be done as it says, and jobs killed on a real one change no number."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+import yaml
+
+from prefmoe.cli import _parser
+from prefmoe.config import ROOT, load_edition
+
+SCRIPTS = ROOT / "workflow" / "scripts"
+PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+PROFILE = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8"))
+
+
+def script(name: str) -> ModuleType:
+    """A script as a module."""
+    if name not in sys.modules:
+        sys.path.insert(0, str(SCRIPTS))
+        try:
+            importlib.import_module(name)
+        finally:
+            sys.path.remove(str(SCRIPTS))
+    return sys.modules[name]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_page_is_understood(command):
+    program, *words = shlex.split(command)
+    if program == "python" and words[0].startswith("workflow/"):
+        assert script(Path(words[0]).stem).parser().parse_args(words[1:])
+    elif program == "snakemake":
+        assert (ROOT / words[words.index("--profile") + 1] / "config.yaml").is_file()
+        assert load_edition(words[words.index("--config") + 1].removeprefix("edition="))
+    elif program == "prefmoe":
+        assert _parser().parse_args(words)
+    elif program.startswith("PREFMOE_"):
+        assert program == f"{ASKED}=1" and (ROOT / words[1]) == Path(__file__)
+    elif program == "hf":
+        registry = (ROOT / "prefmoe/models/registry.yaml").read_text(encoding="utf-8")
+        assert words[1] in registry and words[words.index("--revision") + 1] in registry
+    else:
+        assert command in {
+            "python -m pip install -e '.[slurm]'", "apt-get install slurm-wlm munge", "export HF_HUB_OFFLINE=1",
+            "export PREFMOE_WEIGHTS=$PWD/weights", "export PREFMOE_DATA=$PWD/data",
+        }  # fmt: skip
+
+
+def test_the_pages_settings_reach_the_jobs(tmp_path):
+    """The page's YAML on top of the profile, planned without Slurm: every rule gets the partition that it says."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    settings = yaml.safe_load(block)
+    assert set(settings["default-resources"]) > set(PROFILE["default-resources"])
+    profile = {k: v for k, v in PROFILE.items() if not k.startswith(("executor", "jobs", "slurm-"))} | settings
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    command = [sys.executable, "-m", "snakemake", "--profile", str(tmp_path), "--dry-run", "--forceall"]
+    result = subprocess.run(
+        [*command, "--config", "edition=smoke"], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    planned = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", result.stdout + result.stderr, re.M)
+    assert result.returncode == 0 and planned, result.stdout + result.stderr
+    with_gpus = set()
+    for rule, resources in planned:
+        needs_gpus = "gpus=" in resources
+        assert f"slurm_partition={'gpu' if needs_gpus else 'cpu'}" in resources and "slurm_account=my-acc" in resources
+        with_gpus |= {rule} if needs_gpus else set()
+    assert with_gpus == set(settings["set-resources"])
+
+
+# --- the trial ----------------------------------------------------------------------------------------------------
+
+ASKED = "PREFMOE_SLURM"
+
+
+def test_the_trial_sees_a_number_a_row_and_a_file_that_differ():
+    differences = script("slurm_trial").differences
+    table = pd.DataFrame({"method": ["LoRA", "PrefMoE"], "value": [0.25, 0.5]})
+    rounded, changed = table.assign(value=table["value"] * (1 + 1e-7)), table.assign(value=[0.25, 0.501])
+    assert differences({"a": table}, {"a": rounded}) == {}
+    ours, theirs = dict.fromkeys("abce", table), {"a": changed, "b": table[:1], "d": table, "e": table}
+    found = differences(ours, theirs)
+    assert set(found) == {"a", "b", "c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ("train m: 50%|##| 2/4 [00:00<?]\rtrain m: 100%|####| 4/4 [00:01]", True),
+        ("train m: 0%| | 0/4 [00:00<?]\rtrain m: 100%|####| 4/4 [00:01]", False),
+        ("answer: 0%| | 0/9 [00:00<?]", True),
+    ],
+)
+def test_the_trial_sees_a_run_that_began_anew(tmp_path, shown, expected):
+    trial = script("slurm_trial")
+    copy = trial.Copy(tmp_path / "slurm", "tiny", {"PATH": ""})
+    log = copy.clone / "results/tiny/logs/06_train_and_evaluate/llava-mini/LoRA.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(shown, encoding="utf-8")
+    assert trial.went_on(copy, {"backbone": "llava-mini", "method": "LoRA", "checkpoint": 2}) == expected
+
+
+def test_the_trial_takes_its_command_from_readme():
+    command = script("slurm_trial").command_of_readme("smoke")
+    assert command == ["snakemake", "--profile", "profiles/slurm", "--config", "edition=smoke"]
+
+
+@pytest.mark.skipif(ASKED not in os.environ, reason=f"takes ten minutes and a Slurm: asked for by {ASKED}=1")
+@pytest.mark.parametrize("accounting", [False, True], ids=["without accounting", "with accounting"])
+def test_jobs_that_are_killed_on_a_real_slurm_end_in_the_tables_of_a_local_run(tmp_path, accounting):
+    if missing := script("one_node_slurm").programs(accounting):
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        pytest.skip("not installed: snakemake-executor-plugin-slurm, as in pip install -e '.[slurm]'")
+    command = [sys.executable, SCRIPTS / "slurm_trial.py", tmp_path, "--tiny", *["--accounting"][: int(accounting)]]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert [one["how"] for one in report["killed"]] == ["cancelled", "out_of_memory", "node_failed"]
+    assert report["restarted_by_snakemake"] >= 2 and "table1.csv" in report["tables"]
