@@ -81,7 +81,7 @@ def test_the_pages_settings_reach_the_jobs(tmp_path):
 
 # --- the trial ----------------------------------------------------------------------------------------------------
 
-ASKED = "PREFMOE_SLURM"
+ASKED = "PREFMOE_TRIALS"
 
 
 def test_the_trial_sees_a_number_a_row_and_a_file_that_differ():
