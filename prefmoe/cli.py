@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefmoe.config import DEFAULT_EDITION
 from prefmoe.places import MINIATURES
 
 
@@ -45,8 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
     notebook.add_argument("--threads", type=int, help="CPU threads the kernel may use (default: all)")
 
-    publish = command("publish", _publish, "Put the outputs of an edition's executed notebooks into notebooks/.")
-    publish.add_argument("edition")
+    publish = command(
+        "publish", _publish, "Put an edition's results where they are committed: figures/, notebooks/, README.md."
+    )
+    publish.add_argument("edition", help='or "speed", for what `prefmoe bench` measured')
 
     check = command("check", _check, "Refuse notebooks whose outputs do not belong to their cells.")
     check.add_argument("notebooks", type=Path, nargs="+")
@@ -54,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     tables = command("tables", _tables, "Make an edition's tables from its runs.")
     tables.add_argument("edition")
-    tables.add_argument("--readme", action="store_true", help="bring README.md's tables up to date from the CSV files")
+    tables.add_argument("--readme", action="store_true", help="bring README.md's tables up to date from figures/")
 
     score = command("score", _score, "Score anybody's predictions: all measures of one file, and what is unread in it.")
     score.add_argument("predictions", type=Path, help="CSV, TSV, JSON Lines or parquet: docs/scoring.md")
@@ -69,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     plan = command("plan", _plan, "What an edition's runs need: memory, disk, GPUs, hours; and what fits here.")
     plan.add_argument("edition", nargs="?", default="paper")
 
-    bench = command("bench", _bench, "Measure speed side by side; writes figures/speed/<cpu or cuda>.csv.")
-    bench.add_argument("edition", nargs="?", default="mini")
-    bench.add_argument("--output", type=Path, help="folder of the CSV file (default: figures/speed)")
+    bench = command("bench", _bench, "Measure speed side by side; writes results/speed/<cpu or cuda>.csv.")
+    bench.add_argument("edition", nargs="?", default=DEFAULT_EDITION)
+    bench.add_argument("--output", type=Path, help="folder of the CSV file (default: results/speed)")
     bench.add_argument("--seconds", type=float, default=20.0, help="per comparison (default: 20)")
     bench.add_argument("--users", type=int, nargs="+", help="sizes of the user state (default: 10 to 1000000)")
 
@@ -143,10 +146,9 @@ def _notebook(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    from prefmoe.config import RESULTS, ROOT, load_edition
-    from prefmoe.notebooks import publish_all
+    from prefmoe.publishing import publish
 
-    for path in publish_all(RESULTS / load_edition(options.edition).name / "notebooks", ROOT / "notebooks"):
+    for path in publish(options.edition):
         print(path)
 
 
@@ -158,14 +160,13 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from prefmoe import tables
-    from prefmoe.config import ROOT, load_edition
+    from prefmoe import publishing, tables
+    from prefmoe.config import load_edition
     from prefmoe.data.sources import load_benchmark
 
     edition = load_edition(options.edition)
     if options.readme:
-        readme = ROOT / "README.md"
-        readme.write_text(tables.with_tables(readme.read_text(encoding="utf-8"), edition.name), encoding="utf-8")
+        print(publishing.update_readme(edition.name))
         return
     for path in tables.build(edition, load_benchmark(edition)).values():
         print(path)

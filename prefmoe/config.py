@@ -19,7 +19,7 @@ COMPONENTS = "EPICDM"
 CONFIG_FOLDER, RESULTS, FIGURES = ROOT / "config", ROOT / "results", ROOT / "figures"
 
 DEFAULT_EDITION = "mini"
-"""What the workflow makes when no edition is named, and what README.md shows."""
+"""The edition that runs when none is named, and that the committed notebooks and README.md show."""
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 """Environment in which glibc keeps the memory of a large tensor for the next one, instead of giving it back and getting

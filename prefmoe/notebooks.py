@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
-from prefmoe.config import KEEP_FREED_MEMORY, ROOT
+from prefmoe.config import KEEP_FREED_MEMORY, RESULTS, ROOT
 from prefmoe.files import whole_file
+from prefmoe.outputs import NOTEBOOK_FIGURES, made_folder
 
 # Where this package is installed, nbformat's validator builds a grammar of internationalised addresses when it is
 # imported: two seconds for every notebook, of which none has such a field.
@@ -63,6 +64,9 @@ def execute(
     goes to this process's stdout and stderr as well, so that a log has all of it.
 
     Args:
+        output: also says where the notebook's figures go. The workflow's copy of an edition's notebook,
+            results/<edition>/notebooks/<name>.ipynb, puts them into the edition's folder, unless a parameter has
+            another value than the notebook's own; any other into <output>_figures.
         parameters: values for names that the cell tagged "parameters" assigns.
         threads: CPU threads the kernel may use; all when absent.
 
@@ -90,7 +94,7 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(output.with_name(f".{output.stem}.lock")):
         try:
-            _run(notebook, partial, parameters, threads)
+            _run(notebook, partial, parameters, threads, _figures(notebook, output, known | parameters, known))
             if unfinished := _unfinished(_read(partial)):
                 raise NotebookError("; ".join(unfinished))
         except Exception as error:
@@ -179,6 +183,12 @@ def publish(executed: str | Path, notebook: str | Path) -> Path:
     Raises:
         NotebookError: if the code differs, or the run did not use the notebook's default parameters.
     """
+    _write(_with_outputs(executed, notebook), Path(notebook))
+    return Path(notebook)
+
+
+def _with_outputs(executed: str | Path, notebook: str | Path) -> nbformat.NotebookNode:
+    """What `publish` writes."""
     source, run = _read(Path(notebook)), _read(Path(executed))
     check_outputs(executed, executed=True)
     if [c.source for c in _code_cells(source)] != [c.source for c in _code_cells(run)]:
@@ -190,8 +200,7 @@ def publish(executed: str | Path, notebook: str | Path) -> Path:
     for mine, theirs in zip(_code_cells(source), _code_cells(run), strict=True):
         mine.outputs, mine.execution_count = theirs.outputs, theirs.execution_count
     _record(source, {})
-    _write(_normalise(source), Path(notebook))
-    return Path(notebook)
+    return _normalise(source)
 
 
 def publish_all(executed: Path, folder: Path) -> list[Path]:
@@ -200,16 +209,21 @@ def publish_all(executed: Path, folder: Path) -> list[Path]:
     Args:
         executed: holds <notebook>.ipynb, or <notebook>/<backbone>/<method>.ipynb for one that is executed for
             many pairs; of these the pair that the notebook has as its defaults is taken.
+
+    Raises:
+        NotebookError: see `publish`; then no notebook has been touched.
     """
-    published = []
+    published = {}
     for notebook in sorted(folder.glob("*.ipynb")):
         run = executed / notebook.name
         if (executed / notebook.stem).is_dir():
             usual = defaults(_read(notebook))
             run = executed / notebook.stem / usual["backbone"] / f"{usual['method']}.ipynb"
         if run.is_file():
-            published.append(publish(run, notebook))
-    return published
+            published[notebook] = _with_outputs(run, notebook)
+    for notebook, content in published.items():
+        _write(content, notebook)
+    return list(published)
 
 
 def _unfinished(notebook: nbformat.NotebookNode) -> list[str]:
@@ -241,7 +255,16 @@ def parse_parameters(pairs: list[str]) -> dict[str, Any]:
     return parameters
 
 
-def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int | None) -> None:
+def _figures(notebook: Path, output: Path, values: Mapping[str, Any], usual: Mapping[str, Any]) -> Path:
+    """Where a notebook that is executed with these values saves its figures."""
+    edition = values.get("edition")
+    as_usual = all(values[name] == usual[name] for name in usual if name != "edition")
+    if edition and as_usual and output.resolve() == (RESULTS / str(edition) / "notebooks" / notebook.name).resolve():
+        return made_folder(str(edition))
+    return output.resolve().with_name(f"{output.stem}_figures")
+
+
+def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int | None, figures: Path) -> None:
     """Papermill with a kernel of this interpreter: no kernel name has to be installed anywhere."""
     import papermill
     from jupyter_client.kernelspec import KernelSpec
@@ -254,6 +277,7 @@ def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # figures are outputs, whatever the shell says
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             "PYTHONPATH": os.pathsep.join(paths),
+            NOTEBOOK_FIGURES: str(figures),
         }
         if threads is not None:
             names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PREFMOE_THREADS")

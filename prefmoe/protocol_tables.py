@@ -12,8 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe import metrics, statistics, tables
-from prefmoe.config import CONFIG_FOLDER, FIGURES, RESULTS, Edition, load_edition
+from prefmoe.config import CONFIG_FOLDER, RESULTS, Edition, load_edition
 from prefmoe.data.benchmark import FACETS, Benchmark
+from prefmoe.outputs import made_folder
 from prefmoe.protocol import Experiment, Protocol, ProtocolError, load_protocol, plan, read_benchmark
 from prefmoe.run_files import RunFileError, read_predictions
 from prefmoe.tables import Answers
@@ -163,10 +164,10 @@ def build(
     edition: Edition | str,
     *,
     results: str | Path = RESULTS,
-    figures: str | Path = FIGURES,
     config_folder: str | Path = CONFIG_FOLDER,
 ) -> dict[str, Path]:
-    """Writes every experiment's results, and all differences and trends, to figures/<edition>/protocol/.
+    """Writes every experiment's results, and all differences and trends, to
+    <results>/<edition>/figures/protocol/.
 
     Returns:
         name -> CSV file: one per experiment (`RESULT_COLUMNS`), "differences" and "trends".
@@ -187,7 +188,7 @@ def build(
         trends += [here | row for row in trend_rows(cells, experiment)]
     made["differences"] = corrected(differences)
     made["trends"] = pd.DataFrame(trends, columns=list(TREND_COLUMNS))
-    folder = Path(figures) / edition.name / "protocol"
+    folder = made_folder(edition.name, results) / "protocol"
     return {name: tables.write_csv(table, folder / f"{name}.csv") for name, table in made.items()}
 
 

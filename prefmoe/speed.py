@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from prefmoe import losses
-from prefmoe.config import FIGURES, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
+from prefmoe.config import DEFAULT_EDITION, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.data.benchmark import FACETS
 from prefmoe.models.backbones import find_backbone
 from prefmoe.models.methods import Method
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
 from prefmoe.models.user_state import ANCHORS, PREFIX_LENGTH, FactorisedUsers
+from prefmoe.outputs import speed_folder
 
 Variant = Callable[[], Any]
 
@@ -344,9 +345,9 @@ def _user_step(count: int, hidden: int, batch: int, device: torch.device, kind: 
 
 
 def bench(
-    edition: str = "mini",
+    edition: str = DEFAULT_EDITION,
     *,
-    output: str | Path = FIGURES / "speed",
+    output: str | Path | None = None,
     seconds: float = 20.0,
     users: Sequence[int] = (10, 100, 1000, 10_000, 100_000, 1_000_000),
     hidden: int = 1024,
@@ -361,6 +362,7 @@ def bench(
             pictures, in tokens.
         users: sizes of the user state, which is as wide as the edition's backbone.
         folder: where results (the benchmark's pictures) are, when not the clone's.
+        output: a folder; `outputs.speed_folder` of the results when absent.
     """
     from prefmoe.config import RESULTS
     from prefmoe.distributed import state
@@ -410,7 +412,7 @@ def bench(
     frame = pd.concat(tables, ignore_index=True).assign(hardware=hardware(device))
     columns = ["benchmark", "setting", "variant", "median_ms", "low_ms", "high_ms", "rounds", "ratio", "users",
                "state_megabytes", "note", "hardware"]  # fmt: skip
-    output = Path(output)
+    output = Path(output or speed_folder(folder or RESULTS))
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{device.type}.csv"
     frame.reindex(columns=columns).round(4).to_csv(path, index=False)

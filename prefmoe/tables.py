@@ -29,6 +29,7 @@ from prefmoe.config import (
 )
 from prefmoe.data.benchmark import FACETS, Benchmark, User
 from prefmoe.files import whole_file
+from prefmoe.outputs import committed_folder, made_folder
 from prefmoe.run_files import RunFileError, read_predictions
 from prefmoe.shortening import shortened_table
 
@@ -852,9 +853,8 @@ def build(
     benchmark: Benchmark,
     *,
     results: str | Path = RESULTS,
-    figures: str | Path = FIGURES,
 ) -> dict[str, Path]:
-    """Reads all runs of an edition and writes its tables to ``figures/<edition>/``.
+    """Reads all runs of an edition and writes its tables to ``<results>/<edition>/figures/``.
 
     Only the test split enters them, after `REPORTED_TURNS` of small talk, but for turns.csv (after all that the
     edition asks) and unseen.csv (questions about users without training questions, if the benchmark has any).
@@ -889,7 +889,7 @@ def build(
         unseen = [*read_runs(edition, results, "unseen"), *read_references(edition, benchmark, "unseen")]
         unseen = [entry for entry in unseen if entry.turns in REPORTED_TURNS]
         tables["unseen"] = estimates_table(unseen)[list(TABLE1_COLUMNS)]
-    folder = Path(figures) / edition.name
+    folder = made_folder(edition.name, results)
     return {name: write_csv(content, folder / f"{name}.csv") for name, content in tables.items()}
 
 
@@ -985,12 +985,12 @@ def _change(before: pd.Series, after: pd.Series) -> str:
 
 
 def markdown(edition: str, *, figures: str | Path = FIGURES, turns: int = 0) -> str:
-    """Tables 1 and 2 of an edition as Markdown, from ``figures/<edition>/table1.csv`` and ``table2.csv``
-    alone.
+    """Tables 1 and 2 of an edition as Markdown, from the committed ``figures/<edition>/table1.csv`` and
+    ``table2.csv`` alone.
 
     A cell is value ± half the width of its 95 % interval; n and seeds stand in the caption of each table.
     """
-    folder = Path(figures) / edition
+    folder = committed_folder(edition, figures)
     main = read_table(folder / "table1.csv")
     main = main[main["turns"] == turns]
     parts = []
@@ -1023,7 +1023,7 @@ def with_tables(readme: str, edition: str, *, figures: str | Path = FIGURES) -> 
     _, end, after = rest.partition(README_END)
     if not begin or not end or README_BEGIN in after or README_END in after:
         raise TableError(f"README.md: expected one {README_BEGIN} and, after it, one {README_END}")
-    turns = sorted(read_table(Path(figures) / edition / "table1.csv")["turns"].unique())
+    turns = sorted(read_table(committed_folder(edition, figures) / "table1.csv")["turns"].unique())
     tables = "\n".join(markdown(edition, figures=figures, turns=int(turn)) for turn in turns)
     return f"{before}{begin}\n\n{tables}\n{end}{after}"
 

@@ -17,6 +17,7 @@ from prefmoe import metrics
 from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Seed, Setting, load_edition
 from prefmoe.files import whole_file
 from prefmoe.names import Once, did_you_mean
+from prefmoe.outputs import trials_file
 from prefmoe.run_files import read_predictions, read_story
 from prefmoe.runs import Workbench
 from prefmoe.yaml_settings import read_settings
@@ -182,7 +183,7 @@ def tune(
     backbones: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
 ) -> Path | None:
-    """Tries an edition's grid and records every trial in config/tuning/<edition>.csv.
+    """Tries an edition's grid and records every trial in <results>/<edition>/tuning/trials.csv.
 
     Trials that were finished before are read, not run again, and an interrupted one goes on from its last
     checkpoint. Only the training and validation questions are touched.
@@ -215,7 +216,7 @@ def tune(
                 trials.append(trial)
     if backbones or methods:
         return None
-    path = grid_path(edition.name, config_folder).with_suffix(".csv")
+    path = trials_file(edition.name, results)
     with whole_file(path) as partial:
         choose(pd.DataFrame(trials), grid.criterion).to_csv(partial, index=False, lineterminator="\n")
     return path

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from small_world import data_folder, model_folder, small_benchmark, small_edition
 
-from prefmoe import config, metrics, protocol, protocol_tables, statistics, tables
+from prefmoe import config, metrics, outputs, protocol, protocol_tables, statistics, tables
 from prefmoe.config import CONFIG_FOLDER, ConfigError, load_edition
+from prefmoe.outputs import made_folder
 from prefmoe.protocol import Experiment, ProtocolError, apply_variant, load_protocol, plan, plans, run
 from prefmoe.protocol_tables import Cell, difference_rows, question_labels, result_rows, trend_rows
 from prefmoe.tables import Answers
@@ -199,7 +200,7 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
     asked = load_protocol(EDITION, "config")
     planned = plans(EDITION, asked)
     with pytest.raises(ProtocolError, match="rank: 4 run.* missing"):
-        protocol_tables.build(EDITION, results="results", figures="figures", config_folder="config")
+        protocol_tables.build(EDITION, results="results", config_folder="config")
     with pytest.raises(ProtocolError, match="no experiment needs 'Lora' on 'tiny-llava'; expected one of LoRA, "):
         run(EDITION, "tiny-llava", "Lora", results="results", config_folder="config")
     for backbone, key in planned:
@@ -218,9 +219,10 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
     steps = {json.loads(path.read_text())["steps"] for path in files if "LoRA" in str(path)}
     assert steps == {EDITION.training.steps, 2}
 
-    written = protocol_tables.build(EDITION, results="results", figures="figures", config_folder="config")
+    written = protocol_tables.build(EDITION, results="results", config_folder="config")
     assert {path.as_posix() for path in written.values()} == {
-        f"figures/small-world/protocol/{name}.csv" for name in ("rank", "rate", "population", "differences", "trends")
+        f"results/small-world/figures/protocol/{name}.csv"
+        for name in ("rank", "rate", "population", "differences", "trends")
     }
     made = {name: tables.read_table(path) for name, path in written.items()}
     folders = plan(EDITION, asked, "rate", "LoRA", "as it is", "tiny-llava").folders("results")
@@ -355,7 +357,7 @@ def test_the_notebook_runs_on_the_tables(monkeypatch):
     """On made-up answers: every cell's code, without a kernel."""
     asked = load_protocol(load_edition("smoke")).experiments
     labels = question_labels(small_benchmark())
-    folder, rows, trends = Path("figures/smoke/protocol"), [], []
+    folder, rows, trends = made_folder("smoke", Path("results").absolute()) / "protocol", [], []
     for name, experiment in asked.items():
         cells = [
             Cell(variant, split, answers_of(k), labels if experiment.axis or len(experiment.splits) > 1 else {})
@@ -371,7 +373,8 @@ def test_the_notebook_runs_on_the_tables(monkeypatch):
         trends += [here | row for row in trend_rows(cells, experiment)]
     tables.write_csv(protocol_tables.corrected(rows), folder / "differences.csv")
     tables.write_csv(pd.DataFrame(trends, columns=list(protocol_tables.TREND_COLUMNS)), folder / "trends.csv")
-    monkeypatch.setattr(config, "FIGURES", Path("figures").absolute())
+    monkeypatch.setattr(outputs, "RESULTS", Path("results").absolute())
+    monkeypatch.setenv(outputs.NOTEBOOK_FIGURES, str(folder.parent))
     notebook = json.loads((config.ROOT / "notebooks/13_protocol_questions.ipynb").read_text(encoding="utf-8"))
     names: dict = {}
     for cell in notebook["cells"]:

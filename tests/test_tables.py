@@ -199,8 +199,8 @@ def results(benchmark, tmp_path) -> Path:
     return tmp_path
 
 
-def test_build_writes_every_table_with_its_columns(benchmark, results, tmp_path):
-    written = tables.build(EDITION, benchmark, results=results, figures=tmp_path / "figures")
+def test_build_writes_every_table_with_its_columns(benchmark, results):
+    written = tables.build(EDITION, benchmark, results=results)
     content = {name: tables.read_table(path) for name, path in written.items()}
     columns = {
         "table1": tables.TABLE1_COLUMNS,
@@ -229,7 +229,8 @@ def test_build_writes_every_table_with_its_columns(benchmark, results, tmp_path)
     assert (table.loc[table["metric"] == "overall", "n"] == len(TEST)).all()
     unseen = content["unseen"]
     assert (unseen.loc[unseen["metric"] == "overall", "n"] == len(UNSEEN)).all()
-    assert not list((tmp_path / "figures" / "tiny").glob(".*"))
+    assert {path.parent for path in written.values()} == {results / "tiny" / "figures"}
+    assert not list((results / "tiny" / "figures").glob(".*"))
 
 
 def test_values_are_means_over_seeds(benchmark, results):
@@ -336,9 +337,9 @@ def key_of(path: Path) -> tuple[str, str, int]:
     return backbone, method, int(seed.removeprefix("seed"))
 
 
-def test_turns_have_their_change_and_stay_out_of_the_paper_s_tables(benchmark, results, tmp_path):
+def test_turns_have_their_change_and_stay_out_of_the_paper_s_tables(benchmark, results):
     add_turns(results)
-    written = tables.build(MORE_TURNS, benchmark, results=results, figures=tmp_path / "figures")
+    written = tables.build(MORE_TURNS, benchmark, results=results)
     content = {name: tables.read_table(path) for name, path in written.items()}
     for name in ("table1", "table2", "table1_seeds", "comparisons", "breakdown", "forest", "unparsed"):
         assert set(content[name]["turns"]) == {0, 10}, name
@@ -484,8 +485,8 @@ def test_missing_runs_are_all_named(benchmark, results):
     for key, seed, file in (("fft", 1, "run.json"), ("full", 0, "predictions.parquet")):
         (run_folder(results, "tiny", "llava-mini", key, seed) / file).unlink()
     with pytest.raises(tables.TableError, match="(?s)2 run.*tiny.*fft/seed1: no finished.*full/seed0/pred.*: missing"):
-        tables.build(EDITION, benchmark, results=results, figures=results / "figures")
-    assert not (results / "figures").exists()
+        tables.build(EDITION, benchmark, results=results)
+    assert not (results / "tiny" / "figures").exists()
 
 
 def test_runs_with_other_questions_are_refused(benchmark, results):
@@ -530,7 +531,8 @@ def test_a_story_that_was_edited_is_refused_by_name(benchmark, results):
 
 
 def test_markdown_repeats_the_csv(benchmark, results, tmp_path):
-    tables.build(EDITION, benchmark, results=results, figures=tmp_path / "figures")
+    tables.build(EDITION, benchmark, results=results)
+    shutil.copytree(results / "tiny" / "figures", tmp_path / "figures" / "tiny")
     text = tables.markdown("tiny", figures=tmp_path / "figures")
     table = tables.read_table(tmp_path / "figures" / "tiny" / "table1.csv")
     row = table[(table["method"] == "PrefMoE") & (table["turns"] == 0) & (table["metric"] == "preference")].iloc[0]

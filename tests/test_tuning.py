@@ -52,7 +52,7 @@ def test_every_trial_is_recorded_and_the_best_of_each_method_marked(monkeypatch)
 
     monkeypatch.setattr(runs, "evaluate", watch)
     path = tune_here()
-    assert path.as_posix() == "config/tuning/small-world.csv"
+    assert path.as_posix() == "results/small-world/tuning/trials.csv"
     table = pd.read_csv(path)
     validation = set(runs.Workbench(EDITION, "tiny-llava", results="results").benchmark.splits["validation"])
     assert evaluated == [validation] * 4

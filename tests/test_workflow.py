@@ -39,10 +39,10 @@ print("started from", done)
 """A run that can be interrupted: it counts to eight in a file and goes on from there."""
 
 DRAWING = """\
-from prefmoe.config import FIGURES
-(FIGURES / edition).mkdir(parents=True, exist_ok=True)
+from prefmoe.outputs import figures_folder
+figures_folder(edition).mkdir(parents=True, exist_ok=True)
 for name in files:
-    (FIGURES / edition / name).write_text("drawn")
+    (figures_folder(edition) / name).write_text("drawn")
 """
 
 
@@ -280,7 +280,7 @@ def test_a_killed_workflow_goes_on_and_a_finished_one_rests(clone):
     assert steps.read_text().split() == [str(step) for step in range(8)], "a step was lost or done twice"
     started = re.search(r"started from (\d)", (clone / f"{RUN}/LoRA.ipynb").read_text())
     assert started and int(started[1]) >= 2
-    assert (clone / "figures/tiny/backbone_abilities.png").read_text() == "drawn"
+    assert (clone / "results/tiny/figures/backbone_abilities.png").read_text() == "drawn"
     assert not list((clone / RUN).glob("*.running.ipynb"))
 
     again = _snakemake(clone, *targets)
@@ -332,7 +332,7 @@ def test_a_failing_notebook_fails_the_workflow_and_leaves_no_result(clone):
     assert result.returncode != 0
     assert "code cell 3 failed with NameError: name 'no_such_name' is not defined" in result.stdout + result.stderr
     assert not (clone / target).exists() and (clone / target.replace(".ipynb", ".failed.ipynb")).exists()
-    assert not list((clone / "figures/tiny").glob("published_*")), "figures of a failed notebook are removed"
+    assert not list((clone / "results/tiny/figures").glob("published_*")), "figures of a failed notebook are removed"
 
 
 def _change(path: Path, old: str, new: str) -> None:

@@ -32,7 +32,8 @@ except ConfigError as error:
 if not (CONFIG_FOLDER / f"{EDITION.name}.yaml").is_file():
     raise WorkflowError(f"{config['edition']}: the workflow makes editions of config/; put the file there, and name it")
 
-RESULTS, FIGURES = f"results/{EDITION.name}", f"figures/{EDITION.name}"
+RESULTS = f"results/{EDITION.name}"
+FIGURES = f"{RESULTS}/figures"
 ENVIRONMENT = str(ROOT / "environment.yml")
 # For hours of arithmetic: as many threads as there are cores given.
 PREFMOE_FOR_LONG = " ".join(

@@ -1,4 +1,4 @@
-# What is not part of a default run: weights made again, settings chosen again, committed notebooks brought up to date.
+# What is not part of a default run: weights made again, settings chosen again, what is committed brought up to date.
 
 rule pretrain:
     input:

@@ -1,0 +1,96 @@
+"""Puts what was made under results/ where it is committed: figures/, notebooks/, config/tuning/ and README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefmoe import notebooks, tables
+from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, FIGURES, RESULTS, ROOT, Edition, load_edition
+from prefmoe.files import whole_file
+from prefmoe.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
+
+NAMES_SOMEBODY = {"user", "question"}
+"""Columns of tables that may not leave the folder of real data."""
+
+
+def publish(what: str, *, root: Path = ROOT) -> list[Path]:
+    """Copies an edition's tables and figures to figures/<edition>/, whole: what is no longer made is removed.
+
+    A part that this machine has not made (`outputs.PARTS`) stays as it is. Of real data only tables are copied that
+    name nobody. The committed notebooks and README.md show the default edition, and are brought up to date with it.
+
+    Args:
+        what: an edition, or `outputs.SPEED` for what `prefmoe bench` measured.
+        root: the clone.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        OutputError: if there is nothing to publish. NotebookError: if a notebook was not executed as it is now.
+            Then nothing has been changed.
+    """
+    results, figures = root / RESULTS.name, root / FIGURES.name
+    if what == SPEED:
+        if not (measured := sorted(speed_folder(results).glob("*.csv"))):
+            raise OutputError(f"there are no measurements in {speed_folder(results)}; make them with `prefmoe bench`")
+        return [_copy(path, figures / SPEED / path.name) for path in measured]
+    edition = load_edition(what)
+    made, committed = made_folder(edition.name, results), committed_folder(edition.name, figures)
+    if not (made / PARTS[""]).is_file():
+        command = f"snakemake --cores all --config edition={edition.name}"
+        raise OutputError(f"there is no {made / PARTS['']}; make it with `{command}`")
+    written = []
+    if edition.name == DEFAULT_EDITION:
+        written += notebooks.publish_all(results / edition.name / "notebooks", root / "notebooks")
+    for part, last in PARTS.items():
+        if (made / part / last).is_file():
+            written += _replace(made / part, committed / part, sorted(_names(made / part, edition)))
+    if (trials := trials_file(edition.name, results)).is_file():
+        written.append(_copy(trials, root / CONFIG_FOLDER.name / "tuning" / f"{edition.name}.csv"))
+    if edition.name == DEFAULT_EDITION:
+        written.append(update_readme(edition.name, root=root))
+    return written
+
+
+def update_readme(edition: str, *, root: Path = ROOT) -> Path:
+    """Brings README.md's tables up to date with the committed CSV files; returns its path.
+
+    Raises:
+        OutputError: if it is not the default edition, whose results README.md shows. TableError: see
+            `tables.with_tables`.
+    """
+    if edition != DEFAULT_EDITION:
+        raise OutputError(f"README.md shows the results of edition {DEFAULT_EDITION!r}, not of {edition!r}")
+    readme = root / "README.md"
+    text = tables.with_tables(readme.read_text(encoding="utf-8"), edition, figures=root / FIGURES.name)
+    with whole_file(readme) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return readme
+
+
+def _names(folder: Path, edition: Edition) -> Iterator[str]:
+    """Tables and figures of a folder that may be published."""
+    for path in folder.iterdir():
+        if path.suffix == ".png" and edition.data.kind == "miniature":
+            yield path.name
+        elif path.suffix == ".csv":
+            somebody = NAMES_SOMEBODY & set(tables.read_table(path).columns)
+            if edition.data.kind == "miniature" or not somebody:
+                yield path.name
+
+
+def _replace(made: Path, committed: Path, names: list[str]) -> list[Path]:
+    """Makes a folder's tables and figures those of another; its subfolders and other files are left alone."""
+    written = [_copy(made / name, committed / name) for name in names]
+    for path in committed.iterdir():
+        if path.suffix in (".csv", ".png") and path.name not in names:
+            path.unlink()
+    return written
+
+
+def _copy(source: Path, target: Path) -> Path:
+    with whole_file(target) as partial:
+        partial.write_bytes(source.read_bytes())
+    return target
