@@ -260,7 +260,7 @@ def _figures(notebook: Path, output: Path, values: Mapping[str, Any], usual: Map
     edition = values.get("edition")
     as_usual = all(values[name] == usual[name] for name in usual if name != "edition")
     if edition and as_usual and output.resolve() == (RESULTS / str(edition) / "notebooks" / notebook.name).resolve():
-        return made_folder(str(edition))
+        return made_folder(str(edition), RESULTS)
     return output.resolve().with_name(f"{output.stem}_figures")
 
 

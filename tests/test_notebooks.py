@@ -53,7 +53,8 @@ def executed(tmp_path_factory) -> tuple[Path, Path]:
     source = _notebook(
         folder / "source.ipynb",
         "import os, sys, warnings",
-        "print(word * times, sys.executable, os.getcwd(), os.environ['OMP_NUM_THREADS'])",
+        "print(word * times, sys.executable, os.getcwd(), os.environ['OMP_NUM_THREADS'], end=' ')\n"
+        "print(os.environ['PREFMOE_FIGURES'])",
         "warnings.warn('seen in ' + 'the log only')\ntimes + 1",
         parameters="word = 'a'\ntimes: int = 2",
     )
@@ -67,6 +68,7 @@ def test_runs_in_this_interpreter_with_the_given_parameters(executed):
         str(notebooks._shorten(sys.executable, {str(Path.home()): "~", str(REPOSITORY): "."})),
         str(source.parent),
         "1",
+        str(result.with_name("result_figures")),
     ]
 
 

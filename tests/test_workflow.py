@@ -98,11 +98,14 @@ def test_every_edition_plans_all_its_runs_and_notebooks(clone, tmp_path, edition
     (tmp_path / "mmpb_clean").mkdir()
     for name in ("sample.csv", "full.csv", "split.json"):
         (tmp_path / "mmpb_clean" / name).write_text("")
-    planned = _planned(_snakemake(clone, "--dry-run", edition=edition, PREFMOE_DATA=str(tmp_path)))
+    result = _snakemake(clone, "--dry-run", edition=edition, PREFMOE_DATA=str(tmp_path))
+    planned = _planned(result)
     settings = load_edition(edition)
     assert planned["run"] == len(settings.runs())
     assert planned["data"] == planned["tables"] == planned["main_table"] == planned["user_space"] == 1
     assert ("ablation" in planned) == bool(settings.table2)
+    written = re.findall(r"^    output: (.*)$", result.stdout + result.stderr, re.MULTILINE)
+    assert written and all(path.startswith(f"results/{edition}/") for line in written for path in line.split(", "))
 
 
 def test_an_edition_is_planned_without_its_data_and_not_run(clone):

@@ -1,0 +1,172 @@
+"""Only `publish` changes what is committed, and it changes what it should: figures, notebooks, README's tables."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from prefmoe import cli, notebooks, outputs, publishing, tables
+from prefmoe.config import DEFAULT_EDITION, FIGURES, ROOT, load_edition
+from prefmoe.notebooks import NotebookError
+from prefmoe.outputs import OutputError, figures_folder, made_folder, tables_folder
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """A clone in which the default edition was made: other numbers than the committed ones, and fewer figures."""
+    made, committed = tmp_path / "results/mini/figures", tmp_path / "figures/mini"
+    for folder in (made, committed, committed / "protocol", tmp_path / "notebooks", tmp_path / "results/speed"):
+        folder.mkdir(parents=True)
+    for name in ("table1", "table2"):
+        table = tables.read_table(FIGURES / "mini" / f"{name}.csv")
+        tables.write_csv(table, committed / f"{name}.csv")
+        tables.write_csv(table.assign(value=table["value"] / 2), made / f"{name}.csv")
+    (made / "forest.png").write_text("new")
+    (made / ".half.png.partial").write_text("not finished")
+    for name in ("forest.png", "renamed.png", "protocol/differences.csv", "protocol/anchors.png", "note.md"):
+        (committed / name).write_text("old")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_figures_are_those_that_were_made_and_what_was_not_made_stays(clone):
+    written = publishing.publish("mini", root=clone)
+    made, committed = contents(clone / "results/mini/figures"), contents(clone / "figures/mini")
+    del made[".half.png.partial"]
+    assert set(committed) == {*made, "protocol/differences.csv", "protocol/anchors.png", "note.md"}
+    assert {name: committed[name] for name in made} == made and committed["protocol/anchors.png"] == b"old"
+    assert clone / "figures/mini/forest.png" in written and clone / "README.md" in written
+    readme = (clone / "README.md").read_text(encoding="utf-8")
+    assert readme != (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == tables.with_tables(readme, "mini", figures=clone / "figures")
+
+
+def test_protocol_experiments_are_replaced_once_they_were_made(clone):
+    (clone / "results/mini/figures/protocol").mkdir()
+    (clone / "results/mini/figures/protocol/differences.csv").write_text("experiment\nnew\n")
+    publishing.publish("mini", root=clone)
+    assert contents(clone / "figures/mini/protocol") == {"differences.csv": b"experiment\nnew\n"}
+
+
+def test_trials_of_settings_and_measurements_of_speed_go_to_their_places(clone):
+    trials = outputs.trials_file("mini", clone / "results")
+    trials.parent.mkdir()
+    trials.write_text("backbone\nnew\n")
+    publishing.publish("mini", root=clone)
+    assert (clone / "config/tuning/mini.csv").read_text() == "backbone\nnew\n"
+    assert not (clone / "figures/speed").exists()
+    with pytest.raises(OutputError, match="no measurements in .*results/speed; make them with `prefmoe bench`"):
+        publishing.publish("speed", root=clone)
+    (clone / "results/speed/cpu.csv").write_text("new")
+    (clone / "figures/speed").mkdir()
+    (clone / "figures/speed/cuda.csv").write_text("another machine's")
+    publishing.publish("speed", root=clone)
+    assert contents(clone / "figures/speed") == {"cpu.csv": b"new", "cuda.csv": b"another machine's"}
+
+
+def test_nothing_is_changed_where_nothing_was_made_or_a_notebook_is_another(clone):
+    source = clone / "notebooks/01_small.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", id="one")]), source)
+    run = notebooks._read(source)
+    notebooks._record(run, {})
+    (clone / "results/mini/notebooks").mkdir()
+    notebooks._write(run, clone / "results/mini/notebooks/01_small.ipynb")
+    run.cells[0].source = "2"
+    notebooks._write(run, source)
+    before = contents(clone)
+    with pytest.raises(NotebookError, match="01_small.ipynb: its code differs from"):
+        publishing.publish("mini", root=clone)
+    with pytest.raises(OutputError, match="no .*results/smoke/figures/table1.csv; make it with .*edition=smoke"):
+        publishing.publish("smoke", root=clone)
+    assert contents(clone) == before
+
+
+def test_another_edition_leaves_notebooks_and_readme_alone(clone):
+    shutil.copytree(clone / "results/mini", clone / "results/small")
+    before = contents(clone)
+    publishing.publish("small", root=clone)
+    after = contents(clone)
+    assert {name for name in after if after[name] != before.get(name)} == {
+        f"figures/small/{name}" for name in ("table1.csv", "table2.csv", "forest.png")
+    }
+    with pytest.raises(OutputError, match="README.md shows the results of edition 'mini', not of 'small'"):
+        publishing.update_readme("small", root=clone)
+    assert contents(clone) == after
+
+
+def test_of_real_data_only_tables_that_name_nobody_are_published(clone):
+    shutil.copytree(clone / "results/mini", clone / "results/small-sample")
+    pd.DataFrame({"user": ["A Person"], "x": [1.0]}).to_csv(clone / "results/small-sample/figures/user_space.csv")
+    publishing.publish("small-sample", root=clone)
+    assert load_edition("small-sample").data.kind == "mmpb"
+    assert set(contents(clone / "figures/small-sample")) == {"table1.csv", "table2.csv"}
+
+
+def test_readme_is_of_the_default_edition_on_the_command_line_too(capsys):
+    before = (ROOT / "README.md").read_bytes()
+    assert cli.main(["tables", "smoke", "--readme"]) == 1
+    assert "README.md shows the results of edition 'mini', not of 'smoke'" in capsys.readouterr().err
+    assert (ROOT / "README.md").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("output", "values", "expected"),
+    [
+        ("results/mini/notebooks/07.ipynb", {}, "results/mini/figures"),
+        ("results/smoke/notebooks/07.ipynb", {"edition": "smoke"}, "results/smoke/figures"),
+        ("results/mini/notebooks/07.ipynb", {"turns": 10}, "results/mini/notebooks/07_figures"),
+        ("results/mini/notebooks/07.ipynb", {"edition": "smoke"}, "results/mini/notebooks/07_figures"),
+        ("results/mini/notebooks/mine.ipynb", {}, "results/mini/notebooks/mine_figures"),
+        ("elsewhere/07.ipynb", {}, "elsewhere/07_figures"),
+    ],
+)
+def test_only_the_workflows_execution_saves_in_the_editions_folder(monkeypatch, tmp_path, output, values, expected):
+    monkeypatch.setattr(notebooks, "RESULTS", tmp_path / "results")
+    usual = {"edition": "mini", "turns": 0}
+    folder = notebooks._figures(Path("notebooks/07.ipynb"), tmp_path / output, usual | values, usual)
+    assert folder == tmp_path / expected
+
+
+def test_a_notebook_by_hand_saves_in_a_folder_of_its_own(monkeypatch):
+    monkeypatch.delenv(outputs.NOTEBOOK_FIGURES, raising=False)
+    by_hand = figures_folder("mini")
+    assert by_hand not in (made_folder("mini"), FIGURES / "mini") and FIGURES not in by_hand.parents
+    monkeypatch.setenv(outputs.NOTEBOOK_FIGURES, "somewhere")
+    assert figures_folder("mini") == Path("somewhere")
+
+
+def test_tables_are_this_machines_or_all_committed_ones(monkeypatch, clone):
+    monkeypatch.setattr(outputs, "RESULTS", clone / "results")
+    monkeypatch.setattr(outputs, "FIGURES", clone / "figures")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tables_folder("mini") == clone / "results/mini/figures"
+    with pytest.warns(UserWarning, match="this machine has not made them. Reading .*figures/mini/protocol"):
+        assert tables_folder("mini", "protocol") == clone / "figures/mini/protocol"
+    with pytest.raises(OutputError, match="make them with `snakemake --cores all protocol --config edition=smoke`"):
+        tables_folder("smoke", "protocol")
+    (clone / "results/mini/figures/table1.csv").unlink()
+    with pytest.warns(UserWarning):
+        assert tables_folder("mini") == clone / "figures/mini", "never a mixture of both"
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_no_notebook_knows_where_figures_are_committed(notebook):
+    code = "\n".join(cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code")
+    assert not {"FIGURES", "committed_folder", "made_folder", "ROOT"} & set(code.replace("(", " ").split())
+    saved = code.count("figures.save(") + code.count("tables.write_csv(")
+    assert ("figures_folder(edition)" in code) == bool(saved)
+
+
+def test_the_default_edition_is_the_notebooks():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert notebooks.defaults(notebooks._read(path))["edition"] == DEFAULT_EDITION
