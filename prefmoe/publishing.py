@@ -58,11 +58,8 @@ def update_readme(edition: str, *, root: Path = ROOT) -> Path:
     """Brings README.md's tables up to date with the committed CSV files; returns its path.
 
     Raises:
-        OutputError: if it is not the default edition, whose results README.md shows. TableError: see
-            `tables.with_tables`.
+        TableError: see `tables.with_tables`.
     """
-    if edition != DEFAULT_EDITION:
-        raise OutputError(f"README.md shows the results of edition {DEFAULT_EDITION!r}, not of {edition!r}")
     readme = root / "README.md"
     text = tables.with_tables(readme.read_text(encoding="utf-8"), edition, figures=root / FIGURES.name)
     with whole_file(readme) as partial:

@@ -10,7 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from prefmoe import cli, notebooks, outputs, publishing, tables
+from prefmoe import notebooks, outputs, publishing, tables
 from prefmoe.config import DEFAULT_EDITION, FIGURES, ROOT, load_edition
 from prefmoe.notebooks import NotebookError
 from prefmoe.outputs import OutputError, figures_folder, made_folder, tables_folder
@@ -98,9 +98,6 @@ def test_another_edition_leaves_notebooks_and_readme_alone(clone):
     assert {name for name in after if after[name] != before.get(name)} == {
         f"figures/small/{name}" for name in ("table1.csv", "table2.csv", "forest.png")
     }
-    with pytest.raises(OutputError, match="README.md shows the results of edition 'mini', not of 'small'"):
-        publishing.update_readme("small", root=clone)
-    assert contents(clone) == after
 
 
 def test_of_real_data_only_tables_that_name_nobody_are_published(clone):
@@ -109,13 +106,6 @@ def test_of_real_data_only_tables_that_name_nobody_are_published(clone):
     publishing.publish("small-sample", root=clone)
     assert load_edition("small-sample").data.kind == "mmpb"
     assert set(contents(clone / "figures/small-sample")) == {"table1.csv", "table2.csv"}
-
-
-def test_readme_is_of_the_default_edition_on_the_command_line_too(capsys):
-    before = (ROOT / "README.md").read_bytes()
-    assert cli.main(["tables", "smoke", "--readme"]) == 1
-    assert "README.md shows the results of edition 'mini', not of 'smoke'" in capsys.readouterr().err
-    assert (ROOT / "README.md").read_bytes() == before
 
 
 @pytest.mark.parametrize(
