@@ -75,7 +75,8 @@ def test_trials_of_settings_and_measurements_of_speed_go_to_their_places(clone):
 
 def test_nothing_is_changed_where_nothing_was_made_or_a_notebook_is_another(clone):
     source = clone / "notebooks/01_small.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", id="one")]), source)
+    cell = nbformat.v4.new_code_cell("1", execution_count=1, id="one")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), source)
     run = notebooks._read(source)
     notebooks._record(run, {})
     (clone / "results/mini/notebooks").mkdir()
