@@ -162,3 +162,11 @@ def test_continuous_integration_fails_where_a_command_changes_the_clone(calls):
 def test_continuous_integration_sets_nothing_that_a_user_does_not():
     text = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "export" not in text and not re.search(r"[A-Z]_?THREADS", text)
+
+
+def test_a_wheel_holds_every_file_of_the_package_that_is_no_code():
+    package = ROOT / "prefmoe"
+    globs = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    packed = {path for glob in globs["prefmoe"] for path in package.glob(glob) if path.is_file()}
+    other = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert sorted(path.relative_to(package).as_posix() for path in other - packed) == []

@@ -32,6 +32,10 @@ def release(published) -> Release:
     return Release.of(published)
 
 
+def files(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -50,7 +54,12 @@ def server(published, monkeypatch):
             if not waiting:
                 return super().do_GET()
             fault = waiting.pop(0)
-            if fault == "truncated":
+            if isinstance(fault, bytes):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(fault)))
+                self.end_headers()
+                self.wfile.write(fault)
+            elif fault == "truncated":
                 data = (published / path).read_bytes()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
@@ -76,16 +85,10 @@ def server(published, monkeypatch):
     httpd.server_close()
 
 
-def test_checksums_are_those_of_sha256sum(published, release):
-    lines = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(published)}\n"
-        for path in sorted((published / "mmpb_clean/images").iterdir())
-    ]
-    assert release.pictures["mmpb_clean/images"] == hashlib.sha256("".join(lines).encode()).hexdigest()
-    assert set(release.documents) == {
-        "mmpb_clean/sample.csv", "mmpb_clean/split.json", "multi_turn/generic_text/talk.json"
-    }  # fmt: skip
-    assert len(release.pictures) == 6
+def test_checksums_are_those_of_sha256sum(published, release, tmp_path):
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n" for name, path in files(published).items()]
+    (tmp_path / "noted").write_text("".join(lines))
+    assert Release.noted(tmp_path / "noted", "") == release and len(release.files) == 123
 
 
 def test_a_folder_is_copied_and_readable(published, release, tmp_path):
@@ -112,7 +115,7 @@ def test_a_repository_folder_will_do(published, release, tmp_path):
 
 
 def test_files_come_from_the_release_s_address(published, release, tmp_path, server):
-    there = Release(server.address, release.documents, release.pictures)
+    there = Release(server.address, release.files)
     assert contents(fetch(tmp_path / "new", release=there)) == contents(published)
     assert len(server.served) == len(contents(published))
     fetch(tmp_path / "new", release=there)
@@ -128,7 +131,7 @@ def test_passing_failures_are_tried_again(published, release, tmp_path, server):
 
 def test_an_interrupted_fetch_continues(published, release, tmp_path, server):
     server.faults[PICTURE] = [404]
-    with pytest.raises(FetchError, match=r"000005.png: 404 (.|\n)* of 120 pictures are here"):
+    with pytest.raises(FetchError, match=r"000005.png: 404 (.|\n)* of 123 files are here"):
         fetch(tmp_path / "new", source=server.address, release=release)
     partial_contents = contents(tmp_path / "new")
     assert PICTURE not in partial_contents
@@ -157,14 +160,34 @@ def test_damaged_local_files_are_fetched_anew(published, release, tmp_path):
     assert contents(folder) == contents(published)
 
 
+def test_a_well_formed_picture_that_is_another_one_is_fetched_anew(published, release, tmp_path):
+    folder = fetch(tmp_path / "new", source=published, release=release)
+    Image.new("RGB", (8, 8), "white").save(folder / PICTURE)
+    (folder / "mmpb_clean/images/000006.png").unlink()
+    os.mkfifo(folder / "mmpb_clean/images/000006.png")
+    fetch(folder, source=published, release=release)
+    assert contents(folder) == contents(published)
+
+
+def test_a_wrong_answer_is_asked_for_once_more(published, release, tmp_path, server):
+    server.faults[PICTURE] = [contents(published)["mmpb_clean/images/000006.png"]]
+    assert contents(fetch(tmp_path / "new", source=server.address, release=release)) == contents(published)
+    assert server.served.count(PICTURE) == 2
+
+
+def test_a_login_page_is_called_one(release, tmp_path, server):
+    for path in (PICTURE, "mmpb_clean/split.json", "mmpb_clean/sample.csv"):
+        server.faults[path] = [b"<!DOCTYPE html><p>Please log in</p>"] * 2
+        with pytest.raises(FetchError, match=f"{path}: not the published file; .*it is a web page: is there a login"):
+            fetch(tmp_path / path, source=server.address, release=release)
+        assert not (tmp_path / path / path).exists()
+
+
 def test_other_data_are_refused(published, release, tmp_path):
     other = Path(shutil.copytree(published, tmp_path / "other"))
     Image.new("RGB", (8, 8), "white").save(other / PICTURE)
-    with pytest.raises(FetchError, match="not the published pictures in .*mmpb_clean/images; remove"):
+    with pytest.raises(FetchError, match="000005.png: not the published file; expected sha256 [0-9a-f]{64}, found"):
         fetch(tmp_path / "new", source=other, release=release)
-    (other / PICTURE).write_bytes(b"text")
-    with pytest.raises(FetchError, match="000005.png: expected a picture"):
-        fetch(tmp_path / "newer", source=other, release=release)
     (other / "mmpb_clean/sample.csv").write_text("index\n")
     with pytest.raises(FetchError, match="sample.csv: not the published file; expected sha256"):
         fetch(tmp_path / "newest", source=other, release=release)
@@ -185,10 +208,24 @@ def test_the_command_reports_errors_without_a_traceback(tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_the_public_subset_is_pinned():
+PUBLISHED_FOLDERS = {
+    "mmpb_clean/images": "e11b1dcbca522ebb4fb95c72f0b92c00dad1bb664a7f855a67e17099f52cdec8",
+    "mmpb_clean/injection/injection_image_1": "d4f21612cbaeb012ffb987bd38c1b5741bf60bb8615e82cc44067de482c8218f",
+    "mmpb_clean/injection/injection_image_2": "39d860323cc3f02c1812e223b33c8a1d9f383a9ef7f27136a79fa7960981c600",
+    "mmpb_clean/injection/injection_image_3": "cdfaacbd465dc9219acf95cf008ea89e080a2fba14fe25b3c9c009befd93fdc4",
+    "mmpb_clean/injection/injection_image_4": "58c88d8d32c304ecb30f179da1ff1bc99a2c0415dfc2ee11a54275a22d47984e",
+    "mmpb_clean/injection/injection_image_5": "f972b16681f7f2477dd96f47047536a0a5a6ee6bc6c1028862bd46e4a42b20f6",
+}
+"""sha256 of each picture folder's lines in sha256sum's form, as it was noted before the pictures' own."""
+
+
+def test_the_public_subset_is_pinned_picture_by_picture():
+    found = module.PUBLIC_SUBSET.files
     assert module.COMMIT in module.PUBLIC_SUBSET.url and len(module.COMMIT) == 40
-    digests = [*module.PUBLIC_SUBSET.documents.values(), *module.PUBLIC_SUBSET.pictures.values()]
-    assert all(len(digest) == 64 for digest in digests) and len(set(digests)) == 12
+    assert len(found) == 1200 and all(len(digest) == 64 for digest in found.values())
+    for folder, digest in PUBLISHED_FOLDERS.items():
+        lines = [f"{found[path]}  {path}\n" for path in sorted(found) if path.startswith(f"{folder}/")]
+        assert hashlib.sha256("".join(lines).encode()).hexdigest() == digest, folder
 
 
 @pytest.mark.skipif("PREFMOE_DATA" not in os.environ, reason="PREFMOE_DATA does not point to the real rows")
