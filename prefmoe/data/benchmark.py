@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -85,7 +85,13 @@ class User(BaseModel):
 
     @property
     def image(self) -> Path:
-        """The profile picture: the first of the user's injection images."""
+        """The profile picture: the first of the user's injection images.
+
+        Raises:
+            ValueError: if there is none, as of a user whom a loaded adapter brings.
+        """
+        if not self.images:
+            raise ValueError(f"user {self.name!r} has no picture")
         return self.images[0]
 
 
@@ -164,21 +170,56 @@ class Benchmark:
     def _rows(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.users)}
 
-    @cached_property
+    @property
     def groups(self) -> list[list[int]]:
         """Preference group of each user in each facet, (users, facets): equal annotation, equal id; -1 = none."""
-        table: list[list[int]] = []
+        return self._grouping[1]
+
+    def groups_of(self, user: User) -> list[int]:
+        """A user's groups, (facets,); a preference that none of the users has is given an id that is free."""
+        ids, row = self._grouping[0], []
+        free = len(ids)
+        for facet in FACETS:
+            preference = user.preferences.get(facet)
+            row.append(-1 if preference is None else ids.get((facet, preference), free))
+            free += row[-1] == free
+        return row
+
+    @cached_property
+    def _grouping(self) -> tuple[dict[tuple[str, Preference], int], list[list[int]]]:
+        """The id of every preference, and the groups of every user."""
         ids: dict[tuple[str, Preference], int] = {}
+        table = []
         for user in self.users.values():
             row = []
             for facet in FACETS:
                 preference = user.preferences.get(facet)
                 row.append(-1 if preference is None else ids.setdefault((facet, preference), len(ids)))
             table.append(row)
-        return table
+        return ids, table
 
     @property
     def trained_users(self) -> list[str]:
         """Names of the users that occur in the training split, in user order."""
         seen = {self.examples[i].name for i in self.splits["train"]}
         return [name for name in self.users if name in seen]
+
+
+@dataclass(frozen=True)
+class GrowingBenchmark(Benchmark):
+    """A benchmark that users join, each at the same cost however many there are. It has no digest, as it changes."""
+
+    @classmethod
+    def of(cls, benchmark: Benchmark) -> GrowingBenchmark:
+        """A growing copy; the benchmark itself stays as it is."""
+        content = {part.name: getattr(benchmark, part.name) for part in fields(benchmark)}
+        return cls(**content | {"users": dict(benchmark.users), "digest": ""})
+
+    def join(self, user: User, groups: list[int]) -> int:
+        """Adds a user of a new name, and of these groups (`groups_of`); returns the user's row."""
+        (ids, table), rows = self._grouping, self._rows
+        ids |= {(facet, user.preferences[facet]): k for facet, k in zip(FACETS, groups, strict=True) if k >= 0}
+        table.append(groups)
+        rows[user.name] = len(self.users)
+        self.users[user.name] = user
+        return rows[user.name]

@@ -446,6 +446,19 @@ class Collator:
         self._examples: dict[Any, Encoded] = shared.setdefault((prefix_length, profile, wording), {})
         self._pictures: dict[tuple[str, ...], ProcessedPictures] = shared.setdefault("pictures", {})
 
+    def of(self, benchmark: Benchmark) -> Collator:
+        """A collator like this one for another benchmark; pictures that are prepared stay so."""
+        other = Collator(
+            self.backbone,
+            benchmark,
+            prefix_length=self.prefix_length,
+            profile=self.profile,
+            wording=self.wording,
+            cache=self.cache,
+        )
+        other._pictures = self._pictures
+        return other
+
     def __call__(
         self,
         examples: Sequence[Example],

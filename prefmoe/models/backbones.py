@@ -24,6 +24,7 @@ from prefmoe.data.collation import Picture, load_pictures, process_pictures, sta
 from prefmoe.data.prompt_checks import check_length
 from prefmoe.files import FileError, read_json
 from prefmoe.finite import not_finite
+from prefmoe.foreign_files import ForeignFileError, MissingFileError, check_folder, foreign_file
 from prefmoe.models import efficientnet_lite  # noqa: F401  makes its class known to transformers
 from prefmoe.models.anchor_cache import AnchorCache
 from prefmoe.models.backbone_files import LOADED, as_downloaded, files_digest, image_token_settings, noted_revision
@@ -228,7 +229,16 @@ def find_backbone(name_or_folder: str | Path) -> BackboneEntry:
     )
 
 
+def _check_folder(name: str, folder: Path) -> None:
+    """Whatever is read of a folder has to be a regular file in it: a library would wait for a pipe."""
+    try:
+        check_folder(folder, LOADED)
+    except ForeignFileError as error:
+        raise BackboneError(f"backbone {name!r}: {error}") from error
+
+
 def _model_class(folder: Path) -> str:
+    _check_folder(folder.name, folder)
     path = folder / "config.json"
     if not path.is_file():
         raise BackboneError(f"{folder} is no model folder: config.json is missing")
@@ -384,6 +394,7 @@ def weights_digest(entry: BackboneEntry) -> str:
     folder = entry.folder or _offline(entry)
     if folder is None or (entry.revision and noted_revision(folder) == entry.revision and as_downloaded(folder)):
         return f"{entry.hub_id}@{entry.revision}"
+    _check_folder(entry.name, folder)
     return files_digest(folder)
 
 
@@ -429,7 +440,15 @@ def _check_shards(entry: BackboneEntry, folder: Path) -> None:
         raise BackboneError(str(error)) from error
     except (KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{index}: expected JSON with a mapping `weight_map` ({error!r})") from error
-    if missing := [name for name in named if not (folder / name).is_file()]:
+    missing = []
+    for name in named:
+        try:
+            foreign_file(folder, name)
+        except MissingFileError:
+            missing.append(name)
+        except ForeignFileError as error:
+            raise BackboneError(f"{index}, weight_map: {error}") from error
+    if missing:
         raise BackboneError(
             f"backbone {entry.name!r}: {folder} is incomplete, it lacks {len(missing)} of {len(named)} weights files: "
             f"{', '.join(missing[:5])}; download it again, finished files are kept"

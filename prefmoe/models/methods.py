@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from huggingface_hub import HfApi
 from peft.tuners.tuners_utils import BaseTunerLayer
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prefmoe import config as configuration
 from prefmoe import distributed, hub
-from prefmoe.data.benchmark import Benchmark, Example, User
-from prefmoe.data.collation import Batch, Collator
-from prefmoe.data.prompts import PLAIN, Profile, Wording
+from prefmoe.data.benchmark import FACETS, Benchmark, Example, GrowingBenchmark, User
+from prefmoe.data.collation import Batch, Collator, load_pictures
+from prefmoe.data.prompts import PLAIN, Profile, Wording, profile_text
+from prefmoe.files import whole_file, write_json
+from prefmoe.foreign_files import foreign_file
+from prefmoe.models import saved
 from prefmoe.models.backbones import Backbone
 from prefmoe.models.moe_lora import MixtureOfLoRA
 
@@ -54,7 +53,13 @@ class Method(nn.Module):
 
     Raises:
         MethodError: if the backbone carries another method's adapters.
+
+    Attributes:
+        added_users: those who joined after the benchmark's, in their order.
+        users_need_training: why nobody can be added without training; empty where somebody can.
     """
+
+    users_need_training: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -179,27 +184,60 @@ class Method(nn.Module):
     def add_user(self, user: User) -> int:
         """Makes somebody known whom the model never saw, without training; returns the user's row.
 
+        Everything that can fail comes first: after an error the method is as it was, and can be asked again. Each user
+        takes the same time, however many there are.
+
         Raises:
-            MethodError: if a user of this name is known already.
+            MethodError: if the method cannot add users, one of this name is known already, the profile lacks a picture
+                or says what cannot be shown, or a picture cannot be read.
         """
-        if user.name in self.benchmark.users:
-            raise MethodError(f"user {user.name!r} is known already (row {self.benchmark.row(user.name)})")
-        self.benchmark = replace(
-            self.benchmark,
-            users={**self.benchmark.users, user.name: user},
-            digest=f"{self.benchmark.digest}+{user.name}",
-        )
-        old = self.collator
-        self.collator = Collator(
-            self.backbone,
-            self.benchmark,
-            prefix_length=old.prefix_length,
-            profile=old.profile,
-            wording=old.wording,
-            cache=old.cache,
-        )
+        self._check_new(user.name)
+        try:
+            self._check_profile(user)
+            encoded = self._encode_user(user)
+        except ValueError as error:
+            raise MethodError(f"user {user.name!r} cannot be added: {error}") from error
+        return self._register(user, encoded)
+
+    def _check_new(self, name: str) -> None:
+        if self.users_need_training:
+            raise MethodError(f"{self.config.label} cannot add {name!r}: {self.users_need_training}")
+        if name in self.benchmark.users:
+            raise MethodError(f"user {name!r} is known already (row {self.benchmark.row(name)})")
+
+    def _check_profile(self, user: User) -> None:
+        """Raises ValueError if something of a profile cannot be shown."""
+        if not user.images:
+            raise ValueError("expected at least one picture in images")
+        if unknown := [facet for facet in user.preferences if facet not in FACETS]:
+            raise ValueError(f"unknown facet {unknown[0]!r}, expected one of {', '.join(FACETS)}")
+        for picture in user.images:
+            load_pictures([picture])
+        if self.profile in ("text", "both"):
+            profile_text(user)
+
+    def _encode_user(self, user: User) -> Any:
+        """What the method computes from a profile; nothing is changed by that."""
+        return None
+
+    def _append_user(self, groups: list[int], encoded: Any) -> None:
+        """Makes room for a user of these preference groups; all of it or, after an error, nothing.
+
+        Args:
+            encoded: of `_encode_user`; None where it is loaded afterwards.
+        """
+
+    def _register(self, user: User, encoded: Any) -> int:
+        benchmark, collator = self.benchmark, self.collator
+        if not isinstance(benchmark, GrowingBenchmark):
+            benchmark = GrowingBenchmark.of(benchmark)
+            collator = collator.of(benchmark)
+        groups = benchmark.groups_of(user)
+        self._append_user(groups, encoded)
+        row = benchmark.join(user, groups)
+        self.benchmark, self.collator = benchmark, collator
         self.added_users.append(user)
-        return self.benchmark.row(user.name)
+        return row
 
     # --- saving and loading
 
@@ -211,28 +249,25 @@ class Method(nn.Module):
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         return trained | self._buffers_to_save()
 
+    @cached_property
+    def _own_users(self) -> saved.SavedUsers:
+        """What identifies the users that the method was built with."""
+        added = {user.name for user in self.added_users}
+        return saved.identify(user for name, user in self.benchmark.users.items() if name not in added)
+
     def identity(self) -> dict[str, Any]:
         """Which backbone and which users the saved tensors belong to."""
-        added = {user.name for user in self.added_users}
-        names = [name for name in self.benchmark.users if name not in added]
         entry = self.backbone.entry
-        return {
-            "backbone": {
-                "name": entry.name,
-                "hub_id": entry.hub_id,
-                "revision": entry.revision,
-                "digest": self.backbone.digest,
-            },
-            "users": {
-                "count": len(names),
-                "digest": hashlib.blake2b(json.dumps(names).encode(), digest_size=16).hexdigest(),
-            },
-        }
+        backbone = saved.SavedBackbone(
+            name=entry.name, hub_id=entry.hub_id, revision=entry.revision, digest=self.backbone.digest
+        )
+        return {"backbone": backbone.model_dump(), "users": self._own_users.model_dump(exclude={"profiles"})}
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes what was trained (not the backbone) as method.safetensors and method.json; returns the folder.
 
-        Of several processes the main one writes; all of them call this at once.
+        Of added users it keeps all but their pictures; these too, as PNG files, where prompts show them. Of several
+        processes the main one writes; all of them call this at once.
         """
         folder = Path(folder)
         tensors = {}
@@ -243,14 +278,25 @@ class Method(nn.Module):
         if not distributed.state().is_main_process:
             return folder
         folder.mkdir(parents=True, exist_ok=True)
-        content = {
-            "method": self.config.model_dump(mode="json"),
-            **self.identity(),
-            "added_users": [user.model_dump(mode="json") for user in self.added_users],
-        }
-        save_file(tensors, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        content = saved.SavedMethod(
+            method=self.config,
+            backbone=saved.SavedBackbone(**self.identity()["backbone"]),
+            users=self._own_users,
+            added_users=tuple(saved.AddedUser(**user.model_dump(exclude={"images"})) for user in self.added_users),
+        )
+        if self._shows_pictures:
+            for number, user in enumerate(self.added_users):
+                with whole_file(folder / saved.added_picture(number)) as partial:
+                    load_pictures([user.image])[0].save(partial, format="PNG")
+        with whole_file(folder / WEIGHTS_FILE) as partial:
+            save_file(tensors, partial)
+        write_json(folder / CONFIG_FILE, content.model_dump(mode="json"))
         return folder
+
+    @property
+    def _shows_pictures(self) -> bool:
+        """Whether prompts show the user's profile picture."""
+        return self.profile in ("image", "both")
 
     @classmethod
     def from_pretrained(
@@ -264,45 +310,60 @@ class Method(nn.Module):
     ) -> Self:
         """Loads what save_pretrained wrote, from a folder or a repository of the Hugging Face hub.
 
+        No picture is opened for the users that were added before: the tensors hold what was read from theirs.
+
         Raises:
-            MethodError: if files are missing or damaged, or belong to another backbone, other users, or a class
-                of methods other than this one.
+            MethodError: if files are missing or damaged, or belong to other weights, other users or other profiles
+                (the message names them), or a class of methods other than this one.
         """
         path = Path(folder)
         if not path.is_dir():
             if not _HUB_ID.fullmatch(str(folder)):
                 raise MethodError(f"{folder}: no such folder, and no name of a hub repository (owner/name)")
-            path = hub.download(str(folder), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
-        config, content = _read_config(path / CONFIG_FILE)
-        method = build_method(config, backbone, benchmark, seed=0, cache=cache)
+            patterns = [CONFIG_FILE, WEIGHTS_FILE, saved.ADDED_PICTURES]
+            path = hub.download(str(folder), revision=revision, allow_patterns=patterns)
+        try:
+            files = {name: foreign_file(path, name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+            content = saved.read(files[CONFIG_FILE])
+        except ValueError as error:
+            raise MethodError(str(error)) from error
+        method = build_method(content.method, backbone, benchmark, seed=0, cache=cache)
         if not isinstance(method, cls):
             raise MethodError(f"{path}: holds a {type(method).__name__}, expected a {cls.__name__}")
-        for part, expected in method.identity().items():
-            for field, value in expected.items():
-                found = content[part].get(field)
-                if found != value:
-                    raise MethodError(
-                        f"{path / CONFIG_FILE}, {part}.{field}: trained with {found!r}, expected {value!r} "
-                        f"(the {part} given here)"
-                    )
-        for user in content["added_users"]:
-            method.add_user(User.model_validate(user))
-        method._load_tensors(path / WEIGHTS_FILE)
+        if content.backbone.digest != backbone.digest:
+            raise MethodError(
+                f"{files[CONFIG_FILE]}, backbone.digest: trained on {content.backbone.name!r} with the weights "
+                f"{content.backbone.digest}, the backbone given here ({backbone.entry.name!r}) has {backbone.digest}"
+            )
+        if mistake := saved.users_mistake(content.users, method._own_users):
+            raise MethodError(f"{files[CONFIG_FILE]}, users: {mistake}")
+        for number, user in enumerate(content.added_users):
+            method._register_saved(user, path, number)
+        method._load_tensors(files[WEIGHTS_FILE])
         return method.eval()
+
+    def _register_saved(self, user: saved.AddedUser, folder: Path, number: int) -> None:
+        """Makes an adapter's added user known; the tensors come afterwards.
+
+        Raises:
+            MethodError: if the user is known already or cannot be added, or a picture that prompts show is missing.
+        """
+        place = f"{folder / CONFIG_FILE}, added_users.{number}"
+        try:
+            self._check_new(user.name)
+            images = (foreign_file(folder, saved.added_picture(number)),) if self._shows_pictures else ()
+            self._register(User(**user.model_dump(), images=images), None)
+        except ValueError as error:
+            raise MethodError(f"{place}: {error}") from error
 
     @torch.no_grad()
     def _load_tensors(self, path: Path) -> None:
-        try:
-            found = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise MethodError(f"{path}: cannot be read: {error}") from error
         expected = self._tensors()
-        different = sorted(found.keys() ^ expected.keys())
-        if different:
-            raise MethodError(f"{path}: tensors missing or unknown: {', '.join(different[:5])}")
+        try:
+            found = saved.read_tensors(path, expected)
+        except ValueError as error:
+            raise MethodError(str(error)) from error
         for name, tensor in expected.items():
-            if tensor.shape != found[name].shape:
-                raise MethodError(f"{path}, {name}: shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}")
             distributed.put(tensor, found[name])
 
     def push_to_hub(
@@ -323,25 +384,7 @@ class Method(nn.Module):
 
     def model_card(self) -> str:
         """The README.md of a hub repository with this method."""
-        entry = self.backbone.entry
-        base = [f"base_model: {entry.hub_id}"] if entry.hub_id else []
-        header = ["---", "library_name: prefmoe", *base, "tags: [personalisation, prefmoe]", "---", ""]
-        load = f'PrefMoE.from_pretrained("<this repository>", load_backbone("{entry.name}"), benchmark)'
-        if self.config.kind != "prefmoe":
-            load = load.replace("PrefMoE", "Method")
-        return "\n".join(
-            [
-                *header,
-                f"# {self.config.label} on {entry.name}",
-                "",
-                f"An adapter for {self.identity()['users']['count']} users; the backbone is not included.",
-                "",
-                "```python",
-                load,
-                "```",
-                "",
-            ]
-        )
+        return saved.adapter_card(self.config, self.backbone.entry, self._own_users.count)
 
 
 def build_method(
@@ -376,13 +419,3 @@ def build_method(
         torch.manual_seed(seed)
         extra = {"seed": seed} if config.kind == "prefmoe" else {}
         return kinds[config.kind](config, backbone, benchmark, cache=cache, **extra)
-
-
-def _read_config(path: Path) -> tuple[configuration.Method, dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for part in ("backbone", "users", "added_users"):
-            content[part]
-        return TypeAdapter(configuration.Method).validate_python(content["method"]), content
-    except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
-        raise MethodError(f"{path}: expected the method.json of a saved method ({error})") from error

@@ -28,6 +28,7 @@ from prefmoe.data.benchmark import Benchmark, User
 from prefmoe.data.collation import Batch
 from prefmoe.models.backbones import Backbone
 from prefmoe.models.baselines import install_lora
+from prefmoe.models.growing import with_rows
 from prefmoe.models.methods import Method, MethodError
 from prefmoe.models.moe_lora import HierarchicalRouter, Ranks, Routing, install_mixture
 from prefmoe.models.prefix import PrefixHook
@@ -86,7 +87,8 @@ class PrefMoE(Method):
             rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
             sparse = config.user_updates == "sparse"
             self.user_state = FreeUsers(is_trained, backbone.hidden_size, rms, sparse=sparse).to(backbone.device)
-        self._remember_groups()
+        groups = torch.tensor(benchmark.groups, device=backbone.device)  # (U, F)
+        self.register_buffer("groups", groups, persistent=False)
 
         ranks = Ranks(config.preference_rank, config.user_rank, config.profile_rank)
         self.router, self.routing = None, Routing()
@@ -123,10 +125,6 @@ class PrefMoE(Method):
         used = 1 + max(group for row in benchmark.groups for group in row)
         families = [user.family for user in pseudo]
         return CounterfactualUsers(anchors, self.user_state.center, families, groups, used)
-
-    def _remember_groups(self) -> None:
-        groups = torch.tensor(self.benchmark.groups, device=self.backbone.device)  # (U, F)
-        self.register_buffer("groups", groups, persistent=False)
 
     # --- training and asking
 
@@ -246,34 +244,44 @@ class PrefMoE(Method):
 
     # --- users
 
-    def add_user(self, user: User) -> int:
-        """Makes a new user known: anchors from the profile, no correction (delta = 0); returns the row.
+    def _encode_user(self, user: User) -> tuple[Tensor, Tensor] | None:
+        """A new user's anchors (1, 8, H) and which are known (1, F); there is no correction (delta = 0).
 
-        With component E alone nothing is computed from a profile: the user gets the mean embedding.
-
-        Raises:
-            MethodError: if a user of this name is known already.
+        With component E alone nothing is computed from a profile, and this is None: the user gets the mean embedding.
         """
-        row = super().add_user(user)
-        if isinstance(self.user_state, FactorisedUsers):
-            with self._plain_backbone():
-                self.user_state.append(*encode_users(self.backbone, [user], self.config.anchors))
+        if isinstance(self.user_state, FreeUsers):
+            return None
+        with self._plain_backbone():
+            return encode_users(self.backbone, [user], self.config.anchors)
+
+    def _append_user(self, groups: list[int], encoded: tuple[Tensor, Tensor] | None) -> None:
+        grown = with_rows(self, "groups", torch.tensor([groups]))
+        if isinstance(state := self.user_state, FreeUsers):
+            state.append(1)
+        elif encoded is None:
+            state.append(torch.zeros(1, *state.anchors.shape[1:]), torch.zeros(1, *state.known.shape[1:]))
         else:
-            self.user_state.append(1)
-        self._remember_groups()
-        return row
+            state.append(*encoded)
+        self.groups = grown
 
     @contextmanager
     def _plain_backbone(self) -> Iterator[None]:
-        """Within it the backbone is as it was loaded: anchors do not depend on what was trained."""
+        """Within it the backbone is as it was loaded: anchors do not depend on what was trained, or on dropout."""
         layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
-        for layer in layers:
-            layer.enable_adapters(False)
+        modes = {module: module.training for module in self.model.modules()}
+        needed = {parameter: parameter.requires_grad for layer in layers for parameter in layer.parameters()}
         try:
+            self.model.eval()
+            for layer in layers:
+                layer.enable_adapters(False)
             yield
         finally:
             for layer in layers:
                 layer.enable_adapters(True)
+            for parameter, value in needed.items():  # switching adapters on lets all of them be trained
+                parameter.requires_grad_(value)
+            for module, mode in modes.items():
+                module.training = mode
 
     def _buffers_to_save(self) -> dict[str, Tensor]:
         return {f"user_state.{name}": buffer for name, buffer in self.user_state.named_buffers()}

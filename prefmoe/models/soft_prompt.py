@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 from torch import Tensor, nn
 
 from prefmoe.config import SoftPromptMethod
-from prefmoe.data.benchmark import Benchmark, User
+from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.collation import Batch
 from prefmoe.models.backbones import Backbone
-from prefmoe.models.methods import Method, MethodError
+from prefmoe.models.methods import Method
 from prefmoe.models.prefix import PrefixHook
 from prefmoe.models.user_state import FreeUsers, trained_rows
 
@@ -27,6 +26,8 @@ class SoftPrompt(Method):
     Departures: drawn from N(0, rms^2) of the word embeddings rather than from the embeddings of frequent
     words; AdamW with the edition's schedule rather than Adafactor.
     """
+
+    users_need_training = "a soft prompt comes from training questions"
 
     def __init__(
         self, config: SoftPromptMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
@@ -45,16 +46,6 @@ class SoftPrompt(Method):
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         return {"soft_prompt": (list(self.users.parameters()), self.config.lr)}
-
-    def add_user(self, user: User) -> NoReturn:
-        """Not possible.
-
-        Raises:
-            MethodError: always.
-        """
-        raise MethodError(
-            f"{self.config.label} cannot add {user.name!r}: a soft prompt comes from training questions"
-        )
 
     def _buffers_to_save(self) -> dict[str, Tensor]:
         return {f"users.{name}": buffer for name, buffer in self.users.named_buffers()}

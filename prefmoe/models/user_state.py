@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from prefmoe.data.benchmark import FACETS, Benchmark, User
 from prefmoe.data.prompts import description_text, facet_sentence
 from prefmoe.models.anchor_cache import digest
+from prefmoe.models.growing import with_rows
 
 if TYPE_CHECKING:
     from prefmoe.data.counterfactual import PseudoUser
@@ -135,10 +136,10 @@ class FactorisedUsers(nn.Module):
     @torch.no_grad()
     def append(self, anchors: Tensor, known: Tensor) -> None:
         """Adds users with delta = 0. anchors (N, 8, H), known (N, F). After training: delta is replaced."""
-        self.anchors = torch.cat([self.anchors, anchors.to(self.anchors)])
-        self.known = torch.cat([self.known, known.to(self.known)])
-        new = self.delta.new_zeros(len(anchors), *self.delta.shape[1:])
-        self.delta = nn.Parameter(torch.cat([self.delta, new]), requires_grad=self.delta.requires_grad)
+        rows = {"anchors": anchors, "known": known, "delta": self.delta.new_zeros(len(anchors), *self.delta.shape[1:])}
+        grown = {name: with_rows(self, name, value) for name, value in rows.items()}
+        self.anchors, self.known = grown["anchors"], grown["known"]
+        self.delta = nn.Parameter(grown["delta"], requires_grad=self.delta.requires_grad)
 
 
 class FreeUsers(nn.Module):
@@ -175,7 +176,7 @@ class FreeUsers(nn.Module):
     @torch.no_grad()
     def append(self, count: int) -> None:
         """Adds ``count`` users of whom nothing is known."""
-        self.slot = torch.cat([self.slot, self.slot.new_full((count,), -1)])
+        self.slot = with_rows(self, "slot", self.slot.new_full((count,), -1))
 
 
 def trained_rows(benchmark: Benchmark, device: torch.device) -> Tensor:

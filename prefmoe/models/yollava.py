@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from prefmoe.config import YoLLaVAMethod
-from prefmoe.data.benchmark import Benchmark, Example, User
+from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.collation import Batch
 from prefmoe.data.prompts import PLACEHOLDER, Wording
 from prefmoe.models.added_tokens import AddedTokens
@@ -44,6 +43,8 @@ class YoLLaVA(Method):
     place; the edition's batches, schedule and weight decay (published: AdamW 1e-3, weight decay 1e-2, batches
     of 1, 15 epochs per user).
     """
+
+    users_need_training = "a user's words come from training questions"
 
     def __init__(
         self, config: YoLLaVAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
@@ -144,16 +145,6 @@ class YoLLaVA(Method):
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         parts = {"input_rows": self.inputs, "output_rows": self.outputs}
         return {name: (list(part.parameters()), self.config.lr) for name, part in parts.items()}
-
-    def add_user(self, user: User) -> NoReturn:
-        """Not possible.
-
-        Raises:
-            MethodError: always.
-        """
-        raise MethodError(
-            f"{self.config.label} cannot add {user.name!r}: a user's words come from training questions"
-        )
 
     def _buffers_to_save(self) -> dict[str, Tensor]:
         parts = {"inputs": self.inputs, "outputs": self.outputs}

@@ -1,0 +1,178 @@
+"""What an adapter's files say: about its backbone, its users, those who were added, and tensors; checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from prefmoe import config as configuration
+from prefmoe.data.benchmark import Preference, User
+from prefmoe.files import read_json, read_regular
+
+if TYPE_CHECKING:
+    from prefmoe.models.backbones import BackboneEntry
+
+ADDED_PICTURES = "added_user_*.png"
+"""Pictures of added users, where prompts show them."""
+
+
+def added_picture(number: int) -> str:
+    """The name of the picture of the added user of this number, from 0: no file says it."""
+    return ADDED_PICTURES.replace("*", f"{number:05d}")
+
+
+class SavedBackbone(BaseModel):
+    """The backbone an adapter was trained on. Its weights' digest identifies it; the other fields are for people."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    hub_id: str | None
+    revision: str | None
+    digest: str
+
+
+class SavedUsers(BaseModel):
+    """The users an adapter was trained with, in their order: what identifies each of their profiles."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    count: int
+    digest: str
+    profiles: dict[str, str]
+
+
+class AddedUser(BaseModel):
+    """A user who came later: all of a profile but the pictures, of which the tensors hold what was read from them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    attribute: Literal["human", "animal", "object", "character"]
+    description: str
+    preferences: dict[str, Preference]
+
+
+class SavedMethod(BaseModel):
+    """The content of method.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: configuration.Method
+    backbone: SavedBackbone
+    users: SavedUsers
+    added_users: tuple[AddedUser, ...]
+
+
+def read(path: Path) -> SavedMethod:
+    """The content of a method.json.
+
+    Raises:
+        ValueError: if it cannot be read, is no JSON of this form, or was written by a version that could not tell
+            whether profiles have changed.
+    """
+    expected = "the method.json of a saved method"
+    try:
+        content = read_json(path, expected)
+    except RecursionError as error:
+        raise ValueError(f"{path}: expected {expected}, found no JSON (too many brackets)") from error
+    users = content.get("users")
+    if isinstance(users, dict) and "profiles" not in users:
+        raise ValueError(
+            f"{path}: written by an older version, which did not note the users' profiles; train and save it again"
+        )
+    try:
+        return SavedMethod.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise ValueError(f"{path}: expected {expected} ({'; '.join(lines[:5])})") from error
+
+
+def identify(users: Iterable[User]) -> SavedUsers:
+    """What identifies these users. A profile is what it says and, where there is one, what its picture holds."""
+    profiles = {user.name: _profile_digest(user) for user in users}
+    order = json.dumps(list(profiles.items()))
+    return SavedUsers(count=len(profiles), digest=_hash(order.encode()), profiles=profiles)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _profile_digest(user: User) -> str:
+    picture = ""
+    if user.images:
+        try:
+            picture = _hash(read_regular(Path(user.image)))
+        except OSError:  # a method that looks at no profile picture can do without
+            pass
+    return _hash(json.dumps([user.model_dump(mode="json", exclude={"images"}), picture]).encode())
+
+
+def users_mistake(saved: SavedUsers, found: SavedUsers) -> str | None:
+    """How the users given here differ from those an adapter was trained with, by name; None if they do not."""
+    if saved.digest == found.digest:
+        return None
+    before, now = saved.profiles, found.profiles
+    named = {
+        "missing": [name for name in before if name not in now],
+        "not among them": [name for name in now if name not in before],
+        "with another profile": [name for name in before if name in now and before[name] != now[name]],
+    }
+    parts = []
+    for kind, names in named.items():
+        if names:
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            parts.append(f"{kind}: {', '.join(map(repr, names[:10]))}{more}")
+    return f"trained with {len(before)} users, found {len(now)}; " + ("; ".join(parts) or "their order is another one")
+
+
+def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, of just these names and shapes, and finite.
+
+    Raises:
+        ValueError: naming the file and the tensor, if they are not.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    different = sorted(found.keys() ^ expected.keys())
+    if different:
+        raise ValueError(f"{path}: tensors missing or unknown: {', '.join(different[:5])}")
+    for name, tensor in expected.items():
+        value = found[name]
+        if tensor.shape != value.shape:
+            raise ValueError(f"{path}, {name}: shape {tuple(value.shape)}, expected {tuple(tensor.shape)}")
+        if tensor.is_floating_point() != value.is_floating_point():
+            raise ValueError(f"{path}, {name}: {value.dtype}, expected {tensor.dtype}")
+        if not (finite := value.isfinite()).all():
+            raise ValueError(f"{path}, {name}: {int((~finite).sum())} of {value.numel()} values are NaN or infinite")
+    return found
+
+
+def adapter_card(method: configuration.Method, backbone: BackboneEntry, users: int) -> str:
+    """The README.md of a hub repository with an adapter."""
+    base = [f"base_model: {backbone.hub_id}"] if backbone.hub_id else []
+    loader = "PrefMoE" if method.kind == "prefmoe" else "Method"
+    return "\n".join(
+        [
+            *["---", "library_name: prefmoe", *base, "tags: [personalisation, prefmoe]", "---", ""],
+            f"# {method.label} on {backbone.name}",
+            "",
+            f"An adapter for {users} users; the backbone is not included.",
+            "",
+            "```python",
+            f'{loader}.from_pretrained("<this repository>", load_backbone("{backbone.name}"), benchmark)',
+            "```",
+            "",
+        ]
+    )

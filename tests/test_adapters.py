@@ -1,0 +1,404 @@
+"""Users who join later, and adapters that travel: every kind of method, all or nothing, whoever made the files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from method_checks import fit, logits
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from tiny_benchmark import make_picture
+from work import bytecodes
+
+from prefmoe import config
+from prefmoe.data.benchmark import GrowingBenchmark, Preference, User
+from prefmoe.data.collation import Collator
+from prefmoe.models import prefmoe, saved, user_state
+from prefmoe.models.backbones import Backbone, BackboneError, load_backbone
+from prefmoe.models.methods import CONFIG_FILE, WEIGHTS_FILE, Method, MethodError, build_method
+
+SMALL = {"preference_rank": 2, "user_rank": 4, "profile_rank": 2, "counterfactual_users": 5, "lr_user": 1e-2}
+LORA = {"rank": 2, "alpha": 2, "dropout": 0.0}
+KINDS = {
+    "nontuned": {"kind": "nontuned", "profile": "none"},
+    "text": {"kind": "nontuned", "profile": "text"},
+    "image": {"kind": "nontuned", "profile": "image"},
+    "both": {"kind": "nontuned", "profile": "both"},
+    "fft": {"kind": "fft"},
+    "lora": {"kind": "lora"} | LORA,
+    "lova3": {"kind": "lova3"} | LORA,
+    "tg_llava": {"kind": "tg_llava", "latents": 2, "side": 2, "lr_guidance": 1e-3} | LORA,
+    "E": {"kind": "prefmoe", "components": "E"} | SMALL,
+    "EPICD": {"kind": "prefmoe", "components": "EPICD"} | SMALL,
+    "EPICDM": {"kind": "prefmoe", "components": "EPICDM"} | SMALL,
+}
+REFUSING = {"soft_prompt": {"kind": "soft_prompt", "tokens": 2}, "yollava": {"kind": "yollava", "tokens": 2}}
+EVERY = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(scope="module")
+def build(tiny_backbone, tiny_benchmark):
+    def build(kind: str, benchmark=tiny_benchmark) -> Method:
+        content = {"label": kind} | (KINDS | REFUSING)[kind]
+        if content["kind"] != "nontuned":
+            content |= {"lr": 1e-3}
+        method = TypeAdapter(config.Method).validate_python(content)
+        return build_method(method, tiny_backbone(), benchmark, seed=0)
+
+    return build
+
+
+@pytest.fixture
+def eve(tmp_path) -> User:
+    """Somebody new, with a preference that nobody has."""
+    path = tmp_path / "eve.png"
+    make_picture(77).save(path)
+    preferences = {"travel": Preference(likes=("tea",), dislikes=("jazz", "hats"))}
+    return User(
+        name="Eve", attribute="human", description="A person with blue hair.", preferences=preferences, images=(path,)
+    )
+
+
+def asked(method: Method, name: str):
+    """Test questions about somebody of whom the benchmark has none."""
+    return [
+        e.model_copy(update={"name": name, "index": e.index + 1000}) for e in method.benchmark.select("test")[:3]
+    ]
+
+
+def state(method: Method) -> dict:
+    """All that adding a user may change: users, rows, groups, tensors, what is trained, modes, and answers."""
+    training = {name: module.training for name, module in method.named_modules()}
+    return {
+        "users": dict(method.benchmark.users),
+        "rows": [method.benchmark.row(name) for name in method.benchmark.users],
+        "groups": [list(row) for row in method.benchmark.groups],
+        "added": list(method.added_users),
+        "collator": list(method.collator.benchmark.users),
+        "tensors": {name: t.detach().clone() for name, t in [*method.named_parameters(), *method.named_buffers()]},
+        "needed": {name: p.requires_grad for name, p in method.named_parameters()},
+        "training": training,
+        "answers": logits(method),
+    }
+
+
+def assert_same(one: dict, other: dict) -> None:
+    for key in one.keys() - {"tensors", "answers"}:
+        assert one[key] == other[key], key
+    assert one["tensors"].keys() == other["tensors"].keys()
+    for name, tensor in one["tensors"].items():
+        assert torch.equal(tensor, other["tensors"][name]), name
+    assert torch.equal(one["answers"], other["answers"])
+
+
+class Injected(RuntimeError):
+    """A failure in the midst of things."""
+
+
+PLACES = {
+    "pictures": (Backbone, "image_features"),
+    "texts": (Backbone, "text_anchors"),
+    "benchmark": (GrowingBenchmark, "of"),
+    "collator": (Collator, "of"),
+    "groups": (GrowingBenchmark, "groups_of"),
+    "rows of groups": (prefmoe, "with_rows"),
+    "rows of users": (user_state, "with_rows"),
+}
+
+
+def failing(monkeypatch, place: str, after: int) -> list[str]:
+    """Makes a function fail after some calls; the list holds its calls."""
+    owner, name = PLACES[place]
+    original, calls = getattr(owner, name), []
+
+    def fail(*arguments, **options):
+        calls.append(place)
+        if len(calls) > after:
+            raise Injected(place)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, fail)
+    return calls
+
+
+@EVERY
+def test_a_user_who_cannot_be_added_leaves_everything_as_it_was(build, eve, tmp_path, monkeypatch, kind):
+    def prepared() -> Method:
+        """In training mode, and with a parameter that is trained frozen: both have to stay so."""
+        method = build(kind).train()
+        for group in method.parameter_groups()[:1]:
+            group["params"][0].requires_grad_(False)
+        return method
+
+    method, plain = prepared(), prepared()
+    before = state(method)
+    (tmp_path / "text.png").write_text("no picture")
+    os.mkfifo(tmp_path / "pipe.png")
+    wrong = {
+        "no such": {"images": (tmp_path / "none.png",)},
+        "at least one picture": {"images": ()},
+        "text.png": {"images": (eve.image, tmp_path / "text.png")},
+        "pipe.png": {"images": (tmp_path / "pipe.png",)},
+        "unknown facet 'food'": {"preferences": {"food": Preference(likes=("tea",), dislikes=())}},
+    }
+    if kind in ("text", "both"):
+        wrong["neither likes"] = {"preferences": {"travel": Preference(likes=(), dislikes=())}}
+    if "P" in kind:
+        wrong["without tokens"] = {"description": ""}
+    for message, change in wrong.items():
+        with pytest.raises(MethodError, match=f"user 'Eve' cannot be added: .*{message}"):
+            method.add_user(eve.model_copy(update=change))
+        assert_same(state(method), before)
+    met = set()
+    for place in PLACES:
+        for after in range(3):
+            failed = False
+            with monkeypatch.context() as patch:
+                calls = failing(patch, place, after)
+                try:
+                    method.add_user(eve)
+                except Injected:
+                    failed = True
+            if not failed:  # the stage was not reached (so often)
+                assert len(calls) <= after
+                method = prepared()
+                break
+            met.add(place)
+            assert_same(state(method), before)
+    assert met >= {"benchmark", "collator", "groups"} | (set(PLACES) if "P" in kind else set())
+    # And then it works, as if nothing had been tried, in whatever order.
+    other = eve.model_copy(update={"name": "Hal", "preferences": {}})
+    for someone in (other, eve):
+        assert method.add_user(someone) == plain.add_user(someone)
+    assert_same(state(method), state(plain))
+    assert [method.benchmark.row(name) for name in ("Hal", "Eve")] == [4, 5]
+    assert torch.equal(logits(method, asked(method, "Eve")), logits(plain, asked(plain, "Eve")))
+    with pytest.raises(MethodError, match="'Eve' is known already .row 5."):
+        method.add_user(eve)
+
+
+@pytest.mark.parametrize("kind", REFUSING)
+def test_methods_without_new_users_refuse_them_and_stay_as_they_are(build, eve, kind):
+    method = build(kind).eval()
+    before = state(method)
+    with pytest.raises(MethodError, match="cannot add 'Eve'.*training questions"):
+        method.add_user(eve)
+    assert_same(state(method), before)
+
+
+@EVERY
+def test_an_adapter_with_added_users_travels_without_their_pictures(
+    build, tiny_backbone, tiny_benchmark, eve, tmp_path, kind
+):
+    method = build(kind)
+    if method.parameter_groups():
+        fit(method, 1)
+    method.add_user(eve)
+    answers = logits(method.eval()), logits(method, asked(method, "Eve"))
+    method.save_pretrained(tmp_path / "here")
+    text = (tmp_path / "here" / CONFIG_FILE).read_text()
+    assert str(tmp_path) not in text and ".png" not in text
+    eve.image.unlink()
+    (tmp_path / "here").rename(tmp_path / "there")
+    for folder in ("there", "again"):
+        loaded = Method.from_pretrained(tmp_path / folder, tiny_backbone(), tiny_benchmark)
+        assert list(loaded.benchmark.users) == [*tiny_benchmark.users, "Eve"]
+        assert torch.equal(logits(loaded), answers[0])
+        assert torch.equal(logits(loaded, asked(loaded, "Eve")), answers[1])
+        loaded.save_pretrained(tmp_path / "again")
+    shown = {path.name for path in (tmp_path / "again").iterdir()} - {CONFIG_FILE, WEIGHTS_FILE}
+    assert shown == ({saved.added_picture(0)} if kind in ("image", "both") else set())
+
+
+def test_loading_opens_no_picture_that_the_adapter_brings(build, tiny_backbone, tiny_benchmark, eve, tmp_path):
+    """Not even one that is none, as long as nobody asks about its user."""
+    method = build("image")
+    method.add_user(eve)
+    method.save_pretrained(tmp_path / "adapter")
+    picture = tmp_path / "adapter" / saved.added_picture(0)
+    picture.write_text("no picture")
+    loaded = Method.from_pretrained(tmp_path / "adapter", tiny_backbone(), tiny_benchmark)
+    with pytest.raises(ValueError, match=picture.name):
+        logits(loaded, asked(loaded, "Eve"))
+    picture.unlink()
+    for make in (lambda: picture.symlink_to(eve.image), lambda: os.mkfifo(picture), lambda: None):
+        make()
+        with pytest.raises(MethodError, match=f"added_users.0: .*{picture.name}"):
+            Method.from_pretrained(tmp_path / "adapter", tiny_backbone(), tiny_benchmark)
+        picture.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def adapter(build, tmp_path_factory):
+    """A saved PrefMoE."""
+    return build("EPICDM").save_pretrained(tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture
+def copied(adapter, tmp_path):
+    return shutil.copytree(adapter, tmp_path / "adapter")
+
+
+def test_the_weights_identify_the_backbone_whatever_its_folder_is_called(
+    build, adapter, tiny_folder, tiny_benchmark, tmp_path
+):
+    moved = shutil.copytree(tiny_folder("llava"), tmp_path / "another name")
+    loaded = Method.from_pretrained(adapter, load_backbone(moved), tiny_benchmark)
+    assert torch.equal(logits(loaded), logits(build("EPICDM").eval()))
+    (tmp_path / "tiny-llava").mkdir()
+    same_name = shutil.copytree(moved, tmp_path / "tiny-llava", dirs_exist_ok=True)
+    tensors = load_file(same_name / "model.safetensors")
+    name = next(name for name in tensors if "layers.0" in name)
+    save_file(tensors | {name: tensors[name] + 1}, same_name / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MethodError, match="backbone.digest: trained on 'tiny-llava' with the weights"):
+        Method.from_pretrained(adapter, load_backbone(same_name), tiny_benchmark)
+
+
+def test_users_whose_profiles_have_changed_are_named(adapter, tiny_backbone, tiny_benchmark, tmp_path):
+    picture = tmp_path / "face.png"
+    make_picture(3).save(picture)
+    users = dict(tiny_benchmark.users)
+    users["Ann"] = users["Ann"].model_copy(update={"description": "Somebody else."})
+    users["Cid"] = users["Cid"].model_copy(update={"images": (picture,)})
+    with pytest.raises(MethodError, match="with another profile: 'Ann', 'Cid'$"):
+        Method.from_pretrained(adapter, tiny_backbone(), replace(tiny_benchmark, users=users))
+    turned = dict(reversed(tiny_benchmark.users.items()))
+    with pytest.raises(MethodError, match="their order is another one"):
+        Method.from_pretrained(adapter, tiny_backbone(), replace(tiny_benchmark, users=turned))
+    # The same picture elsewhere is the same profile.
+    shutil.copy(tiny_benchmark.users["Cid"].image, picture)
+    users = tiny_benchmark.users | {"Cid": users["Cid"]}
+    Method.from_pretrained(adapter, tiny_backbone(), replace(tiny_benchmark, users=users))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"null", "found null"),
+        (b"[]", r"found \[\]"),
+        (b"<!doctype html><title>Log in</title>", "found no JSON"),
+        (b"\xff\xfe", "found no JSON"),
+        (b"{}", "method: Field required"),
+        (b"[" * 100_000, "found no JSON"),
+        ({"backbone": []}, "backbone: Input should be"),
+        ({"backbone": None}, "backbone: Input should be"),
+        ({"users": {"count": 4, "digest": "a"}}, "written by an older version"),
+        ({"added_users": None}, "added_users: Input should be"),
+        ({"added_users": [None]}, "added_users.0: Input should be"),
+        ({"added_users": [{"name": "Eve", "images": ["/etc/passwd"]}]}, "added_users.0.images: Extra"),
+    ],
+)
+def test_a_damaged_description_of_an_adapter_is_refused(copied, tiny_backbone, tiny_benchmark, content, message):
+    path = copied / CONFIG_FILE
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(path.read_text()) | content).encode()
+    path.write_bytes(content)
+    with pytest.raises(MethodError, match=f"{CONFIG_FILE}: .*{message}"):
+        Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
+
+
+def test_added_users_of_a_strange_adapter_are_refused_by_name(copied, tiny_backbone, tiny_benchmark):
+    path = copied / CONFIG_FILE
+    content = json.loads(path.read_text())
+    user = {"name": "Ann", "attribute": "human", "description": "A person.", "preferences": {}}
+    for users, message in {
+        ("Ann",): "added_users.0: user 'Ann' is known already",
+        ("Eve", "Eve"): "added_users.1: user 'Eve' is known already",
+        ("a | b",): "added_users.0: (.|\\n)*a name without '|'",
+        ("Eve",): "user_state.delta: shape",
+    }.items():
+        path.write_text(json.dumps(content | {"added_users": [user | {"name": name} for name in users]}))
+        with pytest.raises(MethodError, match=message):
+            Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(copied, tiny_backbone, tiny_benchmark, value):
+    tensors = load_file(copied / WEIGHTS_FILE)
+    tensors["user_state.prototypes"][0, :2] = value
+    save_file(tensors, copied / WEIGHTS_FILE)
+    with pytest.raises(MethodError, match="user_state.prototypes: 2 of 160 values are NaN or infinite"):
+        Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_an_adapters_files_are_regular_files_in_its_folder(copied, tiny_backbone, tiny_benchmark, tmp_path, name):
+    def refused(message: str) -> None:
+        with pytest.raises(MethodError, match=f"{name}: .*{message}"):
+            Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
+
+    elsewhere = (copied / name).rename(tmp_path / name)
+    refused("no such file")
+    (copied / name).symlink_to(elsewhere)
+    refused("another folder")
+    (copied / name).unlink()
+    os.mkfifo(copied / name)
+    refused("expected a regular file")
+    (copied / name).unlink()
+    (copied / name).mkdir()
+    refused("expected a regular file")
+
+
+def as_hub_cache(folder, root):
+    """The folder as the cache of the Hugging Face hub keeps it: names that link to blobs."""
+    snapshot, blobs = root / "models--a--b" / "snapshots" / ("0" * 40), root / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in folder.iterdir():
+        blob = shutil.copy(path, blobs / f"blob of {path.name}")
+        (snapshot / path.name).symlink_to(os.path.relpath(blob, snapshot))
+    return snapshot
+
+
+def test_folders_of_the_hubs_cache_are_read(adapter, tiny_folder, tiny_benchmark, tmp_path):
+    backbone = load_backbone(as_hub_cache(tiny_folder("llava"), tmp_path / "one"))
+    Method.from_pretrained(as_hub_cache(adapter, tmp_path / "two"), backbone, tiny_benchmark)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors"])
+@pytest.mark.parametrize("make", ["pipe", "link"])
+def test_a_backbones_files_are_regular_files_in_its_folder(tiny_folder, tmp_path, name, make):
+    folder = shutil.copytree(tiny_folder("llava"), tmp_path / "model")
+    elsewhere = (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(elsewhere) if make == "link" else os.mkfifo(folder / name)
+    expected = "another folder" if make == "link" else "expected a regular file"
+    with pytest.raises(BackboneError, match=f"{name}: .*{expected}"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("name", ["../model-1.safetensors", "{tmp}/model-1.safetensors", "", "..", 7])
+def test_an_index_of_weights_names_plain_files_alone(tiny_folder, tmp_path, name):
+    folder = shutil.copytree(tiny_folder("llava"), tmp_path / "model")
+    weights = (folder / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    name = name.format(tmp=tmp_path) if isinstance(name, str) else name
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(weights), name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BackboneError, match="weight_map: .*expected the plain name of a file in this folder"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("kind", ["lora", "E", "EPICD"])
+def test_each_user_costs_the_same_however_many_there_are(build, eve, kind):
+    """Instructions of adding ten users to four, and to a hundred; rows are copied once for as many as there are."""
+    method = build(kind)
+    people = [eve.model_copy(update={"name": f"Eve {k}"}) for k in range(130)]
+
+    def work(some: list[User]) -> int:
+        return bytecodes(lambda: [method.add_user(user) for user in some], "benchmark.py", "methods.py", "prefmoe.py")
+
+    method.add_user(people[0])
+    first = work(people[1:11])
+    for user in people[11:100]:
+        method.add_user(user)
+    assert work(people[100:110]) < 1.5 * first
+    if kind == "EPICD":
+        places = {method.user_state.anchors.data_ptr()}
+        for user in people[110:]:
+            method.add_user(user)
+            places.add(method.user_state.anchors.data_ptr())
+        assert len(places) == 1
