@@ -280,11 +280,11 @@ def test_users_whose_profiles_have_changed_are_named(adapter, tiny_backbone, tin
     ("content", "message"),
     [
         (b"null", "found null"),
-        (b"[]", r"found \[\]"),
+        (b"[]", "found a list"),
         (b"<!doctype html><title>Log in</title>", "found no JSON"),
         (b"\xff\xfe", "found no JSON"),
         (b"{}", "method: Field required"),
-        (b"[" * 100_000, "found no JSON"),
+        (b"[" * 100_000, "found brackets"),
         ({"backbone": []}, "backbone: Input should be"),
         ({"backbone": None}, "backbone: Input should be"),
         ({"users": {"count": 4, "digest": "a"}}, "written by an older version"),
@@ -322,7 +322,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(copied, tiny_backbone, 
     tensors = load_file(copied / WEIGHTS_FILE)
     tensors["user_state.prototypes"][0, :2] = value
     save_file(tensors, copied / WEIGHTS_FILE)
-    with pytest.raises(MethodError, match="user_state.prototypes: 2 of 160 values are NaN or infinite"):
+    with pytest.raises(MethodError, match="NaN or infinite values in user_state.prototypes$"):
         Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from prefmoe import config as configuration
 from prefmoe.data.benchmark import Preference, User
 from prefmoe.files import read_json, read_regular
+from prefmoe.finite import not_finite
 
 if TYPE_CHECKING:
     from prefmoe.models.backbones import BackboneEntry
@@ -80,10 +81,7 @@ def read(path: Path) -> SavedMethod:
             whether profiles have changed.
     """
     expected = "the method.json of a saved method"
-    try:
-        content = read_json(path, expected)
-    except RecursionError as error:
-        raise ValueError(f"{path}: expected {expected}, found no JSON (too many brackets)") from error
+    content = read_json(path, expected)
     users = content.get("users")
     if isinstance(users, dict) and "profiles" not in users:
         raise ValueError(
@@ -154,8 +152,8 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
             raise ValueError(f"{path}, {name}: shape {tuple(value.shape)}, expected {tuple(tensor.shape)}")
         if tensor.is_floating_point() != value.is_floating_point():
             raise ValueError(f"{path}, {name}: {value.dtype}, expected {tensor.dtype}")
-        if not (finite := value.isfinite()).all():
-            raise ValueError(f"{path}, {name}: {int((~finite).sum())} of {value.numel()} values are NaN or infinite")
+    if damaged := not_finite(found.items()):
+        raise ValueError(f"{path}: NaN or infinite values in {', '.join(damaged[:5])}")
     return found
 
 
