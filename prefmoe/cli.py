@@ -59,6 +59,18 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("edition")
     tables.add_argument("--readme", action="store_true", help="bring README.md's tables up to date from figures/")
 
+    ask = command("ask", _ask, "Ask one question about one picture for one user.")
+    ask.add_argument("picture", type=Path)
+    ask.add_argument("question", help='such as "Does this suit Mila?"')
+    ask.add_argument("--user", help="who is meant: somebody of the edition's users (default: whom --profile describes)")
+    ask.add_argument("--profile", type=Path, help="YAML file that describes somebody new: docs/own_users.md")
+    ask.add_argument("--options", nargs=4, default=[], metavar="OPTION", help="of a multiple-choice question")
+    ask.add_argument("--adapter", help="folder of a finished run or of an adapter, or a hub repository (default: none)")
+    ask.add_argument("--backbone", help="name or folder (default: the adapter's; llava-mini without one)")
+    ask.add_argument("--edition", help="whose users are known (default: that of the adapter's run; else mini)")
+    ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    ask.add_argument("--device", default="cpu", help='"auto" spreads the model over all accelerators')
+
     score = command("score", _score, "Score anybody's predictions: all measures of one file, and what is unread in it.")
     score.add_argument("predictions", type=Path, help="CSV, TSV, JSON Lines or parquet: docs/scoring.md")
     score.add_argument("--output", type=Path, help="also write the table to this CSV file")
@@ -170,6 +182,23 @@ def _tables(options: argparse.Namespace) -> None:
         return
     for path in tables.build(edition, load_benchmark(edition)).values():
         print(path)
+
+
+def _ask(options: argparse.Namespace) -> None:
+    from prefmoe.asking import AskError, assistant, device_options, read_profile
+
+    profile = read_profile(options.profile) if options.profile else None
+    user = options.user or (profile.name if profile else None)
+    if user is None:
+        raise AskError("for whom? --user NAME, or --profile FILE for somebody new")
+    chosen = {"edition": options.edition, **device_options(options.device, options.dtype)}
+    if options.adapter:
+        model = assistant(options.adapter, backbone=options.backbone, **chosen)
+    else:
+        model = assistant(options.backbone or "llava-mini", **chosen)
+    if profile:
+        model.add_user(**dict(profile))
+    print(model.ask(options.picture, options.question, user, options.options))
 
 
 def _score(options: argparse.Namespace) -> None:

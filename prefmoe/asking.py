@@ -1,0 +1,279 @@
+"""Asks a model one question about one picture for one user: the shortest way from a photograph to an answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prefmoe import hub, metrics
+from prefmoe.config import Edition, PrefMoEMethod, load_edition
+from prefmoe.data import prompts
+from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Benchmark, Example, Preference, User, name_mistake
+from prefmoe.data.collation import load_pictures
+from prefmoe.data.sources import load_benchmark
+from prefmoe.evaluation import evaluate
+from prefmoe.files import FileError, read_json
+from prefmoe.models.backbones import load_backbone
+from prefmoe.models.methods import CONFIG_FILE, WEIGHTS_FILE, Method, build_method
+from prefmoe.names import did_you_mean
+from prefmoe.places import known_backbones
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+Attribute = Literal["human", "animal", "object", "character"]
+
+
+class AskError(ValueError):
+    """A question that cannot be asked as it was put; the message says what was expected."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says.
+
+    Attributes:
+        text: as it said it.
+        choice: how `metrics.parse_answer` reads it: "yes", "no", or "A" ... "D"; None where it is none of those.
+        p_yes: the probability of yes among yes and no, of a question without options; else None.
+        probabilities: of every answer that the question allows, among these.
+    """
+
+    text: str
+    choice: str | None
+    p_yes: float | None
+    probabilities: dict[str, float]
+
+    def __str__(self) -> str:
+        shares = self.probabilities if self.p_yes is None else {"yes": self.p_yes}
+        return f"{self.text} ({', '.join(f'P({answer}) = {share:.2f}' for answer, share in shares.items())})"
+
+
+class Profile(BaseModel):
+    """Somebody who wants to be known: what a profile file holds.
+
+    Attributes:
+        picture: a file, seen from the profile file's folder.
+        likes, dislikes: items by facet.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    picture: Path
+    description: str = ""
+    attribute: Attribute = "human"
+    likes: dict[str, tuple[str, ...]] = {}
+    dislikes: dict[str, tuple[str, ...]] = {}
+
+
+def read_profile(path: str | Path) -> Profile:
+    """Reads a profile from YAML (or JSON).
+
+    Raises:
+        AskError: naming the file, and the field and what was expected.
+    """
+    path = Path(path)
+    try:
+        profile = Profile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise AskError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise AskError(f"{path}: expected YAML ({error})") from error
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors())
+        raise AskError(f"{path}: {'; '.join(lines)}") from error
+    return profile.model_copy(update={"picture": path.parent / profile.picture})
+
+
+class Assistant:
+    """A method that answers one question at a time, for users of its benchmark and those added.
+
+    Attributes:
+        method: trained or not; everything else about it is `Method`'s.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    @property
+    def users(self) -> list[str]:
+        """Names of everybody whom it knows."""
+        return list(self.method.benchmark.users)
+
+    def add_user(
+        self,
+        name: str,
+        picture: str | Path,
+        description: str = "",
+        likes: Mapping[str, Sequence[str]] | None = None,
+        dislikes: Mapping[str, Sequence[str]] | None = None,
+        attribute: Attribute = "human",
+    ) -> None:
+        """Makes somebody known, without training.
+
+        Args:
+            description: how the user looks; without one the name stands for it.
+            likes, dislikes: items by facet (`FACETS`).
+
+        Raises:
+            AskError: if a facet is unknown, or an item cannot be told from two.
+            CollationError: if the picture cannot be read. MethodError: if there is such a user, or the method needs
+                training questions to know one.
+        """
+        if mistake := name_mistake(name):
+            raise AskError(f"the name {name!r}: expected {mistake}")
+        likes, dislikes = likes or {}, dislikes or {}
+        for facet, items in [*likes.items(), *dislikes.items()]:
+            if facet not in FACETS:
+                raise AskError(f"{name}: facet {facet!r} is unknown, expected one of {', '.join(FACETS)}"
+                               f"{did_you_mean(facet, FACETS)}")  # fmt: skip
+            if isinstance(items, str):
+                raise AskError(f"{name}, {facet}: expected a list of items, found {items!r}")
+            for item in items:
+                _check_item(name, facet, item)
+        load_pictures([picture])
+        self.method.add_user(
+            User(
+                name=name,
+                attribute=attribute,
+                description=description.strip() or prompts.PLACEHOLDER,
+                preferences={
+                    facet: Preference(likes=tuple(likes.get(facet, ())), dislikes=tuple(dislikes.get(facet, ())))
+                    for facet in FACETS
+                    if likes.get(facet) or dislikes.get(facet)
+                },
+                images=(Path(picture),),
+            )
+        )
+
+    def ask(
+        self,
+        picture: str | Path,
+        question: str,
+        user: str,
+        options: Sequence[str] = (),
+        *,
+        max_new_tokens: int = 8,
+    ) -> Answer:
+        """The answer to one question about one picture.
+
+        Args:
+            question: names the user as anybody would, or as <sks>. options: the four of a multiple-choice
+                question; one without is to be answered with yes or no.
+
+        Raises:
+            AskError: if the user is unknown, the question is empty, or the options are not four.
+            CollationError: if the picture cannot be read.
+        """
+        if user not in self.method.benchmark.users:
+            some = ", ".join(self.users[:5])
+            raise AskError(
+                f"nobody is called {user!r} here; add_user makes somebody known, and {len(self.users)} are: {some}, ..."
+                f"{did_you_mean(user, self.users)}"
+            )
+        if not question.strip():
+            raise AskError("the question is empty")
+        if len(options) not in (0, len(OPTION_LETTERS)):
+            raise AskError(f"expected no options, or {len(OPTION_LETTERS)}; found {len(options)}")
+        load_pictures([picture])
+        example = Example(
+            index=-1, name=user, category="recognition", l2_category="inconsistency" if options else "awareness",
+            concept="", target="", question=question, options=tuple(options), answer=0 if options else 4,
+            image=Path(picture), semantic_invert=False, bucket_names=(),
+        )  # fmt: skip
+        row = evaluate(self.method, [example], turns=0, batch_size=1, max_new_tokens=max_new_tokens).iloc[0]
+        allowed = OPTION_LETTERS if options else ("yes", "no")
+        kind = "multiple_choice" if options else "yes_no"
+        choice = metrics.parse_answer(row["prediction"], kind, options)
+        return Answer(
+            text=row["prediction"],
+            choice=None if not metrics.is_parsed(choice, kind) else choice.upper() if options else choice,
+            p_yes=None if options else float(row["p_yes"]),
+            probabilities={answer: float(row[f"p_{answer.lower()}"]) for answer in allowed},
+        )
+
+
+def assistant(
+    source: str | Path = "llava-mini",
+    *,
+    backbone: str | Path | None = None,
+    edition: str | Edition | None = None,
+    **options: Any,
+) -> Assistant:
+    """Loads a model to ask.
+
+    Args:
+        source: an adapter (the folder of a finished run, what save_pretrained wrote, or a hub repository owner/name),
+            or a backbone's name or folder, on which PrefMoE is put untrained: it reads the profile of whoever asks.
+        backbone: of an adapter; None for the one that it names.
+        edition: whose users the model knows, and whose settings an untrained PrefMoE has; None for the edition of the
+            run that made the adapter, else mini.
+        options: of `load_backbone`, such as device and dtype.
+
+    Raises:
+        AskError: if the source is none of these. MethodError: if an adapter does not fit backbone or users.
+        BackboneError, HubError, SourceError: from loading.
+    """
+    if str(source) in known_backbones() or (Path(source) / "config.json").is_file():
+        if backbone is not None:
+            raise AskError(f"{source} is a backbone; expected an adapter where a backbone is given beside it")
+        used = _edition(edition)
+        known = load_benchmark(used)
+        return Assistant(build_method(_prefmoe(used), load_backbone(source, **options), known, seed=0).eval())
+    folder = _adapter_folder(source)
+    try:
+        named = read_json(folder / CONFIG_FILE, "the method.json of a saved method")["backbone"]["name"]
+        run = folder.parent / "run.json"
+        made_by = read_json(run, "the run.json of a finished run").get("edition") if run.is_file() else None
+    except (FileError, LookupError, TypeError) as error:
+        raise AskError(f"{folder}: expected what save_pretrained writes ({error})") from error
+    known: Benchmark = load_benchmark(_edition(edition or made_by))
+    loaded = load_backbone(named if backbone is None else backbone, **options)
+    return Assistant(Method.from_pretrained(folder, loaded, known))
+
+
+def _edition(edition: str | Edition | None) -> Edition:
+    return edition if isinstance(edition, Edition) else load_edition(edition or "mini")
+
+
+def _prefmoe(edition: Edition) -> PrefMoEMethod:
+    """The edition's PrefMoE with most components."""
+    found = [method for method in edition.methods.values() if isinstance(method, PrefMoEMethod)]
+    if not found:
+        raise AskError(f"edition {edition.name!r} has no PrefMoE; it has {', '.join(edition.methods)}")
+    return max(found, key=lambda method: len(method.components))
+
+
+def _adapter_folder(source: str | Path) -> Path:
+    """The folder with an adapter's files, downloaded if need be."""
+    path = Path(source)
+    for folder in (path, path / "method"):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    if path.exists() or not _HUB_ID.fullmatch(str(source)):
+        raise AskError(
+            f"{source}: expected a folder with {CONFIG_FILE} (such as method/ of a finished run), a hub repository "
+            f"owner/name, or a backbone: {', '.join(known_backbones())}"
+        )
+    return hub.download(str(source), revision=None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+
+
+def _check_item(name: str, facet: str, item: str) -> None:
+    try:
+        items = prompts.split_items(item)
+    except ValueError as error:
+        raise AskError(f"{name}, {facet}: {error}") from error
+    if items != (item,):
+        raise AskError(f"{name}, {facet}: {item!r} would read as several items; give them one by one")
+
+
+def device_options(device: str, dtype: str) -> dict[str, Any]:
+    """`load_backbone`'s options from words of a command line."""
+    return {"device": device, "dtype": getattr(torch, dtype)}

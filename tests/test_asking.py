@@ -1,0 +1,154 @@
+"""One question from Python and from the command line: users of an edition and new ones, adapters, errors."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from small_world import model_folder, small_backbone, small_benchmark, small_edition
+
+import prefmoe
+from prefmoe import asking
+from prefmoe.asking import AskError, Assistant, assistant, read_profile
+from prefmoe.cli import main
+from prefmoe.data.collation import CollationError
+from prefmoe.evaluation import evaluate
+from prefmoe.models.methods import MethodError, build_method
+
+EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
+LIKES, DISLIKES = {"travel": ["camping"]}, {"travel": ["flights"], "lifestyle": ["pizza"]}
+
+
+@pytest.fixture(autouse=True)
+def world(monkeypatch):
+    """The small world in the place of the default edition."""
+    monkeypatch.setattr(asking, "load_benchmark", lambda edition: small_benchmark())
+    monkeypatch.setattr(asking, "load_edition", lambda name: small_edition(str(name)))
+
+
+@pytest.fixture(scope="module")
+def trained_folder(tmp_path_factory) -> Path:
+    """A run's folder with an adapter in it."""
+    method = build_method(small_edition("tiny").methods["PrefMoE"], small_backbone(), small_benchmark(), seed=3)
+    folder = tmp_path_factory.mktemp("runs") / "seed0"
+    method.save_pretrained(folder / "method")
+    (folder / "run.json").write_text('{"edition": "small"}')
+    return folder
+
+
+def test_a_question_is_answered_as_the_evaluation_answers_it():
+    model, example = assistant(model_folder()), small_benchmark().select("test")[0]
+    answer = model.ask(example.image, example.question, example.name)
+    row = evaluate(model.method, [example], turns=0, batch_size=1, max_new_tokens=8).iloc[0]
+    assert answer.text == row["prediction"] and answer.p_yes == pytest.approx(row["p_yes"], rel=1e-5)
+    assert sum(answer.probabilities.values()) == pytest.approx(1) and "P(yes) = " in str(answer)
+    chosen = model.ask(example.image, "Which would <sks> pick?", example.name, ["tea", "jazz", "hats", "chess"])
+    assert set(chosen.probabilities) == set("ABCD") and chosen.p_yes is None
+
+
+def test_somebody_new_is_known_by_name_picture_and_likes():
+    model = assistant(model_folder())
+    model.add_user("Ada", EXAMPLES / "ada.png", "<sks> is a person.", LIKES, DISLIKES)
+    user = model.method.benchmark.users["Ada"]
+    assert user.preferences["travel"].likes == ("camping",) and user.preferences["lifestyle"].dislikes == ("pizza",)
+    assert "Ada" in model.users and 0 < model.ask(EXAMPLES / "camping.png", "Does this suit Ada?", "Ada").p_yes < 1
+    with pytest.raises(MethodError, match="Ada"):
+        model.add_user("Ada", EXAMPLES / "ada.png")
+
+
+@pytest.mark.parametrize("inside", ["", "method"])
+def test_an_adapter_is_found_in_its_run_and_brings_its_backbone(trained_folder, monkeypatch, inside):
+    loaded = []
+    monkeypatch.setattr(asking, "load_backbone", lambda name, **_: loaded.append(name) or small_backbone())
+    model = assistant(trained_folder / inside)
+    assert loaded == [small_backbone().entry.name]
+    example = small_benchmark().select("test")[0]
+    other = assistant(trained_folder / inside, backbone="somewhere/else", edition="small")
+    assert loaded[1] == "somewhere/else"
+    answers = [one.ask(example.image, example.question, example.name) for one in (model, other)]
+    assert answers[0] == answers[1]
+
+
+def test_an_adapter_of_the_hub_is_downloaded(trained_folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(asking.hub, "download", lambda name, **_: asked.append(name) or trained_folder / "method")
+    monkeypatch.setattr(asking, "load_backbone", lambda name, **_: small_backbone())
+    assert isinstance(assistant("someone/adapter"), Assistant) and asked == ["someone/adapter"]
+
+
+@pytest.mark.parametrize("source", ["nothing", "./no/such", "a/b/c", "/a"])
+def test_a_source_that_is_none_is_refused(source):
+    with pytest.raises(AskError, match=f"^{source}: expected a folder with method.json .* llava-mini"):
+        assistant(source)
+
+
+def test_a_damaged_method_json_is_named(tmp_path):
+    (tmp_path / "method.json").write_text("null")
+    with pytest.raises(AskError, match="expected what save_pretrained writes .*method.json"):
+        assistant(tmp_path)
+
+
+def test_mistakes_are_named_and_leave_nobody_half_known():
+    model = assistant(model_folder())
+    known, picture = model.users, EXAMPLES / "camping.png"
+    with pytest.raises(AskError, match="facet 'travels' is unknown, expected one of .*did you mean 'travel'"):
+        model.add_user("Ada", EXAMPLES / "ada.png", likes={"travels": ["camping"]})
+    with pytest.raises(AskError, match="Ada, travel: expected a list of items, found 'camping'"):
+        model.add_user("Ada", EXAMPLES / "ada.png", likes={"travel": "camping"})
+    with pytest.raises(AskError, match="Ada, travel: 'camping, sailing' would read as several items"):
+        model.add_user("Ada", EXAMPLES / "ada.png", likes={"travel": ["camping, sailing"]})
+    with pytest.raises(AskError, match="expected a name without"):
+        model.add_user("A | B", EXAMPLES / "ada.png")
+    with pytest.raises(CollationError, match="none.png: no such picture"):
+        model.add_user("Ada", "none.png")
+    assert model.users == known
+    with pytest.raises(AskError, match="nobody is called 'Ada' here"):
+        model.ask(picture, "Does this suit Ada?", "Ada")
+    with pytest.raises(CollationError, match="none.png: no such picture"):
+        model.ask("none.png", "Does this suit you?", known[0])
+    with pytest.raises(AskError, match="the question is empty"):
+        model.ask(picture, " ", known[0])
+    with pytest.raises(AskError, match="no options, or 4; found 3"):
+        model.ask(picture, "Which?", known[0], list("xyz"))
+    with pytest.raises(AskError, match="is a backbone; expected an adapter"):
+        assistant(model_folder(), backbone="llava-mini")
+
+
+def test_the_command_asks_for_known_and_for_new_users(tmp_path, capsys):
+    shutil.copy(EXAMPLES / "ada.png", tmp_path)
+    profile = {"name": "Ada", "picture": "ada.png", "likes": LIKES, "dislikes": DISLIKES}
+    (tmp_path / "ada.yaml").write_text(yaml.safe_dump(profile))
+    picture, backbone = str(EXAMPLES / "camping.png"), ["--backbone", str(model_folder())]
+    known = next(iter(small_benchmark().users))
+    assert main(["ask", picture, f"Does this suit {known}?", "--user", known, *backbone]) == 0
+    assert main(["ask", picture, "Does this suit Ada?", "--profile", str(tmp_path / "ada.yaml"), *backbone]) == 0
+    assert capsys.readouterr().out.count("P(yes) = ") == 2
+    assert main(["ask", picture, "Does this suit Ada?", *backbone]) == 1
+    assert "for whom?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("name: Ada", "ada.yaml: picture: Field required"),
+        ("name: Ada\npicture: a.png\nhobbies: x", "ada.yaml: hobbies: Extra inputs"),
+        ("[", "ada.yaml: expected YAML"),
+        ("", "ada.yaml: .*file"),
+        (None, "ada.yaml: cannot be read"),
+    ],
+)
+def test_a_profile_s_mistakes_are_named(tmp_path, content, expected):
+    if content is not None:
+        (tmp_path / "ada.yaml").write_text(content)
+    with pytest.raises(AskError, match=expected):
+        read_profile(tmp_path / "ada.yaml")
+
+
+def test_importing_the_package_stays_quick():
+    script = "import sys, prefmoe; assert 'torch' not in sys.modules; assert not hasattr(prefmoe, 'nothing')"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert prefmoe.assistant is assistant
