@@ -22,6 +22,7 @@ from prefmoe.evaluation import evaluate
 from prefmoe.files import FileError, read_json
 from prefmoe.models.backbones import load_backbone
 from prefmoe.models.methods import CONFIG_FILE, WEIGHTS_FILE, Method, build_method
+from prefmoe.models.saved import ADDED_PICTURES
 from prefmoe.names import did_you_mean
 from prefmoe.places import known_backbones
 
@@ -262,7 +263,7 @@ def _adapter_folder(source: str | Path) -> Path:
             f"{source}: expected a folder with {CONFIG_FILE} (such as method/ of a finished run), a hub repository "
             f"owner/name, or a backbone: {', '.join(known_backbones())}"
         )
-    return hub.download(str(source), revision=None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+    return hub.download(str(source), revision=None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, ADDED_PICTURES])
 
 
 def _check_item(name: str, facet: str, item: str) -> None:
