@@ -15,7 +15,10 @@ PACKAGE = Path(__file__).resolve().parent
 RUN_MODULES = ("prefmoe.training", "prefmoe.evaluation", "prefmoe.models.methods")
 """Where weights and answers come from."""
 
-NOT_A_CAUSE = ("prefmoe.config", "prefmoe.metrics", "prefmoe.statistics", "prefmoe.provenance")
+NOT_A_CAUSE = (
+    "prefmoe.config", "prefmoe.metrics", "prefmoe.statistics", "prefmoe.provenance", "prefmoe.names", "prefmoe.places",
+    "prefmoe.file_digests",
+)  # fmt: skip
 """Imported by the modules above, yet unable to change weights or answers (settings are compared by value)."""
 
 
@@ -116,12 +119,6 @@ def _code_cells(path: Path) -> list[tuple[int, str]]:
 def digest(content: Any) -> str:
     """A hash of anything JSON can hold; the order of keys does not matter."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def folder_digest(folder: Path) -> str:
-    """A hash of the names and contents of all files in a folder."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return digest({name: hashlib.blake2b(path.read_bytes()).hexdigest() for name, path in files.items()})
 
 
 def module_file(name: str) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import httpx2
@@ -85,13 +86,13 @@ def offline(tmp_path, monkeypatch) -> Path:
 
 
 def note_revision(folder: Path, revision: str) -> None:
-    """What `hf download --local-dir` leaves beside the files: for each the commit and its name in git."""
+    """What `hf download --local-dir` leaves beside the files: for each the commit, its name in git and the time."""
     notes = folder / ".cache/huggingface/download"
     notes.mkdir(parents=True)
     for path in (path for path in folder.iterdir() if path.is_file()):
         command = ["git", "hash-object", "--no-filters", str(path)]
         name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-        (notes / f"{path.name}.metadata").write_text(f"{revision}\n{name}\n1700000000.0\n")
+        (notes / f"{path.name}.metadata").write_text(f"{revision}\n{name}\n{time.time()}\n")
 
 
 def test_a_folder_takes_the_place_of_the_hub(offline):
@@ -103,11 +104,12 @@ def test_a_folder_takes_the_place_of_the_hub(offline):
     assert load_backbone("llava-1.5-7b").hidden_size == 32
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "added_tokens.json"])
+@pytest.mark.parametrize("name", ["chat_template.jinja", "added_tokens.json", "model.safetensors"])
 def test_a_folder_with_a_changed_or_added_file_is_no_longer_its_commit(offline, name):
     note_revision(offline, ENTRY.revision)
     with (offline / name).open("a") as file:
         file.write(" ")
+    os.utime(offline / name, (time.time() + 60,) * 2)
     assert weights_digest(ENTRY) == weights_digest(find_backbone(offline)) != f"{ENTRY.hub_id}@{ENTRY.revision}"
 
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from prefmoe import provenance
-from prefmoe.provenance import NotebookCodeError, UnknownModuleError, code_digest, folder_digest, notebook_digest
+from prefmoe.provenance import NotebookCodeError, UnknownModuleError, code_digest, notebook_digest
 
 
 @pytest.fixture
@@ -119,15 +119,6 @@ def test_a_notebook_whose_code_cannot_be_read_is_named(tmp_path):
         notebook_digest(tmp_path / "list.ipynb")
     with pytest.raises(NotebookCodeError, match="broken.ipynb: cell 1 is not valid Python"):
         notebook_digest(_notebook(tmp_path / "broken.ipynb", nbformat.v4.new_code_cell("def")))
-
-
-def test_a_folder_digest_sees_names_and_contents(tmp_path):
-    (tmp_path / "a").write_text("1")
-    before = folder_digest(tmp_path)
-    (tmp_path / "a").write_text("2")
-    changed = folder_digest(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert len({before, changed, folder_digest(tmp_path)}) == 3
 
 
 def test_what_a_run_depends_on_is_found_and_figures_are_not_among_it(monkeypatch):

@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from synthetic_mmpb import make
 
 from prefmoe import resources
 from prefmoe.config import load_edition
@@ -301,6 +302,34 @@ def test_a_killed_workflow_goes_on_and_a_finished_one_rests(clone):
 
     _change(clone / "config/tiny.yaml", "steps: 4", "steps: 5")
     assert _planned(_snakemake(clone, "--dry-run", *targets)) == {"backbone": 1, "run": 2}
+
+
+def test_a_run_is_repeated_when_its_benchmark_or_its_weights_change(clone, tmp_path):
+    """The data in the home folder, the weights in a folder of the registry, and neither below the clone."""
+    make(tmp_path / "data")
+    model = shutil.copytree(REPOSITORY / "prefmoe/weights/llava-mini", tmp_path / "model")
+    with (clone / "prefmoe/models/registry.yaml").open("a") as registry:
+        registry.write(f"  own-llava: {{folder: {model}, model_class: LlavaForConditionalGeneration}}\n")
+    own = yaml.safe_load((clone / "config/tiny.yaml").read_text(encoding="utf-8"))
+    own |= {"name": "own", "backbones": ["own-llava"], "table1": ["NT"], "data": {"kind": "mmpb", "folder": "~/data"}}
+    (clone / "config/own.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    target = "results/own/notebooks/06_train_and_evaluate/own-llava/NT.ipynb"
+
+    def planned() -> dict[str, int]:
+        return _planned(_snakemake(clone, "--dry-run", "--", target, edition="own", HOME=str(tmp_path)))
+
+    made = _snakemake(clone, "--", target, edition="own", HOME=str(tmp_path))
+    assert made.returncode == 0, made.stdout + made.stderr
+    for path in (*(tmp_path / "data").rglob("*"), *model.iterdir()):
+        path.touch()
+    assert planned() == {}, "the times of files say nothing"
+    (tmp_path / "data/multi_turn/generic_text/talk.json").write_text('[{"role": "user", "content": "x"}]')
+    assert planned() == {"data": 1, "run": 1}
+    make(tmp_path / "again")
+    (tmp_path / "again/multi_turn/generic_text/talk.json").rename(tmp_path / "data/multi_turn/generic_text/talk.json")
+    with (model / "chat_template.jinja").open("a") as template:
+        template.write(" ")
+    assert planned() == {"run": 1}, "the old small talk is as good as before, another chat template is not"
 
 
 def test_a_second_workflow_of_an_edition_is_told_who_makes_it(clone):

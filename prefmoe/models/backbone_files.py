@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from prefmoe import places
+from prefmoe.file_digests import content_digests
+
+if TYPE_CHECKING:  # plans of the workflow, which need the digests, do not wait for torch
+    from torch import nn
 
 LOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """What is downloaded of a repository, and read of a folder."""
 
-CARDS = ("miniature.json", "projector.json")
+CARDS = ("miniature.json", "projector.json", "origin.json")
 """What a folder says about how its weights were made: nothing reads it when a backbone is loaded."""
+
+Digests = Callable[[Iterable[Path]], Mapping[Path, str]]
+"""How files are read: all of them, or those that have changed (`prefmoe.file_digests.FileDigests.of`)."""
 
 _NOTES = Path(".cache") / "huggingface" / "download"
 
@@ -27,14 +34,34 @@ def loaded_files(folder: Path) -> dict[str, Path]:
     return dict(sorted(named.items()))
 
 
-def files_digest(folder: Path) -> str:
+def files_digest(folder: Path, digests: Digests = content_digests) -> str:
     """A hash of the names and contents of `loaded_files`."""
-    total = hashlib.blake2b(digest_size=16)
-    for name, path in loaded_files(folder).items():
+    total, files = hashlib.blake2b(digest_size=16), loaded_files(folder)
+    found = digests(files.values())
+    for name, path in files.items():
         total.update(name.encode())
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "blake2b").digest())
+        total.update(bytes.fromhex(found[path]))
     return total.hexdigest()
+
+
+def identity(
+    folder: Path | None, repository: str | None, revision: str | None, digests: Digests = content_digests
+) -> str:
+    """Identifies a backbone without loading it: the hub's commit, or a hash of all files that loading reads.
+
+    Args:
+        folder: where the files are; None for the hub's cache.
+        repository, revision: on the hub, whose identity a folder has with just these files.
+    """
+    if folder is None or (revision and noted_revision(folder) == revision and as_downloaded(folder)):
+        return f"{repository}@{revision}"
+    return files_digest(folder, digests)
+
+
+def registered_identity(name: str, digests: Digests = content_digests) -> str:
+    """`identity` of a backbone of the registry."""
+    entry = places.registered()[name]
+    return identity(places.weights_folder(name), entry.get("hub_id"), entry.get("revision"), digests)
 
 
 def noted_revision(folder: Path) -> str | None:
@@ -44,15 +71,18 @@ def noted_revision(folder: Path) -> str | None:
 
 
 def as_downloaded(folder: Path) -> bool:
-    """Whether no text file of such a folder (configuration, tokenizer, chat template) was changed or added since.
+    """Whether no file of such a folder was changed or added since.
 
-    Each note's second line is the file's name in git: a hash of its content. Weights are taken at their word.
+    Each note's second line is the file's name in git: a hash of its content. Weights are not read for this: as by the
+    hub's own client, they are taken for changed when they are younger than the time in the third line.
     """
     for name, path in loaded_files(folder).items():
-        if path.suffix == ".safetensors":
-            continue
         note = folder / _NOTES / f"{name}.metadata"
         lines = note.read_text(encoding="utf-8").splitlines() if note.is_file() else []
+        if path.suffix == ".safetensors":
+            if len(lines) < 3 or path.stat().st_mtime - 1 > _seconds(lines[2]):
+                return False
+            continue
         content = path.read_bytes()
         known = (
             hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest(),
@@ -61,6 +91,13 @@ def as_downloaded(folder: Path) -> bool:
         if len(lines) < 2 or lines[1].strip() not in known:
             return False
     return True
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def image_token_settings(

@@ -27,7 +27,7 @@ from prefmoe.finite import not_finite
 from prefmoe.foreign_files import ForeignFileError, MissingFileError, check_folder, foreign_file
 from prefmoe.models import efficientnet_lite  # noqa: F401  makes its class known to transformers
 from prefmoe.models.anchor_cache import AnchorCache
-from prefmoe.models.backbone_files import LOADED, as_downloaded, files_digest, image_token_settings, noted_revision
+from prefmoe.models.backbone_files import LOADED, identity, image_token_settings, noted_revision
 from prefmoe.models.vision_cache import VisionCache
 from prefmoe.names import NAME, RULE, did_you_mean
 from prefmoe.places import PACKAGE, REGISTRY
@@ -392,10 +392,9 @@ def _offline(entry: BackboneEntry) -> Path | None:
 def weights_digest(entry: BackboneEntry) -> str:
     """Identifies a backbone without loading it: the hub's commit, or a hash of all files that loading reads."""
     folder = entry.folder or _offline(entry)
-    if folder is None or (entry.revision and noted_revision(folder) == entry.revision and as_downloaded(folder)):
-        return f"{entry.hub_id}@{entry.revision}"
-    _check_folder(entry.name, folder)
-    return files_digest(folder)
+    if folder is not None:
+        _check_folder(entry.name, folder)
+    return identity(folder, entry.hub_id, entry.revision)
 
 
 def _source(entry: BackboneEntry) -> Path:

@@ -96,7 +96,7 @@ rule backbone:
         notebook=executed("03_backbone"),
         backbone_abilities=report(f"{FIGURES}/backbone_abilities.png", caption="../report/backbone_abilities.rst", category="Backbone"),
     params:
-        code=lambda wildcards: code("03_backbone"),
+        code=backbone_inputs,
         edition=EDITION.name,
     log:
         f"{RESULTS}/logs/03_backbone.log",

@@ -3,11 +3,12 @@
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from prefmoe import provenance, workflow_lock
+from prefmoe import file_digests, provenance, workflow_lock
 from prefmoe.config import (
     CONFIG_FOLDER,
     DEFAULT_EDITION,
@@ -17,7 +18,8 @@ from prefmoe.config import (
     PrefMoEMethod,
     load_edition,
 )
-from prefmoe.places import MINIATURES, data_folder, from_environment, made_backbones
+from prefmoe.models.backbone_files import registered_identity
+from prefmoe.places import MINIATURES, data_folder, from_environment, made_backbones, weights_folder
 from prefmoe.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
@@ -35,6 +37,7 @@ if not (CONFIG_FOLDER / f"{EDITION.name}.yaml").is_file():
 RESULTS = f"results/{EDITION.name}"
 FIGURES = f"{RESULTS}/figures"
 ENVIRONMENT = str(ROOT / "environment.yml")
+DIGESTS = file_digests.FileDigests(ROOT / ".snakemake" / "file_digests.json")
 # For hours of arithmetic: as many threads as there are cores given.
 PREFMOE_FOR_LONG = " ".join(
     [
@@ -130,8 +133,7 @@ def run_inputs(wildcards):
     """A digest of what a run depends on besides the data; runs of equal inputs are not repeated."""
     settings = EDITION.model_dump(mode="json", include={"seeds", "training", "evaluation", "cache_images"})
     method = EDITION.methods[wildcards.method].model_dump(mode="json")
-    weights = ROOT / "prefmoe" / "weights" / wildcards.backbone
-    return provenance.digest([code(RUN_NOTEBOOK), settings, method, provenance.folder_digest(weights)])
+    return provenance.digest([code(RUN_NOTEBOOK), settings, method, weights(wildcards.backbone)])
 
 
 def table_inputs(wildcards):
@@ -143,8 +145,7 @@ def table_inputs(wildcards):
 def plan_inputs(wildcards):
     """A digest of what the runs of a protocol experiment depend on besides the settings that their name stands for."""
     evaluation = EDITION.evaluation.model_dump(mode="json")
-    weights = provenance.folder_digest(ROOT / "prefmoe" / "weights" / wildcards.backbone)
-    return provenance.digest([provenance.code_digest(), PROTOCOL.seeds, evaluation, weights])
+    return provenance.digest([provenance.code_digest(), PROTOCOL.seeds, evaluation, weights(wildcards.backbone)])
 
 
 def protocol_inputs(wildcards):
@@ -153,10 +154,35 @@ def protocol_inputs(wildcards):
     return provenance.digest([PROTOCOL.model_dump(mode="json"), code_behind])
 
 
+def tuning_inputs(wildcards):
+    """A digest of what the trials on a backbone depend on besides the grid."""
+    return provenance.digest([provenance.code_digest(), weights(wildcards.backbone)])
+
+
+def backbone_inputs(wildcards):
+    """A digest of the notebook about backbones, and of those that it shows."""
+    return provenance.digest([code("03_backbone"), *map(weights, dict.fromkeys([*MINIATURES, *EDITION.backbones]))])
+
+
 def data_inputs(wildcards):
-    """A digest of the settings and the code behind the benchmark."""
+    """A digest of the settings and the code behind the benchmark, and of every file of a real one."""
     source = provenance.code_digest(("prefmoe.data.sources",), ("prefmoe.config",))
-    return provenance.digest([EDITION.data.model_dump(mode="json"), source])
+    return provenance.digest([EDITION.data.model_dump(mode="json"), source, real_files()])
+
+
+@cache
+def real_files():
+    """A digest of a real benchmark's files: questions, splits, annotations, pictures, small talk."""
+    folder = None if EDITION.data.kind == "miniature" else data_folder(EDITION.data.folder)
+    if folder is None:
+        return "none"
+    return file_digests.parts_digest(folder, ("mmpb_clean", "multi_turn"), DIGESTS)
+
+
+@cache
+def weights(backbone):
+    """What identifies a backbone's weights and all else that is loaded with them."""
+    return registered_identity(backbone, DIGESTS.of)
 
 
 def absent(what, message):
@@ -168,7 +194,7 @@ def absent(what, message):
 
 
 def real_data(wildcards):
-    """Files of a real benchmark that are watched for changes; the miniature has none."""
+    """Nothing, or an error where a real benchmark is missing; its files are watched by their digest (`real_files`)."""
     if EDITION.data.kind == "miniature":
         return []
     folder = data_folder(EDITION.data.folder)
@@ -178,17 +204,16 @@ def real_data(wildcards):
             f"edition {EDITION.name!r} needs MMPB-clean: set the environment variable PREFMOE_DATA, or data.folder "
             f"in config/{EDITION.name}.yaml, to the folder that holds mmpb_clean/",
         )
-    return [f"{folder}/mmpb_clean/{name}" for name in (EDITION.data.csv, "split.json")]
+    if not (folder / "mmpb_clean").is_dir():
+        return absent("data", f"edition {EDITION.name!r} needs MMPB-clean: {folder / 'mmpb_clean'} does not exist")
+    return []
 
 
 def fetched_weights(wildcards):
-    """The card of weights that a command makes in the user's own folder, watched for changes; others have none."""
+    """Nothing, or an error where weights are missing that a command makes; they are watched by their digest."""
     name = wildcards.backbone
-    if name not in made_backbones():
+    if name not in made_backbones() or weights_folder(name) is not None:
         return []
-    card = (from_environment("PREFMOE_WEIGHTS") or ROOT) / name / "origin.json"
-    if card.is_file():
-        return str(card)
     return absent(
         "weights",
         f"edition {EDITION.name!r} needs the weights of {name}: make them once with `{made_backbones()[name]} "

@@ -58,7 +58,7 @@ rule tune_backbone:
     output:
         touch(f"{RESULTS}/tuning/{{backbone}}.done"),
     params:
-        inputs=lambda wildcards: provenance.code_digest(),
+        inputs=tuning_inputs,
         edition=EDITION.name,
     log:
         f"{RESULTS}/logs/tuning/{{backbone}}.log",

@@ -1,0 +1,81 @@
+"""Digests of files, each read again only when its size or one of its times has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from prefmoe.files import write_json
+
+SETTLED = 2.0
+"""Seconds after which a change to a file shows in its times for sure; a younger file is not remembered."""
+
+
+def content_digest(path: Path) -> str:
+    """A hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def content_digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """The digest of each file, all of them read."""
+    return {path: content_digest(path) for path in paths}
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, through links too, without hidden ones; sorted."""
+    found, seen = [], set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        inner[:] = [] if real in seen else [name for name in inner if not name.startswith(".")]
+        if real not in seen:
+            found += [Path(place, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    return sorted(path for path in found if path.is_file())
+
+
+def parts_digest(folder: Path, parts: Iterable[str], digests: FileDigests) -> str:
+    """A hash of the names and contents of all files below some parts of a folder."""
+    found = digests.of(path for part in parts for path in files_below(folder / part))
+    named = {path.relative_to(folder).as_posix(): digest for path, digest in found.items()}
+    return hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+class FileDigests:
+    """`content_digests` with a memory in a JSON file, which is no loss where it is missing, unreadable or old."""
+
+    def __init__(self, memory: Path) -> None:
+        self.memory = memory
+        try:
+            content = json.loads(memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = {}
+        self._known: dict[str, list] = content if isinstance(content, dict) else {}
+
+    def of(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """The digest of each file."""
+        found, news = {}, False
+        for path in paths:
+            stat = path.stat()
+            state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+            known = self._known.get(key := os.path.abspath(path))
+            if isinstance(known, list) and known[:-1] == state:
+                found[path] = known[-1]
+                continue
+            found[path] = content_digest(path)
+            if time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED:
+                self._known[key], news = [*state, found[path]], True
+        if news:
+            self._save()
+        return found
+
+    def _save(self) -> None:
+        self._known = {path: entry for path, entry in self._known.items() if os.path.exists(path)}
+        try:
+            write_json(self.memory, self._known)
+        except OSError:
+            pass  # a folder that cannot be written to: everything is read again next time
