@@ -165,6 +165,13 @@ def test_processes_without_gpus_start_when_they_are_asked_for(clone, hardware, e
     assert (f"threads: {hardware.get('processes')}" in text) == (hardware == {"launch": "ddp", "processes": 2})
 
 
+def test_a_table_of_unseen_users_is_promised_only_where_there_are_some(clone):
+    for edition, expected in (("tiny", False), ("smoke", True)):
+        result = _snakemake(clone, "--dry-run", "--until", "tables", edition=edition)
+        assert _planned(result)["tables"] == 1
+        assert ("unseen.csv" in result.stdout + result.stderr) == expected
+
+
 WITHOUT_CORES = """\
 from pathlib import Path
 from snakemake.api import SnakemakeApi

@@ -61,7 +61,8 @@ if EDITION.table2:
     ANALYSES += ["08_ablation"]
 ANALYSES.sort()
 
-UNSEEN_TABLE = ["unseen"] if EDITION.data.kind == "miniature" and "unseen" in EDITION.evaluation.splits else []
+ASKS_UNSEEN = EDITION.data.kind == "miniature" and EDITION.data.unseen_users and "unseen" in EDITION.evaluation.splits
+UNSEEN_TABLE = ["unseen"] if ASKS_UNSEEN else []
 SHORTENED_TABLE = [] if EDITION.evaluation.too_long == "refuse" else ["shortened"]
 
 
