@@ -512,9 +512,9 @@ def popularity_skew(popularity: pd.DataFrame, groups: pd.DataFrame) -> Figure:
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         _light_grid(axis, "y")
-    axes[0, 1].legend(title="facet")
-    facet = groups["facet"].iloc[0]
-    users = int(groups.loc[groups["facet"] == facet, "users"].sum())
+    if len(groups):
+        axes[0, 1].legend(title="facet")
+    users = int(groups.groupby("facet", sort=False)["users"].sum().head(1).sum())
     return _finish(
         figure,
         "Few preferences are shared by many users",
@@ -550,6 +550,7 @@ def portraits(users: Sequence[tuple[str, str, Sequence[str | Path | Image.Image]
     Args:
         users: (name, text, pictures or their paths) per user.
     """
+    users = users or [("Nobody", "No user can be shown.", ())]
     columns = max(len(paths) for _, _, paths in users)
     texts = [_wrapped(text, 62) for _, text, _ in users]
     height = max(1.3, 0.15 + 0.132 * max(text.count("\n") + 2 for text in texts))
@@ -569,7 +570,7 @@ def portraits(users: Sequence[tuple[str, str, Sequence[str | Path | Image.Image]
             _show(axis, path)
         for axis in axes[row, 1 + len(paths) :]:
             axis.set_axis_off()
-    return _finish(figure, title or "Users and their pictures", f"n = {len(users)} users.")
+    return _finish(figure, title or "Users and their pictures", f"n = {sum(bool(p) for *_, p in users)} users.")
 
 
 def _wrapped(text: str, width: int) -> str:

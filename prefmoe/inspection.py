@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -471,7 +472,7 @@ def shared_questions(benchmark: Benchmark, pictures: int, users: int, split: str
     every facet had its turn.
 
     Args:
-        pictures: how many questions. users: about how many users each.
+        pictures: how many questions; where there are fewer they come again. users: about how many users each.
 
     Raises:
         InspectionError: if the split has no preference yes/no question whose holders are known.
@@ -498,7 +499,7 @@ def shared_questions(benchmark: Benchmark, pictures: int, users: int, split: str
         key=lambda entry: entry[:4],
     )  # fmt: skip
     chosen = []
-    for *_, example in turn[:pictures]:
+    for *_, example in islice(cycle(turn), pictures):
         holders = [name for name in trained if name in example.bucket_names][:half]
         others = [name for name in trained if name not in example.bucket_names][: users - len(holders)]
         chosen.append(same_picture(example, [*holders, *others]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,11 @@ def test_a_transcript_pairs_what_is_said_with_what_is_answered(benchmark):
     table = composition.transcript(benchmark)
     said = [text for _, text in benchmark.transcripts[0]]
     assert table.to_numpy().ravel().tolist() == said and table.index.tolist() == list(range(1, len(said) // 2 + 1))
+
+
+def test_without_small_talk_the_table_says_so(benchmark):
+    table = composition.transcript(replace(benchmark, transcripts=()))
+    assert table.columns.tolist() == ["user", "assistant"] and table.empty and "no small talk" in table.index.name
 
 
 def test_a_mosaic_keeps_the_colours_and_nothing_else(tmp_path: Path):

@@ -120,11 +120,12 @@ def asked(example: Example) -> str:
 
 
 def transcript(benchmark: Benchmark, number: int = 0) -> pd.DataFrame:
-    """One small-talk conversation: columns turn (from 1), user, assistant."""
-    utterances = benchmark.transcripts[number]
+    """One small-talk conversation: columns turn (from 1), user, assistant; no rows where the benchmark has none."""
+    utterances = benchmark.transcripts[number] if benchmark.transcripts else ()
     pairs = zip(utterances[::2], utterances[1::2], strict=True)
     rows = [(turn, said[1], answered[1]) for turn, (said, answered) in enumerate(pairs, 1)]
-    return pd.DataFrame(rows, columns=["turn", "user", "assistant"]).set_index("turn")
+    table = pd.DataFrame(rows, columns=["turn", "user", "assistant"]).set_index("turn")
+    return table if rows else table.rename_axis("turn (this benchmark has no small talk)")
 
 
 def mosaic(path: str | Path, cells: int = 10) -> Image.Image:

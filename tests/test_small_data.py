@@ -1,0 +1,91 @@
+"""Data of three users, without small talk, preferences in a facet, or any at all: what cannot be shown is left out."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from method_checks import fit
+from synthetic_mmpb import make, rows, write_csv, write_split
+
+from prefmoe import figures, inspection, tables
+from prefmoe.config import PrefMoEMethod
+from prefmoe.data import composition, mmpb, prompts
+from prefmoe.data.benchmark import FACETS, Benchmark
+from prefmoe.models.methods import build_method
+
+CASES = {
+    "three users": (("Ann", "Bo", "asian_doll"), ()),
+    "a facet nobody has": (("Ann", "Bo", "Ye Wen"), ("fashion",)),
+    "equal users": (("Ann", "Ye Wen"), ("travel", "shopping")),
+    "no preferences": (("Ann", "Bo", "asian_doll"), FACETS),
+}
+EVERY = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Callable[[str], Benchmark]:
+    """small(case): a benchmark whose test questions are about preferences (yes or no) and recognition (choice)."""
+
+    def read(case: str) -> Benchmark:
+        people, absent = CASES[case]
+        folder = make(tmp_path_factory.mktemp("small") / "data")
+        table = [row for row in rows() if row["name"] in people]
+        for row in table:
+            said = re.split(r"(?<=\.) (?=In terms)", row["preference"])
+            kept = [part for part in said if not any(f"In terms of {facet}" in part for facet in absent)]
+            row["preference"] = " ".join(kept) or "Unknown preferences"
+        write_csv(folder, table)
+        indices = [int(row["index"]) for row in table]
+        write_split(folder, train=[i for i in indices if i % 4 in (1, 2)], test=[i for i in indices if i % 4 in (0, 3)])
+        return replace(mmpb.read(folder), transcripts=())
+
+    return read
+
+
+@EVERY
+def test_what_a_benchmark_is_made_of_is_shown(small, case):
+    """The figures and tables of notebook 02, and none of them warns of being empty."""
+    benchmark = small(case)
+    shown = [user for user in benchmark.users.values() if user.preferences]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        figures.portraits([(user.name, prompts.profile_text(user), user.images[:3]) for user in shown])
+        figures.picture_grid([(e.image, composition.asked(e)) for e in composition.specimens(benchmark).values()])
+        figures.popularity_skew(tables.item_popularity(benchmark), tables.group_sizes(benchmark))
+        figures.dataset_statistics(tables.dataset_statistics(benchmark))
+        figures.identities(composition.user_counts(benchmark).rename(columns={"n": "count"}))
+    assert composition.transcript(benchmark).empty
+
+
+@EVERY
+def test_prefmoe_with_all_components_is_trained_and_looked_into(small, tiny_backbone, case):
+    """Counterfactual users where there are preferences; then the tables of notebook 10."""
+    benchmark = small(case)
+    config = PrefMoEMethod(
+        kind="prefmoe", label="PrefMoE", lr=1e-3, lr_user=1e-2, preference_rank=2, user_rank=4, profile_rank=2,
+        counterfactual_users=6,
+    )  # fmt: skip
+    method = build_method(config, tiny_backbone(attn="eager"), benchmark, seed=0)
+    assert (method.counterfactual is None) == (case in ("equal users", "no preferences"))
+    assert all(value == value for terms in fit(method, 2) for value in terms.values())
+    if case == "no preferences":
+        questions = [e for e in benchmark.select("test") if not e.is_multiple_choice]
+    else:
+        questions, others = inspection.shared_questions(benchmark, pictures=2, users=8)
+        assert others and {e.name for e in questions} <= set(benchmark.users)
+    seen = inspection.attention(method, questions)
+    figures.attention_prefix({"all": seen.answer_to_prefix.mean(1)}, [e.name for e in questions], title="")
+    by_group = inspection.attention_by_group(method, benchmark.select("test"))
+    assert inspection.own_residual(by_group)["n"].sum() > 0
+
+
+def test_a_lone_question_stands_for_both_pictures(small):
+    benchmark = small("three users")
+    first = next(e.index for e in benchmark.select("test") if e.category == "preference")
+    alone = replace(benchmark, splits=benchmark.splits | {"test": (first,)})
+    one, other = inspection.shared_questions(alone, pictures=2, users=8)
+    assert one == other and {e.index for e in one} == {first}
