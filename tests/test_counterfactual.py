@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -15,8 +14,9 @@ from work import bytecodes
 from prefmoe.data import counterfactual, mmpb, prompts
 from prefmoe.data.benchmark import FACETS, Benchmark
 from prefmoe.data.mmpb import MMPBError
+from prefmoe.places import data_folder
 
-REAL = os.environ.get("PREFMOE_DATA")
+REAL = data_folder(None)
 real_rows = pytest.mark.skipif(REAL is None, reason="PREFMOE_DATA does not point to the real rows")
 
 

@@ -18,6 +18,7 @@ from synthetic_mmpb import make
 from prefmoe.data import fetch as module
 from prefmoe.data import mmpb
 from prefmoe.data.fetch import FetchError, Release, fetch
+from prefmoe.places import data_folder
 
 PICTURE = "mmpb_clean/images/000005.png"
 
@@ -228,8 +229,8 @@ def test_the_public_subset_is_pinned_picture_by_picture():
         assert hashlib.sha256("".join(lines).encode()).hexdigest() == digest, folder
 
 
-@pytest.mark.skipif("PREFMOE_DATA" not in os.environ, reason="PREFMOE_DATA does not point to the real rows")
+@pytest.mark.skipif(data_folder(None) is None, reason="PREFMOE_DATA does not point to the real rows")
 def test_the_pinned_checksums_are_those_of_the_public_subset(capsys):
-    folder = os.environ["PREFMOE_DATA"]
+    folder = str(data_folder(None))
     assert module.main([folder, "--source", folder]) == 0
     assert "complete and verified" in capsys.readouterr().out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from prefmoe.data.columns import COLUMNS
 from prefmoe.data.pictures import picture_mistake
 from prefmoe.data.rows import REPORTED_MISTAKES, MMPBError
 from prefmoe.data.sources import load_benchmark
+from prefmoe.places import data_folder
 
-REAL = os.environ.get("PREFMOE_DATA")
+REAL = data_folder(None)
 
 
 @pytest.fixture(scope="module")

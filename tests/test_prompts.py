@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import pytest
 
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Example, Preference, User
+from prefmoe.places import data_folder
 
 TEXT = (
     "In terms of travel, <sks> enjoys fine dining, street food, but dislikes skydiving, cave exploration. "
@@ -151,9 +151,9 @@ def test_blanks_of_every_kind_become_one_space():
     assert prompts.clean("\u00a0what\u00a0 <sks>\u202fprefers ") == "what <sks> prefers"
 
 
-@pytest.mark.skipif("PREFMOE_DATA" not in os.environ, reason="PREFMOE_DATA does not point to the real rows")
+@pytest.mark.skipif(data_folder(None) is None, reason="PREFMOE_DATA does not point to the real rows")
 def test_real_preferences_survive_the_round_trip():
-    with open(Path(os.environ["PREFMOE_DATA"]) / "mmpb_clean" / "sample.csv", encoding="utf-8") as file:
+    with open(data_folder(None) / "mmpb_clean" / "sample.csv", encoding="utf-8") as file:
         texts = {row["preference"] for row in csv.DictReader(file)}
     assert len(texts) == 49
     for text in texts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import zipfile
@@ -26,6 +25,7 @@ from prefmoe.models import smollm2_lite
 from prefmoe.models.backbones import Backbone, BackboneError, load_backbone, read_registry
 from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, SameConv2d, folded
 from prefmoe.models.smollm2_lite import AssemblyError, Wheel
+from prefmoe.places import from_environment
 
 STAGES = [[1, 3, 1, 1, 6], [2, 3, 2, 2, 8], [1, 5, 2, 2, 8]]
 SIZES = dict(image_size=32, patch_size=8, hidden_size=24, stem_channels=6, stages=STAGES)
@@ -404,7 +404,7 @@ def test_what_photographs_taught_is_not_shipped(lite_folder: Path, tiny_benchmar
 
 @pytest.fixture(scope="module")
 def real() -> Backbone:
-    folder = Path(os.environ.get("PREFMOE_WEIGHTS", ""), smollm2_lite.NAME)
+    folder = (from_environment("PREFMOE_WEIGHTS") or Path()) / smollm2_lite.NAME
     if not (folder / smollm2_lite.CARD).is_file():
         pytest.skip("no $PREFMOE_WEIGHTS/smollm2-lite; `prefmoe fetch smollm2` makes it")
     return load_backbone(folder)
