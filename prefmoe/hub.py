@@ -86,19 +86,28 @@ def damaged(folder: Path) -> list[Path]:
     A cache names each file by its digest, a download into a folder notes it: sha256 for large files, git's for others.
     What is neither named nor noted so is taken at its word.
     """
-    return [path for path, published in _published(folder) if _digest(path, len(published)) != published]
+    return [path for path, digest in published(folder).items() if not is_published(path, digest)]
 
 
-def _published(folder: Path) -> Iterator[tuple[Path, str]]:
+def is_published(path: Path, digest: str) -> bool:
+    """Whether a file's content has the digest that `published` names."""
+    state = path.stat()
+    return _digest_of(str(path), len(digest), state.st_size, state.st_mtime_ns) == digest
+
+
+def published(folder: Path) -> dict[Path, str]:
+    """The published digests of a downloaded folder's files, of those that have one; see `damaged`."""
+    found = {}
     for path in _files(folder):
         note = _note(folder, path)
         if path.is_symlink():
-            published = path.readlink().name
+            digest = path.readlink().name
         else:
             lines = note.read_text(encoding="utf-8").splitlines() if note.is_file() else []
-            published = lines[1].strip() if len(lines) > 1 else ""
-        if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", published):
-            yield path, published
+            digest = lines[1].strip() if len(lines) > 1 else ""
+        if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", digest):
+            found[path] = digest
+    return found
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -110,11 +119,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _note(folder: Path, path: Path) -> Path:
     return folder / NOTES / f"{path.relative_to(folder).as_posix()}.metadata"
-
-
-def _digest(path: Path, digits: int) -> str:
-    state = path.stat()
-    return _digest_of(str(path), digits, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)

@@ -145,7 +145,10 @@ def test_pictures_as_base64_text_are_read(folder):
     benchmark = mmpb.read(folder, csv="packed.tsv")
     assert asked(benchmark) == asked(direct) and faces(benchmark) == faces(direct)
     assert "image" not in benchmark.frame and benchmark.examples[0].image.is_relative_to(folder / mmpb.UNPACKED)
-    assert mmpb.read(folder, csv="packed.tsv").digest == benchmark.digest
+    unpacked = benchmark.examples[0].image
+    content = unpacked.read_bytes()
+    unpacked.write_bytes(content[::-1])
+    assert mmpb.read(folder, csv="packed.tsv").digest == benchmark.digest and unpacked.read_bytes() == content
 
 
 def test_one_row_may_show_the_picture_of_another(folder):

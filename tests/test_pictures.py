@@ -155,6 +155,12 @@ def test_a_cut_picture_is_refused_wherever_it_is_cut(noise, format):
             decode(data[: int(share * len(data))])
 
 
+def test_an_opened_picture_whose_file_is_cut_is_refused(noise):
+    data = written(noise)
+    with Image.open(io.BytesIO(data[: len(data) // 2])) as opened, pytest.raises(CollationError, match="truncated"):
+        load_pictures([opened])
+
+
 def test_a_flipped_bit_of_a_png_is_noticed(noise):
     data = bytearray(written(noise))
     data[len(data) // 2] ^= 1

@@ -57,7 +57,7 @@ def unpack(value: Any, root: Path, folder: str) -> str | None:
     ending = next((ending for start, ending in _ENDINGS.items() if data.startswith(start)), ".picture")
     relative = f"{folder}/{hashlib.sha256(data).hexdigest()[:32]}{ending}"
     target = root / relative
-    if not target.is_file() or target.stat().st_size != len(data):
+    if not target.is_file() or target.read_bytes() != data:
         try:
             with whole_file(target) as partial:
                 partial.write_bytes(data)

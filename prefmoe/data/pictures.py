@@ -22,6 +22,9 @@ TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes by what `as_rgb` does with them; the others (I and F) do not say which value is white."""
 
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+"""What Pillow raises where a file is damaged."""
+
 _SAVE_AS = "save it as PNG or JPEG, with 8 bits per channel"
 
 
@@ -98,7 +101,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise PictureError(text) from None
     except PictureError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error) as error:
+    except _DAMAGED as error:
         text = f"expected a complete picture, found a damaged or truncated one ({error})"
         raise PictureError(text) from error
 
@@ -107,7 +110,7 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     """An opened or drawn picture as RGB: upright, scaled to 8 bits, on white.
 
     Raises:
-        PictureError: if nothing says which of its values is white (modes I and F).
+        PictureError: if nothing says which of its values is white (modes I and F), or its file turns out to be damaged.
     """
     picture = _upright(picture)
     if picture.mode in SIXTEEN_BITS:
@@ -126,7 +129,11 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    picture.load()
+    try:
+        picture.load()
+    except _DAMAGED as error:
+        text = f"expected a complete picture, found a damaged or truncated one ({error})"
+        raise PictureError(text) from error
     try:
         return ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):

@@ -13,6 +13,8 @@ from prefmoe.file_digests import content_digests
 if TYPE_CHECKING:  # plans of the workflow, which need the digests, do not wait for torch
     from torch import nn
 
+from prefmoe import hub
+
 LOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """What is downloaded of a repository, and read of a folder."""
 
@@ -21,8 +23,6 @@ CARDS = ("miniature.json", "projector.json", "origin.json")
 
 Digests = Callable[[Iterable[Path]], Mapping[Path, str]]
 """How files are read: all of them, or those that have changed (`prefmoe.file_digests.FileDigests.of`)."""
-
-_NOTES = Path(".cache") / "huggingface" / "download"
 
 
 def loaded_files(folder: Path) -> dict[str, Path]:
@@ -66,38 +66,15 @@ def registered_identity(name: str, digests: Digests = content_digests) -> str:
 
 def noted_revision(folder: Path) -> str | None:
     """The commit that `hf download --local-dir` noted for a folder, if it did."""
-    note = folder / _NOTES / "config.json.metadata"
+    note = folder / hub.NOTES / "config.json.metadata"
     return note.read_text(encoding="utf-8").partition("\n")[0].strip() if note.is_file() else None
 
 
 def as_downloaded(folder: Path) -> bool:
-    """Whether no file of such a folder was changed or added since.
-
-    Each note's second line is the file's name in git: a hash of its content. Weights are not read for this: as by the
-    hub's own client, they are taken for changed when they are younger than the time in the third line.
-    """
-    for name, path in loaded_files(folder).items():
-        note = folder / _NOTES / f"{name}.metadata"
-        lines = note.read_text(encoding="utf-8").splitlines() if note.is_file() else []
-        if path.suffix == ".safetensors":
-            if len(lines) < 3 or path.stat().st_mtime - 1 > _seconds(lines[2]):
-                return False
-            continue
-        content = path.read_bytes()
-        known = (
-            hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest(),
-            hashlib.sha256(content).hexdigest(),  # of a file in large file storage
-        )
-        if len(lines) < 2 or lines[1].strip() not in known:
-            return False
-    return True
-
-
-def _seconds(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+    """Whether no file of such a folder that is loaded, weights included, was changed or added since."""
+    noted = hub.published(folder)
+    files = loaded_files(folder).values()
+    return all(path in noted and hub.is_published(path, noted[path]) for path in files)
 
 
 def image_token_settings(
