@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Tests run side by side, one thread each: here, before torch is imported, and in the processes that they start.
 for _threads in ("OMP_NUM_THREADS", "PREFMOE_THREADS"):
     os.environ[_threads] = "1"
+# The validator of notebooks would build a grammar for two seconds, as in prefmoe.notebooks.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session", autouse=True)

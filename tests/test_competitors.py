@@ -1,4 +1,4 @@
-"""What the methods PrefMoE is compared with promise, on the miniature backbones: training, answers, files."""
+"""What the methods PrefMoE is compared with promise: training, answers, files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pydantic import TypeAdapter
 from prefmoe import config
 from prefmoe.config import Training
 from prefmoe.data.benchmark import User
-from prefmoe.models.backbones import load_backbone
 from prefmoe.models.methods import Method, MethodError, build_method
 from prefmoe.training import train
 
@@ -24,7 +23,7 @@ CONFIGS = {
     "tg_llava": dict(**LORA, lr_guidance=3e-3, side=4, latents=3),
 }
 SERVES_NEW_USERS = ("lova3", "tg_llava")
-BACKBONES = pytest.mark.parametrize("backbone", ["llava-mini", "qwen2.5-vl-mini"])
+BACKBONES = pytest.mark.parametrize("backbone", ["llava", "qwen2_5_vl"])
 KINDS = pytest.mark.parametrize("kind", CONFIGS)
 
 
@@ -33,18 +32,16 @@ def configuration(kind: str) -> config.Method:
 
 
 @pytest.fixture
-def build(tiny_benchmark):
+def build(tiny_backbone, tiny_benchmark):
     def build(kind: str, backbone: str) -> Method:
-        return build_method(
-            configuration(kind), load_backbone(backbone, cache_images=True), tiny_benchmark, seed=0
-        )
+        return build_method(configuration(kind), tiny_backbone(backbone, cache_images=True), tiny_benchmark, seed=0)
 
     return build
 
 
 @BACKBONES
 @KINDS
-def test_it_learns_what_it_says_it_trains_and_nothing_else(build, kind, backbone):
+def test_it_learns_what_it_says_it_trains_and_nothing_else(build, tiny_backbone, kind, backbone):
     method = build(kind, backbone)
     names = trained_names(method)
     assert names == {name for name, p in method.named_parameters() if p.requires_grad}
@@ -52,7 +49,7 @@ def test_it_learns_what_it_says_it_trains_and_nothing_else(build, kind, backbone
     totals = [sum(terms.values()) for terms in fit(method, 20)]  # LOVA3 draws its tasks anew in every step
     assert sum(totals[-5:]) < 0.9 * sum(totals[:5])
     assert moved_by(method) == names
-    assert_backbone_unchanged(method, lambda: load_backbone(backbone))
+    assert_backbone_unchanged(method, lambda: tiny_backbone(backbone))
     described = json.loads(json.dumps(method.describe()))
     assert described["kind"] == kind
     assert described["trainable_total"] == sum(p.numel() for p in method.parameters() if p.requires_grad)
@@ -60,12 +57,12 @@ def test_it_learns_what_it_says_it_trains_and_nothing_else(build, kind, backbone
 
 @BACKBONES
 @KINDS
-def test_it_comes_back_from_disk(build, tiny_benchmark, tmp_path, kind, backbone):
+def test_it_comes_back_from_disk(build, tiny_backbone, tiny_benchmark, tmp_path, kind, backbone):
     method = build(kind, backbone)
     untrained = logits(method.eval())
     fit(method, 1)
     method.save_pretrained(tmp_path)
-    loaded = Method.from_pretrained(tmp_path, load_backbone(backbone), tiny_benchmark)
+    loaded = Method.from_pretrained(tmp_path, tiny_backbone(backbone), tiny_benchmark)
     assert type(loaded) is type(method)
     assert torch.equal(logits(loaded), logits(method))
     assert not torch.allclose(logits(loaded), untrained)
@@ -84,7 +81,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(build, tiny_benchm
         if step == 3:
             raise Killed
 
-    whole, killed, resumed = (build(kind, "llava-mini") for _ in range(3))
+    whole, killed, resumed = (build(kind, "llava") for _ in range(3))
     expected = train(whole, examples, training, folder=tmp_path / "whole", seed=1).losses
     with pytest.raises(Killed):
         train(killed, examples, training, folder=tmp_path / "parts", seed=1, on_step=kill)
@@ -117,8 +114,8 @@ def test_generation_begins_where_a_forward_pass_ends(build, kind, backbone):
 
 
 @KINDS
-def test_new_users_are_served_or_refused(build, tiny_benchmark, tmp_path, kind):
-    method = build(kind, "llava-mini").eval()
+def test_new_users_are_served_or_refused(build, tiny_backbone, tiny_benchmark, tmp_path, kind):
+    method = build(kind, "llava").eval()
     someone = next(iter(tiny_benchmark.users.values())).model_dump() | {"name": "Eve"}
     if kind not in SERVES_NEW_USERS:
         with pytest.raises(MethodError, match="cannot add 'Eve'.*training questions"):
@@ -129,13 +126,13 @@ def test_new_users_are_served_or_refused(build, tiny_benchmark, tmp_path, kind):
     assert method.add_user(User(**someone)) == len(tiny_benchmark.users)
     assert torch.equal(logits(method), before)
     method.save_pretrained(tmp_path)
-    loaded = Method.from_pretrained(tmp_path, load_backbone("llava-mini"), tiny_benchmark)
+    loaded = Method.from_pretrained(tmp_path, tiny_backbone("llava"), tiny_benchmark)
     assert "Eve" in loaded.benchmark.users
     assert torch.equal(logits(loaded), before)
 
 
 @pytest.mark.parametrize("kind", ["yollava", "tg_llava"])
 def test_a_used_backbone_is_refused(build, tiny_benchmark, kind):
-    method = build(kind, "llava-mini")
+    method = build(kind, "llava")
     with pytest.raises(MethodError, match="load it anew"):
         build_method(method.config, method.backbone, tiny_benchmark, seed=0)

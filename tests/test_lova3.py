@@ -100,7 +100,7 @@ def test_without_shares_it_is_lora(tiny_backbone, tiny_benchmark, kind):
         for config in (lova3(asking=0, assessing=0), LoRAMethod(kind="lora", **ADAPTER))
     ]
     ours, lora = (method.training_losses(batch_of(method)) for method in methods)
-    assert torch.equal(ours["answer"], lora["answer"])
+    torch.testing.assert_close(ours["answer"], lora["answer"])  # the sums are taken in another order
     assert not ours["asking"].any() and not ours["assessing"].any()
     plain = NonTunedMethod(kind="nontuned", label="x", profile="none")
     untouched = build_method(plain, tiny_backbone(kind), tiny_benchmark, seed=0)

