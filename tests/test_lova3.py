@@ -125,7 +125,7 @@ class Recorder:
     """A collator that remembers what it was given."""
 
     def __init__(self, collator) -> None:
-        self.collator, self.seen = collator, []
+        self.collator, self.seen, self.cache = collator, [], False
 
     def __call__(self, examples, **options):
         self.seen += examples
