@@ -33,6 +33,12 @@ def from_environment(variable: str) -> Path | None:
     return absolute(given) if given else None
 
 
+def resolved() -> dict[str, str]:
+    """The variables that are set, with absolute folders: for a process that works elsewhere, as notebooks do."""
+    found = {variable: from_environment(variable) for variable in (DATA_VARIABLE, WEIGHTS_VARIABLE)}
+    return {variable: str(folder) for variable, folder in found.items() if folder is not None}
+
+
 def data_folder(given: str | None) -> Path | None:
     """The folder with mmpb_clean/ of real data: the edition's own setting, or else PREFMOE_DATA; None without both."""
     return absolute(given) if given else from_environment(DATA_VARIABLE)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,18 +48,20 @@ def _printed(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory) -> tuple[Path, Path]:
-    """A source notebook and the result of running it with other parameters than its own."""
+def executed(tmp_path_factory) -> Iterator[tuple[Path, Path]]:
+    """A source notebook and the result of running it with other parameters than its own, the data's folder relative."""
     folder = tmp_path_factory.mktemp("executed")
     source = _notebook(
         folder / "source.ipynb",
         "import os, sys, warnings",
         "print(word * times, sys.executable, os.getcwd(), os.environ['OMP_NUM_THREADS'], end=' ')\n"
-        "print(os.path.relpath(os.environ['PREFMOE_FIGURES']))",
+        "print(os.path.relpath(os.environ['PREFMOE_FIGURES']), os.environ['PREFMOE_DATA'])",
         "warnings.warn('seen in ' + 'the log only')\ntimes + 1",
         parameters="word = 'a'\ntimes: int = 2",
     )
-    return source, execute(source, folder / "out" / "result.ipynb", {"word": "b"}, threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFMOE_DATA", "some/data")
+        yield source, execute(source, folder / "out" / "result.ipynb", {"word": "b"}, threads=1)
 
 
 def test_runs_in_this_interpreter_with_the_given_parameters(executed):
@@ -69,6 +72,7 @@ def test_runs_in_this_interpreter_with_the_given_parameters(executed):
         str(source.parent),
         "1",
         "out/result_figures",
+        "./some/data",
     ]
 
 
