@@ -38,7 +38,7 @@ from prefmoe.data.collation import encode, load_pictures, pad, process_pictures,
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, Face, draw_items, draw_people
 from prefmoe.data.prompts import fill
 from prefmoe.data.sources import load_benchmark
-from prefmoe.files import whole_file, write_json
+from prefmoe.files import is_intact, whole_file, write_json
 from prefmoe.models import smollm2_lite
 from prefmoe.models.backbones import Backbone, load_backbone
 from prefmoe.models.tower_layout import tower_states
@@ -159,17 +159,17 @@ def features(backbone: Backbone, lessons: Sequence[Lesson], folder: Path, chunk:
     parts = []
     for start in tqdm(range(0, len(lessons), chunk), desc=f"features, {folder.name}", disable=None):
         path = folder / f"{start:06d}.safetensors"
-        if not path.is_file():
+        if not is_intact(path):
             images = [lesson.picture() for lesson in lessons[start : start + chunk]]
             inputs = stack_pictures([process_pictures(backbone, [image]) for image in images])
             states = tower_states(backbone, {key: value.to(backbone.device) for key, value in inputs.items()})
-            _save({"states": states.half().cpu()}, path)
+            _save({"states": states.half().cpu()}, path, sealed=True)
         parts.append(load_file(path)["states"])
     return torch.cat(parts)
 
 
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    with whole_file(path) as partial_path:
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None, sealed: bool = False) -> None:
+    with whole_file(path, sealed=sealed) as partial_path:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial_path, metadata)
 
 
@@ -189,7 +189,7 @@ def fit(
     projector.requires_grad_(True)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     first = 0
-    if path.is_file():
+    if is_intact(path):
         with safe_open(path, "pt") as file:
             first, kept = int(file.metadata()["step"]), {name: file.get_tensor(name) for name in file.keys()}
         for name, parameter in named.items():

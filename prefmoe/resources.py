@@ -6,7 +6,6 @@ and optimiser are exact, activations are within a factor of 1.5, hours are a gui
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import safe_open
 
 from prefmoe.config import Edition, Method, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.data.benchmark import FACETS
+from prefmoe.files import FileError, read_json
 from prefmoe.models.backbones import BackboneEntry, Shape, find_backbone
 from prefmoe.models.moe_lora import Ranks
 from prefmoe.models.user_state import ANCHORS, PREFIX_LENGTH
@@ -64,7 +64,10 @@ def shape_of(entry: BackboneEntry) -> Shape:
                 count = math.prod(file.get_slice(name).get_shape())
                 total += count
                 vision += count if (tower in name and projector not in name) or "image_newline" in name else 0
-    content = json.loads((entry.folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        content = read_json(entry.folder / "config.json", "the configuration of a backbone")
+    except FileError as error:
+        raise ResourceError(str(error)) from error
     text, picture = content.get("text_config", content), content["vision_config"]
     side = picture.get("image_size", 0) // picture["patch_size"]
     return Shape(

@@ -23,6 +23,7 @@ from torch.nn.functional import gelu, linear
 from prefmoe import losses
 from prefmoe.config import DEFAULT_EDITION, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.data.benchmark import FACETS
+from prefmoe.files import read_json
 from prefmoe.models.backbones import find_backbone
 from prefmoe.models.methods import Method
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
@@ -201,7 +202,7 @@ def wide_llava(folder: Path, width: int = 256, layers: int = 8, side: int = 24) 
     transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
     shutil.copytree(entry.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "config*"))
     path = folder / "processor_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path, "the settings of a processor")
     settings["image_processor"] |= {key: {"height": pixels, "width": pixels} for key in ("size", "crop_size")}
     path.write_text(json.dumps(settings), encoding="utf-8")
     return folder

@@ -203,6 +203,29 @@ def test_a_broken_weights_file_is_named(tiny_folder: Callable[[str], Path], tmp_
         load_backbone(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_numbers_are_refused_by_name(tiny_folder, tmp_path: Path, value: float) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folder("llava"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(tensors) if "layers.1.mlp.up_proj" in name)
+    tensors[name][3, 5] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=r"'broken'.*NaN or infinite: \S*layers.1.mlp.up_proj.weight$"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "<html>Please log in</html>", ""])
+@pytest.mark.parametrize("name", ["config", "tokenizer", "tokenizer_config", "processor_config", "generation_config"])
+def test_json_of_something_else_is_refused_by_name(tiny_folder, tmp_path: Path, name: str, content: str) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folder("llava"), folder)
+    assert (folder / f"{name}.json").is_file()
+    (folder / f"{name}.json").write_text(content)
+    with pytest.raises(BackboneError, match=rf"/{name}\.json: expected"):
+        load_backbone(folder)
+
+
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
 def test_a_processor_without_patch_size_takes_it_from_the_model(
     tiny_folder: Callable[[str], Path], tmp_path: Path, kind: str

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import os
+import subprocess
 
-from prefmoe.files import whole_file
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from prefmoe.files import FileError, is_intact, read_json, seal_of, whole_file, write_json
 
 
 def test_a_file_has_its_name_when_the_block_has_ended(tmp_path):
@@ -25,3 +31,67 @@ def test_an_error_leaves_what_was_there_before(tmp_path):
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_mode_of_the_umask_whoever_writes_it(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", {})
+        for sealed in (False, True):
+            with whole_file(tmp_path / f"{sealed}.safetensors", sealed=sealed) as partial:
+                save_file({"a": torch.zeros(2)}, partial)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+
+
+def test_a_sealed_file_is_intact_until_anything_changes(tmp_path, caplog):
+    path = tmp_path / "cache.bin"
+    whole = bytes(range(256))
+
+    def write() -> None:
+        with whole_file(path, sealed=True) as partial:
+            partial.write_bytes(whole)
+
+    assert not is_intact(path) and not caplog.text, "one that was never there is no surprise"
+    write()
+    assert is_intact(path) and not caplog.text
+    subprocess.run(["sha256sum", "--check", "--quiet", seal_of(path).name], cwd=tmp_path, check=True)
+    for damage in (
+        lambda: path.write_bytes(whole[:100] + b"\xff" + whole[101:]),
+        lambda: path.write_bytes(whole[:-1]),
+        lambda: path.write_bytes(b""),
+        lambda: seal_of(path).unlink(),
+        lambda: seal_of(path).write_bytes(b"\xff\xfe"),
+        lambda: seal_of(path).write_text(""),
+    ):
+        write()
+        damage()
+        assert not is_intact(path)
+        assert "cache.bin: damaged" in caplog.text and not path.exists()
+        caplog.clear()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"null", "found null"),
+        (b"[1, 2]", "found a list"),
+        (b'"text"', "found a str"),
+        (b"", "found no JSON"),
+        (b'{"a": 1', "found no JSON"),
+        (b"<!DOCTYPE html><title>Log in</title>", "found no JSON"),
+        (b"\xff\xfe{}", "found no JSON"),
+        (b"[" * 100_000, "found brackets"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_json_that_is_no_mapping_is_refused_by_name_with_what_was_expected(tmp_path, content, found):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FileError, match=rf"run\.json: expected the story of a run, .*{found}"):
+        read_json(path, "the story of a run")
+    path.write_text(json.dumps({"a": [None]}))
+    assert read_json(path, "the story of a run") == {"a": [None]}

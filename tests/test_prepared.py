@@ -51,6 +51,34 @@ def test_pictures_are_made_once_and_again_for_another_benchmark(files, tmp_path)
     assert len(stored(folder)) == 3
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "of others"])
+def test_damaged_files_are_named_and_made_again(files, tmp_path, caplog, damage):
+    """Of prepared pictures and of what the tower saw."""
+    for path in files:
+        Image.open(path).resize((40, 40)).save(path)
+
+    def make(folder: Path, chosen: list[Path]) -> dict[str, torch.Tensor]:
+        backbone = small_backbone(cache_images=True)
+        pictures = prepared_pictures(backbone, chosen, "digest", folder)
+        seen_pictures(backbone, pictures.values(), folder)
+        inputs = stack_pictures(list(pictures.values()))
+        return inputs | {"seen": torch.stack(list(backbone.vision_cache._states.values()))}
+
+    folder, other = tmp_path / "kept", tmp_path / "other"
+    expected = make(folder, files)
+    make(other, files[:4])
+    for path, foreign in zip(*(sorted(place.glob("*.safetensors")) for place in (folder, other)), strict=True):
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 64
+        whole = path.read_bytes()
+        path.write_bytes({"flipped": content, "cut": whole[:-9], "of others": foreign.read_bytes()}[damage])
+        found = make(folder, files)
+        assert f"{path.name}: damaged" in caplog.text
+        assert all(torch.equal(found[name], expected[name]) for name in expected) and found.keys() == expected.keys()
+        assert path.read_bytes() == whole
+        caplog.clear()
+
+
 def test_a_picture_that_cannot_be_read_is_named_and_nothing_is_kept(files, tmp_path):
     files[3].write_bytes(b"no picture")
     with pytest.raises(CollationError, match="3.png"):

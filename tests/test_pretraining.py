@@ -297,11 +297,17 @@ def test_a_stage_goes_on_from_the_step_it_had_reached(pool, tmp_path, monkeypatc
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), name
 
 
-def test_a_damaged_place_is_named(tmp_path):
-    model = torch.nn.Linear(1, 1)
-    (tmp_path / "joint.place").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match=r"joint\.place: cannot be read .*; delete the file to begin the stage again"):
-        Place(tmp_path / "joint.place", np.random.default_rng(0), model, torch.optim.AdamW(model.parameters()))
+@pytest.mark.parametrize("damage", [lambda content: content[:-3], lambda content: content[:-1] + b"\x7f"])
+def test_a_damaged_place_is_named_and_its_stage_begins_again(tmp_path, caplog, damage):
+    def place() -> Place:
+        model = torch.nn.Linear(1, 1)
+        return Place(tmp_path / "joint.place", np.random.default_rng(0), model, torch.optim.AdamW(model.parameters()))
+
+    place().keep(step=100)
+    assert place().at["step"] == 100
+    path = tmp_path / "joint.place"
+    path.write_bytes(damage(path.read_bytes()))
+    assert place().at == {} and "joint.place: damaged" in caplog.text
 
 
 def test_drawings_are_made_once(tmp_path, monkeypatch):

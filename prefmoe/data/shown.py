@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefmoe import provenance
-from prefmoe.files import read_regular, whole_file
+from prefmoe.files import is_intact, keep, read_json, read_regular
 
 from .columns import IMAGE_COLUMNS
 from .pictures import picture_mistake
@@ -47,8 +47,8 @@ def check_pictures(rows: Sequence[Row], root: Path, seen: Path | None) -> dict[s
                 complete[relative] = digest
     if seen and complete:
         notes = {relative: (states[relative], digest) for relative, digest in (known | complete).items()}
-        with whole_file(seen) as partial:
-            partial.write_text(json.dumps({"code": _code(), "pictures": notes}), encoding="utf-8")
+        text = json.dumps({"code": _code(), "pictures": notes})
+        keep(seen, lambda partial: partial.write_text(text, encoding="utf-8"))
     return dict.fromkeys(mentions, "") | known | complete
 
 
@@ -83,10 +83,12 @@ def _state(path: Path) -> list[Any] | None:
 
 def _remembered(seen: Path | None) -> Notes:
     """The notes; none where they cannot be read, are damaged, or were taken by other rules."""
+    if seen is None or not is_intact(seen):
+        return {}
     try:
-        content = json.loads(seen.read_text(encoding="utf-8")) if seen else {}
+        content = read_json(seen, "notes about pictures")
         if content.get("code") != _code():
             return {}
         return {path: (list(state), str(digest)) for path, (state, digest) in content["pictures"].items()}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError):
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 from torch import nn
 
 from prefmoe.data.drawing import ITEM_FACET
+from prefmoe.files import FileError, read_json
 from prefmoe.models.backbones import Backbone, BackboneError, find_backbone, read_registry
 
 CARD = "miniature.json"
@@ -36,8 +36,11 @@ def read_card(name: str) -> dict:
     path = entry.folder / CARD
     if not path.is_file():
         raise BackboneError(f"backbone {name!r}: {path} is missing")
-    card = json.loads(path.read_text(encoding="utf-8"))
-    if not card.get("abilities"):
+    try:
+        card = read_json(path, "the card of a backbone")
+    except FileError as error:
+        raise BackboneError(str(error)) from error
+    if not isinstance(card.get("abilities"), dict) or not card["abilities"]:
         raise BackboneError(f"{path}, abilities: expected name -> accuracy and n, found none")
     return card
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_model, save_model
 
 from prefmoe.config import RESULTS, MiniatureData
 from prefmoe.data import miniature as world
-from prefmoe.files import whole_file
+from prefmoe.files import is_intact, seal_of, whole_file
 from prefmoe.models.backbones import load_backbone
 from prefmoe.pretraining.abilities import measure_abilities
 from prefmoe.pretraining.drawings import draw_pool
@@ -142,14 +142,15 @@ def pretrain(
     def stage(name: str, train: Callable[[Path], object]) -> None:
         nonlocal seconds
         path, place = work / f"{name}.safetensors", work / f"{name}.place"
-        if not path.is_file():
+        if not is_intact(path):
             began = time.time()
-            if place.is_file():  # what an interrupted run had spent
+            if is_intact(place):  # what an interrupted run had spent
                 began -= read(place)[0]["at"]["seconds"]
             train(place)
-            with whole_file(path) as partial:
+            with whole_file(path, sealed=True) as partial:
                 save_model(model, str(partial), metadata={"seconds": f"{time.time() - began:.0f}"})
-            place.unlink(missing_ok=True)
+            for done in (place, seal_of(place)):
+                done.unlink(missing_ok=True)
         load_model(model, path)
         with safe_open(path, "pt") as file:
             seconds += float((file.metadata() or {}).get("seconds", 0))

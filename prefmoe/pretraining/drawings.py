@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from prefmoe import provenance
 from prefmoe.data import miniature as world
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, Face, draw_items, draw_people
-from prefmoe.files import whole_file
+from prefmoe.files import is_intact, whole_file
 from prefmoe.pretraining.miniatures import GRID, IMAGE_SIZE
 
 
@@ -72,12 +72,12 @@ def _drawn(jobs: list[tuple[str, list, int]], folder: Path | None) -> np.ndarray
         return np.stack([_draw(job) for job in jobs])
     drawing = provenance.code_digest(("prefmoe.data.drawing",))
     path = folder / f"drawings-{provenance.digest([drawing, IMAGE_SIZE, repr(jobs)])[:16]}.npy"
-    if not path.is_file():
+    if not is_intact(path):
         drawn = Parallel(n_jobs=torch.get_num_threads(), return_as="generator", batch_size=50)(
             delayed(_draw)(job) for job in jobs
         )
         pixels = np.stack(list(tqdm(drawn, desc="drawing", total=len(jobs), mininterval=5)))
-        with whole_file(path) as partial, partial.open("wb") as file:
+        with whole_file(path, sealed=True) as partial, partial.open("wb") as file:
             np.save(file, pixels)
     return np.load(path)
 

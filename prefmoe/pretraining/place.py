@@ -12,36 +12,27 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from prefmoe.files import whole_file
+from prefmoe.files import is_intact, whole_file
 
 log = logging.getLogger(__name__)
 
 
 def read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """What a `Place` kept in words and in tensors.
-
-    Raises:
-        ValueError: if the file cannot be read.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            told = {key: json.loads(value) for key, value in file.metadata().items()}
-            return told, {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be read ({error}); delete the file to begin the stage again") from error
+    """What a `Place` kept in words and in tensors, of a file that `is_intact`."""
+    with safe_open(path, "pt") as file:
+        told = {key: json.loads(value) for key, value in file.metadata().items()}
+        return told, {name: file.get_tensor(name) for name in file.keys()}
 
 
 class Place:
     """How far a stage is, kept in a file with the model, the optimiser, its schedule and the random generator.
 
     Args:
-        path: a safetensors file; None keeps nothing. The four other things are restored in place.
+        path: a safetensors file; None keeps nothing. The four other things are restored in place. A damaged file is
+            named in the log, and the stage begins again.
 
     Attributes:
         at: what `keep` was given last, and the stage's seconds; empty at the beginning.
-
-    Raises:
-        ValueError: if the file cannot be read.
     """
 
     EVERY = 100
@@ -54,7 +45,7 @@ class Place:
         self.path, self.rng, self.model, self.optimizer, self.schedule = path, rng, model, optimizer, schedule
         self.at: dict = {}
         self.began = time.time()
-        if path is None or not path.is_file():
+        if path is None or not is_intact(path):
             return
         self._restore(*read(path))
         self.began -= self.at["seconds"]
@@ -95,5 +86,5 @@ class Place:
             "groups": [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups],
             "schedule": self.schedule.state_dict() if self.schedule else None,
         }
-        with whole_file(self.path) as partial:
+        with whole_file(self.path, sealed=True) as partial:
             save_file(tensors, partial, metadata={key: json.dumps(value) for key, value in told.items()})
