@@ -212,7 +212,7 @@ def fit(
             for name, parameter in named.items():
                 for moment in ("exp_avg", "exp_avg_sq"):
                     tensors[f"{name}/{moment}"] = optimizer.state[parameter][moment]
-            _save(tensors, path, {"step": str(step + 1)})
+            _save(tensors, path, {"step": str(step + 1)}, sealed=True)
     projector.requires_grad_(False)
 
 
