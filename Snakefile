@@ -23,16 +23,22 @@ onstart:
     sole_workflow()
 
 
+onsuccess:
+    print_verdict()
+
+
 rule all:
     default_target: True
     input:
         tables("table1"),
         RUN_NOTEBOOKS,
         [executed(name) for name in ANALYSES],
+        VERDICT if COMMITTED_TABLES else [],
 
 
 include: "workflow/rules/runs.smk"
 include: "workflow/rules/analysis.smk"
+include: "workflow/rules/reproduction.smk"
 include: "workflow/rules/maintenance.smk"
 
 

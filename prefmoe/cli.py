@@ -18,13 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        options.function(options)
+        return options.function(options) or 0
     except Exception as error:
         if not type(error).__module__.startswith("prefmoe."):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         "publish", _publish, "Put an edition's results where they are committed: figures/, notebooks/, README.md."
     )
     publish.add_argument("edition", help='or "speed", for what `prefmoe bench` measured')
+
+    compare = command(
+        "compare", _compare, "Say how this machine's tables differ from the committed ones; status 1: not reproduced."
+    )
+    compare.add_argument("edition", nargs="?", default=DEFAULT_EDITION)
+    compare.add_argument("--made", type=Path, help="folder of tables (default: results/<edition>/figures)")
+    compare.add_argument("--committed", type=Path, help="folder of the others (default: figures/<edition>)")
+    compare.add_argument("--output", type=Path, help="folder for the report (default: results/<edition>/reproduction)")
 
     check = command("check", _check, "Refuse notebooks whose outputs do not belong to their cells.")
     check.add_argument("notebooks", type=Path, nargs="+")
@@ -162,6 +169,15 @@ def _publish(options: argparse.Namespace) -> None:
 
     for path in publish(options.edition):
         print(path)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from prefmoe import reproduction
+    from prefmoe.config import RESULTS
+
+    found = reproduction.compare_edition(options.edition, made=options.made, committed=options.committed)
+    print(reproduction.write(found, options.edition, options.output or RESULTS / options.edition / "reproduction"))
+    return int(found.verdict == reproduction.NOT)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from prefmoe.config import (
     load_edition,
 )
 from prefmoe.models.backbone_files import registered_identity
+from prefmoe.outputs import committed_folder
 from prefmoe.places import MINIATURES, data_folder, from_environment, made_backbones, weights_folder
 from prefmoe.protocol import load_protocol, plans, protocol_path
 
@@ -63,6 +64,9 @@ ANALYSES.sort()
 
 ASKS_UNSEEN = EDITION.data.kind == "miniature" and EDITION.data.unseen_users and "unseen" in EDITION.evaluation.splits
 UNSEEN_TABLE = ["unseen"] if ASKS_UNSEEN else []
+# The tables that a run of this edition is compared with, if any are committed.
+COMMITTED_TABLES = sorted(f"figures/{EDITION.name}/{path.name}" for path in committed_folder(EDITION.name).glob("*.csv"))
+VERDICT = f"{RESULTS}/reproduction/verdict.txt"
 SHORTENED_TABLE = [] if EDITION.evaluation.too_long == "refuse" else ["shortened"]
 
 
@@ -95,6 +99,14 @@ def sole_workflow():
         workflow_lock.hold(EDITION.name)
     except workflow_lock.WorkflowLockError as error:
         raise WorkflowError(str(error))
+
+
+def print_verdict():
+    """Whether the committed tables were reproduced, where the workflow ends: the main message of a run."""
+    if not COMMITTED_TABLES:
+        print(f"Edition {EDITION.name!r} has no committed tables: there is nothing to compare this machine's with.")
+    elif Path(VERDICT).is_file():
+        print(Path(VERDICT).read_text(encoding="utf-8"))
 
 
 def executed(name):

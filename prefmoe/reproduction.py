@@ -1,0 +1,317 @@
+"""Says whether this machine's tables are the committed ones, cell by cell, and how far apart the others are.
+
+Training on another processor adds in another order, and after some steps every answer near a tie may be another one:
+as if other seeds had been drawn. The yardstick is therefore the spread over seeds of the committed run. A value is a
+mean over K seeds; two means over different seeds differ by about spread x sqrt(1/K + 1/K), the *unit* here. The
+spread of three seeds is itself uncertain, so that a cell's spread is never taken to be smaller than the usual one (root
+mean square over methods) of its metric and turns. With hundreds of cells some differ by two units by chance: the
+limit is the number of units that, in nineteen of twenty repetitions, no cell exceeds (Bonferroni).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from prefmoe import tables
+from prefmoe.config import FIGURES, PrefMoEMethod, load_edition
+from prefmoe.files import whole_file
+from prefmoe.outputs import committed_folder, made_folder
+
+TOLERANCE = 1.5e-6
+"""Tables have six decimals; equal up to rounding means no more than one and a half of the last."""
+
+KEYS = (
+    "method", "type", "baseline", "components", "backbone", "turns", "metric", "measure", "grouping", "group", "split",
+    "stage", "tokens", "colour", "neighbours", "router", "expert", "question_type", "bin_low", "bin_high", "index",
+    "user", "question", "origin", "layer", "token",
+)  # fmt: skip
+"""Columns that say what a row is about; rows are matched by those that a table has, never by position."""
+
+ESTIMATES = ("value", "difference", "change", "paired_corrected", "count", "share")
+"""Columns that are compared; intervals and tests follow from the same answers."""
+
+SPREAD, MAP = "table1_seeds", "user_space"
+"""The yardstick, and the coordinates of a map, which have no meaning from one run to the next: both not compared."""
+
+JUDGED = ("table1", "table2", "comparisons")
+"""Tables whose cells have a known spread over seeds. The rest repeats the same answers in finer parts, and is shown."""
+
+EXACT = ("dataset_statistics", "published_intervals")
+"""Judged too, and without any allowance: nothing in them was trained."""
+
+ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened")
+"""Tables that may have other rows without anything being wrong, such as bins that nobody's probability fell into."""
+
+REPRODUCED, WITHIN, NOT = "reproduced", "reproduced within seeds", "not reproduced"
+EQUAL, ALLOWED, FAR, SHOWN = "equal", "within", "too far", "not judged"
+
+
+class ReproductionError(ValueError):
+    """Tables that cannot be compared at all."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs' tables side by side.
+
+    cells: a row per compared number: table, cell (what it is about), column, committed, low, high (the committed
+        interval), here, difference, scale ("seeds", "interval", "exact" or "unknown"), unit, units, state.
+    problems: tables, columns and rows that only one side has.
+    notes: what was left out.
+    conclusions: paired comparisons of which this run says something else, in words; limit: of units of the seeds.
+    """
+
+    cells: pd.DataFrame
+    limit: float
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    conclusions: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """`REPRODUCED`, `WITHIN` or `NOT`."""
+        if self.problems or (self.cells["state"] == FAR).any():
+            return NOT
+        return REPRODUCED if (self.cells["state"] == EQUAL).all() else WITHIN
+
+
+def committed_editions(figures: str | Path = FIGURES) -> list[str]:
+    """Editions whose tables are committed."""
+    return sorted(path.parent.name for path in Path(figures).glob("*/table1.csv"))
+
+
+def compare_edition(edition: str, *, made: Path | None = None, committed: Path | None = None) -> Comparison:
+    """`compare` for an edition: its folder under results/ with its folder under figures/, or two others.
+
+    Raises:
+        ReproductionError: if either has no tables. ConfigError: if there is no such edition.
+    """
+    settings = load_edition(edition)
+    methods = {key: settings.methods[key] for key in settings.table2}
+    labels = {m.components: m.label for m in methods.values() if isinstance(m, PrefMoEMethod)}
+    made, committed = made or made_folder(settings.name), committed or committed_folder(settings.name)
+    if not (committed / "table1.csv").is_file():
+        known = ", ".join(committed_editions()) or "none"
+        raise ReproductionError(
+            f"there are no tables in {committed} to compare edition {settings.name!r} with (committed: {known})"
+        )
+    if not (made / "table1.csv").is_file():
+        raise ReproductionError(
+            f"there are no tables in {made}: make them with `snakemake --cores all --config edition={settings.name}`"
+        )
+    return compare(made, committed, ablation=(settings.ablation_backbone, labels))
+
+
+def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[str, str]] = (None, {})) -> Comparison:
+    """Compares every table of one folder with the table of the same name in another.
+
+    Args:
+        ablation: the backbone of table2.csv, and the method that each of its components stands for.
+    """
+    left = {path.stem: tables.read_table(path) for path in sorted(committed.glob("*.csv"))}
+    right = {path.stem: tables.read_table(path) for path in sorted(made.glob("*.csv"))}
+    problems = [f"{name}.csv is missing" for name in left if name not in right]
+    notes = [f"{name}.csv is not committed" for name in right if name not in left]
+    scale = _Scale(left.get(SPREAD), right.get(SPREAD), ablation)
+    parts = []
+    for name in left:
+        if name in right and name not in (SPREAD, MAP):
+            cells, found = _aligned(name, left[name], right[name])
+            if name in ROWS_DEPEND_ON_ANSWERS:
+                notes += found
+            else:
+                problems += found
+            parts.append(scale.measured(name, cells))
+    cells = pd.concat(parts, ignore_index=True)
+    limit = float(norm.isf(0.025 / max(1, (cells["scale"] == "seeds").sum())))
+    cells["state"] = _states(cells, limit)
+    changed = _changed_conclusions(left.get("comparisons"), right.get("comparisons"))
+    return Comparison(cells.drop(columns="keys"), limit, problems, notes, changed)
+
+
+class _Scale:
+    """How far a cell of another run may lie from the committed one."""
+
+    def __init__(self, committed: pd.DataFrame | None, made: pd.DataFrame | None, ablation) -> None:
+        self.backbone, self.labels = ablation
+        self.own: dict[tuple, float] = {}
+        self.usual: dict[tuple, float] = {}
+        if committed is None:
+            return
+        trained = committed.dropna(subset="sd")
+        square = (trained["sd"] ** 2).groupby([trained["metric"], trained["turns"]]).mean()
+        self.usual = np.sqrt(square).to_dict()
+        here = {} if made is None else {self._place(row): row["seeds"] for row in made.to_dict("records")}
+        for row in trained.to_dict("records"):
+            place, seeds = self._place(row), row["seeds"]
+            spread = max(row["sd"], self.usual[row["metric"], row["turns"]])
+            self.own[place] = spread * np.sqrt(1 / seeds + 1 / here.get(place, seeds))
+
+    @staticmethod
+    def _place(row: Mapping) -> tuple:
+        return row["method"], row["backbone"], row["turns"], row["metric"]
+
+    def measured(self, table: str, cells: pd.DataFrame) -> pd.DataFrame:
+        """The cells with their scale, unit (the standard deviation of a difference) and difference in units."""
+        found = [self._unit(table, row) for row in cells.to_dict("records")]
+        cells["scale"], cells["unit"] = [scale for scale, _ in found], [unit for _, unit in found]
+        cells["difference"] = cells["here"] - cells["committed"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cells["units"] = cells["difference"].abs() / cells["unit"].where(cells["unit"] > 0)
+        return cells
+
+    def _unit(self, table: str, row: Mapping) -> tuple[str, float]:
+        keys = row["keys"]
+        if table in EXACT or (table in JUDGED and keys.get("type") == tables.REFERENCE):
+            return "exact", 0.0
+        if table not in JUDGED:
+            return "unknown", np.nan
+        if table == "table2":
+            keys = keys | {"method": self.labels.get(keys["components"]), "backbone": self.backbone}
+        names = [keys["method"], *([keys["baseline"]] if "baseline" in keys else [])]
+        known = [self.own.get((name, keys["backbone"], keys["turns"], keys["metric"])) for name in names]
+        if any(known):
+            return "seeds", float(np.sqrt(sum(unit**2 for unit in known if unit)))
+        # Without training there are no seeds, and only answers at a tie may be others: no more than the sampling
+        # error, or, where that is nil, about an answer or two.
+        return "interval", float(np.nanmax([(row["high"] - row["low"]) / 3.92, 1 / max(row["n"], 1)]))
+
+
+def _aligned(name: str, committed: pd.DataFrame, made: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Numbers of both tables that are about the same, and what only one of them has."""
+    problems = [f"{name}.csv has no column {c}" for c in committed if c not in made]
+    problems += [f"{name}.csv has a column {c} that is not committed" for c in made if c not in committed]
+    keys = [key for key in KEYS if key in committed and key in made]
+    columns = [c for c in ESTIMATES if c in committed and c in made]
+    for table, where in ((committed, "committed"), (made, "this machine's")):
+        if keys and table.duplicated(keys).any():
+            twice = table.loc[table.duplicated(keys), keys].iloc[0]
+            raise ReproductionError(f"{where} {name}.csv: two rows for {_text(twice.to_dict())}")
+    both = committed.merge(made, on=keys, how="outer", suffixes=("", " here"), indicator="side", sort=False)
+    for side, said in (("left_only", "has no row for"), ("right_only", "has a row that is not committed,")):
+        places = [_text(row) for row in both.loc[both["side"] == side, keys].to_dict("records")]
+        problems += [f"{name}.csv {said} {place}" for place in places]
+    rows = []
+    for row in both[both["side"] == "both"].to_dict("records"):
+        about = {key: row[key] for key in keys}
+        for column in columns:
+            bounds = {b: row.get(b if column in ("value", "difference") else f"{column}_{b}", np.nan)
+                      for b in ("low", "high")}  # fmt: skip
+            rows.append({
+                "table": name, "cell": _text(about), "column": column, "committed": row[column], **bounds,
+                "here": row[f"{column} here"], "n": row.get("n", np.nan), "keys": about,
+            })  # fmt: skip
+    columns = ["table", "cell", "column", "committed", "low", "high", "here", "n", "keys"]
+    cells = pd.DataFrame(rows, columns=columns)
+    return cells.astype(dict.fromkeys(("committed", "low", "high", "here", "n"), float)), problems
+
+
+def _text(about: Mapping) -> str:
+    """What a row is about, in words; the type of a method follows from its name."""
+    said = [f"{value} turns" if key == "turns" else str(value) for key, value in about.items() if key != "type"]
+    return ", ".join(said)
+
+
+def _states(cells: pd.DataFrame, limit: float) -> np.ndarray:
+    blank = cells["committed"].isna() & cells["here"].isna()
+    equal = blank | (cells["difference"].abs() <= TOLERANCE)
+    allowed = cells["units"] <= cells["scale"].map({"seeds": limit, "interval": 1.96})
+    return np.select([equal, cells["scale"] == "unknown", allowed], [EQUAL, SHOWN, ALLOWED], FAR)
+
+
+def _changed_conclusions(committed: pd.DataFrame | None, made: pd.DataFrame | None) -> list[str]:
+    """Paired comparisons whose corrected test allows to say something else in one run than in the other, in words."""
+    if committed is None or made is None:
+        return []
+    keys = ["method", "baseline", "backbone", "turns", "metric"]
+    both = committed.merge(made, on=keys, suffixes=("", " here"))
+    lower = both["metric"].isin(tables.LOWER_IS_BETTER)
+    words = []
+    for side in ("", " here"):
+        direction = np.where((both[f"difference{side}"] > 0) != lower, tables.BETTER, tables.WORSE)
+        words.append(np.where(both[f"p_users_holm{side}"] < 0.05, direction, tables.UNDECIDED))
+    return [
+        f"{row.pop('method')} against {row.pop('baseline')}, {_text(row)}: {was} as committed, {now} here"
+        for row, was, now in zip(both[keys].to_dict("records"), *words, strict=True)
+        if was != now
+    ]
+
+
+def summary(comparison: Comparison) -> pd.DataFrame:
+    """A line per table: how many of its numbers are compared, equal, allowed for, too far, and outside the interval."""
+    cells = comparison.cells
+    outside = (cells["here"] < cells["low"] - TOLERANCE) | (cells["here"] > cells["high"] + TOLERANCE)
+    counts = pd.crosstab(cells["table"], cells["state"]).reindex(columns=[EQUAL, ALLOWED, FAR, SHOWN], fill_value=0)
+    counts.insert(0, "numbers", counts.sum(axis=1))
+    counts["outside committed interval"] = (outside & (cells["state"] != EQUAL)).groupby(cells["table"]).sum()
+    judged = [name for name in (*JUDGED, *EXACT) if name in counts.index]
+    return counts.loc[judged + [name for name in counts.index if name not in judged]].rename_axis(None)
+
+
+def sentence(comparison: Comparison) -> str:
+    """The verdict with its reasons, in one or two sentences."""
+    cells, problems = comparison.cells, comparison.problems
+    judged = cells[cells["scale"] != "unknown"]
+    differing = judged[judged["state"] != EQUAL]
+    spread = differing[differing["scale"] == "seeds"]
+    if comparison.verdict == REPRODUCED:
+        return f"{REPRODUCED}: all {len(cells)} numbers of {cells['table'].nunique()} tables are the committed ones."
+    if comparison.verdict == WITHIN:
+        if differing.empty:
+            return f"{WITHIN}: all {len(judged)} numbers that are judged are the committed ones; finer ones differ."
+        if spread.empty:
+            return f"{WITHIN}: {len(differing)} of {len(judged)} judged numbers differ, all within the committed intervals."
+        return (
+            f"{WITHIN}: {len(differing)} of {len(judged)} judged numbers differ, none by more than other seeds would give (at "
+            f"most {spread['units'].max():.1f} times the spread between two sets of seeds; the limit is "
+            f"{comparison.limit:.1f})."
+        )
+    far = differing[differing["state"] == FAR]
+    reasons = []
+    if len(far):
+        places = "; ".join(f"{row.table}: {row.cell}" for row in far.head(5).itertuples())
+        more = f"; and {len(far) - 5} more" if len(far) > 5 else ""
+        reasons.append(f"{len(far)} of {len(judged)} judged numbers are too far from the committed ones ({places}{more})")
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        reasons.append("; ".join(problems[:5]) + more)
+    return f"{NOT}: " + "; ".join(reasons) + "."
+
+
+def report(comparison: Comparison, edition: str) -> str:
+    """All of it to read: a line per table, the cells that differ most, changed conclusions, and last the verdict."""
+    cells = comparison.cells
+    parts = [f"Edition {edition}: this machine's tables beside the committed ones", summary(comparison).to_string()]
+    differing = cells[cells["state"].isin([ALLOWED, FAR])]
+    worst = differing.sort_values(["state", "units"], key=lambda c: c if c.name == "units" else c != FAR,
+                                  ascending=[True, False]).head(8)  # fmt: skip
+    if len(worst):
+        shown = worst[["table", "cell", "committed", "low", "high", "here", "units", "scale"]]
+        parts += ["The largest differences:", shown.to_string(index=False, float_format=lambda x: f"{x:.3f}")]
+    if comparison.conclusions:
+        head = f"Paired comparisons that come out differently ({len(comparison.conclusions)}):"
+        parts.append("\n  ".join([head, *comparison.conclusions[:10]]))
+    for title, lines in (("Missing or additional:", comparison.problems), ("Noted:", comparison.notes)):
+        if lines:
+            more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+            parts.append("\n  ".join([title, *lines[:10], *more]))
+    return "\n\n".join([*parts, f"Verdict: {sentence(comparison)}"]) + "\n"
+
+
+def write(comparison: Comparison, edition: str, folder: Path) -> str:
+    """Writes reproduction.csv, reproduction.png and, last, verdict.txt, which is `report`; returns that text."""
+    from prefmoe import figures
+    from prefmoe.reproduction_figure import draw
+
+    tables.write_csv(comparison.cells, folder / "reproduction.csv")
+    figures.save(draw(comparison.cells, sentence(comparison), edition), folder / "reproduction.png")
+    text = report(comparison, edition)
+    with whole_file(folder / "verdict.txt") as partial:
+        partial.write_text(text, encoding="utf-8")
+    return text

@@ -1,0 +1,194 @@
+"""The verdict on a run is the one that its numbers deserve: equal, as other seeds would have it, or something else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prefmoe import cli, reproduction, tables
+from prefmoe.config import FIGURES, load_edition
+from prefmoe.reproduction import NOT, REPRODUCED, WITHIN, ReproductionError, compare, compare_edition
+
+NAMES = ("table1", "table2", "table1_seeds", "comparisons", "breakdown", "dataset_statistics", "user_space")
+SENSITIVITY = {"method": "PrefMoE", "backbone": "llava-mini", "turns": 0, "metric": "sensitivity"}
+READER = {"method": "Profile reader", "turns": 0, "metric": "profile"}
+WITHOUT_SEEDS = SENSITIVITY | {"method": "Non-tuned with profile", "metric": "recall"}
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, pd.DataFrame]:
+    return {name: tables.read_table(FIGURES / "mini" / f"{name}.csv") for name in NAMES}
+
+
+def where(table: pd.DataFrame, about: dict) -> pd.Series:
+    found = pd.Series(True, index=table.index)
+    for column, value in about.items():
+        found &= table[column] == value
+    return found
+
+
+def both(folder: Path, committed, **changed) -> reproduction.Comparison:
+    """The committed tables compared with the same ones but for those that are given."""
+    for side, content in (("committed", committed), ("made", committed | changed)):
+        for name, table in content.items():
+            if table is not None:
+                tables.write_csv(table, folder / side / f"{name}.csv")
+    edition = load_edition("mini")
+    labels = {edition.methods[key].components: edition.methods[key].label for key in edition.table2}
+    return compare(folder / "made", folder / "committed", ablation=(edition.ablation_backbone, labels))
+
+
+def moved(table: pd.DataFrame, about: dict, by: float, column: str = "value") -> pd.DataFrame:
+    rows = where(table, about)
+    assert rows.sum() == 1
+    return table.assign(**{column: table[column].where(~rows, table[column] + by)})
+
+
+def expected_unit(committed, about: dict) -> float:
+    """Two means of three seeds each, with the larger of the cell's spread and the usual one; computed another way."""
+    seeds = committed["table1_seeds"]
+    own = seeds.loc[where(seeds, about), "sd"].item()
+    alike = seeds[(seeds["metric"] == about["metric"]) & (seeds["turns"] == about["turns"])]["sd"].dropna()
+    return max(own, float(np.linalg.norm(alike) / len(alike) ** 0.5)) * (2 / 3) ** 0.5
+
+
+def test_equal_tables_are_reproduced_whatever_the_order_of_their_rows(tmp_path, committed):
+    shuffled = {name: table.sample(frac=1, random_state=3) for name, table in committed.items()}
+    shuffled["table1"] = shuffled["table1"][shuffled["table1"].columns[::-1]]
+    found = both(tmp_path, committed, **shuffled)
+    assert found.verdict == REPRODUCED and not found.problems and not found.conclusions
+    numbers = sum(len(committed[name]) for name in NAMES if name not in ("table1_seeds", "user_space"))
+    assert f"all {numbers} numbers of 5 tables" in reproduction.sentence(found)
+
+
+def test_the_last_printed_decimal_is_no_difference(tmp_path, committed):
+    assert both(tmp_path, committed, table1=moved(committed["table1"], SENSITIVITY, 1e-6)).verdict == REPRODUCED
+    assert both(tmp_path, committed, table1=moved(committed["table1"], SENSITIVITY, 3e-6)).verdict == WITHIN
+
+
+def test_what_other_seeds_would_give_is_reproduced_within_seeds(tmp_path, committed):
+    unit = expected_unit(committed, SENSITIVITY)
+    found = both(tmp_path, committed, table1=moved(committed["table1"], SENSITIVITY, 2 * unit))
+    assert found.verdict == WITHIN
+    (cell,) = found.cells[found.cells["state"] == "within"].to_dict("records")
+    assert cell["units"] == pytest.approx(2, rel=1e-3) and cell["scale"] == "seeds"
+    assert "1 of " in reproduction.sentence(found) and "at most 2.0 times the spread" in reproduction.sentence(found)
+
+
+@pytest.mark.parametrize(
+    ("table", "about", "column"),
+    [
+        ("table1", SENSITIVITY, "value"),
+        ("table2", {"components": "EP", "turns": 0, "metric": "sensitivity"}, "value"),
+        ("comparisons", SENSITIVITY | {"baseline": "LoRA"}, "difference"),
+    ],
+)
+def test_a_number_that_is_too_far_is_named(tmp_path, committed, table, about, column):
+    found = both(tmp_path, committed, **{table: moved(committed[table], about, 0.5, column)})
+    assert found.verdict == NOT
+    (cell,) = found.cells[found.cells["state"] == "too far"].to_dict("records")
+    assert cell["table"] == table and cell["units"] > found.limit > 3
+    assert f"{table}: {cell['cell']}" in reproduction.sentence(found)
+    assert set(map(str, about.values())) <= set(re.split(r", | turns", cell["cell"]))
+
+
+def test_two_runs_with_other_seeds_are_seldom_called_different(tmp_path, committed):
+    """Both runs drawn from the same distribution, 3 seeds each, of every trained method: no alarm in ten draws."""
+    rng, table, seeds = np.random.default_rng(0), committed["table1"], committed["table1_seeds"]
+    keys = ["method", "backbone", "turns", "metric"]
+    spread = table.merge(seeds[[*keys, "sd"]], on=keys, how="left")["sd"].fillna(0).to_numpy()
+    verdicts = []
+    for draw in range(10):
+        change = rng.normal(size=len(table)) * spread * (2 / 3) ** 0.5
+        drawn = table.assign(value=table["value"] + change)
+        verdicts.append(both(tmp_path / str(draw), committed, table1=drawn, breakdown=None).cells["state"])
+    assert sum((states == "too far").any() for states in verdicts) <= 1
+
+
+def test_without_training_or_seeds_the_interval_is_the_allowance_and_references_have_none(tmp_path, committed):
+    table = committed["table1"]
+    row = table[where(table, WITHOUT_SEEDS)].iloc[0]
+    inside, outside = (
+        both(tmp_path / str(by), committed, table1=moved(table, WITHOUT_SEEDS, -by * (row["high"] - row["low"]) / 2))
+        for by in (0.9, 1.1)
+    )
+    assert (inside.verdict, outside.verdict) == (WITHIN, NOT)
+    assert both(tmp_path / "reader", committed, table1=moved(table, READER, 0.001)).verdict == NOT
+    counts = committed["dataset_statistics"]
+    about = counts.iloc[0][["question_type", "split"]].to_dict()
+    assert both(tmp_path / "count", committed, dataset_statistics=moved(counts, about, 1, "count")).verdict == NOT
+
+
+def test_finer_tables_are_shown_and_not_judged(tmp_path, committed):
+    table = committed["breakdown"].assign(value=0.5)
+    found = both(tmp_path, committed, breakdown=table, user_space=committed["user_space"].assign(x=0.0))
+    assert found.verdict == WITHIN
+    line = reproduction.summary(found).loc["breakdown"]
+    assert line["not judged"] > 1000 and line["too far"] == 0 and line["outside committed interval"] > 100
+    assert reproduction.summary(found)["not judged"].drop("breakdown").sum() == 0
+
+
+def test_missing_and_additional_rows_columns_and_tables_are_named(tmp_path, committed):
+    table = committed["table1"]
+    fewer = both(tmp_path / "fewer", committed, table1=table[~where(table, SENSITIVITY)])
+    assert fewer.verdict == NOT
+    assert fewer.problems == ["table1.csv has no row for PrefMoE, llava-mini, 0 turns, sensitivity"]
+    more = pd.concat([table, table.head(1).assign(method="Another")])
+    more = both(tmp_path / "more", committed, table1=more)
+    assert more.verdict == NOT and "not committed, Another, llava-mini, 0 turns, overall" in more.problems[0]
+    column = both(tmp_path / "column", committed, table2=committed["table2"].drop(columns="seeds").assign(more=1))
+    assert column.problems == ["table2.csv has no column seeds", "table2.csv has a column more that is not committed"]
+    assert column.verdict == NOT
+    absent = both(tmp_path / "absent", committed, comparisons=None)
+    assert absent.verdict == NOT and absent.problems == ["comparisons.csv is missing"]
+    added = both(tmp_path / "added", committed, new_table=table)
+    assert added.verdict == REPRODUCED and added.notes == ["new_table.csv is not committed"]
+    with pytest.raises(ReproductionError, match="this machine's table1.csv: two rows for Non-tuned with profile"):
+        both(tmp_path / "twice", committed, table1=pd.concat([table, table.head(1)]))
+
+
+def test_a_blank_equals_a_blank_and_nothing_else(tmp_path, committed):
+    blank = committed["table1"].assign(value=committed["table1"]["value"].mask(where(committed["table1"], SENSITIVITY)))
+    assert both(tmp_path / "equal", committed | {"table1": blank}).verdict == REPRODUCED
+    for name, before, after in (("gone", committed["table1"], blank), ("new", blank, committed["table1"])):
+        found = both(tmp_path / name, committed | {"table1": before}, table1=after)
+        assert found.verdict == NOT and "sensitivity" in reproduction.sentence(found)
+
+
+def test_conclusions_that_change_are_said_and_decide_nothing(tmp_path, committed):
+    about = SENSITIVITY | {"baseline": "LoRA"}
+    table = moved(committed["comparisons"], about, 1, "p_users_holm")
+    found = both(tmp_path, committed, comparisons=table)
+    assert found.verdict == REPRODUCED
+    assert found.conclusions == [
+        "PrefMoE against LoRA, llava-mini, 0 turns, sensitivity: better as committed, not told apart here"
+    ]
+
+
+def test_the_command_prints_the_verdict_writes_it_and_ends_with_its_status(tmp_path, committed, capsys):
+    both(tmp_path, committed, table1=moved(committed["table1"], SENSITIVITY, 0.5))
+    command = ["compare", "mini", "--committed", f"{tmp_path}/committed", "--output", f"{tmp_path}/out", "--made"]
+    assert cli.main([*command, f"{tmp_path}/committed"]) == 0
+    assert "Verdict: reproduced: all" in capsys.readouterr().out
+    assert cli.main([*command, f"{tmp_path}/made"]) == 1
+    text = capsys.readouterr().out
+    assert "Verdict: not reproduced: 1 of" in text and (tmp_path / "out/verdict.txt").read_text() == text[:-1]
+    written = pd.read_csv(tmp_path / "out/reproduction.csv")
+    assert (written["state"] == "too far").sum() == 1
+    assert (tmp_path / "out/reproduction.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_edition_without_committed_tables_or_without_own_ones_is_said(tmp_path, capsys):
+    with pytest.raises(ReproductionError, match=r"no tables in .*figures/smoke.*\(committed: mini, small"):
+        compare_edition("smoke", made=FIGURES / "mini")
+    assert cli.main(["compare", "mini", "--made", str(tmp_path)]) == 1
+    assert "make them with `snakemake --cores all --config edition=mini`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("edition", ["mini", "small", "small-sample"])
+def test_every_committed_edition_reproduces_itself(edition):
+    assert compare_edition(edition, made=FIGURES / edition).verdict == REPRODUCED
