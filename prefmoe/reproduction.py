@@ -255,33 +255,35 @@ def summary(comparison: Comparison) -> pd.DataFrame:
 
 
 def sentence(comparison: Comparison) -> str:
-    """The verdict with its reasons, in one or two sentences."""
-    cells, problems = comparison.cells, comparison.problems
+    """The verdict with its reasons, in one sentence or two."""
+    cells, verdict = comparison.cells, comparison.verdict
     judged = cells[cells["scale"] != "unknown"]
     differing = judged[judged["state"] != EQUAL]
+    if verdict == REPRODUCED:
+        return f"{verdict}: all {len(cells)} numbers of {cells['table'].nunique()} tables are the committed ones."
+    if verdict == NOT:
+        far = differing[differing["state"] == FAR]
+        reasons = _first(comparison.problems)
+        if len(far):
+            places = _first([f"{row.table}: {row.cell}" for row in far.itertuples()])
+            reasons.insert(0, f"{len(far)} of {len(judged)} judged numbers are too far off ({'; '.join(places)})")
+        return f"{verdict}: {'; '.join(reasons)}."
+    if differing.empty:
+        return f"{verdict}: all {len(judged)} judged numbers are the committed ones, and only finer ones differ."
+    begin = f"{verdict}: {len(differing)} of {len(judged)} judged numbers differ"
     spread = differing[differing["scale"] == "seeds"]
-    if comparison.verdict == REPRODUCED:
-        return f"{REPRODUCED}: all {len(cells)} numbers of {cells['table'].nunique()} tables are the committed ones."
-    if comparison.verdict == WITHIN:
-        if differing.empty:
-            return f"{WITHIN}: all {len(judged)} numbers that are judged are the committed ones; finer ones differ."
-        if spread.empty:
-            return f"{WITHIN}: {len(differing)} of {len(judged)} judged numbers differ, all within the committed intervals."
-        return (
-            f"{WITHIN}: {len(differing)} of {len(judged)} judged numbers differ, none by more than other seeds would give (at "
-            f"most {spread['units'].max():.1f} times the spread between two sets of seeds; the limit is "
-            f"{comparison.limit:.1f})."
-        )
-    far = differing[differing["state"] == FAR]
-    reasons = []
-    if len(far):
-        places = "; ".join(f"{row.table}: {row.cell}" for row in far.head(5).itertuples())
-        more = f"; and {len(far) - 5} more" if len(far) > 5 else ""
-        reasons.append(f"{len(far)} of {len(judged)} judged numbers are too far from the committed ones ({places}{more})")
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        reasons.append("; ".join(problems[:5]) + more)
-    return f"{NOT}: " + "; ".join(reasons) + "."
+    if spread.empty:
+        return f"{begin}, all within the committed intervals."
+    most, limit = f"{spread['units'].max():.1f}", f"{comparison.limit:.1f}"
+    return (
+        f"{begin}, none by more than other seeds would give (at most {most} times the spread between two sets of seeds; "
+        f"the limit is {limit})."
+    )
+
+
+def _first(lines: list[str], count: int = 5) -> list[str]:
+    """A few of many, and how many more there are."""
+    return lines[:count] + ([f"and {len(lines) - count} more"] if len(lines) > count else [])
 
 
 def report(comparison: Comparison, edition: str) -> str:
@@ -296,11 +298,10 @@ def report(comparison: Comparison, edition: str) -> str:
         parts += ["The largest differences:", shown.to_string(index=False, float_format=lambda x: f"{x:.3f}")]
     if comparison.conclusions:
         head = f"Paired comparisons that come out differently ({len(comparison.conclusions)}):"
-        parts.append("\n  ".join([head, *comparison.conclusions[:10]]))
+        parts.append("\n  ".join([head, *_first(comparison.conclusions, 10)]))
     for title, lines in (("Missing or additional:", comparison.problems), ("Noted:", comparison.notes)):
         if lines:
-            more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
-            parts.append("\n  ".join([title, *lines[:10], *more]))
+            parts.append("\n  ".join([title, *_first(lines, 10)]))
     return "\n\n".join([*parts, f"Verdict: {sentence(comparison)}"]) + "\n"
 
 
