@@ -276,8 +276,8 @@ def sentence(comparison: Comparison) -> str:
         return f"{begin}, all within the committed intervals."
     most, limit = f"{spread['units'].max():.1f}", f"{comparison.limit:.1f}"
     return (
-        f"{begin}, none by more than other seeds would give (at most {most} times the spread between two sets of seeds; "
-        f"the limit is {limit})."
+        f"{begin}, none by more than other seeds would give (at most {most} times the spread between two sets of "
+        f"seeds; the limit is {limit})."
     )
 
 
