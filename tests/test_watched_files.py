@@ -14,7 +14,7 @@ from small_world import model_folder
 from synthetic_mmpb import make
 
 from prefmoe import file_digests
-from prefmoe.file_digests import FileDigests, content_digest, files_below
+from prefmoe.file_digests import FileDigests, content_digest, content_digests, files_below
 from prefmoe.models.backbone_files import registered_identity
 from prefmoe.models.backbones import find_backbone, weights_digest
 from prefmoe.places import known_backbones
@@ -107,7 +107,7 @@ def test_the_workflow_and_a_run_identify_backbones_alike(monkeypatch, tmp_path):
     for name in ("llava-1.5-7b", "smollm2-lite"):
         shutil.copytree(model_folder(), tmp_path / name)
     for name in known_backbones():
-        assert registered_identity(name) == weights_digest(find_backbone(name))
+        assert registered_identity(name, content_digests) == weights_digest(find_backbone(name))
 
 
 def test_a_plan_needs_no_torch():

@@ -44,9 +44,7 @@ def files_digest(folder: Path, digests: Digests = content_digests) -> str:
     return total.hexdigest()
 
 
-def identity(
-    folder: Path | None, repository: str | None, revision: str | None, digests: Digests = content_digests
-) -> str:
+def identity(folder: Path | None, repository: str | None, revision: str | None) -> str:
     """Identifies a backbone without loading it: the hub's commit, or a hash of all files that loading reads.
 
     Args:
@@ -55,13 +53,16 @@ def identity(
     """
     if folder is None or (revision and noted_revision(folder) == revision and as_downloaded(folder)):
         return f"{repository}@{revision}"
+    return files_digest(folder)
+
+
+def registered_identity(name: str, digests: Digests) -> str:
+    """The same for a backbone of the registry, to notice changes: a folder's files are compared with no checksum of the
+    hub, for which all of them would have to be read each time."""
+    entry, folder = places.registered()[name], places.weights_folder(name)
+    if folder is None:
+        return identity(None, entry.get("hub_id"), entry.get("revision"))
     return files_digest(folder, digests)
-
-
-def registered_identity(name: str, digests: Digests = content_digests) -> str:
-    """`identity` of a backbone of the registry."""
-    entry = places.registered()[name]
-    return identity(places.weights_folder(name), entry.get("hub_id"), entry.get("revision"), digests)
 
 
 def noted_revision(folder: Path) -> str | None:
