@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from synthetic_mmpb import make
@@ -288,6 +289,7 @@ def test_a_killed_workflow_goes_on_and_a_finished_one_rests(clone):
 
     result = _snakemake(clone, *targets)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "Edition 'tiny' has no committed tables: there is nothing to compare" in result.stdout + result.stderr
     assert steps.read_text().split() == [str(step) for step in range(8)], "a step was lost or done twice"
     started = re.search(r"started from (\d)", (clone / f"{RUN}/LoRA.ipynb").read_text())
     assert started and int(started[1]) >= 2
@@ -362,6 +364,33 @@ def test_a_second_workflow_of_an_edition_is_told_who_makes_it(clone):
     third = _snakemake(clone, *targets, edition="held")
     assert third.returncode == 0, third.stdout + third.stderr
     assert (clone / targets[1]).is_file()
+
+
+def test_a_run_ends_with_the_verdict_and_is_no_failure_if_it_says_not_reproduced(clone):
+    """On the tables of another edition, without the jobs that would make its own."""
+    assert "compare" not in _planned(_snakemake(clone, "--dry-run", edition="smoke"))
+    made, committed = clone / "results/smoke/figures", clone / "figures/smoke"
+    shutil.copytree(REPOSITORY / "figures/small-sample", committed)
+    shutil.copytree(REPOSITORY / "figures/small-sample", made)
+    table = pd.read_csv(made / "table1.csv")
+    table.assign(value=table["value"].where(table.index > 0, 0.0)).to_csv(made / "table1.csv", index=False)
+    try:
+        planned = _planned(_snakemake(clone, "--dry-run", edition="smoke"))
+        assert planned["compare"] == 1
+        (clone / "results/smoke/notebooks").mkdir()
+        for path in (clone / "notebooks").glob("*.ipynb"):
+            shutil.copy(path, clone / "results/smoke/notebooks")
+        target = "results/smoke/reproduction/verdict.txt"
+        result = _snakemake(clone, "--allowed-rules", "compare", "--", target, edition="smoke")
+        text = result.stdout + result.stderr
+        assert result.returncode == 0, text
+        assert "Verdict: not reproduced: 1 of" in text and "Verdict: not" in (clone / target).read_text()
+        (made / "table1.csv").unlink()
+        result = _snakemake(clone, "--allowed-rules", "compare", "--forcerun", "compare", "--", target, edition="smoke")
+        assert result.returncode != 0 and "Verdict" not in result.stdout + result.stderr
+    finally:
+        shutil.rmtree(clone / "results/smoke")
+        shutil.rmtree(committed)
 
 
 def test_a_failing_notebook_fails_the_workflow_and_leaves_no_result(clone):
