@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from prefmoe import losses
-from prefmoe.config import DEFAULT_EDITION, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
+from prefmoe.config import DEFAULT_EDITION, RESULTS, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.data.benchmark import FACETS
 from prefmoe.files import read_json
+from prefmoe.growth import growth
 from prefmoe.models.backbones import find_backbone
 from prefmoe.models.methods import Method
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
@@ -361,11 +362,9 @@ def bench(
         edition: whose first backbone, batches and PrefMoE are used for whole training steps and answers.
         seconds: per comparison. hidden: width of the single layer and of the losses. side: of the random LLaVA's
             pictures, in tokens.
-        users: sizes of the user state, which is as wide as the edition's backbone.
-        folder: where results (the benchmark's pictures) are, when not the clone's.
-        output: a folder; `outputs.speed_folder` of the results when absent.
+        users: sizes of the user state, which is as wide as the edition's backbone, and of what prefmoe.growth measures.
+        folder: of results, when not the clone's. output: a folder; `outputs.speed_folder` of the results when absent.
     """
-    from prefmoe.config import RESULTS
     from prefmoe.distributed import state
     from prefmoe.runs import use_threads
 
@@ -396,6 +395,7 @@ def bench(
     rows = measure(lab.beginning_variants(count, turns), device, seconds=seconds, rounds=10)
     add("prompts that begin alike", f"{edition}, {settings.backbones[0]}, {count} questions, {turns} turns", rows)
     width = lab.workbench.backbone().hidden_size
+    add("many users", f"{edition}, {settings.backbones[0]}", growth(lab.workbench.method(lab.prefmoe, seed=0), users))
     with TemporaryDirectory() as temporary:
         model = wide_llava(Path(temporary) / "wide-llava", side=side)
         wide = settings.model_copy(update={"methods": {"PrefMoE": lab.prefmoe.model_copy(update=PUBLISHED_RANKS)}})

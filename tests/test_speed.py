@@ -101,7 +101,10 @@ def tiny_edition(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_script_measures_everything_and_names_the_hardware(tiny_edition):
+def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, monkeypatch):
+    monkeypatch.setattr("prefmoe.growth.COUNTERFACTUAL_USERS", 5)
+    monkeypatch.setattr("prefmoe.growth.MOST_ADDED", 10)
+    monkeypatch.setattr("prefmoe.growth.ROUNDS", 1)
     path = speed.bench(
         "small-world", output=tiny_edition / "speed", seconds=0.0, users=(10, 1000, 10**9), hidden=32, side=4,
         folder=tiny_edition,
@@ -110,12 +113,19 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition):
     assert path.name == "cpu.csv" and table["hardware"].str.contains("torch 2").all()
     assert list(dict.fromkeys(table["benchmark"])) == [
         "adapted projection", "residual terms", "training step", "evaluation", "prompts that begin alike",
-        "user state",
+        "many users", "user state",
     ]
     steps = table[table["benchmark"] == "training step"]
     assert steps["setting"].nunique() == 2 and steps["variant"].nunique() == 4  # fmt: skip
     too_large = table["users"] == 10**9
     assert table.loc[too_large, "note"].str.contains("GB are free").all() and too_large.sum() == 2
     assert (table.loc[~too_large, ["median_ms", "ratio", "rounds"]] > 0).all(axis=None)
+    many = table[table["benchmark"] == "many users"].set_index("variant")
+    assert many.index.tolist() == [
+        "add_user, 10 users", "an epoch's plan, 10 users", "an epoch's plan, 1000 users",
+        "5 counterfactual users, 10 users", "5 counterfactual users, 1000 users",
+    ]  # fmt: skip
+    plans = many.loc[["an epoch's plan, 10 users", "an epoch's plan, 1000 users"], "median_ms"] / [10, 1000]
+    assert many.loc["an epoch's plan, 1000 users", "ratio"] == pytest.approx(plans.iloc[1] / plans.iloc[0], rel=0.2)
     firsts = table[~too_large].groupby(["benchmark", "setting"], sort=False).first()
     assert (firsts["ratio"] == 1).all()
