@@ -12,15 +12,13 @@ from typing import Any
 
 import pandas as pd
 import psutil
-import torch
 from safetensors import safe_open
 
 from prefmoe.config import Edition, Method, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.data.benchmark import FACETS
 from prefmoe.files import FileError, read_json
-from prefmoe.models.backbones import BackboneEntry, Shape, find_backbone
-from prefmoe.models.moe_lora import Ranks
-from prefmoe.models.user_state import ANCHORS, PREFIX_LENGTH
+from prefmoe.models.registry import BackboneEntry, Shape, find_backbone
+from prefmoe.models.sizes import ANCHORS, PREFIX_LENGTH, Ranks
 
 GIGABYTE = 1e9
 WORKSPACE = 2 * GIGABYTE
@@ -349,6 +347,8 @@ def job(edition: Edition, pairs: list[tuple[str, str]], *, training: bool) -> di
 
 def machine() -> tuple[str, float]:
     """What this machine has: a description, and the bytes that a backbone could use."""
+    import torch  # for nothing else here: a workflow is planned without it
+
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         total = sum(torch.cuda.get_device_properties(i).total_memory for i in range(count))
@@ -360,8 +360,8 @@ def machine() -> tuple[str, float]:
 def table(edition: Edition | str) -> pd.DataFrame:
     """One row per backbone and method of an edition's tables; gigabytes (1e9 bytes), hours on an H100."""
     edition = edition if isinstance(edition, Edition) else load_edition(edition)
-    _, room = machine()
-    on_cpu = not torch.cuda.is_available()
+    has, room = machine()
+    on_cpu = has.startswith("no GPU")
     rows = []
     for backbone in edition.backbones:
         entry = find_backbone(backbone)

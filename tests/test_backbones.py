@@ -18,15 +18,10 @@ from torch import nn
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.collation import Batch, Collator, encode
 from prefmoe.models import backbones
-from prefmoe.models.backbones import (
-    Backbone,
-    BackboneError,
-    find_backbone,
-    load_backbone,
-    read_registry,
-    weights_digest,
-)
+from prefmoe.models.backbones import Backbone, BackboneError, find_backbone, load_backbone, weights_digest
+from prefmoe.models.registry import read_registry
 from prefmoe.models.vision_cache import VisionCache
+from prefmoe.places import PACKAGE, REGISTRY
 
 # --- registry -----------------------------------------------------------------------------------------------------
 
@@ -38,11 +33,11 @@ def test_registry_knows_the_published_and_the_shipped_backbones() -> None:
     entry = registry.backbones["qwen2.5-vl-7b"]
     assert (entry.hub_id, entry.paths.projector) == ("Qwen/Qwen2.5-VL-7B-Instruct", "model.visual.merger")
     assert all(len(entry.revision or "") == 40 for entry in registry.backbones.values() if entry.hub_id)
-    assert find_backbone("llava-mini").folder == backbones.PACKAGE / "weights" / "llava-mini"
+    assert find_backbone("llava-mini").folder == PACKAGE / "weights" / "llava-mini"
 
 
 def test_registry_mistakes_are_all_named(tmp_path: Path) -> None:
-    content = yaml.safe_load(backbones.REGISTRY.read_text())
+    content = yaml.safe_load(REGISTRY.read_text())
     content["backbones"] = {
         "both": {"hub_id": "a/b", "folder": "c", "model_class": "LlavaForConditionalGeneration"},
         "typo": {"hubid": "a/b", "folder": "c", "model_class": "LlavaForConditionalGeneration"},

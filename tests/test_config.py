@@ -19,7 +19,8 @@ from prefmoe.config import (
     _Method,
     load_edition,
 )
-from prefmoe.models.backbones import BackboneError, read_registry
+from prefmoe.models.backbones import BackboneError
+from prefmoe.models.registry import read_registry
 from prefmoe.names import check_name
 from prefmoe.places import REGISTRY, known_backbones
 

@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.models.backbones import Backbone, BackboneError, load_backbone, read_registry
+from prefmoe.models.backbones import Backbone, BackboneError, load_backbone
 from prefmoe.models.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
 from prefmoe.models.deepseek_vl2.processing import SPECIAL_TOKENS
 from prefmoe.models.methods import Method, build_method
 from prefmoe.models.moe_lora import MixtureOfLoRA
+from prefmoe.models.registry import read_registry
 
 # Sides of the published candidate resolutions: every grid of one to nine tiles.
 GRIDS = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (4, 1), (2, 2), (1, 5), (5, 1), (1, 6), (6, 1), (2, 3), (3, 2),

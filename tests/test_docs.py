@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from prefmoe.logits import PROMPTS, fixed_picture
-from prefmoe.models.backbones import REGISTRY, Registry
+from prefmoe.models.registry import Registry
+from prefmoe.places import REGISTRY
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

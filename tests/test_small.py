@@ -22,8 +22,9 @@ from prefmoe.cli import main
 from prefmoe.data.collation import encode, pad
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
 from prefmoe.models import smollm2_lite
-from prefmoe.models.backbones import Backbone, BackboneError, load_backbone, read_registry
+from prefmoe.models.backbones import Backbone, BackboneError, load_backbone
 from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, SameConv2d, folded
+from prefmoe.models.registry import read_registry
 from prefmoe.models.smollm2_lite import AssemblyError, Wheel
 from prefmoe.places import from_environment
 

@@ -6,14 +6,12 @@ import importlib.util
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
@@ -24,233 +22,25 @@ from prefmoe.data.collation import Picture, load_pictures, process_pictures, sta
 from prefmoe.data.prompt_checks import check_length
 from prefmoe.files import FileError, read_json
 from prefmoe.finite import not_finite
-from prefmoe.foreign_files import ForeignFileError, MissingFileError, check_folder, foreign_file
+from prefmoe.foreign_files import ForeignFileError, MissingFileError, foreign_file
 from prefmoe.models import efficientnet_lite  # noqa: F401  makes its class known to transformers
 from prefmoe.models.anchor_cache import AnchorCache
 from prefmoe.models.backbone_files import LOADED, identity, image_token_settings, noted_revision
+from prefmoe.models.registry import (
+    BackboneEntry,
+    BackboneError,
+    Paths,
+    check_plain_folder,
+    find_backbone,
+    model_class_of,
+)
 from prefmoe.models.vision_cache import VisionCache
-from prefmoe.names import NAME, RULE, did_you_mean
-from prefmoe.places import PACKAGE, REGISTRY
 
 _MAPPINGS = (
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json",
 )  # fmt: skip
 """Files of which transformers does not say that they hold something else: a login page, null."""
-
-
-class BackboneError(ValueError):
-    """A backbone that is unknown, incomplete, or not what the registry says."""
-
-
-# --- registry -----------------------------------------------------------------------------------------------------
-
-
-class Paths(BaseModel):
-    """Attribute paths of a model's parts, seen from the model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    language_model: str
-    layers: str
-    embed_tokens: str
-    lm_head: str
-    vision_tower: str
-    projector: str
-
-
-class Architecture(BaseModel):
-    """What all backbones of one class share; a target module may name alternatives, of which a layer has one: a|b."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    processor_class: str
-    image_token: str
-    paths: Paths
-    target_modules: tuple[str, ...]
-
-
-class Shape(BaseModel):
-    """The sizes that memory and time follow from (prefmoe.resources).
-
-    Attributes:
-        parameters: all of them. vision: those that nothing trains: of the tower, without the projector, and the
-            embedding of an image's line ends where there is one.
-        heads, key_value_heads, head_size: of the decoder's attention; head_size is hidden / heads when absent.
-        intermediate: of the MLP; with routed experts, of those that one token meets.
-        image_tokens: of a picture of about a megapixel; the most there can be where that is fixed.
-        tied: whether input and output share one vocabulary.
-        adapted: inputs plus outputs of the adapted projections of a late layer, where they are not q, v, o, gate,
-            up and down of these sizes. active: decoder parameters that one token meets, where it does not meet all.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    parameters: int
-    vision: int
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_value_heads: int
-    vocabulary: int
-    image_tokens: int
-    head_size: int = 0
-    adapted: int = 0
-    active: int = 0
-    tied: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _head_size(cls, content: Any) -> Any:
-        if isinstance(content, dict) and not content.get("head_size") and content.get("heads"):
-            return content | {"head_size": content.get("hidden", 0) // content["heads"]}
-        return content
-
-    @property
-    def decoder(self) -> int:
-        """Parameters beside the vision tower and the two vocabularies: decoder layers (and the small projector)."""
-        return self.parameters - self.vision - (1 if self.tied else 2) * self.vocabulary * self.hidden
-
-
-class BackboneEntry(BaseModel):
-    """One backbone: where its weights are and what they are.
-
-    Exactly one of: hub_id; folder, inside the package; made_by, the command that makes $PREFMOE_WEIGHTS/<name>.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    name: str
-    model_class: str
-    architecture: Architecture
-    hub_id: str | None = None
-    revision: str | None = None
-    folder: Path | None = None
-    made_by: str | None = None
-    licence: str | None = None
-    parameters: str | None = None
-    shape: Shape | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> BackboneEntry:
-        if [self.hub_id, self.folder, self.made_by].count(None) != 2:
-            raise ValueError("expected exactly one of hub_id, folder and made_by")
-        if (self.revision is None) != (self.hub_id is None):
-            raise ValueError("a hub_id needs a revision, the commit of 40 hexadecimal digits; nothing else has one")
-        return self
-
-    @property
-    def paths(self) -> Paths:
-        return self.architecture.paths
-
-    @property
-    def image_token(self) -> str:
-        return self.architecture.image_token
-
-    @property
-    def target_modules(self) -> tuple[str, ...]:
-        return self.architecture.target_modules
-
-
-class Registry(BaseModel):
-    """The architectures and backbones of a registry file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    architectures: dict[str, Architecture]
-    backbones: dict[str, BackboneEntry]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _join(cls, content: Any) -> Any:
-        """Gives every backbone its name and its architecture."""
-        if not isinstance(content, dict):
-            return content
-        architectures, backbones = content.get("architectures"), content.get("backbones")
-        if not isinstance(architectures, dict) or not isinstance(backbones, dict):
-            return content
-        joined = {}
-        for name, fields in backbones.items():
-            if not NAME.fullmatch(str(name)):
-                raise ValueError(f"backbones: the name {name!r} is refused: expected {RULE}")
-            if not isinstance(fields, dict):
-                raise ValueError(f"backbones.{name}: expected a mapping, found {type(fields).__name__}")
-            kind = fields.get("model_class")
-            if kind not in architectures:
-                known = ", ".join(architectures)
-                raise ValueError(f"backbones.{name}.model_class: expected one of {known}, found {kind!r}")
-            joined[name] = {**fields, "name": name, "architecture": architectures[kind]}
-        return {**content, "backbones": joined}
-
-
-@lru_cache
-def read_registry(path: Path = REGISTRY) -> Registry:
-    """Reads a registry file; folders become absolute (relative ones are inside the package).
-
-    Raises:
-        BackboneError: with one line per mistake in the file.
-    """
-    try:
-        registry = Registry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
-        raise BackboneError(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error
-    return registry
-
-
-def find_backbone(name_or_folder: str | Path) -> BackboneEntry:
-    """The registry's entry of that name, or an entry made from the config.json of a local folder.
-
-    Raises:
-        BackboneError: if it is neither, or the folder's model is of no known class.
-    """
-    registry, name = read_registry(), str(name_or_folder)
-    if name in registry.backbones:
-        entry = registry.backbones[name]
-        return entry.model_copy(update={"folder": PACKAGE / entry.folder.expanduser()}) if entry.folder else entry
-    folder = Path(name_or_folder)
-    if not folder.is_dir():
-        raise BackboneError(
-            f"backbone {name!r} is unknown and no such folder exists; known backbones: {', '.join(registry.backbones)}"
-            + did_you_mean(name, registry.backbones)
-        )
-    model_class = _model_class(folder)
-    if model_class not in registry.architectures:
-        raise BackboneError(
-            f"{folder / 'config.json'}, architectures: found {model_class}, expected one of "
-            f"{', '.join(registry.architectures)}"
-        )
-    return BackboneEntry(
-        name=folder.name,
-        model_class=model_class,
-        architecture=registry.architectures[model_class],
-        folder=folder.resolve(),
-    )
-
-
-def _check_folder(name: str, folder: Path) -> None:
-    """Whatever is read of a folder has to be a regular file in it: a library would wait for a pipe."""
-    try:
-        check_folder(folder, LOADED)
-    except ForeignFileError as error:
-        raise BackboneError(f"backbone {name!r}: {error}") from error
-
-
-def _model_class(folder: Path) -> str:
-    _check_folder(folder.name, folder)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BackboneError(f"{folder} is no model folder: config.json is missing")
-    try:
-        return str(read_json(path, "JSON with a list `architectures`")["architectures"][0])
-    except FileError as error:
-        raise BackboneError(str(error)) from error
-    except (LookupError, TypeError) as error:
-        raise BackboneError(f"{path}: expected JSON with a list `architectures` ({error!r})") from error
-
-
-# --- loading ------------------------------------------------------------------------------------------------------
 
 
 def _class(name: str) -> Any:
@@ -393,7 +183,7 @@ def weights_digest(entry: BackboneEntry) -> str:
     """Identifies a backbone without loading it: the hub's commit, or a hash of all files that loading reads."""
     folder = entry.folder or _offline(entry)
     if folder is not None:
-        _check_folder(entry.name, folder)
+        check_plain_folder(entry.name, folder)
     return identity(folder, entry.hub_id, entry.revision)
 
 
@@ -416,7 +206,7 @@ def _source(entry: BackboneEntry) -> Path:
     missing = [" or ".join(names) for names in expected if not any((folder / name).is_file() for name in names)]
     if missing:
         raise BackboneError(f"backbone {entry.name!r}: {folder} lacks {', '.join(missing)}")
-    found = _model_class(folder)
+    found = model_class_of(folder)
     if found != entry.model_class:
         raise BackboneError(f"{folder / 'config.json'}, architectures: found {found}, expected {entry.model_class}")
     for path in (folder / name for name in _MAPPINGS if (folder / name).is_file()):

@@ -10,7 +10,8 @@ from torch import nn
 
 from prefmoe.data.drawing import ITEM_FACET
 from prefmoe.files import FileError, read_json
-from prefmoe.models.backbones import Backbone, BackboneError, find_backbone, read_registry
+from prefmoe.models.backbones import Backbone, BackboneError, find_backbone
+from prefmoe.models.registry import read_registry
 
 CARD = "miniature.json"
 

@@ -25,21 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, normalize, rms_norm
 
 from prefmoe.data.benchmark import FACETS
-
-PROFILE_EXPERTS = ("image", "description")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Rank of each preference expert, of the user expert and of each profile expert."""
-
-    preference: int = 8
-    user: int = 64
-    profile: int = 8
-
-    @property
-    def total(self) -> int:
-        return self.user + len(FACETS) * self.preference + len(PROFILE_EXPERTS) * self.profile
+from prefmoe.models.sizes import PROFILE_EXPERTS, Ranks
 
 
 @dataclass

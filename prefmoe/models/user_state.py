@@ -29,15 +29,11 @@ from prefmoe.data.benchmark import FACETS, Benchmark, User
 from prefmoe.data.prompts import description_text, facet_sentence
 from prefmoe.models.anchor_cache import digest
 from prefmoe.models.growing import with_rows
+from prefmoe.models.sizes import ANCHORS, PREFIX_LENGTH
 
 if TYPE_CHECKING:
     from prefmoe.data.counterfactual import PseudoUser
     from prefmoe.models.backbones import Backbone
-
-ANCHORS = ("name", "image", "description", *FACETS)
-"""The eight anchors of a user, in the order of every anchor axis; all but the name carry a correction."""
-
-PREFIX_LENGTH = 3 + 2 * len(FACETS)
 
 USERS_AT_ONCE = 1024
 """Users whose anchors are computed, and kept in a file, together."""

@@ -243,7 +243,7 @@ def job_resources(pairs, training):
     """What a job asks the cluster for that works on (backbone, method) pairs one after the other."""
     if all(backbone in MINIATURES for backbone, _ in pairs):
         return {"gpus": 0, "mem_mb": 8000, "runtime": 240}
-    from prefmoe import resources  # imports torch, which plans of the miniatures need not wait for
+    from prefmoe import resources  # and the registry, for which plans of the miniatures need not wait
 
     return resources.job(EDITION, pairs, training=training)
 
