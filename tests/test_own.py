@@ -69,6 +69,15 @@ def test_the_commands_about_users_run(in_a_clone, capsys):
     assert len(said(capsys.readouterr().out)) == 2
 
 
+def test_the_code_about_backbones_runs_on_a_folder(in_a_clone, tiny_folder, capsys):
+    shutil.copytree(tiny_folder("llava"), Path("weights") / "my-model")
+    text = page("docs/backbones.md")
+    (code,), (commands,) = blocks(text, "python"), blocks(text, "bash")
+    exec(compile(code, "docs/backbones.md", "exec"), {})
+    assert "4 image tokens; adapters on 18 projections" in capsys.readouterr().out
+    assert [main(shlex.split(command)[1:]) for command in commands.splitlines()] == [0, 0, 0]
+
+
 def apply(block: str, path: Path) -> None:
     """Puts a diff block's new lines where the lines around them are."""
     old = "".join(line[1:] for line in block.splitlines(keepends=True) if not line.startswith("+"))
