@@ -274,10 +274,11 @@ def sentence(comparison: Comparison) -> str:
     spread = differing[differing["scale"] == "seeds"]
     if spread.empty:
         return f"{begin}, all within the committed intervals."
+    usual = np.sqrt((cells.loc[cells["scale"] == "seeds", "units"] ** 2).mean())
     most, limit = f"{spread['units'].max():.1f}", f"{comparison.limit:.1f}"
     return (
-        f"{begin}, none by more than other seeds would give (at most {most} times the spread between two sets of "
-        f"seeds; the limit is {limit})."
+        f"{begin}, none by more than other seeds would give (typically {usual:.1f}, at most {most} times the spread "
+        f"between two sets of seeds; the limit is {limit})."
     )
 
 
