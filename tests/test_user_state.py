@@ -223,22 +223,10 @@ def test_counterfactual_anchors_come_from_texts_and_two_similar_faces(llava, pse
     assert len({tuple(row.tolist()) for row in made.image}) == 13
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that is made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor):
-            self.elements = max(self.elements, made.numel())
-        return made
-
-
 def test_counterfactual_users_meet_the_users_they_were_drawn_from_not_all_meet_all(llava, pseudo_state):
     pseudo, users = pseudo_state[0][:3], 3000
     faces = torch.randn(users, llava.hidden_size)
-    with Largest() as largest:
+    with LargestResult() as largest:
         encode_counterfactual_users(llava, pseudo, "embedding", faces)
     assert largest.elements < users * users / 10
 
