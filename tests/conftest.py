@@ -23,6 +23,14 @@ for _threads in ("OMP_NUM_THREADS", "PREFMOE_THREADS"):
 # The validator of notebooks would build a grammar for two seconds, as in prefmoe.notebooks.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
+LONGEST = ("workflow", "pretraining", "distributed", "runs", "every_class", "speed", "protocol", "tables", "evaluation")
+"""The files that take longest: begun first, so that none of them is left over when the others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def models_are_read_once() -> Iterator[None]:
