@@ -166,16 +166,17 @@ class Cluster:
         wait_for(self.up, f"the node; see {self.folder}/slurmd.log")
 
     def processes_of_jobs(self) -> list[psutil.Process]:
-        """What runs on the node for jobs, their steps' managers included."""
-        found = []
+        """What runs on this node for jobs, their steps' managers included; nothing of another Slurm on the machine."""
+        found = {}
         for process in psutil.process_iter():
-            try:
-                ours = process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]
-                if process.name() == "slurmstepd" or (ours and "SLURM_JOB_ID" in process.environ()):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+            with suppress(psutil.Error):
+                environment = process.environ()
+                if "SLURM_JOB_ID" in environment and environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                    found[process.pid] = process
+                    parent = process.parent()
+                    if parent and parent.name() == "slurmstepd":
+                        found[parent.pid] = parent
+        return list(found.values())
 
     def fail_node(self) -> None:
         """The node dies with all that runs on it, at once and without a word."""

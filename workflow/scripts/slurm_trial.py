@@ -163,9 +163,8 @@ def kill_some(cluster: Cluster, copy: Copy, process: subprocess.Popen) -> list[d
             method = name.removeprefix(f"{backbone}_")
             steps = sorted(path.name for path in copy.partial(backbone, method).glob("checkpoint/step-??????"))
             if steps:
-                kill = waiting.pop(0)
+                kill, step, at = waiting.pop(0), int(steps[-1].partition("-")[2]), time.strftime("%H:%M:%S")
                 kill(cluster, job)
-                step, at = int(steps[-1].partition("-")[2]), time.strftime("%H:%M:%S")
                 done.append({"job": comment, "backbone": backbone, "method": method, "how": kill.__name__})
                 done[-1] |= {"checkpoint": step, "at": at}
                 print(f"{at} {comment}: {kill.__doc__} Last checkpoint: step {step}", flush=True)
