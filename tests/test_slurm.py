@@ -40,7 +40,8 @@ def script(name: str) -> ModuleType:
 def test_every_command_of_the_page_is_understood(command):
     program, *words = shlex.split(command)
     if program == "python" and words[0].startswith("workflow/"):
-        assert script(Path(words[0]).stem).parser().parse_args(words[1:])
+        own = words[1 : words.index("--")] if "--" in words else words[1:]
+        assert script(Path(words[0]).stem).parser().parse_args(own)
     elif program == "snakemake":
         assert (ROOT / words[words.index("--profile") + 1] / "config.yaml").is_file()
         assert load_edition(words[words.index("--config") + 1].removeprefix("edition="))

@@ -290,17 +290,19 @@ def _stop_all(cluster: Cluster) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """What the command line understands."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--cpus N] [--accounting] folder -- command ...", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("folder", type=Path, help="for configuration, state and logs")
     parser.add_argument("--cpus", type=int, default=2, help="that the node claims to have (default: 2)")
     parser.add_argument("--accounting", action="store_true", help="with slurmdbd, and an account for this user")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run, behind --")
     return parser
 
 
 def main() -> int:
-    options = parser().parse_args()
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    options, command = parser().parse_args(words[:cut]), words[cut + 1 :]
     if not command:
         parser().error("no command; give one behind --")
     try:
