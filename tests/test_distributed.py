@@ -131,7 +131,7 @@ def test_two_processes_end_like_one_with_the_same_batches(tmp_path, alone, name)
 def test_sharded_layers_end_like_whole_ones(tmp_path, alone, name):
     assert in_two_processes(work, name, tmp_path, sharded=True) == [0, 0]
     assert_same(tmp_path, alone(name))
-    parts = sorted(path.name for path in (tmp_path / "checkpoint" / "step-000004").glob("parameters*"))
+    parts = sorted(path.name for path in (tmp_path / "checkpoint" / "step-000004").glob("parameters*.safetensors"))
     assert len(parts) == (2 if name == "FFT" else 1)
 
 
