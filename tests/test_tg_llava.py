@@ -77,7 +77,7 @@ def test_untrained_it_is_the_backbone_with_the_latents_behind_the_picture(build,
     assert details[0].shape == (4, LATENTS, backbone.hidden_size)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     pictures = {key: value for key, value in batch.inputs.items() if "pixel" in key or "image" in key}
-    assert torch.equal(projector_input(method, batch), tower_states(backbone, pictures))
+    torch.testing.assert_close(projector_input(method, batch), tower_states(backbone, pictures))
     for row in ids:
         places = method.added.contains(row).nonzero()[:, 0].tolist()
         assert row[places].tolist() == list(range(method.added.first, method.added.first + LATENTS))
