@@ -5,22 +5,18 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import logging
 import os
-import signal
 import sys
-import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from prefmoe.config import KEEP_FREED_MEMORY, RESULTS, ROOT
+from prefmoe.config import RESULTS, ROOT
 from prefmoe.files import whole_file
-from prefmoe.outputs import NOTEBOOK_FIGURES, made_folder
+from prefmoe.kernel_runner import KERNELSPEC, run_in_kernel
+from prefmoe.outputs import made_folder
 
 # Where this package is installed, nbformat's validator builds a grammar of internationalised addresses when it is
 # imported: two seconds for every notebook, of which none has such a field.
@@ -35,14 +31,6 @@ PARAMETERS_TAG = "parameters"
 INJECTED_TAG = "injected-parameters"
 RECORD = "prefmoe"
 """Metadata key under which the runner notes what it executed: of the notebook, and of every code cell."""
-
-KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
-KERNEL_OPTIONS = (
-    "--IPKernelApp.log_level=ERROR",
-    "--HistoryManager.enabled=False",
-    # Imports make a million objects that stay; to look through them for garbage takes a tenth of a notebook's start.
-    "--IPKernelApp.exec_lines=__import__('gc').set_threshold(100_000, 20, 20)",
-)
 
 
 class NotebookError(RuntimeError):
@@ -94,7 +82,7 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(output.with_name(f".{output.stem}.lock")):
         try:
-            _run(notebook, partial, parameters, threads, _figures(notebook, output, known | parameters, known))
+            run_in_kernel(notebook, partial, parameters, threads, _figures(notebook, output, known | parameters, known))
             if unfinished := _unfinished(_read(partial)):
                 raise NotebookError("; ".join(unfinished))
         except Exception as error:
@@ -262,89 +250,6 @@ def _figures(notebook: Path, output: Path, values: Mapping[str, Any], usual: Map
     if edition and as_usual and output.resolve() == (RESULTS / str(edition) / "notebooks" / notebook.name).resolve():
         return made_folder(str(edition), RESULTS)
     return output.resolve().with_name(f"{output.stem}_figures")
-
-
-def _run(notebook: Path, partial: Path, parameters: dict[str, Any], threads: int | None, figures: Path) -> None:
-    """Papermill with a kernel of this interpreter: no kernel name has to be installed anywhere."""
-    import papermill
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    with tempfile.TemporaryDirectory(prefix="prefmoe-kernel-") as folder:
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # the kernel imports this prefmoe, no other
-        environment = {
-            "IPYTHONDIR": folder,
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # figures are outputs, whatever the shell says
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            "PYTHONPATH": os.pathsep.join(paths),
-            NOTEBOOK_FIGURES: str(figures),
-        }
-        if threads is not None:
-            names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PREFMOE_THREADS")
-            environment |= dict.fromkeys(names, str(threads))
-        environment |= KEEP_FREED_MEMORY
-        spec = KernelSpec(
-            argv=[sys.executable, "-m", "prefmoe.kernel", "-f", "{connection_file}", *KERNEL_OPTIONS],
-            env=environment,
-            **{k: v for k, v in KERNELSPEC.items() if k != "name"},
-        )
-
-        class InterpreterKernelManager(AsyncKernelManager):
-            """A kernel manager that knows one kernel: the interpreter which runs this module."""
-
-            kernel_spec = spec
-
-        with _quiet("papermill"), _signals_as_exits():
-            papermill.execute_notebook(
-                str(notebook),
-                str(partial),
-                parameters=parameters,
-                kernel_name=KERNELSPEC["name"],
-                language="python",
-                cwd=str(notebook.resolve().parent),
-                progress_bar=False,
-                kernel_manager_class=InterpreterKernelManager,
-                shutdown_kernel="immediate",  # files are complete; taking everything apart would take seconds
-                start_timeout=180,
-                stdout_file=sys.stdout,
-                stderr_file=sys.stderr,
-            )
-
-
-@contextmanager
-def _signals_as_exits() -> Iterator[None]:
-    """Has a signal that would end this process at once let papermill end the kernel, with all its processes, first.
-
-    A signal that is ignored (nohup), or that somebody handles, stays so.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: object) -> None:
-        sys.exit(128 + number)
-
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [n for n in (getattr(signal, name) for name in names) if signal.getsignal(n) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keeps a library's chatter out of the log while its warnings stay."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _reason(error: Exception) -> str:
