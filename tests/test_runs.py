@@ -17,6 +17,7 @@ from prefmoe.checkpoints import TrainingError
 from prefmoe.config import ConfigError, run_folder
 from prefmoe.models.backbones import load_backbone
 from prefmoe.runs import RunError, Workbench, is_complete, run_all_seeds, run_method, seeds_of
+from prefmoe.shortening import TooLongError
 
 
 @pytest.fixture(autouse=True)
@@ -222,3 +223,23 @@ def test_a_saved_method_answers_like_the_run():
     frame = evaluate(method, workbench.benchmark.select("unseen"), turns=0, batch_size=16, max_new_tokens=2)
     kept = pd.read_parquet(folder / "predictions.parquet").query("turns == 0 and split == 'unseen'")
     pd.testing.assert_frame_equal(frame, kept.reset_index(drop=True), rtol=1e-4)
+
+
+def test_too_long_questions_are_refused_before_training_or_counted_in_the_story(monkeypatch):
+    train, trained = runs.train, []
+    monkeypatch.setattr(runs, "train", lambda *args, **options: trained.append(1) or train(*args, **options))
+    method = Workbench(EDITION, "tiny-llava", results="results").method(EDITION.methods["LoRA"], 0)
+    examples, talks = method.benchmark.select("test"), method.benchmark.transcripts
+    lengths = sorted(
+        method.collator.length(example, runs.small_talk(example, talks, 1)) + EDITION.evaluation.max_new_tokens - 1
+        for example in examples
+    )
+    too_long = sum(length > lengths[len(lengths) // 2] for length in lengths)
+    assert 0 < too_long < len(lengths)
+    monkeypatch.setattr("prefmoe.data.prompt_checks.available_positions", lambda backbone: lengths[len(lengths) // 2])
+    with pytest.raises(TooLongError, match=f"^{too_long} of {len(lengths)} questions after 1 turns"):
+        run()
+    assert not trained
+    folder = run(edition=changed(evaluation={"too_long": "drop_small_talk"}))
+    story = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert story["shortened_questions"] == {"0": 0, "1": too_long} and trained
