@@ -147,9 +147,7 @@ class Checkpoints:
 
     def _read(self, path: Path) -> tuple[State, Tensors, Tensors] | None:
         """Where a checkpoint stands, its parameters and its moments; None if a file is missing or damaged."""
-        process = distributed.state().process_index if self.sharded else 0
-        files = [*self._files(path, 0), *(self._files(path, process) if process else ())]
-        if not all([is_intact(file) for file in (path / STATE_FILE, path / LOSSES_FILE, *files)]):
+        if not is_intact(path / STATE_FILE):
             return None
         state = read_json(path / STATE_FILE, "the state of a checkpoint")
         found = state["identity"]
@@ -159,6 +157,10 @@ class Checkpoints:
                     f"{path}: written for another run: {key} is {found.get(key)!r} there, "
                     f"{self.identity.get(key)!r} here; delete the folder to start again"
                 )
+        process = distributed.state().process_index if self.sharded else 0
+        files = [*self._files(path, 0), *(self._files(path, process) if process else ())]
+        if not all([is_intact(file) for file in (path / LOSSES_FILE, *files)]):
+            return None
         parameters, moments = map(load_file, files[:2])
         if process:
             own = map(load_file, files[2:])
