@@ -35,7 +35,8 @@ def population(count: int, seed: int = 0) -> Benchmark:
             preferences[facet] = Preference(likes=(a, b), dislikes=(c, d))
         name = f"User {index}"
         users[name] = User(
-            name=name, attribute="human", description="A person with red hair.", preferences=preferences, images=()
+            name=name, attribute="human", preferences=preferences, images=(),
+            description=f"A person, with hair {index % 97}, with hats {index % 89}, with shoes {index % 83}.",
         )
         examples[index] = Example(
             index=index, name=name, category="preference", concept=FACETS[index % 5], l2_category="awareness",
