@@ -95,21 +95,39 @@ def test_the_trial_sees_a_number_a_row_and_a_file_that_differ():
     assert set(found) == {"a", "b", "c", "d"}
 
 
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        ("train m: 50%|##| 2/4 [00:00<?]\rtrain m: 100%|####| 4/4 [00:01]", True),
-        ("train m: 0%| | 0/4 [00:00<?]\rtrain m: 100%|####| 4/4 [00:01]", False),
-        ("answer: 0%| | 0/9 [00:00<?]", True),
-    ],
-)
-def test_the_trial_sees_a_run_that_began_anew(tmp_path, shown, expected):
+class _Finished:
+    """Snakemake that ends when it was asked so often, and meanwhile lets something happen."""
+
+    def __init__(self, *happens) -> None:
+        self.happens = list(happens)
+
+    def poll(self) -> int | None:
+        if not self.happens:
+            return 0
+        self.happens.pop(0)()
+        return None
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_the_trial_sees_a_run_that_began_anew(tmp_path, monkeypatch, anew):
     trial = script("slurm_trial")
     copy = trial.Copy(tmp_path / "slurm", "tiny", {"PATH": ""})
-    log = copy.clone / "results/tiny/logs/06_train_and_evaluate/llava-mini/LoRA.log"
-    log.parent.mkdir(parents=True)
-    log.write_text(shown, encoding="utf-8")
-    assert trial.went_on(copy, {"backbone": "llava-mini", "method": "LoRA", "checkpoint": 2}) == expected
+    (copy.clone / "prefmoe/weights/llava-mini").mkdir(parents=True)
+    job = {"backbone": "llava-mini", "method": "LoRA"}
+    first = copy.checkpoints(job) / "step-000002"
+    first.mkdir(parents=True)
+    for name in ("one", "two"):
+        (first / name).touch()
+
+    def goes_on() -> None:
+        (first / "one").unlink()  # as when it is removed behind the next one
+        if anew:
+            os.utime(first / "two", (1, 1))
+
+    monkeypatch.setattr(trial, "running", lambda cluster: {"7": "rule_run_wildcards_llava-mini_LoRA"})
+    monkeypatch.setattr(trial, "KILLS", [lambda cluster, job: None])
+    (killed,) = trial.kill_some(None, copy, _Finished(lambda: None, goes_on, lambda: None))
+    assert (killed["method"], killed["step"], killed["went_on"]) == ("LoRA", "step-000002", not anew)
 
 
 def test_the_trial_takes_its_command_from_readme():

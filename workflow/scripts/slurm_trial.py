@@ -111,9 +111,14 @@ class Copy:
             raise TrialError(f"no CSV file in {' or '.join(map(str, folders))}")
         return found
 
-    def partial(self, backbone: str, method: str) -> Path:
-        """Where a run's unfinished first seed is."""
-        return self.clone / "results" / self.edition / "runs" / backbone / method / "seed0.partial"
+    def checkpoints(self, one: dict[str, Any]) -> Path:
+        """Where a run's checkpoints of its first seed are, while it is unfinished."""
+        run = self.clone / "results" / self.edition / "runs" / one["backbone"] / one["method"]
+        return run / "seed0.partial" / "checkpoint"
+
+    def checkpoint(self, one: dict[str, Any]) -> Path:
+        """The checkpoint that a killed run had: one that goes on leaves it as it is, one that starts anew writes it."""
+        return self.checkpoints(one) / one["step"]
 
 
 # --- jobs that are killed -----------------------------------------------------------------------------------------
@@ -151,32 +156,37 @@ def running(cluster: Cluster) -> dict[str, str]:
 
 
 def kill_some(cluster: Cluster, copy: Copy, process: subprocess.Popen) -> list[dict[str, Any]]:
-    """Kills one job in each of the ways while snakemake works; what was killed, and after which step."""
+    """Kills one job in each of the ways while snakemake works; what was killed, after which step, whether it went on."""
     waiting, done = list(KILLS), []
     while process.poll() is None:
         time.sleep(0.2)
+        for one in done:
+            now = written(copy.checkpoint(one))
+            one["went_on"] &= all(now.get(name, then) == then for name, then in one["written"].items())
         for job, comment in running(cluster).items() if waiting else ():
             if "rule_run_" not in comment or any(comment == one["job"] for one in done):
                 continue
             name = comment.partition("wildcards_")[2]
             backbone = next((b for b in os.listdir(copy.clone / "prefmoe/weights") if name.startswith(f"{b}_")), "")
-            method = name.removeprefix(f"{backbone}_")
-            steps = sorted(path.name for path in copy.partial(backbone, method).glob("checkpoint/step-??????"))
-            if steps:
-                kill, step, at = waiting.pop(0), int(steps[-1].partition("-")[2]), time.strftime("%H:%M:%S")
+            one = {"job": comment, "backbone": backbone, "method": name.removeprefix(f"{backbone}_")}
+            if steps := sorted(copy.checkpoints(one).glob("step-??????")):
+                kill = waiting.pop(0)
+                one |= {"how": kill.__name__, "step": steps[-1].name, "at": time.strftime("%H:%M:%S"), "went_on": True}
+                one["written"] = written(steps[-1])
                 kill(cluster, job)
-                done.append({"job": comment, "backbone": backbone, "method": method, "how": kill.__name__})
-                done[-1] |= {"checkpoint": step, "at": at}
-                print(f"{at} {comment}: {kill.__doc__} Last checkpoint: step {step}", flush=True)
+                done.append(one)
+                print(f"{one['at']} {comment}: {kill.__doc__} Last checkpoint: {one['step']}", flush=True)
                 break
     return done
 
 
-def went_on(copy: Copy, killed: dict[str, Any]) -> bool:
-    """Whether a killed job's log begins at its checkpoint or later; training that is complete shows no bar at all."""
-    (path,) = (copy.clone / "results" / copy.edition / "logs").glob(f"*/{killed['backbone']}/{killed['method']}.log")
-    shown = [int(step) for step in re.findall(r"train [^\r\n]*?\| (\d+)/\d+ \[", path.read_text(encoding="utf-8"))]
-    return all(step >= killed["checkpoint"] for step in shown)
+def written(folder: Path) -> dict[str, int]:
+    """When each file of a folder was written, as far as they are there."""
+    found = {}
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            found[path.name] = path.stat().st_mtime_ns
+    return found
 
 
 # --- the trial ----------------------------------------------------------------------------------------------------
@@ -223,7 +233,7 @@ def trial(folder: Path, *, tiny: bool = False, accounting: bool = False, kill: b
         raise TrialError(f"the finished edition does not rest: see {copy.log}")
     if kill and [one["how"] for one in report["killed"]] != [way.__name__ for way in KILLS]:
         raise TrialError(f"too few runs lived long enough to be killed: {report['killed']}")
-    if again := [one["job"] for one in report["killed"] if not went_on(copy, one)]:
+    if again := [one["job"] for one in report["killed"] if not one["went_on"]]:
         raise TrialError(f"started from the beginning after a kill: {', '.join(again)}")
     local = Copy(copies["local"], edition, dict(os.environ))
     local.log.unlink(missing_ok=True)
