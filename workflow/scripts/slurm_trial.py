@@ -156,7 +156,7 @@ def running(cluster: Cluster) -> dict[str, str]:
 
 
 def kill_some(cluster: Cluster, copy: Copy, process: subprocess.Popen) -> list[dict[str, Any]]:
-    """Kills one job in each of the ways while snakemake works; what was killed, after which step, whether it went on."""
+    """Kills one job in each of the ways while snakemake works; what was killed, at which step, whether it went on."""
     waiting, done = list(KILLS), []
     while process.poll() is None:
         time.sleep(0.2)
@@ -177,7 +177,7 @@ def kill_some(cluster: Cluster, copy: Copy, process: subprocess.Popen) -> list[d
                 done.append(one)
                 print(f"{one['at']} {comment}: {kill.__doc__} Last checkpoint: {one['step']}", flush=True)
                 break
-    return done
+    return [{key: value for key, value in one.items() if key != "written"} for one in done]
 
 
 def written(folder: Path) -> dict[str, int]:
