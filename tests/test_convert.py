@@ -71,6 +71,30 @@ def test_a_data_folder_is_taken_over_with_all_that_lies_in_it(folder, direct, tm
     assert found.digest == direct.digest and found.transcripts == direct.transcripts
 
 
+@pytest.mark.parametrize("name", [".", "link", "left over"])
+def test_an_empty_folder_is_filled_and_stays_the_folder_it_was(folder, direct, tmp_path, monkeypatch, name):
+    """The one where a shell stands, one that a link leads to, and one where a conversion was killed."""
+    (empty := tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(empty)
+    if name == "left over":
+        (empty / ".convert.partial" / "mmpb_clean").mkdir(parents=True)
+    number = empty.stat().st_ino
+    monkeypatch.chdir(empty)
+    convert(folder, {".": ".", "link": tmp_path / "link", "left over": empty}[name])
+    assert mmpb.read(empty).digest == direct.digest and empty.stat().st_ino == number
+    assert sorted(path.name for path in empty.iterdir()) == ["mmpb_clean", "multi_turn"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link"] and (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_that_cannot_be_made_is_named(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(MMPBError, match="file/data: cannot be made: "):
+        convert(folder, tmp_path / "file" / "data")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"
+    assert cli.main(["convert", str(folder), str(tmp_path / "file" / "data")]) == 1
+    assert "cannot be made" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 @pytest.mark.parametrize("word", ["split", None])
 def test_a_table_with_its_pictures_inside(folder, direct, tmp_path, ending, word):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefmoe import hub
-from prefmoe.files import read_regular, write_json
+from prefmoe.files import read_regular, seal_of, write_json
 
 from . import mmpb
 from .columns import CONVERTED, IMAGE_COLUMNS, INJECTION_COLUMNS
@@ -69,24 +69,32 @@ def convert(
         users, questions (by split), transcripts, and revision (the commit; None for what is on disk).
 
     Raises:
-        MMPBError: with one line per mistake: the source's file, row and field, and what was expected.
+        MMPBError: with one line per mistake: the source's file, row and field, and what was expected; or if the folder
+            cannot be made.
         HubError: if the repository cannot be downloaded.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not re.fullmatch(r"\w[\w.-]*\.csv", csv) or csv in BESIDE:
         raise MMPBError(f"{csv!r}: expected the name of a CSV file, such as sample.csv")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    there = folder.is_dir()
+    # A folder that is there stays: a shell may stand in it, a disk be mounted there, a link lead to it.
+    building = folder / ".convert.partial" if there else folder.with_name(f".{folder.name}.partial")
+    if folder.exists() and not (there and all(path == building for path in folder.iterdir())):
         raise MMPBError(f"{folder}: expected a name that is free, or an empty folder")
     found = _find(str(source), revision)
-    building = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(building, ignore_errors=True)
     try:
         (building / "mmpb_clean").mkdir(parents=True)
         checked = building / "checked.json"
         _write(found, building, csv, checked)
         benchmark = mmpb.read(building, csv=csv, seen=checked)
-        checked.unlink(missing_ok=True)
-        building.replace(folder)
+        for note in (checked, seal_of(checked)):
+            note.unlink(missing_ok=True)
+        moves = [(part, folder / part.name) for part in sorted(building.iterdir(), reverse=True)]  # mmpb_clean last
+        for made, name in moves if there else [(building, folder)]:
+            made.replace(name)
+    except OSError as error:
+        raise MMPBError(f"{folder}: cannot be made: {error.strerror or error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return {
