@@ -131,14 +131,8 @@ class Assistant:
         if mistake := name_mistake(name):
             raise AskError(f"the name {name!r}: expected {mistake}")
         likes, dislikes = likes or {}, dislikes or {}
-        for facet, items in [*likes.items(), *dislikes.items()]:
-            if facet not in FACETS:
-                raise AskError(f"{name}: facet {facet!r} is unknown, expected one of {', '.join(FACETS)}"
-                               f"{did_you_mean(facet, FACETS)}")  # fmt: skip
-            if isinstance(items, str):
-                raise AskError(f"{name}, {facet}: expected a list of items, found {items!r}")
-            for item in items:
-                _check_item(name, facet, item)
+        for tastes in (likes, dislikes):
+            _check_tastes(name, tastes)
         load_pictures([picture])
         self.method.add_user(
             User(
@@ -266,7 +260,24 @@ def _adapter_folder(source: str | Path) -> Path:
     return hub.download(str(source), revision=None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, ADDED_PICTURES])
 
 
+def _check_tastes(name: str, tastes: Mapping[str, Sequence[str]]) -> None:
+    """Raises AskError unless it is lists of items by facet."""
+    if not isinstance(tastes, Mapping):
+        raise AskError(f"{name}: expected items by facet, such as {{'travel': ['camping']}}, found {tastes!r}")
+    for facet, items in tastes.items():
+        if facet not in FACETS:
+            raise AskError(
+                f"{name}: facet {facet!r} is unknown, expected one of {', '.join(FACETS)}{did_you_mean(facet, FACETS)}"
+            )
+        if isinstance(items, str) or not isinstance(items, Sequence):
+            raise AskError(f"{name}, {facet}: expected a list of items, found {items!r}")
+        for item in items:
+            _check_item(name, facet, item)
+
+
 def _check_item(name: str, facet: str, item: str) -> None:
+    if not isinstance(item, str):
+        raise AskError(f"{name}, {facet}: expected an item in words, found {item!r}")
     try:
         items = prompts.split_items(item)
     except ValueError as error:

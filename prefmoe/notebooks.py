@@ -75,6 +75,8 @@ def execute(
         expected = f"it has {', '.join(known)}" if known else "it has no cell tagged 'parameters'"
         raise NotebookError(f"{notebook}: unknown parameter {', '.join(map(repr, unknown))}; {expected}")
 
+    if output.is_dir():
+        raise NotebookError(f"{output}: a folder, expected the file to write, such as {output / notebook.name}")
     partial, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
     for written in (output, partial, failed):
         if written.exists() and written.samefile(notebook):

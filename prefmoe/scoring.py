@@ -103,7 +103,8 @@ def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if missing or absent:
         why = " (the options of multiple-choice questions)" if absent else ""
         expected = f"{', '.join(REQUIRED)}; further {', '.join(OPTIONS)}, C, D, {HOLDERS}, {NEGATED} where they apply"
-        raise ScoringError(f"no column {', '.join([*missing, *absent])}{why}; expected {expected}")
+        found = ", ".join(map(repr, frame)) + (": is it separated by something else?" if frame.shape[1] == 1 else "")
+        raise ScoringError(f"no column {', '.join([*missing, *absent])}{why}; expected {expected}; found {found}")
     names = frame["name"]
     nameless = names.isna() | (names.astype(str).str.strip() == "")
     if nameless.any():
@@ -158,10 +159,11 @@ def report(path: str | Path, *, by: Sequence[str] | None = None, resamples: int 
         ScoringError: naming the file, and the missing columns or the row, the field and what was expected.
     """
     try:
-        frame, notes = complete(read_predictions(path))
-        apart = [column for column in SEPARATE if column in frame] if by is None else list(by)
-        if unknown := [column for column in apart if column not in frame]:
-            raise ScoringError(f"no column {', '.join(unknown)}; there are {', '.join(map(str, frame))}")
+        read = read_predictions(path)
+        frame, notes = complete(read)
+        apart = [column for column in SEPARATE if column in read] if by is None else list(by)
+        if unknown := [column for column in apart if column not in read]:
+            raise ScoringError(f"no column {', '.join(unknown)}; there are {', '.join(map(str, read))}")
         scored = metrics.score(frame)
     except ScoringError as error:
         place = "" if str(error).startswith(str(path)) else f"{path}: "

@@ -99,6 +99,13 @@ def test_mistakes_are_named_and_leave_nobody_half_known():
         model.add_user("Ada", EXAMPLES / "ada.png", likes={"travels": ["camping"]})
     with pytest.raises(AskError, match="Ada, travel: expected a list of items, found 'camping'"):
         model.add_user("Ada", EXAMPLES / "ada.png", likes={"travel": "camping"})
+    for likes in ({"travel": None}, {"travel": 3}):
+        with pytest.raises(AskError, match="Ada, travel: expected a list of items, found (None|3)"):
+            model.add_user("Ada", EXAMPLES / "ada.png", likes=likes)
+    with pytest.raises(AskError, match="Ada, travel: expected an item in words, found 3"):
+        model.add_user("Ada", EXAMPLES / "ada.png", dislikes={"travel": ["camping", 3]})
+    with pytest.raises(AskError, match=r"Ada: expected items by facet, .* found \['camping'\]"):
+        model.add_user("Ada", EXAMPLES / "ada.png", likes=["camping"])
     with pytest.raises(AskError, match="Ada, travel: 'camping, sailing' would read as several items"):
         model.add_user("Ada", EXAMPLES / "ada.png", likes={"travel": ["camping, sailing"]})
     with pytest.raises(AskError, match="expected a name without"):

@@ -184,6 +184,13 @@ def test_a_notebook_never_takes_the_place_of_its_source(tmp_path, spelling):
     assert source.read_bytes() == before
 
 
+def test_a_folder_is_no_output_and_no_cell_runs_for_it(tmp_path):
+    (tmp_path / "results").mkdir()
+    with pytest.raises(NotebookError, match="results: a folder, expected the file to write"):
+        execute(_notebook(tmp_path / "source.ipynb", "1"), tmp_path / "results")
+    assert not list(tmp_path.glob("results*.ipynb"))
+
+
 WAITING = "time.sleep(60)"
 HOLDING = "sum(range(10**13))"
 """Computes for hours without letting another thread of the kernel look whether its parent is there."""

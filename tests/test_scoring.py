@@ -75,6 +75,7 @@ def test_without_the_holders_no_collapse_is_invented(frame, tmp_path):
     [
         (lambda f: f.drop(columns=["answer", "name"]), "mine.csv: no column name, answer; expected name, category"),
         (lambda f: f.drop(columns=["B"]), r"mine.csv: no column B \(the options of multiple-choice"),
+        (lambda f: f[["name"]].set_axis(["name;answer"], axis=1), "found 'name;answer': is it separated by something"),
         (lambda f: f.assign(name=f["name"].where(f.index != 3)), "mine.csv: row 4: name is empty"),
         (
             lambda f: f.assign(answer=f["answer"].where(f.index != 2, "7")),
@@ -129,6 +130,9 @@ def test_turns_and_splits_are_scored_apart_and_repeated_questions_noticed(frame,
     assert len(together.notes) == 1 and f"{len(frame)} rows repeat a question" in together.notes[0]
     with pytest.raises(ScoringError, match="no column seed; there are index, name"):
         report(path, by=["seed"])
+    few = save(frame[frame["l2-category"] != "inconsistency"][list(scoring.REQUIRED)], tmp_path / "few.csv")
+    with pytest.raises(ScoringError, match=f"no column concept; there are {', '.join(scoring.REQUIRED)}$"):
+        report(few, by=["concept"])
 
 
 def test_one_user_has_no_interval_and_the_report_says_so(frame, tmp_path):
