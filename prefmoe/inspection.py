@@ -469,13 +469,14 @@ def shared_questions(benchmark: Benchmark, pictures: int, users: int, split: str
     """For a few pictures the same question about several trained users, half of whom (if possible) would say yes.
 
     Plain (not negated) questions whose holders divide the users most evenly come first, at most one per facet until
-    every facet had its turn.
+    every facet had its turn. Where nobody is known to hold a preference, yes/no questions about recognition as they
+    are, each about its one user.
 
     Args:
         pictures: how many questions; where there are fewer they come again. users: about how many users each.
 
     Raises:
-        InspectionError: if the split has no preference yes/no question whose holders are known.
+        InspectionError: if the split has no yes/no question of either kind.
     """
     trained = benchmark.trained_users
     usable = [
@@ -485,7 +486,10 @@ def shared_questions(benchmark: Benchmark, pictures: int, users: int, split: str
         and set(example.bucket_names) & set(trained)
     ]  # fmt: skip
     if not usable:
-        raise InspectionError(f"split {split!r} has no preference yes/no question whose holders are known")
+        faces = [e for e in benchmark.select(split) if e.category == "recognition" and not e.is_multiple_choice]
+        if not faces:
+            raise InspectionError(f"split {split!r} has no yes/no question about recognition or a known preference")
+        return [[example] for example in islice(cycle(faces), pictures)]
     half = users // 2
 
     def balance(example: Example) -> int:

@@ -72,11 +72,8 @@ def test_prefmoe_with_all_components_is_trained_and_looked_into(small, tiny_back
     method = build_method(config, tiny_backbone(attn="eager"), benchmark, seed=0)
     assert (method.counterfactual is None) == (case in ("equal users", "no preferences"))
     assert all(value == value for terms in fit(method, 2) for value in terms.values())
-    if case == "no preferences":
-        questions = [e for e in benchmark.select("test") if not e.is_multiple_choice]
-    else:
-        questions, others = inspection.shared_questions(benchmark, pictures=2, users=8)
-        assert others and {e.name for e in questions} <= set(benchmark.users)
+    questions, others = inspection.shared_questions(benchmark, pictures=2, users=8)
+    assert others and {e.name for e in questions} <= set(benchmark.users)
     seen = inspection.attention(method, questions)
     figures.attention_prefix({"all": seen.answer_to_prefix.mean(1)}, [e.name for e in questions], title="")
     by_group = inspection.attention_by_group(method, benchmark.select("test"))
@@ -89,3 +86,15 @@ def test_a_lone_question_stands_for_both_pictures(small):
     alone = replace(benchmark, splits=benchmark.splits | {"test": (first,)})
     one, other = inspection.shared_questions(alone, pictures=2, users=8)
     assert one == other and {e.index for e in one} == {first}
+
+
+def test_where_nobody_holds_a_preference_pictures_are_asked_about_one_user_each(small):
+    benchmark = small("no preferences")
+    unheld = {i: e.model_copy(update={"bucket_names": ()}) for i, e in benchmark.examples.items()}
+    faces = [i for i, e in unheld.items() if e.category == "recognition" and not e.is_multiple_choice]
+    benchmark = replace(benchmark, examples=unheld, splits=benchmark.splits | {"test": tuple(faces)})
+    one, other = inspection.shared_questions(benchmark, pictures=2, users=8)
+    assert [one, other] == [[unheld[i]] for i in faces[:2]]
+    nothing = replace(benchmark, splits=benchmark.splits | {"test": ()})
+    with pytest.raises(inspection.InspectionError, match="'test' has no yes/no question about"):
+        inspection.shared_questions(nothing, pictures=2, users=8)
