@@ -402,3 +402,13 @@ def test_each_user_costs_the_same_however_many_there_are(build, eve, kind):
             method.add_user(user)
             places.add(method.user_state.anchors.data_ptr())
         assert len(places) == 1
+
+
+@pytest.mark.parametrize("name", ["", "Eve | Ann", "Eve\nAnn"])
+def test_a_name_that_no_saved_adapter_may_hold_is_refused_when_it_is_added(llava, tiny_benchmark, eve, name):
+    """A user's model_copy checks nothing, and loading would refuse what was saved."""
+    plain = config.NonTunedMethod(kind="nontuned", label="plain", profile="none")
+    method = build_method(plain, llava, tiny_benchmark, seed=0)
+    with pytest.raises(MethodError, match="expected a (user's )?name"):
+        method.add_user(eve.model_copy(update={"name": name}))
+    assert list(method.benchmark.users) == list(tiny_benchmark.users)

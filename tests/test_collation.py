@@ -267,3 +267,9 @@ def test_bad_conversations_are_refused(llava: Backbone) -> None:
         pad([answered, asked], llava.pad_token_id)
     with pytest.raises(ValueError, match="at least one"):
         pad([], llava.pad_token_id)
+
+
+def test_a_picture_that_a_processor_takes_not_is_refused_by_its_size(qwen, tmp_path):
+    make_picture(0, (300, 1)).save(tmp_path / "line.png")
+    with pytest.raises(CollationError, match="takes no picture of 300 x 1 pixels"):
+        encode(qwen, CONVERSATION[-1:], [tmp_path / "line.png"])

@@ -162,7 +162,7 @@ def test_annotations_are_read_by_index(folder):
         (0, {"category": "taste", "task_family": "taste_yesno"}, "category", "one of preference, "),
         (0, {"l2__category": "other"}, "l2-category", "one of awareness"),
         (0, {"task_family": "preference_mcq"}, "task_family", "preference_yesno"),
-        (0, {"preference_semantic_invert": ""}, "preference_semantic_invert", "0 or 1"),
+        (0, {"preference_semantic_invert": "2"}, "preference_semantic_invert", "0 or 1"),
         (0, {"question": " "}, "question", "a question"),
         (0, {"attribute": "robot"}, "attribute", "one of human, animal, object, character"),
         (5, {"name": ""}, "name", "a user's name"),

@@ -225,3 +225,46 @@ def test_annotations_and_small_talk_come_from_regular_files(folder):
         mmpb.read(folder)
     for file in ("multi_turn/generic_text/talk.json", "mmpb_clean/annotations.csv"):
         assert f"{file}: cannot be read: Not a regular file" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("Ann, Ye Wen", "expected 'Ann | Ye Wen', found 'Ann, Ye Wen'"),
+        ("Ann;Ye Wen", "expected 'Ann | Ye Wen', found 'Ann;Ye Wen'"),
+        ("ANN | Ye Wen", "expected 'Ann' as the column name has it, found 'ANN'"),
+        ("Ye\u2002Wen | Ａnn", "expected 'Ann' as the column name has it, found 'Ａnn'"),
+    ],
+)
+def test_holders_in_another_form_are_named_and_not_taken_for_strangers(folder, cell, expected):
+    """They would leave recall and collapse without a word."""
+    table = rows()
+    table[0]["preference_bucket_names"] = cell
+    write_csv(folder, table)
+    with pytest.raises(MMPBError) as error:
+        mmpb.read(folder)
+    assert f"line 2, field preference_bucket_names (index 0): {expected}" in str(error.value)
+
+
+@pytest.mark.parametrize("cell", ["Ann | Somebody, Else", "Ann | Stranger", "Ann, Stranger"])
+def test_holders_who_ask_nothing_may_be_anybody(folder, cell):
+    table = rows()
+    table[0]["preference_bucket_names"] = cell
+    write_csv(folder, table)
+    assert mmpb.read(folder).examples[0].bucket_names == tuple(cell.split(" | "))
+
+
+def test_an_empty_cell_says_what_an_absent_column_says(folder):
+    table = [row | {"attribute": "", "preference_semantic_invert": ""} for row in rows()]
+    write_csv(folder, table)
+    empty = mmpb.read(folder)
+    absent = ("attribute", "preference_semantic_invert")
+    write_csv(folder, [{key: value for key, value in row.items() if key not in absent} for row in table])
+    assert mmpb.read(folder).digest == empty.digest
+    assert not any(example.semantic_invert for example in empty.examples.values())
+
+
+def test_a_split_that_is_there_twice_is_named(folder):
+    (folder / "mmpb_clean" / "split.json").write_text('[{"tasks": [{"test_idx": [6], "test_idx": [7]}]}]')
+    with pytest.raises(MMPBError, match="split.json: expected each key once, found 'test_idx' twice"):
+        mmpb.read(folder)

@@ -210,3 +210,17 @@ def test_no_other_module_opens_pictures():
                 assert "formats" in {keyword.arg for keyword in node.keywords}, path
                 found[path.relative_to(package).as_posix()] = ast.unparse(node)
     assert list(found) == ["data/drawing.py", "data/pictures.py"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "pixel"),
+    [(2, 0, bytes([0b01010101])), (4, 0, bytes([0x55] * 2)), (8, 0, bytes([5] * 4)), (16, 2, bytes([1, 44] * 12))],
+)
+def test_a_transparent_colour_of_any_depth_is_white(bits, colour, pixel):
+    """Pillow brings the pixels to 8 bits, and leaves the colour that is clear as the file says it."""
+    said = {2: 1, 4: 5, 8: 5, 16: 300}[bits]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 3, bits, colour, 0, 0, 0))
+    clear = chunk(b"tRNS", struct.pack(">H", said) * (3 if colour == 2 else 1))
+    data = chunk(b"IDAT", zlib.compress((b"\0" + pixel) * 3)) + chunk(b"IEND", b"")
+    opaque, transparent = (decode(b"\x89PNG\r\n\x1a\n" + header + part + data) for part in (b"", clear))
+    assert pixels(transparent).min() == 255 and pixels(opaque).max() < 255

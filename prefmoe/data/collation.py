@@ -70,9 +70,21 @@ class ProcessedPictures:
 
 
 def process_pictures(backbone: Backbone, images: Sequence[Image.Image]) -> ProcessedPictures:
-    """Prepares the RGB pictures of one conversation with the backbone's own processor."""
+    """Prepares the RGB pictures of one conversation with the backbone's own processor.
+
+    Raises:
+        CollationError: if the processor takes no picture of such a size (Qwen's none 200 times as long as wide).
+    """
     if not images:
         return ProcessedPictures({}, (), ())
+    try:
+        return _processed(backbone, images)
+    except ValueError as error:
+        sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+        raise CollationError(f"backbone {backbone.entry.name!r} takes no picture of {sizes} pixels: {error}") from error
+
+
+def _processed(backbone: Backbone, images: Sequence[Image.Image]) -> ProcessedPictures:
     processor = backbone.processor
     if getattr(processor, "images_kwargs", {}).get("return_row_col_info"):
         # Idefics3 puts the crops of all pictures into one row; picture by picture, they can be told apart.

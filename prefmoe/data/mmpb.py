@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,7 +28,7 @@ from .benchmark import (
     name_mistake,
     split_holders,
 )
-from .columns import COLUMNS, IMAGE_COLUMNS, INJECTION_COLUMNS, QUESTIONS
+from .columns import COLUMNS, DEFAULTS, IMAGE_COLUMNS, INJECTION_COLUMNS, QUESTIONS
 from .packed import unpack
 from .rows import Columns, Mistakes, MMPBError, Row, read_rows
 from .shown import check_pictures
@@ -105,6 +107,8 @@ def filled_in(fields: Mapping[str, str], shown: Mapping[str, str] = MappingProxy
     """A row with what follows from its other fields; ``shown``: the picture of each index, which another may name."""
     filled = {**fields, "image_path": shown.get(fields["image_path"], fields["image_path"])}
     form = "mcq" if fields["l2-category"] == "inconsistency" else "yesno"
+    for column in ("attribute", "preference_semantic_invert"):
+        filled[column] = fields[column] or DEFAULTS[column]
     filled["task_family"] = fields["task_family"] or f"{fields['category']}_{form}"
     if not fields["answer_text"] and fields["answer"] in tuple("012345"):
         filled["answer_text"] = ANSWER_TEXTS[int(fields["answer"])]
@@ -117,6 +121,7 @@ def check_questions(
     """Index -> name, the users, the examples and the pictures' digests; what is wrong becomes the rows' mistakes."""
     indices = _check_indices(rows)
     users = _read_users(rows, root)
+    _check_holders(rows, users)
     examples = [_read_example(row, root) for row in rows]
     found = {example.index: example for example in examples if example is not None}
     return indices, users, found, check_pictures(rows, root, seen)
@@ -166,6 +171,25 @@ def _read_users(rows: Sequence[Row], root: Path) -> dict[str, User]:
                 images=tuple(root / row[column] for column in INJECTION_COLUMNS if row[column]),
             )
     return users
+
+
+def _check_holders(rows: Sequence[Row], users: Mapping[str, User]) -> None:
+    """Notes holders who are nobody of the table but, read as a list or in another spelling, users of it: taken for
+    strangers, they would leave recall and collapse without a word."""
+    known = {_spelling(name): name for name in users}
+    for row in rows:
+        for holder in split_holders(row["preference_bucket_names"]):
+            if holder in users:
+                continue
+            parts = [part for part in map(str.strip, re.split(r"[,;/&]", holder)) if part]
+            if len(parts) > 1 and all(_spelling(part) in known for part in parts):
+                row.mistake("preference_bucket_names", f"expected {' | '.join(parts)!r}, found {holder!r}")
+            elif near := known.get(_spelling(holder)):
+                row.mistake("preference_bucket_names", f"expected {near!r} as the column name has it, found {holder!r}")
+
+
+def _spelling(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def _read_example(row: Row, root: Path) -> Example | None:

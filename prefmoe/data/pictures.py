@@ -92,7 +92,9 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.format == "PNG":
-                _check_png(data)
+                bits = _check_png(data)
+                if "transparency" in picture.info and picture.mode in ("L", "RGB"):
+                    picture.info["transparency"] = _in_8_bits(picture.info["transparency"], bits)
             yield picture
     except Image.UnidentifiedImageError:
         raise PictureError(f"expected a picture ({', '.join(FORMATS)}), found {_format(data)}") from None
@@ -140,8 +142,17 @@ def _upright(picture: Image.Image) -> Image.Image:
         return picture  # EXIF data that nobody can read turn nothing
 
 
-def _check_png(data: bytes) -> None:
-    """Refuses a PNG with a chunk that does not match its checksum, or with fewer rows than it should have.
+def _in_8_bits(clear: int | tuple[int, ...], bits: int) -> int | tuple[int, ...]:
+    """The transparent colour of a PNG as the pixels are: Pillow brings these to 8 bits, and leaves it as it stands."""
+    if isinstance(clear, tuple):
+        return tuple(_in_8_bits(value, bits) for value in clear)
+    return clear >> 8 if bits == 16 else clear * 255 // (2**bits - 1)
+
+
+def _check_png(data: bytes) -> int:
+    """The bits per channel of a PNG.
+
+    One with a chunk that does not match its checksum, or with fewer rows than it should have, is refused.
 
     Pillow compares no checksum of picture data, and leaves rows black that are not there.
 
@@ -180,6 +191,7 @@ def _check_png(data: bytes) -> None:
     if unpacked < expected:
         found = "without its data" if not packed else f"with {unpacked * 100 // expected} % of its data"
         raise PictureError(f"expected a complete picture, found a truncated one ({found})")
+    return bits
 
 
 def _format(data: bytes) -> str:

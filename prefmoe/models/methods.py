@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from prefmoe import config as configuration
 from prefmoe import distributed, hub
-from prefmoe.data.benchmark import FACETS, Benchmark, Example, GrowingBenchmark, User
+from prefmoe.data.benchmark import FACETS, Benchmark, Example, GrowingBenchmark, User, name_mistake
 from prefmoe.data.collation import Batch, Collator, load_pictures
 from prefmoe.data.prompts import PLAIN, Profile, Wording, profile_text
 from prefmoe.files import whole_file, write_json
@@ -207,6 +207,8 @@ class Method(nn.Module):
 
     def _check_profile(self, user: User) -> None:
         """Raises ValueError if something of a profile cannot be shown."""
+        if mistake := name_mistake(user.name):  # a user's model_copy checks nothing
+            raise ValueError(f"expected {mistake}")
         if not user.images:
             raise ValueError("expected at least one picture in images")
         if unknown := [facet for facet in user.preferences if facet not in FACETS]:
