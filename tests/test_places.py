@@ -13,7 +13,7 @@ from prefmoe import places
 from prefmoe.cli import main
 from prefmoe.config import MMPBData, load_edition
 from prefmoe.data.sources import SourceError, prepare_data
-from prefmoe.models import backbones, cards
+from prefmoe.models import cards, registry
 from prefmoe.models.backbones import BackboneError, find_backbone, load_backbone
 from prefmoe.pretraining import PretrainingError, pretrain
 from prefmoe.pretraining.miniatures import FOLDERS
@@ -67,9 +67,9 @@ def own_entry(tmp_path, monkeypatch) -> str:
     content["backbones"]["own"] = {"folder": str(model_folder()), "model_class": "LlavaForConditionalGeneration"}
     path = tmp_path / "registry.yaml"
     path.write_text(yaml.safe_dump(content))
-    registry = backbones.read_registry(path)
-    monkeypatch.setattr(backbones, "read_registry", lambda: registry)
-    monkeypatch.setattr(cards, "read_registry", lambda: registry)
+    entries = registry.read_registry(path)
+    monkeypatch.setattr(registry, "read_registry", lambda: entries)
+    monkeypatch.setattr(cards, "read_registry", lambda: entries)
     monkeypatch.setattr(places, "registered", lambda: content["backbones"])
     return "own"
 
