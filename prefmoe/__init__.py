@@ -10,7 +10,7 @@ __all__ = ["assistant"]
 def __getattr__(name: str) -> Any:
     """`prefmoe.assistant`, whose imports take a second, when it is asked for."""
     if name == "assistant":
-        from prefmoe.asking import assistant
+        from prefmoe.running.asking import assistant
 
         return assistant
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

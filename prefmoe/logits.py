@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from prefmoe.data.collation import encode, pad
-from prefmoe.files import write_json
-from prefmoe.models.backbones import Backbone
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import encode, pad
+from prefmoe.system.files import write_json
 
 HIGHEST = 50
 """Logits that a record keeps of each prompt."""

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prefmoe import statistics
+from prefmoe.analysis import statistics
 from prefmoe.data.benchmark import HOLDER_SEPARATOR, split_holders
 
 QuestionKind = Literal["yes_no", "multiple_choice"]

@@ -30,18 +30,18 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from prefmoe import provenance
+from prefmoe.backbones import smollm2_lite
+from prefmoe.backbones.backbone import Backbone, load_backbone
+from prefmoe.backbones.collation import encode, load_pictures, pad, process_pictures, stack_pictures
+from prefmoe.backbones.tower_layout import tower_states
 from prefmoe.config import RESULTS, Edition, MiniatureData
 from prefmoe.data import miniature
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.data.collation import encode, load_pictures, pad, process_pictures, stack_pictures
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, Face, draw_items, draw_people
 from prefmoe.data.prompts import fill
 from prefmoe.data.sources import load_benchmark
-from prefmoe.files import is_intact, whole_file, write_json
-from prefmoe.models import smollm2_lite
-from prefmoe.models.backbones import Backbone, load_backbone
-from prefmoe.models.tower_layout import tower_states
+from prefmoe.system import provenance
+from prefmoe.system.files import is_intact, whole_file, write_json
 
 log = logging.getLogger(__name__)
 

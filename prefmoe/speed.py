@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from prefmoe import losses
+from prefmoe.backbones.backbone import find_backbone
 from prefmoe.config import DEFAULT_EDITION, RESULTS, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
+from prefmoe.config.outputs import speed_folder
 from prefmoe.data.benchmark import FACETS
-from prefmoe.files import read_json
 from prefmoe.growth import growth
-from prefmoe.models.backbones import find_backbone
-from prefmoe.models.methods import Method
+from prefmoe.models.base import Method
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
 from prefmoe.models.user_state import ANCHORS, PREFIX_LENGTH, FactorisedUsers
-from prefmoe.outputs import speed_folder
+from prefmoe.system.files import read_json
 
 Variant = Callable[[], Any]
 
@@ -213,7 +213,7 @@ class Bench:
     """Methods on one of an edition's backbones, or on another one from a folder, with the edition's batches."""
 
     def __init__(self, edition: Edition, backbone: str, folder: Path) -> None:
-        from prefmoe.runs import Workbench
+        from prefmoe.running.runs import Workbench
 
         self.workbench = Workbench(edition, edition.backbones[0], results=folder)
         self.workbench.backbone_name = backbone
@@ -260,16 +260,14 @@ class Bench:
 
     def evaluation_variants(self, count: int) -> dict[str, Variant]:
         """Answering ``count`` test questions: the edition's batches, and one question at a time."""
-        from prefmoe.evaluation import evaluate
+        from prefmoe.running.evaluation import evaluate
 
         method = self.workbench.method(self.prefmoe, seed=0)
         examples = self.workbench.benchmark.select("test")[:count]
         settings = self.edition.evaluation
 
         def run(size: int) -> Variant:
-            return lambda: evaluate(
-                method, examples, turns=0, batch_size=size, max_new_tokens=settings.max_new_tokens
-            )
+            return lambda: evaluate(method, examples, turns=0, batch_size=size, max_new_tokens=settings.max_new_tokens)
 
         return {f"batches of {settings.batch_size}": run(settings.batch_size), "one by one": run(1)}
 
@@ -278,7 +276,7 @@ class Bench:
 
         LoRA shares a transcript among all users; with a soft prefix it is shared among the questions about one user.
         """
-        from prefmoe.evaluation import evaluate
+        from prefmoe.running.evaluation import evaluate
 
         benchmark, settings = self.workbench.benchmark, self.edition.evaluation
         examples = benchmark.select("test")[:count]
@@ -365,8 +363,8 @@ def bench(
         users: sizes of the user state, which is as wide as the edition's backbone, and of what prefmoe.growth measures.
         folder: of results, when not the clone's. output: a folder; `outputs.speed_folder` of the results when absent.
     """
-    from prefmoe.distributed import state
-    from prefmoe.runs import use_threads
+    from prefmoe.running.runs import use_threads
+    from prefmoe.system.distributed import state
 
     use_threads()
     torch.manual_seed(0)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from prefmoe.backbones.backbone import Backbone
     from prefmoe.data.benchmark import Benchmark
-    from prefmoe.models.backbones import Backbone
 
 # Tests run side by side, one thread each: here, before torch is imported, and in the processes that they start.
 for _threads in ("OMP_NUM_THREADS", "PREFMOE_THREADS"):
     os.environ[_threads] = "1"
-# The validator of notebooks would build a grammar for two seconds, as in prefmoe.notebooks.
+# The validator of notebooks would build a grammar for two seconds, as in prefmoe.workflow.notebooks.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 LONGEST = ("workflow", "pretraining", "distributed", "runs", "every_class", "speed", "protocol", "tables", "evaluation")
@@ -36,10 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def models_are_read_once() -> Iterator[None]:
     """Folders that do not change are read once for all tests (tiny_models.read_once), where there are models at all."""
     with pytest.MonkeyPatch.context() as patch:
-        if "prefmoe.models.backbones" in sys.modules:
+        if "prefmoe.backbones.backbone" in sys.modules:
             from tiny_models import read_once
 
-            from prefmoe.models import backbones
+            from prefmoe.backbones import backbone as backbones
 
             patch.setattr(backbones, "_load", read_once(backbones._load))
         yield
@@ -63,7 +63,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_folder: Callable[[str], Path]) -> Callable[..., Backbone]:
     """tiny_backbone(architecture, **options): a freshly loaded tiny model."""
-    from prefmoe.models.backbones import load_backbone
+    from prefmoe.backbones.backbone import load_backbone
 
     return lambda kind="llava", **options: load_backbone(tiny_folder(kind), **options)
 

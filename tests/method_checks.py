@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from prefmoe.backbones.collation import Batch
 from prefmoe.data.benchmark import Example
-from prefmoe.data.collation import Batch
-from prefmoe.models.methods import Method
+from prefmoe.models.base import Method
 
 
 def batch_of(method: Method, examples: Sequence[Example] | None = None, with_answer: bool = True) -> Batch:
@@ -16,9 +16,7 @@ def batch_of(method: Method, examples: Sequence[Example] | None = None, with_ans
     return method.collator(examples or method.benchmark.select("train")[::3][:6], with_answer=with_answer)
 
 
-def fit(
-    method: Method, steps: int, batch: Batch | None = None, lr: float | None = None
-) -> list[dict[str, float]]:
+def fit(method: Method, steps: int, batch: Batch | None = None, lr: float | None = None) -> list[dict[str, float]]:
     """Some steps of plain AdamW on one batch; the terms of each step."""
     groups = method.parameter_groups()
     if lr is not None:
@@ -66,11 +64,7 @@ def trained_names(method: Method) -> set[str]:
 def assert_backbone_unchanged(method: Method, fresh: Callable[[], object]) -> None:
     """Every weight of the backbone is as in a freshly loaded one; adapters beside them do not count."""
     plain = fresh().model.state_dict()
-    found = {
-        name.replace(".base_layer", ""): p
-        for name, p in method.model.state_dict().items()
-        if "lora_" not in name
-    }
+    found = {name.replace(".base_layer", ""): p for name, p in method.model.state_dict().items() if "lora_" not in name}
     assert found.keys() == plain.keys()
     for name, value in plain.items():
         assert torch.equal(found[name], value), name

@@ -8,10 +8,10 @@ from tempfile import TemporaryDirectory
 
 from tiny_models import save_tiny
 
+from prefmoe.backbones.backbone import Backbone, load_backbone
 from prefmoe.config import Edition, MiniatureData
 from prefmoe.data import miniature, mmpb
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.models.backbones import Backbone, load_backbone
 
 DATA = MiniatureData(
     kind="miniature", users=6, unseen_users=1, train_per_user=8, validation_per_user=5, test_per_user=6

@@ -16,11 +16,11 @@ from tiny_benchmark import make_picture
 from work import bytecodes
 
 from prefmoe import config
+from prefmoe.backbones.backbone import Backbone, BackboneError, load_backbone
+from prefmoe.backbones.collation import Collator
 from prefmoe.data.benchmark import GrowingBenchmark, Preference, User
-from prefmoe.data.collation import Collator
 from prefmoe.models import prefmoe, saved, user_state
-from prefmoe.models.backbones import Backbone, BackboneError, load_backbone
-from prefmoe.models.methods import CONFIG_FILE, WEIGHTS_FILE, Method, MethodError, build_method
+from prefmoe.models.base import CONFIG_FILE, WEIGHTS_FILE, Method, MethodError, build_method
 
 SMALL = {"preference_rank": 2, "user_rank": 4, "profile_rank": 2, "counterfactual_users": 5, "lr_user": 1e-2}
 LORA = {"rank": 2, "alpha": 2, "dropout": 0.0}
@@ -66,9 +66,7 @@ def eve(tmp_path) -> User:
 
 def asked(method: Method, name: str):
     """Test questions about somebody of whom the benchmark has none."""
-    return [
-        e.model_copy(update={"name": name, "index": e.index + 1000}) for e in method.benchmark.select("test")[:3]
-    ]
+    return [e.model_copy(update={"name": name, "index": e.index + 1000}) for e in method.benchmark.select("test")[:3]]
 
 
 def state(method: Method) -> dict:

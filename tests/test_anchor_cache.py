@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save
 from tiny_benchmark import make_picture
 
+from prefmoe.backbones.anchor_cache import AnchorCache
+from prefmoe.backbones.backbone import Backbone
 from prefmoe.data.benchmark import User
 from prefmoe.models import user_state
-from prefmoe.models.anchor_cache import AnchorCache
-from prefmoe.models.backbones import Backbone
-from prefmoe.models.methods import build_method
+from prefmoe.models.base import build_method
 from prefmoe.models.user_state import encode_users
 
 
@@ -116,7 +116,7 @@ def test_a_process_killed_while_writing_leaves_no_half_file_under_its_name(cache
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("prefmoe.models.anchor_cache.save_file", killed)
+        patch.setattr("prefmoe.backbones.anchor_cache.save_file", killed)
         with pytest.raises(KeyboardInterrupt):
             encode_users(cached()[0], users, "hidden")
     assert files(tmp_path) == set()

@@ -12,12 +12,12 @@ import yaml
 from small_world import model_folder, small_backbone, small_benchmark, small_edition
 
 import prefmoe
-from prefmoe import asking
-from prefmoe.asking import AskError, Assistant, assistant, read_profile
+from prefmoe.backbones.collation import CollationError
 from prefmoe.cli import main
-from prefmoe.data.collation import CollationError
-from prefmoe.evaluation import evaluate
-from prefmoe.models.methods import MethodError, build_method
+from prefmoe.models.base import MethodError, build_method
+from prefmoe.running import asking
+from prefmoe.running.asking import AskError, Assistant, assistant, read_profile
+from prefmoe.running.evaluation import evaluate
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 LIKES, DISLIKES = {"travel": ["camping"]}, {"travel": ["flights"], "lifestyle": ["pizza"]}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefmoe import audit, published, statistics
+from prefmoe.analysis import audit, published, statistics
 
 QUESTIONS = published.QUESTIONS
 

@@ -15,13 +15,13 @@ from tiny_benchmark import make_picture
 from tiny_models import ARCHITECTURES
 from torch import nn
 
+from prefmoe.backbones import backbone as backbones
+from prefmoe.backbones.backbone import Backbone, BackboneError, find_backbone, load_backbone, weights_digest
+from prefmoe.backbones.collation import Batch, Collator, encode
+from prefmoe.backbones.vision_cache import VisionCache
+from prefmoe.config.registry import read_registry
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.data.collation import Batch, Collator, encode
-from prefmoe.models import backbones
-from prefmoe.models.backbones import Backbone, BackboneError, find_backbone, load_backbone, weights_digest
-from prefmoe.models.registry import read_registry
-from prefmoe.models.vision_cache import VisionCache
-from prefmoe.places import PACKAGE, REGISTRY
+from prefmoe.system.places import PACKAGE, REGISTRY
 
 # --- registry -----------------------------------------------------------------------------------------------------
 
@@ -377,7 +377,7 @@ def test_another_copy_goes_on_with_what_is_encoded(
     expected = [first.model(**one).logits for one in inputs]
     second.adopt_caches(first)
     calls = tower_calls(second)
-    monkeypatch.setattr("prefmoe.data.collation.encode", None)
+    monkeypatch.setattr("prefmoe.backbones.collation.encode", None)
     for batch, logits in zip(batches(second, tiny_benchmark), expected, strict=True):
         assert torch.equal(second.model(**batch.inputs).logits, logits)
     assert calls == []

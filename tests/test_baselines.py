@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_models import DEEPSEEK_VL2
 
+from prefmoe.backbones.collation import load_pictures, process_pictures, stack_pictures
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
-from prefmoe.data.collation import load_pictures, process_pictures, stack_pictures
+from prefmoe.models.base import Method, build_method
 from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned, matching_rank, merged_lora
-from prefmoe.models.methods import Method, build_method
 
 FFT = FullFineTuningMethod(kind="fft", label="FFT", lr=1e-3)
 BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", *DEEPSEEK_VL2])

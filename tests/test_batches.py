@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from work import bytecodes
 
-from prefmoe.batches import plan_batches
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference, User
+from prefmoe.running.batches import plan_batches
 
 
 def population(users: int, questions: int, groups: int, seed: int = 0) -> tuple[list[Example], Benchmark]:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from prefmoe.models import cards
-from prefmoe.models.backbones import BackboneError, find_backbone, load_backbone
+from prefmoe.backbones import cards
+from prefmoe.backbones.backbone import BackboneError, find_backbone, load_backbone
 
 
 @pytest.fixture

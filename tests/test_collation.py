@@ -12,10 +12,10 @@ import torch
 from tiny_benchmark import make_picture
 from tiny_models import ARCHITECTURES
 
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import CollationError, Collator, encode, load_pictures, pad, render
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.data.collation import CollationError, Collator, encode, load_pictures, pad, render
-from prefmoe.models.backbones import Backbone
 
 TEMPLATES = {
     "plain": "{% for m in messages %}{{ m.role }}: {% for p in m.content %}"
@@ -179,7 +179,7 @@ def test_transcripts_and_profile_enter_the_prompt(llava: Backbone, tiny_benchmar
 def test_examples_are_encoded_once(llava: Backbone, tiny_benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = tiny_benchmark.select("train")
     first = Collator(llava, tiny_benchmark, prefix_length=13)(examples, with_answer=True)
-    monkeypatch.setattr("prefmoe.data.collation.encode", None)
+    monkeypatch.setattr("prefmoe.backbones.collation.encode", None)
     again = Collator(llava, tiny_benchmark, prefix_length=13)(examples, with_answer=True)
     for key, value in first.inputs.items():
         assert torch.equal(value, again.inputs[key])
@@ -194,7 +194,7 @@ def test_examples_are_encoded_once(llava: Backbone, tiny_benchmark: Benchmark, m
 def test_questions_after_one_conversation_are_encoded_as_each_would_be_alone(
     tiny_backbone: Callable[..., Backbone], monkeypatch: pytest.MonkeyPatch, kind: str, remembered: int
 ) -> None:
-    monkeypatch.setattr("prefmoe.data.collation.REMEMBERED", remembered)
+    monkeypatch.setattr("prefmoe.backbones.collation.REMEMBERED", remembered)
     questions = ("Does Ann like tea?", "Does Ann avoid loud jazz?", "Which one?", "Does Ann like tea?")
     asked = [
         ([*CONVERSATION[:2], say("user", "@", text)], [make_picture(0, (16, 16)), make_picture(1, size)], answer)

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from prefmoe import config
 from prefmoe.config import Training
 from prefmoe.data.benchmark import User
-from prefmoe.models.methods import Method, MethodError, build_method
-from prefmoe.training import train
+from prefmoe.models.base import Method, MethodError, build_method
+from prefmoe.running.training import train
 
 LORA = dict(lr=3e-3, rank=2, alpha=2, dropout=0.0)
 CONFIGS = {

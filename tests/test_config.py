@@ -9,20 +9,12 @@ from typing import get_args
 import pytest
 import yaml
 
-from prefmoe.config import (
-    COMPONENTS,
-    CONFIG_FOLDER,
-    ConfigError,
-    Edition,
-    Method,
-    PrefMoEMethod,
-    _Method,
-    load_edition,
-)
-from prefmoe.models.backbones import BackboneError
-from prefmoe.models.registry import read_registry
-from prefmoe.names import check_name
-from prefmoe.places import REGISTRY, known_backbones
+from prefmoe.backbones.backbone import BackboneError
+from prefmoe.config import COMPONENTS, CONFIG_FOLDER, ConfigError, Edition, Method, PrefMoEMethod, load_edition
+from prefmoe.config.edition import _Method
+from prefmoe.config.registry import read_registry
+from prefmoe.system.names import check_name
+from prefmoe.system.places import REGISTRY, known_backbones
 
 EDITIONS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 
@@ -203,5 +195,5 @@ def test_every_kind_of_method_has_a_type_in_the_tables():
 
 
 def test_known_backbones_are_those_of_the_registry():
-    registry = yaml.safe_load((CONFIG_FOLDER.parent / "prefmoe/models/registry.yaml").read_text(encoding="utf-8"))
+    registry = yaml.safe_load((CONFIG_FOLDER.parent / "prefmoe/config/registry.yaml").read_text(encoding="utf-8"))
     assert set(known_backbones()) == set(registry["backbones"])

@@ -12,11 +12,12 @@ import pytest
 from synthetic_mmpb import make, rows
 from test_own_data import asked, faces, packed
 
-from prefmoe import cli, hub
+from prefmoe import cli
 from prefmoe.data import mmpb
 from prefmoe.data.columns import IMAGE_COLUMNS
 from prefmoe.data.convert import convert
 from prefmoe.data.rows import MMPBError
+from prefmoe.system import hub
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from work import bytecodes
 from prefmoe.data import counterfactual, mmpb, prompts
 from prefmoe.data.benchmark import FACETS, Benchmark
 from prefmoe.data.mmpb import MMPBError
-from prefmoe.places import data_folder
+from prefmoe.system.places import data_folder
 
 REAL = data_folder(None)
 real_rows = pytest.mark.skipif(REAL is None, reason="PREFMOE_DATA does not point to the real rows")
@@ -155,9 +155,7 @@ def test_a_users_cost_does_not_grow_with_the_population(drawn):
         users = {f"{k}": people[k % 2].model_copy(update={"name": f"{k}"}) for k in range(count)}
         examples = {k: row.model_copy(update={"index": k, "name": f"{k}"}) for k in range(count)}
         crowd = replace(drawn, users=users, examples=examples, splits=drawn.splits | {"train": tuple(range(count))})
-        few, many = (
-            bytecodes(lambda n=n: counterfactual.generate(crowd, n), "counterfactual.py") for n in (1, 11)
-        )
+        few, many = (bytecodes(lambda n=n: counterfactual.generate(crowd, n), "counterfactual.py") for n in (1, 11))
         return many - few
 
     assert further(400) < 2 * further(40)
@@ -211,9 +209,7 @@ def test_phrases_are_read_back(phrase, likes, dislikes):
 def test_mistakes_in_the_csv_are_named(tmp_path):
     path = tmp_path / "pseudo_users.csv"
     header = ",".join(counterfactual.COLUMNS)
-    path.write_text(
-        f"{header}\n0,A,cooking,d,a,b,c,d,e,1,2\n0,B,travel,,a,b,c,d,e,1,x\n2,C,fashion,d,a,b,c,d,,1,2\n"
-    )
+    path.write_text(f"{header}\n0,A,cooking,d,a,b,c,d,e,1,2\n0,B,travel,,a,b,c,d,e,1,x\n2,C,fashion,d,a,b,c,d,,1,2\n")
     with pytest.raises(MMPBError) as caught:
         counterfactual.read(path)
     places = [line.split(": ")[0].strip() for line in str(caught.value).splitlines()[1:]]

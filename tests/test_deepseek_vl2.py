@@ -19,13 +19,13 @@ from tiny_models import DEEPSEEK_VL2, tiny_tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from prefmoe.backbones.backbone import Backbone, BackboneError, load_backbone
+from prefmoe.backbones.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
+from prefmoe.backbones.deepseek_vl2.processing import SPECIAL_TOKENS
+from prefmoe.config.registry import read_registry
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.models.backbones import Backbone, BackboneError, load_backbone
-from prefmoe.models.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
-from prefmoe.models.deepseek_vl2.processing import SPECIAL_TOKENS
-from prefmoe.models.methods import Method, build_method
+from prefmoe.models.base import Method, build_method
 from prefmoe.models.moe_lora import MixtureOfLoRA
-from prefmoe.models.registry import read_registry
 
 # Sides of the published candidate resolutions: every grid of one to nine tiles.
 GRIDS = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (4, 1), (2, 2), (1, 5), (5, 1), (1, 6), (6, 1), (2, 3), (3, 2),
@@ -57,9 +57,7 @@ PUBLISHED = {
 SIZES = pytest.mark.parametrize("kind", DEEPSEEK_VL2)
 
 
-def published_config(
-    language: dict[str, Any], vision: dict[str, Any] = VISION, **changes: Any
-) -> dict[str, Any]:
+def published_config(language: dict[str, Any], vision: dict[str, Any] = VISION, **changes: Any) -> dict[str, Any]:
     projector = {
         "model_type": "mlp_projector",
         "n_embed": language["hidden_size"],
@@ -117,9 +115,7 @@ class Published:
         return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
     def count(self, pattern: str) -> int:
-        return next(
-            n for n in range(1000) if not any(name.startswith(pattern.format(n)) for name in self.weights)
-        )
+        return next(n for n in range(1000) if not any(name.startswith(pattern.format(n)) for name in self.weights))
 
     def tower(self, view: Tensor) -> Tensor:
         """(3, S, S) to (g, g, D)."""
@@ -212,9 +208,7 @@ class Published:
             x[torch.tensor(ids) == image_id] = torch.cat(pictures)
         for n in range(self.language["num_hidden_layers"]):
             layer = f"language.model.layers.{n}"
-            x = x + self.attention(
-                f"{layer}.self_attn", norm(x, self.weights[f"{layer}.input_layernorm.weight"])
-            )
+            x = x + self.attention(f"{layer}.self_attn", norm(x, self.weights[f"{layer}.input_layernorm.weight"]))
             y = norm(x, self.weights[f"{layer}.post_attention_layernorm.weight"])
             dense = n < self.language["first_k_dense_replace"]
             x = x + (self.feed_forward if dense else self.experts)(f"{layer}.mlp", y)
@@ -312,9 +306,7 @@ def save_published(folder: Path, kind: str, weights: dict[str, Tensor] | None = 
     tokenizer = tiny_tokenizer("deepseek_vl2")
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(settings | {"tokenizer_class": "LlamaTokenizerFast"})
-    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "LlamaTokenizerFast"}))
     language = tiny_language(kind, len(tokenizer) + 8)
     weights = tiny_weights(language) if weights is None else weights
     names = sorted(weights)
@@ -346,11 +338,7 @@ def published(tmp_path: Path) -> Callable[..., Path]:
 
 
 def published_weights(folder: Path) -> dict[str, Tensor]:
-    return {
-        name: tensor
-        for file in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 @SIZES
@@ -367,8 +355,7 @@ def test_a_published_folder_computes_what_a_second_implementation_does(
     inputs = backbone.processor(images=[images], text=[text], return_tensors="pt")
     assert inputs["image_tiles"].tolist() == [[3, 2], [1, 2]]
     pictures = [
-        reference.picture(inputs["pixel_values"][k], *tiles)
-        for k, tiles in enumerate(inputs["image_tiles"].tolist())
+        reference.picture(inputs["pixel_values"][k], *tiles) for k, tiles in enumerate(inputs["image_tiles"].tolist())
     ]
     features = backbone.image_features(images)
     for found, expected in zip(features, pictures, strict=True):
@@ -381,9 +368,7 @@ def test_a_published_folder_computes_what_a_second_implementation_does(
 
 @SIZES
 @torch.no_grad()
-def test_saving_gives_the_published_tensors_back(
-    published: Callable[..., Path], tmp_path: Path, kind: str
-) -> None:
+def test_saving_gives_the_published_tensors_back(published: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     folder = published(kind)
     original = published_weights(folder)
     backbone = load_backbone(folder)
@@ -397,9 +382,7 @@ def test_saving_gives_the_published_tensors_back(
     again = load_backbone(tmp_path / "saved")
     text = "<|User|>: Ann <image> likes tea"
     for image in (make_picture(0, (48, 20)), make_picture(1)):
-        first, second = (
-            b.processor(images=[[image]], text=[text], return_tensors="pt") for b in (backbone, again)
-        )
+        first, second = (b.processor(images=[[image]], text=[text], return_tensors="pt") for b in (backbone, again))
         assert first["input_ids"].tolist() == second["input_ids"].tolist()
         assert torch.equal(backbone.model(**first).logits, again.model(**second).logits)
     assert again.processor.chat_template == backbone.processor.chat_template
@@ -487,9 +470,7 @@ def test_published_configurations_have_the_published_numbers_of_parameters(
         ("language_config", {"moe_layer_freq": 2}, "language_config, moe_layer_freq: expected 1, found 2"),
     ],
 )
-def test_a_configuration_of_no_published_model_is_refused(
-    part: str | None, fields: dict, expected: str
-) -> None:
+def test_a_configuration_of_no_published_model_is_refused(part: str | None, fields: dict, expected: str) -> None:
     content = published_config(PUBLISHED["deepseek_vl2_small"])
     content |= fields if part is None else {part: content[part] | fields}
     with pytest.raises(ValueError, match=expected):
@@ -612,15 +593,11 @@ def stir(method: Method) -> None:
     """Gives the adapters values, as if they had been trained."""
     with torch.no_grad():
         for parameter in method.experts:
-            parameter.copy_(
-                torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(parameter) / 5
-            )
+            parameter.copy_(torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(parameter) / 5)
 
 
 @SIZES
-def test_a_training_step_moves_exactly_the_intended_parameters(
-    build: Callable[..., Method], kind: str
-) -> None:
+def test_a_training_step_moves_exactly_the_intended_parameters(build: Callable[..., Method], kind: str) -> None:
     method = build(kind)
     stir(method)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
@@ -645,9 +622,7 @@ def test_a_training_step_moves_exactly_the_intended_parameters(
 
 @pytest.mark.parametrize("components", ["EPICD", "EPICDM"])
 @SIZES
-def test_gradient_checkpointing_gives_equal_gradients(
-    build: Callable[..., Method], kind: str, components: str
-) -> None:
+def test_gradient_checkpointing_gives_equal_gradients(build: Callable[..., Method], kind: str, components: str) -> None:
     gradients = []
     for checkpointed in (False, True):
         method = build(kind, components)

@@ -20,13 +20,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from small_world import METHODS, PREFMOE, model_folder, small_benchmark, small_edition
 
-from prefmoe import distributed, losses
-from prefmoe.checkpoints import CheckpointError, TrainingError
+from prefmoe import losses
+from prefmoe.backbones.backbone import load_backbone
 from prefmoe.config import ROOT, Training
-from prefmoe.evaluation import evaluate
-from prefmoe.models.backbones import load_backbone
-from prefmoe.models.methods import build_method
-from prefmoe.training import train
+from prefmoe.models.base import build_method
+from prefmoe.running.checkpoints import CheckpointError, TrainingError
+from prefmoe.running.evaluation import evaluate
+from prefmoe.running.training import train
+from prefmoe.system import distributed
 
 TRAINING = Training(steps=4, batch_size=6, checkpoint_every=2, gradient_accumulation=2)
 CONFIGS = small_edition(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
+from prefmoe.config.registry import Registry
 from prefmoe.logits import PROMPTS, fixed_picture
-from prefmoe.models.registry import Registry
-from prefmoe.places import REGISTRY
+from prefmoe.system.places import REGISTRY
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

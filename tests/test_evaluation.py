@@ -12,7 +12,8 @@ from small_world import small_backbone, small_benchmark, small_edition
 from tiny_models import DEEPSEEK_VL2
 
 from prefmoe import metrics
-from prefmoe.evaluation import (
+from prefmoe.models.base import build_method
+from prefmoe.running.evaluation import (
     QUESTION_COLUMNS,
     EvaluationError,
     allowed_answers,
@@ -21,7 +22,6 @@ from prefmoe.evaluation import (
     first_tokens,
     small_talk,
 )
-from prefmoe.models.methods import build_method
 
 PROBABILITIES = ["p_yes", "p_no", "p_a", "p_b", "p_c", "p_d"]
 
@@ -61,7 +61,7 @@ def test_answers_do_not_depend_on_whether_lora_is_merged(monkeypatch):
             if "lora_B" in key:
                 parameter.normal_(std=0.2, generator=generator)
     merged, plain = ask(method, turns=1), ask(method_of("LoRA"), turns=1)
-    monkeypatch.setattr("prefmoe.evaluation.merged_lora", lambda model: nullcontext())
+    monkeypatch.setattr("prefmoe.running.evaluation.merged_lora", lambda model: nullcontext())
     apart = ask(method, turns=1)
     numbers = apart.select_dtypes("number").columns
     pd.testing.assert_frame_equal(merged.drop(columns=numbers), apart.drop(columns=numbers))
@@ -214,7 +214,7 @@ def test_a_damaged_shard_is_named_and_its_questions_are_asked_again(tmp_path, mo
     method = method_of("LoRA")
     whole = ask(method, batch_size=4)
     with monkeypatch.context() as patch:  # every shard is kept, as after a kill
-        patch.setattr("prefmoe.evaluation._Shards.clear", lambda self: None)
+        patch.setattr("prefmoe.running.evaluation._Shards.clear", lambda self: None)
         ask(method, batch_size=4, folder=tmp_path, shard_batches=2)
     first, second, *_ = sorted(tmp_path.glob("*.parquet"))
     content = bytearray(first.read_bytes())

@@ -18,7 +18,7 @@ from synthetic_mmpb import make
 from prefmoe.data import fetch as module
 from prefmoe.data import mmpb
 from prefmoe.data.fetch import FetchError, Release, fetch
-from prefmoe.places import data_folder
+from prefmoe.system.places import data_folder
 
 PICTURE = "mmpb_clean/images/000005.png"
 

@@ -13,8 +13,10 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from prefmoe import audit, figures, metrics
+from prefmoe import metrics
+from prefmoe.analysis import audit
 from prefmoe.data.benchmark import FACETS
+from prefmoe.figures import forms as figures
 
 PUBLISHED = Path(__file__).parent.parent / "published"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prefmoe.files import FileError, is_intact, read_json, seal_of, whole_file, write_json
+from prefmoe.system.files import FileError, is_intact, read_json, seal_of, whole_file, write_json
 
 
 def test_a_file_has_its_name_when_the_block_has_ended(tmp_path):

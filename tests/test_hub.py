@@ -16,14 +16,15 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from small_world import model_folder, small_benchmark, small_edition
 
-from prefmoe import evaluation, hub, memory
-from prefmoe.checkpoints import TrainingError
+from prefmoe.backbones import backbone as backbones
+from prefmoe.backbones.backbone import BackboneError, find_backbone, load_backbone, weights_digest
 from prefmoe.config import Training
-from prefmoe.evaluation import EvaluationError, evaluate
-from prefmoe.models import backbones
-from prefmoe.models.backbones import BackboneError, find_backbone, load_backbone, weights_digest
-from prefmoe.models.methods import Method, MethodError, build_method
-from prefmoe.training import train
+from prefmoe.models.base import Method, MethodError, build_method
+from prefmoe.running import evaluation
+from prefmoe.running.checkpoints import TrainingError
+from prefmoe.running.evaluation import EvaluationError, evaluate
+from prefmoe.running.training import train
+from prefmoe.system import hub, memory
 
 ENTRY = find_backbone("llava-1.5-7b")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from prefmoe import hub
+from prefmoe.system import hub
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 FILES = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 40, "data/notes.txt": b"notes"}

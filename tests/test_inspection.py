@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from small_world import PREFMOE, data_folder, model_folder, small_backbone, small_benchmark, small_edition
 
-from prefmoe import figures, inspection
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data.benchmark import FACETS
-from prefmoe.inspection import InspectionError
-from prefmoe.models.methods import build_method
+from prefmoe.figures import forms as figures
+from prefmoe.inspection import users as inspection
+from prefmoe.inspection.users import InspectionError
+from prefmoe.models.base import build_method
 
 
 def build(kind: str = "llava", attn: str = "eager", **changes):

@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file
 from small_world import DATA, data_folder, model_folder, small_edition
 
-from prefmoe import inspection, runs
+from prefmoe.backbones.backbone import load_backbone
 from prefmoe.config import run_folder
 from prefmoe.data import miniature
-from prefmoe.models.backbones import load_backbone
-from prefmoe.run_files import RunFileError, is_complete, read_predictions, verify
-from prefmoe.runs import Workbench, run_method
+from prefmoe.inspection import users as inspection
+from prefmoe.running import runs
+from prefmoe.running.runs import Workbench, run_method
+from prefmoe.system.run_files import RunFileError, is_complete, read_predictions, verify
 
 EDITION = small_edition("tiny-llava")
 FILES = ("run.json", "predictions.parquet", "losses.parquet", "method/method.json", "method/method.safetensors")
@@ -186,8 +187,8 @@ needs_capabilities = pytest.mark.skipif(sys.platform != "linux", reason="root pa
 
 @needs_capabilities
 def test_complete_results_are_read_from_a_folder_that_cannot_be_written(finished):
-    from prefmoe.evaluation import evaluate
-    from prefmoe.models.methods import Method
+    from prefmoe.models.base import Method
+    from prefmoe.running.evaluation import evaluate
 
     results = finished.parents[4].resolve()
     assert results.name == "results"

@@ -14,14 +14,14 @@ import pytest
 import yaml
 
 from prefmoe.config import CONFIG_FOLDER, ROOT
-from prefmoe.runs import run_method
+from prefmoe.running.runs import run_method
 
 RUN = ("shared", "llava-mini", "PrefMoE")
 
 
 REPORTING = """\
 import sys
-from prefmoe import distributed
+from prefmoe.system import distributed
 with open(f"{sys.argv[1]}/{distributed.state().process_index}", "w") as file:
     print(distributed.processes(), distributed.state().device.type, distributed.sharding(), file=file)
 """

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_models import DEEPSEEK_VL2
 
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import load_pictures
 from prefmoe.cli import main
-from prefmoe.data.collation import load_pictures
 from prefmoe.logits import PROMPTS, LogitsError, check, fixed_picture, record
-from prefmoe.models.backbones import Backbone
 
 KINDS = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", *DEEPSEEK_VL2])
 

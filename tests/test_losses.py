@@ -194,9 +194,7 @@ def test_examples_of_the_same_user_are_no_negatives():
     b = random_batch()
     twice = {k: torch.cat([b[k], b[k]]) for k in ("tokens", "anchors", "users")}
     alone = profile_contrast(b["tokens"], b["anchors"], b["users"])
-    assert float(profile_contrast(twice["tokens"], twice["anchors"], twice["users"])) == pytest.approx(
-        float(alone)
-    )
+    assert float(profile_contrast(twice["tokens"], twice["anchors"], twice["users"])) == pytest.approx(float(alone))
 
 
 def test_nobody_annotated_gives_zero_with_finite_gradients():
@@ -259,9 +257,7 @@ def test_gradients_are_those_of_finite_differences():
         (residuals, query),
     )
     assert torch.autograd.gradcheck(
-        lambda t: profile_contrast(
-            t, b["anchors"], b["users"], b["pseudo"][:, 0], b["pool"], temperature=0.5
-        ),
+        lambda t: profile_contrast(t, b["anchors"], b["users"], b["pseudo"][:, 0], b["pool"], temperature=0.5),
         (tokens,),
     )
 
@@ -271,9 +267,7 @@ def test_descent_on_the_contrast_gathers_groups_and_parts_them():
     residuals = torch.randn(8, 1, 8, generator=generator).requires_grad_()
     groups = torch.arange(8)[:, None] // 4
     for _ in range(50):
-        (gradient,) = torch.autograd.grad(
-            sum(residual_contrast(residuals, groups, temperature=0.5)), residuals
-        )
+        (gradient,) = torch.autograd.grad(sum(residual_contrast(residuals, groups, temperature=0.5)), residuals)
         residuals = (residuals - 5 * gradient).detach().requires_grad_()
     unit = residuals.detach()[:, 0]
     similarity = cosine_similarity(unit[:, None], unit[None], dim=-1)

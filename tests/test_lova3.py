@@ -12,11 +12,11 @@ from method_checks import batch_of, logits
 from prefmoe.config import LoRAMethod, LOVA3Method, NonTunedMethod, Training
 from prefmoe.data import prompts
 from prefmoe.data.prompts import PLACEHOLDER
+from prefmoe.models.base import build_method
 from prefmoe.models.lova3 import ASK, ASSESS, asking, assessing, candidates
-from prefmoe.models.methods import build_method
 from prefmoe.models.yollava import QUESTION
 from prefmoe.pretraining.miniatures import vocabulary
-from prefmoe.training import train
+from prefmoe.running.training import train
 
 ADAPTER = dict(label="x", lr=3e-3, rank=2, alpha=2, dropout=0.0)
 BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
@@ -30,9 +30,7 @@ def said(method, example) -> tuple[str, str]:
     """The prompt that a task shows, and what the model is trained to say, both decoded."""
     batch, tokenizer = batch_of(method, [example]), method.backbone.tokenizer
     ids, labels = batch.inputs["input_ids"][0], batch.labels[0]
-    return tuple(
-        tokenizer.decode(ids[mask], skip_special_tokens=True) for mask in (labels == -100, labels != -100)
-    )
+    return tuple(tokenizer.decode(ids[mask], skip_special_tokens=True) for mask in (labels == -100, labels != -100))
 
 
 @BOTH
@@ -43,9 +41,7 @@ def test_asking_shows_the_picture_and_wants_the_question_and_its_answer(tiny_bac
         prompt, target = said(method, asking(example))
         text = prompts.question_text(example) + example.answer_text
         assert target == tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
-        question = tokenizer.decode(
-            tokenizer(prompts.question_text(example))["input_ids"], skip_special_tokens=True
-        )
+        question = tokenizer.decode(tokenizer(prompts.question_text(example))["input_ids"], skip_special_tokens=True)
         assert example.name in prompt and question in said(method, example)[0] and question not in prompt
         task = batch_of(method, [asking(example)]).inputs
         question = batch_of(method, [example]).inputs
@@ -132,9 +128,7 @@ class Recorder:
         return self.collator(examples, **options)
 
 
-def test_tasks_are_made_from_training_questions_in_the_shares_asked_for(
-    tiny_backbone, tiny_benchmark, tmp_path
-):
+def test_tasks_are_made_from_training_questions_in_the_shares_asked_for(tiny_backbone, tiny_benchmark, tmp_path):
     method = build_method(lova3(asking=0.7, assessing=0.3), tiny_backbone(), tiny_benchmark, seed=0)
     method.collator = recorder = Recorder(method.collator)
     steps, size = 30, 8

@@ -174,9 +174,7 @@ def test_missing_columns_are_named():
     ],
 )
 def test_a_bad_row_is_named(fields, message):
-    frame = (
-        pd.DataFrame([question(), question(**fields)], index=[3, 17]).assign(index=[30, 170]).astype(object)
-    )
+    frame = pd.DataFrame([question(), question(**fields)], index=[3, 17]).assign(index=[30, 170]).astype(object)
     with pytest.raises(metrics.ScoringError, match=f"row 17 \\(question 170\\): {message}"):
         metrics.score(frame)
 
@@ -201,9 +199,7 @@ def test_collapse_and_recall_undo_negated_questions():
         question(name="cid", answer=4, prediction="perhaps"),  # unreadable: not recalled
         question(name="bob", answer=5, prediction="yes"),  # inside but truly no: neither
         question(answer=4, prediction="yes"),  # outside but truly yes: neither
-        question(
-            category="recognition", concept="", answer=5, prediction="yes", preference_bucket_names=None
-        ),
+        question(category="recognition", concept="", answer=5, prediction="yes", preference_bucket_names=None),
         choice(prediction="A"),
     ]
     summary = metrics.summarize(metrics.score(pd.DataFrame(rows)))
@@ -269,6 +265,4 @@ def test_seeds_are_averaged_after_the_ratio():
     first = metrics.score(pd.DataFrame([question(prediction="yes"), question(name="dan", prediction="no")]))
     second = metrics.score(pd.DataFrame([question(prediction="yes"), question(name="dan", prediction="hm")]))
     _, numerator, denominator = metrics.user_counts([first, second])
-    assert metrics.estimates(numerator, denominator)["collapse"]["value"] == pytest.approx(
-        (1 / 2 + 1 / 1) / 2
-    )
+    assert metrics.estimates(numerator, denominator)["collapse"]["value"] == pytest.approx((1 / 2 + 1 / 1) / 2)

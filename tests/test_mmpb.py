@@ -20,7 +20,7 @@ from prefmoe.data.columns import COLUMNS
 from prefmoe.data.pictures import picture_mistake
 from prefmoe.data.rows import REPORTED_MISTAKES, MMPBError
 from prefmoe.data.sources import load_benchmark
-from prefmoe.places import data_folder
+from prefmoe.system.places import data_folder
 
 REAL = data_folder(None)
 

@@ -11,14 +11,7 @@ from torch import nn
 from torch.nn.functional import gelu
 
 from prefmoe.data.benchmark import FACETS
-from prefmoe.models.moe_lora import (
-    HierarchicalRouter,
-    MixtureOfLoRA,
-    Ranks,
-    Routing,
-    expert_mixture,
-    install_mixture,
-)
+from prefmoe.models.moe_lora import HierarchicalRouter, MixtureOfLoRA, Ranks, Routing, expert_mixture, install_mixture
 
 DATA = Path(__file__).parent / "data"
 RANKS = Ranks(preference=3, user=6, profile=2)
@@ -44,9 +37,7 @@ def golden(request):
 
 def test_golden_branches_by_the_contract_function(golden):
     x, task = golden["in_x"], golden["in_task_gate"]
-    preference = expert_mixture(
-        x, golden["w_preference_A"], golden["w_preference_B"], golden["in_preference_gate"]
-    )
+    preference = expert_mixture(x, golden["w_preference_A"], golden["w_preference_B"], golden["in_preference_gate"])
     user = expert_mixture(
         x, golden["w_user_A"][None], golden["w_user_B"][None], torch.ones(len(x), 1),
         golden["in_user_context"][:, None],
@@ -72,18 +63,14 @@ def test_golden_delta_by_one_layer(golden):
     layer = MixtureOfLoRA(nn.Linear(x.shape[2], golden["out_delta"].shape[2]), ranks, routing)
     with torch.no_grad():
         layer.A.copy_(torch.cat([golden["w_user_A"], *golden["w_preference_A"], *golden["w_profile_A"]]))
-        layer.B.copy_(
-            torch.cat([golden["w_user_B"], *golden["w_preference_B"], *golden["w_profile_B"]], dim=1)
-        )
+        layer.B.copy_(torch.cat([golden["w_user_B"], *golden["w_preference_B"], *golden["w_profile_B"]], dim=1))
         torch.testing.assert_close(layer(x) - layer.base(x), golden["out_delta"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("with_context", [False, True])
 def test_two_products_equal_the_loop_over_experts_with_gradients(with_context):
     torch.manual_seed(0)
-    tensors = [
-        torch.randn(*s, dtype=torch.float64) for s in ((2, 4, 7), (3, 5, 7), (3, 6, 5), (2, 3), (2, 3, 5))
-    ]
+    tensors = [torch.randn(*s, dtype=torch.float64) for s in ((2, 4, 7), (3, 5, 7), (3, 6, 5), (2, 3), (2, 3, 5))]
     tensors = [t.requires_grad_() for t in (tensors if with_context else tensors[:4])]
     fast, slow = expert_mixture(*tensors), mixture_by_loops(*tensors)
     torch.testing.assert_close(fast, slow)
@@ -100,9 +87,7 @@ def test_the_mixture_takes_two_matrix_products():
     x, A, B, gate = torch.randn(2, 4, 7), torch.randn(9, 5, 7), torch.randn(9, 6, 5), torch.randn(2, 9)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         expert_mixture(x, A, B, gate)
-    products = [
-        e for e in profile.events() if e.name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::einsum")
-    ]
+    products = [e for e in profile.events() if e.name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::einsum")]
     assert len(products) == 2
 
 

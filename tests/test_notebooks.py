@@ -15,11 +15,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from prefmoe import notebooks
 from prefmoe.cli import main
-from prefmoe.kernel import die_with
-from prefmoe.notebooks import NotebookError, check_outputs, execute, parse_parameters, publish, publish_all
-from prefmoe.provenance import notebook_digest
+from prefmoe.system.provenance import notebook_digest
+from prefmoe.workflow import notebooks
+from prefmoe.workflow.kernel import die_with
+from prefmoe.workflow.notebooks import NotebookError, check_outputs, execute, parse_parameters, publish, publish_all
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -203,7 +203,7 @@ HOLDING = "sum(range(10**13))"
 def test_a_killed_runner_leaves_no_result_and_takes_its_kernel_along(tmp_path, number, code):
     code = f"import os, pathlib, time\npathlib.Path('kernel').write_text(str(os.getpid()))\n{code}"
     source, output = _notebook(tmp_path / "source.ipynb", code), tmp_path / "out.ipynb"
-    call = f"from prefmoe.notebooks import execute; execute({str(source)!r}, {str(output)!r})"
+    call = f"from prefmoe.workflow.notebooks import execute; execute({str(source)!r}, {str(output)!r})"
     runner = subprocess.Popen([sys.executable, "-c", call], cwd=REPOSITORY)
     kernel = tmp_path / "kernel"
     _wait_for(lambda: kernel.exists() and kernel.read_text())
@@ -311,7 +311,9 @@ def test_parameters_are_yaml_scalars():
 def test_a_kernel_whose_parent_is_gone_already_ends(monkeypatch):
     with pytest.raises(SystemExit, match="has ended"):
         subprocess_parent = os.getppid() + 1
-        monkeypatch.setattr("prefmoe.kernel.sys.platform", "other")  # this process is not to be bound to its parent
+        monkeypatch.setattr(
+            "prefmoe.workflow.kernel.sys.platform", "other"
+        )  # this process is not to be bound to its parent
         die_with(subprocess_parent)
 
 

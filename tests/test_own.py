@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from prefmoe import asking
 from prefmoe.cli import main
 from prefmoe.data import sources
+from prefmoe.running import asking
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -92,8 +92,8 @@ import sys, torch
 from small_world import METHODS, small_backbone, small_benchmark, small_edition
 from method_checks import assert_backbone_unchanged, fit, logits, moved_by, trained_names
 import yaml
-from prefmoe.evaluation import evaluate
-from prefmoe.models.methods import Method, build_method
+from prefmoe.running.evaluation import evaluate
+from prefmoe.models.base import Method, build_method
 
 import prefmoe
 assert prefmoe.__file__.startswith(sys.argv[1]), prefmoe.__file__

@@ -14,7 +14,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 import prefmoe
-from prefmoe.data.collation import CollationError, load_pictures
+from prefmoe.backbones.collation import CollationError, load_pictures
 from prefmoe.data.pictures import FORMATS, PictureError, as_rgb, decode, open_picture
 
 

@@ -9,14 +9,14 @@ import pytest
 import yaml
 from small_world import model_folder
 
-from prefmoe import places
+from prefmoe.backbones import cards
+from prefmoe.backbones.backbone import BackboneError, find_backbone, load_backbone
 from prefmoe.cli import main
-from prefmoe.config import MMPBData, load_edition
+from prefmoe.config import MMPBData, load_edition, registry
 from prefmoe.data.sources import SourceError, prepare_data
-from prefmoe.models import cards, registry
-from prefmoe.models.backbones import BackboneError, find_backbone, load_backbone
 from prefmoe.pretraining import PretrainingError, pretrain
 from prefmoe.pretraining.miniatures import FOLDERS
+from prefmoe.system import places
 
 
 @pytest.fixture

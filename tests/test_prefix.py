@@ -9,8 +9,8 @@ import torch
 from tiny_benchmark import make_picture
 from tiny_models import ARCHITECTURES
 
-from prefmoe.data.collation import Batch, encode, pad
-from prefmoe.models.backbones import Backbone
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import Batch, encode, pad
 from prefmoe.models.prefix import PrefixHook
 
 PREFIX = 13

@@ -15,11 +15,12 @@ from small_world import METHODS, PREFMOE, small_backbone, small_benchmark
 from tiny_models import ARCHITECTURES, DEEPSEEK_VL2
 from transformers import GenerationConfig
 
-from prefmoe import config, prefix_cache
+from prefmoe import config
+from prefmoe.backbones.collation import encode
 from prefmoe.data import prompts
-from prefmoe.data.collation import encode
-from prefmoe.evaluation import evaluate
-from prefmoe.models.methods import build_method
+from prefmoe.models.base import build_method
+from prefmoe.running import prefix_cache
+from prefmoe.running.evaluation import evaluate
 
 KINDS = METHODS | {
     "NT-no-profile": {"kind": "nontuned", "label": "without profile", "profile": "none"},

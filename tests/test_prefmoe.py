@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from prefmoe import losses
 from prefmoe.config import COMPONENTS, PrefMoEMethod
 from prefmoe.data.benchmark import FACETS, Preference, User
+from prefmoe.models.base import CONFIG_FILE, WEIGHTS_FILE, Method, MethodError, build_method
 from prefmoe.models.baselines import LoRA
-from prefmoe.models.methods import CONFIG_FILE, WEIGHTS_FILE, Method, MethodError, build_method
 from prefmoe.models.moe_lora import MixtureOfLoRA
 from prefmoe.models.prefix import PrefixHook
 from prefmoe.models.prefmoe import PrefMoE, masked_mean

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from small_world import small_backbone
 
-from prefmoe.data.collation import CollationError, load_pictures, process_pictures, stack_pictures
-from prefmoe.data.prepared import prepared_pictures, seen_pictures
+from prefmoe.backbones.collation import CollationError, load_pictures, process_pictures, stack_pictures
+from prefmoe.backbones.prepared import prepared_pictures, seen_pictures
 
 
 @pytest.fixture

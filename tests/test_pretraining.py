@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from prefmoe import pretraining
+from prefmoe.backbones.backbone import load_backbone
 from prefmoe.data.benchmark import FACETS, User
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
-from prefmoe.models.backbones import load_backbone
 from prefmoe.models.user_state import FactorisedUsers, encode_users
 from prefmoe.pretraining import drawings, language, miniatures, reading, vision
 from prefmoe.pretraining.abilities import measure_abilities

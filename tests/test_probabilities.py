@@ -10,7 +10,8 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from prefmoe import metrics, probabilities
+from prefmoe import metrics
+from prefmoe.analysis import probabilities
 
 USERS = tuple("abcdefgh")
 HOLDERS = {0: "abcdef", 1: "ab", 2: "cdgh", 3: "h"}

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from prefmoe.backbones.backbone import Backbone, load_backbone
+from prefmoe.backbones.collation import Collator, encode
+from prefmoe.backbones.prompt_checks import PromptError, PromptTooLong, available_positions, taken_positions
 from prefmoe.config import TGLLaVAMethod, YoLLaVAMethod
-from prefmoe.data.collation import Collator, encode
-from prefmoe.data.prompt_checks import PromptError, PromptTooLong, available_positions, taken_positions
 from prefmoe.data.prompts import Wording
-from prefmoe.models.backbones import Backbone, load_backbone
-from prefmoe.models.methods import build_method
+from prefmoe.models.base import build_method
 
 WORDS = ("<sks>", "<token0>", "<token1>", "<token2>")
 YOLLAVA = YoLLaVAMethod(kind="yollava", label="Yo'LLaVA", lr=1e-2, tokens=3, recognition=0.0)

@@ -9,7 +9,7 @@ import pytest
 
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Example, Preference, User
-from prefmoe.places import data_folder
+from prefmoe.system.places import data_folder
 
 TEXT = (
     "In terms of travel, <sks> enjoys fine dining, street food, but dislikes skydiving, cave exploration. "

@@ -11,12 +11,14 @@ import pytest
 import yaml
 from small_world import data_folder, model_folder, small_benchmark, small_edition
 
-from prefmoe import config, metrics, outputs, protocol, protocol_tables, statistics, tables
-from prefmoe.config import CONFIG_FOLDER, ConfigError, load_edition
-from prefmoe.outputs import made_folder
-from prefmoe.protocol import Experiment, ProtocolError, apply_variant, load_protocol, plan, plans, run
-from prefmoe.protocol_tables import Cell, difference_rows, question_labels, result_rows, trend_rows
-from prefmoe.tables import Answers
+from prefmoe import config, metrics
+from prefmoe.analysis import statistics, tables
+from prefmoe.analysis.tables import Answers
+from prefmoe.config import CONFIG_FOLDER, ConfigError, load_edition, outputs
+from prefmoe.config.outputs import made_folder
+from prefmoe.experiments import protocol, protocol_tables
+from prefmoe.experiments.protocol import Experiment, ProtocolError, apply_variant, load_protocol, plan, plans, run
+from prefmoe.experiments.protocol_tables import Cell, difference_rows, question_labels, result_rows, trend_rows
 
 NEW_USERS_ALONE = small_edition("tiny-llava")
 EDITION = NEW_USERS_ALONE.model_copy(

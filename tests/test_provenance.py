@@ -7,8 +7,8 @@ import re
 import nbformat
 import pytest
 
-from prefmoe import provenance
-from prefmoe.provenance import NotebookCodeError, UnknownModuleError, code_digest, notebook_digest
+from prefmoe.system import provenance
+from prefmoe.system.provenance import NotebookCodeError, UnknownModuleError, code_digest, notebook_digest
 
 
 @pytest.fixture
@@ -128,5 +128,10 @@ def test_what_a_run_depends_on_is_found_and_figures_are_not_among_it(monkeypatch
     code_digest.cache_clear()
     code_digest()
     used = {name for name in seen if original(name)}
-    assert {"prefmoe.losses", "prefmoe.data.prompts", "prefmoe.models.moe_lora", "prefmoe.training"} <= used
-    assert not used & {"prefmoe.figures", "prefmoe.tables", "prefmoe.notebooks", "prefmoe.runs"}
+    assert {"prefmoe.losses", "prefmoe.data.prompts", "prefmoe.models.moe_lora", "prefmoe.running.training"} <= used
+    assert not used & {
+        "prefmoe.figures.forms",
+        "prefmoe.analysis.tables",
+        "prefmoe.workflow.notebooks",
+        "prefmoe.running.runs",
+    }

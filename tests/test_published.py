@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from prefmoe import published
+from prefmoe.analysis import published
 
 
 def test_wide_keeps_every_number_and_the_printed_order():

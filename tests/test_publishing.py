@@ -10,10 +10,11 @@ import nbformat
 import pandas as pd
 import pytest
 
-from prefmoe import notebooks, outputs, publishing, tables
-from prefmoe.config import DEFAULT_EDITION, FIGURES, ROOT, load_edition
-from prefmoe.notebooks import NotebookError
-from prefmoe.outputs import OutputError, figures_folder, made_folder, tables_folder
+from prefmoe.analysis import tables
+from prefmoe.config import DEFAULT_EDITION, FIGURES, ROOT, load_edition, outputs
+from prefmoe.config.outputs import OutputError, figures_folder, made_folder, tables_folder
+from prefmoe.workflow import notebooks, publishing
+from prefmoe.workflow.notebooks import NotebookError
 
 
 @pytest.fixture

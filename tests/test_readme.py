@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefmoe import tables
+from prefmoe.analysis import tables
 from prefmoe.cli import _parser
 from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, load_edition
 

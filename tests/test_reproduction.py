@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefmoe import cli, reproduction, tables
+from prefmoe import cli
+from prefmoe.analysis import tables
 from prefmoe.config import FIGURES, load_edition
-from prefmoe.reproduction import NOT, REPRODUCED, WITHIN, ReproductionError, compare, compare_edition
+from prefmoe.workflow import reproduction
+from prefmoe.workflow.reproduction import NOT, REPRODUCED, WITHIN, ReproductionError, compare, compare_edition
 
 NAMES = ("table1", "table2", "table1_seeds", "comparisons", "breakdown", "dataset_statistics", "user_space")
 SENSITIVITY = {"method": "PrefMoE", "backbone": "llava-mini", "turns": 0, "metric": "sensitivity"}

@@ -11,11 +11,11 @@ import transformers
 from small_world import METHODS, PREFMOE, model_folder, small_benchmark, small_edition
 from torch.autograd.graph import saved_tensors_hooks
 
-from prefmoe import resources
+from prefmoe.backbones.backbone import find_backbone, load_backbone
 from prefmoe.cli import main
 from prefmoe.config import load_edition
-from prefmoe.models.backbones import find_backbone, load_backbone
-from prefmoe.models.methods import Method, build_method
+from prefmoe.models.base import Method, build_method
+from prefmoe.workflow import resources
 
 CONFIGS = small_edition(
     "tiny",
@@ -200,5 +200,7 @@ def test_jobs_ask_for_what_their_runs_need():
 
 def test_a_workflow_is_planned_without_torch():
     """Planning the paper's edition takes a third of the time."""
-    code = "import sys, prefmoe.resources; sys.exit(not sys.modules.keys().isdisjoint({'torch', 'transformers'}))"
+    code = (
+        "import sys, prefmoe.workflow.resources; sys.exit(not sys.modules.keys().isdisjoint({'torch', 'transformers'}))"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0

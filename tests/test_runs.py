@@ -12,12 +12,12 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from small_world import data_folder, model_folder, small_edition
 
-from prefmoe import runs
-from prefmoe.checkpoints import TrainingError
+from prefmoe.backbones.backbone import load_backbone
 from prefmoe.config import ConfigError, run_folder
-from prefmoe.models.backbones import load_backbone
-from prefmoe.runs import RunError, Workbench, is_complete, run_all_seeds, run_method, seeds_of
-from prefmoe.shortening import TooLongError
+from prefmoe.running import runs
+from prefmoe.running.checkpoints import TrainingError
+from prefmoe.running.runs import RunError, Workbench, is_complete, run_all_seeds, run_method, seeds_of
+from prefmoe.running.shortening import TooLongError
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ class Interruption(Exception):
 
 
 def interrupt_at(monkeypatch, name: str, count: int):
-    """Makes the count-th call of a function of prefmoe.runs fail; returns the calls that were made."""
+    """Makes the count-th call of a function of prefmoe.running.runs fail; returns the calls that were made."""
     original, calls = getattr(runs, name), []
 
     def limited(*arguments, **options):
@@ -214,8 +214,8 @@ def test_two_processes_never_write_one_run():
 
 
 def test_a_saved_method_answers_like_the_run():
-    from prefmoe.evaluation import evaluate
-    from prefmoe.models.methods import Method
+    from prefmoe.models.base import Method
+    from prefmoe.running.evaluation import evaluate
 
     folder = run("PrefMoE")
     workbench = Workbench(EDITION, "tiny-llava", results="results")
@@ -236,7 +236,9 @@ def test_too_long_questions_are_refused_before_training_or_counted_in_the_story(
     )
     too_long = sum(length > lengths[len(lengths) // 2] for length in lengths)
     assert 0 < too_long < len(lengths)
-    monkeypatch.setattr("prefmoe.data.prompt_checks.available_positions", lambda backbone: lengths[len(lengths) // 2])
+    monkeypatch.setattr(
+        "prefmoe.backbones.prompt_checks.available_positions", lambda backbone: lengths[len(lengths) // 2]
+    )
     with pytest.raises(TooLongError, match=f"^{too_long} of {len(lengths)} questions after 1 turns"):
         run()
     assert not trained

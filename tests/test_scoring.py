@@ -11,9 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from prefmoe import metrics, scoring
+from prefmoe import metrics
+from prefmoe.analysis import scoring
+from prefmoe.analysis.scoring import ScoringError, report
 from prefmoe.cli import main
-from prefmoe.scoring import ScoringError, report
 
 GOLDEN = Path(__file__).parent / "data" / "scoring_0.csv"
 EXPECTED = json.loads(GOLDEN.with_suffix(".json").read_text())

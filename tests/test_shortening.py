@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 from small_world import small_backbone, small_benchmark, small_edition
 
+from prefmoe.backbones.prompt_checks import PromptTooLong, taken_positions
 from prefmoe.config import Training
-from prefmoe.data.prompt_checks import PromptTooLong, taken_positions
-from prefmoe.evaluation import evaluate, small_talk
-from prefmoe.models.methods import build_method
-from prefmoe.shortening import SHORTENED_COLUMNS, TooLongError, fitting_talks, shortened_table
-from prefmoe.training import train
+from prefmoe.models.base import build_method
+from prefmoe.running.evaluation import evaluate, small_talk
+from prefmoe.running.shortening import SHORTENED_COLUMNS, TooLongError, fitting_talks, shortened_table
+from prefmoe.running.training import train
 
 TURNS, NEW = 10, 3
 

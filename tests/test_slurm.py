@@ -50,7 +50,7 @@ def test_every_command_of_the_page_is_understood(command):
     elif program.startswith("PREFMOE_"):
         assert program == f"{ASKED}=1" and (ROOT / words[1]) == Path(__file__)
     elif program == "hf":
-        registry = (ROOT / "prefmoe/models/registry.yaml").read_text(encoding="utf-8")
+        registry = (ROOT / "prefmoe/config/registry.yaml").read_text(encoding="utf-8")
         assert words[1] in registry and words[words.index("--revision") + 1] in registry
     else:
         assert command in {

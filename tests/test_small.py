@@ -18,15 +18,15 @@ from tiny_models import save_tiny, tiny_tokenizer
 from torch import nn
 
 from prefmoe import projector
+from prefmoe.backbones import smollm2_lite
+from prefmoe.backbones.backbone import Backbone, BackboneError, load_backbone
+from prefmoe.backbones.collation import encode, pad
+from prefmoe.backbones.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, SameConv2d, folded
+from prefmoe.backbones.smollm2_lite import AssemblyError, Wheel
 from prefmoe.cli import main
-from prefmoe.data.collation import encode, pad
+from prefmoe.config.registry import read_registry
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
-from prefmoe.models import smollm2_lite
-from prefmoe.models.backbones import Backbone, BackboneError, load_backbone
-from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, SameConv2d, folded
-from prefmoe.models.registry import read_registry
-from prefmoe.models.smollm2_lite import AssemblyError, Wheel
-from prefmoe.places import from_environment
+from prefmoe.system.places import from_environment
 
 STAGES = [[1, 3, 1, 1, 6], [2, 3, 2, 2, 8], [1, 5, 2, 2, 8]]
 SIZES = dict(image_size=32, patch_size=8, hidden_size=24, stem_channels=6, stages=STAGES)

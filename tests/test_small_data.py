@@ -11,11 +11,13 @@ import pytest
 from method_checks import fit
 from synthetic_mmpb import make, rows, write_csv, write_split
 
-from prefmoe import figures, inspection, tables
+from prefmoe.analysis import tables
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data import composition, mmpb, prompts
 from prefmoe.data.benchmark import FACETS, Benchmark
-from prefmoe.models.methods import build_method
+from prefmoe.figures import forms as figures
+from prefmoe.inspection import users as inspection
+from prefmoe.models.base import build_method
 
 CASES = {
     "three users": (("Ann", "Bo", "asian_doll"), ()),

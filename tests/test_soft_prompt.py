@@ -10,7 +10,7 @@ from method_checks import batch_of, fit, logits
 from torch.nn.functional import cross_entropy
 
 from prefmoe.config import SoftPromptMethod
-from prefmoe.models.methods import build_method
+from prefmoe.models.base import build_method
 from prefmoe.models.prefix import PrefixHook
 
 CONFIG = SoftPromptMethod(kind="soft_prompt", label="Soft prompt", lr=1e-2, tokens=3)
@@ -48,9 +48,7 @@ def test_it_is_the_backbone_behind_the_user_s_vectors(tiny_backbone, tiny_benchm
 
 def test_a_user_without_training_questions_gets_the_mean_prompt(tiny_backbone, tiny_benchmark):
     train = tuple(i for i in tiny_benchmark.splits["train"] if tiny_benchmark.examples[i].name != "Dot")
-    benchmark = replace(
-        tiny_benchmark, splits={**tiny_benchmark.splits, "train": train}, digest="without Dot"
-    )
+    benchmark = replace(tiny_benchmark, splits={**tiny_benchmark.splits, "train": train}, digest="without Dot")
     method = build_method(CONFIG, tiny_backbone(), benchmark, seed=0).eval()
     assert len(method.users.embedding) == 3
     questions = of_user(benchmark, "Dot", "test")[:2]

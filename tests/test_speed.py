@@ -112,8 +112,13 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
     table = pd.read_csv(path)
     assert path.name == "cpu.csv" and table["hardware"].str.contains("torch 2").all()
     assert list(dict.fromkeys(table["benchmark"])) == [
-        "adapted projection", "residual terms", "training step", "evaluation", "prompts that begin alike",
-        "many users", "user state",
+        "adapted projection",
+        "residual terms",
+        "training step",
+        "evaluation",
+        "prompts that begin alike",
+        "many users",
+        "user state",
     ]
     steps = table[table["benchmark"] == "training step"]
     assert steps["setting"].nunique() == 2 and steps["variant"].nunique() == 4  # fmt: skip

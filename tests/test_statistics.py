@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prefmoe import statistics
+from prefmoe.analysis import statistics
 
 
 def test_vectorised_cluster_bootstrap_equals_a_loop_over_resampled_questions():
@@ -29,9 +29,7 @@ def test_interval_agrees_with_scipy_on_independent_questions():
     """One question per user: the cluster bootstrap is the ordinary bootstrap."""
     hits = (np.arange(400) % 10 < 3).astype(float)
     estimate = statistics.cluster_bootstrap(hits, np.arange(400), resamples=4000)
-    reference = stats.bootstrap(
-        (hits,), np.mean, n_resamples=4000, method="percentile", rng=1
-    ).confidence_interval
+    reference = stats.bootstrap((hits,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
     assert estimate["value"] == pytest.approx(0.3) and estimate["n"] == 400
     assert estimate["low"] == pytest.approx(reference.low, abs=0.006)
     assert estimate["high"] == pytest.approx(reference.high, abs=0.006)
@@ -51,9 +49,7 @@ def test_interval_width_follows_the_closed_form_for_equal_clusters():
 
 def test_bootstrap_is_seeded():
     hits, users = np.arange(30) % 2, np.arange(30) % 5
-    assert statistics.cluster_bootstrap(hits, users, seed=1) == statistics.cluster_bootstrap(
-        hits, users, seed=1
-    )
+    assert statistics.cluster_bootstrap(hits, users, seed=1) == statistics.cluster_bootstrap(hits, users, seed=1)
 
 
 def test_undefined_resamples_are_left_out():

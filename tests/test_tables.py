@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefmoe import metrics, run_files, statistics, tables
+from prefmoe import metrics
+from prefmoe.analysis import statistics, tables
 from prefmoe.config import Edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Preference, User
+from prefmoe.system import run_files
 
 LIKES = {"ann": ("tea", "jam"), "bob": ("tea", "jam"), "cid": ("tea", "kites"), "dan": ("ice", "kites")}
 DISLIKES = {"ann": ("ice",), "bob": ("ice",), "cid": ("maps",), "dan": ("tea",)}

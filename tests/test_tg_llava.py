@@ -12,14 +12,14 @@ from PIL import Image
 from tiny_benchmark import make_picture
 from tiny_models import ARCHITECTURES
 
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import process_pictures, stack_pictures
+from prefmoe.backbones.tower_layout import nearest, places, quarters, tower_states
 from prefmoe.config import TGLLaVAMethod
 from prefmoe.data import prompts
-from prefmoe.data.collation import process_pictures, stack_pictures
 from prefmoe.models.added_tokens import AddedTokens
-from prefmoe.models.backbones import Backbone
-from prefmoe.models.methods import build_method
+from prefmoe.models.base import build_method
 from prefmoe.models.tg_llava import DetailPerceiver, FeatureMask, TGLLaVA
-from prefmoe.models.tower_layout import nearest, places, quarters, tower_states
 
 EVERY = pytest.mark.parametrize("kind", ARCHITECTURES)
 BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
@@ -82,9 +82,7 @@ def test_untrained_it_is_the_backbone_with_the_latents_behind_the_picture(build,
         places = method.added.contains(row).nonzero()[:, 0].tolist()
         assert row[places].tolist() == list(range(method.added.first, method.added.first + LATENTS))
         assert places == list(range(places[0], places[0] + LATENTS))
-        assert (
-            0 < places[0] - int((row == backbone.image_token_id).nonzero().max()) <= 2
-        )  # a marker in between
+        assert 0 < places[0] - int((row == backbone.image_token_id).nonzero().max()) <= 2  # a marker in between
 
 
 @BOTH
@@ -154,9 +152,7 @@ def test_patches_of_qwen_are_where_the_picture_has_them(tiny_backbone):
     states = tower_states(backbone, inputs)
     where = places(backbone, inputs, states)[1][0]
     assert where.shape == (6, 10)
-    pixels = (
-        inputs["pixel_values"].view(len(states), 3, -1).mean(-1)
-    )  # rows are packed as the cached states are
+    pixels = inputs["pixel_values"].view(len(states), 3, -1).mean(-1)  # rows are packed as the cached states are
     processor = backbone.processor.image_processor
     expected = (colours / 255.0 - np.array(processor.image_mean)) / np.array(processor.image_std)
     np.testing.assert_allclose(pixels[where].numpy(), expected, atol=1e-5)

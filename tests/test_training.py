@@ -12,15 +12,10 @@ import pytest
 import torch
 from small_world import small_backbone, small_benchmark, small_edition
 
-from prefmoe.checkpoints import CheckpointError, TrainingError
 from prefmoe.config import Training
-from prefmoe.models.methods import build_method
-from prefmoe.training import (
-    learning_rate_factor,
-    plan_batches,
-    total_steps,
-    train,
-)
+from prefmoe.models.base import build_method
+from prefmoe.running.checkpoints import CheckpointError, TrainingError
+from prefmoe.running.training import learning_rate_factor, plan_batches, total_steps, train
 
 TRAINING = Training(steps=5, batch_size=6, checkpoint_every=2, gradient_accumulation=2)
 
@@ -296,5 +291,3 @@ def test_nothing_to_train_is_said(tmp_path):
         train(fresh(small_backbone(), "NT"), small_benchmark().select("train"), TRAINING, folder=tmp_path, seed=1)
     with pytest.raises(TrainingError, match="no training examples"):
         train(fresh(small_backbone(), "LoRA"), [], TRAINING, folder=Path(tmp_path), seed=1)
-
-

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from small_world import data_folder, model_folder, small_edition
 
-from prefmoe import metrics, runs
+from prefmoe import metrics
 from prefmoe.config import ConfigError
-from prefmoe.tuning import TuningError, apply_settings, choose, disagreements, load_grid, run_trial, tune
+from prefmoe.experiments.tuning import TuningError, apply_settings, choose, disagreements, load_grid, run_trial, tune
+from prefmoe.running import runs
 
 EDITION = small_edition("tiny-llava", methods=small_edition("tiny").model_dump()["methods"])
 GRID = {

@@ -13,11 +13,11 @@ import pytest
 from small_world import model_folder
 from synthetic_mmpb import make
 
-from prefmoe import file_digests
-from prefmoe.file_digests import FileDigests, content_digest, content_digests, files_below
-from prefmoe.models.backbone_files import registered_identity
-from prefmoe.models.backbones import find_backbone, weights_digest
-from prefmoe.places import known_backbones
+from prefmoe.backbones.backbone import find_backbone, weights_digest
+from prefmoe.config.backbone_files import registered_identity
+from prefmoe.system import file_digests
+from prefmoe.system.file_digests import FileDigests, content_digest, content_digests, files_below
+from prefmoe.system.places import known_backbones
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from synthetic_mmpb import make
 
-from prefmoe import resources
 from prefmoe.config import load_edition
-from prefmoe.protocol import load_protocol, plans
+from prefmoe.experiments.protocol import load_protocol, plans
+from prefmoe.workflow import resources
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
@@ -41,7 +41,7 @@ print("started from", done)
 """A run that can be interrupted: it counts to eight in a file and goes on from there."""
 
 DRAWING = """\
-from prefmoe.outputs import figures_folder
+from prefmoe.config.outputs import figures_folder
 figures_folder(edition).mkdir(parents=True, exist_ok=True)
 for name in files:
     (figures_folder(edition) / name).write_text("drawn")
@@ -317,7 +317,7 @@ def test_a_run_is_repeated_when_its_benchmark_or_its_weights_change(clone, tmp_p
     """The data in the home folder, the weights in a folder of the registry, and neither below the clone."""
     make(tmp_path / "data")
     model = shutil.copytree(REPOSITORY / "prefmoe/weights/llava-mini", tmp_path / "model")
-    with (clone / "prefmoe/models/registry.yaml").open("a") as registry:
+    with (clone / "prefmoe/config/registry.yaml").open("a") as registry:
         registry.write(f"  own-llava: {{folder: {model}, model_class: LlavaForConditionalGeneration}}\n")
     own = yaml.safe_load((clone / "config/tiny.yaml").read_text(encoding="utf-8"))
     own |= {"name": "own", "backbones": ["own-llava"], "table1": ["NT"], "data": {"kind": "mmpb", "folder": "~/data"}}

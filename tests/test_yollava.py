@@ -8,10 +8,10 @@ import pytest
 import torch
 from method_checks import batch_of, fit, logits
 
+from prefmoe.backbones.backbone import Backbone
 from prefmoe.config import YoLLaVAMethod
 from prefmoe.data import prompts
-from prefmoe.models.backbones import Backbone
-from prefmoe.models.methods import MethodError, build_method
+from prefmoe.models.base import MethodError, build_method
 from prefmoe.models.yollava import QUESTION, YoLLaVA
 
 TOKENS = 3
@@ -48,9 +48,7 @@ def resized(backbone: Backbone, method: YoLLaVA, row: int) -> Backbone:
 
 
 @BOTH
-def test_a_step_equals_training_both_matrices_and_restoring_the_other_rows(
-    build, tiny_backbone, tiny_benchmark, kind
-):
+def test_a_step_equals_training_both_matrices_and_restoring_the_other_rows(build, tiny_backbone, tiny_benchmark, kind):
     method = build(kind)
     row = tiny_benchmark.row("Bob")
     reference = resized(tiny_backbone(kind), method, row)
@@ -78,9 +76,7 @@ def test_a_step_equals_training_both_matrices_and_restoring_the_other_rows(
     examples = of_user(tiny_benchmark, "Bob", "test")[:2]
     inputs = batch_of(method, examples, with_answer=False).inputs
     with torch.no_grad():
-        torch.testing.assert_close(
-            logits(method, examples), reference.model(**inputs).logits, rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(logits(method, examples), reference.model(**inputs).logits, rtol=1e-3, atol=1e-3)
 
 
 @BOTH
@@ -161,9 +157,7 @@ def test_hard_negatives_are_the_users_who_look_most_alike(build, tiny_benchmark)
         assert method.similar[row] == nearest
         drawn = [method.recognition_example(row) for _ in range(80)]
         assert {e.image for e in drawn if e.answer_text == "yes"} == set(user.images)
-        assert {e.image for e in drawn if e.answer_text == "no"} == {
-            p for k in nearest for p in users[k].images
-        }
+        assert {e.image for e in drawn if e.answer_text == "no"} == {p for k in nearest for p in users[k].images}
         assert 20 < sum(e.answer_text == "yes" for e in drawn) < 60
         for example in drawn:
             assert (example.name, example.question) == (user.name, QUESTION)
@@ -185,15 +179,11 @@ def test_recognition_examples_join_the_mixture(build):
 
 def test_users_without_training_questions_share_the_mean_and_are_nobody_s_negative(build, tiny_benchmark):
     train = tuple(i for i in tiny_benchmark.splits["train"] if tiny_benchmark.examples[i].name != "Dot")
-    benchmark = replace(
-        tiny_benchmark, splits={**tiny_benchmark.splits, "train": train}, digest="without Dot"
-    )
+    benchmark = replace(tiny_benchmark, splits={**tiny_benchmark.splits, "train": train}, digest="without Dot")
     method = build(benchmark=benchmark, recognition=0.5).eval()
     row = benchmark.row("Dot")
     torch.testing.assert_close(method.inputs(torch.tensor([row])).prefix[0], method.inputs.embedding.mean(0))
-    assert len(method.similar) == 3 and not any(
-        row in {*method.similar, *others} for others in method.similar.values()
-    )
+    assert len(method.similar) == 3 and not any(row in {*method.similar, *others} for others in method.similar.values())
     assert torch.isfinite(logits(method, of_user(benchmark, "Dot", "test")[:2])).all()
     alone = tuple(i for i in train if tiny_benchmark.examples[i].name == "Ann")
     lonely = replace(benchmark, splits={**benchmark.splits, "train": alone}, digest="Ann")

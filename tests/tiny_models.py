@@ -16,11 +16,11 @@ from tiny_benchmark import ITEMS, NAMES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from prefmoe.backbones import smollm2_lite
+from prefmoe.backbones.backbone import Backbone, BackboneEntry, pictures_only
+from prefmoe.backbones.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
+from prefmoe.backbones.efficientnet_lite import EfficientNetLiteConfig
 from prefmoe.data.benchmark import FACETS
-from prefmoe.models import smollm2_lite
-from prefmoe.models.backbones import Backbone, BackboneEntry, pictures_only
-from prefmoe.models.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
-from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig
 
 DEEPSEEK_VL2 = ("deepseek_vl2_tiny", "deepseek_vl2_small", "deepseek_vl2")
 ARCHITECTURES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision", "llava_lite", "idefics3", *DEEPSEEK_VL2)

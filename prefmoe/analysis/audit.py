@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from prefmoe import published, statistics
-from prefmoe.published import QUESTIONS
+from prefmoe.analysis import published, statistics
+from prefmoe.analysis.published import QUESTIONS
 
 DECIMALS = 4
 """Decimals of the printed shares."""

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prefmoe import metrics, statistics
+from prefmoe import metrics
+from prefmoe.analysis import statistics
 
 ANSWERS = ("yes", "no", "a", "b", "c", "d")
 """Column p_<answer> holds the probability of an answer among those the question allows, NaN for the others."""

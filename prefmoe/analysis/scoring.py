@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from prefmoe import metrics, statistics
-from prefmoe.files import whole_file
+from prefmoe import metrics
+from prefmoe.analysis import statistics
+from prefmoe.analysis.tables import QUESTION_GROUPS, question_groups
 from prefmoe.metrics import ScoringError
-from prefmoe.tables import QUESTION_GROUPS, question_groups
+from prefmoe.system.files import whole_file
 
 REQUIRED = ("name", "category", "l2-category", "answer", "prediction")
 """Columns without which nothing can be scored."""

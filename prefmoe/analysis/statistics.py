@@ -61,9 +61,7 @@ def ratio(numerator: NDArray, denominator: NDArray) -> NDArray:
         return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1), np.nan)
 
 
-def ratio_bootstrap(
-    numerator: NDArray, denominator: NDArray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> NDArray:
+def ratio_bootstrap(numerator: NDArray, denominator: NDArray, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray:
     """Resampled ratios of sums.
 
     Args:

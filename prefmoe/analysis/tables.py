@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prefmoe import metrics, probabilities, statistics
+from prefmoe import metrics
+from prefmoe.analysis import probabilities, statistics
 from prefmoe.config import (
     COMPONENTS,
     DEFAULT_EDITION,
@@ -27,11 +28,11 @@ from prefmoe.config import (
     is_trained,
     run_folder,
 )
+from prefmoe.config.outputs import committed_folder, made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark, User
-from prefmoe.files import whole_file
-from prefmoe.outputs import committed_folder, made_folder
-from prefmoe.run_files import RunFileError, read_predictions
-from prefmoe.shortening import shortened_table
+from prefmoe.running.shortening import shortened_table
+from prefmoe.system.files import whole_file
+from prefmoe.system.run_files import RunFileError, read_predictions
 
 TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds")
 TABLE2_COLUMNS = ("components", "turns", "metric", "value", "low", "high", "n", "seeds")

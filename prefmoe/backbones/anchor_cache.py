@@ -11,13 +11,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefmoe import distributed, provenance
 from prefmoe.data.pictures import picture_bytes
-from prefmoe.files import is_intact, keep
+from prefmoe.system import distributed, provenance
+from prefmoe.system.files import is_intact, keep
 
 if TYPE_CHECKING:
+    from prefmoe.backbones.backbone import Backbone
     from prefmoe.data.benchmark import User
-    from prefmoe.models.backbones import Backbone
+
 
 def digest(backbone: Backbone, users: Sequence[User], texts: Sequence[Sequence[str]], kind: str) -> str:
     """Names everything that the anchors of these users depend on.
@@ -33,7 +34,10 @@ def digest(backbone: Backbone, users: Sequence[User], texts: Sequence[Sequence[s
         picture = hashlib.blake2b(picture_bytes(user.image), digest_size=16).hexdigest()
         people.append([list(own), sorted(user.preferences), picture])
     precision = [str(backbone.dtype), bool(getattr(backbone.model, "is_loaded_in_4bit", False))]
-    code = [provenance.code_digest(("prefmoe.models.user_state", "prefmoe.models.backbones")), transformers.__version__]
+    code = [
+        provenance.code_digest(("prefmoe.models.user_state", "prefmoe.backbones.backbone")),
+        transformers.__version__,
+    ]
     return provenance.digest([backbone.digest, precision, kind, people, code])
 
 

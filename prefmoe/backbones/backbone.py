@@ -17,16 +17,13 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from prefmoe import distributed, hub, memory, places
-from prefmoe.data.collation import Picture, load_pictures, process_pictures, stack_pictures
-from prefmoe.data.prompt_checks import check_length
-from prefmoe.files import FileError, read_json
-from prefmoe.finite import not_finite
-from prefmoe.foreign_files import ForeignFileError, MissingFileError, foreign_file
-from prefmoe.models import efficientnet_lite  # noqa: F401  makes its class known to transformers
-from prefmoe.models.anchor_cache import AnchorCache
-from prefmoe.models.backbone_files import LOADED, identity, image_token_settings, noted_revision
-from prefmoe.models.registry import (
+from prefmoe.backbones import efficientnet_lite  # noqa: F401  makes its class known to transformers
+from prefmoe.backbones.anchor_cache import AnchorCache
+from prefmoe.backbones.collation import Picture, load_pictures, process_pictures, stack_pictures
+from prefmoe.backbones.prompt_checks import check_length
+from prefmoe.backbones.vision_cache import VisionCache
+from prefmoe.config.backbone_files import LOADED, identity, image_token_settings, noted_revision
+from prefmoe.config.registry import (
     BackboneEntry,
     BackboneError,
     Paths,
@@ -34,7 +31,10 @@ from prefmoe.models.registry import (
     find_backbone,
     model_class_of,
 )
-from prefmoe.models.vision_cache import VisionCache
+from prefmoe.system import distributed, hub, memory, places
+from prefmoe.system.files import FileError, read_json
+from prefmoe.system.finite import not_finite
+from prefmoe.system.foreign_files import ForeignFileError, MissingFileError, foreign_file
 
 _MAPPINGS = (
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
@@ -51,7 +51,7 @@ def _class(name: str) -> Any:
     """
     if hasattr(transformers, name):
         return getattr(transformers, name)
-    from prefmoe.models import deepseek_vl2  # takes a moment: it imports several of transformers' models
+    from prefmoe.backbones import deepseek_vl2  # takes a moment: it imports several of transformers' models
 
     if name not in deepseek_vl2.__all__:
         places = f"transformers {transformers.__version__} nor {deepseek_vl2.__name__}"
@@ -296,7 +296,7 @@ class Backbone:
         model, processor, tokenizer: as transformers made them.
         vision_cache: the cache of the vision tower's output, or None.
         anchor_cache: where the anchors of users are kept, or None; for as long as the weights are as loaded.
-        encoded: memory that collators of this backbone share (prefmoe.data.collation.Collator).
+        encoded: memory that collators of this backbone share (prefmoe.backbones.collation.Collator).
     """
 
     def __init__(self, entry: BackboneEntry, model: nn.Module, processor: Any) -> None:

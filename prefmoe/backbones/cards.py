@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from prefmoe.backbones.backbone import Backbone, BackboneError, find_backbone
+from prefmoe.config.registry import read_registry
 from prefmoe.data.drawing import ITEM_FACET
-from prefmoe.files import FileError, read_json
-from prefmoe.models.backbones import Backbone, BackboneError, find_backbone
-from prefmoe.models.registry import read_registry
+from prefmoe.system.files import FileError, read_json
 
 CARD = "miniature.json"
 

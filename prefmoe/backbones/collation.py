@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from prefmoe.backbones.prompt_checks import PromptError, check_length, check_words, taken_positions
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Benchmark, Example, Turn
 from prefmoe.data.pictures import PictureError, as_rgb, open_picture
-from prefmoe.data.prompt_checks import PromptError, check_length, check_words, taken_positions
 
 if TYPE_CHECKING:
-    from prefmoe.models.backbones import Backbone
+    from prefmoe.backbones.backbone import Backbone
 
 Picture = Path | str | Image.Image
 """A picture, or the file that holds it."""

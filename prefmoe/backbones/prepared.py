@@ -15,13 +15,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from prefmoe import provenance
-from prefmoe.data.collation import ProcessedPictures, load_pictures, process_pictures, stack_pictures
-from prefmoe.files import is_intact, keep, one_at_a_time
-from prefmoe.progress import progress_bar
+from prefmoe.backbones.collation import ProcessedPictures, load_pictures, process_pictures, stack_pictures
+from prefmoe.system import provenance
+from prefmoe.system.files import is_intact, keep, one_at_a_time
+from prefmoe.system.progress import progress_bar
 
 if TYPE_CHECKING:
-    from prefmoe.models.backbones import Backbone
+    from prefmoe.backbones.backbone import Backbone
 
 COUNT = ".count"
 """Ending of the tensor that says how many rows of another one belong to each picture."""
@@ -69,7 +69,7 @@ def seen_pictures(
     tokens about different pictures.
     """
     cache, pictures = backbone.vision_cache, list(pictures)
-    code = [provenance.code_digest(("prefmoe.models.backbones",)), torch.__version__, version("transformers")]
+    code = [provenance.code_digest(("prefmoe.backbones.backbone",)), torch.__version__, version("transformers")]
     shown = sorted(digest for picture in pictures for digest in picture.digests)
     key = provenance.digest([backbone.digest, str(backbone.dtype), code, shown])
     path = folder / f"{backbone.entry.name}-{key}.seen.safetensors"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prefmoe.data.collation import Encoded
-    from prefmoe.models.backbones import Backbone
+    from prefmoe.backbones.backbone import Backbone
+    from prefmoe.backbones.collation import Encoded
 
 
 class PromptError(ValueError):

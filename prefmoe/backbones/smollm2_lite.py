@@ -35,9 +35,9 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from prefmoe import hub
-from prefmoe.files import is_intact, read_json, sha256, whole_file, write_json
-from prefmoe.models.efficientnet_lite import EfficientNetLiteConfig, folded
+from prefmoe.backbones.efficientnet_lite import EfficientNetLiteConfig, folded
+from prefmoe.system import hub
+from prefmoe.system.files import is_intact, read_json, sha256, whole_file, write_json
 
 log = logging.getLogger(__name__)
 

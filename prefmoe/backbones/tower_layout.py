@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 from transformers.vision_utils import get_vision_window_index
 
-from prefmoe.models.backbones import Backbone, BackboneError
+from prefmoe.backbones.backbone import Backbone, BackboneError
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def tower_states(backbone: Backbone, inputs: Mapping[str, Tensor]) -> Tensor:
     """What the projector receives for pictures: (crops, tokens, D), or packed (tokens of all pictures, D).
 
     Args:
-        inputs: image tensors, as `prefmoe.data.collation.stack_pictures` gives them.
+        inputs: image tensors, as `prefmoe.backbones.collation.stack_pictures` gives them.
     """
     seen: list[Tensor] = []
     handle = backbone.projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -48,9 +48,7 @@ def places(backbone: Backbone, inputs: Mapping[str, Tensor], states: Tensor) -> 
     crops, tokens = states.shape[:2]
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise BackboneError(
-            f"backbone {backbone.entry.name!r}: {tokens} tokens per crop, expected a square number"
-        )
+        raise BackboneError(f"backbone {backbone.entry.name!r}: {tokens} tokens per crop, expected a square number")
     counts = [1] * crops
     if "image_sizes" in inputs:
         config = backbone.model.config

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.vision_utils import get_vision_window_index
 
-from prefmoe.files import keep
+from prefmoe.system.files import keep
 
 if TYPE_CHECKING:
-    from prefmoe.models.backbones import Backbone
+    from prefmoe.backbones.backbone import Backbone
 
 
 class VisionCache:

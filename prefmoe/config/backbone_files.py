@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefmoe import places
-from prefmoe.file_digests import content_digests
+from prefmoe.system import places
+from prefmoe.system.file_digests import content_digests
 
 if TYPE_CHECKING:  # plans of the workflow, which need the digests, do not wait for torch
     from torch import nn
 
-from prefmoe import hub
+from prefmoe.system import hub
 
 LOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """What is downloaded of a repository, and read of a folder."""
@@ -22,7 +22,7 @@ CARDS = ("miniature.json", "projector.json", "origin.json")
 """What a folder says about how its weights were made: nothing reads it when a backbone is loaded."""
 
 Digests = Callable[[Iterable[Path]], Mapping[Path, str]]
-"""How files are read: all of them, or those that have changed (`prefmoe.file_digests.FileDigests.of`)."""
+"""How files are read: all of them, or those that have changed (`prefmoe.system.file_digests.FileDigests.of`)."""
 
 
 def loaded_files(folder: Path) -> dict[str, Path]:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from prefmoe.names import NAME, RULE, Name, Once, did_you_mean
-from prefmoe.places import ROOT, known_backbones
-from prefmoe.yaml_settings import read_settings
+from prefmoe.system.names import NAME, RULE, Name, Once, did_you_mean
+from prefmoe.system.places import ROOT, known_backbones
+from prefmoe.system.yaml_settings import read_settings
 
 COMPONENTS = "EPICDM"
 """Ablation switches in the order in which Table 2 of the paper adds them."""

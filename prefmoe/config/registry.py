@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from prefmoe.files import FileError, read_json
-from prefmoe.foreign_files import ForeignFileError, check_folder
-from prefmoe.models.backbone_files import LOADED
-from prefmoe.names import NAME, RULE, did_you_mean
-from prefmoe.places import PACKAGE, REGISTRY
+from prefmoe.config.backbone_files import LOADED
+from prefmoe.system.files import FileError, read_json
+from prefmoe.system.foreign_files import ForeignFileError, check_folder
+from prefmoe.system.names import NAME, RULE, did_you_mean
+from prefmoe.system.places import PACKAGE, REGISTRY
 
 
 class BackboneError(ValueError):
@@ -48,7 +48,7 @@ class Architecture(BaseModel):
 
 
 class Shape(BaseModel):
-    """The sizes that memory and time follow from (prefmoe.resources).
+    """The sizes that memory and time follow from (prefmoe.workflow.resources).
 
     Attributes:
         parameters: all of them. vision: those that nothing trains: of the tower, without the projector, and the

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prefmoe import hub
-from prefmoe.files import read_regular, seal_of, write_json
+from prefmoe.system import hub
+from prefmoe.system.files import read_regular, seal_of, write_json
 
 from . import mmpb
 from .columns import CONVERTED, IMAGE_COLUMNS, INJECTION_COLUMNS

@@ -157,9 +157,7 @@ def _items(preference: Preference) -> tuple[str, ...]:
     return (*preference.likes, *preference.dislikes)
 
 
-def _exchanges(
-    preference: Preference, items: Sequence[str], rng: np.random.Generator
-) -> Iterator[Preference]:
+def _exchanges(preference: Preference, items: Sequence[str], rng: np.random.Generator) -> Iterator[Preference]:
     """The preference with one item replaced by one that it does not hold, in random order."""
     held = _items(preference)
     others = [item for item in items if item not in held]

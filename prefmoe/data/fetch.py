@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prefmoe.files import read_regular, whole_file
+from prefmoe.system.files import read_regular, whole_file
 
 REPOSITORY = "wqzhang1030/PrefMoE"
 COMMIT = "b34e56a93ea663f88e3eccec1f86246417020bf5"

@@ -26,7 +26,7 @@ from prefmoe.data.benchmark import FACETS, Preference, Turn, join_holders
 from prefmoe.data.columns import COLUMNS
 from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_people
 from prefmoe.data.prompts import format_preferences
-from prefmoe.files import FileError, one_at_a_time, read_json
+from prefmoe.system.files import FileError, one_at_a_time, read_json
 
 VERSION = 3
 """Raised whenever the same configuration would draw another benchmark."""

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from prefmoe.files import whole_file
+from prefmoe.system.files import whole_file
 
 _BEGINNINGS = ("iVBORw0KGgo", "/9j/", "UklGR", "data:image/")
 """Of a PNG, a JPEG and a WEBP as base64, and of a data address."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from prefmoe.files import read_regular
+from prefmoe.system.files import read_regular
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """What is opened. Pillow knows dozens more, one of which (EPS) starts a program on the file."""

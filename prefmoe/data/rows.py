@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from prefmoe.files import read_regular
+from prefmoe.system.files import read_regular
 
 from . import prompts
 

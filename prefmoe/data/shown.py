@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from prefmoe import provenance
-from prefmoe.files import is_intact, keep, read_json, read_regular
+from prefmoe.system import provenance
+from prefmoe.system.files import is_intact, keep, read_json, read_regular
 
 from .columns import IMAGE_COLUMNS
 from .pictures import picture_mistake

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from prefmoe import places
 from prefmoe.config import RESULTS, Edition, MiniatureData
 from prefmoe.data import miniature, mmpb
 from prefmoe.data.benchmark import Benchmark
+from prefmoe.system import places
 
 
 class SourceError(RuntimeError):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from prefmoe.files import read_regular
+from prefmoe.system.files import read_regular
 
 from . import prompts
 from .benchmark import Turn

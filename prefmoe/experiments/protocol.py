@@ -1,6 +1,6 @@
 """Questions about the protocol that experiments answer: variants of an edition, and the runs they need.
 
-config/protocol/<edition>.yaml holds the questions. Runs are made by `prefmoe.runs` below
+config/protocol/<edition>.yaml holds the questions. Runs are made by `prefmoe.running.runs` below
 results/<edition>/protocol, each of them once, whatever experiments ask for it, and an interrupted one goes on
 where it stopped. A variant that is a method of the edition as it is takes the edition's own runs.
 """
@@ -31,9 +31,9 @@ from prefmoe.config import (
     load_edition,
     run_folder,
 )
-from prefmoe.files import one_at_a_time
-from prefmoe.names import Name, Once, did_you_mean
-from prefmoe.yaml_settings import read_settings
+from prefmoe.system.files import one_at_a_time
+from prefmoe.system.names import Name, Once, did_you_mean
+from prefmoe.system.yaml_settings import read_settings
 
 if TYPE_CHECKING:
     from prefmoe.data.benchmark import Benchmark
@@ -320,7 +320,7 @@ def run(
     Raises:
         ConfigError: if the protocol has mistakes. ProtocolError: if no experiment asks for such runs.
     """
-    from prefmoe.runs import Workbench, run_method
+    from prefmoe.running.runs import Workbench, run_method
 
     original = edition if isinstance(edition, Edition) else load_edition(edition)
     planned = plans(original, load_protocol(original, config_folder))

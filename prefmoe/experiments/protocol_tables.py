@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prefmoe import metrics, statistics, tables
+from prefmoe import metrics
+from prefmoe.analysis import statistics, tables
+from prefmoe.analysis.tables import Answers
 from prefmoe.config import CONFIG_FOLDER, RESULTS, Edition, load_edition
+from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
-from prefmoe.outputs import made_folder
-from prefmoe.protocol import Experiment, Protocol, ProtocolError, load_protocol, plan, read_benchmark
-from prefmoe.run_files import RunFileError, read_predictions
-from prefmoe.tables import Answers
+from prefmoe.experiments.protocol import Experiment, Protocol, ProtocolError, load_protocol, plan, read_benchmark
+from prefmoe.system.run_files import RunFileError, read_predictions
 
 RESULT_COLUMNS = (
     "experiment", "backbone", "method", "variant", "x", "split", "turns", "grouping", "group", "metric",
@@ -114,9 +115,7 @@ def question_labels(benchmark: Benchmark) -> Labels:
     return labels
 
 
-def read_cells(
-    edition: Edition, protocol: Protocol, experiment: str, results: str | Path = RESULTS
-) -> list[Cell]:
+def read_cells(edition: Edition, protocol: Protocol, experiment: str, results: str | Path = RESULTS) -> list[Cell]:
     """Everything that was answered in an experiment, variants in the order of the configuration.
 
     Raises:
@@ -150,9 +149,7 @@ def read_cells(
                             metrics.score(frame[(frame["split"] == split) & (frame["turns"] == turns)])
                             for frame in frames
                         ]
-                        answers = Answers.of(
-                            [copy.sort_values("index") for copy in copies], turns=turns, **where
-                        )
+                        answers = Answers.of([copy.sort_values("index") for copy in copies], turns=turns, **where)
                         cells.append(Cell(variant, split, answers, labels))
     if missing:
         names = "\n  ".join(map(str, missing))

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefmoe import metrics
 from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Seed, Setting, load_edition
-from prefmoe.files import whole_file
-from prefmoe.names import Once, did_you_mean
-from prefmoe.outputs import trials_file
-from prefmoe.run_files import read_predictions, read_story
-from prefmoe.runs import Workbench
-from prefmoe.yaml_settings import read_settings
+from prefmoe.config.outputs import trials_file
+from prefmoe.running.runs import Workbench
+from prefmoe.system.files import whole_file
+from prefmoe.system.names import Once, did_you_mean
+from prefmoe.system.run_files import read_predictions, read_story
+from prefmoe.system.yaml_settings import read_settings
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,11 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from prefmoe import metrics, statistics
+from prefmoe import metrics
+from prefmoe.analysis import statistics
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.pictures import as_rgb, open_picture
-from prefmoe.files import whole_file
+from prefmoe.system.files import whole_file
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -1726,9 +1727,7 @@ def variant_differences(table: pd.DataFrame, *, title: str) -> Figure:
     paired = (table["paired"] == 1).all()
     clear = table["p_users_holm"] < 0.05 if paired else (table["low"] > 0) | (table["high"] < 0)
     table = table.assign(row=table[parts].astype(str).agg(", ".join, axis=1), clear=clear)
-    figure, axes = _canvas(
-        1.9 + 1.75 * len(names), 1.6 + 0.34 * table["row"].nunique(), 1, len(names), sharey=True
-    )
+    figure, axes = _canvas(1.9 + 1.75 * len(names), 1.6 + 0.34 * table["row"].nunique(), 1, len(names), sharey=True)
     handles = _difference_panels(axes[0], table, "row", "backbone", names)
     reference = ", ".join(dict.fromkeys(table["reference"].astype(str)))
     test = "p < .05 in a permutation test over users, Holm-corrected over the experiment" if paired else (

@@ -16,18 +16,22 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prefmoe import figures, metrics, run_files, runs, statistics
+from prefmoe import metrics
+from prefmoe.analysis import statistics
+from prefmoe.backbones.backbone import Backbone, find_backbone, load_backbone
+from prefmoe.backbones.collation import Batch, Collator, load_pictures
 from prefmoe.config import RESULTS, Edition, run_folder
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
-from prefmoe.data.collation import Batch, Collator, load_pictures
 from prefmoe.data.prompts import PLACEHOLDER, description_text, facet_sentence
 from prefmoe.data.sources import load_benchmark
-from prefmoe.evaluation import ANSWERS, answer_probabilities, first_tokens
-from prefmoe.models.backbones import Backbone, find_backbone, load_backbone
-from prefmoe.models.methods import Method
+from prefmoe.figures import forms as figures
+from prefmoe.models.base import Method
 from prefmoe.models.moe_lora import PROFILE_EXPERTS
 from prefmoe.models.prefmoe import PrefMoE
 from prefmoe.models.user_state import ANCHORS, FactorisedUsers
+from prefmoe.running import runs
+from prefmoe.running.evaluation import ANSWERS, answer_probabilities, first_tokens
+from prefmoe.system import run_files
 
 EXPERTS = {"task": ("preference branch", "profile branch"), "preference": FACETS, "profile": PROFILE_EXPERTS}
 """What each router chooses between, in the order of its gates."""

@@ -9,8 +9,8 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor, nn
 
-from prefmoe.models.backbones import Backbone
-from prefmoe.models.methods import MethodError
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.models.base import MethodError
 
 
 class AddedTokens:
@@ -33,9 +33,7 @@ class AddedTokens:
     def __init__(self, backbone: Backbone, words: Sequence[str]) -> None:
         tokenizer = backbone.tokenizer
         if known := [word for word in words if word in tokenizer.get_vocab()]:
-            raise MethodError(
-                f"backbone {backbone.entry.name!r} already has a token {known[0]!r}; load it anew"
-            )
+            raise MethodError(f"backbone {backbone.entry.name!r} already has a token {known[0]!r}; load it anew")
         # Looked for in the text as it is: a normalizer (Llama 2's puts a mark before a text and for each blank) would
         # change the words too, and those without a blank before them were not found.
         tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
@@ -64,9 +62,7 @@ class AddedTokens:
         if self._rows is None or ids.dim() != 2:
             return None
         if len(ids) != len(self._rows):
-            raise ValueError(
-                f"added tokens are set for {len(self._rows)} examples, but {len(ids)} are embedded"
-            )
+            raise ValueError(f"added tokens are set for {len(self._rows)} examples, but {len(ids)} are embedded")
         self._ids = ids
         return (ids.masked_fill(self.contains(ids), 0), *args[1:])
 

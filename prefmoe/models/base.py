@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prefmoe import config as configuration
-from prefmoe import distributed, hub
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import Batch, Collator, load_pictures
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, GrowingBenchmark, User, name_mistake
-from prefmoe.data.collation import Batch, Collator, load_pictures
 from prefmoe.data.prompts import PLAIN, Profile, Wording, profile_text
-from prefmoe.files import whole_file, write_json
-from prefmoe.foreign_files import foreign_file
 from prefmoe.models import saved
-from prefmoe.models.backbones import Backbone
 from prefmoe.models.moe_lora import MixtureOfLoRA
+from prefmoe.system import distributed, hub
+from prefmoe.system.files import whole_file, write_json
+from prefmoe.system.foreign_files import foreign_file
 
 CONFIG_FILE, WEIGHTS_FILE = "method.json", "method.safetensors"
 

@@ -11,11 +11,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import Batch
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.data.collation import Batch
-from prefmoe.models.backbones import Backbone
-from prefmoe.models.methods import Method, MethodError
+from prefmoe.models.base import Method, MethodError
 
 
 class NonTuned(Method):

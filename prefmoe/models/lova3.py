@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prefmoe.backbones.collation import Batch
 from prefmoe.data.benchmark import Example
-from prefmoe.data.collation import Batch
 from prefmoe.data.prompts import PLACEHOLDER, question_text
 from prefmoe.models.baselines import LoRA
 

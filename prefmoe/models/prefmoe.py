@@ -21,15 +21,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from prefmoe import distributed, losses
+from prefmoe import losses
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import Batch
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import Benchmark, User
-from prefmoe.data.collation import Batch
-from prefmoe.models.backbones import Backbone
+from prefmoe.models.base import Method, MethodError
 from prefmoe.models.baselines import install_lora
 from prefmoe.models.growing import with_rows
-from prefmoe.models.methods import Method, MethodError
 from prefmoe.models.moe_lora import HierarchicalRouter, Ranks, Routing, install_mixture
 from prefmoe.models.prefix import PrefixHook
 from prefmoe.models.user_state import (
@@ -41,6 +41,7 @@ from prefmoe.models.user_state import (
     encode_counterfactual_users,
     encode_users,
 )
+from prefmoe.system import distributed
 
 
 class PrefMoE(Method):

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from prefmoe import config as configuration
 from prefmoe.data.benchmark import Preference, User
-from prefmoe.files import read_json, read_regular
-from prefmoe.finite import not_finite
+from prefmoe.system.files import read_json, read_regular
+from prefmoe.system.finite import not_finite
 
 if TYPE_CHECKING:
-    from prefmoe.models.backbones import BackboneEntry
+    from prefmoe.backbones.backbone import BackboneEntry
 
 ADDED_PICTURES = "added_user_*.png"
 """Pictures of added users, where prompts show them."""

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import Batch
 from prefmoe.config import SoftPromptMethod
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.data.collation import Batch
-from prefmoe.models.backbones import Backbone
-from prefmoe.models.methods import Method
+from prefmoe.models.base import Method
 from prefmoe.models.prefix import PrefixHook
 from prefmoe.models.user_state import FreeUsers, trained_rows
 

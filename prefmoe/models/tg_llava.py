@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import Batch, load_pictures
+from prefmoe.backbones.tower_layout import nearest, places, quarter_states
 from prefmoe.config import TGLLaVAMethod
 from prefmoe.data.benchmark import Benchmark
-from prefmoe.data.collation import Batch, load_pictures
 from prefmoe.data.prompts import Wording
 from prefmoe.models.added_tokens import AddedTokens
-from prefmoe.models.backbones import Backbone
+from prefmoe.models.base import Method, MethodError
 from prefmoe.models.baselines import install_lora
-from prefmoe.models.methods import Method, MethodError
-from prefmoe.models.tower_layout import nearest, places, quarter_states
 
 
 class TGLLaVA(Method):
@@ -41,9 +41,7 @@ class TGLLaVA(Method):
     fine-tuning, the projector stays frozen, and there is no pre-training of the modules on captions.
     """
 
-    def __init__(
-        self, config: TGLLaVAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
-    ) -> None:
+    def __init__(self, config: TGLLaVAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True) -> None:
         words = tuple(f"<detail{k}>" for k in range(config.latents))
         wording = Wording(after_picture="".join(words), added=words)
         super().__init__(config, backbone, benchmark, wording=wording, cache=cache)
@@ -68,9 +66,7 @@ class TGLLaVA(Method):
             return
         ids = batch.inputs["input_ids"]
         text = batch.query_mask & (ids != self.backbone.image_token_id) & ~self.added.contains(ids)  # (B, T)
-        words = self.backbone.embed_tokens(
-            ids.masked_fill(~text, self.backbone.placeholder_id)
-        ).float()  # (B, T, H)
+        words = self.backbone.embed_tokens(ids.masked_fill(~text, self.backbone.placeholder_id)).float()  # (B, T, H)
         pooled = torch.einsum("bth,bt->bh", words, text.to(words)) / text.sum(1, keepdim=True)
         details = self.details(words, text, self._patches([example.image for example in batch.examples]))
         self._guidance = self.mask(pooled), batch.inputs

@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prefmoe.backbones.anchor_cache import digest
 from prefmoe.data.benchmark import FACETS, Benchmark, User
 from prefmoe.data.prompts import description_text, facet_sentence
-from prefmoe.models.anchor_cache import digest
 from prefmoe.models.growing import with_rows
 from prefmoe.models.sizes import ANCHORS, PREFIX_LENGTH
 
 if TYPE_CHECKING:
+    from prefmoe.backbones.backbone import Backbone
     from prefmoe.data.counterfactual import PseudoUser
-    from prefmoe.models.backbones import Backbone
 
 USERS_AT_ONCE = 1024
 """Users whose anchors are computed, and kept in a file, together."""

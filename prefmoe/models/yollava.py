@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.collation import Batch
 from prefmoe.config import YoLLaVAMethod
 from prefmoe.data.benchmark import Benchmark, Example
-from prefmoe.data.collation import Batch
 from prefmoe.data.prompts import PLACEHOLDER, Wording
 from prefmoe.models.added_tokens import AddedTokens
-from prefmoe.models.backbones import Backbone
-from prefmoe.models.methods import Method, MethodError
+from prefmoe.models.base import Method, MethodError
 from prefmoe.models.user_state import FreeUsers, trained_rows
 
 QUESTION = f"Can you see {PLACEHOLDER}?"
@@ -46,9 +46,7 @@ class YoLLaVA(Method):
 
     users_need_training = "a user's words come from training questions"
 
-    def __init__(
-        self, config: YoLLaVAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
-    ) -> None:
+    def __init__(self, config: YoLLaVAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True) -> None:
         latent = [f"<token{k}>" for k in range(config.tokens)]
         opening, words = f"{PLACEHOLDER} is {''.join(latent)}.", (PLACEHOLDER, *latent)
         wording = Wording(opening=opening, name=PLACEHOLDER, added=words)
@@ -86,9 +84,7 @@ class YoLLaVA(Method):
         picture = _draw(range(len(users[other].images)))
         most = max(len(user.images) for user in users)
         return Example(
-            index=-1
-            - (row * len(users) + other) * most
-            - picture,  # equal index, equal example; none is a question's
+            index=-1 - (row * len(users) + other) * most - picture,  # equal index, equal example; none is a question's
             name=users[row].name,
             category="recognition",
             l2_category="awareness" if yes else "overconcept",
@@ -133,9 +129,7 @@ class YoLLaVA(Method):
         states, (rows, answered) = args[0], self._active
         if states.dim() == 2:
             rows = rows[answered]  # (N, K, H)
-        new = torch.einsum(
-            "...th,...kh->...tk", states if states.dim() == 3 else states[:, None], rows.to(states)
-        )
+        new = torch.einsum("...th,...kh->...tk", states if states.dim() == 3 else states[:, None], rows.to(states))
         new = new if states.dim() == 3 else new[:, 0]
         first, end = self.added.first, self.added.first + self.added.count
         return torch.cat([logits[..., :first], new, logits[..., end:]], dim=-1)
@@ -148,9 +142,7 @@ class YoLLaVA(Method):
 
     def _buffers_to_save(self) -> dict[str, Tensor]:
         parts = {"inputs": self.inputs, "outputs": self.outputs}
-        return {
-            f"{part}.{name}": value for part, users in parts.items() for name, value in users.named_buffers()
-        }
+        return {f"{part}.{name}": value for part, users in parts.items() for name, value in users.named_buffers()}
 
 
 def _draw(items: Sequence[int]) -> int:

@@ -13,11 +13,11 @@ from joblib import Parallel, delayed
 from PIL import Image
 from tqdm.auto import tqdm
 
-from prefmoe import provenance
 from prefmoe.data import miniature as world
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, Face, draw_items, draw_people
-from prefmoe.files import is_intact, whole_file
 from prefmoe.pretraining.miniatures import GRID, IMAGE_SIZE
+from prefmoe.system import provenance
+from prefmoe.system.files import is_intact, whole_file
 
 
 @dataclass

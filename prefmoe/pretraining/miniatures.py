@@ -25,12 +25,12 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from prefmoe.backbones.backbone import pictures_only
 from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
-from prefmoe.files import write_json
-from prefmoe.models.backbones import pictures_only
-from prefmoe.places import MINIATURES
+from prefmoe.system.files import write_json
+from prefmoe.system.places import MINIATURES
 
 IMAGE_SIZE, GRID, HIDDEN = 64, 4, 128
 """Pixels the towers see, image tokens per side, hidden size of the language models."""

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from prefmoe.files import is_intact, whole_file
+from prefmoe.system.files import is_intact, whole_file
 
 log = logging.getLogger(__name__)
 

@@ -12,19 +12,20 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prefmoe import hub, metrics
+from prefmoe import metrics
+from prefmoe.backbones.backbone import load_backbone
+from prefmoe.backbones.collation import load_pictures
 from prefmoe.config import Edition, PrefMoEMethod, load_edition
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Benchmark, Example, Preference, User, name_mistake
-from prefmoe.data.collation import load_pictures
 from prefmoe.data.sources import load_benchmark
-from prefmoe.evaluation import evaluate
-from prefmoe.files import FileError, read_json
-from prefmoe.models.backbones import load_backbone
-from prefmoe.models.methods import CONFIG_FILE, WEIGHTS_FILE, Method, build_method
+from prefmoe.models.base import CONFIG_FILE, WEIGHTS_FILE, Method, build_method
 from prefmoe.models.saved import ADDED_PICTURES
-from prefmoe.names import did_you_mean
-from prefmoe.places import known_backbones
+from prefmoe.running.evaluation import evaluate
+from prefmoe.system import hub
+from prefmoe.system.files import FileError, read_json
+from prefmoe.system.names import did_you_mean
+from prefmoe.system.places import known_backbones
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from prefmoe import distributed
-from prefmoe.files import is_intact, read_json, whole_file, write_json
-from prefmoe.finite import not_finite
+from prefmoe.system import distributed
+from prefmoe.system.files import is_intact, read_json, whole_file, write_json
+from prefmoe.system.finite import not_finite
 
 log = logging.getLogger(__name__)
 

@@ -16,16 +16,18 @@ import torch
 from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
-from prefmoe import distributed, memory, metrics, prefix_cache
+from prefmoe import metrics
 from prefmoe.config import TooLong
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn, join_holders
-from prefmoe.files import is_intact, whole_file
 from prefmoe.models.baselines import merged_lora
-from prefmoe.progress import progress_bar
-from prefmoe.shortening import exchanges_left_out, fitting_talks
+from prefmoe.running import prefix_cache
+from prefmoe.running.shortening import exchanges_left_out, fitting_talks
+from prefmoe.system import distributed, memory
+from prefmoe.system.files import is_intact, whole_file
+from prefmoe.system.progress import progress_bar
 
 if TYPE_CHECKING:
-    from prefmoe.models.methods import Method
+    from prefmoe.models.base import Method
 
 log = logging.getLogger(__name__)
 

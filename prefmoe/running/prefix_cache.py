@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache, GenerationConfig
 
+from prefmoe.backbones.collation import Encoded, ProcessedPictures
 from prefmoe.data.benchmark import Example
-from prefmoe.data.collation import Encoded, ProcessedPictures
 
 if TYPE_CHECKING:
-    from prefmoe.models.methods import Method
+    from prefmoe.models.base import Method
 
 WORTHWHILE = 0.25
 """Share of a batch's prompt tokens that sharing must save, to be worth a second forward pass."""
@@ -93,9 +93,7 @@ def generate(
     positions = (start.inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)
     cache = DynamicCache(config=method.model.config)
     with method.context(start):
-        method.model.base_model(
-            **{"position_ids": positions} | start.inputs, past_key_values=cache, use_cache=True
-        )
+        method.model.base_model(**{"position_ids": positions} | start.inputs, past_key_values=cache, use_cache=True)
     cache.batch_select_indices(rows)
     whole = {
         key: torch.cat([start.inputs[key][..., rows, :], end.inputs[key]], dim=-1)
@@ -103,9 +101,7 @@ def generate(
         if key in end.inputs
     }
     with method.context(end):
-        return method.model.generate(
-            **end.inputs | whole, past_key_values=cache, generation_config=generation
-        )
+        return method.model.generate(**end.inputs | whole, past_key_values=cache, generation_config=generation)
 
 
 def _pictures_belong_together(conversation: Encoded) -> bool:

@@ -22,21 +22,22 @@ import torch
 from filelock import FileLock, Timeout
 
 import prefmoe
-from prefmoe import distributed, provenance
+from prefmoe.backbones.anchor_cache import AnchorCache
+from prefmoe.backbones.backbone import Backbone, find_backbone, load_backbone, weights_digest
+from prefmoe.backbones.prepared import prepared_pictures, seen_pictures
 from prefmoe.config import RESULTS, Edition, Method, is_trained, load_edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Example
-from prefmoe.data.prepared import prepared_pictures, seen_pictures
 from prefmoe.data.sources import load_benchmark
-from prefmoe.evaluation import evaluate, small_talk
-from prefmoe.files import FileError, is_intact, read_json, whole_file, write_json
-from prefmoe.models.anchor_cache import AnchorCache
-from prefmoe.models.backbones import Backbone, find_backbone, load_backbone, weights_digest
-from prefmoe.models.methods import Method as BuiltMethod
-from prefmoe.models.methods import build_method
-from prefmoe.names import did_you_mean
-from prefmoe.run_files import METHOD_FOLDER, PREDICTIONS_FILE, is_complete, seal
-from prefmoe.shortening import fitting_talks
-from prefmoe.training import peak_memory, train
+from prefmoe.models.base import Method as BuiltMethod
+from prefmoe.models.base import build_method
+from prefmoe.running.evaluation import evaluate, small_talk
+from prefmoe.running.shortening import fitting_talks
+from prefmoe.running.training import peak_memory, train
+from prefmoe.system import distributed, provenance
+from prefmoe.system.files import FileError, is_intact, read_json, whole_file, write_json
+from prefmoe.system.names import did_you_mean
+from prefmoe.system.places import PACKAGE
+from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, is_complete, seal
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +69,13 @@ def use_threads() -> None:
 
 def git_commit() -> dict[str, Any]:
     """The commit that this package's sources are of, and whether they were edited since; None outside git."""
-    here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
+        command = ["git", "-C", str(PACKAGE), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)
+        git("ls-files", "--error-unmatch", "__init__.py")
         return {
             "git_commit": git("rev-parse", "HEAD"),
             "git_dirty": bool(git("status", "--porcelain", "--", ".", "../config")),

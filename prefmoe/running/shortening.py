@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from prefmoe.backbones.prompt_checks import PromptTooLong, check_length, taken_positions
 from prefmoe.config import TooLong
 from prefmoe.data.benchmark import Example, Turn
-from prefmoe.data.prompt_checks import PromptTooLong, check_length, taken_positions
 
 if TYPE_CHECKING:
-    from prefmoe.models.methods import Method
+    from prefmoe.models.base import Method
 
 SHORTENED_COLUMNS = ("method", "type", "backbone", "turns", "questions", "shortened", "exchanges_left_out")
 
@@ -78,7 +78,7 @@ def shortened_table(answers: Iterable[Any]) -> pd.DataFrame:
     """How many questions were asked with less small talk than the others, and how many exchanges they miss in all.
 
     Args:
-        answers: `prefmoe.tables.Answers` of runs.
+        answers: `prefmoe.analysis.tables.Answers` of runs.
 
     Returns:
         the columns of `SHORTENED_COLUMNS`.

@@ -19,18 +19,19 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.distributed.tensor import DTensor
 
-from prefmoe import distributed, memory
-from prefmoe.batches import plan_batches
-from prefmoe.checkpoints import LOSSES_FILE, Checkpoints, TrainingError
 from prefmoe.config import Training
 from prefmoe.data.benchmark import Example
-from prefmoe.files import whole_file
-from prefmoe.progress import progress_bar
+from prefmoe.running.batches import plan_batches
+from prefmoe.running.checkpoints import LOSSES_FILE, Checkpoints, TrainingError
+from prefmoe.system import distributed, memory
+from prefmoe.system.files import whole_file
+from prefmoe.system.progress import progress_bar
 
 if TYPE_CHECKING:
-    from prefmoe.models.methods import Method
+    from prefmoe.models.base import Method
 
 log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class TrainingResult:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from prefmoe.files import write_json
+from prefmoe.system.files import write_json
 
 SETTLED = 2.0
 """Seconds after which a change to a file shows in its times for sure; a younger file is not remembered."""

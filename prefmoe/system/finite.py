@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from prefmoe import distributed
+from prefmoe.system import distributed
 
 
 @torch.no_grad()

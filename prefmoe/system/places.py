@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 
 ROOT = PACKAGE.parent
 """The clone: where config/, notebooks/, results/ and figures/ are, whatever the working directory."""
 
-REGISTRY = PACKAGE / "models" / "registry.yaml"
+REGISTRY = PACKAGE / "config" / "registry.yaml"
 
 MINIATURES = ("llava-mini", "qwen2.5-vl-mini")
 """The backbones that `prefmoe pretrain` makes, in their order: the second starts from the first."""

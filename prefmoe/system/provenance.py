@@ -10,14 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 
-RUN_MODULES = ("prefmoe.training", "prefmoe.evaluation", "prefmoe.models.methods")
+RUN_MODULES = ("prefmoe.running.training", "prefmoe.running.evaluation", "prefmoe.models.base")
 """Where weights and answers come from."""
 
 NOT_A_CAUSE = (
-    "prefmoe.config", "prefmoe.metrics", "prefmoe.statistics", "prefmoe.provenance", "prefmoe.names", "prefmoe.places",
-    "prefmoe.file_digests",
+    "prefmoe.config", "prefmoe.metrics", "prefmoe.analysis.statistics", "prefmoe.system.provenance",
+    "prefmoe.system.names", "prefmoe.system.places", "prefmoe.system.file_digests",
 )  # fmt: skip
 """Imported by the modules above, yet unable to change weights or answers (settings are compared by value)."""
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from prefmoe import provenance
-from prefmoe.files import FileError, read_json, sha256, write_json
+from prefmoe.system import provenance
+from prefmoe.system.files import FileError, read_json, sha256, write_json
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ if __name__ == "__main__":
         del sys.path[0]
     from ipykernel import kernelapp
 
-    from prefmoe import places
+    from prefmoe.system import places
 
     os.environ.update(places.resolved())  # a cell that reads one sees the folder that commands see
     kernelapp.launch_new_instance()

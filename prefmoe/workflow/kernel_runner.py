@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefmoe.config import KEEP_FREED_MEMORY, ROOT
-from prefmoe.outputs import NOTEBOOK_FIGURES
+from prefmoe.config.outputs import NOTEBOOK_FIGURES
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 KERNEL_OPTIONS = (
@@ -31,7 +31,7 @@ def run_in_kernel(
     """Executes a notebook into ``partial`` with papermill; no kernel has to be installed under any name.
 
     Args:
-        threads: see `prefmoe.notebooks.execute`. figures: where the notebook saves its figures.
+        threads: see `prefmoe.workflow.notebooks.execute`. figures: where the notebook saves its figures.
     """
     import papermill
     from jupyter_client.kernelspec import KernelSpec
@@ -51,7 +51,7 @@ def run_in_kernel(
             environment |= dict.fromkeys(names, str(threads))
         environment |= KEEP_FREED_MEMORY
         spec = KernelSpec(
-            argv=[sys.executable, "-m", "prefmoe.kernel", "-f", "{connection_file}", *KERNEL_OPTIONS],
+            argv=[sys.executable, "-m", "prefmoe.workflow.kernel", "-f", "{connection_file}", *KERNEL_OPTIONS],
             env=environment,
             **{k: v for k, v in KERNELSPEC.items() if k != "name"},
         )

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from prefmoe.config import RESULTS, ROOT
-from prefmoe.files import whole_file
-from prefmoe.kernel_runner import KERNELSPEC, run_in_kernel
-from prefmoe.outputs import made_folder
+from prefmoe.config.outputs import made_folder
+from prefmoe.system.files import whole_file
+from prefmoe.workflow.kernel_runner import KERNELSPEC, run_in_kernel
 
 # Where this package is installed, nbformat's validator builds a grammar of internationalised addresses when it is
 # imported: two seconds for every notebook, of which none has such a field.

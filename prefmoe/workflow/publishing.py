@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefmoe import notebooks, tables
+from prefmoe.analysis import tables
 from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, FIGURES, RESULTS, ROOT, Edition, load_edition
-from prefmoe.files import whole_file
-from prefmoe.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
+from prefmoe.config.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
+from prefmoe.system.files import whole_file
+from prefmoe.workflow import notebooks
 
 NAMES_SOMEBODY = {"user", "question"}
 """Columns of tables that may not leave the folder of real data."""

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from prefmoe import tables
+from prefmoe.analysis import tables
 from prefmoe.config import FIGURES, PrefMoEMethod, load_edition
-from prefmoe.files import whole_file
-from prefmoe.outputs import committed_folder, made_folder
+from prefmoe.config.outputs import committed_folder, made_folder
+from prefmoe.system.files import whole_file
 
 TOLERANCE = 1.5e-6
 """Tables have six decimals; equal up to rounding means no more than one and a half of the last."""
@@ -308,8 +308,8 @@ def report(comparison: Comparison, edition: str) -> str:
 
 def write(comparison: Comparison, edition: str, folder: Path) -> str:
     """Writes reproduction.csv, reproduction.png and, last, verdict.txt, which is `report`; returns that text."""
-    from prefmoe import figures
-    from prefmoe.reproduction_figure import draw
+    from prefmoe.figures import forms as figures
+    from prefmoe.figures.reproduction import draw
 
     tables.write_csv(comparison.cells, folder / "reproduction.csv")
     figures.save(draw(comparison.cells, sentence(comparison), edition), folder / "reproduction.png")

@@ -15,10 +15,10 @@ import psutil
 from safetensors import safe_open
 
 from prefmoe.config import Edition, Method, MiniatureData, PrefMoEMethod, load_edition
+from prefmoe.config.registry import BackboneEntry, Shape, find_backbone
 from prefmoe.data.benchmark import FACETS
-from prefmoe.files import FileError, read_json
-from prefmoe.models.registry import BackboneEntry, Shape, find_backbone
 from prefmoe.models.sizes import ANCHORS, PREFIX_LENGTH, Ranks
+from prefmoe.system.files import FileError, read_json
 
 GIGABYTE = 1e9
 WORKSPACE = 2 * GIGABYTE

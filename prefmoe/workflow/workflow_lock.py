@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prefmoe.config import RESULTS
-from prefmoe.files import write_json
+from prefmoe.system.files import write_json
 
 
 class WorkflowLockError(RuntimeError):

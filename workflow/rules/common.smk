@@ -8,20 +8,13 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from prefmoe import file_digests, provenance, workflow_lock
-from prefmoe.config import (
-    CONFIG_FOLDER,
-    DEFAULT_EDITION,
-    KEEP_FREED_MEMORY,
-    ROOT,
-    ConfigError,
-    PrefMoEMethod,
-    load_edition,
-)
-from prefmoe.models.backbone_files import registered_identity
-from prefmoe.outputs import committed_folder
-from prefmoe.places import MINIATURES, data_folder, from_environment, made_backbones, weights_folder
-from prefmoe.protocol import load_protocol, plans, protocol_path
+from prefmoe.system import file_digests, provenance
+from prefmoe.workflow import workflow_lock
+from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, ConfigError, PrefMoEMethod, load_edition)
+from prefmoe.config.backbone_files import registered_identity
+from prefmoe.config.outputs import committed_folder
+from prefmoe.system.places import (MINIATURES, data_folder, from_environment, made_backbones, weights_folder)
+from prefmoe.experiments.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
     raise WorkflowError(f"the installed prefmoe belongs to another clone, {ROOT}; run pip install -e . in this one")
@@ -152,7 +145,7 @@ def run_inputs(wildcards):
 def table_inputs(wildcards):
     """A digest of the settings and the code behind the tables."""
     settings = EDITION.model_dump(mode="json", include={"methods", "table1", "table2", "backbones", "seeds"})
-    return provenance.digest([settings, provenance.code_digest(("prefmoe.tables",), ())])
+    return provenance.digest([settings, provenance.code_digest(("prefmoe.analysis.tables",), ())])
 
 
 def plan_inputs(wildcards):
@@ -163,7 +156,7 @@ def plan_inputs(wildcards):
 
 def protocol_inputs(wildcards):
     """A digest of the questions asked of the protocol, and of the code behind their tables."""
-    code_behind = provenance.code_digest(("prefmoe.protocol_tables",), ())
+    code_behind = provenance.code_digest(("prefmoe.experiments.protocol_tables",), ())
     return provenance.digest([PROTOCOL.model_dump(mode="json"), code_behind])
 
 
@@ -243,7 +236,7 @@ def job_resources(pairs, training):
     """What a job asks the cluster for that works on (backbone, method) pairs one after the other."""
     if all(backbone in MINIATURES for backbone, _ in pairs):
         return {"gpus": 0, "mem_mb": 8000, "runtime": 240}
-    from prefmoe import resources  # and the registry, for which plans of the miniatures need not wait
+    from prefmoe.workflow import resources  # and the registry, for which plans of the miniatures need not wait
 
     return resources.job(EDITION, pairs, training=training)
 

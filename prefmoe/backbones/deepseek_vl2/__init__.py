@@ -4,8 +4,8 @@ Class and tensor names are the published ones: a downloaded folder loads as it i
 A saved folder has the published tensors beside a config.json in the manner of transformers.
 """
 
-from prefmoe.models.deepseek_vl2.configuration import DeepseekVLV2Config
-from prefmoe.models.deepseek_vl2.modeling import DeepseekVLV2ForCausalLM
-from prefmoe.models.deepseek_vl2.processing import DeepseekVLV2Processor
+from prefmoe.backbones.deepseek_vl2.configuration import DeepseekVLV2Config
+from prefmoe.backbones.deepseek_vl2.modeling import DeepseekVLV2ForCausalLM
+from prefmoe.backbones.deepseek_vl2.processing import DeepseekVLV2Processor
 
 __all__ = ["DeepseekVLV2Config", "DeepseekVLV2ForCausalLM", "DeepseekVLV2Processor"]

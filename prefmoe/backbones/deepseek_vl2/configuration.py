@@ -63,9 +63,7 @@ class DeepseekVLV2Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.vision_config.vision_use_head = (
-            False  # the tower's attention pooling is published, but nothing reads it
-        )
+        self.vision_config.vision_use_head = False  # the tower's attention pooling is published, but nothing reads it
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

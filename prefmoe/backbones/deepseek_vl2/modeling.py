@@ -39,7 +39,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2TextModel
 
-from prefmoe.models.deepseek_vl2.configuration import DeepseekVLV2Config
+from prefmoe.backbones.deepseek_vl2.configuration import DeepseekVLV2Config
 
 LANGUAGE_MODELS = {
     "deepseek_ocr2_text": DeepseekOcr2TextModel,
@@ -188,9 +188,7 @@ class DeepseekVLV2Model(DeepseekVLV2PreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def _show(
-        self, embeddings: Tensor, ids: Tensor | None, pixel_values: Tensor, image_tiles: Tensor | None
-    ) -> Tensor:
+    def _show(self, embeddings: Tensor, ids: Tensor | None, pixel_values: Tensor, image_tiles: Tensor | None) -> Tensor:
         """The embeddings (B, T, H) with the pictures in the place of their image tokens."""
         if ids is None or image_tiles is None or self.config.image_token_id is None:
             raise ValueError("pictures need input_ids, image_tiles and config.image_token_id")
@@ -253,9 +251,7 @@ class DeepseekVLV2ForCausalLM(DeepseekVLV2PreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size
-            )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -346,9 +342,7 @@ register_checkpoint_conversion_mapping(
             ".mlp.experts.gate_up_proj",
             [_JoinExperts()],
         ),
-        WeightConverter(
-            ".mlp.experts.*.down_proj.weight", ".mlp.experts.down_proj", [MergeModulelist(dim=0)]
-        ),
+        WeightConverter(".mlp.experts.*.down_proj.weight", ".mlp.experts.down_proj", [MergeModulelist(dim=0)]),
     ],
     overwrite=True,
 )

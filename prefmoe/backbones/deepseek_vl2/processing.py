@@ -59,9 +59,7 @@ class DeepseekVLV2ImageProcessor(BaseImageProcessor):
         """Width and height of a view."""
         return self.candidate_resolutions[0][0]
 
-    def preprocess(
-        self, images: Sequence[Any], return_tensors: str | None = None, **kwargs: Any
-    ) -> BatchFeature:
+    def preprocess(self, images: Sequence[Any], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """Prepares the pictures of several conversations (a list of lists), or of one (a list).
 
         Returns:
@@ -136,14 +134,10 @@ class DeepseekVLV2Processor(ProcessorMixin):
         """
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **options)
         settings, _ = cls.get_processor_dict(source, **options)
-        names = (
-            "candidate_resolutions patch_size downsample_ratio image_mean image_std image_token chat_template"
-        )
+        names = "candidate_resolutions patch_size downsample_ratio image_mean image_std image_token chat_template"
         return cls(tokenizer, **{name: settings[name] for name in names.split() if name in settings})
 
-    def replace_image_token(
-        self, image_inputs: dict[str, torch.Tensor], image_idx: int, **kwargs: Any
-    ) -> str:
+    def replace_image_token(self, image_inputs: dict[str, torch.Tensor], image_idx: int, **kwargs: Any) -> str:
         """The image tokens of one picture, as text."""
         across, down = (int(count) for count in image_inputs["image_tiles"][image_idx])
         side = math.ceil(self.image_processor.side // self.patch_size / self.downsample_ratio)

@@ -1,0 +1,1 @@
+"""What came out: estimates with their intervals, and the tables (without torch)."""

@@ -1,0 +1,1 @@
+"""Training and asking: runs, the order of examples, checkpoints, evaluation."""
