@@ -111,7 +111,8 @@ def test_the_workflow_and_a_run_identify_backbones_alike(monkeypatch, tmp_path):
 
 
 def test_a_plan_needs_no_torch():
-    code = "import sys; from prefmoe.models import backbone_files; from prefmoe import config, workflow_lock, protocol"
+    modules = "prefmoe.config.backbone_files, prefmoe.experiments.protocol, prefmoe.workflow.workflow_lock"
+    code = f"import sys, {modules}"
     loaded = f"{code}; print(*(name for name in ('torch', 'transformers', 'pandas') if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert set(result.stdout.split()) <= {"pandas"}
