@@ -45,6 +45,7 @@ def test_two_processes_from_the_workflow_end_like_one(tmp_path):
     clone = tmp_path / "clone"
     ignored = shutil.ignore_patterns(".*", "results", "figures", "tests", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, clone, ignore=ignored)
+    shutil.copytree(ROOT / "prefmoe/figures", clone / "prefmoe/figures", ignore=ignored)
     edition = yaml.safe_load((CONFIG_FOLDER / "smoke.yaml").read_text(encoding="utf-8"))
     edition |= {"name": RUN[0], "backbones": [RUN[1]], "table1": [RUN[2]], "table2": []}
     edition["data"] |= {"users": 4, "unseen_users": 0, "train_per_user": 5}

@@ -54,6 +54,7 @@ def clone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("workflow") / "clone"
     ignored = shutil.ignore_patterns(".*", "results", "figures", "notebooks", "tests", "*.egg-info", "__pycache__")
     shutil.copytree(REPOSITORY, folder, ignore=ignored)
+    shutil.copytree(REPOSITORY / "prefmoe/figures", folder / "prefmoe/figures", ignore=ignored)
     (folder / "notebooks").mkdir()
     _notebook(folder, "06_train_and_evaluate", "edition = 'tiny'\nbackbone = ''\nmethod = ''", COUNTING)
     rules = "".join((folder / f"workflow/rules/{n}.smk").read_text(encoding="utf-8") for n in ("analysis", "protocol"))
