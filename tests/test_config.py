@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
 
 from prefmoe.backbones.backbone import BackboneError
-from prefmoe.config import COMPONENTS, CONFIG_FOLDER, ConfigError, Edition, Method, PrefMoEMethod, load_edition
-from prefmoe.config.edition import _Method
+from prefmoe.config import (
+    COMPONENTS,
+    CONFIG_FOLDER,
+    KINDS,
+    ConfigError,
+    Edition,
+    MethodSettings,
+    PrefMoEMethod,
+    load_edition,
+)
 from prefmoe.config.registry import read_registry
 from prefmoe.system.names import check_name
 from prefmoe.system.places import REGISTRY, known_backbones
@@ -106,7 +113,7 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
     ("old", "new", "message"),
     [
         ("[llava-mini, qwen", "[lava-mini, qwen", "backbones: unknown lava-mini; known backbones: llava-mini, "),
-        ("kind: fft", "kind: ftt", "methods.FFT: .*'ftt'"),
+        ("kind: fft", "kind: ftt", "methods.FFT: unknown kind of method 'ftt'; known kinds: nontuned, .*mean 'fft'"),
         ("components: EPIC}", "components: EPC}", "non-empty prefix of EPICDM, got 'EPC'"),
         ("table1: [NT-profile", "table1: [NT-profil", "table1 names methods that are not defined: NT-profil"),
         ("ablation_backbone: llava-mini", "ablation_backbone: llava-1.5-7b", "ablation_backbone must be one of"),
@@ -187,11 +194,11 @@ def test_a_wrong_name_of_a_method_is_answered_with_the_right_one():
 
 
 def test_every_kind_of_method_has_a_type_in_the_tables():
-    kinds = get_args(get_args(Method)[0])
-    assert {kind.table_type for kind in kinds} == {"NT", "FFT", "PEFT"}
-    for kind in kinds:
-        with pytest.raises(TypeError, match="Forgetful has no table_type"):
-            type("Forgetful", (kind.__mro__[kind.__mro__.index(_Method)],), {})
+    assert {settings.table_type for settings in KINDS.values()} == {"NT", "FFT", "PEFT"}
+    for settings in KINDS.values():
+        assert issubclass(settings, MethodSettings)
+    with pytest.raises(TypeError, match="Forgetful has no table_type"):
+        type("Forgetful", (MethodSettings,), {})
 
 
 def test_known_backbones_are_those_of_the_registry():

@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from prefmoe.config.method_settings import OWN_FILES, Method
+from prefmoe.config.own_methods import read_own_methods
+from prefmoe.config.strict import ConfigError, Strict
 from prefmoe.system.names import NAME, RULE, Name, Once, did_you_mean
 from prefmoe.system.places import ROOT, known_backbones
 from prefmoe.system.yaml_settings import read_settings
-
-COMPONENTS = "EPICDM"
-"""Ablation switches in the order in which Table 2 of the paper adds them."""
 
 CONFIG_FOLDER, RESULTS, FIGURES = ROOT / "config", ROOT / "results", ROOT / "figures"
 
@@ -25,47 +25,13 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOL
 """Environment in which glibc keeps the memory of a large tensor for the next one, instead of giving it back and getting
 it again page by page."""
 
-
-class ConfigError(ValueError):
-    """A configuration file with mistakes; the message names every one of them."""
-
-
-Setting = bool | int | float | str
-"""The value of a single setting, as a grid or a protocol varies it."""
-
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Split = Literal["train", "validation", "test", "unseen"]
 Turns = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Once]
 """Numbers of exchanges of small talk."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    def with_settings(self, settings: Mapping[str, Setting]) -> Self:
-        """A copy with some settings changed; dotted names reach nested ones.
-
-        Raises:
-            ConfigError: if there is no such setting, or a value is refused.
-        """
-        content = self.model_dump(mode="json")
-        for name, value in settings.items():
-            *parents, leaf = name.split(".")
-            inner: Any = content
-            for parent in parents:
-                inner = inner.get(parent) if isinstance(inner, dict) else None
-            if not isinstance(inner, dict) or leaf not in inner:
-                raise ConfigError(f"no setting {name!r}")
-            inner[leaf] = value
-        try:
-            return type(self).model_validate(content)
-        except ValidationError as error:
-            raise ConfigError(f"refused {dict(settings)}: {error.errors()[0]['msg']}") from error
-
-
-class MiniatureData(_Strict):
+class MiniatureData(Strict):
     """The embedded miniature benchmark, drawn from a seed."""
 
     kind: Literal["miniature"]
@@ -78,7 +44,7 @@ class MiniatureData(_Strict):
     full_names: bool = Field(False, description="names of two words, of which there are thousands")
 
 
-class MMPBData(_Strict):
+class MMPBData(Strict):
     """A folder that holds mmpb_clean/ (from PREFMOE_DATA when none is given); a relative one starts at the clone."""
 
     kind: Literal["mmpb"]
@@ -86,7 +52,7 @@ class MMPBData(_Strict):
     csv: str = "sample.csv"
 
 
-class Training(_Strict):
+class Training(Strict):
     """Optimisation shared by all trained methods of an edition."""
 
     steps: int = Field(ge=1)
@@ -106,7 +72,7 @@ TooLong = Literal["refuse", "drop_small_talk"]
 """What is done with a prompt that is longer than the model's positions."""
 
 
-class Evaluation(_Strict):
+class Evaluation(Strict):
     """Which questions are asked, and how.
 
     turns: exchanges of small talk before a question; unseen_turns: the same for users without training questions.
@@ -126,7 +92,7 @@ class Evaluation(_Strict):
         return {split: self.unseen_turns if split == "unseen" else self.turns for split in self.splits}
 
 
-class Hardware(_Strict):
+class Hardware(Strict):
     """How the workflow runs backbones; what is said of accelerators holds for those from the hub, miniatures need none.
 
     launch: "one" process spreads a backbone over its GPUs; "ddp" processes share the batches, each with the whole
@@ -148,150 +114,6 @@ class Hardware(_Strict):
         return self
 
 
-class Losses(_Strict):
-    """Weights of the published recipe (Table of losses in the paper's method section)."""
-
-    alignment: float = Field(0.05, ge=0)
-    profile_contrast: float = Field(0.10, ge=0)
-    residual_contrast: float = Field(0.20, ge=0)
-    residual_preservation: float = Field(0.20, ge=0)
-    decorrelation: float = Field(0.05, ge=0)
-    temperature: float = Field(0.07, gt=0)
-    density_power: float = Field(1.0, ge=0)
-    anchor_is_positive: bool = Field(True, description="count an example among its own positives, as published")
-
-
-Label = Annotated[str, Field(min_length=1, description="a method's name in tables and figures")]
-
-
-class _Method(_Strict):
-    """What the settings of every kind of method have.
-
-    Attributes:
-        table_type: of the class, its type in Table 1 (what is not trained has "NT" there).
-    """
-
-    table_type: ClassVar[Literal["NT", "FFT", "PEFT"]]
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        if not hasattr(cls, "table_type"):
-            raise TypeError(f"{cls.__name__} has no table_type: expected the type that Table 1 gives to such methods")
-
-
-class NonTunedMethod(_Method):
-    table_type = "NT"
-    kind: Literal["nontuned"]
-    label: Label
-    profile: Literal["text", "image", "both", "none"]
-
-
-class FullFineTuningMethod(_Method):
-    table_type = "FFT"
-    kind: Literal["fft"]
-    label: Label
-    lr: float = Field(gt=0)
-
-
-class LoRAMethod(_Method):
-    table_type = "PEFT"
-    kind: Literal["lora"]
-    label: Label
-    lr: float = Field(gt=0)
-    rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
-    dropout: float = Field(0.05, ge=0, lt=1)
-    steps_factor: float = Field(1.0, gt=0, description="times the edition's steps (time-matched baseline)")
-    last_layers: int | None = Field(None, ge=1, description="decoder layers adapted; all when absent")
-
-
-class SoftPromptMethod(_Method):
-    table_type = "PEFT"
-    kind: Literal["soft_prompt"]
-    label: Label
-    lr: float = Field(gt=0)
-    tokens: int = Field(16, ge=1, description="soft tokens per user")
-
-
-class YoLLaVAMethod(_Method):
-    """Defaults: the published tokens (16); the share of recognition examples is ours."""
-
-    table_type = "PEFT"
-    kind: Literal["yollava"]
-    label: Label
-    lr: float = Field(gt=0)
-    tokens: int = Field(16, ge=1, description="latent tokens per user, beside the name <sks>")
-    recognition: float = Field(0.25, ge=0, le=1, description="recognition examples added, per question")
-    hard_negatives: int = Field(4, ge=1, description="most similar users, whose pictures show somebody else")
-
-
-class LOVA3Method(LoRAMethod):
-    """Defaults: the published mixture of 665 thousand answers, 842 of asking (at most one here), 64 of assessing."""
-
-    kind: Literal["lova3"]  # type: ignore[assignment]
-    asking: float = Field(1.0, ge=0, le=1, description="examples of asking added, per question")
-    assessing: float = Field(0.1, ge=0, le=1, description="examples of assessing added, per question")
-
-
-class TGLLaVAMethod(LoRAMethod):
-    """Defaults: the published 24 x 24 mask queries and 64 detail latents."""
-
-    kind: Literal["tg_llava"]  # type: ignore[assignment]
-    lr_guidance: float = Field(gt=0, description="feature mask and detail perceiver; lr is that of the LoRA")
-    side: int = Field(24, ge=1, description="the mask has side x side queries, a quarter picture as many patches")
-    latents: int = Field(64, ge=1, description="detail latents behind the picture's tokens")
-
-
-class PrefMoEMethod(_Method):
-    table_type = "PEFT"
-    kind: Literal["prefmoe"]
-    label: Label
-    components: str = COMPONENTS
-    lr: float = Field(gt=0, description="LoRA experts and routers")
-    lr_user: float = Field(gt=0, description="user embeddings, prototypes and corrections")
-    steps_factor: float = Field(1.0, ge=0, description="times the edition's steps; 0 leaves the method untrained")
-    last_layers: int = Field(8, ge=1)
-    preference_rank: int = Field(8, ge=1)
-    user_rank: int = Field(64, ge=1)
-    profile_rank: int = Field(8, ge=1)
-    alpha: float = Field(1.0, gt=0, description="scale of the mixture: alpha times B gate A x")
-    anchors: Literal["hidden", "embedding"] = "embedding"
-    residual: Literal["published", "centred"] = "centred"
-    correction_scale: float = Field(0.1, ge=0, description="bound of a correction, relative to the anchors' RMS")
-    user_context: bool = Field(True, description="bend the user expert by the user's residuals, as published")
-    facet_label: Literal["none", "oracle"] = "none"
-    user_updates: Literal["dense", "sparse"] = Field(
-        "dense", description="AdamW over all users, or SparseAdam over those of the batch: time independent of users"
-    )
-    counterfactual_users: int = Field(20, ge=0)
-    losses: Losses = Losses()
-
-    @field_validator("components")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if not value or not COMPONENTS.startswith(value):
-            raise ValueError(f"components must be a non-empty prefix of {COMPONENTS}, got {value!r}")
-        return value
-
-
-Method = Annotated[
-    NonTunedMethod
-    | FullFineTuningMethod
-    | LoRAMethod
-    | SoftPromptMethod
-    | YoLLaVAMethod
-    | LOVA3Method
-    | TGLLaVAMethod
-    | PrefMoEMethod,
-    Field(discriminator="kind"),
-]
-
-
-def is_trained(method: Method) -> bool:
-    """Whether a method has training steps at all."""
-    return method.kind != "nontuned" and getattr(method, "steps_factor", 1.0) > 0
-
-
 class Methods(dict[str, Method]):
     """An edition's methods by name; asking for another one names those that there are."""
 
@@ -302,8 +124,12 @@ class Methods(dict[str, Method]):
         raise ConfigError(f"{self.edition} has no method {name!r}; {known}")
 
 
-class Edition(_Strict):
-    """One configuration of the whole workflow."""
+class Edition(Strict):
+    """One configuration of the whole workflow.
+
+    Attributes:
+        own_methods: Python files, relative to the edition's, with methods that are not in the package.
+    """
 
     name: Name
     purpose: str
@@ -313,6 +139,7 @@ class Edition(_Strict):
     data: Annotated[MiniatureData | MMPBData, Field(discriminator="kind")]
     training: Training
     evaluation: Evaluation = Evaluation()
+    own_methods: Annotated[tuple[Path, ...], Once] = ()
     methods: dict[Name, Method] = Field(min_length=1)
     table1: Annotated[tuple[str, ...], Field(min_length=1), Once]
     table2: Annotated[tuple[str, ...], Once] = ()
@@ -326,6 +153,15 @@ class Edition(_Strict):
             known = f"known backbones: {', '.join(known_backbones())}{did_you_mean(unknown[0], known_backbones())}"
             raise ValueError(f"unknown {', '.join(unknown)}; {known}")
         return names
+
+    @field_validator("own_methods")
+    @classmethod
+    def _run(cls, files: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
+        """Before the methods are looked at, whose kinds they may define."""
+        paths = tuple((info.context or Path()).joinpath(file).resolve() for file in files)
+        for path in paths:
+            read_own_methods(path)
+        return paths
 
     @field_validator("methods")
     @classmethod
@@ -345,6 +181,10 @@ class Edition(_Strict):
             if unknown:
                 near = did_you_mean(unknown[0], self.methods)
                 raise ValueError(f"{table} names methods that are not defined: {', '.join(unknown)}{near}")
+        for name, method in self.methods.items():
+            source = OWN_FILES.get(type(method).__module__)
+            if source and source.path not in self.own_methods:
+                raise ValueError(f"methods.{name}: own_methods does not name {source.path}, which defines its kind")
         labels = [method.label for method in self.methods.values()]
         if repeated := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"labels name the rows of the tables; given to several methods: {', '.join(repeated)}")
@@ -391,7 +231,7 @@ def load_edition(name: str | Path) -> Edition:
     if "name" in content and content["name"] != path.stem:
         mistakes.append(f"name: expected {path.stem!r} as in the file's name (got {content['name']!r})")
     try:
-        edition = Edition.model_validate(content)
+        edition = Edition.model_validate(content, context=path.parent)
     except ValidationError as error:
         mistakes += [_mistake(entry) for entry in error.errors()]
     if mistakes:
@@ -409,13 +249,13 @@ def _mistake(entry: Mapping[str, Any]) -> str:
     """One line for one of pydantic's errors; an unknown setting gets the nearest known name beside it."""
     place = ".".join(map(str, entry["loc"])) or "(file)"
     if entry["type"] == "extra_forbidden":
-        known = sorted({name for part in _parts(_Strict) for name in part.model_fields})
+        known = sorted({name for part in _parts(Strict) for name in part.model_fields})
         near = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
         return f"{place}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
     return f"{place}: {entry['msg'].removeprefix('Value error, ')} (got {entry['input']!r:.80})"
 
 
-def _parts(part: type[_Strict]) -> Iterator[type[_Strict]]:
+def _parts(part: type[Strict]) -> Iterator[type[Strict]]:
     for inner in part.__subclasses__():
         yield inner
         yield from _parts(inner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,13 +24,10 @@ from prefmoe.data.benchmark import FACETS, Benchmark, Example, GrowingBenchmark,
 from prefmoe.data.prompts import PLAIN, Profile, Wording, profile_text
 from prefmoe.models import saved
 from prefmoe.models.moe_lora import MixtureOfLoRA
-from prefmoe.system import distributed, hub
+from prefmoe.models.saved import CONFIG_FILE, WEIGHTS_FILE
+from prefmoe.system import distributed
 from prefmoe.system.files import whole_file, write_json
 from prefmoe.system.foreign_files import foreign_file
-
-CONFIG_FILE, WEIGHTS_FILE = "method.json", "method.safetensors"
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class MethodError(ValueError):
@@ -40,7 +37,8 @@ class MethodError(ValueError):
 class Method(nn.Module):
     """A way of adapting a backbone to users.
 
-    A training step is ``with method.context(batch): sum(method.training_losses(batch).values()).backward()``,
+    A kind's class names its settings, ``class LoRA(Method, settings=LoRAMethod)``, by which `build_method` finds it. A
+    training step is ``with method.context(batch): sum(method.training_losses(batch).values()).backward()``,
     an answer ``with method.context(batch): method.model.generate(**batch.inputs)``.
 
     Args:
@@ -49,6 +47,7 @@ class Method(nn.Module):
         benchmark: its users are the ones the method knows.
         prefix_length: soft tokens at the front of every prompt. profile: what prompts show of the user.
         wording: what the method changes in the words of a prompt.
+        seed: of what is drawn beside the initial values, which torch's random state decides.
         cache: keep encoded questions and pictures in memory.
 
     Raises:
@@ -61,15 +60,29 @@ class Method(nn.Module):
 
     users_need_training: ClassVar[str] = ""
 
+    def __init_subclass__(cls, settings: type[configuration.MethodSettings] | None = None, **options: Any) -> None:
+        """
+        Raises:
+            TypeError: if another class does what these settings say.
+        """
+        super().__init_subclass__(**options)
+        if settings is None:
+            return
+        other = settings.implementation
+        if other and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"{cls.__name__}: {other.__module__}.{other.__qualname__} has settings={settings.__name__}")
+        settings.implementation = cls
+
     def __init__(
         self,
-        config: configuration.Method,
+        config: configuration.MethodSettings,
         backbone: Backbone,
         benchmark: Benchmark,
         *,
         prefix_length: int = 0,
         profile: Profile = "none",
         wording: Wording = PLAIN,
+        seed: int = 0,
         cache: bool = True,
     ) -> None:
         super().__init__()
@@ -78,7 +91,7 @@ class Method(nn.Module):
                 raise MethodError(f"backbone {backbone.entry.name!r} already carries adapters ({name}); load it anew")
         backbone.freeze()
         self.config, self.backbone, self.benchmark = config, backbone, benchmark
-        self.prefix_length, self.profile = prefix_length, profile
+        self.prefix_length, self.profile, self.seed = prefix_length, profile, seed
         self.model = backbone.model
         self.added_users: list[User] = []
         self.collator = Collator(
@@ -318,13 +331,8 @@ class Method(nn.Module):
             MethodError: if files are missing or damaged, or belong to other weights, other users or other profiles
                 (the message names them), or a class of methods other than this one.
         """
-        path = Path(folder)
-        if not path.is_dir():
-            if not _HUB_ID.fullmatch(str(folder)):
-                raise MethodError(f"{folder}: no such folder, and no name of a hub repository (owner/name)")
-            patterns = [CONFIG_FILE, WEIGHTS_FILE, saved.ADDED_PICTURES]
-            path = hub.download(str(folder), revision=revision, allow_patterns=patterns)
         try:
+            path = saved.folder_of(folder, revision)
             files = {name: foreign_file(path, name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
             content = saved.read(files[CONFIG_FILE])
         except ValueError as error:
@@ -390,34 +398,25 @@ class Method(nn.Module):
 
 
 def build_method(
-    config: configuration.Method, backbone: Backbone, benchmark: Benchmark, *, seed: int, cache: bool = True
+    config: configuration.MethodSettings, backbone: Backbone, benchmark: Benchmark, *, seed: int, cache: bool = True
 ) -> Method:
-    """An untrained method on a freshly loaded backbone.
+    """An untrained method on a freshly loaded backbone: of the class that names the settings, wherever it is.
 
     Args:
-        config: of any kind of `prefmoe.config.Method`.
+        config: of any kind of method.
         seed: of the initial values; the global random state is left as it was.
         cache: keep encoded questions and pictures in memory.
-    """
-    from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned
-    from prefmoe.models.lova3 import LOVA3
-    from prefmoe.models.prefmoe import PrefMoE
-    from prefmoe.models.soft_prompt import SoftPrompt
-    from prefmoe.models.tg_llava import TGLLaVA
-    from prefmoe.models.yollava import YoLLaVA
 
-    kinds: dict[str, type[Method]] = {
-        "nontuned": NonTuned,
-        "fft": FullFineTuning,
-        "lora": LoRA,
-        "soft_prompt": SoftPrompt,
-        "yollava": YoLLaVA,
-        "lova3": LOVA3,
-        "tg_llava": TGLLaVA,
-        "prefmoe": PrefMoE,
-    }
-    devices = [backbone.device] if backbone.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    Raises:
+        MethodError: if no class in the settings' module names them.
+    """
+    settings = type(config)
+    importlib.import_module(settings.module)
+    if settings.implementation is None:
+        raise MethodError(
+            f"{settings.module}: nothing does what {settings.__name__} says; expected a class that opens with "
+            f"class ...(Method, settings={settings.__name__})"
+        )
+    with torch.random.fork_rng([backbone.device] if backbone.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        extra = {"seed": seed} if config.kind == "prefmoe" else {}
-        return kinds[config.kind](config, backbone, benchmark, cache=cache, **extra)
+        return settings.implementation(config, backbone, benchmark, seed=seed, cache=cache)

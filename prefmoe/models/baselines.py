@@ -18,24 +18,22 @@ from prefmoe.data.benchmark import Benchmark
 from prefmoe.models.base import Method, MethodError
 
 
-class NonTuned(Method):
+class NonTuned(Method, settings=NonTunedMethod):
     """The backbone as it is, with the user's profile in the prompt or without."""
 
-    def __init__(self, config: NonTunedMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True) -> None:
-        super().__init__(config, backbone, benchmark, profile=config.profile, cache=cache)
+    def __init__(self, config: NonTunedMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
+        super().__init__(config, backbone, benchmark, profile=config.profile, **options)
 
 
-class FullFineTuning(Method):
+class FullFineTuning(Method, settings=FullFineTuningMethod):
     """All weights of language model and projector are trained; the vision tower stays frozen.
 
     A backbone in half precision is trained in float32 and computes in its half precision (autocast): single steps of
     full fine-tuning are smaller than what half precision tells apart.
     """
 
-    def __init__(
-        self, config: FullFineTuningMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
-    ) -> None:
-        super().__init__(config, backbone, benchmark, cache=cache)
+    def __init__(self, config: FullFineTuningMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
+        super().__init__(config, backbone, benchmark, **options)
         if getattr(backbone.model, "is_loaded_in_4bit", False):
             raise MethodError("full fine-tuning needs whole weights; set hardware.four_bit: false")
         self.compute = backbone.dtype
@@ -54,11 +52,11 @@ class FullFineTuning(Method):
         return {"backbone": ([p for p in self.model.parameters() if p.requires_grad], self.config.lr)}
 
 
-class LoRA(Method):
+class LoRA(Method, settings=LoRAMethod):
     """PEFT's LoRA on the projections of the decoder layers."""
 
-    def __init__(self, config: LoRAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True) -> None:
-        super().__init__(config, backbone, benchmark, cache=cache)
+    def __init__(self, config: LoRAMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
+        super().__init__(config, backbone, benchmark, **options)
         self.lora = install_lora(
             backbone, config.last_layers, rank=config.rank, alpha=config.alpha, dropout=config.dropout
         )

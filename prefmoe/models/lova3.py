@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prefmoe.backbones.collation import Batch
+from prefmoe.config import LOVA3Method
 from prefmoe.data.benchmark import Example
 from prefmoe.data.prompts import PLACEHOLDER, question_text
 from prefmoe.models.baselines import LoRA
@@ -29,7 +30,7 @@ class Task(Example):
         return self.reply
 
 
-class LOVA3(LoRA):
+class LOVA3(LoRA, settings=LOVA3Method):
     """LOVA3 (Zhao et al. 2024, arXiv 2405.14974, Section 3): answering, asking and assessment.
 
     No module is added. The objective is the next-token loss of LLaVA, taken over a mixture of three tasks,

@@ -44,7 +44,7 @@ from prefmoe.models.user_state import (
 from prefmoe.system import distributed
 
 
-class PrefMoE(Method):
+class PrefMoE(Method, settings=PrefMoEMethod):
     """A frozen backbone with a soft prefix per user and, with component M, routed experts.
 
     Attributes:
@@ -56,16 +56,8 @@ class PrefMoE(Method):
         MethodError: if the oracle's facet label is asked for without M: only routers read it.
     """
 
-    def __init__(
-        self,
-        config: PrefMoEMethod,
-        backbone: Backbone,
-        benchmark: Benchmark,
-        *,
-        seed: int = 0,
-        cache: bool = True,
-    ) -> None:
-        super().__init__(config, backbone, benchmark, prefix_length=PREFIX_LENGTH, cache=cache)
+    def __init__(self, config: PrefMoEMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
+        super().__init__(config, backbone, benchmark, prefix_length=PREFIX_LENGTH, **options)
         self.components = frozenset(config.components)
         if config.facet_label == "oracle" and "M" not in self.components:
             raise MethodError("facet_label: oracle is read by the routers, which only component M has")
@@ -83,7 +75,7 @@ class PrefMoE(Method):
                 sparse=config.user_updates == "sparse",
             )
             if "C" in self.components and config.counterfactual_users:
-                self.counterfactual = self._make_counterfactual_users(seed, anchors[is_trained, 1])
+                self.counterfactual = self._make_counterfactual_users(anchors[is_trained, 1])
         else:
             rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
             sparse = config.user_updates == "sparse"
@@ -116,9 +108,9 @@ class PrefMoE(Method):
         self.prefix = PrefixHook(backbone.embed_tokens)
         self._active: tuple[Batch, UserTokens] | None = None
 
-    def _make_counterfactual_users(self, seed: int, image_anchors: Tensor) -> CounterfactualUsers | None:
+    def _make_counterfactual_users(self, image_anchors: Tensor) -> CounterfactualUsers | None:
         config, benchmark = self.config, self.benchmark
-        pseudo = counterfactual.generate(benchmark, config.counterfactual_users, seed)
+        pseudo = counterfactual.generate(benchmark, config.counterfactual_users, self.seed)
         if not pseudo:
             return None
         anchors = encode_counterfactual_users(self.backbone, pseudo, config.anchors, image_anchors)

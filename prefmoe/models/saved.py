@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,14 +16,32 @@ from torch import Tensor
 
 from prefmoe import config as configuration
 from prefmoe.data.benchmark import Preference, User
+from prefmoe.system import hub
 from prefmoe.system.files import read_json, read_regular
 from prefmoe.system.finite import not_finite
 
 if TYPE_CHECKING:
     from prefmoe.backbones.backbone import BackboneEntry
 
+CONFIG_FILE, WEIGHTS_FILE = "method.json", "method.safetensors"
+
 ADDED_PICTURES = "added_user_*.png"
 """Pictures of added users, where prompts show them."""
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def folder_of(source: str | Path, revision: str | None) -> Path:
+    """The folder with an adapter's files, downloaded where the source is a repository of the hub.
+
+    Raises:
+        ValueError: if it is neither a folder nor the name of a repository. HubError: from downloading.
+    """
+    if (path := Path(source)).is_dir():
+        return path
+    if not _HUB_ID.fullmatch(str(source)):
+        raise ValueError(f"{source}: no such folder, and no name of a hub repository (owner/name)")
+    return hub.download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, ADDED_PICTURES])
 
 
 def added_picture(number: int) -> str:
@@ -90,7 +109,8 @@ def read(path: Path) -> SavedMethod:
     try:
         return SavedMethod.model_validate(content)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        found = error.errors(include_input=False)
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in found]
         raise ValueError(f"{path}: expected {expected} ({'; '.join(lines[:5])})") from error
 
 
@@ -157,10 +177,10 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
     return found
 
 
-def adapter_card(method: configuration.Method, backbone: BackboneEntry, users: int) -> str:
+def adapter_card(method: configuration.MethodSettings, backbone: BackboneEntry, users: int) -> str:
     """The README.md of a hub repository with an adapter."""
+    loader = method.implementation.__name__
     base = [f"base_model: {backbone.hub_id}"] if backbone.hub_id else []
-    loader = "PrefMoE" if method.kind == "prefmoe" else "Method"
     return "\n".join(
         [
             *["---", "library_name: prefmoe", *base, "tags: [personalisation, prefmoe]", "---", ""],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from prefmoe.models.prefix import PrefixHook
 from prefmoe.models.user_state import FreeUsers, trained_rows
 
 
-class SoftPrompt(Method):
+class SoftPrompt(Method, settings=SoftPromptMethod):
     """Prompt tuning (Lester et al. 2021, arXiv 2104.08691, Section 2), a prompt per user, not per task.
 
     For a question X about user i with answer Y, ``max over P_i of log Pr(Y | [P_i; X])``: P_i are free
@@ -29,10 +30,8 @@ class SoftPrompt(Method):
 
     users_need_training = "a soft prompt comes from training questions"
 
-    def __init__(
-        self, config: SoftPromptMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True
-    ) -> None:
-        super().__init__(config, backbone, benchmark, prefix_length=config.tokens, cache=cache)
+    def __init__(self, config: SoftPromptMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
+        super().__init__(config, backbone, benchmark, prefix_length=config.tokens, **options)
         rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
         trained = trained_rows(benchmark, backbone.device)
         self.users = FreeUsers(trained, backbone.hidden_size, rms, config.tokens).to(backbone.device)

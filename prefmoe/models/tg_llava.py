@@ -21,7 +21,7 @@ from prefmoe.models.base import Method, MethodError
 from prefmoe.models.baselines import install_lora
 
 
-class TGLLaVA(Method):
+class TGLLaVA(Method, settings=TGLLaVAMethod):
     """TG-LLaVA (Yan et al. 2025, arXiv 2409.09564, Section 3): text-guided feature mask and detail perceiver.
 
     With F the vision tower's output, F_t the question's text features, F_t^p their mean, and L_m and L_d
@@ -41,10 +41,10 @@ class TGLLaVA(Method):
     fine-tuning, the projector stays frozen, and there is no pre-training of the modules on captions.
     """
 
-    def __init__(self, config: TGLLaVAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True) -> None:
+    def __init__(self, config: TGLLaVAMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         words = tuple(f"<detail{k}>" for k in range(config.latents))
         wording = Wording(after_picture="".join(words), added=words)
-        super().__init__(config, backbone, benchmark, wording=wording, cache=cache)
+        super().__init__(config, backbone, benchmark, wording=wording, **options)
         self.added = AddedTokens(backbone, words)
         self.lora = install_lora(
             backbone, config.last_layers, rank=config.rank, alpha=config.alpha, dropout=config.dropout

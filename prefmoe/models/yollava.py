@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from prefmoe.models.user_state import FreeUsers, trained_rows
 QUESTION = f"Can you see {PLACEHOLDER}?"
 
 
-class YoLLaVA(Method):
+class YoLLaVA(Method, settings=YoLLaVAMethod):
     """Yo'LLaVA (Nguyen et al. 2024, arXiv 2406.09400, Section 3) for many users at once.
 
     Every conversation opens with ``<sks> is <token_1> ... <token_k>.``, and the question says <sks> where it
@@ -46,11 +47,11 @@ class YoLLaVA(Method):
 
     users_need_training = "a user's words come from training questions"
 
-    def __init__(self, config: YoLLaVAMethod, backbone: Backbone, benchmark: Benchmark, *, cache: bool = True) -> None:
+    def __init__(self, config: YoLLaVAMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         latent = [f"<token{k}>" for k in range(config.tokens)]
         opening, words = f"{PLACEHOLDER} is {''.join(latent)}.", (PLACEHOLDER, *latent)
         wording = Wording(opening=opening, name=PLACEHOLDER, added=words)
-        super().__init__(config, backbone, benchmark, wording=wording, cache=cache)
+        super().__init__(config, backbone, benchmark, wording=wording, **options)
         self.added = AddedTokens(backbone, words)
         trained = trained_rows(benchmark, backbone.device)
         spread = backbone.model.config.get_text_config().initializer_range  # as new rows of a resized matrix

@@ -215,7 +215,7 @@ class Workbench:
 
     def method(self, config: Method, seed: int, *, look: bool = False) -> BuiltMethod:
         """An untrained method on a pristine backbone; see `backbone`."""
-        backbone = self.backbone(trained=config.kind == "fft", look=look)
+        backbone = self.backbone(trained=config.table_type == "FFT", look=look)
         return build_method(config, backbone, self.benchmark, seed=seed, cache=self.edition.cache_images)
 
     def inputs(self, config: Method, seed: int, asked: Asked) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class Workbench:
             "seed": seed,
             "data": self.benchmark.digest,
             "weights": self.weights_digest,
-            "code": provenance.code_digest(),
+            "code": provenance.code_digest(methods=(config.source(),)),
         }
 
     def run(

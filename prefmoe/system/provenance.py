@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parent.parent
 
 RUN_MODULES = ("prefmoe.running.training", "prefmoe.running.evaluation", "prefmoe.models.base")
-"""Where weights and answers come from."""
+"""Where weights and answers come from, beside the module of the method (`methods`)."""
+
+IMPORTS_METHODS = "prefmoe.models.base"
+"""The module that imports what settings name, which nobody can see in its code: whoever reaches it says which."""
 
 NOT_A_CAUSE = (
     "prefmoe.config", "prefmoe.metrics", "prefmoe.analysis.statistics", "prefmoe.system.provenance",
@@ -23,7 +27,16 @@ NOT_A_CAUSE = (
 
 
 class UnknownModuleError(LookupError):
-    """A module of this package that is named or imported and has no file: its digest would never change."""
+    """A module of this package that is named or imported and has no file, or methods that are imported and not named:
+    the digest would not change when they do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Python file outside this package, and what it said when it was run."""
+
+    path: Path
+    text: str
 
 
 class NotebookCodeError(ValueError):
@@ -31,29 +44,45 @@ class NotebookCodeError(ValueError):
 
 
 @cache
-def code_digest(modules: tuple[str, ...] = RUN_MODULES, without: tuple[str, ...] = NOT_A_CAUSE) -> str:
+def code_digest(
+    modules: tuple[str, ...] = RUN_MODULES,
+    without: tuple[str, ...] = NOT_A_CAUSE,
+    methods: tuple[str | Source, ...] | None = None,
+) -> str:
     """A hash of the named modules and of all they import from this package; computing it imports nothing.
 
     Comments, docstrings and layout are not part of it.
 
     Args:
         without: modules that are left out, with what only they import.
+        methods: the code (`MethodSettings.source`) of the methods that `IMPORTS_METHODS` may build, where that is
+            among the modules or what they import.
 
     Raises:
-        UnknownModuleError: if a module of this package that is named here, or that one of them imports, has no file.
+        UnknownModuleError: if a module of this package that is named here, or that one of them imports, has no file;
+            or if methods may be built and are not named.
     """
-    if unknown := sorted(name for name in (*modules, *without) if module_file(name) is None):
+    named = [*modules, *without, *(name for name in methods or () if isinstance(name, str))]
+    if unknown := sorted(name for name in named if module_file(name) is None):
         raise UnknownModuleError(f"no module {', '.join(unknown)} in {PACKAGE}: was it moved or renamed?")
     waiting, dumps = list(modules), {}
     while waiting:
-        name = waiting.pop()
-        path = module_file(name)
-        if path is None or name in dumps or name in without:
+        one = waiting.pop()
+        if one in dumps or one in without:
             continue
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        imported, dumps[name] = _module(path.read_text(encoding="utf-8"), package)
+        if isinstance(one, Source):
+            path, text, package = one.path, one.text, ""
+        elif path := module_file(one):
+            text, package = path.read_text(encoding="utf-8"), one if path.stem == "__init__" else one.rpartition(".")[0]
+        else:
+            continue
+        imported, dumps[one] = _module(text, package)
         waiting += _modules(imported, path)
-    return digest(sorted(dumps.items()))
+        if one == IMPORTS_METHODS:
+            if methods is None:
+                raise UnknownModuleError(f"{', '.join(modules)}: {one} builds methods, and nobody says which")
+            waiting += methods
+    return digest(sorted((one if isinstance(one, str) else one.path.name, dump) for one, dump in dumps.items()))
 
 
 def _modules(names: Iterable[str], path: Path) -> list[str]:
@@ -81,14 +110,17 @@ def _bound(path: Path) -> set[str]:
     return names
 
 
-def notebook_digest(notebook: str | Path) -> str:
+def notebook_digest(notebook: str | Path, methods: tuple[str | Source, ...] | None = None) -> str:
     """A hash of a notebook's code cells and of what they import from this package.
 
     Prose, outputs, metadata and the cell that papermill injects do not change it.
 
+    Args:
+        methods: as of `code_digest`, that the notebook may build.
+
     Raises:
         NotebookCodeError: if the file is not a notebook, or a code cell is not valid Python.
-        UnknownModuleError: if a cell imports a module that this package does not have.
+        UnknownModuleError: if a cell imports a module that this package does not have, or as `code_digest`.
     """
     path, names, sources = Path(notebook), set(), []
     for number, source in _code_cells(path):
@@ -98,7 +130,7 @@ def notebook_digest(notebook: str | Path) -> str:
         except SyntaxError as error:
             raise NotebookCodeError(f"{path}: cell {number} is not valid Python: {error}") from error
         sources.append(source)
-    return digest([sources, code_digest(tuple(sorted(_modules(names, path))), ())])
+    return digest([sources, code_digest(tuple(sorted(_modules(names, path))), (), methods)])
 
 
 def _code_cells(path: Path) -> list[tuple[int, str]]:

@@ -44,6 +44,7 @@ PREFMOE_FOR_LONG = " ".join(
 ALL_CORES = workflow.resource_settings.cores or 8
 HOURS = 720  # of a cluster's job that goes on where a killed one stopped, in minutes
 RUN_NOTEBOOK = "06_train_and_evaluate"
+METHODS = tuple(dict.fromkeys(method.source() for method in EDITION.methods.values()))  # their code
 PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
 FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]
 
@@ -127,10 +128,10 @@ def each_backbone(name):
     return [f"{FIGURES}/{name}_{backbone}.png" for backbone in EDITION.backbones]
 
 
-def code(name):
-    """A digest of an analysis notebook's code and of the modules it imports; prose is not part of it."""
+def code(name, methods=METHODS):
+    """A digest of a notebook's code and of the modules it imports, methods among them; prose is not part of it."""
     try:
-        return provenance.notebook_digest(ROOT / "notebooks" / f"{name}.ipynb")
+        return provenance.notebook_digest(ROOT / "notebooks" / f"{name}.ipynb", methods)
     except (provenance.NotebookCodeError, provenance.UnknownModuleError) as error:
         raise WorkflowError(str(error))
 
@@ -138,31 +139,34 @@ def code(name):
 def run_inputs(wildcards):
     """A digest of what a run depends on besides the data; runs of equal inputs are not repeated."""
     settings = EDITION.model_dump(mode="json", include={"seeds", "training", "evaluation", "cache_images"})
-    method = EDITION.methods[wildcards.method].model_dump(mode="json")
-    return provenance.digest([code(RUN_NOTEBOOK), settings, method, weights(wildcards.backbone)])
+    method = EDITION.methods[wildcards.method]
+    code_behind = code(RUN_NOTEBOOK, (method.source(),))
+    return provenance.digest([code_behind, settings, method.model_dump(mode="json"), weights(wildcards.backbone)])
 
 
 def table_inputs(wildcards):
     """A digest of the settings and the code behind the tables."""
     settings = EDITION.model_dump(mode="json", include={"methods", "table1", "table2", "backbones", "seeds"})
-    return provenance.digest([settings, provenance.code_digest(("prefmoe.analysis.tables",), ())])
+    return provenance.digest([settings, provenance.code_digest(("prefmoe.analysis.tables",), (), METHODS)])
 
 
 def plan_inputs(wildcards):
     """A digest of what the runs of a protocol experiment depend on besides the settings that their name stands for."""
     evaluation = EDITION.evaluation.model_dump(mode="json")
-    return provenance.digest([provenance.code_digest(), PROTOCOL.seeds, evaluation, weights(wildcards.backbone)])
+    source = PLANS[wildcards.backbone, wildcards.plan].config.source()
+    code_behind = provenance.code_digest(methods=(source,))
+    return provenance.digest([code_behind, PROTOCOL.seeds, evaluation, weights(wildcards.backbone)])
 
 
 def protocol_inputs(wildcards):
     """A digest of the questions asked of the protocol, and of the code behind their tables."""
-    code_behind = provenance.code_digest(("prefmoe.experiments.protocol_tables",), ())
+    code_behind = provenance.code_digest(("prefmoe.experiments.protocol_tables",), (), METHODS)
     return provenance.digest([PROTOCOL.model_dump(mode="json"), code_behind])
 
 
 def tuning_inputs(wildcards):
     """A digest of what the trials on a backbone depend on besides the grid."""
-    return provenance.digest([provenance.code_digest(), weights(wildcards.backbone)])
+    return provenance.digest([provenance.code_digest(methods=METHODS), weights(wildcards.backbone)])
 
 
 def backbone_inputs(wildcards):

@@ -11,7 +11,9 @@ rule compare:
         figure=report(f"{RESULTS}/reproduction/reproduction.png", caption="../report/reproduction.rst", category="A. Reproduced?"),
         cells=report(f"{RESULTS}/reproduction/reproduction.csv", caption="../report/reproduction_table.rst", category="A. Reproduced?"),
     params:
-        code=lambda wildcards: provenance.code_digest(("prefmoe.workflow.reproduction", "prefmoe.figures.reproduction"), ()),
+        code=lambda wildcards: provenance.code_digest(
+            ("prefmoe.workflow.reproduction", "prefmoe.figures.reproduction"), (), METHODS
+        ),
         edition=EDITION.name,
     log:
         f"{RESULTS}/logs/compare.log",

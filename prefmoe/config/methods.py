@@ -1,0 +1,123 @@
+"""The settings of the methods of the tables; what each does is said in the module that it names. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from prefmoe.config.method_settings import MethodSettings
+from prefmoe.config.strict import Strict
+
+COMPONENTS = "EPICDM"
+"""Ablation switches in the order in which Table 2 of the paper adds them."""
+
+
+class Losses(Strict):
+    """Weights of the published recipe (Table of losses in the paper's method section)."""
+
+    alignment: float = Field(0.05, ge=0)
+    profile_contrast: float = Field(0.10, ge=0)
+    residual_contrast: float = Field(0.20, ge=0)
+    residual_preservation: float = Field(0.20, ge=0)
+    decorrelation: float = Field(0.05, ge=0)
+    temperature: float = Field(0.07, gt=0)
+    density_power: float = Field(1.0, ge=0)
+    anchor_is_positive: bool = Field(True, description="count an example among its own positives, as published")
+
+
+class NonTunedMethod(MethodSettings):
+    table_type = "NT"
+    module = "prefmoe.models.baselines"
+    kind: Literal["nontuned"]
+    profile: Literal["text", "image", "both", "none"]
+
+
+class FullFineTuningMethod(MethodSettings):
+    table_type = "FFT"
+    module = "prefmoe.models.baselines"
+    kind: Literal["fft"]
+    lr: float = Field(gt=0)
+
+
+class LoRAMethod(MethodSettings):
+    table_type = "PEFT"
+    module = "prefmoe.models.baselines"
+    kind: Literal["lora"]
+    lr: float = Field(gt=0)
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    steps_factor: float = Field(1.0, gt=0, description="times the edition's steps (time-matched baseline)")
+    last_layers: int | None = Field(None, ge=1, description="decoder layers adapted; all when absent")
+
+
+class SoftPromptMethod(MethodSettings):
+    table_type = "PEFT"
+    module = "prefmoe.models.soft_prompt"
+    kind: Literal["soft_prompt"]
+    lr: float = Field(gt=0)
+    tokens: int = Field(16, ge=1, description="soft tokens per user")
+
+
+class YoLLaVAMethod(MethodSettings):
+    """Defaults: the published tokens (16); the share of recognition examples is ours."""
+
+    table_type = "PEFT"
+    module = "prefmoe.models.yollava"
+    kind: Literal["yollava"]
+    lr: float = Field(gt=0)
+    tokens: int = Field(16, ge=1, description="latent tokens per user, beside the name <sks>")
+    recognition: float = Field(0.25, ge=0, le=1, description="recognition examples added, per question")
+    hard_negatives: int = Field(4, ge=1, description="most similar users, whose pictures show somebody else")
+
+
+class LOVA3Method(LoRAMethod):
+    """Defaults: the published mixture of 665 thousand answers, 842 of asking (at most one here), 64 of assessing."""
+
+    module = "prefmoe.models.lova3"
+    kind: Literal["lova3"]
+    asking: float = Field(1.0, ge=0, le=1, description="examples of asking added, per question")
+    assessing: float = Field(0.1, ge=0, le=1, description="examples of assessing added, per question")
+
+
+class TGLLaVAMethod(LoRAMethod):
+    """Defaults: the published 24 x 24 mask queries and 64 detail latents."""
+
+    module = "prefmoe.models.tg_llava"
+    kind: Literal["tg_llava"]
+    lr_guidance: float = Field(gt=0, description="feature mask and detail perceiver; lr is that of the LoRA")
+    side: int = Field(24, ge=1, description="the mask has side x side queries, a quarter picture as many patches")
+    latents: int = Field(64, ge=1, description="detail latents behind the picture's tokens")
+
+
+class PrefMoEMethod(MethodSettings):
+    table_type = "PEFT"
+    module = "prefmoe.models.prefmoe"
+    kind: Literal["prefmoe"]
+    components: str = COMPONENTS
+    lr: float = Field(gt=0, description="LoRA experts and routers")
+    lr_user: float = Field(gt=0, description="user embeddings, prototypes and corrections")
+    steps_factor: float = Field(1.0, ge=0, description="times the edition's steps; 0 leaves the method untrained")
+    last_layers: int = Field(8, ge=1)
+    preference_rank: int = Field(8, ge=1)
+    user_rank: int = Field(64, ge=1)
+    profile_rank: int = Field(8, ge=1)
+    alpha: float = Field(1.0, gt=0, description="scale of the mixture: alpha times B gate A x")
+    anchors: Literal["hidden", "embedding"] = "embedding"
+    residual: Literal["published", "centred"] = "centred"
+    correction_scale: float = Field(0.1, ge=0, description="bound of a correction, relative to the anchors' RMS")
+    user_context: bool = Field(True, description="bend the user expert by the user's residuals, as published")
+    facet_label: Literal["none", "oracle"] = "none"
+    user_updates: Literal["dense", "sparse"] = Field(
+        "dense", description="AdamW over all users, or SparseAdam over those of the batch: time independent of users"
+    )
+    counterfactual_users: int = Field(20, ge=0)
+    losses: Losses = Losses()
+
+    @field_validator("components")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if not value or not COMPONENTS.startswith(value):
+            raise ValueError(f"components must be a non-empty prefix of {COMPONENTS}, got {value!r}")
+        return value
