@@ -61,10 +61,7 @@ class Method(nn.Module):
     users_need_training: ClassVar[str] = ""
 
     def __init_subclass__(cls, settings: type[configuration.MethodSettings] | None = None, **options: Any) -> None:
-        """
-        Raises:
-            TypeError: if another class does what these settings say.
-        """
+        """Notes, where settings are given, that this class does what they say; raises TypeError if another one does."""
         super().__init_subclass__(**options)
         if settings is None:
             return
@@ -403,7 +400,6 @@ def build_method(
     """An untrained method on a freshly loaded backbone: of the class that names the settings, wherever it is.
 
     Args:
-        config: of any kind of method.
         seed: of the initial values; the global random state is left as it was.
         cache: keep encoded questions and pictures in memory.
 
