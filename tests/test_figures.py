@@ -16,7 +16,7 @@ from PIL import Image
 from prefmoe import metrics
 from prefmoe.analysis import audit
 from prefmoe.data.benchmark import FACETS
-from prefmoe.figures import forms as figures
+from prefmoe.figures import old_forms as figures
 
 PUBLISHED = Path(__file__).parent.parent / "published"
 

@@ -13,7 +13,7 @@ from small_world import PREFMOE, data_folder, model_folder, small_backbone, smal
 
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data.benchmark import FACETS
-from prefmoe.figures import forms as figures
+from prefmoe.figures import old_forms as figures
 from prefmoe.inspection import users as inspection
 from prefmoe.inspection.users import InspectionError
 from prefmoe.models.base import build_method

@@ -15,7 +15,7 @@ from prefmoe.analysis import tables
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data import composition, mmpb, prompts
 from prefmoe.data.benchmark import FACETS, Benchmark
-from prefmoe.figures import forms as figures
+from prefmoe.figures import old_forms as figures
 from prefmoe.inspection import users as inspection
 from prefmoe.models.base import build_method
 

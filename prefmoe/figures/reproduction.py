@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prefmoe.figures.forms import INK, METRIC_LABELS, MUTED, PALETTE, _canvas, _finish, _light_grid, house_style
+from prefmoe.figures.old_forms import INK, METRIC_LABELS, MUTED, PALETTE, _canvas, _finish, _light_grid, house_style
 
 
 @house_style

@@ -24,7 +24,7 @@ from prefmoe.config import RESULTS, Edition, run_folder
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
 from prefmoe.data.prompts import PLACEHOLDER, description_text, facet_sentence
 from prefmoe.data.sources import load_benchmark
-from prefmoe.figures import forms as figures
+from prefmoe.figures import old_forms as figures
 from prefmoe.models.base import Method
 from prefmoe.models.moe_lora import PROFILE_EXPERTS
 from prefmoe.models.prefmoe import PrefMoE

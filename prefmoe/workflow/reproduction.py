@@ -308,7 +308,7 @@ def report(comparison: Comparison, edition: str) -> str:
 
 def write(comparison: Comparison, edition: str, folder: Path) -> str:
     """Writes reproduction.csv, reproduction.png and, last, verdict.txt, which is `report`; returns that text."""
-    from prefmoe.figures import forms as figures
+    from prefmoe.figures import old_forms as figures
     from prefmoe.figures.reproduction import draw
 
     tables.write_csv(comparison.cells, folder / "reproduction.csv")

@@ -1,0 +1,391 @@
+"""The forms of figure that several notebooks share, each one call: intervals, curves, heat maps, bars, pictures.
+
+Tables are long: a row per mark, its number in the column value, its interval in low and high where there is one. Every
+form returns a matplotlib Figure whose axes can be added to, `style.show` shows and saves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import seaborn.objects as so
+from matplotlib import ticker
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from PIL import Image
+
+from prefmoe.data.pictures import as_rgb, open_picture
+from prefmoe.figures import style
+from prefmoe.figures.style import GRID, HATCHES, HEAT, INK, LINES, METRIC_LABELS, MUTED, Look
+
+Picture = str | Path | Image.Image
+
+REFERENCE_LINES = {
+    "": {"color": MUTED, "linestyle": "-", "linewidth": 0.9},
+    "Chance": {"color": MUTED, "linestyle": ":", "linewidth": 1.2},
+    "Popular choice": {"color": MUTED, "linestyle": "--", "linewidth": 1.2},
+    "Profile reader": {"color": MUTED, "linestyle": "-.", "linewidth": 1.2},
+}
+"""Vertical lines by their label; that without a label, 0 for instance, stands in no legend."""
+
+
+@style.house()
+def intervals(
+    table: pd.DataFrame,
+    *,
+    rows: str,
+    title: str,
+    caption: str,
+    panels: str = "",
+    by: str = "",
+    colour: str = "",
+    filled: str = "",
+    ticks: Sequence[str] = (),
+    references: Mapping[str, float | Mapping[str, float]] | None = None,
+    labels: Mapping[str, str] | None = None,
+    series: Mapping[str, Look] | None = None,
+    panel_width: float = 3.2,
+) -> Figure:
+    """Values as marks on their intervals: a row each, side by side within a row, a panel per metric.
+
+    Args:
+        rows, panels, by, colour: columns: what stands below one another, in panels, beside one another within a row,
+            and what colours and markers tell apart (else by, else rows); all in the table's order. filled: a column of
+            truth values, marks are open where it is false. ticks: columns of further values, drawn as small ticks.
+        references: label -> where a vertical line stands, in every panel or by panel; "" stands in no legend.
+        labels: of panels (else the metrics' own) and of rows. series: looks, where the fixed ones will not do.
+    """
+    if table.empty:
+        return style.notice(f"{title}: there is nothing to draw.")
+    colour, texts = colour or by or rows, METRIC_LABELS | dict(labels or {})
+    data = _ordered(table, rows, panels, by, colour)
+    names = list(data[panels].cat.categories) if panels else [""]
+    levels = list(data[by].cat.categories) if by else [""]
+    looks = _looks(table, colour) | dict(series or {})
+    data["row"] = data[rows].cat.rename_categories(lambda row: style.wrapped(texts.get(row, row), 30))
+    data["mark"] = np.where(data[filled].astype(bool), "filled", "open") if filled else "filled"
+
+    count = len(data["row"].cat.categories)
+    height = count * max(0.27, 0.06 + 0.155 * len(levels)) + 1.5
+    figure = Figure((2.3 + panel_width * len(names), height), dpi=style.DPI, layout="constrained")
+    move = [so.Dodge(by=["group"])] if by else []
+    group = {"group": by} if by else {}
+    plot = so.Plot(data, x="value", y="row", color=colour, marker=colour, **group)
+    if panels:
+        plot = plot.facet(col=panels).share(x=False)
+    if {"low", "high"} <= set(data) and data[["low", "high"]].notna().all(axis=1).any():
+        plot = plot.add(so.Range(linewidth=1.3), *move, xmin="low", xmax="high", legend=False)
+    plot = plot.add(so.Dot(pointsize=6, edgewidth=1.2), *move, fill="mark", legend=False)
+    for column in ticks:
+        plot = plot.add(so.Dot(marker="|", pointsize=5, color=INK), *move, x=column, legend=False)
+    _plot(plot.scale(fill=so.Nominal({"filled": True, "open": False})), looks, figure)
+
+    lines = {label: dict.fromkeys(names, at) if np.isscalar(at) else at for label, at in (references or {}).items()}
+    for axis, name in zip(figure.axes, names, strict=True):
+        for label, places in lines.items():
+            if np.isfinite(places.get(name, np.nan)):
+                axis.axvline(places[name], zorder=0, **_reference(label, lines))
+        for collection in axis.collections:  # an open mark hides the interval behind it
+            faces = collection.get_facecolor()
+            if len(faces) and collection.get_paths() and (faces[:, 3] == 0).any():
+                collection.set_facecolor(np.where(faces[:, 3:] == 0, to_rgba("white"), faces))
+        axis.set(title="", ylabel="", xlabel=texts.get(name, name))
+        axis.tick_params(axis="y", length=0)
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.grid(axis="y", visible=False)
+        for row in range(1, count) if by else ():
+            axis.axhline(row - 0.5, color=GRID, linewidth=0.5, zorder=0)
+        style.light_grid(axis)
+    legend = []
+    if by and by != colour:
+        solid = data.groupby(by, observed=True)["mark"].agg(lambda marks: (marks == "filled").any())
+        legend += [style.handle(level, filled=solid[level]) for level in levels]
+    if colour != rows:
+        legend += [style.handle(texts.get(name, name).replace("\n", " "), look) for name, look in looks.items()]
+    legend += [Line2D([], [], label=label, **_reference(label, lines)) for label in lines if label]
+    alt = f"Interval plot: {_listed(data['row'].cat.categories)}; {_listed([texts.get(n, n) for n in names])}."
+    return style.finish(figure, title, caption, legend=legend, alt=alt)
+
+
+def _reference(label: str, lines: Mapping) -> dict:
+    other = {"color": MUTED, "linestyle": LINES[1:][list(lines).index(label) % 3], "linewidth": 1.2}
+    return REFERENCE_LINES.get(label, other)
+
+
+def _ordered(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """A copy whose columns are categories, as texts and in the order in which they appear."""
+    data = table.reset_index(drop=True).copy()
+    for column in {*columns} - {""}:
+        text = data[column].astype(str)
+        data[column] = pd.Categorical(text, categories=list(dict.fromkeys(text)))
+    return data
+
+
+def _looks(table: pd.DataFrame, column: str) -> dict[str, Look]:
+    """Looks of a column's values, in their order; methods that nobody knows are told by the table's column type."""
+    names = table[column].astype(str)
+    kinds = dict(zip(names, table["type"], strict=True)) if column == "method" and "type" in table else {}
+    return style.looks(dict.fromkeys(names), kinds)
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    names = [" ".join(str(name).split()) for name in names if name]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _plot(plot: so.Plot, looks: Mapping[str, Look], figure: Figure) -> None:
+    """Draws a plot whose colours and markers are those of the looks."""
+    colours = so.Nominal({name: look.colour for name, look in looks.items()}, order=list(looks))
+    markers = so.Nominal({name: look.marker for name, look in looks.items()}, order=list(looks))
+    plot.scale(color=colours, marker=markers).theme(style.STYLE).on(figure).plot()
+
+
+@style.house()
+def curves(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    series: str,
+    title: str,
+    caption: str,
+    panels: str = "",
+    lines: str = "",
+    units: str = "",
+    columns: int = 2,
+    log: bool = False,
+    xlabel: str = "",
+    ylabel: str = "Share of questions",
+    labels: Mapping[str, str] | None = None,
+    markers: bool = True,
+    panel: tuple[float, float] = (3.6, 2.6),
+) -> Figure:
+    """Values along an axis, with their intervals as bands: a line per series, panels in a grid.
+
+    Args:
+        x, series, panels: columns; series and panels in the table's order. lines: a column, a row of panels each; then
+            all panels of a row share their y axis, else all of the figure do. units: a column, a thin line for each of
+            its values behind the mean of all.
+        columns: of panels, where lines is not given. log: doublings of x are equally wide.
+        panel: width and height of one, inches.
+    """
+    if table.empty:
+        return style.notice(f"{title}: there is nothing to draw.")
+    texts = METRIC_LABELS | dict(labels or {})
+    data = _ordered(table, series, panels, lines)
+    looks = _looks(table, series)
+    names = list(data[panels].cat.categories) if panels else [""]
+    across = len(names) if lines else min(columns, len(names))
+    down = len(data[lines].cat.categories) if lines else -(-len(names) // across)
+    figure = Figure((0.6 + panel[0] * across, 1.2 + panel[1] * down), dpi=style.DPI, layout="constrained")
+    plot = so.Plot(data, x=x, y="value", color=series, marker=series, linestyle=series)
+    if panels or lines:
+        facets = {"col": panels} | ({"row": lines} if lines else {"wrap": across})
+        plot = plot.facet(**{k: v for k, v in facets.items() if v}).share(y="row" if lines else True)
+    if units:
+        plot = plot.add(so.Lines(linewidth=0.6, alpha=0.4), group=units, legend=False)
+    if {"low", "high"} <= set(data) and data[["low", "high"]].notna().all(axis=1).any():
+        plot = plot.add(so.Band(alpha=0.13, edgewidth=0), ymin="low", ymax="high", legend=False)
+    mark = so.Line(pointsize=4.5 if markers else 0, edgewidth=0, linewidth=1.4)
+    plot = plot.add(mark, *([so.Agg()] if units else []), legend=False)
+    dashes = so.Nominal({name: LINES[k % len(LINES)] for k, name in enumerate(looks)}, order=list(looks))
+    _plot(plot.scale(linestyle=dashes, **({"x": so.Continuous(trans="log2")} if log else {})), looks, figure)
+
+    places = sorted(data[x].unique())
+    for number, axis in enumerate(figure.axes):
+        column = number % across
+        axis.set(title="", xlabel="", ylabel="")
+        if panels and (not lines or number < across):
+            axis.set_title(style.wrapped(texts.get(names[number], names[number]).replace("\n", " "), 34))
+        if number + across >= len(figure.axes):
+            axis.set_xlabel(xlabel or x)
+            axis.tick_params(labelbottom=True)
+        if column == 0:
+            axis.set_ylabel(texts[data[lines].cat.categories[number // across]] if lines else ylabel)
+        if len(places) <= 8:
+            axis.set_xticks(places, [f"{place:g}" for place in places])
+            axis.minorticks_off()
+        axis.grid(axis="x", visible=False)
+        style.light_grid(axis, "y")
+    handles = []
+    for k, (name, look) in enumerate(looks.items()):
+        shown = look if markers else Look(look.colour, "")
+        handles.append(style.handle(texts.get(name, name).replace("\n", " "), shown, line=LINES[k % len(LINES)]))
+    alt = f"Line plot against {xlabel or x}: {_listed(looks)}; {_listed([texts.get(n, n) for n in names])}."
+    return style.finish(figure, title, caption, legend=handles if len(handles) > 1 else (), alt=alt)
+
+
+@style.house()
+def heat(
+    panels: Mapping[str, pd.DataFrame],
+    *,
+    title: str,
+    caption: str,
+    label: str,
+    limits: tuple[float, float] | None = None,
+    numbers: str = "",
+    groups: Sequence[int] = (),
+    panel_width: float = 4.3,
+) -> Figure:
+    """Tables as heat maps beside one another, on one scale.
+
+    Args:
+        panels: heading -> table, its index and columns the ticks; all with the same index.
+        label: of the colour bar. limits: of the colours; from 0 to the largest number when absent.
+        numbers: a format, ".2f" or ".0%", writes the numbers into the cells.
+        groups: columns in front of which a white line stands.
+    """
+    low, high = limits or (0.0, max(float(np.nanmax(table.to_numpy())) for table in panels.values()))
+    first = next(iter(panels.values()))
+    figure, axes = style.canvas(panel_width * len(panels) + 1.6, 2.3 + 0.24 * len(first), 1, len(panels), sharey=True)
+    for axis, (heading, table) in zip(axes[0], panels.items(), strict=True):
+        sns.heatmap(
+            table, ax=axis, cmap=HEAT, vmin=low, vmax=high, cbar=False, annot=bool(numbers), fmt=numbers,
+            annot_kws={"fontsize": 7}, xticklabels=True, yticklabels=True,
+        )  # fmt: skip
+        axis.set_xticks(axis.get_xticks(), axis.get_xticklabels(), rotation=55, ha="right", rotation_mode="anchor")
+        axis.tick_params(length=0)
+        axis.set(title=heading, xlabel="", ylabel="")
+        for place in groups:
+            axis.axvline(place, color="white", linewidth=1.4)
+    axes[0, 0].tick_params(axis="y", rotation=0)
+    figure.colorbar(axes[0, 0].collections[0], ax=axes[0], shrink=0.85, pad=0.02).set_label(label)
+    alt = f"Heat map of {label}: {_listed(first.index)} by {_listed(first.columns)}; {_listed(list(panels))}."
+    return style.finish(figure, title, caption, alt=alt)
+
+
+@style.house()
+def bars(
+    table: pd.DataFrame,
+    *,
+    rows: str,
+    series: str,
+    title: str,
+    caption: str,
+    xlabel: str,
+    panels: str = "",
+    stacked: bool = False,
+    numbers: str = "{:.2f}",
+    width: float = 7.4,
+) -> Figure:
+    """Horizontal bars, stacked or beside one another, with a colour and a hatch per series and the number on each.
+
+    Args:
+        rows, series, panels: columns in the table's order; panels stand below one another, each with a legend of its
+            own. Of stacked bars with low and high, a line at the end of a segment is the interval of its length.
+        numbers: a format for them; none when empty.
+    """
+    data = _ordered(table, rows, series, panels)
+    names = list(data[panels].cat.categories) if panels else [""]
+    parts = [data[data[panels] == name] if panels else data for name in names]
+    lists = [[list(dict.fromkeys(part[column])) for column in (rows, series)] for part in parts]
+    slots = [len(across) * (1 if stacked else 0.62 * len(kinds)) for across, kinds in lists]
+    figure, axes = style.canvas(
+        width, 1.2 + 0.36 * sum(slots) + 0.45 * len(names), len(names), 1, sharex=bool(panels), height_ratios=slots
+    )
+    handles: list[Patch] = []
+    for axis, part, (across, kinds), name in zip(axes[:, 0], parts, lists, names, strict=True):
+        looks = style.looks(kinds)
+        colours = so.Nominal({kind: look.colour for kind, look in looks.items()}, order=kinds)
+        plot = so.Plot(part, x="value", y=rows, color=series).scale(color=colours, y=so.Nominal(order=across))
+        mark = so.Bar(alpha=1, edgecolor="white", edgewidth=0.6, width=0.72 if stacked else 0.84)
+        plot.add(mark, so.Stack() if stacked else so.Dodge(), orient="y", legend=False).theme(style.STYLE).on(
+            axis
+        ).plot()
+        largest = max((bar.get_x() + bar.get_width() for bar in axis.patches), default=1.0)
+        found = {to_rgba(look.colour): HATCHES[k % len(HATCHES)] for k, look in enumerate(looks.values())}
+        for bar in axis.patches:
+            bar.set_hatch(found[bar.get_facecolor()])
+            middle = bar.get_y() + bar.get_height() * (0.32 if stacked else 0.5)
+            length, text = bar.get_width(), numbers.format(bar.get_width())
+            if not stacked:
+                axis.text(length + 0.01 * largest, middle, text, va="center", fontsize=8)
+            elif length > 0.07 * largest:
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9} if text else None
+                axis.text(bar.get_x() + length / 2, middle, text, ha="center", va="center", fontsize=7.5, bbox=box)
+        wide = part.pivot(index=rows, columns=series, values="value").reindex(index=across, columns=kinds)
+        for kind, ends in wide.cumsum(axis=1).iloc[:, :-1].items() if stacked and {"low", "high"} <= set(part) else ():
+            one = part[part[series] == kind].set_index(rows).reindex(across)
+            spread = np.abs(np.stack([one["value"] - one["low"], one["high"] - one["value"]]))
+            axis.errorbar(
+                ends, np.arange(len(across)) + 0.14, xerr=spread, fmt="none", ecolor=INK, elinewidth=1.4, capsize=2
+            )
+        handles = [
+            Patch(facecolor=look.colour, hatch=HATCHES[k % len(HATCHES)], edgecolor="white", label=kind)
+            for k, (kind, look) in enumerate(looks.items())
+        ]
+        axis.set_yticks(range(len(across)), [style.wrapped(row, 40) for row in across])
+        axis.set_ylim(len(across) - 0.5, -0.5)
+        axis.tick_params(axis="y", length=0)
+        axis.set(xlabel="", ylabel="", xlim=(0, largest * (1 if stacked else 1.1)))
+        if panels:
+            axis.set_title(name, loc="left")
+            axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handleheight=1.1)
+    axes[-1, 0].set_xlabel(xlabel)
+    alt = f"{'Stacked bars' if stacked else 'Bars'} of {xlabel}: {_listed([r for r, _ in lists][0])}; "
+    alt += f"{_listed(list(dict.fromkeys(kind for _, kinds in lists for kind in kinds)))}."
+    legend = handles if not panels and len(handles) > 1 else ()
+    return style.finish(figure, title, caption, legend=legend, alt=alt)
+
+
+@style.house()
+def pictures(
+    rows: Sequence[Sequence[Picture | tuple[Picture, str] | str | None]],
+    *,
+    title: str,
+    caption: str,
+    widths: Sequence[float] = (),
+    text_width: int = 27,
+    alt: str = "",
+) -> Figure:
+    """Pictures and texts in a grid.
+
+    Args:
+        rows: of cells, each a picture or its path, a pair of a picture and the text below it, a text alone (its first
+            line bold), or None. A text alone is a str, so paths are Path objects.
+        widths: of the columns, inches. text_width: of a text below a picture, characters.
+    """
+    across = max(1, max((len(row) for row in rows), default=1))
+    widths = [*widths, *[1.95] * (across - len(widths))]
+    tall = [
+        max((_height(cell, width, text_width) for cell, width in zip(row, widths, strict=False)), default=1)
+        for row in rows
+    ]
+    figure, axes = style.canvas(
+        sum(widths) + 0.2, sum(tall) + 0.6, max(1, len(rows)), across, width_ratios=widths, height_ratios=tall or [1]
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for line, row in zip(axes, rows, strict=False):
+        for axis, cell, width in zip(line, row, widths, strict=False):
+            if isinstance(cell, str):
+                first, _, rest = cell.partition("\n")
+                axis.text(0, 1, first, weight="bold", va="top", transform=axis.transAxes)
+                axis.annotate(
+                    style.wrapped(rest, int(15.5 * width)), (0, 1), (0, -14), xycoords="axes fraction",
+                    textcoords="offset points", fontsize=8, va="top",
+                )  # fmt: skip
+            elif cell is not None:
+                picture, text = cell if isinstance(cell, tuple) else (cell, "")
+                axis.imshow(np.asarray(as_rgb(picture) if isinstance(picture, Image.Image) else open_picture(picture)))
+                axis.set_axis_on()
+                axis.set_anchor("N")
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set(visible=True, color=GRID)
+                axis.set_xlabel(style.wrapped(text, text_width), fontsize=8, loc="left")
+    shown = [cell[1] if isinstance(cell, tuple) else cell for row in rows for cell in row]
+    texts = [" ".join(text.split()) for text in shown if isinstance(text, str)]
+    return style.finish(figure, title, caption, alt=alt or f"Pictures: {'; '.join(texts)}".rstrip(": ") + ".")
+
+
+def _height(cell: object, width: float, text_width: int) -> float:
+    """Inches that a cell of `pictures` needs."""
+    if isinstance(cell, str):
+        return max(1.0, 0.15 + 0.145 * (style.wrapped(cell, int(15.5 * width)).count("\n") + 2))
+    text = style.wrapped(cell[1], text_width).count("\n") + 1 if isinstance(cell, tuple) and cell[1] else 0
+    return width - 0.09 + 0.145 * text

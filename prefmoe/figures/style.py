@@ -1,0 +1,252 @@
+"""How figures look and are shown: one look per method, title and caption, files, outputs with an alternative text."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import textwrap
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from prefmoe.system.files import whole_file
+
+# seaborn 0.13.2 says copy=False to pandas, which pandas 3 deprecates; nothing a reader of a notebook could change.
+warnings.filterwarnings("ignore", message="The copy keyword is deprecated", module="seaborn")
+
+INK, MUTED, GRID = "#1A1A1A", "#666666", "#DDDDDD"
+DPI = 100
+"""Of a figure on the screen; files and outputs have twice as many dots."""
+
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "axes.labelcolor": INK,
+    "axes.titlecolor": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8, "axes.grid": False, "axes.axisbelow": True, "axes.facecolor": "white",
+    "xtick.labelsize": 8, "ytick.labelsize": 8.5, "legend.fontsize": 8, "legend.frameon": False,
+    "lines.linewidth": 1.4, "figure.dpi": DPI, "savefig.dpi": 2 * DPI, "figure.facecolor": "white",
+}  # fmt: skip
+
+
+class Look(NamedTuple):
+    """A colour (contrast with white at least 3:1) and a marker that tells it apart in grey."""
+
+    colour: str
+    marker: str
+
+
+METHODS = {
+    "Non-tuned with profile": Look("#4D4D4D", "o"),
+    "Non-tuned with profile picture": Look("#6B6B6B", "p"),
+    "Non-tuned without profile": Look("#8A8A8A", "8"),
+    "PrefMoE before training": Look("#D2691E", "d"),
+    "Full fine-tuning": Look("#A87400", "s"),
+    "LoRA": Look("#0072B2", "^"),
+    "LoRA matched in parameters": Look("#2E8BC9", "v"),
+    "LoRA matched in training time": Look("#00466E", ">"),
+    "Soft prompt": Look("#007A5A", "P"),
+    "Yo'LLaVA": Look("#2A9C74", "X"),
+    "LOVA3": Look("#B0568C", "<"),
+    "TG-LLaVA": Look("#7B3294", "h"),
+    "User embedding only": Look("#6B7F0E", "*"),
+    "+ profile and preference factors": Look("#867312", "H"),
+    "+ imbalance-aware term": Look("#97651A", "p"),
+    "+ counterfactual users": Look("#A5571C", "8"),
+    "+ decorrelation": Look("#AE481A", "s"),
+    "PrefMoE": Look("#A63603", "D"),
+    "Chance": Look(MUTED, "o"),
+    "Popular choice": Look(MUTED, "s"),
+    "Profile reader": Look(MUTED, "^"),
+}
+"""Every method's look, in all notebooks, under the label that the editions give it."""
+
+KINDS = {
+    "NT": Look("#7A7A7A", "o"),
+    "FFT": METHODS["Full fine-tuning"],
+    "PEFT": METHODS["LoRA"],
+    "Reference": Look(MUTED, "h"),
+}
+"""Looks of methods that are not in `METHODS`, by the tables' column type."""
+
+SERIES = tuple(
+    Look(colour, marker)
+    for colour, marker in zip(
+        ("#0072B2", "#B26A00", "#00805F", "#A8508A", "#3D8DBD", "#7A3E00", "#7A7A7A", "#000000"),
+        "os^DvPX*",
+        strict=True,
+    )
+)
+"""Looks of whatever is no method: backbones, facets, splits, measures; after Okabe and Ito, darkened for contrast."""
+
+LINES = ("-", "--", "-.", ":")
+HATCHES = ("", "////", "....", "xxxx", "----")
+HEAT = "cividis"
+"""Colour map of heat maps: monotone in grey and safe for colour-blind readers."""
+
+METRIC_LABELS = {
+    "overall": "Overall accuracy",
+    "preference": "Preference accuracy",
+    "profile": "Profile accuracy\n(recognition)",
+    "collapse": "Collapse\n(lower is better)",
+    "recall": "Recall",
+    "sensitivity": "Sensitivity\n(recall − collapse)",
+}
+INTERVAL = "Bars: 95 % cluster bootstrap over users."
+
+
+def house():
+    """The house style, for a `with` block or as a decorator; nothing of it stays afterwards."""
+    return mpl.rc_context(STYLE)
+
+
+def look(method: str, kind: str = "") -> Look | None:
+    """A method's look: its own, PrefMoE's on any published backbone, else its kind's; None for what is no method."""
+    if method.startswith("PrefMoE ("):
+        method = "PrefMoE"
+    return METHODS.get(method, KINDS.get(kind))
+
+
+def looks(names: Iterable[str], kinds: Mapping[str, str] | None = None) -> dict[str, Look]:
+    """Looks of the names of one legend: methods have theirs, all others take those of `SERIES` in order."""
+    found, others = {}, 0
+    for name in names:
+        found[name] = look(name, (kinds or {}).get(name, "")) or SERIES[others % len(SERIES)]
+        others += found[name] in SERIES
+    return found
+
+
+PLAIN = Look(INK, "o")
+
+
+def handle(label: str, look: Look = PLAIN, *, filled: bool = True, line: str = "none") -> Line2D:
+    """An entry of a legend."""
+    face = look.colour if filled else "white"
+    return Line2D([], [], color=look.colour, marker=look.marker, markerfacecolor=face, linestyle=line, label=label)
+
+
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, NDArray]:
+    """A figure of so many inches and its (rows, columns) axes; pyplot does not know it."""
+    figure = Figure((width, height), dpi=DPI, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def finish(
+    figure: Figure, title: str, caption: str, *, legend: Sequence = (), legend_columns: int = 0, alt: str = ""
+) -> Figure:
+    """Adds the message above the axes, and a legend and a wrapped caption below them.
+
+    Args:
+        legend: labelled handles. legend_columns: how many stand side by side; as many as fit when 0.
+        alt: what a reader who does not see the figure needs beside title and caption: which form, which axes.
+    """
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(caption, max(20, int(width * 16.5)))
+    heading = textwrap.fill(title, max(20, int(width * 10.5)))
+    bottom, inset = 0.14 * len(lines) + 0.08, 0.08 / width
+    if legend:
+        widest = 0.55 + 0.068 * max(len(entry.get_label()) for entry in legend)
+        columns = legend_columns or max(1, min(len(legend), int(width / widest)))
+        figure.legend(
+            handles=list(legend),
+            loc="lower left",
+            bbox_to_anchor=(inset, bottom / height),
+            ncols=columns,
+            borderpad=0.3,
+        )
+        bottom += 0.19 * -(-len(legend) // columns) + 0.1
+    top = 0.19 * (heading.count("\n") + 1) + 0.06
+    figure.get_layout_engine().set(rect=(0, bottom / height, 1, 1 - (bottom + top) / height))
+    figure.text(inset, 1 - 0.05 / height, heading, fontsize=10.5, weight="bold", color=INK, va="top", ha="left")
+    figure.text(inset, 0.06 / height, "\n".join(lines), fontsize=8, color=MUTED, va="bottom", ha="left")
+    figure.set_label(" ".join(part for part in (alt, f"{title.rstrip('.')}.", caption) if part))
+    return figure
+
+
+def notice(text: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
+    with house():
+        figure, axes = canvas(6.0, 0.5 + 0.2 * len(textwrap.wrap(text, 80)))
+        axes[0, 0].set_axis_off()
+        figure.text(0.02, 0.5, textwrap.fill(text, 80), color=MUTED, va="center")
+    figure.set_label(text)
+    return figure
+
+
+def wrapped(text: str, width: int) -> str:
+    """The text in lines of at most so many characters; its own line breaks stay."""
+    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
+
+
+def light_grid(axis: Axes, which: str = "x") -> None:
+    """Thin grey lines behind what is drawn."""
+    axis.grid(axis=which, color=GRID, linewidth=0.6)
+
+
+def sizes(table: pd.DataFrame, names: Sequence[str]) -> str:
+    """ "n = 680 preference, 279 collapse questions" from the columns metric and n; a range where rows differ."""
+    parts = []
+    for metric in names:
+        n = table.loc[table["metric"] == metric, "n"]
+        if len(n) and metric != "sensitivity":  # a difference of two shares has no questions of its own
+            low, high = int(n.min()), int(n.max())
+            parts.append(f"{low if low == high else f'{low}–{high}'} {metric}")
+    return "n = " + ", ".join(parts) + " questions"
+
+
+def png(figure: Figure) -> bytes:
+    """The figure with twice the dots of the screen; without dates and versions, so the same from run to run."""
+    buffer = io.BytesIO()
+    with house():
+        figure.savefig(buffer, format="png", dpi=2 * DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Writes `png` under a temporary name that is renamed when done.
+
+    Raises:
+        ValueError: for a name that does not end in .png.
+    """
+    return _write(png(figure), path)
+
+
+def _write(content: bytes, path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ValueError(f"{path}: figures are saved as PNG, expected a name that ends in .png")
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+    return path
+
+
+def show(figure: Figure, path: str | Path | None = None, *, alt: str = "") -> None:
+    """Shows a figure as a notebook's output, with an alternative text, and saves the same picture if a path is given.
+
+    JupyterLab gives pictures of its own making no alternative text; an <img> keeps it there, in papermill's files and
+    in HTML made from them.
+
+    Args:
+        alt: else what `finish` was told, with title and caption.
+
+    Raises:
+        ValueError: without any alternative text.
+    """
+    from IPython.display import display
+
+    alt = alt or figure.get_label()
+    if not alt:
+        raise ValueError("a figure is shown with an alternative text: finish() it, or say alt=...")
+    picture = png(figure)
+    if path is not None:
+        _write(picture, path)
+    code, width = base64.b64encode(picture).decode("ascii"), round(figure.get_size_inches()[0] * DPI)
+    image = f'<img src="data:image/png;base64,{code}" width="{width}" alt="{html.escape(alt)}">'
+    display({"text/html": image, "text/plain": alt}, raw=True)

@@ -1,0 +1,58 @@
+"""Runs single code cells of a notebook with tables of a test's own, and keeps the figures that they show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from prefmoe.figures import forms, style
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+class Cells(dict):
+    """The names that cells assigned, the figures that they showed, and what they displayed besides."""
+
+    figures: list[Figure]
+    displayed: list[Any]
+
+
+def cells(notebook: str, *ids: str, folder: Path | None = None, **given: Any) -> Cells:
+    """Executes the code cells of these ids, in this order, after the given names; figures are saved only with a folder.
+
+    Args:
+        notebook: the beginning of its file name, "07".
+    """
+    (path,) = NOTEBOOKS.glob(f"{notebook}_*.ipynb")
+    sources = {c["id"]: "".join(c["source"]) for c in json.loads(path.read_text("utf-8"))["cells"]}
+    found = Cells({"forms": forms, "style": style, "folder": folder or Path("nowhere"), **given})
+    found.figures, found.displayed = [], []
+    found["display"] = found.displayed.append
+
+    def show(figure: Figure, path: str | Path | None = None, *, alt: str = "") -> None:
+        assert alt or figure.get_label(), "a figure without an alternative text"
+        found.figures.append(figure)
+        if path is not None and folder is not None:
+            style.save(figure, path)
+
+    shown, style.show = style.show, show
+    try:
+        for name in ids:
+            exec(compile(sources[name], f"{path.name}[{name}]", "exec"), found)
+    finally:
+        style.show = shown
+    return found
+
+
+def text(figure: Figure) -> str:
+    """Everything written in a figure, titles, captions, legends and ticks included."""
+    words = [t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text") and a.get_visible())]
+    return "\n".join(words)
+
+
+def one_line(figure: Figure) -> str:
+    """The same without line breaks."""
+    return " ".join(text(figure).split())
