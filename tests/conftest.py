@@ -86,3 +86,20 @@ def tiny_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     from tiny_benchmark import draw_benchmark
 
     return draw_benchmark(tmp_path_factory.mktemp("benchmark"))
+
+
+@pytest.fixture
+def forget_own_methods() -> Iterator[Callable[[], None]]:
+    """Forgets the own methods that editions named, as a new process has: when it is called, and after the test."""
+    from prefmoe.config import method_settings
+
+    def forget() -> None:
+        for kind, settings in list(method_settings.KINDS.items()):
+            if settings.__module__ in method_settings.OWN_FILES:
+                del method_settings.KINDS[kind]
+        for name in method_settings.OWN_FILES:
+            del sys.modules[name]
+        method_settings.OWN_FILES.clear()
+
+    yield forget
+    forget()

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from method_checks import assert_backbone_unchanged, fit, logits, moved_by, trained_names
+from small_world import data_folder, model_folder, small_backbone, small_benchmark, small_edition
 
+from prefmoe import assistant
+from prefmoe.analysis import tables
 from prefmoe.cli import main
+from prefmoe.config import NonTunedMethod, load_edition
 from prefmoe.data import sources
+from prefmoe.models.base import Method, MethodError, build_method
 from prefmoe.running import asking
+from prefmoe.running.evaluation import evaluate
+from prefmoe.running.runs import run_all_seeds
 
+PLAIN = NonTunedMethod(kind="nontuned", label="plain", profile="none")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -78,63 +87,52 @@ def test_the_code_about_backbones_runs_on_a_folder(in_a_clone, tiny_folder, caps
     assert [main(shlex.split(command)[1:]) for command in commands.splitlines()] == [0, 0, 0]
 
 
-def apply(block: str, path: Path) -> None:
-    """Puts a diff block's new lines where the lines around them are."""
-    old = "".join(line[1:] for line in block.splitlines(keepends=True) if not line.startswith("+"))
-    new = "".join(line[1:] for line in block.splitlines(keepends=True))
-    text = path.read_text(encoding="utf-8")
-    assert text.count(old) == 1, f"{path.name}: expected once\n{old}"
-    path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-TRY = """
-import sys, torch
-from small_world import METHODS, small_backbone, small_benchmark, small_edition
-from method_checks import assert_backbone_unchanged, fit, logits, moved_by, trained_names
-import yaml
-from prefmoe.running.evaluation import evaluate
-from prefmoe.models.base import Method, build_method
-
-import prefmoe
-assert prefmoe.__file__.startswith(sys.argv[1]), prefmoe.__file__
-(entry,) = yaml.safe_load(open(sys.argv[1] + "/entry.yaml")).items()
-edition = small_edition("tiny", methods=METHODS | dict([entry]), table1=[entry[0]])
-config, benchmark = edition.methods[entry[0]], small_benchmark()
-build = lambda config: build_method(config, small_backbone(), benchmark, seed=0)
-method, plain = build(config), build(edition.methods["NT"].model_copy(update={"profile": "none"}))
-torch.testing.assert_close(logits(method), logits(plain))
-assert moved_by(method) == trained_names(method) == {"vectors"}
-fit(method, 3)
-assert_backbone_unchanged(method, small_backbone)
-asked = {"turns": 1, "transcripts": benchmark.transcripts, "batch_size": 5, "max_new_tokens": 2}
-examples = benchmark.select("test")[:12]
-shared, alone = (evaluate(method, examples, reuse_prefixes=reuse, **asked) for reuse in (True, False))
-assert (shared["p_allowed"] - alone["p_allowed"]).abs().max() < 1e-4
-loaded = Method.from_pretrained(method.save_pretrained(sys.argv[1] + "/saved"), small_backbone(), benchmark)
-assert torch.equal(logits(loaded), logits(method)) and not torch.equal(logits(loaded), logits(plain))
-print(config.table_type)
-"""
-
-
-def test_the_page_s_method_is_built_trained_asked_saved_and_loaded(tmp_path):
-    ignored = shutil.ignore_patterns("weights", "__pycache__")
-    package = shutil.copytree(REPOSITORY / "prefmoe", tmp_path / "prefmoe", ignore=ignored)
-    shutil.copytree(REPOSITORY / "config", tmp_path / "config")
+@pytest.fixture
+def own_edition(tmp_path, monkeypatch) -> Path:
+    """An edition's file with the page's method beside it, named as the page says, on a model that is random."""
     text = page("docs/own_method.md")
-    settings, method = blocks(text, "python")
-    union, imported, entry = blocks(text, "diff")
-    config = package / "config.py"
-    content = config.read_text(encoding="utf-8")
-    config.write_text(content.replace("Method = Annotated[", f"{settings}\n\nMethod = Annotated[", 1), encoding="utf-8")
-    apply(union, config)
-    apply(imported, package / "models" / "methods.py")
-    apply(entry, package / "models" / "methods.py")
-    (package / "models" / "user_vector.py").write_text(method, encoding="utf-8")
-    (tmp_path / "entry.yaml").write_text(blocks(text, "yaml")[0])
-    path = os.pathsep.join([str(tmp_path), str(REPOSITORY / "tests")])
-    done = subprocess.run(
-        [sys.executable, "-c", TRY, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path,
-        env={"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PATH": ""},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "PEFT"
+    ((code,), (entry,)) = blocks(text, "python"), blocks(text, "yaml")
+    (tmp_path / "user_vector.py").write_text(code, encoding="utf-8")
+    said = yaml.safe_load(entry)
+    edition = small_edition("tiny").model_dump(mode="json") | {"name": "own", "backbones": ["llava-mini"], "seeds": [0]}
+    methods = {name: edition["methods"][name] for name in ("NT", "LoRA")} | said["methods"]
+    edition |= said | {"methods": methods, "table1": list(methods), "table2": []}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(edition), encoding="utf-8")
+    (tmp_path / "tiny-llava").symlink_to(model_folder(), target_is_directory=True)
+    (tmp_path / "results" / "own").mkdir(parents=True)
+    (tmp_path / "results" / "own" / "data").symlink_to(data_folder(), target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(asking, "load_benchmark", lambda edition: small_benchmark())
+    return tmp_path / "own.yaml"
+
+
+def test_the_page_s_method_is_one_file_that_is_trained_asked_saved_loaded_and_in_the_table(
+    own_edition, forget_own_methods
+):
+    edition = load_edition(own_edition).model_copy(update={"backbones": ("tiny-llava",)})
+    config, benchmark = edition.methods["UserVector"], small_benchmark()
+    method, plain = (build_method(c, small_backbone(), benchmark, seed=0) for c in (config, PLAIN))
+    torch.testing.assert_close(logits(method), logits(plain))
+    assert moved_by(method) == trained_names(method) == {"vectors"}
+    fit(method, 3)
+    assert_backbone_unchanged(method, small_backbone)
+    asked = {"turns": 1, "transcripts": benchmark.transcripts, "batch_size": 5, "max_new_tokens": 2}
+    examples = benchmark.select("test")[:12]
+    shared, alone = (evaluate(method, examples, reuse_prefixes=reuse, **asked) for reuse in (True, False))
+    assert (shared["p_allowed"] - alone["p_allowed"]).abs().max() < 1e-4
+
+    folders = {name: run_all_seeds(edition, "tiny-llava", name, results="results")[0] for name in edition.methods}
+    story = json.loads((folders["UserVector"] / "run.json").read_text(encoding="utf-8"))
+    assert story["steps"] == edition.training.steps and story["parameters"]["trainable"].keys() == {"vectors"}
+    table = tables.read_table(tables.build(edition, benchmark, results="results")["table1"])
+    rows = table[table["method"] == "User vector"]
+    assert set(rows["type"]) == {"PEFT"} and {"overall", "collapse"} <= set(rows["metric"])
+
+    forget_own_methods()  # as a program does that has read no edition
+    adapter = folders["UserVector"] / "method"
+    with pytest.raises(MethodError, match=r"method.json: .*unknown kind of method 'user_vector'; known kinds: non"):
+        Method.from_pretrained(adapter, small_backbone(), benchmark)
+    loaded = assistant(folders["UserVector"], backbone="tiny-llava", edition=own_edition).method
+    assert type(loaded).__name__ == "UserVector" and not torch.equal(logits(loaded), logits(plain))
+    again = Method.from_pretrained(adapter, small_backbone(), benchmark)
+    assert torch.equal(logits(again), logits(loaded))

@@ -63,12 +63,11 @@ class Method(nn.Module):
     def __init_subclass__(cls, settings: type[configuration.MethodSettings] | None = None, **options: Any) -> None:
         """Notes, where settings are given, that this class does what they say; raises TypeError if another one does."""
         super().__init_subclass__(**options)
-        if settings is None:
-            return
-        other = settings.implementation
-        if other and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(f"{cls.__name__}: {other.__module__}.{other.__qualname__} has settings={settings.__name__}")
-        settings.implementation = cls
+        if settings is not None:
+            name = getattr(settings.implementation, "__qualname__", cls.__qualname__)
+            if (cls.__module__, cls.__qualname__) != (settings.module, name):
+                raise TypeError(f"{cls.__name__}: a class of {settings.module} has settings={settings.__name__}")
+            settings.implementation = cls
 
     def __init__(
         self,
