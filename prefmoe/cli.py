@@ -313,7 +313,7 @@ def _check_logits(options: argparse.Namespace) -> None:
 def _backbone(options: argparse.Namespace):
     import torch
 
-    from prefmoe.backbones.backbone import load_backbone
+    from prefmoe.backbones.loading import load_backbone
 
     return load_backbone(options.backbone, dtype=getattr(torch, options.dtype), device=options.device)
 

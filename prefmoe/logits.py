@@ -19,7 +19,8 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import encode, pad
+from prefmoe.backbones.batches import pad
+from prefmoe.backbones.conversations import encode
 from prefmoe.system.files import write_json
 
 HIGHEST = 50

@@ -31,8 +31,11 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from prefmoe.backbones import smollm2_lite
-from prefmoe.backbones.backbone import Backbone, load_backbone
-from prefmoe.backbones.collation import encode, load_pictures, pad, process_pictures, stack_pictures
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.batches import pad
+from prefmoe.backbones.conversations import encode
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.backbones.pictures import load_pictures, stack_pictures
 from prefmoe.backbones.tower_layout import tower_states
 from prefmoe.config import RESULTS, Edition, MiniatureData
 from prefmoe.data import miniature
@@ -161,7 +164,7 @@ def features(backbone: Backbone, lessons: Sequence[Lesson], folder: Path, chunk:
         path = folder / f"{start:06d}.safetensors"
         if not is_intact(path):
             images = [lesson.picture() for lesson in lessons[start : start + chunk]]
-            inputs = stack_pictures([process_pictures(backbone, [image]) for image in images])
+            inputs = stack_pictures([backbone.process_pictures([image]) for image in images])
             states = tower_states(backbone, {key: value.to(backbone.device) for key, value in inputs.items()})
             _save({"states": states.half().cpu()}, path, sealed=True)
         parts.append(load_file(path)["states"])

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from prefmoe import losses
-from prefmoe.backbones.backbone import find_backbone
 from prefmoe.config import DEFAULT_EDITION, RESULTS, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.config.outputs import speed_folder
+from prefmoe.config.registry import find_backbone
 from prefmoe.data.benchmark import FACETS
 from prefmoe.growth import growth
 from prefmoe.models.base import Method

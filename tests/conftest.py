@@ -36,12 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def models_are_read_once() -> Iterator[None]:
     """Folders that do not change are read once for all tests (tiny_models.read_once), where there are models at all."""
     with pytest.MonkeyPatch.context() as patch:
-        if "prefmoe.backbones.backbone" in sys.modules:
+        if "prefmoe.backbones.loading" in sys.modules:
             from tiny_models import read_once
 
-            from prefmoe.backbones import backbone as backbones
+            from prefmoe.backbones import loading
 
-            patch.setattr(backbones, "_load", read_once(backbones._load))
+            patch.setattr(loading, "_load", read_once(loading._load))
         yield
 
 
@@ -63,7 +63,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_folder: Callable[[str], Path]) -> Callable[..., Backbone]:
     """tiny_backbone(architecture, **options): a freshly loaded tiny model."""
-    from prefmoe.backbones.backbone import load_backbone
+    from prefmoe.backbones.loading import load_backbone
 
     return lambda kind="llava", **options: load_backbone(tiny_folder(kind), **options)
 

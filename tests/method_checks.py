@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from prefmoe.backbones.collation import Batch
+from prefmoe.backbones.batches import Batch
 from prefmoe.data.benchmark import Example
 from prefmoe.models.base import Method
 

@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 
 from tiny_models import save_tiny
 
-from prefmoe.backbones.backbone import Backbone, load_backbone
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import Edition, MiniatureData
 from prefmoe.data import miniature, mmpb
 from prefmoe.data.benchmark import Benchmark

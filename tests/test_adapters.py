@@ -16,8 +16,10 @@ from tiny_benchmark import make_picture
 from work import bytecodes
 
 from prefmoe import config
-from prefmoe.backbones.backbone import Backbone, BackboneError, load_backbone
-from prefmoe.backbones.collation import Collator
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.batches import Collator
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.config.registry import BackboneError
 from prefmoe.data.benchmark import GrowingBenchmark, Preference, User
 from prefmoe.models import prefmoe, saved, user_state
 from prefmoe.models.base import CONFIG_FILE, WEIGHTS_FILE, Method, MethodError, build_method

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save
 from tiny_benchmark import make_picture
 
-from prefmoe.backbones.anchor_cache import AnchorCache
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.data.benchmark import User
 from prefmoe.models import user_state
@@ -27,8 +26,7 @@ def cached(tiny_backbone, tmp_path):
     """A fresh backbone with a cache, and the list of its passes through the language model."""
 
     def build(**options) -> tuple[Backbone, list[int]]:
-        backbone = tiny_backbone(**options)
-        backbone.anchor_cache = AnchorCache(tmp_path / "anchors")
+        backbone = tiny_backbone(**options, anchors=tmp_path / "anchors")
         passes: list[int] = []
         backbone.language_model.register_forward_pre_hook(lambda module, args: passes.append(1))
         return backbone, passes

@@ -12,7 +12,7 @@ import yaml
 from small_world import model_folder, small_backbone, small_benchmark, small_edition
 
 import prefmoe
-from prefmoe.backbones.collation import CollationError
+from prefmoe.backbones.errors import CollationError
 from prefmoe.cli import main
 from prefmoe.models.base import MethodError, build_method
 from prefmoe.running import asking

@@ -15,11 +15,12 @@ from tiny_benchmark import make_picture
 from tiny_models import ARCHITECTURES
 from torch import nn
 
-from prefmoe.backbones import backbone as backbones
-from prefmoe.backbones.backbone import Backbone, BackboneError, find_backbone, load_backbone, weights_digest
-from prefmoe.backbones.collation import Batch, Collator, encode
-from prefmoe.backbones.vision_cache import VisionCache
-from prefmoe.config.registry import read_registry
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.batches import Batch, Collator
+from prefmoe.backbones.conversations import encode
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.backbones.weights import weights_digest, weights_folder
+from prefmoe.config.registry import BackboneError, find_backbone, read_registry
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.system.places import PACKAGE, REGISTRY
 
@@ -167,7 +168,7 @@ def test_a_folder_of_another_kind_is_refused(tiny_folder: Callable[[str], Path],
 def test_a_class_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch, llava: Backbone) -> None:
     architecture = llava.entry.architecture.model_copy(update={"processor_class": "NoSuchProcessor"})
     entry = llava.entry.model_copy(update={"architecture": architecture})
-    monkeypatch.setattr(backbones, "find_backbone", lambda name: entry)
+    monkeypatch.setattr("prefmoe.backbones.loading.find_backbone", lambda name: entry)
     with pytest.raises(BackboneError, match="neither transformers .* nor prefmoe.* has a class NoSuchProcessor"):
         load_backbone("any")
 
@@ -176,9 +177,9 @@ def test_a_shipped_folder_of_another_class_is_refused(tiny_folder: Callable[[str
     entry = find_backbone(tiny_folder("llava"))
     wrong = entry.model_copy(update={"model_class": "Qwen2_5_VLForConditionalGeneration"})
     with pytest.raises(BackboneError, match="architectures: found LlavaFor.*, expected Qwen2_5_VLFor"):
-        backbones._source(wrong)
+        weights_folder(wrong)
     with pytest.raises(BackboneError, match="folder .*gone is missing"):
-        backbones._source(entry.model_copy(update={"folder": Path("gone")}))
+        weights_folder(entry.model_copy(update={"folder": Path("gone")}))
 
 
 def test_missing_weights_are_refused(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
@@ -336,7 +337,7 @@ def test_vision_cache_is_exact_and_encodes_each_picture_once(
     inputs = [batch.inputs for batch in batches(backbone, tiny_benchmark)]
     expected = [backbone.model(**one).logits for one in inputs]
     calls = tower_calls(backbone)
-    cache = VisionCache(backbone)
+    cache = backbone.cache_images()
     for _ in range(2):
         for one, logits in zip(inputs, expected, strict=True):
             torch.testing.assert_close(backbone.model(**one).logits, logits, rtol=1e-5, atol=1e-6)
@@ -377,7 +378,7 @@ def test_another_copy_goes_on_with_what_is_encoded(
     expected = [first.model(**one).logits for one in inputs]
     second.adopt_caches(first)
     calls = tower_calls(second)
-    monkeypatch.setattr("prefmoe.backbones.collation.encode", None)
+    monkeypatch.setattr("prefmoe.backbones.batches.encode", None)
     for batch, logits in zip(batches(second, tiny_benchmark), expected, strict=True):
         assert torch.equal(second.model(**batch.inputs).logits, logits)
     assert calls == []
@@ -386,7 +387,7 @@ def test_another_copy_goes_on_with_what_is_encoded(
 
 
 def test_vision_cache_stands_aside_while_the_tower_learns(llava: Backbone, tiny_benchmark: Benchmark) -> None:
-    cache = VisionCache(llava)
+    cache = llava.cache_images()
     llava.vision_tower.requires_grad_(True)
     batch = batches(llava, tiny_benchmark)[0]
     llava.model(**batch.inputs, labels=batch.labels).loss.backward()
@@ -397,7 +398,7 @@ def test_vision_cache_stands_aside_while_the_tower_learns(llava: Backbone, tiny_
 def test_evaluating_64_examples_is_one_pass_through_tower_and_language_model(
     llava: Backbone, tiny_benchmark: Benchmark
 ) -> None:
-    VisionCache(llava)
+    llava.cache_images()
     examples = list(tiny_benchmark.examples.values())
     batch = Collator(llava, tiny_benchmark, prefix_length=13)([*examples, *examples][:64], with_answer=False)
     calls, passes = tower_calls(llava), []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import DEEPSEEK_VL2
 
-from prefmoe.backbones.collation import load_pictures, process_pictures, stack_pictures
+from prefmoe.backbones.pictures import stack_pictures
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
 from prefmoe.models.base import Method, build_method
 from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned, matching_rank, merged_lora
@@ -186,7 +186,7 @@ def test_a_non_tuned_model_sees_the_profile_picture_first(
         assert first.count(image) == rest.count(image) == 1
         assert user.name in first and example.name in rest and "how are you?" in rest
         assert ("enjoys" in first) == (user.description in first) == says_preferences
-        pictures = [process_pictures(method.backbone, load_pictures([p])) for p in (user.image, example.image)]
+        pictures = [method.backbone.process_pictures([p]) for p in (user.image, example.image)]
         expected = stack_pictures(pictures)["pixel_values"]
         assert torch.equal(encoded.pictures.inputs["pixel_values"], expected)
     batch = method.collator(examples, with_answer=False)

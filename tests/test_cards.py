@@ -7,7 +7,8 @@ import json
 import pytest
 
 from prefmoe.backbones import cards
-from prefmoe.backbones.backbone import BackboneError, find_backbone, load_backbone
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.config.registry import BackboneError, find_backbone
 
 
 @pytest.fixture

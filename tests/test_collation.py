@@ -13,7 +13,10 @@ from tiny_benchmark import make_picture
 from tiny_models import ARCHITECTURES
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import CollationError, Collator, encode, load_pictures, pad, render
+from prefmoe.backbones.batches import Collator, pad
+from prefmoe.backbones.conversations import encode, render
+from prefmoe.backbones.errors import CollationError
+from prefmoe.backbones.pictures import load_pictures
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Benchmark
 
@@ -179,7 +182,7 @@ def test_transcripts_and_profile_enter_the_prompt(llava: Backbone, tiny_benchmar
 def test_examples_are_encoded_once(llava: Backbone, tiny_benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = tiny_benchmark.select("train")
     first = Collator(llava, tiny_benchmark, prefix_length=13)(examples, with_answer=True)
-    monkeypatch.setattr("prefmoe.backbones.collation.encode", None)
+    monkeypatch.setattr("prefmoe.backbones.batches.encode", None)
     again = Collator(llava, tiny_benchmark, prefix_length=13)(examples, with_answer=True)
     for key, value in first.inputs.items():
         assert torch.equal(value, again.inputs[key])
@@ -194,7 +197,7 @@ def test_examples_are_encoded_once(llava: Backbone, tiny_benchmark: Benchmark, m
 def test_questions_after_one_conversation_are_encoded_as_each_would_be_alone(
     tiny_backbone: Callable[..., Backbone], monkeypatch: pytest.MonkeyPatch, kind: str, remembered: int
 ) -> None:
-    monkeypatch.setattr("prefmoe.backbones.collation.REMEMBERED", remembered)
+    monkeypatch.setattr("prefmoe.backbones.encodings.REMEMBERED", remembered)
     questions = ("Does Ann like tea?", "Does Ann avoid loud jazz?", "Which one?", "Does Ann like tea?")
     asked = [
         ([*CONVERSATION[:2], say("user", "@", text)], [make_picture(0, (16, 16)), make_picture(1, size)], answer)
@@ -208,7 +211,9 @@ def test_questions_after_one_conversation_are_encoded_as_each_would_be_alone(
         for field in ("input_ids", "labels", "query_mask", "positions"):
             one, other = getattr(found, field), getattr(alone, field)
             assert (one is None and other is None) or torch.equal(one, other), field
-    assert all(len(known) <= remembered for known in shared.encoded.values())
+    memory = shared.encodings
+    assert all(len(known) <= remembered for known in (memory.outlines, memory.answers, memory.positions))
+    assert memory.outlines and memory.answers
 
 
 def test_a_cached_batch_costs_little_beside_encoding(llava: Backbone, tiny_benchmark: Benchmark) -> None:

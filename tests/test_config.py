@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefmoe.backbones.backbone import BackboneError
 from prefmoe.config import (
     COMPONENTS,
     CONFIG_FOLDER,
@@ -19,7 +18,7 @@ from prefmoe.config import (
     PrefMoEMethod,
     load_edition,
 )
-from prefmoe.config.registry import read_registry
+from prefmoe.config.registry import BackboneError, read_registry
 from prefmoe.system.names import check_name
 from prefmoe.system.places import REGISTRY, known_backbones
 

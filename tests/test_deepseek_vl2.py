@@ -19,10 +19,11 @@ from tiny_models import DEEPSEEK_VL2, tiny_tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from prefmoe.backbones.backbone import Backbone, BackboneError, load_backbone
+from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
 from prefmoe.backbones.deepseek_vl2.processing import SPECIAL_TOKENS
-from prefmoe.config.registry import read_registry
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.config.registry import BackboneError, read_registry
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.models.base import Method, build_method
 from prefmoe.models.moe_lora import MixtureOfLoRA

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from small_world import METHODS, PREFMOE, model_folder, small_benchmark, small_edition
 
 from prefmoe import losses
-from prefmoe.backbones.backbone import load_backbone
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import ROOT, Training
 from prefmoe.models.base import build_method
 from prefmoe.running.checkpoints import CheckpointError, TrainingError

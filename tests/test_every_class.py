@@ -15,7 +15,8 @@ from small_world import METHODS, PREFMOE, model_folder, small_benchmark
 from tiny_models import ARCHITECTURES
 
 from prefmoe import config
-from prefmoe.backbones.backbone import Backbone, load_backbone
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.data.benchmark import Example
 from prefmoe.models.base import Method, build_method
 from prefmoe.models.moe_lora import MixtureOfLoRA

@@ -16,9 +16,11 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from small_world import model_folder, small_benchmark, small_edition
 
-from prefmoe.backbones import backbone as backbones
-from prefmoe.backbones.backbone import BackboneError, find_backbone, load_backbone, weights_digest
+from prefmoe.backbones import loading
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.backbones.weights import weights_digest
 from prefmoe.config import Training
+from prefmoe.config.registry import BackboneEntry, BackboneError, find_backbone
 from prefmoe.models.base import Method, MethodError, build_method
 from prefmoe.running import evaluation
 from prefmoe.running.checkpoints import TrainingError
@@ -148,14 +150,14 @@ def test_every_weights_file_of_the_index_must_be_there(offline):
 
 def test_an_entry_pins_a_revision():
     with pytest.raises(ValueError, match="a hub_id needs a revision"):
-        backbones.BackboneEntry.model_validate(ENTRY.model_dump() | {"revision": None})
+        BackboneEntry.model_validate(ENTRY.model_dump() | {"revision": None})
 
 
 # --- what is not installed, and memory ----------------------------------------------------------------------------
 
 
 def test_options_that_need_another_package_say_which(monkeypatch):
-    monkeypatch.setattr(backbones.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackboneError, match=r"4-bit loading needs bitsandbytes: python -m pip install -e '.\[four-bit"):
         load_backbone(model_folder(), four_bit=True)
     with pytest.raises(BackboneError, match="cannot be loaded from .*: .*[Ff]lash"):
@@ -178,7 +180,7 @@ def test_too_little_memory_names_the_settings_that_help(monkeypatch, tmp_path):
         with pytest.raises(EvaluationError, match="a batch of 3 questions: not enough memory .* evaluation.batch_size"):
             evaluate(method, benchmark.select("test")[:5], turns=0, batch_size=3, max_new_tokens=1)
     with monkeypatch.context() as patch:
-        patch.setattr(backbones.transformers.LlavaForConditionalGeneration, "from_pretrained", out_of_memory)
+        patch.setattr(loading.transformers.LlavaForConditionalGeneration, "from_pretrained", out_of_memory)
         with pytest.raises(BackboneError, match="not enough memory .* hardware.four_bit: true"):
             load_backbone(model_folder())
 

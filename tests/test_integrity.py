@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from small_world import DATA, data_folder, model_folder, small_edition
 
-from prefmoe.backbones.backbone import load_backbone
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import run_folder
 from prefmoe.data import miniature
 from prefmoe.inspection import users as inspection

@@ -11,7 +11,7 @@ import torch
 from tiny_models import DEEPSEEK_VL2
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import load_pictures
+from prefmoe.backbones.pictures import load_pictures
 from prefmoe.cli import main
 from prefmoe.logits import PROMPTS, LogitsError, check, fixed_picture, record
 

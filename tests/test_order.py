@@ -9,7 +9,7 @@ import pytest
 from work import bytecodes
 
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference, User
-from prefmoe.running.batches import plan_batches
+from prefmoe.running.order import plan_batches
 
 
 def population(users: int, questions: int, groups: int, seed: int = 0) -> tuple[list[Example], Benchmark]:
@@ -95,7 +95,7 @@ def test_a_plan_costs_what_its_questions_cost_whoever_they_are_about(users, grou
         examples, benchmark = population(users, questions, groups)
         options = dict(count=questions // 4, batch_size=4, seed=0, group_batches=True)
         benchmark.groups  # noqa: B018  made once for all
-        return bytecodes(lambda: plan_batches(examples, benchmark, **options), "batches.py")
+        return bytecodes(lambda: plan_batches(examples, benchmark, **options), "order.py")
 
     assert work(1600) < 6 * work(400)
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 import prefmoe
-from prefmoe.backbones.collation import CollationError, load_pictures
+from prefmoe.backbones.errors import CollationError
+from prefmoe.backbones.pictures import load_pictures
 from prefmoe.data.pictures import FORMATS, PictureError, as_rgb, decode, open_picture
 
 

@@ -10,9 +10,10 @@ import yaml
 from small_world import model_folder
 
 from prefmoe.backbones import cards
-from prefmoe.backbones.backbone import BackboneError, find_backbone, load_backbone
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.cli import main
 from prefmoe.config import MMPBData, load_edition, registry
+from prefmoe.config.registry import BackboneError, find_backbone
 from prefmoe.data.sources import SourceError, prepare_data
 from prefmoe.pretraining import PretrainingError, pretrain
 from prefmoe.pretraining.miniatures import FOLDERS

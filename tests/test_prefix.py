@@ -10,7 +10,8 @@ from tiny_benchmark import make_picture
 from tiny_models import ARCHITECTURES
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import Batch, encode, pad
+from prefmoe.backbones.batches import Batch, pad
+from prefmoe.backbones.conversations import encode
 from prefmoe.models.prefix import PrefixHook
 
 PREFIX = 13

@@ -16,7 +16,7 @@ from tiny_models import ARCHITECTURES, DEEPSEEK_VL2
 from transformers import GenerationConfig
 
 from prefmoe import config
-from prefmoe.backbones.collation import encode
+from prefmoe.backbones.conversations import encode
 from prefmoe.data import prompts
 from prefmoe.models.base import build_method
 from prefmoe.running import prefix_cache

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from small_world import small_backbone
 
-from prefmoe.backbones.collation import CollationError, load_pictures, process_pictures, stack_pictures
+from prefmoe.backbones.errors import CollationError
+from prefmoe.backbones.pictures import stack_pictures
 from prefmoe.backbones.prepared import prepared_pictures, seen_pictures
 
 
@@ -32,7 +33,7 @@ def test_pictures_are_what_the_processor_makes_whether_made_or_read(kind, files,
         found = prepared_pictures(backbone, [*files, files[0]], "digest", tmp_path / "kept")
         assert list(found) == [(str(path),) for path in files]
         for (name,), picture in found.items():
-            expected = process_pictures(backbone, load_pictures([name]))
+            expected = backbone.process_pictures([name])
             assert (picture.replacements, picture.digests) == (expected.replacements, expected.digests)
             assert picture.inputs.keys() == expected.inputs.keys()
             assert all(torch.equal(picture.inputs[key], expected.inputs[key]) for key in expected.inputs)

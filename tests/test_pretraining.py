@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from prefmoe import pretraining
-from prefmoe.backbones.backbone import load_backbone
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.data.benchmark import FACETS, User
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
 from prefmoe.models.user_state import FactorisedUsers, encode_users

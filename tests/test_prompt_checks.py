@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefmoe.backbones.backbone import Backbone, load_backbone
-from prefmoe.backbones.collation import Collator, encode
-from prefmoe.backbones.prompt_checks import PromptError, PromptTooLong, available_positions, taken_positions
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.batches import Collator
+from prefmoe.backbones.conversations import encode
+from prefmoe.backbones.errors import PromptError, PromptTooLong
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import TGLLaVAMethod, YoLLaVAMethod
 from prefmoe.data.prompts import Wording
 from prefmoe.models.base import build_method
@@ -74,10 +76,10 @@ def question(words: int) -> list[dict]:
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "idefics3", "deepseek_vl2_small"])
 def test_a_prompt_takes_the_model_s_last_position_and_none_beyond(tiny_backbone, kind):
     backbone: Backbone = tiny_backbone(kind)
-    limit = available_positions(backbone)
+    limit = backbone.max_positions
     assert limit == 2048
-    one = taken_positions(encode(backbone, question(1)))
-    assert taken_positions(encode(backbone, question(1 + limit - one))) == limit
+    one = encode(backbone, question(1)).taken_positions
+    assert encode(backbone, question(1 + limit - one)).taken_positions == limit
     with pytest.raises(PromptTooLong, match=f"takes 2,049 positions, and backbone '{backbone.entry.name}' has 2,048"):
         encode(backbone, question(2 + limit - one))
     with pytest.raises(PromptTooLong):  # the answer counts

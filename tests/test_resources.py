@@ -11,9 +11,10 @@ import transformers
 from small_world import METHODS, PREFMOE, model_folder, small_benchmark, small_edition
 from torch.autograd.graph import saved_tensors_hooks
 
-from prefmoe.backbones.backbone import find_backbone, load_backbone
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.cli import main
 from prefmoe.config import load_edition
+from prefmoe.config.registry import find_backbone
 from prefmoe.models.base import Method, build_method
 from prefmoe.workflow import resources
 

@@ -12,7 +12,8 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from small_world import data_folder, model_folder, small_edition
 
-from prefmoe.backbones.backbone import load_backbone
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import ConfigError, run_folder
 from prefmoe.running import runs
 from prefmoe.running.checkpoints import TrainingError
@@ -172,7 +173,7 @@ def test_workbench_hands_caches_on_but_no_weights():
             parameter.zero_()
     first.collator(workbench.benchmark.select("test")[:2], transcripts=None, with_answer=True)
     second = workbench.method(EDITION.methods["LoRA"], seed=0)
-    assert second.backbone.encoded is first.backbone.encoded and first.backbone.encoded
+    assert second.backbone.encodings is first.backbone.encodings and first.backbone.encodings.benchmarks
     plain = load_backbone("tiny-llava").model.state_dict()
     kept = {name.replace(".base_layer", ""): value for name, value in second.model.state_dict().items()}
     assert all(torch.equal(kept[name], value) for name, value in plain.items())
@@ -236,9 +237,7 @@ def test_too_long_questions_are_refused_before_training_or_counted_in_the_story(
     )
     too_long = sum(length > lengths[len(lengths) // 2] for length in lengths)
     assert 0 < too_long < len(lengths)
-    monkeypatch.setattr(
-        "prefmoe.backbones.prompt_checks.available_positions", lambda backbone: lengths[len(lengths) // 2]
-    )
+    monkeypatch.setattr(Backbone, "max_positions", lengths[len(lengths) // 2])
     with pytest.raises(TooLongError, match=f"^{too_long} of {len(lengths)} questions after 1 turns"):
         run()
     assert not trained

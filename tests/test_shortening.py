@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 from small_world import small_backbone, small_benchmark, small_edition
 
-from prefmoe.backbones.prompt_checks import PromptTooLong, taken_positions
+from prefmoe.analysis.shortened import SHORTENED_COLUMNS, shortened_table
+from prefmoe.backbones.errors import PromptTooLong
 from prefmoe.config import Training
 from prefmoe.models.base import build_method
 from prefmoe.running.evaluation import evaluate, small_talk
-from prefmoe.running.shortening import SHORTENED_COLUMNS, TooLongError, fitting_talks, shortened_table
+from prefmoe.running.shortening import TooLongError, fitting_talks
 from prefmoe.running.training import train
 
 TURNS, NEW = 10, 3
@@ -34,7 +35,7 @@ def limited(method, asked, monkeypatch):
     """limited(share): the model has positions for so much of the way from no small talk to the longest prompt."""
 
     def lengths(talks):
-        return [taken_positions(method.collator.encode(e, t)) for e, t in zip(asked[0], talks, strict=True)]
+        return [method.collator.encode(e, t).taken_positions for e, t in zip(asked[0], talks, strict=True)]
 
     short, long = lengths([()] * len(asked[0])), lengths(asked[1])
 
@@ -75,7 +76,7 @@ def test_the_oldest_exchanges_go_and_no_more_than_need_be(method, asked, limited
     assert any(len(shown) < len(talk) for shown, talk in zip(fitting, asked[1], strict=True))
     for example, shown, talk in zip(asked[0], fitting, asked[1], strict=True):
         assert len(shown) % 2 == 0 and shown == talk[len(talk) - len(shown) :]
-        assert taken_positions(method.collator.encode(example, shown)) + NEW - 1 <= limit
+        assert method.collator.encode(example, shown).taken_positions + NEW - 1 <= limit
         if shown != talk:
             with pytest.raises(TooLongError, match="1 of 1"):
                 one_more = talk[len(talk) - len(shown) - 2 :]

@@ -19,12 +19,14 @@ from torch import nn
 
 from prefmoe import projector
 from prefmoe.backbones import smollm2_lite
-from prefmoe.backbones.backbone import Backbone, BackboneError, load_backbone
-from prefmoe.backbones.collation import encode, pad
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.batches import pad
+from prefmoe.backbones.conversations import encode
 from prefmoe.backbones.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel, SameConv2d, folded
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.smollm2_lite import AssemblyError, Wheel
 from prefmoe.cli import main
-from prefmoe.config.registry import read_registry
+from prefmoe.config.registry import BackboneError, read_registry
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
 from prefmoe.system.places import from_environment
 

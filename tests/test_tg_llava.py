@@ -13,7 +13,7 @@ from tiny_benchmark import make_picture
 from tiny_models import ARCHITECTURES
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import process_pictures, stack_pictures
+from prefmoe.backbones.pictures import stack_pictures
 from prefmoe.backbones.tower_layout import nearest, places, quarters, tower_states
 from prefmoe.config import TGLLaVAMethod
 from prefmoe.data import prompts
@@ -39,7 +39,7 @@ def build(tiny_backbone, tiny_benchmark):
 
 
 def inputs_of(backbone: Backbone, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
-    return stack_pictures([process_pictures(backbone, [picture]) for picture in pictures])
+    return stack_pictures([backbone.process_pictures([picture]) for picture in pictures])
 
 
 def wake(method: TGLLaVA) -> None:

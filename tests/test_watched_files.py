@@ -13,8 +13,9 @@ import pytest
 from small_world import model_folder
 from synthetic_mmpb import make
 
-from prefmoe.backbones.backbone import find_backbone, weights_digest
+from prefmoe.backbones.weights import weights_digest
 from prefmoe.config.backbone_files import registered_identity
+from prefmoe.config.registry import find_backbone
 from prefmoe.system import file_digests
 from prefmoe.system.file_digests import FileDigests, content_digest, content_digests, files_below
 from prefmoe.system.places import known_backbones

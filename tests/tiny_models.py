@@ -17,9 +17,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from prefmoe.backbones import smollm2_lite
-from prefmoe.backbones.backbone import Backbone, BackboneEntry, pictures_only
+from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.deepseek_vl2 import DeepseekVLV2Config, DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
 from prefmoe.backbones.efficientnet_lite import EfficientNetLiteConfig
+from prefmoe.backbones.loading import pictures_only
+from prefmoe.config.registry import BackboneEntry
 from prefmoe.data.benchmark import FACETS
 
 DEEPSEEK_VL2 = ("deepseek_vl2_tiny", "deepseek_vl2_small", "deepseek_vl2")

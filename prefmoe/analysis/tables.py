@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from prefmoe import metrics
 from prefmoe.analysis import probabilities, statistics
+from prefmoe.analysis.shortened import shortened_table
 from prefmoe.config import (
     COMPONENTS,
     DEFAULT_EDITION,
@@ -30,7 +31,6 @@ from prefmoe.config import (
 )
 from prefmoe.config.outputs import committed_folder, made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark, User
-from prefmoe.running.shortening import shortened_table
 from prefmoe.system.files import whole_file
 from prefmoe.system.run_files import RunFileError, read_predictions
 

@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefmoe.data.pictures import picture_bytes
-from prefmoe.system import distributed, provenance
+from prefmoe.system import distributed
 from prefmoe.system.files import is_intact, keep
-
-if TYPE_CHECKING:
-    from prefmoe.backbones.backbone import Backbone
-    from prefmoe.data.benchmark import User
-
-
-def digest(backbone: Backbone, users: Sequence[User], texts: Sequence[Sequence[str]], kind: str) -> str:
-    """Names everything that the anchors of these users depend on.
-
-    That is the weights and the precision of the backbone, the users' texts, annotated facets and profile pictures (by
-    content), the kind of anchor, and the code and library that compute them.
-
-    Raises:
-        PictureError: if a profile picture cannot be read; the message names it.
-    """
-    people: list[Any] = []
-    for user, own in zip(users, texts, strict=True):
-        picture = hashlib.blake2b(picture_bytes(user.image), digest_size=16).hexdigest()
-        people.append([list(own), sorted(user.preferences), picture])
-    precision = [str(backbone.dtype), bool(getattr(backbone.model, "is_loaded_in_4bit", False))]
-    code = [
-        provenance.code_digest(("prefmoe.models.user_state", "prefmoe.backbones.backbone")),
-        transformers.__version__,
-    ]
-    return provenance.digest([backbone.digest, precision, kind, people, code])
 
 
 class AnchorCache:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from prefmoe.backbones.backbone import Backbone, BackboneError, find_backbone
-from prefmoe.config.registry import read_registry
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.config.registry import BackboneError, find_backbone, read_registry
 from prefmoe.data.drawing import ITEM_FACET
 from prefmoe.system.files import FileError, read_json
 

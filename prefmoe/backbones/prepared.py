@@ -9,19 +9,16 @@ import json
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from prefmoe.backbones.collation import ProcessedPictures, load_pictures, process_pictures, stack_pictures
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.pictures import ProcessedPictures, stack_pictures
 from prefmoe.system import provenance
 from prefmoe.system.files import is_intact, keep, one_at_a_time
 from prefmoe.system.progress import progress_bar
-
-if TYPE_CHECKING:
-    from prefmoe.backbones.backbone import Backbone
 
 COUNT = ".count"
 """Ending of the tensor that says how many rows of another one belong to each picture."""
@@ -45,7 +42,7 @@ def prepared_pictures(
     """
     names = sorted({str(file) for file in files})
     processor = json.dumps(backbone.processor.image_processor.to_dict(), sort_keys=True, default=str)
-    code = [provenance.code_digest(("prefmoe.data.pictures",)), version("transformers")]
+    code = [provenance.code_digest(("prefmoe.backbones.pictures",)), version("transformers")]
     key = provenance.digest([benchmark_digest, processor, code, [Path(name).name for name in names]])
     path = folder / f"{backbone.entry.name}-{key}.safetensors"
     pictures = _read(path)
@@ -53,7 +50,7 @@ def prepared_pictures(
         with one_at_a_time(path):
             pictures = _read(path)
             if pictures is None:
-                pictures = [process_pictures(backbone, load_pictures([name])) for name in names]
+                pictures = [backbone.process_pictures([name]) for name in names]
                 if _of_one_shape(pictures):
                     _write(pictures, path)
     return {(name,): picture for name, picture in zip(names, pictures, strict=True)}
@@ -69,7 +66,7 @@ def seen_pictures(
     tokens about different pictures.
     """
     cache, pictures = backbone.vision_cache, list(pictures)
-    code = [provenance.code_digest(("prefmoe.backbones.backbone",)), torch.__version__, version("transformers")]
+    code = [provenance.code_digest(("prefmoe.backbones.loading",)), torch.__version__, version("transformers")]
     shown = sorted(digest for picture in pictures for digest in picture.digests)
     key = provenance.digest([backbone.digest, str(backbone.dtype), code, shown])
     path = folder / f"{backbone.entry.name}-{key}.seen.safetensors"

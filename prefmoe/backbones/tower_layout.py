@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 from transformers.vision_utils import get_vision_window_index
 
-from prefmoe.backbones.backbone import Backbone, BackboneError
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.config.registry import BackboneError
 
 
 @torch.no_grad()
@@ -19,7 +20,7 @@ def tower_states(backbone: Backbone, inputs: Mapping[str, Tensor]) -> Tensor:
     """What the projector receives for pictures: (crops, tokens, D), or packed (tokens of all pictures, D).
 
     Args:
-        inputs: image tensors, as `prefmoe.backbones.collation.stack_pictures` gives them.
+        inputs: image tensors, as `prefmoe.backbones.pictures.stack_pictures` gives them.
     """
     seen: list[Tensor] = []
     handle = backbone.projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

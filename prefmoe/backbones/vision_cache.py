@@ -6,19 +6,16 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.vision_utils import get_vision_window_index
 
 from prefmoe.system.files import keep
-
-if TYPE_CHECKING:
-    from prefmoe.backbones.backbone import Backbone
 
 
 class VisionCache:
@@ -29,18 +26,18 @@ class VisionCache:
     parameter of the tower needs a gradient, or attention maps are asked of it, the original forward runs.
 
     Args:
-        backbone: of a class with `pixel_values` (N, C, H, W) and selected hidden states (LLaVA family) or the last
-            ones (DeepSeek-VL2, Idefics3), or with packed patches and a merger (Qwen2.5-VL).
+        tower, projector: of a class with `pixel_values` (N, C, H, W) and selected hidden states (LLaVA family) or the
+            last ones (DeepSeek-VL2, Idefics3), or with packed patches and a merger in the tower (Qwen2.5-VL).
+        layer: which hidden states the projector reads, where the model selects them.
 
     Attributes:
         filling: while new pictures pass through the tower's own forward, merger included; its result is not used.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        self._tower, self._projector = backbone.vision_tower, backbone.projector
+    def __init__(self, tower: nn.Module, projector: nn.Module, layer: int | Sequence[int] | None = None) -> None:
+        self._tower, self._projector, self._layer = tower, projector, layer
         self.filling = False
         self._inside = any(module is self._projector for module in self._tower.modules())
-        self._layer = getattr(backbone.model.config, "vision_feature_layer", None)
         self._frozen_parameters = list(self._tower.parameters())
         if self._inside:
             trained = set(map(id, self._projector.parameters()))

@@ -1,19 +1,13 @@
-"""A backbone's files: which of them are loaded, what identifies them, and settings that old ones leave to the model."""
+"""A backbone's files: which of them are loaded, and what identifies them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from prefmoe.system import places
+from prefmoe.system import hub, places
 from prefmoe.system.file_digests import content_digests
-
-if TYPE_CHECKING:  # plans of the workflow, which need the digests, do not wait for torch
-    from torch import nn
-
-from prefmoe.system import hub
 
 LOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """What is downloaded of a repository, and read of a folder."""
@@ -76,26 +70,3 @@ def as_downloaded(folder: Path) -> bool:
     noted = hub.published(folder)
     files = loaded_files(folder).values()
     return all(path in noted and hub.is_published(path, noted[path]) for path in files)
-
-
-def image_token_settings(
-    settings: Mapping[str, Any], accepted: Collection[str], config: Any, tower: nn.Module
-) -> dict[str, Any]:
-    """What a saved processor leaves open of how many tokens a picture has, from the model.
-
-    Processors saved before they expanded image tokens themselves have none of it; those that transformers 4.46 saved
-    have all but ``num_additional_image_tokens``, so that a picture got one token too few.
-
-    Args:
-        settings: what was saved. accepted: names that the processor's class takes. config, tower: of the model.
-    """
-    open_ = {name for name in accepted if settings.get(name) is None}
-    found: dict[str, Any] = {}
-    if "patch_size" in open_:
-        found["patch_size"] = config.vision_config.patch_size
-    if "vision_feature_select_strategy" in open_ and hasattr(config, "vision_feature_select_strategy"):
-        found["vision_feature_select_strategy"] = config.vision_feature_select_strategy
-    if "num_additional_image_tokens" in open_:
-        names = {name.rpartition(".")[2] for name, _ in tower.named_parameters()}
-        found["num_additional_image_tokens"] = int(bool(names & {"class_embedding", "cls_token"}))
-    return found

@@ -18,9 +18,12 @@ from torch.nn.functional import normalize
 
 from prefmoe import metrics
 from prefmoe.analysis import statistics
-from prefmoe.backbones.backbone import Backbone, find_backbone, load_backbone
-from prefmoe.backbones.collation import Batch, Collator, load_pictures
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.batches import Batch, Collator
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.backbones.pictures import load_pictures
 from prefmoe.config import RESULTS, Edition, run_folder
+from prefmoe.config.registry import find_backbone
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
 from prefmoe.data.prompts import PLACEHOLDER, description_text, facet_sentence
 from prefmoe.data.sources import load_benchmark

@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 
 from prefmoe import config as configuration
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import Batch, Collator, load_pictures
+from prefmoe.backbones.batches import Batch, Collator
+from prefmoe.backbones.pictures import load_pictures
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, GrowingBenchmark, User, name_mistake
 from prefmoe.data.prompts import PLAIN, Profile, Wording, profile_text
 from prefmoe.models import saved

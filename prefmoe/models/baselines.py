@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import Batch
+from prefmoe.backbones.batches import Batch
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.models.base import Method, MethodError
@@ -37,10 +37,7 @@ class FullFineTuning(Method, settings=FullFineTuningMethod):
         if getattr(backbone.model, "is_loaded_in_4bit", False):
             raise MethodError("full fine-tuning needs whole weights; set hardware.four_bit: false")
         self.compute = backbone.dtype
-        backbone.model.float()
-        backbone.anchor_cache = None
-        for part in (backbone.language_model, backbone.lm_head, backbone.projector):
-            part.requires_grad_(True)
+        backbone.unfreeze()
 
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:

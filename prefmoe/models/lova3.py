@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prefmoe.backbones.collation import Batch
+from prefmoe.backbones.batches import Batch
 from prefmoe.config import LOVA3Method
 from prefmoe.data.benchmark import Example
 from prefmoe.data.prompts import PLACEHOLDER, question_text

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, normalize, rms_norm
 
 from prefmoe.data.benchmark import FACETS
-from prefmoe.models.sizes import PROFILE_EXPERTS, Ranks
+from prefmoe.data.sizes import PROFILE_EXPERTS, Ranks
 
 
 @dataclass

@@ -23,7 +23,7 @@ from torch.nn.functional import rms_norm
 
 from prefmoe import losses
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import Batch
+from prefmoe.backbones.batches import Batch
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import Benchmark, User

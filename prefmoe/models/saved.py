@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -15,13 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prefmoe import config as configuration
+from prefmoe.config.registry import BackboneEntry
 from prefmoe.data.benchmark import Preference, User
 from prefmoe.system import hub
 from prefmoe.system.files import read_json, read_regular
 from prefmoe.system.finite import not_finite
-
-if TYPE_CHECKING:
-    from prefmoe.backbones.backbone import BackboneEntry
 
 CONFIG_FILE, WEIGHTS_FILE = "method.json", "method.safetensors"
 

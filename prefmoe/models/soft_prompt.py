@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import Batch
+from prefmoe.backbones.batches import Batch
 from prefmoe.config import SoftPromptMethod
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.models.base import Method

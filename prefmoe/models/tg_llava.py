@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import Batch, load_pictures
+from prefmoe.backbones.batches import Batch
+from prefmoe.backbones.pictures import load_pictures
 from prefmoe.backbones.tower_layout import nearest, places, quarter_states
 from prefmoe.config import TGLLaVAMethod
 from prefmoe.data.benchmark import Benchmark
@@ -96,7 +97,7 @@ class TGLLaVA(Method, settings=TGLLaVAMethod):
         """What the tower sees in the quarters of each picture: (B, 4 side^2, D)."""
         side, memory = self.config.side, {}
         if self.collator.cache:
-            memory = self.backbone.encoded.setdefault(("quarters", side), {})
+            memory = self.backbone.encodings.quarters[side]
         if unknown := list(dict.fromkeys(path for path in paths if path not in memory)):
             states = quarter_states(self.backbone, load_pictures(unknown), side).to(self.backbone.device)
             memory |= dict(zip(unknown, states.unbind(), strict=True))

@@ -17,23 +17,24 @@ U = users, B = examples of a batch, F = 5 facets, H = hidden size of the languag
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 
-from prefmoe.backbones.anchor_cache import digest
+from prefmoe.backbones.backbone import Backbone
 from prefmoe.data.benchmark import FACETS, Benchmark, User
+from prefmoe.data.counterfactual import PseudoUser
+from prefmoe.data.pictures import picture_bytes
 from prefmoe.data.prompts import description_text, facet_sentence
+from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH
 from prefmoe.models.growing import with_rows
-from prefmoe.models.sizes import ANCHORS, PREFIX_LENGTH
-
-if TYPE_CHECKING:
-    from prefmoe.backbones.backbone import Backbone
-    from prefmoe.data.counterfactual import PseudoUser
+from prefmoe.system import provenance
 
 USERS_AT_ONCE = 1024
 """Users whose anchors are computed, and kept in a file, together."""
@@ -227,7 +228,7 @@ def encode_users(backbone: Backbone, users: Sequence[User], kind: AnchorKind) ->
     cache, parts = backbone.anchor_cache, []
     for start in range(0, len(users), USERS_AT_ONCE):
         some = users[start : start + USERS_AT_ONCE]
-        key = digest(backbone, some, [_texts(user) for user in some], kind) if cache else ""
+        key = anchors_digest(backbone, some, kind) if cache else ""
         found = cache.read(key) if cache else None
         if found is None:
             images = backbone.image_features([user.image for user in some])
@@ -239,6 +240,25 @@ def encode_users(backbone: Backbone, users: Sequence[User], kind: AnchorKind) ->
         parts.append(found)
     anchors, known = (torch.cat([part[name].to(backbone.device) for part in parts]) for name in ("anchors", "known"))
     return anchors, known
+
+
+def anchors_digest(backbone: Backbone, users: Sequence[User], kind: AnchorKind) -> str:
+    """Names everything that the anchors of these users depend on.
+
+    That is the weights and the precision of the backbone, the users' texts, annotated facets and profile pictures (by
+    content), the kind of anchor, and the code and library that compute them.
+
+    Raises:
+        PictureError: if a profile picture cannot be read; the message names it.
+    """
+    people: list[Any] = []
+    for user in users:
+        picture = hashlib.blake2b(picture_bytes(user.image), digest_size=16).hexdigest()
+        people.append([_texts(user), sorted(user.preferences), picture])
+    precision = [str(backbone.dtype), bool(getattr(backbone.model, "is_loaded_in_4bit", False))]
+    modules = ("prefmoe.models.user_state", "prefmoe.backbones.loading")
+    code = [provenance.code_digest(modules), transformers.__version__]
+    return provenance.digest([backbone.digest, precision, kind, people, code])
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.collation import Batch
+from prefmoe.backbones.batches import Batch
 from prefmoe.config import YoLLaVAMethod
 from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.prompts import PLACEHOLDER, Wording

@@ -22,7 +22,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 
-from prefmoe.backbones.backbone import load_backbone
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import RESULTS, MiniatureData
 from prefmoe.data import miniature as world
 from prefmoe.pretraining.abilities import measure_abilities

@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefmoe import metrics
-from prefmoe.backbones.backbone import load_backbone
-from prefmoe.backbones.collation import load_pictures
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.backbones.pictures import load_pictures
 from prefmoe.config import Edition, PrefMoEMethod, load_edition
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Benchmark, Example, Preference, User, name_mistake

@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,15 +19,13 @@ from transformers import GenerationConfig
 from prefmoe import metrics
 from prefmoe.config import TooLong
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn, join_holders
+from prefmoe.models.base import Method
 from prefmoe.models.baselines import merged_lora
 from prefmoe.running import prefix_cache
 from prefmoe.running.shortening import exchanges_left_out, fitting_talks
 from prefmoe.system import distributed, memory
 from prefmoe.system.files import is_intact, whole_file
 from prefmoe.system.progress import progress_bar
-
-if TYPE_CHECKING:
-    from prefmoe.models.base import Method
 
 log = logging.getLogger(__name__)
 

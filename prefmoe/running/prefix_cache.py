@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from prefmoe.backbones.collation import Encoded, ProcessedPictures
+from prefmoe.backbones.encodings import Encoded
+from prefmoe.backbones.pictures import ProcessedPictures
 from prefmoe.data.benchmark import Example
-
-if TYPE_CHECKING:
-    from prefmoe.models.base import Method
+from prefmoe.models.base import Method
 
 WORTHWHILE = 0.25
 """Share of a batch's prompt tokens that sharing must save, to be worth a second forward pass."""

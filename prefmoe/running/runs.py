@@ -22,10 +22,12 @@ import torch
 from filelock import FileLock, Timeout
 
 import prefmoe
-from prefmoe.backbones.anchor_cache import AnchorCache
-from prefmoe.backbones.backbone import Backbone, find_backbone, load_backbone, weights_digest
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.prepared import prepared_pictures, seen_pictures
+from prefmoe.backbones.weights import weights_digest
 from prefmoe.config import RESULTS, Edition, Method, is_trained, load_edition, run_folder
+from prefmoe.config.registry import find_backbone
 from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.sources import load_benchmark
 from prefmoe.models.base import Method as BuiltMethod
@@ -174,20 +176,15 @@ class Workbench:
             look: whether all pictures will be asked about: then the tower looks at them first, for all runs.
         """
         backbone = self._load(trained)
-        backbone.anchor_cache = AnchorCache(self.results / self.edition.name / "anchors")
         if self._latest is not None:
             backbone.adopt_caches(self._latest)
         elif self.edition.cache_images:
             examples = self.benchmark.examples.values()
-            pictures = prepared_pictures(
-                backbone,
-                (e.image for e in examples),
-                self.benchmark.digest,
-                self.results / self.edition.name / "pictures",
-            )
-            backbone.encoded.setdefault(self.benchmark.digest, {})["pictures"] = pictures
+            folder, digest = self.results / self.edition.name / "pictures", self.benchmark.digest
+            pictures = prepared_pictures(backbone, (example.image for example in examples), digest, folder)
+            backbone.encodings.benchmarks[digest].pictures.update(pictures)
             if look:
-                seen_pictures(backbone, pictures.values(), self.results / self.edition.name / "pictures")
+                seen_pictures(backbone, pictures.values(), folder)
         self._latest = backbone
         return backbone
 
@@ -206,6 +203,7 @@ class Workbench:
             cache_images=self.edition.cache_images,
             four_bit=settings.four_bit and not plain,
             shard=compute if sharded else None,
+            anchors=self.results / self.edition.name / "anchors",
         )
 
     @cached_property

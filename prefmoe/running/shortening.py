@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-import pandas as pd
-
-from prefmoe.backbones.prompt_checks import PromptTooLong, check_length, taken_positions
+from prefmoe.backbones.errors import PromptTooLong
 from prefmoe.config import TooLong
 from prefmoe.data.benchmark import Example, Turn
-
-if TYPE_CHECKING:
-    from prefmoe.models.base import Method
-
-SHORTENED_COLUMNS = ("method", "type", "backbone", "turns", "questions", "shortened", "exchanges_left_out")
+from prefmoe.models.base import Method
 
 
 class TooLongError(ValueError):
@@ -62,8 +55,8 @@ def _too_long(method: Method, example: Example, talk: tuple[Turn, ...], max_new_
     """What is wrong with a prompt's length, if anything; the last new token is said, but not read again."""
     what = f"question {example.index} ({example.name}): the prompt with an answer of {max_new_tokens} tokens"
     try:
-        taken = taken_positions(method.collator.encode(example, talk))
-        check_length(method.backbone, taken + max_new_tokens - 1, what)
+        taken = method.collator.encode(example, talk).taken_positions
+        method.backbone.check_length(taken + max_new_tokens - 1, what)
     except PromptTooLong as error:
         return str(error)
     return None
@@ -72,24 +65,3 @@ def _too_long(method: Method, example: Example, talk: tuple[Turn, ...], max_new_
 def exchanges_left_out(asked: Sequence[tuple[Turn, ...]], shown: Sequence[tuple[Turn, ...]]) -> list[int]:
     """How many exchanges of small talk each question goes without."""
     return [(len(before) - len(after)) // 2 for before, after in zip(asked, shown, strict=True)]
-
-
-def shortened_table(answers: Iterable[Any]) -> pd.DataFrame:
-    """How many questions were asked with less small talk than the others, and how many exchanges they miss in all.
-
-    Args:
-        answers: `prefmoe.analysis.tables.Answers` of runs.
-
-    Returns:
-        the columns of `SHORTENED_COLUMNS`.
-    """
-    rows = []
-    for entry in answers:
-        missing = entry.frames[0]["turns_left_out"]
-        counts = {
-            "questions": len(missing),
-            "shortened": int((missing > 0).sum()),
-            "exchanges_left_out": int(missing.sum()),
-        }
-        rows.append({**entry.where(), **counts})
-    return pd.DataFrame(rows, columns=list(SHORTENED_COLUMNS))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,14 +21,12 @@ from torch.distributed.tensor import DTensor
 
 from prefmoe.config import Training
 from prefmoe.data.benchmark import Example
-from prefmoe.running.batches import plan_batches
+from prefmoe.models.base import Method
 from prefmoe.running.checkpoints import LOSSES_FILE, Checkpoints, TrainingError
+from prefmoe.running.order import plan_batches
 from prefmoe.system import distributed, memory
 from prefmoe.system.files import whole_file
 from prefmoe.system.progress import progress_bar
-
-if TYPE_CHECKING:
-    from prefmoe.models.base import Method
 
 log = logging.getLogger(__name__)
 

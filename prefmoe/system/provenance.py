@@ -13,7 +13,9 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
-RUN_MODULES = ("prefmoe.running.training", "prefmoe.running.evaluation", "prefmoe.models.base")
+RUN_MODULES = (
+    "prefmoe.running.training", "prefmoe.running.evaluation", "prefmoe.models.base", "prefmoe.backbones.loading",
+)  # fmt: skip
 """Where weights and answers come from, beside the module of the method (`methods`)."""
 
 IMPORTS_METHODS = "prefmoe.models.base"

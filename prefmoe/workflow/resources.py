@@ -17,7 +17,7 @@ from safetensors import safe_open
 from prefmoe.config import Edition, Method, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.config.registry import BackboneEntry, Shape, find_backbone
 from prefmoe.data.benchmark import FACETS
-from prefmoe.models.sizes import ANCHORS, PREFIX_LENGTH, Ranks
+from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH, Ranks
 from prefmoe.system.files import FileError, read_json
 
 GIGABYTE = 1e9

@@ -1,0 +1,222 @@
+"""Batches: several conversations padded to one length, and a benchmark's examples as such batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.conversations import check_words, encode
+from prefmoe.backbones.encodings import BenchmarkEncodings, Encoded
+from prefmoe.backbones.errors import CollationError, PromptError
+from prefmoe.backbones.pictures import stack_pictures
+from prefmoe.data import prompts
+from prefmoe.data.benchmark import Benchmark, Example, Turn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several conversations, padded on the left.
+
+    Attributes:
+        inputs: arguments of model(**inputs) and model.generate(**inputs): input_ids and attention_mask (B, T),
+            mm_token_type_ids where the model wants it, position_ids (3, B, T) where it has multimodal positions, and
+            the image tensors of its processor.
+        labels: (B, T) long, -100 but at the answers; None without answers.
+        prefix_mask: (B, T) bool, True at the prefix placeholders (the first positions after the padding).
+        query_mask: (B, T) bool, True at the final question's text and image tokens.
+        user: (B,) long, row in benchmark.users; -1 outside a benchmark.
+        facet: (B,) long, the question's facet, -1 for recognition.
+        index: (B,) long, the question's index; -1 outside a benchmark.
+        examples: the B questions; none outside a benchmark.
+        prompt_digest: a hash of each rendered prompt and its pictures.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor | None
+    prefix_mask: Tensor
+    query_mask: Tensor
+    user: Tensor
+    facet: Tensor
+    index: Tensor
+    prompt_digest: list[str]
+    examples: tuple[Example, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The batch with its tensors on a device."""
+        moved: dict[str, Any] = {"inputs": {key: value.to(device) for key, value in self.inputs.items()}}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device)
+        return replace(self, **moved)
+
+
+def pad(
+    encoded: Sequence[Encoded],
+    pad_token_id: int,
+    *,
+    user: Sequence[int] | None = None,
+    facet: Sequence[int] | None = None,
+    index: Sequence[int] | None = None,
+) -> Batch:
+    """Pads encoded conversations on the left to the longest one; ids that are not given are -1.
+
+    Raises:
+        ValueError: if there is no conversation, or only some have an answer.
+    """
+    if not encoded:
+        raise ValueError("expected at least one conversation")
+    answered = [one.labels is not None for one in encoded]
+    if any(answered) != all(answered):
+        raise ValueError("expected an answer in every conversation of a batch or in none")
+    size, length = len(encoded), max(map(len, encoded))
+    input_ids = torch.full((size, length), pad_token_id)
+    masks = torch.zeros(3, size, length, dtype=torch.bool)  # attention, prefix, query
+    labels = torch.full((size, length), -100) if all(answered) else None
+    typed = encoded[0].token_types is not None
+    token_types = torch.zeros(size, length, dtype=torch.long) if typed else None
+    for row, one in enumerate(encoded):
+        first = length - len(one)
+        input_ids[row, first:] = one.input_ids
+        masks[0, row, first:] = True
+        masks[1, row, first:] = one.prefix_mask
+        masks[2, row, first:] = one.query_mask
+        if labels is not None:
+            labels[row, first:] = one.labels
+        if token_types is not None:
+            token_types[row, first:] = one.token_types
+    inputs = {"input_ids": input_ids, "attention_mask": masks[0].long()}
+    if token_types is not None:
+        inputs["mm_token_type_ids"] = token_types
+    if encoded[0].positions is not None:
+        places = [F.pad(one.positions, (length - len(one), 0)) for one in encoded if one.positions is not None]
+        inputs["position_ids"] = torch.stack(places, dim=1)
+    inputs |= stack_pictures([one.pictures for one in encoded])
+    none = [-1] * size
+    return Batch(
+        inputs=inputs,
+        labels=labels,
+        prefix_mask=masks[1],
+        query_mask=masks[2],
+        user=torch.tensor(list(user) if user is not None else none),
+        facet=torch.tensor(list(facet) if facet is not None else none),
+        index=torch.tensor(list(index) if index is not None else none),
+        prompt_digest=[one.prompt_digest for one in encoded],
+    )
+
+
+class Collator:
+    """Turns a benchmark's examples into batches for one backbone.
+
+    Args:
+        backbone: whose processor and chat template are used.
+        benchmark: of the examples.
+        prefix_length: number of prefix placeholders (0 or 13).
+        profile: what a prompt shows of the user.
+        wording: what the method changes in the words.
+        cache: keep every encoded example; collators of one backbone and one benchmark (by digest) share them.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        benchmark: Benchmark,
+        *,
+        prefix_length: int = 0,
+        profile: prompts.Profile = "none",
+        wording: prompts.Wording = prompts.PLAIN,
+        cache: bool = True,
+    ) -> None:
+        self.backbone, self.benchmark = backbone, benchmark
+        self.prefix_length, self.profile, self.wording, self.cache = prefix_length, profile, wording, cache
+        shared = cache and benchmark.digest
+        known = backbone.encodings.benchmarks[benchmark.digest] if shared else BenchmarkEncodings()
+        self._examples, self._pictures = known.examples[prefix_length, profile, wording], known.pictures
+
+    def of(self, benchmark: Benchmark) -> Collator:
+        """A collator like this one for another benchmark; pictures that are prepared stay so."""
+        other = Collator(
+            self.backbone,
+            benchmark,
+            prefix_length=self.prefix_length,
+            profile=self.profile,
+            wording=self.wording,
+            cache=self.cache,
+        )
+        other._pictures = self._pictures
+        return other
+
+    def __call__(
+        self,
+        examples: Sequence[Example],
+        *,
+        transcripts: Sequence[Sequence[Turn]] | None = None,
+        with_answer: bool,
+    ) -> Batch:
+        """The examples as one batch, in their order.
+
+        Args:
+            transcripts: for each example, the small talk before its question.
+            with_answer: append the true answers and make labels (training).
+
+        Raises:
+            CollationError: naming the example, if one cannot be encoded.
+            ValueError: if transcripts and examples differ in number.
+        """
+        if transcripts is None:
+            transcripts = [()] * len(examples)
+        if len(transcripts) != len(examples):
+            raise ValueError(f"expected a transcript per example, found {len(transcripts)} for {len(examples)}")
+        encoded = [self.encode(e, t, with_answer) for e, t in zip(examples, transcripts, strict=True)]
+        return self.pad(encoded, examples)
+
+    def pad(self, encoded: Sequence[Encoded], examples: Sequence[Example]) -> Batch:
+        """Encoded conversations, or parts of them, as a batch about the users and facets of these examples."""
+        batch = pad(
+            encoded,
+            self.backbone.pad_token_id,
+            user=[self.benchmark.row(example.name) for example in examples],
+            facet=[example.facet_id for example in examples],
+            index=[example.index for example in examples],
+        )
+        return replace(batch, examples=tuple(examples))
+
+    def length(self, example: Example, transcript: Sequence[Turn] = (), with_answer: bool = False) -> int:
+        """Number of tokens of an encoded example (to put examples of one length together)."""
+        return len(self.encode(example, transcript, with_answer))
+
+    def encode(self, example: Example, transcript: Sequence[Turn] = (), with_answer: bool = False) -> Encoded:
+        """One example, unpadded.
+
+        Raises:
+            CollationError, PromptError: naming the example, if it cannot be encoded, or the model could not read it.
+        """
+        transcript = tuple(transcript)
+        key = (example, transcript, with_answer)  # not its index, which a question from elsewhere may share
+        if key in self._examples:
+            return self._examples[key]
+        user = self.benchmark.users[example.name]
+        try:
+            encoded = encode(
+                self.backbone,
+                prompts.messages(example, user, profile=self.profile, transcript=transcript, wording=self.wording),
+                prompts.images(example, user, self.profile),
+                example.answer_text if with_answer else None,
+                self.prefix_length,
+                memory=self._pictures if self.cache else None,
+            )
+            check_words(self.backbone, encoded, self.wording.added)
+        except (CollationError, PromptError) as error:
+            raise type(error)(f"question {example.index} ({example.name}): {error}") from error
+        if self.cache:
+            self._examples[key] = encoded
+        return encoded

@@ -1,0 +1,213 @@
+"""Loads any multimodal model of the registry: its class, its weights, and the processor that it was made with."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from prefmoe.backbones import efficientnet_lite  # noqa: F401  makes its class known to transformers
+from prefmoe.backbones.anchor_cache import AnchorCache
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.weights import weights_folder
+from prefmoe.config.registry import BackboneEntry, BackboneError, find_backbone
+from prefmoe.system import distributed, memory
+from prefmoe.system.finite import not_finite
+
+
+def load_backbone(
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    attn: str = "sdpa",
+    cache_images: bool = False,
+    four_bit: bool = False,
+    shard: torch.dtype | None = None,
+    anchors: Path | None = None,
+) -> Backbone:
+    """Loads a backbone, frozen and in evaluation mode.
+
+    Args:
+        name_or_folder: a name of registry.yaml, or a folder in the format of save_pretrained.
+        dtype: of the parameters, whatever the files hold.
+        device: where the model goes; "auto" spreads it over all accelerators.
+        attn: "sdpa", "eager" (returns attention maps) or another implementation of transformers.
+        cache_images: keep the vision tower's output for every picture (VisionCache).
+        four_bit: the decoder layers' projections in 4-bit NF4 (bitsandbytes), computing in ``dtype``.
+        shard: share the decoder layers out among all processes, to compute in this precision; all processes call
+            this at once, and load in turn, so that the CPU's memory holds one copy.
+        anchors: a folder in which the anchors of users are kept (AnchorCache).
+
+    Raises:
+        BackboneError: if it is unknown, a file is missing or broken, the class is not the registry's, the weights
+            do not fit the model, memory does not suffice, or something that an option needs is not installed.
+        HubError: if it cannot be downloaded.
+    """
+    entry = find_backbone(name_or_folder)
+    folder = weights_folder(entry)
+    if shard is not None:
+        among = distributed.mesh(torch.device(device).type)
+        for _ in distributed.in_turn():
+            backbone = _load(entry, folder, dtype, "cpu", attn, None)
+            distributed.shard_layers(backbone.layers, among, shard)
+            backbone.to(device)
+    else:
+        quantization = _four_bit(entry, dtype) if four_bit else None
+        backbone = _load(entry, folder, dtype, device, attn, quantization)
+    backbone.freeze()
+    if cache_images:
+        backbone.cache_images()
+    if anchors is not None:
+        backbone.anchor_cache = AnchorCache(anchors)
+    return backbone
+
+
+def _load(
+    entry: BackboneEntry,
+    folder: Path,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    attn: str,
+    quantization: BitsAndBytesConfig | None,
+) -> Backbone:
+    """The backbone in a folder, checked against the registry."""
+    source, options = str(folder), {"local_files_only": True}
+    placement: Any = "auto" if device == "auto" else {"": device}
+    if quantization is None and device != "auto" and torch.device(device).type == "cpu":
+        placement = None
+    model_class = _class(entry.model_class)
+    own = not model_class.__module__.startswith("transformers.")
+    try:
+        with _no_progress_bars(), memory.explained(BackboneError, f"backbone {entry.name!r}", memory.LOADING_HINT):
+            model, loading = model_class.from_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation=attn,
+                device_map=placement,
+                quantization_config=quantization,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **options,
+            )
+            processor = _load_processor(entry, source, options, model)
+    except BackboneError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise BackboneError(f"backbone {entry.name!r} cannot be loaded from {source}: {error}") from error
+    # Files of transformers' classes may hold tensors of older versions; an own class knows all that it may meet.
+    for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if own else [])):
+        if loading[kind]:
+            some = ", ".join(sorted(map(str, loading[kind]))[:5])
+            raise BackboneError(f"backbone {entry.name!r}: {source} has weights with {kind.replace('_', ' ')}: {some}")
+    if damaged := not_finite(model.state_dict().items()):
+        some = ", ".join(damaged[:5])
+        raise BackboneError(f"backbone {entry.name!r}: {source} has weights that are NaN or infinite: {some}")
+    return Backbone(entry, model, processor)
+
+
+def _four_bit(entry: BackboneEntry, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantisation for the decoder layers; head, tower and projector stay as they are."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BackboneError("4-bit loading needs bitsandbytes: python -m pip install -e '.[four-bit]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[entry.paths.lm_head, entry.paths.vision_tower, entry.paths.projector],
+    )
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _class(name: str) -> Any:
+    """The class of this name: of transformers, or of this package where transformers has none.
+
+    Raises:
+        BackboneError: if neither has it.
+    """
+    if hasattr(transformers, name):
+        return getattr(transformers, name)
+    from prefmoe.backbones import deepseek_vl2  # takes a moment: it imports several of transformers' models
+
+    if name not in deepseek_vl2.__all__:
+        places = f"transformers {transformers.__version__} nor {deepseek_vl2.__name__}"
+        raise BackboneError(f"neither {places} has a class {name}")
+    return getattr(deepseek_vl2, name)
+
+
+def pictures_only(processor_class: type) -> type:
+    """The processor class without its video part, which pictures do not need (and which needs torchvision)."""
+    if "video_processor" not in processor_class.get_attributes():
+        return processor_class
+
+    class PictureProcessor(processor_class):
+        def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+            super().__init__(image_processor, tokenizer, None, **kwargs)
+
+    # save_pretrained writes the settings that the signature names, under the name of the class.
+    signature = inspect.signature(processor_class.__init__)
+    kept = [parameter for name, parameter in signature.parameters.items() if name != "video_processor"]
+    PictureProcessor.__init__.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    PictureProcessor.__name__ = processor_class.__name__
+    return PictureProcessor
+
+
+def _image_token_settings(
+    settings: Mapping[str, Any], accepted: Collection[str], config: Any, tower: nn.Module
+) -> dict[str, Any]:
+    """What a saved processor leaves open of how many tokens a picture has, from the model.
+
+    Processors saved before they expanded image tokens themselves have none of it; those that transformers 4.46 saved
+    have all but ``num_additional_image_tokens``, so that a picture got one token too few.
+
+    Args:
+        settings: what was saved. accepted: names that the processor's class takes. config, tower: of the model.
+    """
+    open_ = {name for name in accepted if settings.get(name) is None}
+    found: dict[str, Any] = {}
+    if "patch_size" in open_:
+        found["patch_size"] = config.vision_config.patch_size
+    if "vision_feature_select_strategy" in open_ and hasattr(config, "vision_feature_select_strategy"):
+        found["vision_feature_select_strategy"] = config.vision_feature_select_strategy
+    if "num_additional_image_tokens" in open_:
+        names = {name.rpartition(".")[2] for name, _ in tower.named_parameters()}
+        found["num_additional_image_tokens"] = int(bool(names & {"class_embedding", "cls_token"}))
+    return found
+
+
+def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any], model: nn.Module) -> Any:
+    """The processor with pictures prepared by Pillow, so that the pixels are the same wherever it runs."""
+    original = _class(entry.architecture.processor_class)
+    if not original.__module__.startswith("transformers."):
+        return original.from_pretrained(source, **options)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    images = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False, **options)
+    settings, _ = original.get_processor_dict(source, **options)
+    accepted = set(inspect.signature(original.__init__).parameters) - set(original.get_attributes())
+    settings = {key: value for key, value in settings.items() if key in accepted}
+    settings.setdefault("chat_template", tokenizer.chat_template)
+    tower = model.get_submodule(entry.paths.vision_tower)
+    settings |= _image_token_settings(settings, accepted, model.config, tower)
+    return pictures_only(original)(images, tokenizer, **settings)

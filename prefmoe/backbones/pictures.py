@@ -1,0 +1,86 @@
+"""Pictures as a backbone's processor prepares them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from prefmoe.backbones.errors import CollationError
+from prefmoe.data.pictures import PictureError, as_rgb, open_picture
+
+Picture = Path | str | Image.Image
+"""A picture, or the file that holds it."""
+
+
+def load_pictures(pictures: Sequence[Picture]) -> list[Image.Image]:
+    """The pictures as RGB images, upright and on white; see `prefmoe.data.pictures`.
+
+    Raises:
+        CollationError: if a file is missing, truncated or no picture that is opened; the message names it.
+    """
+    try:
+        return [as_rgb(one) if isinstance(one, Image.Image) else open_picture(one) for one in pictures]
+    except PictureError as error:
+        raise CollationError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class ProcessedPictures:
+    """The pictures of one conversation, as its model reads them.
+
+    Attributes:
+        inputs: what the image processor made (pixel_values, and image_grid_thw, image_sizes or pixel_attention_mask
+            of some models), a row for each picture but for packed patches.
+        replacements: for each picture, its image tokens as text.
+        digests: for each picture, a hash of its pixels.
+    """
+
+    inputs: dict[str, Tensor]
+    replacements: tuple[str, ...]
+    digests: tuple[str, ...]
+
+
+def process_pictures(processor: Any, images: Sequence[Image.Image]) -> ProcessedPictures:
+    """Prepares the RGB pictures of one conversation with a model's own processor.
+
+    Raises:
+        ValueError: if the processor takes no picture of such a size (Qwen's none 200 times as long as wide).
+    """
+    if not images:
+        return ProcessedPictures({}, (), ())
+    if getattr(processor, "images_kwargs", {}).get("return_row_col_info"):
+        # Idefics3 puts the crops of all pictures into one row; picture by picture, they can be told apart.
+        parts = [
+            processor.image_processor(images=[[image]], return_tensors="pt", return_row_col_info=True)
+            for image in images
+        ]
+        replacements = tuple(processor.replace_image_token(part, image_idx=0) for part in parts)
+        tensors = [{key: value for key, value in part.items() if isinstance(value, Tensor)} for part in parts]
+        inputs = stack_pictures([ProcessedPictures(part, (), ()) for part in tensors])
+    else:
+        inputs = processor.image_processor(images=[list(images)], return_tensors="pt")
+        replacements = tuple(processor.replace_image_token(inputs, image_idx=i) for i in range(len(images)))
+    digests = tuple(hashlib.blake2b(i.tobytes() + repr(i.size).encode(), digest_size=16).hexdigest() for i in images)
+    return ProcessedPictures(dict(inputs), replacements, digests)
+
+
+def stack_pictures(processed: Sequence[ProcessedPictures]) -> dict[str, Tensor]:
+    """The image tensors of several conversations, concatenated along the pictures; crops are padded with zeros."""
+    stacked: dict[str, Tensor] = {}
+    shown = [one.inputs for one in processed if one.inputs]
+    for key in shown[0] if shown else ():
+        values = [inputs[key] for inputs in shown]
+        dims = values[0].dim()
+        if dims == 5 or key == "pixel_attention_mask":  # (pictures, crops, C, H, W), (pictures, crops, H, W)
+            crops = max(value.shape[1] for value in values)
+            values = [F.pad(value, (0, 0) * (dims - 2) + (0, crops - value.shape[1])) for value in values]
+        stacked[key] = torch.cat(values)
+    return stacked

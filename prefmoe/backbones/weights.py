@@ -1,0 +1,101 @@
+"""Where a backbone's files are: found or downloaded, checked before anything is loaded, and identified by a digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefmoe.config.backbone_files import LOADED, identity, noted_revision
+from prefmoe.config.registry import BackboneEntry, BackboneError, check_plain_folder, model_class_of
+from prefmoe.system import hub, places
+from prefmoe.system.files import FileError, read_json
+from prefmoe.system.foreign_files import ForeignFileError, MissingFileError, foreign_file
+
+_MAPPINGS = (
+    "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json",
+)  # fmt: skip
+"""Files of which transformers does not say that they hold something else: a login page, null."""
+
+
+def _offline_folder(entry: BackboneEntry) -> Path | None:
+    """The folder $PREFMOE_WEIGHTS/<name> in the place of a hub repository, where there is one.
+
+    Raises:
+        BackboneError: if there is none and there is no such repository either.
+    """
+    root = places.from_environment(places.WEIGHTS_VARIABLE)
+    folder = root / entry.name if root else None
+    if folder is not None and folder.is_dir():
+        return folder
+    if entry.made_by is not None:
+        missing = f"{folder} does not exist" if folder else "PREFMOE_WEIGHTS is not set"
+        raise BackboneError(
+            f"backbone {entry.name!r}: {missing}; make it once with `{entry.made_by} <folder>/{entry.name}` and set "
+            f"PREFMOE_WEIGHTS to <folder>"
+        )
+    return None
+
+
+def weights_digest(entry: BackboneEntry) -> str:
+    """Identifies a backbone without loading it: the hub's commit, or a hash of all files that loading reads."""
+    folder = entry.folder or _offline_folder(entry)
+    if folder is not None:
+        check_plain_folder(entry.name, folder)
+    return identity(folder, entry.hub_id, entry.revision)
+
+
+def weights_folder(entry: BackboneEntry) -> Path:
+    """The folder with a backbone's files, downloaded if need be, and checked."""
+    folder = entry.folder or _offline_folder(entry)
+    if folder is None:
+        assert entry.hub_id is not None
+        otherwise = f"without the hub, put the files into $PREFMOE_WEIGHTS/{entry.name}"
+        folder = hub.download(entry.hub_id, revision=entry.revision, allow_patterns=list(LOADED), otherwise=otherwise)
+    elif entry.revision and (found := noted_revision(folder)) not in (None, entry.revision):
+        raise BackboneError(
+            f"backbone {entry.name!r}: {folder} holds revision {found}, the registry pins {entry.revision}: "
+            f"hf download {entry.hub_id} --revision {entry.revision} --local-dir {folder}"
+        )
+    if not folder.is_dir():
+        raise BackboneError(f"backbone {entry.name!r}: folder {folder} is missing")
+    expected = [("config.json",), ("tokenizer.json",), ("processor_config.json", "preprocessor_config.json")]
+    expected.append(("model.safetensors", "model.safetensors.index.json"))
+    missing = [" or ".join(names) for names in expected if not any((folder / name).is_file() for name in names)]
+    if missing:
+        raise BackboneError(f"backbone {entry.name!r}: {folder} lacks {', '.join(missing)}")
+    found = model_class_of(folder)
+    if found != entry.model_class:
+        raise BackboneError(f"{folder / 'config.json'}, architectures: found {found}, expected {entry.model_class}")
+    for path in (folder / name for name in _MAPPINGS if (folder / name).is_file()):
+        try:
+            read_json(path, "a part of the backbone")
+        except FileError as error:
+            raise BackboneError(str(error)) from error
+    _check_shards(entry, folder)
+    return folder
+
+
+def _check_shards(entry: BackboneEntry, folder: Path) -> None:
+    """Every weights file that the index names must be there: a broken download leaves some out."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        named = sorted(set(read_json(index, "JSON with a mapping `weight_map`")["weight_map"].values()))
+    except FileError as error:
+        raise BackboneError(str(error)) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(f"{index}: expected JSON with a mapping `weight_map` ({error!r})") from error
+    missing = []
+    for name in named:
+        try:
+            foreign_file(folder, name)
+        except MissingFileError:
+            missing.append(name)
+        except ForeignFileError as error:
+            raise BackboneError(f"{index}, weight_map: {error}") from error
+    if missing:
+        raise BackboneError(
+            f"backbone {entry.name!r}: {folder} is incomplete, it lacks {len(missing)} of {len(named)} weights files: "
+            f"{', '.join(missing[:5])}; download it again, finished files are kept"
+        )
