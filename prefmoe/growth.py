@@ -13,8 +13,8 @@ import torch
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference, User
+from prefmoe.models.anchors import encode_counterfactual_users
 from prefmoe.models.base import Method
-from prefmoe.models.user_state import encode_counterfactual_users
 from prefmoe.running.order import plan_batches
 
 COUNTERFACTUAL_USERS, ROUNDS = 100, 4

@@ -25,10 +25,11 @@ from prefmoe.config import DEFAULT_EDITION, RESULTS, Edition, LoRAMethod, Miniat
 from prefmoe.config.outputs import speed_folder
 from prefmoe.config.registry import find_backbone
 from prefmoe.data.benchmark import FACETS
+from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH
 from prefmoe.growth import growth
 from prefmoe.models.base import Method
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
-from prefmoe.models.user_state import ANCHORS, PREFIX_LENGTH, FactorisedUsers
+from prefmoe.models.user_state import FactorisedUsers
 from prefmoe.system.files import read_json
 
 Variant = Callable[[], Any]

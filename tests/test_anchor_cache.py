@@ -11,9 +11,9 @@ from tiny_benchmark import make_picture
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.data.benchmark import User
-from prefmoe.models import user_state
+from prefmoe.models import anchors as encoding
+from prefmoe.models.anchors import encode_users
 from prefmoe.models.base import build_method
-from prefmoe.models.user_state import encode_users
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_anchors_are_computed_once_and_read_by_the_next_process(cached, tiny_bac
 
 
 def test_users_are_encoded_and_kept_in_groups(cached, users, tmp_path, monkeypatch):
-    monkeypatch.setattr(user_state, "USERS_AT_ONCE", 3)
+    monkeypatch.setattr(encoding, "USERS_AT_ONCE", 3)
     anchors, known = encode_users(cached()[0], users, "hidden")
     assert len(files(tmp_path)) == 2
     backbone, passes = cached()

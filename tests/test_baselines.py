@@ -9,7 +9,8 @@ from tiny_models import DEEPSEEK_VL2
 from prefmoe.backbones.pictures import stack_pictures
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
 from prefmoe.models.base import Method, build_method
-from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned, matching_rank, merged_lora
+from prefmoe.models.baselines import FullFineTuning, LoRA, NonTuned
+from prefmoe.models.lora import matching_rank, merged_lora
 
 FFT = FullFineTuningMethod(kind="fft", label="FFT", lr=1e-3)
 BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", *DEEPSEEK_VL2])

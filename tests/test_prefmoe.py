@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from prefmoe import losses
 from prefmoe.config import COMPONENTS, PrefMoEMethod
 from prefmoe.data.benchmark import FACETS, Preference, User
+from prefmoe.models.anchors import encode_users
 from prefmoe.models.base import CONFIG_FILE, WEIGHTS_FILE, Method, MethodError, build_method
 from prefmoe.models.baselines import LoRA
+from prefmoe.models.free_users import FreeUsers
 from prefmoe.models.moe_lora import MixtureOfLoRA
 from prefmoe.models.prefix import PrefixHook
 from prefmoe.models.prefmoe import PrefMoE, masked_mean
-from prefmoe.models.user_state import FreeUsers, encode_users
 
 ALL = [COMPONENTS[:n] for n in range(1, 7)]
 BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])

@@ -15,7 +15,8 @@ from prefmoe import pretraining
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.data.benchmark import FACETS, User
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
-from prefmoe.models.user_state import FactorisedUsers, encode_users
+from prefmoe.models.anchors import encode_users
+from prefmoe.models.user_state import FactorisedUsers
 from prefmoe.pretraining import drawings, language, miniatures, reading, vision
 from prefmoe.pretraining.abilities import measure_abilities
 from prefmoe.pretraining.conversations import Conversations, Encoder, Say

@@ -9,15 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.prompts import facet_sentence
-from prefmoe.models.user_state import (
-    ANCHORS,
-    PREFIX_LENGTH,
-    CounterfactualUsers,
-    FactorisedUsers,
-    FreeUsers,
-    encode_counterfactual_users,
-    encode_users,
-)
+from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH
+from prefmoe.models.anchors import encode_counterfactual_users, encode_users
+from prefmoe.models.free_users import FreeUsers
+from prefmoe.models.user_state import CounterfactualUsers, FactorisedUsers
 
 USERS, HIDDEN = 6, 8
 

@@ -26,12 +26,13 @@ from prefmoe.config import RESULTS, Edition, run_folder
 from prefmoe.config.registry import find_backbone
 from prefmoe.data.benchmark import FACETS, Benchmark, Example
 from prefmoe.data.prompts import PLACEHOLDER, description_text, facet_sentence
+from prefmoe.data.sizes import ANCHORS
 from prefmoe.data.sources import load_benchmark
 from prefmoe.figures import old_forms as figures
 from prefmoe.models.base import Method
 from prefmoe.models.moe_lora import PROFILE_EXPERTS
 from prefmoe.models.prefmoe import PrefMoE
-from prefmoe.models.user_state import ANCHORS, FactorisedUsers
+from prefmoe.models.user_state import FactorisedUsers
 from prefmoe.running import runs
 from prefmoe.running.evaluation import ANSWERS, answer_probabilities, first_tokens
 from prefmoe.system import run_files

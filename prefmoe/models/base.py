@@ -24,7 +24,6 @@ from prefmoe.backbones.pictures import load_pictures
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, GrowingBenchmark, User, name_mistake
 from prefmoe.data.prompts import PLAIN, Profile, Wording, profile_text
 from prefmoe.models import saved
-from prefmoe.models.moe_lora import MixtureOfLoRA
 from prefmoe.models.saved import CONFIG_FILE, WEIGHTS_FILE
 from prefmoe.system import distributed
 from prefmoe.system.files import whole_file, write_json
@@ -84,7 +83,7 @@ class Method(nn.Module):
     ) -> None:
         super().__init__()
         for name, module in backbone.model.named_modules():
-            if isinstance(module, (MixtureOfLoRA, BaseTunerLayer)):
+            if isinstance(module, BaseTunerLayer) or getattr(module, "is_adapter", False):
                 raise MethodError(f"backbone {backbone.entry.name!r} already carries adapters ({name}); load it anew")
         backbone.freeze()
         self.config, self.backbone, self.benchmark = config, backbone, benchmark

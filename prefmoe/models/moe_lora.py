@@ -91,7 +91,12 @@ class MixtureOfLoRA(nn.Module):
 
     Args:
         base: the layer. ranks: of the experts. routing: shared by all layers of the model.
+
+    Attributes:
+        is_adapter: of the class; a backbone that has such a layer is not fresh.
     """
+
+    is_adapter = True
 
     def __init__(self, base: nn.Linear, ranks: Ranks, routing: Routing) -> None:
         super().__init__()

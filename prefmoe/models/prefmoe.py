@@ -27,20 +27,15 @@ from prefmoe.backbones.batches import Batch
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import Benchmark, User
+from prefmoe.data.sizes import PREFIX_LENGTH
+from prefmoe.models.anchors import encode_counterfactual_users, encode_users
 from prefmoe.models.base import Method, MethodError
-from prefmoe.models.baselines import install_lora
+from prefmoe.models.free_users import FreeUsers, UserTokens
 from prefmoe.models.growing import with_rows
+from prefmoe.models.lora import install_lora
 from prefmoe.models.moe_lora import HierarchicalRouter, Ranks, Routing, install_mixture
 from prefmoe.models.prefix import PrefixHook
-from prefmoe.models.user_state import (
-    PREFIX_LENGTH,
-    CounterfactualUsers,
-    FactorisedUsers,
-    FreeUsers,
-    UserTokens,
-    encode_counterfactual_users,
-    encode_users,
-)
+from prefmoe.models.user_state import CounterfactualUsers, FactorisedUsers
 from prefmoe.system import distributed
 
 

@@ -13,8 +13,8 @@ from prefmoe.backbones.batches import Batch
 from prefmoe.config import SoftPromptMethod
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.models.base import Method
+from prefmoe.models.free_users import FreeUsers, trained_rows
 from prefmoe.models.prefix import PrefixHook
-from prefmoe.models.user_state import FreeUsers, trained_rows
 
 
 class SoftPrompt(Method, settings=SoftPromptMethod):

@@ -19,7 +19,7 @@ from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.prompts import Wording
 from prefmoe.models.added_tokens import AddedTokens
 from prefmoe.models.base import Method, MethodError
-from prefmoe.models.baselines import install_lora
+from prefmoe.models.lora import install_lora
 
 
 class TGLLaVA(Method, settings=TGLLaVAMethod):

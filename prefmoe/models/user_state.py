@@ -17,62 +17,17 @@ U = users, B = examples of a batch, F = 5 facets, H = hidden size of the languag
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 
-from prefmoe.backbones.backbone import Backbone
-from prefmoe.data.benchmark import FACETS, Benchmark, User
-from prefmoe.data.counterfactual import PseudoUser
-from prefmoe.data.pictures import picture_bytes
-from prefmoe.data.prompts import description_text, facet_sentence
-from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH
+from prefmoe.data.benchmark import FACETS
+from prefmoe.data.sizes import ANCHORS
+from prefmoe.models.anchors import root_mean
+from prefmoe.models.free_users import SparseRows, UserTokens
 from prefmoe.models.growing import with_rows
-from prefmoe.system import provenance
-
-USERS_AT_ONCE = 1024
-"""Users whose anchors are computed, and kept in a file, together."""
-
-AnchorKind = Literal["hidden", "embedding"]
-
-
-@dataclass
-class UserTokens:
-    """The soft tokens of a batch's users. A free embedding has a prefix and nothing else.
-
-    Attributes:
-        prefix: (B, 13, H) name, image, description, then prototype and residual of each facet.
-        profile: (B, 3, H) name, image and description tokens.
-        profile_anchors: (B, 2, H) the frozen image and description anchors.
-        prototypes: (F, H). residuals: (B, F, H).
-    """
-
-    prefix: Tensor
-    profile: Tensor | None = None
-    profile_anchors: Tensor | None = None
-    prototypes: Tensor | None = None
-    residuals: Tensor | None = None
-
-
-class _SparseRows(torch.autograd.Function):
-    """weight[rows] with a gradient that is sparse in the rows, which SparseAdam takes."""
-
-    @staticmethod
-    def forward(ctx, weight: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.shape = weight.shape
-        return weight[rows]
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors
-        return torch.sparse_coo_tensor(rows[None], gradient, ctx.shape, check_invariants=False), None
 
 
 class FactorisedUsers(nn.Module):
@@ -108,8 +63,8 @@ class FactorisedUsers(nn.Module):
         count = weight.sum(0).clamp_min(1)  # (F, 1)
         mean = (anchors[:, 3:] * weight).sum(0) / count  # (F, H)
         center = mean if residual == "centred" else torch.zeros_like(mean)
-        facet_rms = _rms((anchors[:, 3:] * weight).square().sum(0) / count)  # (F, 1)
-        profile_rms = _rms(anchors[trained, 1:3].square().mean(0))  # (2, 1)
+        facet_rms = root_mean((anchors[:, 3:] * weight).square().sum(0) / count)  # (F, 1)
+        profile_rms = root_mean(anchors[trained, 1:3].square().mean(0))  # (2, 1)
         start = (anchors[:, 3:] - center) * weight
         self.register_buffer("anchors", anchors)
         self.register_buffer("known", known)
@@ -122,7 +77,7 @@ class FactorisedUsers(nn.Module):
     def forward(self, rows: Tensor) -> UserTokens:
         """The tokens of users, by row. rows: (B,). Its cost does not depend on the number of users."""
         anchors, known = self.anchors[rows], self.known[rows]  # (B, 8, H), (B, F)
-        delta = _SparseRows.apply(self.delta, rows) if self.sparse else self.delta[rows]
+        delta = SparseRows.apply(self.delta, rows) if self.sparse else self.delta[rows]
         correction = self.bound * torch.tanh(delta)  # (B, 7, H)
         profile = torch.cat([anchors[:, :1], anchors[:, 1:3] + correction[:, :2]], dim=1)  # (B, 3, H)
         residuals = (anchors[:, 3:] - self.center + correction[:, 2:]) * known[..., None]  # (B, F, H)
@@ -137,49 +92,6 @@ class FactorisedUsers(nn.Module):
         grown = {name: with_rows(self, name, value) for name, value in rows.items()}
         self.anchors, self.known = grown["anchors"], grown["known"]
         self.delta = nn.Parameter(grown["delta"], requires_grad=self.delta.requires_grad)
-
-
-class FreeUsers(nn.Module):
-    """Free vectors per user, with neither anchors nor structure: 13 of them are ablation "E".
-
-    Drawn from N(0, rms^2), rms being that of the backbone's input embeddings. Users without training
-    questions get the mean of the trained users' vectors: nothing is known of them.
-
-    Args:
-        trained: (U,) bool. hidden: H. rms: standard deviation of the start. length: vectors per user.
-        sparse: give the embedding gradients that are sparse in the users of a batch.
-    """
-
-    def __init__(
-        self, trained: Tensor, hidden: int, rms: float, length: int = PREFIX_LENGTH, *, sparse: bool = False
-    ) -> None:
-        super().__init__()
-        self.sparse = sparse
-        if not trained.any():
-            raise ValueError("a user embedding needs at least one user with training questions")
-        # (U,) a user's row of the embedding, or -1
-        self.register_buffer("slot", torch.where(trained, trained.cumsum(0) - 1, -1))
-        self.embedding = nn.Parameter(rms * torch.randn(int(trained.sum()), length, hidden))
-
-    def forward(self, rows: Tensor) -> UserTokens:
-        """The tokens of users, by row. rows: (B,)."""
-        slot = self.slot[rows]  # (B,)
-        slot_or_first = slot.clamp_min(0)
-        prefix = _SparseRows.apply(self.embedding, slot_or_first) if self.sparse else self.embedding[slot_or_first]
-        if not self.training:
-            prefix = torch.where(slot[:, None, None] >= 0, prefix, self.embedding.mean(0))
-        return UserTokens(prefix)
-
-    @torch.no_grad()
-    def append(self, count: int) -> None:
-        """Adds ``count`` users of whom nothing is known."""
-        self.slot = with_rows(self, "slot", self.slot.new_full((count,), -1))
-
-
-def trained_rows(benchmark: Benchmark, device: torch.device) -> Tensor:
-    """(U,) bool: which users of a benchmark have training questions."""
-    trained = set(benchmark.trained_users)
-    return torch.tensor([name in trained for name in benchmark.users], device=device)
 
 
 class CounterfactualUsers(nn.Module):
@@ -211,102 +123,3 @@ class CounterfactualUsers(nn.Module):
         }
         for name, value in buffers.items():
             self.register_buffer(name, value.to(anchors.device), persistent=False)
-
-
-@torch.no_grad()
-def encode_users(backbone: Backbone, users: Sequence[User], kind: AnchorKind) -> tuple[Tensor, Tensor]:
-    """The eight anchors of each user, computed once by the frozen backbone.
-
-    A text anchor is the mean over the tokens of a short text (the name; the description; "User preference in
-    travel: ...") of the last hidden states or of the input embeddings; the image anchor is the mean of the
-    projected image tokens of the profile picture. Users are encoded `USERS_AT_ONCE` at a time, and those of whom
-    ``backbone.anchor_cache`` knows are read from it.
-
-    Returns:
-        anchors (U, 8, H) in float32, zero where a facet is not annotated; known (U, F) bool.
-    """
-    cache, parts = backbone.anchor_cache, []
-    for start in range(0, len(users), USERS_AT_ONCE):
-        some = users[start : start + USERS_AT_ONCE]
-        key = anchors_digest(backbone, some, kind) if cache else ""
-        found = cache.read(key) if cache else None
-        if found is None:
-            images = backbone.image_features([user.image for user in some])
-            images = torch.stack([tokens.float().mean(0).to(backbone.device) for tokens in images])
-            anchors, known = _encode(backbone, some, images, kind)
-            found = {"anchors": anchors, "known": known}
-            if cache:
-                cache.write(key, found)
-        parts.append(found)
-    anchors, known = (torch.cat([part[name].to(backbone.device) for part in parts]) for name in ("anchors", "known"))
-    return anchors, known
-
-
-def anchors_digest(backbone: Backbone, users: Sequence[User], kind: AnchorKind) -> str:
-    """Names everything that the anchors of these users depend on.
-
-    That is the weights and the precision of the backbone, the users' texts, annotated facets and profile pictures (by
-    content), the kind of anchor, and the code and library that compute them.
-
-    Raises:
-        PictureError: if a profile picture cannot be read; the message names it.
-    """
-    people: list[Any] = []
-    for user in users:
-        picture = hashlib.blake2b(picture_bytes(user.image), digest_size=16).hexdigest()
-        people.append([_texts(user), sorted(user.preferences), picture])
-    precision = [str(backbone.dtype), bool(getattr(backbone.model, "is_loaded_in_4bit", False))]
-    modules = ("prefmoe.models.user_state", "prefmoe.backbones.loading")
-    code = [provenance.code_digest(modules), transformers.__version__]
-    return provenance.digest([backbone.digest, precision, kind, people, code])
-
-
-@torch.no_grad()
-def encode_counterfactual_users(
-    backbone: Backbone, pseudo_users: Sequence[PseudoUser], kind: AnchorKind, image_anchors: Tensor
-) -> Tensor:
-    """Anchors (N, 8, H) of pseudo users.
-
-    They have no picture: the image anchor mixes those of a real user, drawn by the pseudo user's image seed,
-    and of the user most like it (0.65 and 0.35), with a hint of the description and of noise (0.05 rms each).
-
-    Args:
-        image_anchors: (U, H) of the trained users.
-    """
-    no_images = image_anchors.new_zeros(len(pseudo_users), image_anchors.shape[1])
-    anchors, _ = _encode(backbone, pseudo_users, no_images, kind)
-    unit = nn.functional.normalize(image_anchors, dim=-1)
-    generators = [np.random.default_rng(user.image_seed) for user in pseudo_users]
-    first = torch.tensor([int(rng.integers(len(unit))) for rng in generators], device=unit.device)
-    # Of the drawn users alone: all against all would be (U, U).
-    likeness = (unit[first] @ unit.T).scatter_(1, first[:, None], -2.0)  # (N, U)
-    second = likeness.argmax(1) if len(unit) > 1 else first
-    noise = np.stack([rng.standard_normal(unit.shape[1]) for rng in generators])
-    rms = _rms(image_anchors.square().mean(0))  # (1,)
-    hint = anchors[:, 2] / _rms(anchors[:, 2].square())
-    extra = hint + torch.as_tensor(noise, dtype=hint.dtype, device=hint.device)
-    anchors[:, 1] = 0.65 * image_anchors[first] + 0.35 * image_anchors[second] + 0.05 * rms * extra
-    return anchors
-
-
-def _encode(
-    backbone: Backbone, users: Sequence[User | PseudoUser], images: Tensor, kind: AnchorKind
-) -> tuple[Tensor, Tensor]:
-    known = torch.tensor([[facet in user.preferences for facet in FACETS] for user in users])
-    known = known.to(images.device)
-    texts = [_texts(user) for user in users]
-    distinct = {text: row for row, text in enumerate(dict.fromkeys(sum(texts, [])))}
-    encoded = backbone.text_anchors(list(distinct), kind=kind).float()
-    index = torch.tensor([[distinct[text] for text in row] for row in texts], device=encoded.device)
-    name, description, facets = encoded[index].split([1, 1, len(FACETS)], dim=1)  # (U, 1 | 1 | F, H)
-    return torch.cat([name, images[:, None], description, facets * known[..., None]], dim=1), known
-
-
-def _texts(user: User | PseudoUser) -> list[str]:
-    """Name, description and the five facets, as the backbone reads them."""
-    return [user.name, description_text(user), *(facet_sentence(user, facet) for facet in FACETS)]
-
-
-def _rms(squares: Tensor) -> Tensor:
-    """(..., H) squares to their (..., 1) root mean."""
-    return squares.mean(-1, keepdim=True).sqrt()

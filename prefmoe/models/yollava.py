@@ -17,7 +17,7 @@ from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.prompts import PLACEHOLDER, Wording
 from prefmoe.models.added_tokens import AddedTokens
 from prefmoe.models.base import Method, MethodError
-from prefmoe.models.user_state import FreeUsers, trained_rows
+from prefmoe.models.free_users import FreeUsers, trained_rows
 
 QUESTION = f"Can you see {PLACEHOLDER}?"
 

@@ -20,7 +20,7 @@ from prefmoe import metrics
 from prefmoe.config import TooLong
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn, join_holders
 from prefmoe.models.base import Method
-from prefmoe.models.baselines import merged_lora
+from prefmoe.models.lora import merged_lora
 from prefmoe.running import prefix_cache
 from prefmoe.running.shortening import exchanges_left_out, fitting_talks
 from prefmoe.system import distributed, memory
