@@ -211,13 +211,12 @@ def wide_llava(folder: Path, width: int = 256, layers: int = 8, side: int = 24) 
 
 
 class Bench:
-    """Methods on one of an edition's backbones, or on another one from a folder, with the edition's batches."""
+    """Methods on an edition's first backbone, with the edition's batches."""
 
-    def __init__(self, edition: Edition, backbone: str, folder: Path) -> None:
+    def __init__(self, edition: Edition, folder: Path) -> None:
         from prefmoe.running.runs import Workbench
 
         self.workbench = Workbench(edition, edition.backbones[0], results=folder)
-        self.workbench.backbone_name = backbone
         self.edition = edition
         methods = edition.methods.values()
         full = [m for m in methods if isinstance(m, PrefMoEMethod) and m.components == "EPICDM"]
@@ -382,7 +381,7 @@ def bench(
         add("adapted projection", f"width {hidden}, {batch} x {tokens} tokens, ranks 8/64/8", rows)
     rows = measure(loss_variants(hidden, 16, 20, device), device, seconds=seconds)
     add("residual terms", f"width {hidden}, 16 examples, 20 counterfactual users", rows)
-    lab = Bench(settings, settings.backbones[0], Path(folder or RESULTS))
+    lab = Bench(settings, Path(folder or RESULTS))
     batch = settings.training.batch_size
     rows = measure(lab.training_variants(batch), device, seconds=2 * seconds)
     add("training step", f"{edition}, {settings.backbones[0]}, batch {batch}", rows)
@@ -397,8 +396,9 @@ def bench(
     add("many users", f"{edition}, {settings.backbones[0]}", growth(lab.workbench.method(lab.prefmoe, seed=0), users))
     with TemporaryDirectory() as temporary:
         model = wide_llava(Path(temporary) / "wide-llava", side=side)
-        wide = settings.model_copy(update={"methods": {"PrefMoE": lab.prefmoe.model_copy(update=PUBLISHED_RANKS)}})
-        lab = Bench(wide, str(model), Path(folder or RESULTS))
+        methods = {"PrefMoE": lab.prefmoe.model_copy(update=PUBLISHED_RANKS)}
+        wide = settings.model_copy(update={"methods": methods, "backbones": (str(model),)})
+        lab = Bench(wide, Path(folder or RESULTS))
         rows = measure(lab.training_variants(4), device, seconds=2 * seconds)
         about = f"random LLaVA, width 256, 8 layers, {side * side} image tokens, ranks 8/64/8, batch 4"
         add("training step", about, rows)

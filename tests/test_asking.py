@@ -14,6 +14,7 @@ from small_world import model_folder, small_backbone, small_benchmark, small_edi
 import prefmoe
 from prefmoe.backbones.errors import CollationError
 from prefmoe.cli import main
+from prefmoe.models import saved
 from prefmoe.models.base import MethodError, build_method
 from prefmoe.running import asking
 from prefmoe.running.asking import AskError, Assistant, assistant, read_profile
@@ -75,7 +76,7 @@ def test_an_adapter_is_found_in_its_run_and_brings_its_backbone(trained_folder, 
 
 def test_an_adapter_of_the_hub_is_downloaded(trained_folder, monkeypatch):
     asked = []
-    monkeypatch.setattr(asking.hub, "download", lambda name, **_: asked.append(name) or trained_folder / "method")
+    monkeypatch.setattr(saved.hub, "download", lambda name, **_: asked.append(name) or trained_folder / "method")
     monkeypatch.setattr(asking, "load_backbone", lambda name, **_: small_backbone())
     assert isinstance(assistant("someone/adapter"), Assistant) and asked == ["someone/adapter"]
 

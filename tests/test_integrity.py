@@ -133,7 +133,7 @@ def test_a_run_goes_on_over_damaged_leftovers(finished, reference, monkeypatch, 
     """The answers to the first questions were kept; something else stands in their place when the run goes on."""
     shutil.rmtree(finished)
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "git_commit", lambda: (_ for _ in ()).throw(Interruption))
+        patch.setattr(runs, "circumstances", lambda device: (_ for _ in ()).throw(Interruption))
         with pytest.raises(Interruption):
             run()
     put(finished.with_name("seed0.partial") / name, damage)

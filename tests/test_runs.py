@@ -117,7 +117,7 @@ def assert_same_result(folder: Path, reference: Path) -> None:
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.parametrize(("name", "count"), [("evaluate", 1), ("evaluate", 2), ("git_commit", 1), ("_publish", 1)])
+@pytest.mark.parametrize(("name", "count"), [("evaluate", 1), ("evaluate", 2), ("circumstances", 1), ("_publish", 1)])
 def test_a_run_killed_anywhere_is_absent_and_then_ends_like_any_other(monkeypatch, name, count):
     reference = run_method(EDITION, "tiny-llava", "PrefMoE", 0, results="elsewhere")
     with monkeypatch.context() as patch:
@@ -129,7 +129,7 @@ def test_a_run_killed_anywhere_is_absent_and_then_ends_like_any_other(monkeypatc
     with monkeypatch.context() as patch:
         evaluations = interrupt_at(patch, "evaluate", -1)
         assert run("PrefMoE") == folder
-    assert len(evaluations) == {"evaluate": 3 - count, "git_commit": 0, "_publish": 0}[name]
+    assert len(evaluations) == {"evaluate": 3 - count, "circumstances": 0, "_publish": 0}[name]
     assert_same_result(folder, reference)
 
 

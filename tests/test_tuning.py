@@ -133,9 +133,9 @@ def test_mistakes_in_a_grid_are_named(change, message):
 
 def test_without_a_validation_split_nothing_is_chosen():
     write(GRID)
-    workbench = runs.Workbench(EDITION, "tiny-llava", results="results")
-    splits = {**workbench.benchmark.splits, "validation": ()}
-    workbench.benchmark = replace(workbench.benchmark, splits=splits)
+    benchmark = runs.Workbench(EDITION, "tiny-llava", results="results").benchmark
+    benchmark = replace(benchmark, splits={**benchmark.splits, "validation": ()})
+    workbench = runs.Workbench(EDITION, "tiny-llava", results="results", benchmark=benchmark)
     with pytest.raises(TuningError, match="no validation split"):
         run_trial(workbench, "LoRA", {"lr": 1e-3}, seed=0)
 

@@ -204,13 +204,15 @@ class Edition(Strict):
         return list(dict.fromkeys(pairs))
 
 
-def load_edition(name: str | Path) -> Edition:
-    """Reads config/<name>.yaml (or a YAML file given by path).
+def load_edition(name: Edition | str | Path) -> Edition:
+    """Reads config/<name>.yaml (or a YAML file given by path); an edition is returned as it is.
 
     Raises:
         ConfigError: if the edition is unknown, a file elsewhere has the name of one in config/ (whose results it would
             mix with its own), or with one line per mistake in the file.
     """
+    if isinstance(name, Edition):
+        return name
     given, known = str(name), sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
     if not given.endswith((".yaml", ".yml")) and not NAME.fullmatch(given):
         raise ConfigError(f"the name {given!r:.80} of an edition is refused: expected {RULE}")

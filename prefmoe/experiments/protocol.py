@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,12 +31,11 @@ from prefmoe.config import (
     load_edition,
     run_folder,
 )
+from prefmoe.data.benchmark import Benchmark
+from prefmoe.data.sources import load_benchmark
 from prefmoe.system.files import one_at_a_time
 from prefmoe.system.names import Name, Once, did_you_mean
 from prefmoe.system.yaml_settings import read_settings
-
-if TYPE_CHECKING:
-    from prefmoe.data.benchmark import Benchmark
 
 EDITION_PARTS = ("data", "training")
 """Parts of an edition that a variant may change; settings with another first name belong to the method."""
@@ -295,8 +294,6 @@ def data_edition(edition: Edition, original: Edition, results: str | Path) -> tu
 
 def read_benchmark(edition: Edition, original: Edition, results: str | Path) -> Benchmark:
     """The benchmark of a variant, drawn when it is not there; processes that want the same one wait."""
-    from prefmoe.data.sources import load_benchmark
-
     named, folder = data_edition(edition, original, results)
     with one_at_a_time(folder / named.name):
         return load_benchmark(named, folder)
@@ -322,19 +319,17 @@ def run(
     """
     from prefmoe.running.runs import Workbench, run_method
 
-    original = edition if isinstance(edition, Edition) else load_edition(edition)
+    original = load_edition(edition)
     planned = plans(original, load_protocol(original, config_folder))
     if (backbone, key) not in planned:
         known = ", ".join(known for name, known in planned if name == backbone)
         raise ProtocolError(f"no experiment needs {key!r} on {backbone!r}; expected one of {known or 'none'}")
     chosen = planned[backbone, key]
-    workbench = Workbench(chosen.edition, backbone, results=results)
     if chosen.own:
-        return [
-            run_method(original, backbone, chosen.method, seed, results=results, workbench=workbench)
-            for seed in chosen.seeds
-        ]
-    workbench.benchmark = read_benchmark(chosen.edition, original, results)
+        workbench = Workbench(original, backbone, results=results)
+        return [run_method(original, backbone, chosen.method, seed, workbench=workbench) for seed in chosen.seeds]
+    benchmark = read_benchmark(chosen.edition, original, results)
+    workbench = Workbench(chosen.edition, backbone, results=results, benchmark=benchmark)
     return [
         workbench.run(
             chosen.config,

@@ -172,7 +172,7 @@ def build(
     Raises:
         ConfigError: if the protocol has mistakes. ProtocolError: if runs are missing.
     """
-    edition = edition if isinstance(edition, Edition) else load_edition(edition)
+    edition = load_edition(edition)
     protocol = load_protocol(edition, config_folder)
     made: dict[str, pd.DataFrame] = {}
     differences, trends = [], []

@@ -200,7 +200,7 @@ def tune(
         ConfigError: if there is no valid grid.
         TuningError: if a method asked for is not in the grid, or there is no validation split.
     """
-    edition = edition if isinstance(edition, Edition) else load_edition(edition)
+    edition = load_edition(edition)
     grid = load_grid(edition, config_folder)
     for method in methods or ():
         if method not in grid.methods:

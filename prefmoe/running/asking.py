@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,12 @@ from prefmoe.config import Edition, PrefMoEMethod, load_edition
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Benchmark, Example, Preference, User, name_mistake
 from prefmoe.data.sources import load_benchmark
-from prefmoe.models.base import CONFIG_FILE, WEIGHTS_FILE, Method, build_method
-from prefmoe.models.saved import ADDED_PICTURES
+from prefmoe.models.base import Method, build_method
+from prefmoe.models.saved import CONFIG_FILE, folder_of
 from prefmoe.running.evaluation import evaluate
-from prefmoe.system import hub
 from prefmoe.system.files import FileError, read_json
 from prefmoe.system.names import did_you_mean
 from prefmoe.system.places import known_backbones
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 Attribute = Literal["human", "animal", "object", "character"]
 
@@ -220,7 +217,7 @@ def assistant(
     if str(source) in known_backbones() or (Path(source) / "config.json").is_file():
         if backbone is not None:
             raise AskError(f"{source} is a backbone; expected an adapter where a backbone is given beside it")
-        used = _edition(edition)
+        used = load_edition(edition or "mini")
         known = load_benchmark(used)
         return Assistant(build_method(_prefmoe(used), load_backbone(source, **options), known, seed=0).eval())
     folder = _adapter_folder(source)
@@ -230,13 +227,9 @@ def assistant(
         made_by = read_json(run, "the run.json of a finished run").get("edition") if run.is_file() else None
     except (FileError, LookupError, TypeError) as error:
         raise AskError(f"{folder}: expected what save_pretrained writes ({error})") from error
-    known: Benchmark = load_benchmark(_edition(edition or made_by))
+    known: Benchmark = load_benchmark(load_edition(edition or made_by or "mini"))
     loaded = load_backbone(named if backbone is None else backbone, **options)
     return Assistant(Method.from_pretrained(folder, loaded, known))
-
-
-def _edition(edition: str | Edition | None) -> Edition:
-    return edition if isinstance(edition, Edition) else load_edition(edition or "mini")
 
 
 def _prefmoe(edition: Edition) -> PrefMoEMethod:
@@ -253,12 +246,13 @@ def _adapter_folder(source: str | Path) -> Path:
     for folder in (path, path / "method"):
         if (folder / CONFIG_FILE).is_file():
             return folder
-    if path.exists() or not _HUB_ID.fullmatch(str(source)):
-        raise AskError(
-            f"{source}: expected a folder with {CONFIG_FILE} (such as method/ of a finished run), a hub repository "
-            f"owner/name, or a backbone: {', '.join(known_backbones())}"
-        )
-    return hub.download(str(source), revision=None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, ADDED_PICTURES])
+    with suppress(ValueError):
+        if not path.exists():
+            return folder_of(source, revision=None)
+    raise AskError(
+        f"{source}: expected a folder with {CONFIG_FILE} (such as method/ of a finished run), a hub repository "
+        f"owner/name, or a backbone: {', '.join(known_backbones())}"
+    )
 
 
 def _check_tastes(name: str, tastes: Mapping[str, Sequence[str]]) -> None:

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from prefmoe.system import distributed
-from prefmoe.system.files import is_intact, read_json, whole_file, write_json
+from prefmoe.system.files import is_intact, read_json, whole_file, write_json, write_parquet
 from prefmoe.system.finite import not_finite
+from prefmoe.system.run_files import LOSSES_FILE
 
 log = logging.getLogger(__name__)
 
-STATE_FILE, LOSSES_FILE = "state.json", "losses.parquet"
+STATE_FILE = "state.json"
 
 State = tuple[int, float, list[dict[str, float]]]
 """Steps done, seconds they took, and a row of losses for each."""
@@ -115,8 +116,7 @@ class Checkpoints:
             self._write_tensors(partial, state.process_index)
         state.wait_for_everyone()
         if state.is_main_process:
-            with whole_file(partial / LOSSES_FILE, sealed=True) as file:
-                losses.to_parquet(file, index=False)
+            write_parquet(partial / LOSSES_FILE, losses, sealed=True)
             content = {"step": step, "seconds": seconds, "identity": self.identity}
             write_json(partial / STATE_FILE, content, sealed=True)
             shutil.rmtree(target, ignore_errors=True)

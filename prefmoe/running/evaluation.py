@@ -24,7 +24,7 @@ from prefmoe.models.lora import merged_lora
 from prefmoe.running import prefix_cache
 from prefmoe.running.shortening import exchanges_left_out, fitting_talks
 from prefmoe.system import distributed, memory
-from prefmoe.system.files import is_intact, whole_file
+from prefmoe.system.files import is_intact, write_parquet
 from prefmoe.system.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -212,8 +212,7 @@ class _Shards:
         return pd.read_parquet(path) if is_intact(path) else None
 
     def write(self, number: int, rows: pd.DataFrame) -> None:
-        with whole_file(self.folder / self.pattern.format(number), sealed=True) as partial:
-            rows.to_parquet(partial, index=False)
+        write_parquet(self.folder / self.pattern.format(number), rows, sealed=True)
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import torch
 from filelock import FileLock, Timeout
 
-import prefmoe
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.prepared import prepared_pictures, seen_pictures
@@ -33,12 +27,12 @@ from prefmoe.data.sources import load_benchmark
 from prefmoe.models.base import Method as BuiltMethod
 from prefmoe.models.base import build_method
 from prefmoe.running.evaluation import evaluate, small_talk
+from prefmoe.running.record import circumstances
 from prefmoe.running.shortening import fitting_talks
-from prefmoe.running.training import peak_memory, train
+from prefmoe.running.training import train
 from prefmoe.system import distributed, provenance
-from prefmoe.system.files import FileError, is_intact, read_json, whole_file, write_json
+from prefmoe.system.files import FileError, is_intact, read_json, write_json, write_parquet
 from prefmoe.system.names import did_you_mean
-from prefmoe.system.places import PACKAGE
 from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, is_complete, seal
 
 log = logging.getLogger(__name__)
@@ -49,10 +43,6 @@ Asked = Mapping[str, Sequence[int]]
 
 class RunError(RuntimeError):
     """A run that cannot start: unknown names, or another process at work on it."""
-
-
-def _edition(edition: Edition | str | Path) -> Edition:
-    return edition if isinstance(edition, Edition) else load_edition(edition)
 
 
 def use_threads() -> None:
@@ -67,51 +57,6 @@ def use_threads() -> None:
     if not wanted.isdigit() or int(wanted) < 1:
         raise RunError(f"PREFMOE_THREADS is {wanted!r}; expected a positive whole number")
     torch.set_num_threads(int(wanted))
-
-
-def git_commit() -> dict[str, Any]:
-    """The commit that this package's sources are of, and whether they were edited since; None outside git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PACKAGE), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")
-        return {
-            "git_commit": git("rev-parse", "HEAD"),
-            "git_dirty": bool(git("status", "--porcelain", "--", ".", "../config")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return {"git_commit": None, "git_dirty": None}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what numbers depend on."""
-    names = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "pandas", "pillow")
-    found = {"python": platform.python_version(), "prefmoe": prefmoe.__version__}
-    return found | {name: importlib.metadata.version(name) for name in names}
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What a run was computed on."""
-    found: dict[str, Any] = {
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpu_cores": psutil.cpu_count(),
-        "cpu_threads_used": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "device": device.type,
-        "processes": distributed.state().num_processes,
-    }
-    if device.type == "cuda":
-        found["accelerator"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def _write_parquet(path: Path, frame: pd.DataFrame, *, sealed: bool = False) -> None:
-    with whole_file(path, sealed=sealed) as partial:
-        frame.to_parquet(partial, index=False)
 
 
 def _kept_answers(answers: Path, timing: Path) -> tuple[pd.DataFrame, float] | None:
@@ -147,12 +92,22 @@ class Workbench:
     and pictures, which no run changes, are handed on.
     """
 
-    def __init__(self, edition: Edition | str | Path, backbone_name: str, *, results: str | Path = RESULTS) -> None:
+    def __init__(
+        self,
+        edition: Edition | str | Path,
+        backbone_name: str,
+        *,
+        results: str | Path = RESULTS,
+        benchmark: Benchmark | None = None,
+    ) -> None:
         """
+        Args:
+            benchmark: with other questions than the edition's.
+
         Raises:
             RunError: if the backbone is not one of the edition's, or the data are missing.
         """
-        self.edition = _edition(edition)
+        self.edition = load_edition(edition)
         if backbone_name not in self.edition.backbones:
             raise RunError(
                 f"edition {self.edition.name!r} has no backbone {backbone_name!r}; "
@@ -161,12 +116,13 @@ class Workbench:
         use_threads()
         self.backbone_name = backbone_name
         self.results = Path(results)
+        self._benchmark = benchmark
         self._latest: Backbone | None = None
 
     @cached_property
     def benchmark(self) -> Benchmark:
         """The questions, read and checked."""
-        return load_benchmark(self.edition, self.results)
+        return load_benchmark(self.edition, self.results) if self._benchmark is None else self._benchmark
 
     def backbone(self, *, trained: bool = False, look: bool = False) -> Backbone:
         """A backbone as it was saved, with what earlier ones have encoded.
@@ -294,32 +250,13 @@ class Workbench:
             train_examples = self.benchmark.select("train")
             training = train(method, train_examples, self.edition.training, folder=folder, seed=seed)
         for count, examples in questions.items():
-            answers, timing = folder / f"answers-{count}.parquet", folder / f"answers-{count}.json"
-            kept = _kept_answers(answers, timing)
-            if kept is None:
-                started = time.perf_counter()
-                frame = evaluate(
-                    method,
-                    examples,
-                    turns=count,
-                    transcripts=self.benchmark.transcripts,
-                    batch_size=settings.batch_size,
-                    max_new_tokens=settings.max_new_tokens,
-                    reuse_prefixes=settings.reuse_prefixes,
-                    too_long=settings.too_long,
-                    folder=folder / f"answers-{count}",
-                )
-                if not distributed.state().is_main_process:
-                    continue
-                _write_parquet(answers, frame, sealed=True)
-                write_json(timing, {"seconds": time.perf_counter() - started})
-                kept = pd.read_parquet(answers), time.perf_counter() - started
-            frames.append(kept[0])
-            seconds[str(count)] = kept[1]
+            if (kept := self._answers(method, examples, count, folder)) is not None:
+                frames.append(kept[0])
+                seconds[str(count)] = kept[1]
         method.save_pretrained(folder / METHOD_FOLDER)
         if not distributed.state().is_main_process:
             return
-        _write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
+        write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
         seal(
             folder,
             {
@@ -334,13 +271,38 @@ class Workbench:
                 "steps": training.steps if training else 0,
                 "shortened_questions": {str(f["turns"][0]): int((f["turns_left_out"] > 0).sum()) for f in frames},
                 "seconds": {"train": training.seconds if training else 0.0, "evaluate": seconds},
-                "peak_memory_bytes": peak_memory(device),
-                "hardware": hardware(device),
-                "versions": versions(),
-                **git_commit(),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                **circumstances(device),
             },
         )
+
+    def _answers(
+        self, method: BuiltMethod, examples: Sequence[Example], turns: int, folder: Path
+    ) -> tuple[pd.DataFrame, float] | None:
+        """Answers to questions after so much small talk, and the seconds they took; None but in the main process.
+
+        Those of an interrupted run are read.
+        """
+        answers, timing = folder / f"answers-{turns}.parquet", folder / f"answers-{turns}.json"
+        if (kept := _kept_answers(answers, timing)) is not None:
+            return kept
+        settings, started = self.edition.evaluation, time.perf_counter()
+        frame = evaluate(
+            method,
+            examples,
+            turns=turns,
+            transcripts=self.benchmark.transcripts,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            reuse_prefixes=settings.reuse_prefixes,
+            too_long=settings.too_long,
+            folder=folder / f"answers-{turns}",
+        )
+        if not distributed.state().is_main_process:
+            return None
+        seconds = time.perf_counter() - started
+        write_parquet(answers, frame, sealed=True)
+        write_json(timing, {"seconds": seconds})
+        return pd.read_parquet(answers), seconds
 
 
 def _open_partial(partial: Path, inputs: dict[str, Any]) -> None:
@@ -373,7 +335,7 @@ def _publish(partial: Path, folder: Path) -> None:
 
 def seeds_of(edition: Edition | str, method_name: str) -> tuple[int, ...]:
     """The seeds a method is run with: the edition's; the first alone when nothing is trained, hence random."""
-    edition = _edition(edition)
+    edition = load_edition(edition)
     trained = is_trained(edition.methods[method_name])
     return edition.seeds if trained else edition.seeds[:1]
 

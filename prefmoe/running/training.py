@@ -22,11 +22,12 @@ from torch.distributed.tensor import DTensor
 from prefmoe.config import Training
 from prefmoe.data.benchmark import Example
 from prefmoe.models.base import Method
-from prefmoe.running.checkpoints import LOSSES_FILE, Checkpoints, TrainingError
+from prefmoe.running.checkpoints import Checkpoints, TrainingError
 from prefmoe.running.order import plan_batches
 from prefmoe.system import distributed, memory
-from prefmoe.system.files import whole_file
+from prefmoe.system.files import write_parquet
 from prefmoe.system.progress import progress_bar
+from prefmoe.system.run_files import LOSSES_FILE
 
 log = logging.getLogger(__name__)
 
@@ -184,8 +185,7 @@ def train(
     method.train()
     if training.gradient_checkpointing:
         method.model.activation_checkpointing_enable({"use_reentrant": False})
-    bar = progress_bar(steps, f"train {method.backbone.entry.name} {method.config.kind} seed {seed}")
-    bar.update(done)
+    bar = progress_bar(steps, f"train {method.backbone.entry.name} {method.config.kind} seed {seed}", done)
     try:
         for step in range(done, steps):
             factor = learning_rate_factor(step, steps, training)
@@ -244,7 +244,6 @@ def train(
     seconds = seconds_before + (time.perf_counter() - started if done < steps else 0.0)
     table = pd.DataFrame(rows)
     if accelerator.is_main_process:
-        with whole_file(folder / LOSSES_FILE) as partial:
-            table.to_parquet(partial, index=False)
+        write_parquet(folder / LOSSES_FILE, table)
     log.info("%s: %d steps in %.1f s, final answer loss %.4f", folder, steps, seconds, rows[-1]["answer"])
     return TrainingResult(steps, seconds, peak_memory(device), table, done)

@@ -111,6 +111,12 @@ def write_json(path: Path, content: Any, *, sealed: bool = False) -> None:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_parquet(path: Path, frame: Any, *, sealed: bool = False) -> None:
+    """Writes a pandas table without its row names, as a `whole_file`."""
+    with whole_file(path, sealed=sealed) as partial:
+        frame.to_parquet(partial, index=False)
+
+
 def read_regular(path: Path) -> bytes:
     """The bytes of a regular file, or of what a link to one leads to.
 

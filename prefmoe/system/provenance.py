@@ -23,7 +23,7 @@ IMPORTS_METHODS = "prefmoe.models.base"
 
 NOT_A_CAUSE = (
     "prefmoe.config", "prefmoe.metrics", "prefmoe.analysis.statistics", "prefmoe.system.provenance",
-    "prefmoe.system.names", "prefmoe.system.places", "prefmoe.system.file_digests",
+    "prefmoe.system.names", "prefmoe.system.places", "prefmoe.system.file_digests", "prefmoe.system.run_files",
 )  # fmt: skip
 """Imported by the modules above, yet unable to change weights or answers (settings are compared by value)."""
 

@@ -359,7 +359,7 @@ def machine() -> tuple[str, float]:
 
 def table(edition: Edition | str) -> pd.DataFrame:
     """One row per backbone and method of an edition's tables; gigabytes (1e9 bytes), hours on an H100."""
-    edition = edition if isinstance(edition, Edition) else load_edition(edition)
+    edition = load_edition(edition)
     has, room = machine()
     on_cpu = has.startswith("no GPU")
     rows = []
