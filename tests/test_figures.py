@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -60,32 +57,6 @@ def test_published_table_shows_every_printed_number():
     collapse = figures.published_collapse(table)
     expected = table.loc[table["metric"] == "collapse", "value"]
     assert sorted(x for x, _ in marks(collapse.axes[0])) == pytest.approx(sorted(expected))
-
-
-def test_main_table_draws_values_intervals_and_references():
-    table = table1()
-    seeds = table[table["type"] != "Reference"].assign(minimum=lambda t: t["value"] - 0.01)
-    seeds = seeds.assign(maximum=lambda t: t["value"] + 0.02)
-    figure = figures.main_table(table, backbone="b", seeds=seeds)
-    assert len(figure.axes) == len(metrics.METRICS)
-    for axis, metric in zip(figure.axes, metrics.METRICS, strict=True):
-        rows = table[(table["metric"] == metric) & (table["type"] != "Reference")]
-        assert sorted(x for x, _ in marks(axis)) == pytest.approx(sorted(rows["value"]))
-        ends = np.sort(np.concatenate([s[:, 0] for c in axis.collections for s in c.get_segments()]))
-        assert ends == pytest.approx(np.sort(np.concatenate([rows["low"], rows["high"]])))
-        chance = table[(table["metric"] == metric) & (table["method"] == "Chance")]["value"].iloc[0]
-        assert axis.lines[0].get_xdata()[0] == pytest.approx(chance)
-        ticks = sorted(float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "|")
-        rows = seeds[seeds["metric"] == metric]
-        assert ticks == pytest.approx(sorted([*rows["minimum"], *rows["maximum"]]))
-    written = text(figure)
-    assert "100 overall" in written and "95 % cluster bootstrap" in written and "mean of 2 seed(s)" in written
-
-
-def test_undefined_metrics_are_left_out():
-    table = table1()
-    table.loc[table["metric"].isin(["recall", "sensitivity"]), ["value", "low", "high"]] = np.nan
-    assert len(figures.main_table(table, backbone="b").axes) == 4
 
 
 def test_ablation_follows_the_table_beside_the_published_numbers():
@@ -146,18 +117,6 @@ def test_groups_draw_one_mark_per_method_and_group():
     figure = figures.groups(table, grouping="bucket", backbone="b")
     assert sorted(x for x, _ in marks(figure.axes[0])) == pytest.approx(sorted(table["value"]))
     assert "at most 4 (n = 30)" in text(figure) and "9 or more (n = 32)" in text(figure)
-
-
-def test_paired_differences_fill_what_is_clear():
-    rows = [
-        {"method": "PrefMoE", "baseline": b, "backbone": "b", "turns": 0, "metric": m, "difference": d, "low": d - 0.1,
-         "high": d + 0.1, "n": 40, "p_users_holm": p}
-        for m in metrics.METRICS for b, d, p in (("LoRA", 0.2, 0.01), ("FFT", 0.05, 0.4))
-    ]  # fmt: skip
-    figure = figures.paired_differences(pd.DataFrame(rows), backbone="b")
-    points = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
-    assert [float(p.get_xdata()[0]) for p in points] == pytest.approx([0.2, 0.05])
-    assert [p.get_markerfacecolor() == "white" for p in points] == [False, True]
 
 
 def test_loss_curves_average_seeds_and_steps():
@@ -241,19 +200,6 @@ def test_attention_maps_hold_the_given_shares(picture):
     assert overlay.axes[0].images[1].get_extent() == [-0.5, 3.5, 3.5, -0.5]
 
 
-def test_tuning_grid_marks_the_choice():
-    settings = ['{"lr": 0.001}', '{"lr": 0.003}']
-    rows = [
-        {"backbone": b, "method": "LoRA", "settings": s, "n": 50, "sensitivity": v, "chosen": int(s == settings[1])}
-        for b, values in (("llava", (0.4, 0.6)), ("qwen", (0.5, 0.7)))
-        for s, v in zip(settings, values, strict=True)
-    ]
-    figure = figures.tuning_grid(pd.DataFrame(rows), metric="sensitivity")
-    filled = [line for line in figure.axes[0].lines if line.get_markerfacecolor() != "white"]
-    assert [list(line.get_xdata()) for line in filled] == [[0.6], [0.7]]
-    assert "lr 0.003" in text(figure) and "n = 50 questions" in text(figure)
-
-
 # User space
 
 
@@ -329,41 +275,6 @@ def test_user_space_draws_every_token_and_its_purity():
         assert "purity 0.75 [0.70, 0.80], chance 0.20" in text(figure) and "n = 20 tokens" in text(figure)
 
 
-# Files
-
-
-def test_saving_twice_gives_the_same_bytes_and_no_leftovers(tmp_path):
-    figure = figures.identities(pd.DataFrame({"attribute": ["human"], "count": [3]}))
-    first = figures.save(figure, tmp_path / "new" / "one.png").read_bytes()
-    again = figures.identities(pd.DataFrame({"attribute": ["human"], "count": [3]}))
-    assert figures.save(again, tmp_path / "new" / "two.png").read_bytes() == first
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["one.png", "two.png"]
-    with Image.open(tmp_path / "new" / "one.png") as picture:
-        assert picture.info["dpi"] == pytest.approx((150, 150), abs=0.1) and "Software" not in picture.info
-    with pytest.raises(ValueError, match="one.svg: figures are saved as PNG"):
-        figures.save(figure, tmp_path / "one.svg")
-
-
-def test_captions_and_legends_do_not_overlap():
-    """The legend stands above the caption and below the axes' labels."""
-    figure = figures.main_table(table1(), backbone="b")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    caption = next(t for t in figure.texts if "95 %" in t.get_text()).get_window_extent(renderer)
-    legend = figure.legends[0].get_window_extent(renderer)
-    panels = [axis.get_tightbbox(renderer) for axis in figure.axes]
-    assert caption.y1 <= legend.y0 + 1 and legend.y1 <= min(panel.y0 for panel in panels) + 1
-    title = next(t for t in figure.texts if t.get_weight() == "bold").get_window_extent(renderer)
-    assert title.y0 >= max(panel.y1 for panel in panels) - 1
-
-
-def test_style_and_pyplot_state_do_not_leak():
-    before = dict(plt.rcParams)
-    figures.identities(pd.DataFrame({"attribute": ["human"], "count": [3]}))
-    assert dict(plt.rcParams) == before and not plt.get_fignums()
-
-
 # The audit, and uncertainty
 
 
@@ -434,75 +345,3 @@ def test_gains_keep_the_paper_and_the_edition_in_panels_of_their_own():
     without = figures.gains(published, measured, edition="tiny", turns=10)  # the edition has none
     assert not any(len(marks(axis)) for axis in without.axes[4:]) and all(len(marks(axis)) for axis in without.axes[:4])
     assert "nothing" in text(without) and " here;" not in text(without)
-
-
-def test_the_forest_has_a_square_per_backbone_and_a_diamond_with_its_number():
-    figure = figures.forest(differences(), names=("preference",))
-    points = [line for line in figure.axes[0].lines if line.get_marker() in ("s", "D")]
-    diamonds = [float(line.get_xdata()[0]) for line in points if line.get_marker() == "D"]
-    assert diamonds == pytest.approx([0.0, 0.1]) and len(points) == 6
-    sizes = {line.get_color(): line.get_markersize() for line in points if line.get_marker() == "s"}
-    assert sizes[figures.PALETTE[1]] > sizes[figures.PALETTE[0]]  # the narrower interval
-    assert "+0.100 [+0.060, +0.140]" in text(figure)
-
-
-def test_detectable_differences_are_drawn_as_they_are():
-    rows = [
-        {"backbone": "b", "turns": 0, "metric": m, "grouping": g, "group": group, "n": n, "users": 9, "methods": 4,
-         "design_effect": 2.0, "unpaired": 0.2 / n, "paired": 0.1 / n, "paired_corrected": 0.15 / n}
-        for m, g, group, n in (("overall", "all", "all", 90), ("collapse", "bucket", "small_<=4", 12))
-    ]  # fmt: skip
-    figure = figures.detectable(pd.DataFrame(rows), backbone="b")
-    drawn = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "D"}
-    assert next(iter(drawn.values())) == pytest.approx([0.1 / 90, 0.1 / 12])
-    assert "overall (90, 9)" in text(figure) and "collapse, held by at most 4 (12, 9)" in text(figure)
-
-
-def test_reliability_diagrams_show_accuracy_against_confidence():
-    where = {"type": "PEFT", "backbone": "b", "turns": 0, "metric": "overall"}
-    bins = [
-        {"method": m, **where, "bin_low": c - 0.05, "bin_high": c + 0.05, "confidence": c, "value": v, "low": v - 0.1,
-         "high": v + 0.1, "n": n, "seeds": 2}
-        for m in ("LoRA", "PrefMoE") for c, v, n in ((0.65, 0.5, 10), (0.95, 0.8, 40))
-    ]  # fmt: skip
-    errors = [
-        {"method": m, **where, "value": 0.15, "low": 0.1, "high": 0.2, "floor": 0.03, "confidence": 0.8,
-         "accuracy": 0.7, "n": 25, "seeds": 2} for m in ("LoRA", "PrefMoE")
-    ]  # fmt: skip
-    figure = figures.reliability(pd.DataFrame(bins), pd.DataFrame(errors), backbone="b")
-    for axis in figure.axes:
-        (marked,) = [c for c in axis.collections if isinstance(c, PathCollection)]
-        points = np.asarray(marked.get_offsets())
-        assert points == pytest.approx(np.array([[0.65, 0.5], [0.95, 0.8]]))
-    assert "ECE 0.150 [0.100, 0.200]" in text(figure) and "calibrated: 0.030" in text(figure)
-    assert "n = 25 questions" in text(figure)
-
-
-def test_separation_draws_every_measure_of_methods_and_references():
-    rows = [
-        {"method": m, "type": t, "backbone": b, "turns": 0, "measure": measure, "value": 0.1 * k + 0.2 * j,
-         "low": 0.1 * k, "high": 0.1 * k + 0.5, "n": 30 + j, "seeds": 2}
-        for k, (m, t, b) in enumerate((("LoRA", "PEFT", "b"), ("Chance", "Reference", "none")))
-        for j, measure in enumerate(("distance", "alignment", "auc", "auc_same"))
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
-    figure = figures.separation(table, backbone="b")
-    for axis, measure in zip(figure.axes, ("distance", "alignment", "auc", "auc_same"), strict=True):
-        expected = table.loc[table["measure"] == measure, "value"]
-        assert sorted(x for x, _ in marks(axis)) == pytest.approx(sorted(expected))
-    assert "n = 30 pairs" in text(figure) and "33 that share a preference" in text(figure)
-
-
-def test_turns_are_curves_with_the_focus_method_behind():
-    table = pd.concat([table1().assign(turns=t, value=table1()["value"] - t / 100) for t in (0, 2, 5)])
-    table = table[(table["type"] != "Reference")].drop_duplicates(["method", "turns", "metric"])
-    figure = figures.turns(table, backbone="b")
-    names = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert names == ["Non-tuned", "LoRA", "PrefMoE"]
-    for axis, method in zip(figure.axes, names, strict=False):
-        own = next(line for line in axis.lines if line.get_marker() == "o")
-        rows = table[(table["method"] == method) & (table["metric"] == "overall")].sort_values("turns")
-        assert list(own.get_xdata()) == [0, 2, 5] and list(own.get_ydata()) == pytest.approx(list(rows["value"]))
-        behind = [line for line in axis.lines if line.get_marker() == "None"]
-        assert len(behind) == (0 if method == "PrefMoE" else 2)
-    assert "PrefMoE, for comparison" in text(figure)

@@ -67,7 +67,8 @@ def intervals(
     data = _ordered(table, rows, panels, by, colour)
     names = list(data[panels].cat.categories) if panels else [""]
     levels = list(data[by].cat.categories) if by else [""]
-    looks = _looks(table, colour) | dict(series or {})
+    looks = _looks(table, colour)
+    looks |= {name: look for name, look in (series or {}).items() if name in looks}
     data["row"] = data[rows].cat.rename_categories(lambda row: style.wrapped(texts.get(row, row), 30))
     data["mark"] = np.where(data[filled].astype(bool), "filled", "open") if filled else "filled"
 
@@ -82,7 +83,7 @@ def intervals(
     if {"low", "high"} <= set(data) and data[["low", "high"]].notna().all(axis=1).any():
         plot = plot.add(so.Range(linewidth=1.3), *move, xmin="low", xmax="high", legend=False)
     plot = plot.add(so.Dot(pointsize=6, edgewidth=1.2), *move, fill="mark", legend=False)
-    for column in ticks:
+    for column in [name for name in ticks if data[name].notna().any()]:
         plot = plot.add(so.Dot(marker="|", pointsize=5, color=INK), *move, x=column, legend=False)
     _plot(plot.scale(fill=so.Nominal({"filled": True, "open": False})), looks, figure)
 
@@ -90,7 +91,7 @@ def intervals(
     for axis, name in zip(figure.axes, names, strict=True):
         for label, places in lines.items():
             if np.isfinite(places.get(name, np.nan)):
-                axis.axvline(places[name], zorder=0, **_reference(label, lines))
+                axis.axvline(places[name], zorder=0.8, **_reference(label, lines))
         for collection in axis.collections:  # an open mark hides the interval behind it
             faces = collection.get_facecolor()
             if len(faces) and collection.get_paths() and (faces[:, 3] == 0).any():

@@ -149,7 +149,7 @@ def finish(
     """
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(caption, max(20, int(width * 16.5)))
-    heading = textwrap.fill(title, max(20, int(width * 10.5)))
+    heading = textwrap.fill(title, max(20, int(width * 11.3)))
     bottom, inset = 0.14 * len(lines) + 0.08, 0.08 / width
     if legend:
         widest = 0.55 + 0.068 * max(len(entry.get_label()) for entry in legend)
