@@ -19,7 +19,7 @@ from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Batch, Collator
 from prefmoe.backbones.conversations import encode
 from prefmoe.backbones.loading import load_backbone
-from prefmoe.backbones.weights import weights_digest, weights_folder
+from prefmoe.backbones.weights import checked_folder, weights_digest
 from prefmoe.config.registry import BackboneError, find_backbone, read_registry
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.system.places import PACKAGE, REGISTRY
@@ -177,9 +177,9 @@ def test_a_shipped_folder_of_another_class_is_refused(tiny_folder: Callable[[str
     entry = find_backbone(tiny_folder("llava"))
     wrong = entry.model_copy(update={"model_class": "Qwen2_5_VLForConditionalGeneration"})
     with pytest.raises(BackboneError, match="architectures: found LlavaFor.*, expected Qwen2_5_VLFor"):
-        weights_folder(wrong)
+        checked_folder(wrong)
     with pytest.raises(BackboneError, match="folder .*gone is missing"):
-        weights_folder(entry.model_copy(update={"folder": Path("gone")}))
+        checked_folder(entry.model_copy(update={"folder": Path("gone")}))
 
 
 def test_missing_weights_are_refused(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:

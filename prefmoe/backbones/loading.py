@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from prefmoe.backbones import efficientnet_lite  # noqa: F401  makes its class known to transformers
 from prefmoe.backbones.anchor_cache import AnchorCache
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.weights import weights_folder
+from prefmoe.backbones.weights import checked_folder
 from prefmoe.config.registry import BackboneEntry, BackboneError, find_backbone
 from prefmoe.system import distributed, memory
 from prefmoe.system.finite import not_finite
@@ -55,7 +55,7 @@ def load_backbone(
         HubError: if it cannot be downloaded.
     """
     entry = find_backbone(name_or_folder)
-    folder = weights_folder(entry)
+    folder = checked_folder(entry)
     if shard is not None:
         among = distributed.mesh(torch.device(device).type)
         for _ in distributed.in_turn():

@@ -44,7 +44,7 @@ def weights_digest(entry: BackboneEntry) -> str:
     return identity(folder, entry.hub_id, entry.revision)
 
 
-def weights_folder(entry: BackboneEntry) -> Path:
+def checked_folder(entry: BackboneEntry) -> Path:
     """The folder with a backbone's files, downloaded if need be, and checked."""
     folder = entry.folder or _offline_folder(entry)
     if folder is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,6 @@ import psutil
 import torch
 
 import prefmoe
-from prefmoe.running.training import peak_memory
 from prefmoe.system import distributed
 from prefmoe.system.places import PACKAGE
 
@@ -26,6 +26,18 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         **git_commit(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of the accelerator when ``device`` is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def git_commit() -> dict[str, Any]:

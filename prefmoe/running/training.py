@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -39,14 +38,12 @@ class TrainingResult:
     Attributes:
         steps: optimiser steps in all, those before a resumption included.
         seconds: wall time of these steps, summed over resumptions.
-        peak_memory: bytes; of the accelerator when there is one, else of the process.
         losses: one row per step: step, lr_factor, total, one column per term (weighted), gradient_norm.
         resumed_from: steps that had been done before this call.
     """
 
     steps: int
     seconds: float
-    peak_memory: int
     losses: pd.DataFrame
     resumed_from: int
 
@@ -64,20 +61,6 @@ def learning_rate_factor(step: int, steps: int, training: Training) -> float:
     if training.schedule == "constant":
         return 1.0
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the accelerator when ``device`` is one, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _optimizers(method: Method, training: Training) -> list[torch.optim.Optimizer]:
@@ -132,7 +115,7 @@ def train(
         on_step: called after every step with the number of steps done and the weighted terms.
 
     Returns:
-        The losses of all steps, time and memory. ``folder/losses.parquet`` holds the same losses.
+        The losses of all steps, and their time. ``folder/losses.parquet`` holds the same losses.
 
     Raises:
         TrainingError: if there is nothing to train, a loss, a gradient or a weight is not finite (the latest checkpoint
@@ -246,4 +229,4 @@ def train(
     if accelerator.is_main_process:
         write_parquet(folder / LOSSES_FILE, table)
     log.info("%s: %d steps in %.1f s, final answer loss %.4f", folder, steps, seconds, rows[-1]["answer"])
-    return TrainingResult(steps, seconds, peak_memory(device), table, done)
+    return TrainingResult(steps, seconds, table, done)

@@ -46,12 +46,12 @@ def data_folder(given: str | None) -> Path | None:
 
 @cache
 def registered() -> dict[str, dict[str, Any]]:
-    """The backbones of models/registry.yaml, as they stand there."""
+    """The backbones of config/registry.yaml, as they stand there."""
     return yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))["backbones"]
 
 
 def known_backbones() -> tuple[str, ...]:
-    """Names in models/registry.yaml."""
+    """Names in config/registry.yaml."""
     return tuple(registered())
 
 
