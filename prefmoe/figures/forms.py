@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 import seaborn.objects as so
 from matplotlib import ticker
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -92,10 +93,9 @@ def intervals(
         for label, places in lines.items():
             if np.isfinite(places.get(name, np.nan)):
                 axis.axvline(places[name], zorder=0.8, **_reference(label, lines))
-        for collection in axis.collections:  # an open mark hides the interval behind it
-            faces = collection.get_facecolor()
-            if len(faces) and collection.get_paths() and (faces[:, 3] == 0).any():
-                collection.set_facecolor(np.where(faces[:, 3:] == 0, to_rgba("white"), faces))
+        for marks in (c for c in axis.collections if isinstance(c, PathCollection)):
+            faces = marks.get_facecolor()  # an open mark hides the interval behind it
+            marks.set(zorder=3, facecolor=np.where(faces[:, 3:] == 0, to_rgba("white"), faces))
         axis.set(title="", ylabel="", xlabel=texts.get(name, name))
         axis.tick_params(axis="y", length=0)
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))

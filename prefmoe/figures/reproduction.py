@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pandas as pd
+import seaborn.objects as so
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from prefmoe.figures.old_forms import INK, METRIC_LABELS, MUTED, PALETTE, _canvas, _finish, _light_grid, house_style
+from prefmoe.figures import style
 
 
-@house_style
+@style.house()
 def draw(cells: pd.DataFrame, title: str, edition: str) -> Figure:
     """A panel per metric; on the diagonal both runs agree.
 
@@ -16,24 +18,29 @@ def draw(cells: pd.DataFrame, title: str, edition: str) -> Figure:
         cells: of a `reproduction.Comparison`. title: its verdict.
     """
     rows = cells[(cells["table"] == "table1") & cells["committed"].notna() & cells["here"].notna()]
-    figure, axes = _canvas(8.4, 5.8, 2, 3)
-    for axis, (metric, label) in zip(axes.flat, METRIC_LABELS.items(), strict=True):
-        shown = rows[rows["cell"].str.endswith(f", {metric}")]
-        axis.axline((0, 0), slope=1, color=MUTED, linewidth=0.8, zorder=1)
-        far = shown["state"] == "too far"
-        for chosen, colour, marker, size in ((~far, PALETTE[0], "o", 14), (far, PALETTE[5], "X", 50)):
-            part = shown[chosen]
-            below, above = part["committed"] - part["low"], part["high"] - part["committed"]
-            axis.errorbar(part["committed"], part["here"], xerr=[below.clip(lower=0), above.clip(lower=0)], fmt="none",
-                          ecolor="#BBBBBB", elinewidth=0.8, zorder=1)  # fmt: skip
-            axis.scatter(part["committed"], part["here"], s=size, color=colour, marker=marker, linewidths=0, zorder=3)
-        axis.set_title(label.replace("\n", " "), color=INK)
-        axis.set_xlabel("committed")
-        axis.set_ylabel("this machine")
-        _light_grid(axis, "both")
-    return _finish(
+    rows = rows.assign(metric=rows["cell"].str.rpartition(", ")[2], far=rows["state"] == "too far")
+    figure = Figure((8.4, 5.8), dpi=style.DPI, layout="constrained")
+    plot = so.Plot(rows, x="committed", y="here").facet("metric", order=list(style.METRIC_LABELS), wrap=3)
+    if rows[["low", "high"]].notna().all(axis=1).any():
+        plot = plot.add(so.Range(color="#BBBBBB", linewidth=0.8), xmin="low", xmax="high", orient="y")
+    near, far = style.SERIES[0], style.SERIES[5]
+    plot = plot.add(so.Dot(edgewidth=0), color="far", marker="far", pointsize="far", legend=False).scale(
+        color=so.Nominal({False: near.colour, True: far.colour}, order=[False, True]),
+        marker=so.Nominal({False: "o", True: "X"}, order=[False, True]),
+        pointsize=so.Nominal({False: 4, True: 7}, order=[False, True]),
+    )
+    plot.share(x=False, y=False).theme(style.STYLE).on(figure).plot()
+    for axis, label in zip(figure.axes, style.METRIC_LABELS.values(), strict=True):
+        axis.set(xscale="linear", yscale="linear")
+        for marks in (c for c in axis.collections if isinstance(c, PathCollection)):
+            marks.set_zorder(3)  # over the intervals
+        axis.axline((0, 0), slope=1, color=style.MUTED, linewidth=0.8, zorder=1)
+        axis.set(title=label.replace("\n", " "), xlabel="committed", ylabel="this machine")
+        style.light_grid(axis, "both")
+    return style.finish(
         figure,
         title,
         f"Edition {edition}, Table 1: {len(rows)} numbers, a point per method, backbone and turns. Bars: the committed "
         "95 % interval (cluster bootstrap over users). A brown cross is further off than other seeds would take it.",
+        alt="Scatter plots of what this machine made against what is committed, a panel per metric.",
     )

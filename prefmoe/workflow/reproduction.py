@@ -308,11 +308,11 @@ def report(comparison: Comparison, edition: str) -> str:
 
 def write(comparison: Comparison, edition: str, folder: Path) -> str:
     """Writes reproduction.csv, reproduction.png and, last, verdict.txt, which is `report`; returns that text."""
-    from prefmoe.figures import old_forms as figures
+    from prefmoe.figures import style
     from prefmoe.figures.reproduction import draw
 
     tables.write_csv(comparison.cells, folder / "reproduction.csv")
-    figures.save(draw(comparison.cells, sentence(comparison), edition), folder / "reproduction.png")
+    style.save(draw(comparison.cells, sentence(comparison), edition), folder / "reproduction.png")
     text = report(comparison, edition)
     with whole_file(folder / "verdict.txt") as partial:
         partial.write_text(text, encoding="utf-8")
