@@ -19,6 +19,8 @@ QuestionKind = Literal["yes_no", "multiple_choice"]
 METRICS = ("overall", "preference", "profile", "collapse", "recall", "sensitivity")
 """Metrics of every table, in the order of its rows."""
 
+LOWER_IS_BETTER = ("collapse",)
+
 BUCKETS = ("small_<=4", "middle_5-8", "large_>=9")
 """Sizes of the group of users who share the preference that a question asks about."""
 

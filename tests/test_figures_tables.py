@@ -17,8 +17,17 @@ from notebook_cells import Cells, cells, one_line, text
 
 from prefmoe import metrics
 from prefmoe.analysis import published, tables
+from prefmoe.analysis.answers import REFERENCE
+from prefmoe.analysis.groupings import PAIR_GROUPS
+from prefmoe.analysis.text import BETTER, WORSE, readable, verdicts
 from prefmoe.experiments import protocol_tables
 from prefmoe.figures import style
+
+TABLES = {
+    "tables": tables, "readable": readable, "verdicts": verdicts, "REFERENCE": REFERENCE, "PAIR_GROUPS": PAIR_GROUPS,
+    "BETTER": BETTER, "WORSE": WORSE, "LOWER_IS_BETTER": metrics.LOWER_IS_BETTER,
+}  # fmt: skip
+"""What the notebooks' first cells import for the cells that are executed here."""
 
 EDITION = SimpleNamespace(backbones=["b"], ablation_backbone="b")
 
@@ -77,7 +86,7 @@ def main_table(table: pd.DataFrame, seeds: pd.DataFrame | None = None, turns: in
     if seeds is None:
         seeds = pd.DataFrame(columns=["method", "backbone", "turns", "metric", "minimum", "maximum", "seeds"])
         seeds = seeds.astype({"turns": int})
-    return cells("07", "main-function", tables=tables, table1=table, seeds=seeds, turns=turns, settings=EDITION)
+    return cells("07", "main-function", **TABLES, table1=table, seeds=seeds, turns=turns, settings=EDITION)
 
 
 def test_main_table_draws_values_intervals_references_and_seeds():
@@ -121,7 +130,7 @@ def test_the_notebook_saves_two_panels_per_backbone_and_shows_the_rest(tmp_path)
     compared = differences(backbones=(("b", 0.0, 0.04),))
     found = cells(
         "07", "main-function", "main-figure", "detail-figure", "paired-function", "paired-figure", "paired-detail",
-        tables=tables, table1=table1(), seeds=table1().assign(minimum=0.1, maximum=0.2), comparisons=compared, turns=0,
+        **TABLES, table1=table1(), seeds=table1().assign(minimum=0.1, maximum=0.2), comparisons=compared, turns=0,
         settings=EDITION, folder=tmp_path,
     )  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == ["main_table_b.png", "paired_differences_b.png"]
@@ -136,7 +145,7 @@ def test_paired_differences_fill_what_is_clear():
          "high": d + 0.1, "n": 40, "p_users_holm": p}
         for m in metrics.METRICS for b, d, p in (("LoRA", 0.2, 0.01), ("FFT", 0.05, 0.4))
     ]  # fmt: skip
-    given = {"tables": tables, "comparisons": pd.DataFrame(rows), "turns": 0}
+    given = {**TABLES, "comparisons": pd.DataFrame(rows), "turns": 0}
     figure = cells("07", "paired-function", **given)["paired"]("b", ["preference", "collapse"])
     for axis in figure.axes:
         assert values(axis) == pytest.approx([0.05, 0.2]) and filled(axis) == pytest.approx([0.2])
@@ -188,7 +197,7 @@ def protocol(rows: list[dict]) -> dict:
              "method": "PrefMoE", "backbone": "b", "reference": "none", "p_users": 0.5}  # fmt: skip
     table = pd.DataFrame([where | row for row in rows])
     asked = SimpleNamespace(question="Does it matter?", backbones=["b"])
-    return {"differences": table, "questions": {"it": asked}, "tables": tables, "protocol_tables": protocol_tables}
+    return {"differences": table, "questions": {"it": asked}, **TABLES, "protocol_tables": protocol_tables}
 
 
 def test_variants_stand_beside_one_another_a_row_per_metric():
@@ -211,7 +220,7 @@ def test_without_a_paired_test_a_mark_is_filled_where_the_interval_leaves_out_0(
         {"variant": "new", "method": method, "group": g, "metric": m, "difference": 0.1, "low": low, "high": 0.2,
          "paired": 0, "p_users_holm": np.nan}
         for m in ("preference", "collapse") for method, low in (("LoRA", 0.05), ("PrefMoE", -0.01))
-        for g in ("all", tables.PAIR_GROUPS[0])
+        for g in ("all", PAIR_GROUPS[0])
     ]  # fmt: skip
     figure = cells("13", "functions", **protocol(rows))["change"]("it")
     assert len(figure.axes) == 2
@@ -256,7 +265,7 @@ def test_curves_along_an_axis_hold_the_tables_values():
 
 
 def uncertain(*ids: str, names: dict[str, pd.DataFrame], folder: Path | None = None) -> Cells:
-    given = {"content": names, "main_rows": names.get, "first": "b", "turns": 0, "tables": tables}
+    given = {"content": names, "main_rows": names.get, "first": "b", "turns": 0, **TABLES}
     return cells("14", *ids, pd=pd, sns=sns, so=so, folder=folder, **given)
 
 
@@ -364,7 +373,7 @@ def test_the_cells_of_these_notebooks_draw_with_the_committed_small_tables():
     backbone = content["table1"]["backbone"].iloc[0]
     edition = SimpleNamespace(backbones=[backbone], ablation_backbone=backbone)
     shown = cells(
-        "07", "main-function", "main-figure", "detail-figure", "paired-function", "paired-figure", tables=tables,
+        "07", "main-function", "main-figure", "detail-figure", "paired-function", "paired-figure", **TABLES,
         table1=content["table1"], seeds=content["table1_seeds"], comparisons=content["comparisons"], turns=0,
         settings=edition,
     ).figures  # fmt: skip
@@ -380,6 +389,6 @@ def test_the_cells_of_these_notebooks_draw_with_the_committed_small_tables():
         main_rows=content.get,
         first=backbone,
         turns=0,
-        tables=tables,
+        **TABLES,
     ).figures
     assert len(shown) >= 12 and all(figure.axes and figure.get_label() for figure in shown)

@@ -13,7 +13,8 @@ from small_world import data_folder, model_folder, small_benchmark, small_editio
 
 from prefmoe import config, metrics
 from prefmoe.analysis import statistics, tables
-from prefmoe.analysis.tables import Answers
+from prefmoe.analysis.answers import Answers
+from prefmoe.analysis.groupings import questions
 from prefmoe.config import CONFIG_FOLDER, ConfigError, load_edition, outputs
 from prefmoe.config.outputs import made_folder
 from prefmoe.experiments import protocol, protocol_tables
@@ -259,7 +260,7 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
 
 def scored(seed: int, names: list[str] | None = None, yes: float = 0.5) -> pd.DataFrame:
     """Random answers to the small benchmark's test questions (about some users), scored."""
-    frame = tables.questions(small_benchmark(), "test")
+    frame = questions(small_benchmark(), "test")
     frame = frame[frame["name"].isin(names or set(frame["name"]))]
     rng = np.random.default_rng(seed)
     answers = np.where(rng.random(len(frame)) < yes, "yes", "no")

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from prefmoe.analysis import tables
+from prefmoe.analysis.text import with_tables
 from prefmoe.config import DEFAULT_EDITION, FIGURES, ROOT, load_edition, outputs
 from prefmoe.config.outputs import OutputError, figures_folder, made_folder, tables_folder
 from prefmoe.workflow import notebooks, publishing
@@ -48,7 +49,7 @@ def test_figures_are_those_that_were_made_and_what_was_not_made_stays(clone):
     assert clone / "figures/mini/forest.png" in written and clone / "README.md" in written
     readme = (clone / "README.md").read_text(encoding="utf-8")
     assert readme != (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == tables.with_tables(readme, "mini", figures=clone / "figures")
+    assert readme == with_tables(readme, "mini", figures=clone / "figures")
 
 
 def test_protocol_experiments_are_replaced_once_they_were_made(clone):

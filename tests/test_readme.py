@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefmoe.analysis import tables
+from prefmoe.analysis.answers import TableError
+from prefmoe.analysis.text import README_BEGIN, README_END, with_tables
 from prefmoe.cli import _parser
 from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, load_edition
 
@@ -20,21 +21,21 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL
 
 
 def test_the_tables_are_those_of_the_csv_files():
-    assert tables.with_tables(README, "mini") == README, "run `prefmoe tables mini --readme`"
+    assert with_tables(README, "mini") == README, "run `prefmoe tables mini --readme`"
 
 
 def test_tables_of_another_edition_are_refused():
-    with pytest.raises(tables.TableError, match="shows the tables of edition 'mini', and not those of 'smoke'"):
-        tables.with_tables(README, "smoke")
+    with pytest.raises(TableError, match="shows the tables of edition 'mini', and not those of 'smoke'"):
+        with_tables(README, "smoke")
     shown = README.split("## Results of the default edition")[1]
     assert f"`prefmoe tables {DEFAULT_EDITION} --readme`" in shown
 
 
 def test_tables_go_between_the_markers_and_nowhere_else():
-    with pytest.raises(tables.TableError, match="expected one"):
-        tables.with_tables("no markers", "mini")
-    with pytest.raises(tables.TableError, match="expected one"):
-        tables.with_tables(f"{tables.README_END} {tables.README_BEGIN}", "mini")
+    with pytest.raises(TableError, match="expected one"):
+        with_tables("no markers", "mini")
+    with pytest.raises(TableError, match="expected one"):
+        with_tables(f"{README_END} {README_BEGIN}", "mini")
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("prefmoe ")])

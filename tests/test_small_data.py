@@ -11,7 +11,7 @@ import pytest
 from method_checks import fit
 from synthetic_mmpb import make, rows, write_csv, write_split
 
-from prefmoe.analysis import tables
+from prefmoe.analysis.groupings import dataset_statistics, group_sizes, item_popularity
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data import composition, mmpb, prompts
 from prefmoe.data.benchmark import FACETS, Benchmark
@@ -57,8 +57,8 @@ def test_what_a_benchmark_is_made_of_is_shown(small, case):
         warnings.simplefilter("error", UserWarning)
         figures.portraits([(user.name, prompts.profile_text(user), user.images[:3]) for user in shown])
         figures.picture_grid([(e.image, composition.asked(e)) for e in composition.specimens(benchmark).values()])
-        figures.popularity_skew(tables.item_popularity(benchmark), tables.group_sizes(benchmark))
-        figures.dataset_statistics(tables.dataset_statistics(benchmark))
+        figures.popularity_skew(item_popularity(benchmark), group_sizes(benchmark))
+        figures.dataset_statistics(dataset_statistics(benchmark))
         figures.identities(composition.user_counts(benchmark).rename(columns={"n": "count"}))
     assert composition.transcript(benchmark).empty
 

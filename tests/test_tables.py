@@ -11,6 +11,36 @@ import pytest
 
 from prefmoe import metrics
 from prefmoe.analysis import statistics, tables
+from prefmoe.analysis.answers import REFERENCE, Answers, TableError, read_runs
+from prefmoe.analysis.comparisons import (
+    ALL_BACKBONES,
+    COMPARISON_COLUMNS,
+    DETECTABLE_COLUMNS,
+    DIFFERENCE_COLUMNS,
+    compare,
+    comparisons_table,
+    detectable_table,
+    forest_table,
+)
+from prefmoe.analysis.groupings import (
+    dataset_statistics,
+    depicted_items,
+    group_sizes,
+    item_popularity,
+    popularity_groups,
+    questions,
+)
+from prefmoe.analysis.references import (
+    CHANCE,
+    POPULAR,
+    READER,
+    chance,
+    popular_choice,
+    profile_reader,
+    read_references,
+    references,
+)
+from prefmoe.analysis.text import group_rises, markdown, readable, verdicts
 from prefmoe.config import Edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Preference, User
 from prefmoe.system import run_files
@@ -88,32 +118,32 @@ def benchmark() -> Benchmark:
 
 
 def test_popular_choice_answers_what_training_answered_most(benchmark):
-    train, test = tables.questions(benchmark, "train"), tables.questions(benchmark, "test")
-    answers = tables.popular_choice(train, test, tables.depicted_items(benchmark))
+    train, test = questions(benchmark, "train"), questions(benchmark, "test")
+    answers = popular_choice(train, test, depicted_items(benchmark))
     assert answers["prediction"].tolist() == ["yes", "yes", "no", "no", "no", "no", "B", "A", "B", "yes"]
 
 
 def test_popular_choice_never_looks_at_the_answers_it_predicts(benchmark):
-    train, test = tables.questions(benchmark, "train"), tables.questions(benchmark, "test")
-    items = tables.depicted_items(benchmark)
+    train, test = questions(benchmark, "train"), questions(benchmark, "test")
+    items = depicted_items(benchmark)
     hidden = test.drop(columns="answer")
-    expected = tables.popular_choice(train, test, items)["prediction"]
-    assert tables.popular_choice(train, hidden, items)["prediction"].equals(expected)
+    expected = popular_choice(train, test, items)["prediction"]
+    assert popular_choice(train, hidden, items)["prediction"].equals(expected)
 
 
 def test_the_profile_reader_knows_every_preference_and_no_face(benchmark):
-    train, test = tables.questions(benchmark, "train"), tables.questions(benchmark, "test")
-    answers = tables.profile_reader(train, test, tables.depicted_items(benchmark), benchmark.users)
+    train, test = questions(benchmark, "train"), questions(benchmark, "test")
+    answers = profile_reader(train, test, depicted_items(benchmark), benchmark.users)
     scored = metrics.score(answers)
     assert scored.loc[scored["category"] == "preference", "hit"].all()
-    popular = tables.popular_choice(train, test, tables.depicted_items(benchmark))
+    popular = popular_choice(train, test, depicted_items(benchmark))
     assert answers["prediction"].iloc[-1] == popular["prediction"].iloc[-1]
 
 
 def test_chance_is_the_exact_expectation(benchmark):
-    test = tables.questions(benchmark, "test")
+    test = questions(benchmark, "test")
     test.loc[6, "D"] = ""  # a question with three options
-    copies = [metrics.score(copy) for copy in tables.chance(test)]
+    copies = [metrics.score(copy) for copy in chance(test)]
     expected = np.array([1 / 2] * 6 + [1 / 3, 1 / 4, 1 / 4] + [1 / 2])
     assert np.mean([copy["hit"] for copy in copies], axis=0) == pytest.approx(expected)
     _, numerator, denominator = metrics.user_counts(copies)
@@ -126,8 +156,8 @@ def test_the_reader_is_left_out_without_annotations(benchmark):
     bare = Benchmark(
         root=benchmark.root, frame=benchmark.frame, users=benchmark.users, examples={}, splits=benchmark.splits
     )
-    assert list(tables.references(bare, "test")) == [tables.CHANCE, tables.POPULAR]
-    assert list(tables.references(benchmark, "test")) == [tables.CHANCE, tables.POPULAR, tables.READER]
+    assert list(references(bare, "test")) == [CHANCE, POPULAR]
+    assert list(references(benchmark, "test")) == [CHANCE, POPULAR, READER]
 
 
 # An edition with runs
@@ -171,7 +201,7 @@ def write_run(benchmark: Benchmark, results: Path, key: str, seed: int, skill: f
     frames = []
     for split in ("test", "unseen"):
         for turns in (0, 10):
-            frame = metrics.score(tables.questions(benchmark, split).assign(prediction=""))
+            frame = metrics.score(questions(benchmark, split).assign(prediction=""))
             other = {"yes": "no", "no": "yes", "a": "b", "b": "c", "c": "d", "d": "a"}
             right = rng.random(len(frame)) < skill
             words = [gt if hit else other[gt] for gt, hit in zip(frame["gt"], right, strict=True)]
@@ -208,11 +238,11 @@ def test_build_writes_every_table_with_its_columns(benchmark, results):
         "table1": tables.TABLE1_COLUMNS,
         "table2": tables.TABLE2_COLUMNS,
         "table1_seeds": tables.SEEDS_COLUMNS,
-        "comparisons": tables.COMPARISON_COLUMNS,
+        "comparisons": COMPARISON_COLUMNS,
         "breakdown": tables.BREAKDOWN_COLUMNS,
         "turns": tables.TURNS_COLUMNS,
-        "forest": tables.DIFFERENCE_COLUMNS,
-        "detectable": tables.DETECTABLE_COLUMNS,
+        "forest": DIFFERENCE_COLUMNS,
+        "detectable": DETECTABLE_COLUMNS,
         "calibration": tables.CALIBRATION_COLUMNS,
         "reliability": tables.RELIABILITY_COLUMNS,
         "unparsed": tables.UNPARSED_COLUMNS,
@@ -236,7 +266,7 @@ def test_build_writes_every_table_with_its_columns(benchmark, results):
 
 
 def test_values_are_means_over_seeds(benchmark, results):
-    answers = {(a.key, a.turns): a for a in tables.read_runs(EDITION, results, "test")}
+    answers = {(a.key, a.turns): a for a in read_runs(EDITION, results, "test")}
     table = tables.estimates_table(answers.values()).set_index(["key", "turns", "metric"])
     seeds = tables.seeds_table(answers.values()).set_index(["method", "turns", "metric"])
     per_seed = []
@@ -256,8 +286,8 @@ def test_values_are_means_over_seeds(benchmark, results):
 
 
 def test_comparisons_are_paired_and_corrected(benchmark, results):
-    answers = tables.read_runs(EDITION, results, "test")
-    table = tables.comparisons_table(EDITION, answers)
+    answers = read_runs(EDITION, results, "test")
+    table = comparisons_table(EDITION, answers)
     assert set(table["baseline"]) == {"Non-tuned", "Full fine-tuning", "Embedding"}
     values = tables.estimates_table(answers).set_index(["method", "turns", "metric"])["value"]
     for row in table.itertuples():
@@ -275,8 +305,8 @@ def test_comparisons_are_paired_and_corrected(benchmark, results):
 
 
 def test_a_method_does_not_differ_from_itself(benchmark, results):
-    entry = tables.read_runs(EDITION, results, "test")[2]
-    for row in tables.compare(entry, entry):
+    entry = read_runs(EDITION, results, "test")[2]
+    for row in compare(entry, entry):
         assert (row["difference"], row["low"], row["high"], row["p_users"]) == (0, 0, 0, 1)
         assert row["metric"] == "sensitivity" or row["p_questions"] == 1
 
@@ -284,10 +314,10 @@ def test_a_method_does_not_differ_from_itself(benchmark, results):
 @pytest.mark.parametrize("metric", ["preference", "collapse"])
 def test_exchanging_users_matches_a_loop(benchmark, results, metric):
     """The vectorised permutations against exchanging the two methods' answers user by user."""
-    first, second = (a for a in tables.read_runs(EDITION, results, "test") if a.key in ("fft", "e") and a.turns == 0)
+    first, second = (a for a in read_runs(EDITION, results, "test") if a.key in ("fft", "e") and a.turns == 0)
     names, column = np.unique(first.users), metrics.METRICS.index(metric)
 
-    def share(parts: list[tuple[tables.Answers, np.ndarray | slice]]) -> float:
+    def share(parts: list[tuple[Answers, np.ndarray | slice]]) -> float:
         right = sum(entry.right[rows].mean(axis=1)[:, column].sum() for entry, rows in parts)
         counted = sum(entry.counted[rows].mean(axis=1)[:, column].sum() for entry, rows in parts)
         return right / counted
@@ -298,12 +328,12 @@ def test_exchanging_users_matches_a_loop(benchmark, results, metric):
         swap = np.isin(first.users, names[mask == 1])
         difference = share([(first, ~swap), (second, swap)]) - share([(second, ~swap), (first, swap)])
         extreme += abs(difference) >= abs(observed) - 1e-12
-    row = next(row for row in tables.compare(first, second, permutations=40) if row["metric"] == metric)
+    row = next(row for row in compare(first, second, permutations=40) if row["metric"] == metric)
     assert row["p_users"] == pytest.approx((extreme + 1) / 41)
 
 
 def test_breakdown_agrees_with_scoring_each_group(benchmark, results):
-    answers = [a for a in tables.read_runs(EDITION, results, "test") if a.key == "nt" and a.turns == 0]
+    answers = [a for a in read_runs(EDITION, results, "test") if a.key == "nt" and a.turns == 0]
     table = tables.breakdown_table(benchmark, answers, "test")
     frame = pd.read_parquet(run_folder(results, "tiny", "llava-mini", "nt", 0) / "predictions.parquet")
     scored = metrics.score(frame[(frame["split"] == "test") & (frame["turns"] == 0)])
@@ -354,7 +384,7 @@ def test_turns_have_their_change_and_stay_out_of_the_paper_s_tables(benchmark, r
         key = (method, 5, "overall")
         assert row.loc[key, "change"] == pytest.approx(row.loc[key, "value"] - row.loc[(method, 0, "overall"), "value"])
         assert row.loc[key, "change_low"] <= row.loc[key, "change"] <= row.loc[key, "change_high"] <= 0
-    assert (table.loc[table["type"] == tables.REFERENCE, "change"] == 0).all()
+    assert (table.loc[table["type"] == REFERENCE, "change"] == 0).all()
 
 
 def two_backbones(results: Path) -> Edition:
@@ -368,23 +398,23 @@ def two_backbones(results: Path) -> Edition:
 def test_the_forest_s_mean_resamples_all_backbones_together(benchmark, results):
     """Twice the same answers: the mean over backbones and its interval are those of either backbone."""
     edition = two_backbones(results)
-    answers = tables.read_runs(edition, results, "test")
-    table = tables.forest_table(edition, answers).set_index(["baseline", "backbone", "turns", "metric"])
+    answers = read_runs(edition, results, "test")
+    table = forest_table(edition, answers).set_index(["baseline", "backbone", "turns", "metric"])
     numbers = ["difference", "low", "high"]
     for baseline in ("Non-tuned", "Full fine-tuning"):
         for metric in metrics.METRICS:
-            mean = table.loc[(baseline, tables.ALL_BACKBONES, 0, metric), numbers].astype(float)
+            mean = table.loc[(baseline, ALL_BACKBONES, 0, metric), numbers].astype(float)
             alone = table.loc[(baseline, "llava-mini", 0, metric), numbers].astype(float)
             assert mean.tolist() == pytest.approx(alone.tolist(), nan_ok=True)
-    assert ("Embedding", tables.ALL_BACKBONES) not in table.droplevel(["turns", "metric"]).index  # one backbone only
-    compared = tables.comparisons_table(edition, answers).set_index(["baseline", "backbone", "turns", "metric"])
+    assert ("Embedding", ALL_BACKBONES) not in table.droplevel(["turns", "metric"]).index  # one backbone only
+    compared = comparisons_table(edition, answers).set_index(["baseline", "backbone", "turns", "metric"])
     for key, row in compared.iterrows():
         assert table.loc[key, numbers].astype(float).tolist() == pytest.approx(row[numbers].tolist(), nan_ok=True)
 
 
 def test_detectable_differences_follow_the_bootstrap_and_the_number_of_comparisons(benchmark, results):
-    answers = [a for a in tables.read_runs(EDITION, results, "test") if a.turns == 0]
-    table = tables.detectable_table(EDITION, benchmark, answers, "test").set_index(["grouping", "group", "metric"])
+    answers = [a for a in read_runs(EDITION, results, "test") if a.turns == 0]
+    table = detectable_table(EDITION, benchmark, answers, "test").set_index(["grouping", "group", "metric"])
     row = table.loc[("all", "all", "preference")]
     assert (row["n"], row["users"], row["methods"]) == (9, 3, 4)
     by_key = {a.key: a for a in answers}
@@ -405,9 +435,9 @@ def test_detectable_differences_follow_the_bootstrap_and_the_number_of_compariso
 
 
 def test_calibration_and_reliability_are_per_kind_of_question(benchmark, results):
-    answers = tables.read_runs(EDITION, results, "test") + tables.read_references(EDITION, benchmark, "test")
+    answers = read_runs(EDITION, results, "test") + read_references(EDITION, benchmark, "test")
     table = tables.calibration_table(answers).set_index(["method", "turns", "metric"])
-    assert not {tables.CHANCE, tables.POPULAR} & set(table.index.get_level_values("method"))
+    assert not {CHANCE, POPULAR} & set(table.index.get_level_values("method"))
     row = table.loc[("PrefMoE", 0, "preference")]
     assert (row["n"], row["confidence"]) == (9, pytest.approx(0.95))
     entry = next(a for a in answers if (a.key, a.turns) == ("full", 0))
@@ -420,7 +450,7 @@ def test_calibration_and_reliability_are_per_kind_of_question(benchmark, results
 
 def test_unreadable_answers_are_counted_by_kind_of_question(benchmark, results):
     add_turns(results)
-    answers = [a for a in tables.read_runs(MORE_TURNS, results, "test") if a.key == "full"]
+    answers = [a for a in read_runs(MORE_TURNS, results, "test") if a.key == "full"]
     table = tables.unparsed_table(answers).set_index(["turns", "group"])
     even = [index % 2 == 0 for index in range(len(TRAIN), len(TRAIN) + len(TEST))]
     assert table.loc[(5, "all"), "value"] == pytest.approx(np.mean(even))
@@ -432,12 +462,12 @@ def test_unreadable_answers_are_counted_by_kind_of_question(benchmark, results):
 
 
 def test_separation_knows_the_references(benchmark, results):
-    answers = tables.read_runs(EDITION, results, "test") + tables.read_references(EDITION, benchmark, "test")
+    answers = read_runs(EDITION, results, "test") + read_references(EDITION, benchmark, "test")
     table = tables.separation_table(answers).set_index(["method", "turns", "measure"])["value"]
     for measure in ("distance", "alignment", "auc", "auc_same"):
-        assert table[tables.READER, 0, measure] == pytest.approx(1)
-    assert table[tables.POPULAR, 0, "alignment"] == pytest.approx(0)
-    assert table[tables.POPULAR, 0, "auc_same"] == table[tables.CHANCE, 0, "auc_same"] == pytest.approx(0.5)
+        assert table[READER, 0, measure] == pytest.approx(1)
+    assert table[POPULAR, 0, "alignment"] == pytest.approx(0)
+    assert table[POPULAR, 0, "auc_same"] == table[CHANCE, 0, "auc_same"] == pytest.approx(0.5)
 
 
 def _row(**fields) -> dict:
@@ -452,7 +482,7 @@ def test_verdicts_follow_the_corrected_test_and_the_direction_of_the_metric():
         _row(metric="profile", difference=0.0, p_users_holm=np.nan),
         _row(baseline="FFT", metric="collapse", difference=-0.1, p_users_holm=0.01),
     ]
-    words = tables.verdicts(pd.DataFrame(rows))
+    words = verdicts(pd.DataFrame(rows))
     assert words.loc[("b", "PrefMoE", "LoRA")].tolist() == ["better", "worse", "not told apart", "–"]
     assert words.loc[("b", "PrefMoE", "FFT"), "collapse"] == "better"
 
@@ -464,21 +494,21 @@ def test_group_rises_compares_intervals_of_the_outer_groups():
         for metric, shift in (("collapse", 0.0), ("recall", 0.05))
         for group, (low, high) in (ends | {"rare": (0.1, 0.2 + shift)}).items()
     ]
-    words = tables.group_rises(pd.DataFrame(rows)).loc["LoRA"]
+    words = group_rises(pd.DataFrame(rows)).loc["LoRA"]
     assert words["rare → popular items"].to_dict() == {"collapse": "rises", "recall": "not told apart"}
     assert set(words["small → large groups"]) == {"–"}
 
 
 def test_readable_keeps_the_order_and_shows_intervals_where_there_are_any():
     rows = [("z", "recall", 0.5, 0.4, 0.6), ("z", "collapse", -0.0001, np.nan, np.nan), ("a", "recall", np.nan, 0, 1)]
-    grid = tables.readable(pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high"]))
+    grid = readable(pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high"]))
     assert grid.columns.tolist() == ["recall", "collapse"] and grid.index.tolist() == ["z", "a"]
     assert grid.to_numpy().tolist() == [["0.500 [0.400, 0.600]", "0.000"], ["–", "–"]]
 
 
 def test_popularity_groups_are_thirds_of_the_items(benchmark):
-    groups = tables.popularity_groups(benchmark)
-    items = tables.depicted_items(benchmark)
+    groups = popularity_groups(benchmark)
+    items = depicted_items(benchmark)
     by_item = {items[index]: group for index, group in groups.items()}
     assert by_item["tea"] == "popular" and by_item["maps"] == "rare" and by_item["ice"] == "rare"
 
@@ -486,7 +516,7 @@ def test_popularity_groups_are_thirds_of_the_items(benchmark):
 def test_missing_runs_are_all_named(benchmark, results):
     for key, seed, file in (("fft", 1, "run.json"), ("full", 0, "predictions.parquet")):
         (run_folder(results, "tiny", "llava-mini", key, seed) / file).unlink()
-    with pytest.raises(tables.TableError, match="(?s)2 run.*tiny.*fft/seed1: no finished.*full/seed0/pred.*: missing"):
+    with pytest.raises(TableError, match="(?s)2 run.*tiny.*fft/seed1: no finished.*full/seed0/pred.*: missing"):
         tables.build(EDITION, benchmark, results=results)
     assert not (results / "tiny" / "figures").exists()
 
@@ -495,8 +525,8 @@ def test_runs_with_other_questions_are_refused(benchmark, results):
     path = run_folder(results, "tiny", "llava-mini", "full", 1) / "predictions.parquet"
     frame = pd.read_parquet(path)
     keep(frame[frame["index"] != len(TRAIN)], results, *key_of(path))
-    with pytest.raises(tables.TableError, match="full/seed1.*9 test questions with 0 turns.*other runs' 10"):
-        tables.read_runs(EDITION, results, "test")
+    with pytest.raises(TableError, match="full/seed1.*9 test questions with 0 turns.*other runs' 10"):
+        read_runs(EDITION, results, "test")
 
 
 def test_answers_that_changed_since_the_run_ended_are_refused_by_name(benchmark, results):
@@ -508,34 +538,34 @@ def test_answers_that_changed_since_the_run_ended_are_refused_by_name(benchmark,
     flipped[len(whole) // 3] ^= 4
     for damage in (bytes(flipped), whole[: len(whole) // 2], b"", (runs[1] / path.name).read_bytes()):
         path.write_bytes(damage)
-        with pytest.raises(tables.TableError, match="full/seed0/predictions.parquet: changed since the run"):
-            tables.read_runs(EDITION, results, "test")
+        with pytest.raises(TableError, match="full/seed0/predictions.parquet: changed since the run"):
+            read_runs(EDITION, results, "test")
     path.write_bytes(whole)
-    tables.read_runs(EDITION, results, "test")
+    read_runs(EDITION, results, "test")
     shutil.rmtree(runs[0])
     shutil.copytree(runs[1], runs[0])
-    with pytest.raises(tables.TableError, match="full/seed0/run.json, seed: expected 0, found 1"):
-        tables.read_runs(EDITION, results, "test")
+    with pytest.raises(TableError, match="full/seed0/run.json, seed: expected 0, found 1"):
+        read_runs(EDITION, results, "test")
 
 
 @pytest.mark.parametrize("content", ["", "{", "null", "[]", "<html>Please log in</html>", "{}", '{"files": null}'])
 def test_a_story_that_is_no_run_s_is_refused_by_name(benchmark, results, content):
     (run_folder(results, "tiny", "llava-mini", "e", 1) / "run.json").write_text(content)
-    with pytest.raises(tables.TableError, match="1 run(?s:.*)e/seed1/run.json: expected"):
-        tables.read_runs(EDITION, results, "test")
+    with pytest.raises(TableError, match="1 run(?s:.*)e/seed1/run.json: expected"):
+        read_runs(EDITION, results, "test")
 
 
 def test_a_story_that_was_edited_is_refused_by_name(benchmark, results):
     path = run_folder(results, "tiny", "llava-mini", "e", 1) / "run.json"
     path.write_text(path.read_text().replace('"seed": 1', '"seed": 1, "steps": 3'))
-    with pytest.raises(tables.TableError, match="e/seed1/run.json: changed since"):
-        tables.read_runs(EDITION, results, "test")
+    with pytest.raises(TableError, match="e/seed1/run.json: changed since"):
+        read_runs(EDITION, results, "test")
 
 
 def test_markdown_repeats_the_csv(benchmark, results, tmp_path):
     tables.build(EDITION, benchmark, results=results)
     shutil.copytree(results / "tiny" / "figures", tmp_path / "figures" / "tiny")
-    text = tables.markdown("tiny", figures=tmp_path / "figures")
+    text = markdown("tiny", figures=tmp_path / "figures")
     table = tables.read_table(tmp_path / "figures" / "tiny" / "table1.csv")
     row = table[(table["method"] == "PrefMoE") & (table["turns"] == 0) & (table["metric"] == "preference")].iloc[0]
     line = next(line for line in text.splitlines() if line.startswith("| PrefMoE |"))
@@ -554,18 +584,18 @@ def test_gates_are_averaged_over_seeds(benchmark, results):
     row = table.loc[("task", "preference, travel", 0)]
     assert (row["value"], row["n"]) == (pytest.approx(0.5), 9)
     assert set(table.index.get_level_values("group")) == {"preference, travel", "recognition, yes/no"}
-    with pytest.raises(tables.TableError, match="no gates"):
+    with pytest.raises(TableError, match="no gates"):
         tables.gates_table([runs[0].drop(columns=["gate_task_0", "gate_task_1"])])
 
 
 def test_popularity_and_group_sizes(benchmark):
-    popularity = tables.item_popularity(benchmark)
+    popularity = item_popularity(benchmark)
     assert popularity.set_index("item")["users"].to_dict() == {"tea": 3, "jam": 2, "kites": 2, "ice": 1, "maps": 0}
-    sizes = tables.group_sizes(benchmark)
+    sizes = group_sizes(benchmark)
     assert sizes["users"].tolist() == [2, 1, 1] and sizes["rank"].tolist() == [0, 1, 2]
 
 
 def test_dataset_statistics(benchmark):
-    table = tables.dataset_statistics(benchmark).set_index(["question_type", "split"])["count"]
+    table = dataset_statistics(benchmark).set_index(["question_type", "split"])["count"]
     assert table["preference_yesno", "train"] == 8 and table["preference_mcq", "test"] == 3
     assert table.sum() == len(TRAIN) + len(TEST) + len(UNSEEN)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from prefmoe import metrics
 from prefmoe.analysis import statistics
-from prefmoe.analysis.tables import QUESTION_GROUPS, question_groups
+from prefmoe.analysis.groupings import QUESTION_GROUPS, question_groups
 from prefmoe.metrics import ScoringError
 from prefmoe.system.files import whole_file
 

@@ -14,7 +14,7 @@ def shortened_table(answers: Iterable[Any]) -> pd.DataFrame:
     """How many questions were asked with less small talk than the others, and how many exchanges they miss in all.
 
     Args:
-        answers: `prefmoe.analysis.tables.Answers` of runs.
+        answers: `prefmoe.analysis.answers.Answers` of runs.
 
     Returns:
         the columns of `SHORTENED_COLUMNS`.

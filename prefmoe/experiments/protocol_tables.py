@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from prefmoe import metrics
 from prefmoe.analysis import statistics, tables
-from prefmoe.analysis.tables import Answers
+from prefmoe.analysis.answers import Answers, type_of
+from prefmoe.analysis.comparisons import compare
+from prefmoe.analysis.groupings import PAIR_GROUPS, POPULARITY_GROUPS, group_sizes, popularity_groups
+from prefmoe.analysis.text import BETTER, UNDECIDED, WORSE
 from prefmoe.config import CONFIG_FOLDER, RESULTS, Edition, load_edition
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
 from prefmoe.experiments.protocol import Experiment, Protocol, ProtocolError, load_protocol, plan, read_benchmark
+from prefmoe.metrics import LOWER_IS_BETTER
 from prefmoe.system.run_files import RunFileError, read_predictions
 
 RESULT_COLUMNS = (
@@ -93,7 +97,7 @@ class Cell:
 
 def own_groups(benchmark: Benchmark) -> pd.Series:
     """How common the asked user's preferences are in a question's facet (`OWN_GROUPS`), by question index."""
-    sizes = tables.group_sizes(benchmark)
+    sizes = group_sizes(benchmark)
     rank = dict(zip(sizes["group"], sizes["rank"], strict=True))
     asked = benchmark.frame[benchmark.frame["category"] == "preference"]
     groups = [
@@ -109,9 +113,9 @@ def question_labels(benchmark: Benchmark) -> Labels:
     labels: Labels = {"own group": (own_groups(benchmark), OWN_GROUPS)}
     if benchmark.annotations is not None:
         shown = benchmark.annotations[benchmark.annotations["item"].fillna("") != ""]
-        pairs = shown["seen_pair"].map(dict(enumerate(tables.PAIR_GROUPS)))
-        labels["item"] = (tables.popularity_groups(benchmark), tables.POPULARITY_GROUPS)
-        labels["pair"] = (pairs, tables.PAIR_GROUPS)
+        pairs = shown["seen_pair"].map(dict(enumerate(PAIR_GROUPS)))
+        labels["item"] = (popularity_groups(benchmark), POPULARITY_GROUPS)
+        labels["pair"] = (pairs, PAIR_GROUPS)
     return labels
 
 
@@ -142,7 +146,7 @@ def read_cells(edition: Edition, protocol: Protocol, experiment: str, results: s
                 if len(frames) < len(folders):
                     continue
                 where = {"method": planned.config.label, "key": method, "backbone": backbone}
-                where |= {"type": tables.type_of(planned.config)}
+                where |= {"type": type_of(planned.config)}
                 for split in asked.splits:
                     for turns in asked.turns:
                         copies = [
@@ -210,7 +214,7 @@ def result_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[dict[
 def difference_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[dict[str, Any]]:
     """Every variant minus the experiment's first one, new users minus trained ones, small talk minus less of it.
 
-    Variants that answer the same questions are compared question by question (`tables.compare`). Other
+    Variants that answer the same questions are compared question by question (`compare`). Other
     differences are between independent samples of users, and have no test; new users are also compared on the
     pairs of user and item that training never asked about, because they have no others.
     """
@@ -222,18 +226,18 @@ def difference_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[d
         if first_turns is not None and turns != first_turns:
             other = found[(*who, first_turns), variant, split].answers
             where = {**cell.where(), "reference": f"{first_turns} turns", "group": ALL, "paired": 1}
-            for compared in tables.compare(cell.answers, other):
+            for compared in compare(cell.answers, other):
                 yield {**compared, **where}
         if variant != first_variant:
             other = found[row, first_variant, split].answers
             where = {**cell.where(), "reference": first_variant, "group": ALL}
             mine = cell.answers
             paired = np.array_equal(mine.index, other.index) and np.array_equal(mine.users, other.users)
-            for compared in tables.compare(mine, other) if paired else _unpaired(mine, other):
+            for compared in compare(mine, other) if paired else _unpaired(mine, other):
                 yield {**compared, **where, "paired": int(paired)}
         if split != first_split:
             other_cell = found[row, variant, first_split]
-            for grouping, group in ((ALL, ALL), ("pair", tables.PAIR_GROUPS[0])):
+            for grouping, group in ((ALL, ALL), ("pair", PAIR_GROUPS[0])):
                 first, second = cell.part(grouping, group), other_cell.part(grouping, group)
                 if first is not None and second is not None:
                     where = {**cell.where(), "reference": f"{variant}, {first_split}", "group": group}
@@ -305,10 +309,10 @@ def verdicts(differences: pd.DataFrame) -> pd.DataFrame:
     tested = differences["p_users_holm"] < 0.05
     apart = (differences["low"] > 0) | (differences["high"] < 0)
     clear = np.where(differences["paired"] == 1, tested, apart)
-    lower = differences["metric"].isin(tables.LOWER_IS_BETTER)
-    words = np.where((differences["difference"] > 0) != lower, tables.BETTER, tables.WORSE)
+    lower = differences["metric"].isin(LOWER_IS_BETTER)
+    words = np.where((differences["difference"] > 0) != lower, BETTER, WORSE)
     keys = ["experiment", "backbone", "method", "variant", "turns", "group"]
-    grid = differences.assign(word=np.where(clear, words, tables.UNDECIDED))
+    grid = differences.assign(word=np.where(clear, words, UNDECIDED))
     order = list(differences[keys].drop_duplicates().itertuples(index=False, name=None))
     grid = grid.pivot(index=keys, columns="metric", values="word").loc[order]
     return grid[differences["metric"].unique()].fillna("–").rename_axis(columns=None)

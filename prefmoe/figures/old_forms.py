@@ -425,7 +425,7 @@ def dataset_statistics(table: pd.DataFrame) -> Figure:
 
     Args:
         table: columns question_type, split, count (published/dataset_statistics.csv or
-        tables.dataset_statistics).
+        dataset_statistics).
     """
     counts = table.pivot(index="question_type", columns="split", values="count").fillna(0)
     splits = [split for split in ("train", "validation", "test", "unseen") if split in counts]
@@ -471,8 +471,8 @@ def popularity_skew(popularity: pd.DataFrame, groups: pd.DataFrame) -> Figure:
     """How unequal preferences are: users who like each item, and users who share each annotation, by rank.
 
     Args:
-        popularity: columns facet, item, users (`tables.item_popularity`).
-        groups: columns facet, users (`tables.group_sizes`).
+        popularity: columns facet, item, users (`item_popularity`).
+        groups: columns facet, users (`group_sizes`).
     """
     figure, axes = _canvas(8.2, 3.4, 1, 2)
     panels = ((popularity, "Rank of the item within its facet", "Users who like it"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prefmoe.analysis import tables
+from prefmoe.analysis.text import with_tables
 from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, FIGURES, RESULTS, ROOT, Edition, load_edition
 from prefmoe.config.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
 from prefmoe.system.files import whole_file
@@ -59,10 +60,10 @@ def update_readme(edition: str, *, root: Path = ROOT) -> Path:
     """Brings README.md's tables up to date with the committed CSV files; returns its path.
 
     Raises:
-        TableError: see `tables.with_tables`.
+        TableError: see `with_tables`.
     """
     readme = root / "README.md"
-    text = tables.with_tables(readme.read_text(encoding="utf-8"), edition, figures=root / FIGURES.name)
+    text = with_tables(readme.read_text(encoding="utf-8"), edition, figures=root / FIGURES.name)
     with whole_file(readme) as partial:
         partial.write_text(text, encoding="utf-8")
     return readme

@@ -19,8 +19,11 @@ import pandas as pd
 from scipy.stats import norm
 
 from prefmoe.analysis import tables
+from prefmoe.analysis.answers import REFERENCE
+from prefmoe.analysis.text import BETTER, UNDECIDED, WORSE
 from prefmoe.config import FIGURES, PrefMoEMethod, load_edition
 from prefmoe.config.outputs import committed_folder, made_folder
+from prefmoe.metrics import LOWER_IS_BETTER
 from prefmoe.system.files import whole_file
 
 TOLERANCE = 1.5e-6
@@ -168,7 +171,7 @@ class _Scale:
 
     def _unit(self, table: str, row: Mapping) -> tuple[str, float]:
         keys = row["keys"]
-        if table in EXACT or (table in JUDGED and keys.get("type") == tables.REFERENCE):
+        if table in EXACT or (table in JUDGED and keys.get("type") == REFERENCE):
             return "exact", 0.0
         if table not in JUDGED:
             return "unknown", np.nan
@@ -231,11 +234,11 @@ def _changed_conclusions(committed: pd.DataFrame | None, made: pd.DataFrame | No
         return []
     keys = ["method", "baseline", "backbone", "turns", "metric"]
     both = committed.merge(made, on=keys, suffixes=("", " here"))
-    lower = both["metric"].isin(tables.LOWER_IS_BETTER)
+    lower = both["metric"].isin(LOWER_IS_BETTER)
     words = []
     for side in ("", " here"):
-        direction = np.where((both[f"difference{side}"] > 0) != lower, tables.BETTER, tables.WORSE)
-        words.append(np.where(both[f"p_users_holm{side}"] < 0.05, direction, tables.UNDECIDED))
+        direction = np.where((both[f"difference{side}"] > 0) != lower, BETTER, WORSE)
+        words.append(np.where(both[f"p_users_holm{side}"] < 0.05, direction, UNDECIDED))
     return [
         f"{row.pop('method')} against {row.pop('baseline')}, {_text(row)}: {was} as committed, {now} here"
         for row, was, now in zip(both[keys].to_dict("records"), *words, strict=True)

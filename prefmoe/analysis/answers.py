@@ -1,0 +1,161 @@
+"""What was answered: reads an edition's runs, scores every answer once, and computes each estimate once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from prefmoe import metrics
+from prefmoe.analysis import probabilities, statistics
+from prefmoe.config import Edition, Method, is_trained, run_folder
+from prefmoe.system.run_files import RunFileError, read_predictions
+
+REFERENCE = "Reference"
+"""Type of computed floors and ceilings; `type_of` gives those of methods."""
+
+NO_BACKBONE = "none"
+"""What the backbone column says for a reference, which has none."""
+
+
+class TableError(ValueError):
+    """Runs from which a table cannot be made; the message names the runs and what was expected."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one method answered to the same N questions with each of S seeds.
+
+    Attributes:
+        method: label shown in tables.
+        key: name in the configuration ("" for a reference).
+        index: (N,) question indices, ascending.
+        users: (N,) names.
+        right, counted: (N, S, 5) per-question contributions to the metrics (`metrics.question_counts`).
+        unparsed: answers that could not be read, mean over seeds.
+        frames: the S scored frames.
+    """
+
+    method: str
+    key: str
+    type: str
+    backbone: str
+    turns: int
+    index: NDArray
+    users: NDArray
+    right: NDArray
+    counted: NDArray
+    unparsed: float
+    seeds: int
+    frames: tuple[pd.DataFrame, ...]
+
+    @classmethod
+    def of(
+        cls, copies: Sequence[pd.DataFrame], *, method: str, key: str, type: str, backbone: str, turns: int
+    ) -> Answers:
+        """Collects scored frames of the same questions."""
+        pairs = [metrics.question_counts(copy) for copy in copies]
+        return cls(
+            method=method,
+            key=key,
+            type=type,
+            backbone=backbone,
+            turns=turns,
+            index=copies[0]["index"].to_numpy(),
+            users=copies[0]["name"].to_numpy(dtype=object).astype(str),
+            right=np.stack([right for right, _ in pairs], axis=1),
+            counted=np.stack([counted for _, counted in pairs], axis=1),
+            unparsed=float(np.mean([metrics.unparsed_counts(copy)["overall"] for copy in copies])),
+            seeds=1 if type == REFERENCE else len(copies),
+            frames=tuple(copies),
+        )
+
+    def user_sums(self) -> tuple[NDArray, NDArray]:
+        """Sums per user of right and counted, each (U, S, 5)."""
+        _, sums = statistics.cluster_sums(np.stack([self.right, self.counted], axis=-1), self.users)
+        return sums[..., 0], sums[..., 1]
+
+    def seed_values(self) -> NDArray:
+        """(S, 6) every metric of every seed."""
+        return metrics.with_sensitivity(statistics.ratio(self.right.sum(0), self.counted.sum(0)))
+
+    def resampled(self) -> NDArray:
+        """(B, 6) every metric, mean over seeds, when users are drawn with replacement; the same draws every time.
+
+        One row of NaN when there are fewer than two users.
+        """
+        if len(np.unique(self.users)) < 2:
+            return np.full((1, len(metrics.METRICS)), np.nan)
+        return metrics.with_sensitivity(statistics.ratio_bootstrap(*self.user_sums())).mean(axis=1)
+
+    def influences(self, member: NDArray | None = None) -> NDArray:
+        """(N, 6) how much each question moves every metric's mean over seeds (`statistics.influence`).
+
+        Args:
+            member: (N,) 0/1, the questions that the metrics are computed on; all when absent.
+        """
+        chosen = np.ones(len(self.index)) if member is None else member
+        weight = chosen[:, None, None]
+        return metrics.with_sensitivity(statistics.influence(self.right * weight, self.counted * weight)).mean(axis=1)
+
+    def where(self) -> dict:
+        """The columns that say whose values a row holds."""
+        return {"method": self.method, "type": self.type, "backbone": self.backbone, "turns": self.turns}
+
+
+def type_of(method: Method) -> str:
+    """The type in Table 1: "NT", "FFT" or "PEFT"."""
+    return method.table_type if is_trained(method) else "NT"
+
+
+def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers]:
+    """Scored answers of every run of an edition to one split, in the order of the configuration.
+
+    A non-tuned model needs one seed, every other method all seeds of the edition.
+
+    Raises:
+        TableError: naming every run that is missing, incomplete or damaged, and any that answered other questions.
+    """
+    missing: list[str] = []
+    answers: list[Answers] = []
+    expected: dict[int, NDArray] = {}
+    probability = [f"p_{answer}" for answer in (*probabilities.ANSWERS, "allowed")]
+    columns = [*metrics.COLUMNS, "index", "split", "turns", *probability]
+    for backbone, key in edition.runs():
+        method = edition.methods[key]
+        folders = {s: run_folder(results, edition.name, backbone, key, s) for s in edition.seeds}
+        ready, frames, faults = [], [], []
+        for seed, folder in folders.items():
+            try:
+                told = {"edition": edition.name, "backbone": backbone, "method": key, "seed": seed}
+                frame = read_predictions(folder, columns, **told)
+            except RunFileError as error:
+                faults.append(str(error))
+                continue
+            ready.append(folder)
+            frames.append(metrics.score(frame[frame["split"] == split].sort_values(["turns", "index"])))
+        if not ready or (is_trained(method) and faults):
+            missing += faults
+            continue
+        for turns in edition.evaluation.asked.get(split, ()):
+            copies = [frame[frame["turns"] == turns] for frame in frames]
+            for folder, copy in zip(ready, copies, strict=True):
+                asked = expected.setdefault(turns, copy["index"].to_numpy())
+                if not np.array_equal(asked, copy["index"].to_numpy()):
+                    raise TableError(
+                        f"{folder / 'predictions.parquet'}: {len(copy)} {split} questions with {turns} turns "
+                        f"that differ from the other runs' {len(asked)}; expected the same in every run"
+                    )
+            if len(copies[0]):
+                where = {"backbone": backbone, "type": type_of(method), "turns": turns}
+                answers.append(Answers.of(copies, method=method.label, key=key, **where))
+    if missing:
+        raise TableError(
+            f"{len(missing)} run(s) of edition {edition.name!r} are missing, incomplete or damaged:\n  "
+            + "\n  ".join(missing)
+        )
+    return answers

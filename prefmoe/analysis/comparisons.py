@@ -1,0 +1,214 @@
+"""One method beside another on the same questions: paired differences, their tests, and what could be detected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from prefmoe import metrics
+from prefmoe.analysis import statistics
+from prefmoe.analysis.answers import Answers, TableError
+from prefmoe.analysis.groupings import breakdowns
+from prefmoe.config import COMPONENTS, Edition, PrefMoEMethod, is_trained
+from prefmoe.data.benchmark import Benchmark
+from prefmoe.metrics import LOWER_IS_BETTER
+
+COMPARISON_COLUMNS = (
+    "method", "baseline", "backbone", "turns", "metric", "difference", "low", "high", "n", "seeds", "better",
+    "worse", "p_questions", "p_questions_holm", "p_users", "p_users_holm",
+)  # fmt: skip
+
+DIFFERENCE_COLUMNS = (
+    "method", "baseline", "backbone", "turns", "metric", "difference", "low", "high", "n", "seeds"
+)  # fmt: skip
+
+DETECTABLE_COLUMNS = (
+    "backbone", "turns", "metric", "grouping", "group", "n", "users", "methods", "design_effect", "unpaired", "paired",
+    "paired_corrected",
+)  # fmt: skip
+
+ALL_BACKBONES = "mean of all"
+"""What the backbone column says for a mean over backbones."""
+
+
+def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> list[dict]:
+    """Paired comparison of two methods on the same questions, one row per metric.
+
+    difference is first minus second, mean over seeds, with a cluster-bootstrap interval (both methods
+    are resampled together). p_questions: exact sign test on the seed means of single questions
+    (McNemar's with one seed); it takes questions as independent. p_users: permutation test that
+    exchanges the two methods' results of whole users; it does not. better and worse count the questions
+    that favour the first and the second.
+
+    Raises:
+        TableError: if the questions differ.
+    """
+    if not np.array_equal(first.index, second.index):
+        raise TableError(f"{first.method} and {second.method} answered different questions; nothing to pair")
+    sums = [entry.user_sums() for entry in (first, second)]
+    values = [entry.seed_values().mean(axis=0) for entry in (first, second)]
+    difference = values[0] - values[1]
+    users = len(sums[0][0])
+    low, high = statistics.percentile_interval(first.resampled() - second.resampled())
+    (right_a, counted_a), (right_b, counted_b) = ([part.mean(axis=1) for part in pair] for pair in sums)
+    swap = statistics.swap_masks(users, permutations=permutations)
+
+    def shares(right: NDArray, other_right: NDArray, counted: NDArray, other_counted: NDArray) -> NDArray:
+        numerator = right.sum(0) + swap @ (other_right - right)
+        denominator = counted.sum(0) + swap @ (other_counted - counted)
+        return metrics.with_sensitivity(statistics.ratio(numerator, denominator))
+
+    permuted = shares(right_a, right_b, counted_a, counted_b) - shares(right_b, right_a, counted_b, counted_a)
+    observed = metrics.with_sensitivity(statistics.ratio(right_a.sum(0), counted_a.sum(0)))
+    observed = observed - metrics.with_sensitivity(statistics.ratio(right_b.sum(0), counted_b.sum(0)))
+    p_users = statistics.permutation_p(observed, permuted)
+    scores = [statistics.ratio(entry.right.sum(1), entry.counted.sum(1)) for entry in (first, second)]
+    rows = []
+    for column, metric in enumerate(metrics.METRICS):
+        row = {
+            "method": first.method,
+            "baseline": second.method,
+            "backbone": first.backbone,
+            "turns": first.turns,
+        }
+        row |= {"metric": metric, "difference": difference[column], "low": low[column], "high": high[column]}
+        if column < scores[0].shape[1]:
+            pair = [score[:, column] for score in scores]
+            both = ~np.isnan(pair[0]) & ~np.isnan(pair[1])
+            better, worse, p = statistics.sign_test(pair[0][both], pair[1][both])
+            if metric in LOWER_IS_BETTER:
+                better, worse = worse, better
+            row |= {"n": int(both.sum()), "better": better, "worse": worse}
+            row |= {"p_questions": p if both.any() else np.nan}
+        else:
+            row |= {"n": sum(r["n"] for r in rows if r["metric"] in ("collapse", "recall"))}
+            row |= {"better": np.nan, "worse": np.nan, "p_questions": np.nan}
+        rows.append(row | {"p_users": p_users[column], "seeds": min(first.seeds, second.seeds)})
+    return rows
+
+
+def focus_method(edition: Edition) -> str | None:
+    """The complete PrefMoE of an edition (all components, trained, no facet label), or None."""
+    for key in (*edition.table1, *edition.table2):
+        method = edition.methods[key]
+        complete = isinstance(method, PrefMoEMethod) and method.components == COMPONENTS
+        if complete and is_trained(method) and method.facet_label == "none":
+            return key
+    return None
+
+
+def comparisons_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
+    """PrefMoE against every other method of the same backbone and turns.
+
+    Holm's correction runs over all comparisons of the same metric in the edition, for each of the two tests.
+    """
+    focus = focus_method(edition)
+    rows: list[dict] = []
+    for first in answers:
+        if first.key == focus and focus is not None:
+            for second in answers:
+                same = (second.backbone, second.turns) == (first.backbone, first.turns)
+                if same and second.key != focus:
+                    rows += compare(first, second)
+    table = pd.DataFrame(rows, columns=[c for c in COMPARISON_COLUMNS if not c.endswith("_holm")])
+    for test in ("p_questions", "p_users"):
+        table[f"{test}_holm"] = table.groupby("metric")[test].transform(lambda p: statistics.holm(p.to_numpy()))
+    return table[list(COMPARISON_COLUMNS)]
+
+
+def forest_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
+    """PrefMoE minus every other method on the same questions: each backbone, and the mean over the backbones.
+
+    All backbones answer the same questions about the same users, so the mean's interval resamples users in all of
+    them together; it does not say how other backbones would scatter.
+
+    Returns:
+        the columns of `DIFFERENCE_COLUMNS`; backbone is `ALL_BACKBONES` for the mean, which needs all of them.
+    """
+    focus = focus_method(edition)
+    rows = []
+    keys = dict.fromkeys((entry.key, entry.turns) for entry in answers if entry.key != focus and entry.key)
+    for key, turns in keys if focus is not None else ():
+        here = {(entry.key, entry.backbone): entry for entry in answers if entry.turns == turns}
+        pairs = [(first, here[key, b]) for (k, b), first in here.items() if k == focus and (key, b) in here]
+        values = [first.seed_values().mean(axis=0) - second.seed_values().mean(axis=0) for first, second in pairs]
+        samples = [first.resampled() - second.resampled() for first, second in pairs]
+        estimates = list(zip([first.backbone for first, _ in pairs], values, samples, strict=True))
+        if len(pairs) == len(edition.backbones) > 1:
+            estimates.append((ALL_BACKBONES, np.mean(values, axis=0), np.mean(samples, axis=0)))
+        for backbone, value, sample in estimates:
+            low, high = statistics.percentile_interval(sample)
+            first, second = pairs[0]
+            for column, (metric, estimate) in enumerate(metrics.estimates(*first.user_sums(), resamples=1).items()):
+                row = {"method": first.method, "baseline": second.method, "backbone": backbone, "turns": turns}
+                row |= {"metric": metric, "difference": value[column], "low": low[column], "high": high[column]}
+                rows.append(row | {"n": estimate["n"], "seeds": min(first.seeds, second.seeds)})
+    return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
+
+
+def detectable_table(
+    edition: Edition, benchmark: Benchmark, answers: Sequence[Answers], split: str, *, power: float = 0.8
+) -> pd.DataFrame:
+    """The smallest true difference that each number of questions would show with probability ``power``, at p < .05.
+
+    From linearised standard errors over users (`statistics.standard_error`), medians over the methods of a backbone.
+
+    Returns:
+        the columns of `DETECTABLE_COLUMNS`, for all questions and for the groups of `breakdown_table`. n: questions,
+        users: those asked any of them, design_effect: variance over that of independent questions, unpaired: between
+        two methods that answer different questions of as many other users, paired: between PrefMoE and another
+        method on the same questions, paired_corrected: the same at .05 / (comparisons of the metric in the edition),
+        the first step of Holm's correction. NaN where there is nothing to compare.
+    """
+    focus = focus_method(edition)
+    whole = pd.Series("all", index=list(benchmark.splits[split]))
+    groupings = [("all", whole, ("all",), metrics.METRICS), *breakdowns(benchmark, split)]
+    tested = sum(a.backbone == b.backbone and a.turns == b.turns for a in answers if a.key == focus
+                 for b in answers if b.key != focus)  # fmt: skip
+    rows = []
+    for backbone, turns in dict.fromkeys((entry.backbone, entry.turns) for entry in answers):
+        entries = [entry for entry in answers if (entry.backbone, entry.turns) == (backbone, turns)]
+        for grouping, labels, groups, chosen in groupings:
+            label = labels.reindex(entries[0].index).to_numpy(dtype=object)
+            for group in groups:
+                member = (label == group).astype(float)
+                single = {entry.key: entry.influences(member) for entry in entries}
+                by_user = {k: statistics.cluster_sums(v, entries[0].users)[1] for k, v in single.items()}
+                errors = np.stack([statistics.standard_error(v) for v in by_user.values()])
+                naive = np.stack([statistics.standard_error(v) for v in single.values()])
+                effect = statistics.ratio(errors**2, naive**2)
+                pairs = [statistics.standard_error(by_user[focus] - v) for k, v in by_user.items()
+                         if k != focus] if focus in by_user else []  # fmt: skip
+                paired = _median(np.stack(pairs)) if pairs else np.full(len(metrics.METRICS), np.nan)
+                unpaired = np.sqrt(2) * _median(errors)
+                for metric in chosen:
+                    column = metrics.METRICS.index(metric)
+                    asked = _asked(entries[0], metric) * member
+                    row = {"backbone": backbone, "turns": turns, "metric": metric, "grouping": grouping}
+                    row |= {"group": group, "n": round(asked.sum()), "methods": len(entries)}
+                    row |= {"users": len(np.unique(entries[0].users[asked > 0]))}
+                    row |= {"design_effect": _median(effect)[column]}
+                    for name, error, alpha in (
+                        ("unpaired", unpaired, 0.05),
+                        ("paired", paired, 0.05),
+                        ("paired_corrected", paired, 0.05 / max(1, tested)),
+                    ):
+                        row[name] = float(statistics.detectable_difference(error[column], alpha=alpha, power=power))
+                    rows.append(row)
+    return pd.DataFrame(rows, columns=list(DETECTABLE_COLUMNS))
+
+
+def _asked(entry: Answers, metric: str) -> NDArray:
+    """(N,) in how large a share of the seeds each question counts for a metric."""
+    counted = entry.counted.mean(axis=1)
+    parts = ("collapse", "recall") if metric == "sensitivity" else (metric,)
+    return sum(counted[:, metrics.METRICS.index(part)] for part in parts)
+
+
+def _median(values: NDArray) -> NDArray:
+    """Median over the rows that are defined; NaN in columns without any."""
+    undefined = np.isnan(values).all(axis=0)
+    return np.where(undefined, np.nan, np.nanmedian(np.where(undefined, 0.0, values), axis=0))

@@ -1,0 +1,109 @@
+"""Which questions belong together, and what a benchmark asks: by kind, facet, item and group of users."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from prefmoe import metrics
+from prefmoe.data.benchmark import FACETS, Benchmark
+
+POPULARITY_GROUPS = ("rare", "middle", "popular")
+
+PAIR_GROUPS = ("pair unseen in training", "pair seen in training")
+
+QUESTION_GROUPS = (
+    "preference yes/no", "preference multiple choice", "recognition yes/no", "recognition multiple choice"
+)  # fmt: skip
+
+
+def questions(benchmark: Benchmark, split: str) -> pd.DataFrame:
+    """The questions of a split with their columns and an ``index`` column, in the order of the index."""
+    return benchmark.frame.loc[sorted(benchmark.splits.get(split, ()))].reset_index()
+
+
+def depicted_items(benchmark: Benchmark) -> pd.Series:
+    """The item that each question's picture shows, by index: annotated, else MMPB-clean's common items."""
+    if benchmark.annotations is not None:
+        return benchmark.annotations["item"].reindex(benchmark.frame.index).fillna("")
+    return benchmark.frame["preference_common_items"].fillna("").astype(str)
+
+
+def popularity_groups(benchmark: Benchmark) -> pd.Series:
+    """Each annotated question's item as rare, middle or popular (thirds of the items by number of
+    holders)."""
+    annotations = benchmark.annotations
+    annotations = annotations[annotations["item"].fillna("") != ""]
+    holders = annotations.groupby("item")["popularity"].first()
+    thirds = np.minimum((holders.rank(method="first") - 1) * 3 // len(holders), 2).astype(int)
+    return annotations["item"].map(thirds).map(dict(enumerate(POPULARITY_GROUPS)))
+
+
+def question_groups(frame: pd.DataFrame) -> pd.Series:
+    """The kind (an entry of `QUESTION_GROUPS`) of each question."""
+    kind = np.where(frame["l2-category"] == "inconsistency", "multiple choice", "yes/no")
+    return frame["category"] + " " + kind
+
+
+def breakdowns(benchmark: Benchmark, split: str) -> list[tuple[str, pd.Series, tuple[str, ...], tuple[str, ...]]]:
+    """Name, label of each question (by index), labels in their order, and the metrics that are broken down by it."""
+    frame = questions(benchmark, split).set_index("index")
+    groupings = [
+        ("bucket", metrics.group_bucket(frame), metrics.BUCKETS, ("collapse", "recall")),
+        ("facet", frame["concept"], FACETS, ("preference",)),
+        ("question", question_groups(frame), QUESTION_GROUPS, ("overall",)),
+    ]
+    if benchmark.annotations is not None:
+        shown = benchmark.annotations[benchmark.annotations["item"].fillna("") != ""]
+        pairs = shown["seen_pair"].map(dict(enumerate(PAIR_GROUPS)))
+        groupings += [
+            (
+                "popularity",
+                popularity_groups(benchmark),
+                POPULARITY_GROUPS,
+                ("collapse", "recall", "preference"),
+            ),
+            ("pair", pairs, PAIR_GROUPS, ("preference", "collapse")),
+        ]
+    return groupings
+
+
+def dataset_statistics(benchmark: Benchmark) -> pd.DataFrame:
+    """Questions by type and split: columns question_type, split, count (as in the paper's dataset table)."""
+    kind = np.where(benchmark.frame["l2-category"] == "inconsistency", "mcq", "yesno")
+    types = benchmark.frame["category"] + "_" + kind
+    rows = [
+        {"question_type": name, "split": split, "count": int((types.loc[list(indices)] == name).sum())}
+        for name in ("preference_mcq", "preference_yesno", "recognition_mcq", "recognition_yesno")
+        for split, indices in benchmark.splits.items()
+        if indices
+    ]
+    return pd.DataFrame(rows, columns=["question_type", "split", "count"])
+
+
+def item_popularity(benchmark: Benchmark) -> pd.DataFrame:
+    """How many users like each item that anybody mentions: columns facet, item, users."""
+    likes: Counter[tuple[str, str]] = Counter()
+    for user in benchmark.users.values():
+        for facet, preference in user.preferences.items():
+            likes.update({(facet, item): 1 for item in preference.likes})
+            likes.update({(facet, item): 0 for item in preference.dislikes})
+    rows = [(facet, item, users) for (facet, item), users in sorted(likes.items(), key=lambda x: (-x[1], x[0]))]
+    return pd.DataFrame(rows, columns=["facet", "item", "users"])
+
+
+def group_sizes(benchmark: Benchmark) -> pd.DataFrame:
+    """How many users share each preference annotation: columns facet, group (id in benchmark.groups),
+    users, rank.
+
+    rank counts from 0, the largest group of its facet.
+    """
+    ids = np.array(benchmark.groups)
+    rows = []
+    for column, facet in enumerate(FACETS):
+        counted = Counter(int(group) for group in ids[:, column] if group >= 0)
+        for rank, (group, users) in enumerate(sorted(counted.items(), key=lambda entry: (-entry[1], entry[0]))):
+            rows.append((facet, group, users, rank))
+    return pd.DataFrame(rows, columns=["facet", "group", "users", "rank"])

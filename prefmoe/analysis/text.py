@@ -1,0 +1,158 @@
+"""Tables as text: cells with their intervals, verdicts in words, and the Markdown of README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefmoe import metrics
+from prefmoe.analysis.answers import REFERENCE, TableError
+from prefmoe.analysis.groupings import POPULARITY_GROUPS
+from prefmoe.analysis.tables import TABLE2_COLUMNS, read_table
+from prefmoe.config import DEFAULT_EDITION, FIGURES
+from prefmoe.config.outputs import committed_folder
+from prefmoe.metrics import LOWER_IS_BETTER
+
+BETTER, WORSE, UNDECIDED = "better", "worse", "not told apart"
+
+README_BEGIN, README_END = "<!-- tables: begin -->", "<!-- tables: end -->"
+
+
+def readable(table: pd.DataFrame, *, rows: str | Sequence[str] = "method", columns: str = "metric") -> pd.DataFrame:
+    """A table to read: cells are "value [low, high]", rows and columns in the order of the table.
+
+    Args:
+        table: rows of a CSV file of `build` (or any with a column value; low and high are optional).
+    """
+    keys = [rows] if isinstance(rows, str) else list(rows)
+    value = "value" if "value" in table else "difference"
+    cells = table[[*keys, columns]].assign(cell=[_interval(row, value) for row in table.to_dict("records")])
+    grid = cells.pivot(index=keys, columns=columns, values="cell").fillna("–")
+    order = pd.MultiIndex.from_frame(cells[keys].drop_duplicates()) if len(keys) > 1 else cells[keys[0]].unique()
+    return grid.loc[order, cells[columns].unique()].rename_axis(columns=None)
+
+
+def _interval(row: Mapping, value: str) -> str:
+    if pd.isna(row[value]):
+        return "–"
+    text = f"{round(float(row[value]), 3) + 0.0:.3f}"  # no "-0.000"
+    if pd.isna(row.get("low")) or pd.isna(row.get("high")):
+        return text
+    return f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def verdicts(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
+    """What the paired tests of comparisons.csv allow to say, in words.
+
+    Returns:
+        one line per backbone, method and baseline, a column per metric: the method is "better" or "worse" than
+        the baseline where the corrected p of the permutation test over users is below ``alpha``, else "not told
+        apart"; "–" where there is nothing to test.
+    """
+    direction = np.sign(comparisons["difference"]) * np.where(comparisons["metric"].isin(LOWER_IS_BETTER), -1, 1)
+    words = np.where(direction > 0, BETTER, WORSE)
+    words = np.where(comparisons["p_users_holm"] < alpha, words, UNDECIDED)
+    words = np.where(comparisons["p_users_holm"].isna(), "–", words)
+    keys = ["backbone", "method", "baseline"]
+    grid = comparisons.assign(word=words).pivot(index=keys, columns="metric", values="word")
+    order = list(comparisons[keys].drop_duplicates().itertuples(index=False, name=None))
+    return grid.loc[order, comparisons["metric"].unique()].rename_axis(columns=None)
+
+
+def group_rises(breakdown: pd.DataFrame) -> pd.DataFrame:
+    """Whether a metric rises from rare to popular items, and from small to large sharing groups.
+
+    Args:
+        breakdown: rows of breakdown.csv for one backbone and number of turns.
+
+    Returns:
+        one line per method; "rises" or "falls" where the 95 % intervals of the two groups do not touch, else "not
+        told apart"; "–" where one of the groups has no questions.
+    """
+    groupings = {"popularity": POPULARITY_GROUPS, "bucket": metrics.BUCKETS}
+    names = {"popularity": "rare → popular items", "bucket": "small → large groups"}
+    cells = {}
+    for grouping, (first, *_, last) in groupings.items():
+        for metric in ("collapse", "recall"):
+            rows = breakdown[(breakdown["grouping"] == grouping) & (breakdown["metric"] == metric)]
+            low, high = (rows[rows["group"] == group].set_index("method") for group in (first, last))
+            words = [_change(low.loc[method], high.loc[method]) for method in low.index]
+            cells[names[grouping], metric] = pd.Series(words, index=low.index, dtype=object)
+    return pd.DataFrame(cells).reindex(breakdown["method"].unique()).fillna("–")
+
+
+def _change(before: pd.Series, after: pd.Series) -> str:
+    if before[["low", "high"]].isna().any() or after[["low", "high"]].isna().any():
+        return "–"
+    return "rises" if after["low"] > before["high"] else "falls" if after["high"] < before["low"] else UNDECIDED
+
+
+def markdown(edition: str, *, figures: str | Path = FIGURES, turns: int = 0) -> str:
+    """Tables 1 and 2 of an edition as Markdown, from the committed ``figures/<edition>/table1.csv`` and
+    ``table2.csv`` alone.
+
+    A cell is value ± half the width of its 95 % interval; n and seeds stand in the caption of each table.
+    """
+    folder = committed_folder(edition, figures)
+    main = read_table(folder / "table1.csv")
+    main = main[main["turns"] == turns]
+    parts = []
+    reference = main[main["type"] == REFERENCE]
+    for backbone in main.loc[main["type"] != REFERENCE, "backbone"].unique():
+        rows = pd.concat([main[main["backbone"] == backbone], reference])
+        title = f"**{backbone}, {turns} turns of small talk.** {_sizes(rows)}"
+        parts.append(title + "\n\n" + _grid(rows, ["method", "type"]))
+    path = folder / "table2.csv"
+    ablation = read_table(path) if path.is_file() else pd.DataFrame(columns=list(TABLE2_COLUMNS))
+    ablation = ablation[ablation["turns"] == turns]
+    if len(ablation):
+        title = f"**Ablation, {turns} turns of small talk.** {_sizes(ablation)}"
+        parts.append(title + "\n\n" + _grid(ablation, ["components"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def with_tables(readme: str, edition: str, *, figures: str | Path = FIGURES) -> str:
+    """The text of README.md with `markdown` of all turns between its two markers.
+
+    Raises:
+        TableError: if README.md shows another edition, or the markers are not there, once and in order.
+    """
+    if edition != DEFAULT_EDITION:
+        raise TableError(f"README.md shows the tables of edition {DEFAULT_EDITION!r}, and not those of {edition!r}")
+    before, begin, rest = readme.partition(README_BEGIN)
+    _, end, after = rest.partition(README_END)
+    if not begin or not end or README_BEGIN in after or README_END in after:
+        raise TableError(f"README.md: expected one {README_BEGIN} and, after it, one {README_END}")
+    turns = sorted(read_table(committed_folder(edition, figures) / "table1.csv")["turns"].unique())
+    tables = "\n".join(markdown(edition, figures=figures, turns=int(turn)) for turn in turns)
+    return f"{before}{begin}\n\n{tables}\n{end}{after}"
+
+
+def _sizes(rows: pd.DataFrame) -> str:
+    counts = rows.groupby("metric")["n"].max()
+    sizes = ", ".join(f"{metric} {counts[metric]}" for metric in metrics.METRICS[:-1] if metric in counts)
+    trained = rows if "type" not in rows else rows[~rows["type"].isin((REFERENCE, "NT"))]
+    seeds = sorted(trained["seeds"].unique())
+    return f"Questions: {sizes}. Trained methods: mean of {'/'.join(map(str, seeds)) or 1} seeds."
+
+
+def _grid(rows: pd.DataFrame, keys: list[str]) -> str:
+    heads = [*keys, *(f"{m} ↓" if m in LOWER_IS_BETTER else m for m in metrics.METRICS)]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(keys) + "--:|" * len(metrics.METRICS)]
+    for key, group in rows.groupby(keys, sort=False):
+        cells = group.set_index("metric")
+        values = [_cell(cells.loc[metric]) if metric in cells.index else "" for metric in metrics.METRICS]
+        lines.append("| " + " | ".join([*map(str, key), *values]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: pd.Series) -> str:
+    if pd.isna(row["value"]):
+        return "–"
+    value = round(float(row["value"]), 3) + 0.0  # no "-0.000"
+    if pd.isna(row["low"]) or pd.isna(row["high"]):
+        return f"{value:.3f}"
+    return f"{value:.3f} ± {(row['high'] - row['low']) / 2:.3f}"
