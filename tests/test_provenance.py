@@ -129,6 +129,7 @@ def test_what_a_run_depends_on_is_found_and_figures_are_not_among_it(monkeypatch
     code_digest(methods=("prefmoe.models.prefmoe",))
     used = {name for name in seen if original(name)}
     assert {"prefmoe.losses", "prefmoe.data.prompts", "prefmoe.models.moe_lora", "prefmoe.running.training"} <= used
+    assert {"prefmoe.backbones.loading", "prefmoe.backbones.conversations", "prefmoe.backbones.batches"} <= used
     assert not used & {
         "prefmoe.figures.forms",
         "prefmoe.analysis.tables",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from prefmoe.data.benchmark import OPTION_LETTERS
+
 from . import prompts
-from .benchmark import OPTION_LETTERS
 from .rows import Columns
 
 INJECTION_COLUMNS = tuple(f"injection_image_{k}" for k in range(1, 6))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from .benchmark import FACETS, OPTION_LETTERS, Benchmark, Example
+from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Benchmark, Example
+
 from .pictures import open_picture
 from .prompts import fill
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from .benchmark import FACETS, Benchmark, Preference, User
+from prefmoe.data.benchmark import FACETS, Benchmark, Preference, User
+
 from .prompts import parse_preferences, preference_phrase
 from .rows import Columns, Mistakes, Row, read_rows
 

@@ -15,8 +15,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from . import prompts
-from .benchmark import (
+from prefmoe.data.benchmark import (
     APART,
     FACETS,
     OPTION_LETTERS,
@@ -28,6 +27,8 @@ from .benchmark import (
     name_mistake,
     split_holders,
 )
+
+from . import prompts
 from .columns import COLUMNS, DEFAULTS, IMAGE_COLUMNS, INJECTION_COLUMNS, QUESTIONS
 from .packed import unpack
 from .rows import Columns, Mistakes, MMPBError, Row, read_rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from .benchmark import FACETS, OPTION_LETTERS, Example, Preference, Turn, User
+from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Example, Preference, Turn, User
 
 Profile = Literal["none", "text", "image", "both"]
 """What a prompt shows of the user before the question."""
