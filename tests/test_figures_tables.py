@@ -392,3 +392,37 @@ def test_the_cells_of_these_notebooks_draw_with_the_committed_small_tables():
         **TABLES,
     ).figures
     assert len(shown) >= 12 and all(figure.axes and figure.get_label() for figure in shown)
+
+
+def test_an_edition_where_nobody_has_a_preference_still_has_its_figures():
+    undefined = ["preference", "collapse", "recall", "sensitivity"]
+
+    def without(table: pd.DataFrame) -> pd.DataFrame:
+        blank = [c for c in ("value", "difference", "low", "high", "unpaired", "p_users_holm") if c in table]
+        return table.assign(**{c: table[c].mask(table["metric"].isin(undefined)) for c in blank})
+
+    edition = {"settings": SimpleNamespace(backbones=["b"]), "turns": 0, "tables": tables}
+    compared = without(differences(backbones=(("b", 0.0, 0.04),)))
+    ids = ("main-function", "main-figure", "detail-figure", "paired-function", "paired-figure", "paired-detail")
+    seeds = table1().assign(minimum=np.nan, maximum=np.nan)
+    shown = cells("07", *ids, table1=without(table1()), seeds=seeds, comparisons=compared, **edition).figures
+    assert "nothing to draw" in one_line(shown[0]) and len(shown[1].axes) == 2 and len(shown) == 6
+
+    detectable = pd.DataFrame(
+        [{"backbone": "b", "turns": 0, "metric": m, "grouping": "all", "group": "all", "n": 9, "users": 3, "methods": 2,
+          "unpaired": 0.2, "paired": 0.1, "paired_corrected": np.nan} for m in undefined]
+    )  # fmt: skip
+    turns = without(table1().assign(change=0.0, change_low=0.0, change_high=0.0))
+    calibration = pd.DataFrame(
+        columns=["method", "type", "backbone", "turns", "metric", "value", "low", "high", "floor", "n"]
+    )
+    separation = pd.DataFrame(columns=["method", "type", "backbone", "turns", "measure", "value", "low", "high", "n"])
+    names = {
+        "forest": compared, "detectable": without(detectable), "turns": turns, "calibration": calibration,
+        "reliability": calibration.assign(confidence=[]), "separation": separation,
+    }  # fmt: skip
+    shown = uncertain(
+        "forest-function", "forest-figure", "detectable-figure", "turns-figure", "turns-curves", "calibration-figure",
+        "reliability-diagrams", "separation-function", "separation-figure", names=names,
+    ).figures  # fmt: skip
+    assert len(shown) == 7 and all(figure.get_label() for figure in shown)
