@@ -43,6 +43,10 @@ REFUSING = {"soft_prompt": {"kind": "soft_prompt", "tokens": 2}, "yollava": {"ki
 EVERY = pytest.mark.parametrize("kind", KINDS)
 
 
+def test_every_kind_of_method_is_in_these_tests():
+    assert {content["kind"] for content in (KINDS | REFUSING).values()} == set(config.KINDS)
+
+
 @pytest.fixture(scope="module")
 def build(tiny_backbone, tiny_benchmark):
     def build(kind: str, benchmark=tiny_benchmark) -> Method:

@@ -66,6 +66,7 @@ def test_smoke_has_every_kind_of_method_and_both_tables_of_the_default_edition()
     assert (smoke.backbones, smoke.table2) == (mini.backbones, mini.table2)
     assert smoke.evaluation.turns == mini.evaluation.turns
     assert {method.kind for method in smoke.methods.values()} == {method.kind for method in mini.methods.values()}
+    assert {method.kind for method in smoke.methods.values()} == set(KINDS)
     assert set(smoke.table1) <= set(mini.table1)
 
 

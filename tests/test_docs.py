@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from prefmoe.config import KINDS
 from prefmoe.config.registry import Registry
 from prefmoe.logits import PROMPTS, fixed_picture
 from prefmoe.system.places import REGISTRY
@@ -28,6 +29,11 @@ def test_example_entries_are_valid() -> None:
             content[part] |= entries
     registry = Registry.model_validate(content)
     assert "llava-next-mistral-7b" in registry.backbones and "SomeVisionLanguageModel" in registry.architectures
+
+
+def test_the_page_of_baselines_has_every_method() -> None:
+    text = (DOCS / "baselines.md").read_text(encoding="utf-8")
+    assert [kind for kind, s in KINDS.items() if f"`{s.module.rpartition('.')[2]}.py`" not in text] == []
 
 
 def test_the_script_for_the_published_code_draws_and_writes_what_a_record_needs() -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 from safetensors import safe_open
 
-from prefmoe.config import Edition, Method, MiniatureData, PrefMoEMethod, load_edition
+from prefmoe.config import Edition, LoRAMethod, Method, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.config.registry import BackboneEntry, Shape, find_backbone
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH, Ranks
@@ -109,7 +109,7 @@ def adapter_rank(method: Method) -> int:
 
 def trained_parameters(method: Method, shape: Shape, users: int) -> int:
     """How many parameters a method trains, for so many users (all of them in the training split)."""
-    if method.kind == "fft":
+    if method.table_type == "FFT":
         return shape.parameters - shape.vision
     hidden = shape.hidden
     count = adapter_rank(method) * adapter_rows(shape) * adapted_layers(method, shape)
@@ -163,7 +163,7 @@ def activations_per_token(shape: Shape, method: Method, width: int) -> float:
     h, kv, m = shape.hidden, shape.key_value_heads * shape.head_size, shape.intermediate
     half = width < 4
     frozen = (8 if half else 6) * h + kv + 3 * m
-    if method.kind == "fft":
+    if method.table_type == "FFT":
         whole = frozen + 2 * h + m
         if half:  # autocast: the residual stream stays in float32
             whole += 4 * h
@@ -172,7 +172,7 @@ def activations_per_token(shape: Shape, method: Method, width: int) -> float:
     adapted += 6 * 4 * adapter_rank(method) * 4 / width
     layers = adapted_layers(method, shape) if adapter_rank(method) else 0
     # Below the adapted layers gradients flow only towards soft tokens at the input.
-    below = shape.layers - layers if method.kind not in ("lora", "nontuned") else 0
+    below = shape.layers - layers if type(method) is not LoRAMethod and method.table_type != "NT" else 0
     return width * (layers * adapted + below * frozen)
 
 
@@ -188,7 +188,7 @@ def training_memory(
 ) -> Memory:
     """Memory of a training step over ``tokens`` tokens (batch times length) with a backbone of ``width`` bytes."""
     trained = trained_parameters(method, shape, users)
-    whole = method.kind == "fft"
+    whole = method.table_type == "FFT"
     kept = weight_bytes(shape, 4 if whole else width, four_bit)
     if not whole:
         kept += 4 * trained
@@ -206,8 +206,8 @@ def evaluation_memory(
     method: Method, shape: Shape, *, users: int, tokens: int, width: int = 2, four_bit: bool = False
 ) -> Memory:
     """Memory of answering prompts of ``tokens`` tokens in all: weights, key-value cache, and one layer's states."""
-    trained = 0 if method.kind == "fft" else trained_parameters(method, shape, users)
-    kept = weight_bytes(shape, 4 if method.kind == "fft" else width, four_bit) + 4 * trained
+    trained = 0 if method.table_type == "FFT" else trained_parameters(method, shape, users)
+    kept = weight_bytes(shape, 4 if method.table_type == "FFT" else width, four_bit) + 4 * trained
     cache = 2 * shape.layers * shape.key_value_heads * shape.head_size * width
     states = (4 * shape.hidden + 3 * shape.intermediate) * max(width, 4)
     return Memory(kept, 0, 0, round(tokens * (cache + states)))
@@ -257,13 +257,13 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
     shape, settings, training = shape_of(entry), edition.hardware, edition.training
     small = entry.hub_id is None
     width = 4 if small else 2
-    four_bit = settings.four_bit and not small and method.kind != "fft"
+    four_bit = settings.four_bit and not small and method.table_type != "FFT"
     users, questions = _users_and_questions(edition)
     asked = edition.evaluation.batch_size * prompt_tokens(method, shape, max(edition.evaluation.turns))
     answering = evaluation_memory(method, shape, users=users, tokens=asked, width=width, four_bit=four_bit)
     length = prompt_tokens(method, shape, 0)
     learning = Memory(0, 0, 0, 0)
-    if method.kind != "nontuned":
+    if method.table_type != "NT":
         learning = training_memory(
             method,
             shape,
@@ -280,7 +280,7 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
         gpus = settings.processes
     elif settings.launch == "ddp" and gpus == 1:
         gpus = settings.gpus_per_node
-    seeds = len(edition.seeds) if method.kind != "nontuned" else 1
+    seeds = len(edition.seeds) if method.table_type != "NT" else 1
     hours = seeds * _hours(edition, method, shape, length, questions, width, four_bit)
     if settings.launch != "one" and gpus > 1:
         hours /= gpus
@@ -288,8 +288,8 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
     finished = 4 * trained + 4 * users * len(ANCHORS) * shape.hidden
     disk = seeds * finished + 2 * 12 * trained  # two checkpoints stand side by side while the newer one is written
     copies = gpus if settings.launch == "ddp" else 1
-    memory = copies * weight_bytes(shape, 4 if method.kind == "fft" else width) + 16 * GIGABYTE
-    if method.kind == "fft":
+    memory = copies * weight_bytes(shape, 4 if method.table_type == "FFT" else width) + 16 * GIGABYTE
+    if method.table_type == "FFT":
         memory += 12 * trained
     return Needs(
         training=round(FRAGMENTATION * learning.total),
@@ -309,10 +309,10 @@ def _hours(
     training, evaluation = edition.training, edition.evaluation
     forward = 2 * ((shape.active or shape.decoder) + shape.vision)
     operations = 0.0
-    if method.kind != "nontuned":
+    if method.table_type != "NT":
         steps = training.steps * getattr(method, "steps_factor", 1.0)
         examples = steps * training.batch_size * training.gradient_accumulation
-        passes = (3 if method.kind == "fft" else 2) + (1 if training.gradient_checkpointing else 0)
+        passes = (3 if method.table_type == "FFT" else 2) + (1 if training.gradient_checkpointing else 0)
         operations += examples * length * passes * forward
     reading = 0.0
     for turns in evaluation.turns:
@@ -372,7 +372,9 @@ def table(edition: Edition | str) -> pd.DataFrame:
                 rows.append({"backbone": backbone, "method": name, "fits": "shape not in the registry"})
                 continue
             method = edition.methods[name]
-            in_float32 = 2 if on_cpu and entry.hub_id and method.kind != "fft" else 1  # the CPU computes in float32
+            in_float32 = (
+                2 if on_cpu and entry.hub_id and method.table_type != "FFT" else 1
+            )  # the CPU computes in float32
             fits = [
                 word
                 for word, size in (("train", need.training), ("evaluate", need.evaluation))
