@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from prefmoe.data import prompts
 from prefmoe.data.benchmark import OPTION_LETTERS
-
-from . import prompts
-from .rows import Columns
+from prefmoe.data.rows import Columns
 
 INJECTION_COLUMNS = tuple(f"injection_image_{k}" for k in range(1, 6))
 IMAGE_COLUMNS = ("image_path", *INJECTION_COLUMNS)

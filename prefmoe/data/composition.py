@@ -9,9 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Benchmark, Example
-
-from .pictures import open_picture
-from .prompts import fill
+from prefmoe.data.pictures import open_picture
+from prefmoe.data.prompts import fill
 
 
 def question_counts(benchmark: Benchmark, by: str = "task_family") -> pd.DataFrame:

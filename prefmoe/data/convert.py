@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prefmoe.data import mmpb
+from prefmoe.data.columns import CONVERTED, IMAGE_COLUMNS, INJECTION_COLUMNS
+from prefmoe.data.rows import PARQUET, TABLES, Mistakes, MMPBError, Row
 from prefmoe.system import hub
 from prefmoe.system.files import read_regular, seal_of, write_json
-
-from . import mmpb
-from .columns import CONVERTED, IMAGE_COLUMNS, INJECTION_COLUMNS
-from .rows import PARQUET, TABLES, Mistakes, MMPBError, Row
 
 SPLIT_WORDS = {split: split for split in ("train", "validation", "test", "unseen")} | {
     "val": "validation",

@@ -14,9 +14,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from prefmoe.data.benchmark import FACETS, Benchmark, Preference, User
-
-from .prompts import parse_preferences, preference_phrase
-from .rows import Columns, Mistakes, Row, read_rows
+from prefmoe.data.prompts import parse_preferences, preference_phrase
+from prefmoe.data.rows import Columns, Mistakes, Row, read_rows
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from prefmoe.data import prompts
 from prefmoe.data.benchmark import (
     APART,
     FACETS,
@@ -27,13 +28,11 @@ from prefmoe.data.benchmark import (
     name_mistake,
     split_holders,
 )
-
-from . import prompts
-from .columns import COLUMNS, DEFAULTS, IMAGE_COLUMNS, INJECTION_COLUMNS, QUESTIONS
-from .packed import unpack
-from .rows import Columns, Mistakes, MMPBError, Row, read_rows
-from .shown import check_pictures
-from .splits import read_annotations, read_splits, read_transcripts
+from prefmoe.data.columns import COLUMNS, DEFAULTS, IMAGE_COLUMNS, INJECTION_COLUMNS, QUESTIONS
+from prefmoe.data.packed import unpack
+from prefmoe.data.rows import Columns, Mistakes, MMPBError, Row, read_rows
+from prefmoe.data.shown import check_pictures
+from prefmoe.data.splits import read_annotations, read_splits, read_transcripts
 
 UNPACKED = "mmpb_clean/unpacked"
 """Where the pictures lie, from the data folder, that a table held itself."""

@@ -14,9 +14,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from prefmoe.data import prompts
 from prefmoe.system.files import read_regular
-
-from . import prompts
 
 REPORTED_MISTAKES = 20
 """How many mistakes one MMPBError spells out; the others are counted."""

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from prefmoe.data.columns import IMAGE_COLUMNS
+from prefmoe.data.pictures import picture_mistake
+from prefmoe.data.rows import Row
 from prefmoe.system import provenance
 from prefmoe.system.files import is_intact, keep, read_json, read_regular
-
-from .columns import IMAGE_COLUMNS
-from .pictures import picture_mistake
-from .rows import Row
 
 Notes = dict[str, tuple[list[Any], str]]
 """Relative path -> state and digest of a picture that was whole."""

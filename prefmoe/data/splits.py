@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from prefmoe.data import prompts
 from prefmoe.data.benchmark import Turn
+from prefmoe.data.rows import Columns, Mistakes, read_rows
 from prefmoe.system.files import read_regular
-
-from . import prompts
-from .rows import Columns, Mistakes, read_rows
 
 SPLIT_KEYS = {f"{split}_idx": split for split in ("train", "validation", "test", "unseen")}
 
