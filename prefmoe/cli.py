@@ -6,21 +6,33 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from prefmoe.config import DEFAULT_EDITION
-from prefmoe.system.places import MINIATURES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status. The package's own errors are printed without a traceback."""
     options = _parser().parse_args(arguments)
+    return call(options.function, options)
+
+
+def call(
+    function: Callable[[argparse.Namespace], int | None],
+    options: argparse.Namespace,
+    own: Collection[str] = ("prefmoe",),
+) -> int:
+    """Calls what a command is for; returns the exit status. Commands of workflow/scripts end in it, too.
+
+    Args:
+        own: packages whose errors are printed without a traceback.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        return options.function(options) or 0
+        return function(options) or 0
     except Exception as error:
-        if not type(error).__module__.startswith("prefmoe."):
+        if type(error).__module__.partition(".")[0] not in own:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -48,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     publish = command(
         "publish", _publish, "Put an edition's results where they are committed: figures/, notebooks/, README.md."
     )
-    publish.add_argument("edition", help='or "speed", for what `prefmoe bench` measured')
+    publish.add_argument("edition", help='or "speed", for what workflow/scripts/speed.py measured')
 
     compare = command(
         "compare", _compare, "Say how this machine's tables differ from the committed ones; status 1: not reproduced."
@@ -91,21 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     plan = command("plan", _plan, "What an edition's runs need: memory, disk, GPUs, hours; and what fits here.")
     plan.add_argument("edition", nargs="?", default="paper")
 
-    bench = command("bench", _bench, "Measure speed side by side; writes results/speed/<cpu or cuda>.csv.")
-    bench.add_argument("edition", nargs="?", default=DEFAULT_EDITION)
-    bench.add_argument("--output", type=Path, help="folder of the CSV file (default: results/speed)")
-    bench.add_argument("--seconds", type=float, default=20.0, help="per comparison (default: 20)")
-    bench.add_argument("--users", type=int, nargs="+", help="sizes of the user state (default: 10 to 1000000)")
-
-    pretrain = command("pretrain", _pretrain, "Make a miniature backbone's weights again (hours; can be stopped).")
-    pretrain.add_argument("backbone", choices=MINIATURES)
-
-    align = command("align", _align, "Train the projector of a folder made by `prefmoe fetch smollm2`.")
-    align.add_argument("folder", type=Path)
-    align.add_argument("stage", choices=["drawings", "photographs"], help="photographs need PREFMOE_DATA")
-    align.add_argument("--edition", default="small-sample", help="whose photographs (default: small-sample)")
-    align.add_argument("--ship", action="store_true", help="also put the projector into the package (drawings only)")
-
     tune = command("tune", _tune, "Try an edition's grid on the validation split and record every trial.")
     tune.add_argument("edition")
     tune.add_argument("--backbones", nargs="+", help="only these (no table is written)")
@@ -116,17 +113,6 @@ def _parser() -> argparse.ArgumentParser:
     instead = protocol.add_mutually_exclusive_group()
     instead.add_argument("--run", nargs=2, metavar=("BACKBONE", "PLAN"), help="make one plan's runs instead")
     instead.add_argument("--budget", action="store_true", help="say how many runs and steps they need instead")
-
-    for name, function, summary in (
-        ("record-logits", _record_logits, "Write down what a backbone says to fixed prompts."),
-        ("check-logits", _check_logits, "Compare a backbone with such a record."),
-    ):
-        logits = command(name, function, summary)
-        logits.add_argument("backbone", help="a name of the registry, or a folder with the model's files")
-        logits.add_argument("file", type=Path, help="JSON file")
-        logits.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-        logits.add_argument("--device", default="cpu", help='"auto" spreads the model over all accelerators')
-    logits.add_argument("--tolerance", type=float, default=0.01, help="largest difference of a logit (default: 0.01)")
 
     convert = command("convert", _convert, "Make a data folder from a table and its pictures (docs/data.md).")
     convert.add_argument("source", help="a CSV, TSV or parquet file, a folder with them, or owner/name on the hub")
@@ -246,32 +232,6 @@ def _plan(options: argparse.Namespace) -> None:
     print(f"\nThis machine: {resources.machine()[0]}. Formulas and their accuracy: docs/scale.md.")
 
 
-def _bench(options: argparse.Namespace) -> None:
-    from prefmoe import speed
-
-    chosen = {name: getattr(options, name) for name in ("output", "users") if getattr(options, name) is not None}
-    print(speed.bench(options.edition, seconds=options.seconds, **chosen))
-
-
-def _pretrain(options: argparse.Namespace) -> None:
-    from prefmoe.pretraining import pretrain
-
-    pretrain(options.backbone)
-
-
-def _align(options: argparse.Namespace) -> None:
-    from prefmoe import projector
-    from prefmoe.config import load_edition
-    from prefmoe.running.runs import use_threads
-
-    use_threads()
-    edition = load_edition(options.edition) if options.stage == "photographs" else None
-    card = projector.teach(options.folder, options.stage, edition=edition)
-    print(json.dumps(card["abilities"], indent=1))
-    if options.ship:
-        print(projector.ship(options.folder))
-
-
 def _tune(options: argparse.Namespace) -> None:
     from prefmoe.experiments.tuning import tune
 
@@ -296,26 +256,6 @@ def _protocol(options: argparse.Namespace) -> None:
 
     for path in build(options.edition).values():
         print(path)
-
-
-def _record_logits(options: argparse.Namespace) -> None:
-    from prefmoe.logits import record
-
-    record(_backbone(options), options.file)
-
-
-def _check_logits(options: argparse.Namespace) -> None:
-    from prefmoe.logits import check
-
-    print(check(_backbone(options), options.file, options.tolerance).to_string(index=False))
-
-
-def _backbone(options: argparse.Namespace):
-    import torch
-
-    from prefmoe.backbones.loading import load_backbone
-
-    return load_backbone(options.backbone, dtype=getattr(torch, options.dtype), device=options.device)
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import yaml
+from logits import PROMPTS, fixed_picture
 
 from prefmoe.config import KINDS
 from prefmoe.config.registry import Registry
-from prefmoe.logits import PROMPTS, fixed_picture
 from prefmoe.system.places import REGISTRY
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from logits import PROMPTS, LogitsError, check, fixed_picture, main, record
 from tiny_models import DEEPSEEK_VL2
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.pictures import load_pictures
-from prefmoe.cli import main
-from prefmoe.logits import PROMPTS, LogitsError, check, fixed_picture, record
 
 KINDS = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", *DEEPSEEK_VL2])
 
@@ -23,8 +22,8 @@ def test_a_backbone_agrees_with_its_own_record(
     tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     file = tmp_path / "record.json"
-    assert main(["record-logits", str(tiny_folder(kind)), str(file)]) == 0
-    assert main(["check-logits", str(tiny_folder(kind)), str(file), "--tolerance", "1e-4"]) == 0
+    assert main(["record", str(tiny_folder(kind)), str(file)]) == 0
+    assert main(["check", str(tiny_folder(kind)), str(file), "--tolerance", "1e-4"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in PROMPTS)
 
@@ -84,7 +83,7 @@ def test_a_file_that_is_no_record_is_refused(
     file = tmp_path / "record.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(LogitsError, match="record.json: expected a record of prefmoe record-logits"):
+    with pytest.raises(LogitsError, match="record.json: expected a record of logits.py record"):
         check(tiny_backbone("llava"), file)
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from method_checks import batch_of, logits
+from pretraining.miniatures import vocabulary
 
 from prefmoe.config import LoRAMethod, LOVA3Method, NonTunedMethod, Training
 from prefmoe.data import prompts
@@ -15,7 +16,6 @@ from prefmoe.data.prompts import PLACEHOLDER
 from prefmoe.models.base import build_method
 from prefmoe.models.lova3 import ASK, ASSESS, asking, assessing, candidates
 from prefmoe.models.yollava import QUESTION
-from prefmoe.pretraining.miniatures import vocabulary
 from prefmoe.running.training import train
 
 ADAPTER = dict(label="x", lr=3e-3, rank=2, alpha=2, dropout=0.0)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pretrain as command
 import pytest
 import yaml
+from pretraining import PretrainingError, pretrain
+from pretraining.miniatures import FOLDERS
 from small_world import model_folder
 
 from prefmoe.backbones import cards
 from prefmoe.backbones.loading import load_backbone
-from prefmoe.cli import main
 from prefmoe.config import MMPBData, load_edition, registry
 from prefmoe.config.registry import BackboneError, find_backbone
 from prefmoe.data.sources import SourceError, prepare_data
-from prefmoe.pretraining import PretrainingError, pretrain
-from prefmoe.pretraining.miniatures import FOLDERS
 from prefmoe.system import places
 
 
@@ -79,7 +79,7 @@ def test_a_folder_in_the_registry_is_a_backbone_but_no_miniature(own_entry, caps
     assert find_backbone(own_entry).folder == model_folder() == places.weights_folder(own_entry)
     assert cards.shipped() == list(places.MINIATURES)
     with pytest.raises(SystemExit):
-        main(["pretrain", own_entry])
+        command.main([own_entry])
     assert "invalid choice: 'own'" in capsys.readouterr().err
     with pytest.raises(PretrainingError, match="there is no recipe for 'own', only for llava-mini, qwen2.5-vl-mini"):
         pretrain(own_entry)

@@ -6,21 +6,21 @@ import hashlib
 import json
 
 import numpy as np
+import pretraining
 import pytest
 import torch
 from PIL import Image
+from pretraining import drawings, language, miniatures, reading, vision
+from pretraining.abilities import measure_abilities
+from pretraining.conversations import Conversations, Encoder, Say
+from pretraining.place import Place
 from safetensors import safe_open
 
-from prefmoe import pretraining
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.data.benchmark import FACETS, User
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
 from prefmoe.models.anchors import encode_users
 from prefmoe.models.user_state import FactorisedUsers
-from prefmoe.pretraining import drawings, language, miniatures, reading, vision
-from prefmoe.pretraining.abilities import measure_abilities
-from prefmoe.pretraining.conversations import Conversations, Encoder, Say
-from prefmoe.pretraining.place import Place
 
 KINDS = list(miniatures.FOLDERS)
 

@@ -66,7 +66,8 @@ def test_trials_of_settings_and_measurements_of_speed_go_to_their_places(clone):
     publishing.publish("mini", root=clone)
     assert (clone / "config/tuning/mini.csv").read_text() == "backbone\nnew\n"
     assert not (clone / "figures/speed").exists()
-    with pytest.raises(OutputError, match="no measurements in .*results/speed; make them with `prefmoe bench`"):
+    command = "python workflow/scripts/speed.py"
+    with pytest.raises(OutputError, match=f"no measurements in .*results/speed; make them with `{command}`"):
         publishing.publish("speed", root=clone)
     (clone / "results/speed/cpu.csv").write_text("new")
     (clone / "figures/speed").mkdir()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import projector
 import pytest
 import torch
 import transformers
@@ -17,7 +18,6 @@ from safetensors.torch import load_file
 from tiny_models import save_tiny, tiny_tokenizer
 from torch import nn
 
-from prefmoe import projector
 from prefmoe.backbones import smollm2_lite
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import pad

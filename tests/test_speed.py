@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import loops
 import pandas as pd
 import pytest
+import speed
 import torch
 from small_world import data_folder, small_edition
 
-from prefmoe import losses, speed
+from prefmoe import losses
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
 from prefmoe.models.user_state import FactorisedUsers
 
@@ -23,7 +25,7 @@ def test_the_loop_over_experts_is_the_mixture():
     mixture = MixtureOfLoRA(torch.nn.Linear(6, 5), ranks, routing)
     torch.nn.init.normal_(mixture.B)
     x = torch.randn(2, 4, 6)
-    torch.testing.assert_close(speed.loop_over_experts(x, mixture, ranks), mixture(x))
+    torch.testing.assert_close(loops.loop_over_experts(x, mixture, ranks), mixture(x))
 
 
 def test_the_loop_over_anchors_is_the_loss():
@@ -31,7 +33,7 @@ def test_the_loop_over_anchors_is_the_loss():
     residuals, query = torch.randn(6, 5, 8), torch.randn(6, 8)
     groups, pseudo_groups = torch.randint(-1, 3, (6, 5)), torch.randint(-1, 4, (3, 5))
     pseudo = torch.randn(3, 5, 8)
-    found = speed.loop_over_anchors(residuals, groups, query, pseudo, pseudo_groups)
+    found = loops.loop_over_anchors(residuals, groups, query, pseudo, pseudo_groups)
     expected = losses.residual_contrast(residuals, groups, query, pseudo, pseudo_groups)
     torch.testing.assert_close(torch.stack(list(found)), torch.stack(expected), rtol=1e-4, atol=1e-5)
 
@@ -102,9 +104,9 @@ def tiny_edition(tmp_path, monkeypatch):
 
 
 def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, monkeypatch):
-    monkeypatch.setattr("prefmoe.growth.COUNTERFACTUAL_USERS", 5)
-    monkeypatch.setattr("prefmoe.growth.MOST_ADDED", 10)
-    monkeypatch.setattr("prefmoe.growth.ROUNDS", 1)
+    monkeypatch.setattr("growth.COUNTERFACTUAL_USERS", 5)
+    monkeypatch.setattr("growth.MOST_ADDED", 10)
+    monkeypatch.setattr("growth.ROUNDS", 1)
     path = speed.bench(
         "small-world", output=tiny_edition / "speed", seconds=0.0, users=(10, 1000, 10**9), hidden=32, side=4,
         folder=tiny_edition,

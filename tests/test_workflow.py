@@ -252,11 +252,11 @@ def test_everything_that_varies_is_quoted_for_the_shell(clone, tmp_path):
     for path in (REPOSITORY / "Snakefile", *(REPOSITORY / "workflow/rules").glob("*.smk")):
         blocks = re.findall(r"^    shell:\n(.*?)(?=^\S|^    \w|\Z)", path.read_text(encoding="utf-8"), re.M | re.S)
         bare = [name for block in blocks for name in re.findall(r"\{+([\w.]+)\}+", block)]
-        assert set(bare) <= {"threads", "params.launcher", "params.ship", "PREFMOE_FOR_LONG"}, path
+        assert set(bare) <= {"threads", "params.launcher", "params.ship", "PYTHON_FOR_LONG"}, path
         assert not bare or blocks
     folder = tmp_path / "my weights; touch pwned"
     result = _snakemake(clone, "--dry-run", "--printshellcmds", "--", "projector", PREFMOE_WEIGHTS=str(folder))
-    assert f"prefmoe align '{folder}/smollm2-lite' drawings --ship" in result.stdout + result.stderr
+    assert f"python workflow/scripts/align.py '{folder}/smollm2-lite' drawings --ship" in result.stdout + result.stderr
 
 
 def test_a_mistake_in_an_edition_is_named(clone):

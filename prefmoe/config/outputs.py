@@ -39,7 +39,7 @@ def trials_file(edition: str, results: str | Path = RESULTS) -> Path:
 
 
 def speed_folder(results: str | Path = RESULTS) -> Path:
-    """Where `prefmoe bench` writes what it measured, a file per kind of device; published: figures/speed/."""
+    """Where workflow/scripts/speed.py writes what it measured, a file per kind of device; published: figures/speed/."""
     return Path(results) / SPEED
 
 

@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 REGISTRY = PACKAGE / "config" / "registry.yaml"
 
 MINIATURES = ("llava-mini", "qwen2.5-vl-mini")
-"""The backbones that `prefmoe pretrain` makes, in their order: the second starts from the first."""
+"""The backbones that workflow/scripts/pretrain.py makes, in their order: the second starts from the first."""
 
 DATA_VARIABLE, WEIGHTS_VARIABLE = "PREFMOE_DATA", "PREFMOE_WEIGHTS"
 

@@ -23,7 +23,7 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
     name nobody. The committed notebooks and README.md show the default edition, and are brought up to date with it.
 
     Args:
-        what: an edition, or `outputs.SPEED` for what `prefmoe bench` measured.
+        what: an edition, or `outputs.SPEED` for what workflow/scripts/speed.py measured.
         root: the clone.
 
     Returns:
@@ -36,7 +36,8 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
     results, figures = root / RESULTS.name, root / FIGURES.name
     if what == SPEED:
         if not (measured := sorted(speed_folder(results).glob("*.csv"))):
-            raise OutputError(f"there are no measurements in {speed_folder(results)}; make them with `prefmoe bench`")
+            command = "python workflow/scripts/speed.py"
+            raise OutputError(f"there are no measurements in {speed_folder(results)}; make them with `{command}`")
         return [_copy(path, figures / SPEED / path.name) for path in measured]
     edition = load_edition(what)
     made, committed = made_folder(edition.name, results), committed_folder(edition.name, figures)

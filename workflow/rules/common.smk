@@ -33,11 +33,11 @@ FIGURES = f"{RESULTS}/figures"
 ENVIRONMENT = str(ROOT / "environment.yml")
 DIGESTS = file_digests.FileDigests(ROOT / ".snakemake" / "file_digests.json")
 # For hours of arithmetic: as many threads as there are cores given.
-PREFMOE_FOR_LONG = " ".join(
+PYTHON_FOR_LONG = " ".join(
     [
         "OMP_NUM_THREADS={threads} PREFMOE_THREADS={threads}",
         *(f"{name}={value}" for name, value in KEEP_FREED_MEMORY.items()),
-        "python -m prefmoe",
+        "python",
     ]
 )
 # All cores that snakemake was given; where every job is given its own, on a cluster, some.

@@ -20,7 +20,7 @@ rule pretrain_miniature:
     conda:
         ENVIRONMENT
     shell:
-        f"{PREFMOE_FOR_LONG} pretrain {{wildcards.miniature:q}} >> {{log:q}} 2>&1"
+        f"{PYTHON_FOR_LONG} workflow/scripts/pretrain.py {{wildcards.miniature:q}} >> {{log:q}} 2>&1"
 
 
 # The small edition's projector: the first stage's is part of the package, the second's stays with whoever has the
@@ -47,7 +47,7 @@ rule align:
     conda:
         ENVIRONMENT
     shell:
-        f"{PREFMOE_FOR_LONG} align {{params.folder:q}} {{wildcards.stage:q}} {{params.ship}} > {{log:q}} 2>&1"
+        f"{PYTHON_FOR_LONG} workflow/scripts/align.py {{params.folder:q}} {{wildcards.stage:q}} {{params.ship}} > {{log:q}} 2>&1"
 
 
 rule tune_backbone:
@@ -69,7 +69,7 @@ rule tune_backbone:
     conda:
         ENVIRONMENT
     shell:
-        f"{PREFMOE_FOR_LONG} tune {{params.edition:q}} --backbones {{wildcards.backbone:q}} > {{log:q}} 2>&1"
+        f"{PYTHON_FOR_LONG} -m prefmoe tune {{params.edition:q}} --backbones {{wildcards.backbone:q}} > {{log:q}} 2>&1"
 
 
 rule tune:

@@ -24,7 +24,7 @@ rule protocol_run:
     conda:
         ENVIRONMENT
     shell:
-        f"{PREFMOE_FOR_LONG} protocol {{params.edition:q}}"
+        f"{PYTHON_FOR_LONG} -m prefmoe protocol {{params.edition:q}}"
         " --run {wildcards.backbone:q} {wildcards.plan:q} > {log:q} 2>&1"
 
 

@@ -1,13 +1,17 @@
 """Records what a backbone says to fixed prompts, and checks it against such a record made elsewhere.
 
 A backbone whose weights nobody could load here is checked where they are: against a record that another implementation
-made of the same prompts (docs/deepseek_vl2.md), or against one's own from another machine or version.
+made of the same prompts (docs/deepseek_vl2.md), or against one's own from another machine or version:
+`python workflow/scripts/logits.py record BACKBONE FILE`, and `check` in the place of `record`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from transformers import GenerationConfig
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import pad
 from prefmoe.backbones.conversations import encode
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.cli import call
 from prefmoe.system.files import write_json
 
 HIGHEST = 50
@@ -136,7 +142,7 @@ def check(backbone: Backbone, path: str | Path, tolerance: float = 0.01) -> pd.D
     except (OSError, ValueError, LookupError, TypeError) as error:
         if isinstance(error, LogitsError):
             raise
-        raise LogitsError(f"{path}: expected a record of prefmoe record-logits ({error!r})") from error
+        raise LogitsError(f"{path}: expected a record of logits.py record ({error!r})") from error
     rows, mistakes = [], []
     for name, found in measure(backbone)["prompts"].items():
         wanted = fields[name]
@@ -165,3 +171,38 @@ def _first_difference(backbone: Backbone, found: list[int], wanted: list[int]) -
         return f"the prompt has {len(found)} tokens, recorded {len(wanted)}"
     texts = [repr(backbone.tokenizer.decode([ids[place]])) for ids in (found, wanted)]
     return f"token {place} of the prompt is {found[place]} ({texts[0]}), recorded {wanted[place]} ({texts[1]})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition(".")[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, function, summary in (
+        ("record", _record, "Write down what a backbone says to fixed prompts."),
+        ("check", _check, "Compare a backbone with such a record."),
+    ):
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(function=function)
+        command.add_argument("backbone", help="a name of the registry, or a folder with the model's files")
+        command.add_argument("file", type=Path, help="JSON file")
+        command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+        command.add_argument("--device", default="cpu", help='"auto" spreads the model over all accelerators')
+    command.add_argument("--tolerance", type=float, default=0.01, help="largest difference of a logit (default: 0.01)")
+    options = parser.parse_args(arguments)
+    return call(options.function, options, own=("prefmoe", __name__))
+
+
+def _record(options: argparse.Namespace) -> None:
+    record(_backbone(options), options.file)
+
+
+def _check(options: argparse.Namespace) -> None:
+    print(check(_backbone(options), options.file, options.tolerance).to_string(index=False))
+
+
+def _backbone(options: argparse.Namespace) -> Backbone:
+    return load_backbone(options.backbone, dtype=getattr(torch, options.dtype), device=options.device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import platform
 import shutil
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,22 +19,22 @@ import pandas as pd
 import psutil
 import torch
 import transformers
-from torch import Tensor, nn
-from torch.nn.functional import gelu, linear
+from growth import growth
+from loops import Variant, layer_variants, loss_variants
 
-from prefmoe import losses
+from prefmoe.cli import call
 from prefmoe.config import DEFAULT_EDITION, RESULTS, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.config.outputs import speed_folder
 from prefmoe.config.registry import find_backbone
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH
-from prefmoe.growth import growth
 from prefmoe.models.base import Method
-from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
+from prefmoe.models.moe_lora import Ranks
 from prefmoe.models.user_state import FactorisedUsers
+from prefmoe.running.evaluation import evaluate
+from prefmoe.running.runs import Workbench, use_threads
+from prefmoe.system.distributed import state
 from prefmoe.system.files import read_json
-
-Variant = Callable[[], Any]
 
 PUBLISHED_RANKS = {"preference_rank": 8, "user_rank": 64, "profile_rank": 8, "last_layers": 8}
 
@@ -91,99 +93,6 @@ def measure(variants: dict[str, Variant], device: torch.device, *, seconds: floa
     return pd.DataFrame(rows)
 
 
-# --- one layer ----------------------------------------------------------------------------------------------------
-
-
-def loop_over_experts(x: Tensor, mixture: MixtureOfLoRA, ranks: Ranks) -> Tensor:
-    """What MixtureOfLoRA computes, one expert after the other."""
-    scale, context = mixture.routing.scale, mixture.routing.context
-    output, start = mixture.base(x), 0
-    sizes = [ranks.user, *[ranks.preference] * len(FACETS), *[ranks.profile] * 2]
-    for size in sizes:
-        part = slice(start, start + size)
-        hidden = linear(x, mixture.A[part])
-        if start == 0:
-            hidden = gelu(hidden + context[:, None])
-        output = output + scale[:, None, start : start + 1] * linear(hidden, mixture.B[:, part])
-        start += size
-    return output
-
-
-def layer_variants(hidden: int, tokens: int, batch: int, device: torch.device) -> dict[str, Variant]:
-    """Forward and backward pass of one adapted projection: plain LoRA of equal rank, the mixture, the loop."""
-    ranks = Ranks()
-    base = nn.Linear(hidden, hidden, bias=False, device=device).requires_grad_(False)
-    experts = torch.rand(batch, 8, device=device)
-    sizes = torch.tensor([ranks.user, *[ranks.preference] * len(FACETS), *[ranks.profile] * 2], device=device)
-    scale = experts.repeat_interleave(sizes, dim=1).requires_grad_()
-    context = torch.randn(batch, ranks.user, device=device).requires_grad_()
-    mixture = MixtureOfLoRA(base, ranks, Routing(scale, context))
-    nn.init.normal_(mixture.B)
-    x = torch.randn(batch, tokens, hidden, device=device, requires_grad=True)
-
-    def plain() -> Tensor:
-        return base(x) + linear(linear(x, mixture.A), mixture.B)
-
-    def step(forward: Callable[[], Tensor]) -> Variant:
-        def run() -> None:
-            forward().sum().backward()
-            for tensor in (x, mixture.A, mixture.B, scale, context):
-                tensor.grad = None
-
-        return run
-
-    return {
-        "plain LoRA": step(plain),
-        "mixture": step(lambda: mixture(x)),
-        "loop over experts": step(lambda: loop_over_experts(x, mixture, ranks)),
-    }
-
-
-# --- losses -------------------------------------------------------------------------------------------------------
-
-
-def loop_over_anchors(residuals: Tensor, groups: Tensor, query: Tensor, pseudo: Tensor, pseudo_groups: Tensor):
-    """losses.residual_contrast at its defaults, one anchor and facet after the other."""
-    batch, facets, _ = residuals.shape
-    contrasts, focals = [], []
-    for f in range(facets):
-        active = [i for i in range(batch) if groups[i, f] >= 0]
-        rows = []
-        for i in active:
-            own = residuals[i, f] + query[i]
-            others = [(residuals[j, f] + query[j], groups[j, f]) for j in active]
-            others += [(r + query[i], g) for r, g in zip(pseudo[:, f], pseudo_groups[:, f], strict=True) if g >= 0]
-            similar = torch.stack([torch.cosine_similarity(own, other, dim=0) for other, _ in others])
-            similar = similar / losses.TEMPERATURE
-            positive = torch.stack([group == groups[i, f] for _, group in others])
-            p = (similar.softmax(0) * positive).sum().clamp(1e-6, 1)
-            rho = sum(bool(groups[j, f] == groups[i, f]) for j in active) / len(active)
-            rows.append((-p.log(), -(1 - rho) * (1 - p) * p.log()))
-        if rows:
-            contrasts.append(torch.stack([row[0] for row in rows]).mean())
-            focals.append(torch.stack([row[1] for row in rows]).mean())
-    return sum(contrasts) / facets, sum(focals) / facets
-
-
-def loss_variants(hidden: int, batch: int, pseudo_users: int, device: torch.device) -> dict[str, Variant]:
-    """Forward and backward pass of the two residual terms, vectorised and anchor by anchor."""
-    residuals = torch.randn(batch, len(FACETS), hidden, device=device, requires_grad=True)
-    groups = torch.randint(-1, 5, (batch, len(FACETS)), device=device)
-    query = torch.randn(batch, hidden, device=device)
-    pseudo = torch.randn(pseudo_users, len(FACETS), hidden, device=device)
-    pseudo_groups = torch.randint(-1, 8, (pseudo_users, len(FACETS)), device=device)
-
-    def step(function: Callable[..., tuple[Tensor, Tensor]]) -> Variant:
-        def run() -> None:
-            contrast, focal = function(residuals, groups, query, pseudo, pseudo_groups)
-            (contrast + focal).backward()
-            residuals.grad = None
-
-        return run
-
-    return {"vectorised": step(losses.residual_contrast), "loop over anchors": step(loop_over_anchors)}
-
-
 # --- whole methods ------------------------------------------------------------------------------------------------
 
 
@@ -214,8 +123,6 @@ class Bench:
     """Methods on an edition's first backbone, with the edition's batches."""
 
     def __init__(self, edition: Edition, folder: Path) -> None:
-        from prefmoe.running.runs import Workbench
-
         self.workbench = Workbench(edition, edition.backbones[0], results=folder)
         self.edition = edition
         methods = edition.methods.values()
@@ -260,8 +167,6 @@ class Bench:
 
     def evaluation_variants(self, count: int) -> dict[str, Variant]:
         """Answering ``count`` test questions: the edition's batches, and one question at a time."""
-        from prefmoe.running.evaluation import evaluate
-
         method = self.workbench.method(self.prefmoe, seed=0)
         examples = self.workbench.benchmark.select("test")[:count]
         settings = self.edition.evaluation
@@ -276,8 +181,6 @@ class Bench:
 
         LoRA shares a transcript among all users; with a soft prefix it is shared among the questions about one user.
         """
-        from prefmoe.running.evaluation import evaluate
-
         benchmark, settings = self.workbench.benchmark, self.edition.evaluation
         examples = benchmark.select("test")[:count]
         without = self.prefmoe.model_copy(update={"components": "EPICD"})
@@ -360,12 +263,9 @@ def bench(
         edition: whose first backbone, batches and PrefMoE are used for whole training steps and answers.
         seconds: per comparison. hidden: width of the single layer and of the losses. side: of the random LLaVA's
             pictures, in tokens.
-        users: sizes of the user state, which is as wide as the edition's backbone, and of what prefmoe.growth measures.
+        users: sizes of the user state, which is as wide as the edition's backbone, and of what growth.py measures.
         folder: of results, when not the clone's. output: a folder; `outputs.speed_folder` of the results when absent.
     """
-    from prefmoe.running.runs import use_threads
-    from prefmoe.system.distributed import state
-
     use_threads()
     torch.manual_seed(0)
     device, settings = state().device, load_edition(edition)
@@ -417,3 +317,24 @@ def bench(
     path = output / f"{device.type}.csv"
     frame.reindex(columns=columns).round(4).to_csv(path, index=False)
     return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Measure speed side by side; writes results/speed/<cpu or cuda>.csv (docs/speed.md)."
+    )
+    parser.add_argument("edition", nargs="?", default=DEFAULT_EDITION)
+    parser.add_argument("--output", type=Path, help="folder of the CSV file (default: results/speed)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="per comparison (default: 20)")
+    parser.add_argument("--users", type=int, nargs="+", help="sizes of the user state (default: 10 to 1000000)")
+    return call(_bench, parser.parse_args(arguments))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    chosen = {name: value for name, value in vars(options).items() if value is not None}
+    print(bench(**chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

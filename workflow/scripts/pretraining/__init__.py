@@ -25,13 +25,13 @@ from safetensors.torch import load_model, save_model
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import RESULTS, MiniatureData
 from prefmoe.data import miniature as world
-from prefmoe.pretraining.abilities import measure_abilities
-from prefmoe.pretraining.drawings import draw_pool
-from prefmoe.pretraining.language import LESSONS, train_joint, train_text
-from prefmoe.pretraining.miniatures import FOLDERS, WEIGHTS, adopt_language_model, build_model, save
-from prefmoe.pretraining.place import read
-from prefmoe.pretraining.vision import pool_features, train_vision
 from prefmoe.system.files import is_intact, seal_of, whole_file
+from pretraining.abilities import measure_abilities
+from pretraining.drawings import draw_pool
+from pretraining.language import LESSONS, train_joint, train_text
+from pretraining.miniatures import FOLDERS, WEIGHTS, adopt_language_model, build_model, save
+from pretraining.place import read
+from pretraining.vision import pool_features, train_vision
 
 _POOL = {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250}
 """The drawings, which both miniatures share."""

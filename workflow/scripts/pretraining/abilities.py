@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from prefmoe.pretraining.conversations import Conversations, Encoder, Introduced, Say
-from prefmoe.pretraining.drawings import unseen_pictures
-from prefmoe.pretraining.reading import learned_tokens, soft_prefix
-from prefmoe.pretraining.vision import pool_features
+from pretraining.conversations import Conversations, Encoder, Introduced, Say
+from pretraining.drawings import unseen_pictures
+from pretraining.reading import learned_tokens, soft_prefix
+from pretraining.vision import pool_features
 
 
 @torch.no_grad()

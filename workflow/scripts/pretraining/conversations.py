@@ -13,8 +13,8 @@ from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS, Preference
 from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face
 from prefmoe.data.prompts import format_preferences
-from prefmoe.pretraining.drawings import Pictures
-from prefmoe.pretraining.miniatures import CAPTION_QUESTIONS, FACE_QUESTION, GRID
+from pretraining.drawings import Pictures
+from pretraining.miniatures import CAPTION_QUESTIONS, FACE_QUESTION, GRID
 
 
 @dataclass(frozen=True)

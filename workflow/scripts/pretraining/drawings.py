@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 from prefmoe.data import miniature as world
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, Face, draw_items, draw_people
-from prefmoe.pretraining.miniatures import GRID, IMAGE_SIZE
 from prefmoe.system import provenance
 from prefmoe.system.files import is_intact, whole_file
+from pretraining.miniatures import GRID, IMAGE_SIZE
 
 
 @dataclass
@@ -70,7 +70,8 @@ def _drawn(jobs: list[tuple[str, list, int]], folder: Path | None) -> np.ndarray
     """The pixels (n, 64, 64, 3) of all jobs, drawn by as many processes as torch has threads."""
     if folder is None:
         return np.stack([_draw(job) for job in jobs])
-    drawing = provenance.code_digest(("prefmoe.data.drawing",))
+    own = Path(__file__).read_text(encoding="utf-8")
+    drawing = provenance.digest([own, provenance.code_digest(("prefmoe.data.drawing",))])
     path = folder / f"drawings-{provenance.digest([drawing, IMAGE_SIZE, repr(jobs)])[:16]}.npy"
     if not is_intact(path):
         drawn = Parallel(n_jobs=torch.get_num_threads(), return_as="generator", batch_size=50)(

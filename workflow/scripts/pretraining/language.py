@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from prefmoe.pretraining.abilities import measure_abilities
-from prefmoe.pretraining.conversations import Conversations, Encoder, Say
-from prefmoe.pretraining.drawings import Pictures
-from prefmoe.pretraining.miniatures import BLANK
-from prefmoe.pretraining.place import Place
-from prefmoe.pretraining.reading import learned_tokens, soft_prefix
-from prefmoe.pretraining.vision import word_ids
+from pretraining.abilities import measure_abilities
+from pretraining.conversations import Conversations, Encoder, Say
+from pretraining.drawings import Pictures
+from pretraining.miniatures import BLANK
+from pretraining.place import Place
+from pretraining.reading import learned_tokens, soft_prefix
+from pretraining.vision import word_ids
 
 log = logging.getLogger(__name__)
 

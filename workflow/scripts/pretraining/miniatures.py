@@ -30,7 +30,7 @@ from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
 from prefmoe.system.files import write_json
-from prefmoe.system.places import MINIATURES
+from prefmoe.system.places import MINIATURES, PACKAGE
 
 IMAGE_SIZE, GRID, HIDDEN = 64, 4, 128
 """Pixels the towers see, image tokens per side, hidden size of the language models."""
@@ -57,7 +57,7 @@ FACE_QUESTION = "Describe the person."
 
 FOLDERS = dict(zip(("llava", "qwen2.5-vl"), MINIATURES, strict=True))
 CARD = "miniature.json"
-WEIGHTS = Path(__file__).parents[1] / "weights"
+WEIGHTS = PACKAGE / "weights"
 
 
 def vocabulary() -> list[str]:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.prompts import preference_phrase
-from prefmoe.pretraining.conversations import Encoder, Introduced, Say, collate, invented_preferences
-from prefmoe.pretraining.miniatures import BLANK, GRID
+from pretraining.conversations import Encoder, Introduced, Say, collate, invented_preferences
+from pretraining.miniatures import BLANK, GRID
 
 
 def _language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int,

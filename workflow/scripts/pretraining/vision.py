@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from prefmoe.data.drawing import ATTRIBUTES
-from prefmoe.pretraining.drawings import LABEL_WORDS, Pictures
-from prefmoe.pretraining.miniatures import BLANK, GRID, IMAGE_SIZE
-from prefmoe.pretraining.place import Place
+from pretraining.drawings import LABEL_WORDS, Pictures
+from pretraining.miniatures import BLANK, GRID, IMAGE_SIZE
+from pretraining.place import Place
 
 log = logging.getLogger(__name__)
 

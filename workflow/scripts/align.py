@@ -1,0 +1,39 @@
+"""Trains the projector of a `prefmoe fetch smollm2` folder: `python workflow/scripts/align.py FOLDER drawings`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefmoe.cli import call
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("stage", choices=["drawings", "photographs"], help="photographs need PREFMOE_DATA")
+    parser.add_argument("--edition", default="small-sample", help="whose photographs (default: small-sample)")
+    parser.add_argument("--ship", action="store_true", help="also put the projector into the package (drawings only)")
+    return call(_align, parser.parse_args(arguments))
+
+
+def _align(options: argparse.Namespace) -> None:
+    import projector
+
+    from prefmoe.config import load_edition
+    from prefmoe.running.runs import use_threads
+
+    use_threads()
+    edition = load_edition(options.edition) if options.stage == "photographs" else None
+    card = projector.teach(options.folder, options.stage, edition=edition)
+    print(json.dumps(card["abilities"], indent=1))
+    if options.ship:
+        print(projector.ship(options.folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
