@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -115,8 +115,7 @@ def holders(frame: pd.DataFrame) -> list[frozenset[str]]:
     """
     known = {str(name).strip() for name in frame["name"].unique()}
     cells = frame["preference_bucket_names"].tolist()
-    members = {cell: _names(str(cell), known) for cell in cells if not _missing(cell)}
-    return [frozenset() if _missing(cell) else members[cell] for cell in cells]
+    return [frozenset() if _missing(cell) else _names(str(cell), str(cell).strip() in known) for cell in cells]
 
 
 def score(frame: pd.DataFrame) -> pd.DataFrame:
@@ -345,8 +344,9 @@ def boundary(scored: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     return asked & ~inside & ~truly_yes, asked & inside & truly_yes, answered_yes, said_yes | said_no
 
 
-def _names(text: str, known: Set[str]) -> frozenset[str]:
-    if HOLDER_SEPARATOR in f"{text} " or text.strip() in known:
+@lru_cache(maxsize=65536)
+def _names(text: str, is_user: bool) -> frozenset[str]:
+    if HOLDER_SEPARATOR in f"{text} " or is_user:
         return frozenset(split_holders(text))
     return frozenset(name for name in (part.strip() for part in re.split(r"[|;,]", text)) if name)
 

@@ -82,6 +82,10 @@ def random_answers(seed: int, shift: float = 0.0, size: int = 600) -> pd.DataFra
     return frame.assign(p_yes=sure, p_no=1 - sure, p_a=np.nan, p_b=np.nan, p_c=np.nan, p_d=np.nan)
 
 
+def sure_answers(copies: list[pd.DataFrame]) -> tuple[list, np.ndarray]:
+    return [probabilities.confidence(copy) for copy in copies], copies[0]["name"].to_numpy()
+
+
 def test_expected_calibration_error_is_that_of_a_loop_and_the_mean_over_seeds():
     copies = [random_answers(seed, -0.2) for seed in (0, 1)]
     values = []
@@ -93,14 +97,17 @@ def test_expected_calibration_error_is_that_of_a_loop_and_the_mean_over_seeds():
             if inside.any():
                 error += inside.mean() * abs(right[inside].mean() - sure[inside].mean())
         values.append(error)
-    found = probabilities.calibration(copies)
+    found = probabilities.calibration(*sure_answers(copies))
     assert found["value"] == pytest.approx(np.mean(values)) and found["n"] == 600
     assert found["low"] < found["value"] < found["high"]
     assert found["accuracy"] - found["confidence"] == pytest.approx(-0.2, abs=0.04)
 
 
 def test_a_calibrated_model_is_at_the_floor_and_a_too_sure_one_is_not():
-    good, bad = (probabilities.calibration([random_answers(seed, shift) for seed in range(20)]) for shift in (0, -0.2))
+    good, bad = (
+        probabilities.calibration(*sure_answers([random_answers(seed, shift) for seed in range(20)]))
+        for shift in (0, -0.2)
+    )
     assert good["value"] == pytest.approx(good["floor"], rel=0.15)
     assert bad["value"] > 3 * bad["floor"]
 
@@ -109,7 +116,7 @@ def test_reliability_bins_are_scikit_learns():
     copies = [random_answers(seed) for seed in (3, 4)]
     pooled = pd.concat(copies)
     accuracy, mean = calibration_curve(pooled["gt"] == "yes", pooled["p_yes"], n_bins=10)
-    rows = pd.DataFrame(probabilities.reliability(copies))
+    rows = pd.DataFrame(probabilities.reliability(*sure_answers(copies)))
     assert rows["value"].to_numpy() == pytest.approx(accuracy) and rows["confidence"].to_numpy() == pytest.approx(mean)
     assert rows["n"].sum() == 1200 and (rows["bin_low"] >= 0.5).all()
     assert ((rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])).all()

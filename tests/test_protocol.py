@@ -269,9 +269,9 @@ def scored(seed: int, names: list[str] | None = None, yes: float = 0.5) -> pd.Da
     return metrics.score(frame.assign(prediction=np.where(choices, letters, answers)))
 
 
-def answers_of(seed: int, **options) -> Answers:
+def answers_of(seed: int, split: str = "test", **options) -> Answers:
     where = {"method": "PrefMoE", "key": "PrefMoE", "type": "PEFT", "backbone": "llava-mini", "turns": 0}
-    return Answers.of([scored(seed + k, **options) for k in (0, 100)], **where)
+    return Answers.of([scored(seed + k, **options) for k in (0, 100)], split=split, **where)
 
 
 def experiment_of(variants: dict, **options) -> Experiment:
@@ -280,7 +280,7 @@ def experiment_of(variants: dict, **options) -> Experiment:
 
 def test_variants_on_the_same_questions_are_paired_and_their_tests_corrected():
     experiment = experiment_of({"a": {}, "b": {}, "c": {}})
-    cells = [Cell(name, "test", answers_of(k)) for k, name in enumerate("abc")]
+    cells = [Cell(name, answers_of(k)) for k, name in enumerate("abc")]
     rows = [{"experiment": "e"} | row for row in difference_rows(cells, experiment)]
     table = protocol_tables.corrected(rows)
     assert table["variant"].drop_duplicates().tolist() == ["b", "c"] and set(table["reference"]) == {"a"}
@@ -288,7 +288,7 @@ def test_variants_on_the_same_questions_are_paired_and_their_tests_corrected():
         np.testing.assert_allclose(tests["p_users_holm"], statistics.holm(tests["p_users"]), err_msg=metric)
         for cell, difference in zip(cells[1:], tests["difference"], strict=True):
             column = metrics.METRICS.index(metric)
-            values = [one.answers.seed_values()[:, column].mean() for one in (cell, cells[0])]
+            values = [one.answers.seed_values[:, column].mean() for one in (cell, cells[0])]
             assert difference == pytest.approx(values[0] - values[1])
     words = protocol_tables.verdicts(table)
     assert words.index.get_level_values("variant").tolist() == ["b", "c"]
@@ -304,7 +304,7 @@ def test_variants_on_the_same_questions_are_paired_and_their_tests_corrected():
 def test_other_users_are_compared_without_pairing_by_draws_of_their_own():
     names = sorted(set(scored(0)["name"]))
     first, second = (
-        Cell(v, "test", answers_of(k, names=n)) for k, (v, n) in enumerate((("a", names[:3]), ("b", names[3:])))
+        Cell(v, answers_of(k, names=n)) for k, (v, n) in enumerate((("a", names[:3]), ("b", names[3:])))
     )
     rows = list(difference_rows([first, second], experiment_of({"a": {}, "b": {}})))
     assert {row["paired"] for row in rows} == {0}
@@ -312,7 +312,7 @@ def test_other_users_are_compared_without_pairing_by_draws_of_their_own():
     hits = [np.mean([f["hit"].mean() for f in cell.answers.frames]) for cell in (second, first)]
     assert overall["difference"] == pytest.approx(hits[0] - hits[1])
     spread = [
-        statistics.ratio_bootstrap(*cell.answers.user_sums(), seed=s)[..., 0].mean(1)
+        statistics.ratio_bootstrap(*cell.answers.user_sums, seed=s)[..., 0].mean(1)
         for s, cell in ((0, second), (1, first))
     ]
     assert (overall["low"], overall["high"]) == pytest.approx(
@@ -325,7 +325,7 @@ def test_other_users_are_compared_without_pairing_by_draws_of_their_own():
 def test_the_slope_is_that_of_least_squares_on_doublings():
     experiment = experiment_of({str(x): {"data.users": x} for x in (10, 20, 80)}, axis="data.users")
     labels = question_labels(small_benchmark())
-    cells = [Cell(v, "test", answers_of(k, yes=0.2 + 0.2 * k), labels) for k, v in enumerate(experiment.variants)]
+    cells = [Cell(v, answers_of(k, yes=0.2 + 0.2 * k), labels) for k, v in enumerate(experiment.variants)]
     rows = {(r["group"], r["metric"]): r for r in trend_rows(cells, experiment)}
     for group in ("all", protocol_tables.OWN_GROUPS[0]):
         values = [
@@ -363,7 +363,7 @@ def test_the_notebook_runs_on_the_tables(monkeypatch):
     folder, rows, trends = made_folder("smoke", Path("results").absolute()) / "protocol", [], []
     for name, experiment in asked.items():
         cells = [
-            Cell(variant, split, answers_of(k), labels if experiment.axis or len(experiment.splits) > 1 else {})
+            Cell(variant, answers_of(k, split=split), labels if experiment.axis or len(experiment.splits) > 1 else {})
             for k, variant in enumerate(experiment.variants)
             for split in experiment.splits
         ]

@@ -133,10 +133,10 @@ def test_popular_choice_never_looks_at_the_answers_it_predicts(benchmark):
 
 def test_the_profile_reader_knows_every_preference_and_no_face(benchmark):
     train, test = questions(benchmark, "train"), questions(benchmark, "test")
-    answers = profile_reader(train, test, depicted_items(benchmark), benchmark.users)
+    popular = popular_choice(train, test, depicted_items(benchmark))
+    answers = profile_reader(popular, depicted_items(benchmark), benchmark.users)
     scored = metrics.score(answers)
     assert scored.loc[scored["category"] == "preference", "hit"].all()
-    popular = popular_choice(train, test, depicted_items(benchmark))
     assert answers["prediction"].iloc[-1] == popular["prediction"].iloc[-1]
 
 
@@ -441,8 +441,8 @@ def test_calibration_and_reliability_are_per_kind_of_question(benchmark, results
     row = table.loc[("PrefMoE", 0, "preference")]
     assert (row["n"], row["confidence"]) == (9, pytest.approx(0.95))
     entry = next(a for a in answers if (a.key, a.turns) == ("full", 0))
-    assert row["accuracy"] == pytest.approx(entry.seed_values()[:, 1].mean())
-    assert row["value"] == pytest.approx(np.abs(entry.seed_values()[:, 1] - 0.95).mean())  # all in one bin
+    assert row["accuracy"] == pytest.approx(entry.seed_values[:, 1].mean())
+    assert row["value"] == pytest.approx(np.abs(entry.seed_values[:, 1] - 0.95).mean())  # all in one bin
     bins = tables.reliability_table(answers).set_index(["method", "turns", "metric"])
     assert bins.loc[("PrefMoE", 0, "preference"), "n"] == 2 * 9
     assert bins.loc[("PrefMoE", 0, "preference"), "value"] == pytest.approx(row["accuracy"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +38,7 @@ class Answers:
         index: (N,) question indices, ascending.
         users: (N,) names.
         right, counted: (N, S, 5) per-question contributions to the metrics (`metrics.question_counts`).
-        unparsed: answers that could not be read, mean over seeds.
+        unread: (N, S) whether each answer could not be read.
         frames: the S scored frames.
     """
 
@@ -45,44 +47,60 @@ class Answers:
     type: str
     backbone: str
     turns: int
+    split: str
     index: NDArray
     users: NDArray
     right: NDArray
     counted: NDArray
-    unparsed: float
-    seeds: int
+    unread: NDArray
     frames: tuple[pd.DataFrame, ...]
 
     @classmethod
-    def of(
-        cls, copies: Sequence[pd.DataFrame], *, method: str, key: str, type: str, backbone: str, turns: int
-    ) -> Answers:
-        """Collects scored frames of the same questions."""
+    def of(cls, copies: Sequence[pd.DataFrame], **where: Any) -> Answers:
+        """Collects scored frames of the same questions; ``where``: method, key, type, backbone, turns and split."""
         pairs = [metrics.question_counts(copy) for copy in copies]
         return cls(
-            method=method,
-            key=key,
-            type=type,
-            backbone=backbone,
-            turns=turns,
+            **where,
             index=copies[0]["index"].to_numpy(),
             users=copies[0]["name"].to_numpy(dtype=object).astype(str),
             right=np.stack([right for right, _ in pairs], axis=1),
             counted=np.stack([counted for _, counted in pairs], axis=1),
-            unparsed=float(np.mean([metrics.unparsed_counts(copy)["overall"] for copy in copies])),
-            seeds=1 if type == REFERENCE else len(copies),
+            unread=np.stack([metrics.unreadable(copy) for copy in copies], axis=1),
             frames=tuple(copies),
         )
 
+    def part(self, inside: NDArray) -> Answers:
+        """The answers to some of the questions, (N,) bool."""
+        kept = {name: getattr(self, name)[inside] for name in ("index", "users", "right", "counted", "unread")}
+        return replace(self, **kept, frames=tuple(frame[inside] for frame in self.frames))
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds stand behind an estimate; a reference's copies are not seeds."""
+        return 1 if self.type == REFERENCE else len(self.frames)
+
+    @cached_property
+    def confidences(self) -> list[tuple[NDArray, NDArray]]:
+        """`probabilities.confidence` of every seed."""
+        return [probabilities.confidence(frame) for frame in self.frames]
+
+    @cached_property
     def user_sums(self) -> tuple[NDArray, NDArray]:
         """Sums per user of right and counted, each (U, S, 5)."""
         _, sums = statistics.cluster_sums(np.stack([self.right, self.counted], axis=-1), self.users)
         return sums[..., 0], sums[..., 1]
 
+    @cached_property
+    def estimates(self) -> dict[str, dict[str, float]]:
+        """`metrics.estimates`: every metric's mean over seeds, with its interval."""
+        return metrics.estimates(*self.user_sums)
+
+    @cached_property
     def seed_values(self) -> NDArray:
         """(S, 6) every metric of every seed."""
         return metrics.with_sensitivity(statistics.ratio(self.right.sum(0), self.counted.sum(0)))
 
+    @cached_property
     def resampled(self) -> NDArray:
         """(B, 6) every metric, mean over seeds, when users are drawn with replacement; the same draws every time.
 
@@ -90,7 +108,7 @@ class Answers:
         """
         if len(np.unique(self.users)) < 2:
             return np.full((1, len(metrics.METRICS)), np.nan)
-        return metrics.with_sensitivity(statistics.ratio_bootstrap(*self.user_sums())).mean(axis=1)
+        return metrics.with_sensitivity(statistics.ratio_bootstrap(*self.user_sums)).mean(axis=1)
 
     def influences(self, member: NDArray | None = None) -> NDArray:
         """(N, 6) how much each question moves every metric's mean over seeds (`statistics.influence`).
@@ -112,17 +130,18 @@ def type_of(method: Method) -> str:
     return method.table_type if is_trained(method) else "NT"
 
 
-def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers]:
-    """Scored answers of every run of an edition to one split, in the order of the configuration.
+def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answers]:
+    """Scored answers of every run of an edition to some splits, in the order of the configuration.
 
-    A non-tuned model needs one seed, every other method all seeds of the edition.
+    Every run is read once and each of its answers scored once. A non-tuned model needs one seed, every other method
+    all seeds of the edition.
 
     Raises:
         TableError: naming every run that is missing, incomplete or damaged, and any that answered other questions.
     """
     missing: list[str] = []
     answers: list[Answers] = []
-    expected: dict[int, NDArray] = {}
+    expected: dict[tuple[str, int], NDArray] = {}
     probability = [f"p_{answer}" for answer in (*probabilities.ANSWERS, "allowed")]
     columns = [*metrics.COLUMNS, "index", "split", "turns", *probability]
     for backbone, key in edition.runs():
@@ -137,21 +156,21 @@ def read_runs(edition: Edition, results: str | Path, split: str) -> list[Answers
                 faults.append(str(error))
                 continue
             ready.append(folder)
-            frames.append(metrics.score(frame[frame["split"] == split].sort_values(["turns", "index"])))
+            frames.append(metrics.score(frame[frame["split"].isin(splits)].sort_values(["turns", "index"])))
         if not ready or (is_trained(method) and faults):
             missing += faults
             continue
-        for turns in edition.evaluation.asked.get(split, ()):
-            copies = [frame[frame["turns"] == turns] for frame in frames]
+        for split, turns in ((name, turns) for name in splits for turns in edition.evaluation.asked.get(name, ())):
+            copies = [frame[(frame["split"] == split) & (frame["turns"] == turns)] for frame in frames]
             for folder, copy in zip(ready, copies, strict=True):
-                asked = expected.setdefault(turns, copy["index"].to_numpy())
+                asked = expected.setdefault((split, turns), copy["index"].to_numpy())
                 if not np.array_equal(asked, copy["index"].to_numpy()):
                     raise TableError(
                         f"{folder / 'predictions.parquet'}: {len(copy)} {split} questions with {turns} turns "
                         f"that differ from the other runs' {len(asked)}; expected the same in every run"
                     )
             if len(copies[0]):
-                where = {"backbone": backbone, "type": type_of(method), "turns": turns}
+                where = {"backbone": backbone, "type": type_of(method), "turns": turns, "split": split}
                 answers.append(Answers.of(copies, method=method.label, key=key, **where))
     if missing:
         raise TableError(

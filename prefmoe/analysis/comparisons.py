@@ -48,11 +48,11 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
     """
     if not np.array_equal(first.index, second.index):
         raise TableError(f"{first.method} and {second.method} answered different questions; nothing to pair")
-    sums = [entry.user_sums() for entry in (first, second)]
-    values = [entry.seed_values().mean(axis=0) for entry in (first, second)]
+    sums = [entry.user_sums for entry in (first, second)]
+    values = [entry.seed_values.mean(axis=0) for entry in (first, second)]
     difference = values[0] - values[1]
     users = len(sums[0][0])
-    low, high = statistics.percentile_interval(first.resampled() - second.resampled())
+    low, high = statistics.percentile_interval(first.resampled - second.resampled)
     (right_a, counted_a), (right_b, counted_b) = ([part.mean(axis=1) for part in pair] for pair in sums)
     swap = statistics.swap_masks(users, permutations=permutations)
 
@@ -134,15 +134,15 @@ def forest_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
     for key, turns in keys if focus is not None else ():
         here = {(entry.key, entry.backbone): entry for entry in answers if entry.turns == turns}
         pairs = [(first, here[key, b]) for (k, b), first in here.items() if k == focus and (key, b) in here]
-        values = [first.seed_values().mean(axis=0) - second.seed_values().mean(axis=0) for first, second in pairs]
-        samples = [first.resampled() - second.resampled() for first, second in pairs]
+        values = [first.seed_values.mean(axis=0) - second.seed_values.mean(axis=0) for first, second in pairs]
+        samples = [first.resampled - second.resampled for first, second in pairs]
         estimates = list(zip([first.backbone for first, _ in pairs], values, samples, strict=True))
         if len(pairs) == len(edition.backbones) > 1:
             estimates.append((ALL_BACKBONES, np.mean(values, axis=0), np.mean(samples, axis=0)))
         for backbone, value, sample in estimates:
             low, high = statistics.percentile_interval(sample)
             first, second = pairs[0]
-            for column, (metric, estimate) in enumerate(metrics.estimates(*first.user_sums(), resamples=1).items()):
+            for column, (metric, estimate) in enumerate(first.estimates.items()):
                 row = {"method": first.method, "baseline": second.method, "backbone": backbone, "turns": turns}
                 row |= {"metric": metric, "difference": value[column], "low": low[column], "high": high[column]}
                 rows.append(row | {"n": estimate["n"], "seeds": min(first.seeds, second.seeds)})

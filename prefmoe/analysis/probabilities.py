@@ -17,6 +17,9 @@ from prefmoe.analysis import statistics
 ANSWERS = ("yes", "no", "a", "b", "c", "d")
 """Column p_<answer> holds the probability of an answer among those the question allows, NaN for the others."""
 
+Answered = Sequence[tuple[NDArray, NDArray]]
+"""Of each copy (seed): (N,) probabilities of the most probable answers, and (N,) whether they are right."""
+
 BINS = 10
 """Bins of confidence, of equal width."""
 
@@ -57,7 +60,7 @@ def bin_of(probability: NDArray) -> NDArray:
 
 
 def calibration(
-    copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RESAMPLES, simulations: int = 200
+    answers: Answered, users: NDArray, *, resamples: int = statistics.RESAMPLES, simulations: int = 200
 ) -> dict[str, float]:
     """Expected calibration error (Guo et al. 2017, eq. 3) of the most probable answers, mean over copies (seeds).
 
@@ -66,23 +69,23 @@ def calibration(
     given to it (simulated). For the same reason the bootstrap interval sits a little high.
 
     Args:
-        copies: scored frames of the same N questions.
+        answers: `confidence` of each copy (seed), about the same N questions.
+        users: (N,) who is asked.
 
     Returns:
         value, low, high, floor, confidence and accuracy (means), n. NaN without questions.
     """
-    if not len(copies[0]):
+    if not len(users):
         return dict.fromkeys(("value", "low", "high", "floor", "confidence", "accuracy"), np.nan) | {"n": 0}
     rng = np.random.default_rng(0)
     values, floors, samples, means = [], [], [], []
-    for copy in copies:
-        probability, right = confidence(copy)
+    for probability, right in answers:
         member = np.eye(BINS)[bin_of(probability)]  # (N, bins)
         gaps = (right - probability)[:, None] * member
-        values.append(np.abs(gaps.sum(axis=0)).sum() / len(copy))
-        simulated = (rng.random((simulations, len(copy))) < probability) - probability
-        floors.append(np.abs(simulated @ member).sum(axis=1).mean() / len(copy))
-        _, sums = statistics.cluster_sums(np.column_stack([gaps, np.ones(len(copy))]), copy["name"].to_numpy())
+        values.append(np.abs(gaps.sum(axis=0)).sum() / len(users))
+        simulated = (rng.random((simulations, len(users))) < probability) - probability
+        floors.append(np.abs(simulated @ member).sum(axis=1).mean() / len(users))
+        _, sums = statistics.cluster_sums(np.column_stack([gaps, np.ones(len(users))]), users)
         drawn = statistics.resample_counts(len(sums), resamples=resamples) @ sums
         samples.append(np.abs(drawn[:, :-1]).sum(axis=1) / drawn[:, -1])
         means.append((probability.mean(), right.mean()))
@@ -90,20 +93,22 @@ def calibration(
     sure, accuracy = np.mean(means, axis=0)
     return {
         "value": float(np.mean(values)), "low": float(low), "high": float(high), "floor": float(np.mean(floors)),
-        "confidence": float(sure), "accuracy": float(accuracy), "n": len(copies[0]),
+        "confidence": float(sure), "accuracy": float(accuracy), "n": len(users),
     }  # fmt: skip
 
 
-def reliability(copies: Sequence[pd.DataFrame]) -> list[dict[str, float]]:
+def reliability(answers: Answered, users: NDArray) -> list[dict[str, float]]:
     """The reliability diagram: accuracy within bins of confidence, the copies' (seeds') answers pooled.
+
+    Args:
+        answers, users: as in `calibration`.
 
     Returns:
         a row per bin that is not empty: bin_low, bin_high, confidence (mean), value (accuracy), low, high (cluster
         bootstrap over users), n (answers of all copies).
     """
-    pairs = [confidence(copy) for copy in copies]
-    probability, right = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    users = np.concatenate([copy["name"].to_numpy(dtype=object) for copy in copies])
+    probability, right = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+    users = np.tile(users, len(answers))
     bins, rows = bin_of(probability), []
     for number in np.unique(bins):
         inside = bins == number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 
@@ -46,7 +47,7 @@ def popular_choice(train: pd.DataFrame, frame: pd.DataFrame, items: pd.Series) -
     Returns:
         frame with a column prediction.
     """
-    truth = _with_truth(train)
+    truth = metrics.score(train.assign(prediction=""))
     yes_no = truth[truth["l2-category"] != "inconsistency"]
     yes = (yes_no["gt"] == "yes") != yes_no["preference_semantic_invert"].astype(bool)
     tallies: dict[tuple, list[int]] = {}
@@ -78,9 +79,7 @@ def popular_choice(train: pd.DataFrame, frame: pd.DataFrame, items: pd.Series) -
     return frame.assign(prediction=[answer(row) for row in frame.to_dict("records")])
 
 
-def profile_reader(
-    train: pd.DataFrame, frame: pd.DataFrame, items: pd.Series, users: Mapping[str, User]
-) -> pd.DataFrame:
+def profile_reader(popular: pd.DataFrame, items: pd.Series, users: Mapping[str, User]) -> pd.DataFrame:
     """The answer of somebody who reads the user's profile text and is told the item in the picture.
 
     Preference yes/no: yes if the item is among the user's likes. Multiple choice: the first option that
@@ -89,12 +88,12 @@ def profile_reader(
     on `popular_choice`.
 
     Args:
+        popular: the questions, with the `popular_choice` in the column prediction.
         users: name -> User.
 
     Returns:
-        frame with a column prediction.
+        the questions with a column prediction.
     """
-    fallback = popular_choice(train, frame, items)["prediction"].tolist()
 
     def answer(row: dict, guess: str) -> str:
         if row["category"] != "preference":
@@ -108,8 +107,7 @@ def profile_reader(
         item = items.get(row["index"], "")
         return guess if not item else "yes" if (item in likes) != bool(row["preference_semantic_invert"]) else "no"
 
-    rows = zip(frame.to_dict("records"), fallback, strict=True)
-    return frame.assign(prediction=[answer(row, guess) for row, guess in rows])
+    return popular.assign(prediction=[answer(row, row["prediction"]) for row in popular.to_dict("records")])
 
 
 def references(benchmark: Benchmark, split: str) -> dict[str, list[pd.DataFrame]]:
@@ -117,14 +115,11 @@ def references(benchmark: Benchmark, split: str) -> dict[str, list[pd.DataFrame]
 
     The profile reader needs the depicted items of ``annotations.csv`` and is left out without them.
     """
-    train, frame, items = (
-        questions(benchmark, "train"),
-        questions(benchmark, split),
-        depicted_items(benchmark),
-    )
-    answers = {CHANCE: chance(frame), POPULAR: [popular_choice(train, frame, items)]}
+    frame, items = questions(benchmark, split), depicted_items(benchmark)
+    popular = popular_choice(questions(benchmark, "train"), frame, items)
+    answers = {CHANCE: chance(frame), POPULAR: [popular]}
     if benchmark.annotations is not None:
-        answers[READER] = [profile_reader(train, frame, items, benchmark.users)]
+        answers[READER] = [profile_reader(popular, items, benchmark.users)]
     return {method: [metrics.score(copy) for copy in copies] for method, copies in answers.items()}
 
 
@@ -132,20 +127,12 @@ def read_references(edition: Edition, benchmark: Benchmark, split: str) -> list[
     """The references' answers, once per number of turns (small talk changes nothing for them)."""
     if not benchmark.splits.get(split):
         return []
-    scored = references(benchmark, split)
-    where = {"key": "", "type": REFERENCE, "backbone": NO_BACKBONE}
-    return [
-        Answers.of(copies, method=method, turns=turns, **where)
-        for method, copies in scored.items()
-        for turns in edition.evaluation.asked.get(split, ())
-    ]
+    where = {"key": "", "type": REFERENCE, "backbone": NO_BACKBONE, "split": split, "turns": 0}
+    answers = (Answers.of(copies, method=method, **where) for method, copies in references(benchmark, split).items())
+    return [replace(one, turns=turns) for one in answers for turns in edition.evaluation.asked.get(split, ())]
 
 
 def _allowed(row: Mapping) -> tuple[str, ...]:
     if row["l2-category"] != "inconsistency":
         return ("yes", "no")
     return tuple(letter for letter in "ABCD" if isinstance(row[letter], str) and row[letter].strip())
-
-
-def _with_truth(train: pd.DataFrame) -> pd.DataFrame:
-    return metrics.score(train.assign(prediction=""))

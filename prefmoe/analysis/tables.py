@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from prefmoe import metrics
 from prefmoe.analysis import probabilities, statistics
@@ -67,7 +68,7 @@ def estimates_table(answers: Iterable[Answers]) -> pd.DataFrame:
     rows = [
         {**entry.where(), "key": entry.key, "metric": metric, **estimate, "seeds": entry.seeds}
         for entry in answers
-        for metric, estimate in metrics.estimates(*entry.user_sums()).items()
+        for metric, estimate in entry.estimates.items()
     ]
     return pd.DataFrame(rows, columns=[*TABLE1_COLUMNS, "key"])
 
@@ -95,10 +96,10 @@ def seeds_table(answers: Iterable[Answers]) -> pd.DataFrame:
     for entry in answers:
         if entry.type == REFERENCE:
             continue
-        for metric, values in zip(metrics.METRICS, entry.seed_values().T, strict=True):
+        for metric, values in zip(metrics.METRICS, entry.seed_values.T, strict=True):
             spread = {"sd": statistics.seed_spread(values), "minimum": values.min(), "maximum": values.max()}
             row = {**entry.where(), "metric": metric, "value": values.mean(), **spread}
-            rows.append({**row, "seeds": entry.seeds, "unparsed": entry.unparsed})
+            rows.append({**row, "seeds": entry.seeds, "unparsed": entry.unread.sum(axis=0).mean()})
     return pd.DataFrame(rows, columns=list(SEEDS_COLUMNS))
 
 
@@ -153,9 +154,9 @@ def turns_table(answers: Sequence[Answers]) -> pd.DataFrame:
         first = start[entry.backbone, entry.method]
         if not np.array_equal(entry.index, first.index):
             raise TableError(f"{entry.method}: other questions after {entry.turns} turns than after {first.turns}")
-        change = (entry.seed_values() - first.seed_values()).mean(axis=0)
-        low, high = statistics.percentile_interval(entry.resampled() - first.resampled())
-        for column, (metric, estimate) in enumerate(metrics.estimates(*entry.user_sums()).items()):
+        change = (entry.seed_values - first.seed_values).mean(axis=0)
+        low, high = statistics.percentile_interval(entry.resampled - first.resampled)
+        for column, (metric, estimate) in enumerate(entry.estimates.items()):
             bounds = {"change": change[column], "change_low": low[column], "change_high": high[column]}
             rows.append({**entry.where(), "metric": metric, **estimate, "seeds": entry.seeds, **bounds})
     return pd.DataFrame(rows, columns=list(TURNS_COLUMNS))
@@ -164,8 +165,13 @@ def turns_table(answers: Sequence[Answers]) -> pd.DataFrame:
 def calibration_table(answers: Sequence[Answers]) -> pd.DataFrame:
     """Expected calibration error of every method whose probabilities are known (`probabilities.calibration`)."""
     rows = [
-        {**entry.where(), "metric": metric, **probabilities.calibration(copies), "seeds": entry.seeds}
-        for entry, metric, copies in _with_probabilities(answers)
+        {
+            **entry.where(),
+            "metric": metric,
+            **probabilities.calibration([(p[inside], r[inside]) for p, r in entry.confidences], entry.users[inside]),
+            "seeds": entry.seeds,
+        }
+        for entry, metric, inside in _with_probabilities(answers)
     ]
     return pd.DataFrame(rows, columns=list(CALIBRATION_COLUMNS))
 
@@ -174,19 +180,21 @@ def reliability_table(answers: Sequence[Answers]) -> pd.DataFrame:
     """Accuracy within bins of confidence, a row per bin; n counts the answers of all seeds."""
     rows = [
         {**entry.where(), "metric": metric, **row, "seeds": entry.seeds}
-        for entry, metric, copies in _with_probabilities(answers)
-        for row in probabilities.reliability(copies)
+        for entry, metric, inside in _with_probabilities(answers)
+        for row in probabilities.reliability(
+            [(p[inside], r[inside]) for p, r in entry.confidences], entry.users[inside]
+        )
     ]
     return pd.DataFrame(rows, columns=list(RELIABILITY_COLUMNS))
 
 
-def _with_probabilities(answers: Sequence[Answers]) -> Iterable[tuple[Answers, str, list[pd.DataFrame]]]:
+def _with_probabilities(answers: Sequence[Answers]) -> Iterable[tuple[Answers, str, NDArray]]:
     for entry in answers:
         if entry.type != REFERENCE:
             for metric, categories in CATEGORIES.items():
-                copies = [frame[frame["category"].isin(categories)] for frame in entry.frames]
-                if len(copies[0]):
-                    yield entry, metric, copies
+                inside = entry.frames[0]["category"].isin(categories).to_numpy()
+                if inside.any():
+                    yield entry, metric, inside
 
 
 def unparsed_table(answers: Sequence[Answers]) -> pd.DataFrame:
@@ -202,7 +210,7 @@ def unparsed_table(answers: Sequence[Answers]) -> pd.DataFrame:
         if entry.type == REFERENCE:
             continue
         labels = question_groups(entry.frames[0]).to_numpy(dtype=object)
-        unread = np.mean([metrics.unreadable(frame) for frame in entry.frames], axis=0)
+        unread = entry.unread.T.mean(axis=0)
         mass = np.mean([frame["p_allowed"].to_numpy(dtype=float) for frame in entry.frames], axis=0)
         for group in ("all", *QUESTION_GROUPS):
             inside = np.ones(len(labels), dtype=bool) if group == "all" else labels == group
@@ -280,29 +288,33 @@ def build(
     Raises:
         TableError: see `read_runs`.
     """
-    everything = read_runs(edition, results, "test"), read_references(edition, benchmark, "test")
-    runs, reference = ([entry for entry in part if entry.turns in REPORTED_TURNS] for part in everything)
-    table = estimates_table([*runs, *reference])
+    splits = [split for split in ("test", "unseen") if split == "test" or
+              (benchmark.splits.get(split) and split in edition.evaluation.splits)]  # fmt: skip
+    everything = read_runs(edition, results, *splits)
+    everything += [entry for split in splits for entry in read_references(edition, benchmark, split)]
+    tested = [entry for entry in everything if entry.split == "test"]
+    reported = [entry for entry in tested if entry.turns in REPORTED_TURNS]
+    runs = [entry for entry in reported if entry.type != REFERENCE]
+    table = estimates_table(reported)
     tables = {
         "table1": main_table(edition, table),
         "table2": ablation_table(edition, table),
         "table1_seeds": seeds_table(runs),
         "comparisons": comparisons_table(edition, runs),
-        "breakdown": breakdown_table(benchmark, [*runs, *reference], "test"),
-        "turns": turns_table([*everything[0], *everything[1]]),
+        "breakdown": breakdown_table(benchmark, reported, "test"),
+        "turns": turns_table(tested),
         "forest": forest_table(edition, runs),
         "detectable": detectable_table(edition, benchmark, runs, "test"),
         "calibration": calibration_table(runs),
         "reliability": reliability_table(runs),
         "unparsed": unparsed_table(runs),
-        "separation": separation_table([*runs, *reference]),
+        "separation": separation_table(reported),
         "dataset_statistics": dataset_statistics(benchmark),
     }
     if edition.evaluation.too_long != "refuse":
         tables["shortened"] = shortened_table(runs)
-    if benchmark.splits.get("unseen") and "unseen" in edition.evaluation.splits:
-        unseen = [*read_runs(edition, results, "unseen"), *read_references(edition, benchmark, "unseen")]
-        unseen = [entry for entry in unseen if entry.turns in REPORTED_TURNS]
+    if "unseen" in splits:
+        unseen = [entry for entry in everything if entry.split == "unseen" and entry.turns in REPORTED_TURNS]
         tables["unseen"] = estimates_table(unseen)[list(TABLE1_COLUMNS)]
     folder = made_folder(edition.name, results)
     return {name: write_csv(content, folder / f"{name}.csv") for name, content in tables.items()}

@@ -56,7 +56,6 @@ class Cell:
     """
 
     variant: str
-    split: str
     answers: Answers
     labels: Labels = field(default_factory=dict)
 
@@ -69,7 +68,7 @@ class Cell:
         """The columns that say whose values a row holds."""
         return dict(zip(("backbone", "method", "turns"), self.row, strict=True)) | {
             "variant": self.variant,
-            "split": self.split,
+            "split": self.answers.split,
         }
 
     def parts(self) -> Iterator[tuple[str, str, Answers]]:
@@ -86,13 +85,8 @@ class Cell:
             return self.answers
         if grouping not in self.labels:
             return None
-        whole = self.answers
-        inside = (self.labels[grouping][0].reindex(whole.index) == group).to_numpy()
-        if not inside.any():
-            return None
-        names = ("method", "key", "type", "backbone", "turns")
-        where = {name: getattr(whole, name) for name in names}
-        return Answers.of([frame[inside] for frame in whole.frames], **where)
+        inside = (self.labels[grouping][0].reindex(self.answers.index) == group).to_numpy()
+        return self.answers.part(inside) if inside.any() else None
 
 
 def own_groups(benchmark: Benchmark) -> pd.Series:
@@ -153,8 +147,8 @@ def read_cells(edition: Edition, protocol: Protocol, experiment: str, results: s
                             metrics.score(frame[(frame["split"] == split) & (frame["turns"] == turns)])
                             for frame in frames
                         ]
-                        answers = Answers.of([copy.sort_values("index") for copy in copies], turns=turns, **where)
-                        cells.append(Cell(variant, split, answers, labels))
+                        copies = [copy.sort_values("index") for copy in copies]
+                        cells.append(Cell(variant, Answers.of(copies, turns=turns, split=split, **where), labels))
     if missing:
         names = "\n  ".join(map(str, missing))
         raise ProtocolError(f"{experiment}: {len(missing)} run(s) are missing, incomplete or damaged:\n  {names}")
@@ -202,8 +196,8 @@ def result_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[dict[
     for cell in cells:
         x = experiment.variants[cell.variant][experiment.axis] if experiment.axis else np.nan
         for grouping, group, part in cell.parts():
-            spread = part.seed_values().T
-            for column, (metric, estimate) in enumerate(metrics.estimates(*part.user_sums()).items()):
+            spread = part.seed_values.T
+            for column, (metric, estimate) in enumerate(part.estimates.items()):
                 if not np.isnan(estimate["value"]):
                     size = {"users": len(np.unique(part.users)), "seeds": part.seeds}
                     size |= {"sd": statistics.seed_spread(spread[column])}
@@ -218,7 +212,7 @@ def difference_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[d
     differences are between independent samples of users, and have no test; new users are also compared on the
     pairs of user and item that training never asked about, because they have no others.
     """
-    found = {(cell.row, cell.variant, cell.split): cell for cell in cells}
+    found = {(cell.row, cell.variant, cell.answers.split): cell for cell in cells}
     first_variant, first_split = next(iter(experiment.variants)), experiment.splits[0]
     first_turns = experiment.turns[0] if experiment.turns else None
     for (row, variant, split), cell in found.items():
@@ -247,10 +241,10 @@ def difference_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[d
 
 def _unpaired(first: Answers, second: Answers) -> Iterator[dict[str, Any]]:
     """First minus second for every metric; the users of each are drawn independently of the other's."""
-    value = first.seed_values().mean(axis=0) - second.seed_values().mean(axis=0)
+    value = first.seed_values.mean(axis=0) - second.seed_values.mean(axis=0)
     samples = independent_samples([first, second])
     low, high = statistics.percentile_interval(samples[0] - samples[1])
-    sizes = [metrics.estimates(*answers.user_sums(), resamples=1) for answers in (first, second)]
+    sizes = [answers.estimates for answers in (first, second)]
     for column, metric in enumerate(metrics.METRICS):
         n = min(size[metric]["n"] for size in sizes)
         if not np.isnan(value[column]):
@@ -260,7 +254,7 @@ def _unpaired(first: Answers, second: Answers) -> Iterator[dict[str, Any]]:
 
 def independent_samples(answers: Sequence[Answers]) -> NDArray:
     """(A, resamples, 6) every metric, mean over seeds, when each one's users are drawn with replacement."""
-    draws = [statistics.ratio_bootstrap(*one.user_sums(), seed=seed) for seed, one in enumerate(answers)]
+    draws = [statistics.ratio_bootstrap(*one.user_sums, seed=seed) for seed, one in enumerate(answers)]
     return np.stack([metrics.with_sensitivity(draw).mean(axis=1) for draw in draws])
 
 
@@ -282,13 +276,13 @@ def trend_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[dict[s
     x = np.log2([float(settings[experiment.axis]) for settings in experiment.variants.values()])
     weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()  # their product with the values is the slope
     for row in dict.fromkeys(cell.row for cell in cells):
-        line = [cell for cell in cells if cell.row == row and cell.split == experiment.splits[0]]
+        line = [cell for cell in cells if cell.row == row and cell.answers.split == experiment.splits[0]]
         where = dict(zip(("backbone", "method", "turns"), row, strict=True)) | {"axis": experiment.axis}
         for grouping, group, _ in line[0].parts():
             parts = [cell.part(grouping, group) for cell in line]
             if any(part is None for part in parts):
                 continue
-            slope = weights @ np.stack([part.seed_values().mean(axis=0) for part in parts])
+            slope = weights @ np.stack([part.seed_values.mean(axis=0) for part in parts])
             samples = np.tensordot(weights, independent_samples(parts), axes=1)
             low, high = statistics.percentile_interval(samples)
             for column, metric in enumerate(metrics.METRICS):
