@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from prefmoe.figures import forms, style
+from prefmoe.figures import style
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -21,14 +22,19 @@ class Cells(dict):
 
 
 def cells(notebook: str, *ids: str, folder: Path | None = None, **given: Any) -> Cells:
-    """Executes the code cells of these ids, in this order, after the given names; figures are saved only with a folder.
+    """Executes the code cells of these ids, in this order, after the imports of its cell "imports" and the given names.
+
+    Figures are saved only with a folder.
 
     Args:
         notebook: the beginning of its file name, "07".
     """
     (path,) = NOTEBOOKS.glob(f"{notebook}_*.ipynb")
     sources = {c["id"]: "".join(c["source"]) for c in json.loads(path.read_text("utf-8"))["cells"]}
-    found = Cells({"forms": forms, "style": style, "folder": folder or Path("nowhere"), **given})
+    found = Cells()
+    imports = [node for node in ast.parse(sources["imports"]).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), f"{path.name}[imports]", "exec"), found)
+    found |= {"folder": folder or Path("nowhere"), **given}
     found.figures, found.displayed = [], []
     found["display"] = found.displayed.append
 

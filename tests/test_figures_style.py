@@ -165,6 +165,7 @@ def test_bars_add_up_beside_and_on_one_another():
     bars = figure.axes[0].patches
     assert sorted(bar.get_width() for bar in bars) == pytest.approx([0.3, 0.4, 0.6, 0.7])
     assert sorted(bar.get_x() + bar.get_width() for bar in bars) == pytest.approx([0.4, 0.7, 1, 1])
+    assert ends(figure.axes[0]) == pytest.approx([0.39, 0.41, 0.69, 0.71])
     assert "0.70" in text(figure) and len({bar.get_hatch() for bar in bars}) == 2
     side = forms.bars(pd.DataFrame(rows), **kind)
     assert all(bar.get_x() == 0 for bar in side.axes[0].patches) and len(side.legends) == 1

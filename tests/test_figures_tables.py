@@ -9,8 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import seaborn as sns
-import seaborn.objects as so
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from notebook_cells import Cells, cells, one_line, text
@@ -20,11 +18,10 @@ from prefmoe.analysis import published, tables
 from prefmoe.analysis.answers import REFERENCE
 from prefmoe.analysis.groupings import PAIR_GROUPS
 from prefmoe.analysis.text import BETTER, WORSE, readable, verdicts
-from prefmoe.experiments import protocol_tables
 from prefmoe.figures import style
 
 TABLES = {
-    "tables": tables, "readable": readable, "verdicts": verdicts, "REFERENCE": REFERENCE, "PAIR_GROUPS": PAIR_GROUPS,
+    "readable": readable, "verdicts": verdicts, "REFERENCE": REFERENCE, "PAIR_GROUPS": PAIR_GROUPS,
     "BETTER": BETTER, "WORSE": WORSE, "LOWER_IS_BETTER": metrics.LOWER_IS_BETTER,
 }  # fmt: skip
 """What the notebooks' first cells import for the cells that are executed here."""
@@ -166,7 +163,7 @@ def test_ablation_follows_the_table_and_the_published_numbers_theirs(tmp_path):
     ]  # fmt: skip
     found = cells(
         "08", "ablation-function", "ablation-figure", "ablation-detail", "published-figure", table2=pd.DataFrame(rows),
-        turns=0, settings=EDITION, published=published, folder=tmp_path,
+        turns=0, settings=EDITION, folder=tmp_path,
     )  # fmt: skip
     first, *_, printed, rest = found.figures
     assert values(first.axes[1]) == pytest.approx([0.1 * k for k in range(6)])
@@ -211,7 +208,7 @@ def test_variants_stand_beside_one_another_a_row_per_metric():
     assert values(axis) == pytest.approx([-0.2] * 6 + [0] * 6) and filled(axis) == pytest.approx([-0.2] * 6)
     assert len(axis.get_yticklabels()) == 6 and upright(axis)[0] == 0
     written = one_line(figure)
-    assert "Does it matter? 50: better in collapse; worse in overall, preference" in written
+    assert "Does it matter? 50: better in collapse; worse in 5 metrics." in written
     assert "Minus the reference (none)" in written and "40 overall" in written and "3 seeds" in written
 
 
@@ -266,7 +263,7 @@ def test_curves_along_an_axis_hold_the_tables_values():
 
 def uncertain(*ids: str, names: dict[str, pd.DataFrame], folder: Path | None = None) -> Cells:
     given = {"content": names, "main_rows": names.get, "first": "b", "turns": 0, **TABLES}
-    return cells("14", *ids, pd=pd, sns=sns, so=so, folder=folder, **given)
+    return cells("14", *ids, folder=folder, **given)
 
 
 def test_the_forest_has_a_mark_per_backbone_and_a_diamond_with_its_number():
@@ -401,7 +398,7 @@ def test_an_edition_where_nobody_has_a_preference_still_has_its_figures():
         blank = [c for c in ("value", "difference", "low", "high", "unpaired", "p_users_holm") if c in table]
         return table.assign(**{c: table[c].mask(table["metric"].isin(undefined)) for c in blank})
 
-    edition = {"settings": SimpleNamespace(backbones=["b"]), "turns": 0, "tables": tables}
+    edition = {"settings": SimpleNamespace(backbones=["b"]), "turns": 0}
     compared = without(differences(backbones=(("b", 0.0, 0.04),)))
     ids = ("main-function", "main-figure", "detail-figure", "paired-function", "paired-figure", "paired-detail")
     seeds = table1().assign(minimum=np.nan, maximum=np.nan)

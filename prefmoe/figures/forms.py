@@ -74,7 +74,8 @@ def intervals(
     data["mark"] = np.where(data[filled].astype(bool), "filled", "open") if filled else "filled"
 
     count = len(data["row"].cat.categories)
-    height = count * max(0.27, 0.06 + 0.155 * len(levels)) + 1.5
+    tallest = max(row.count("\n") + 1 for row in data["row"].cat.categories)
+    height = count * max(0.27, 0.06 + 0.155 * len(levels), 0.05 + 0.145 * tallest) + 1.5
     figure = Figure((2.3 + panel_width * len(names), height), dpi=style.DPI, layout="constrained")
     move = [so.Dodge(by=["group"])] if by else []
     group = {"group": by} if by else {}
@@ -295,9 +296,16 @@ def bars(
         colours = so.Nominal({kind: look.colour for kind, look in looks.items()}, order=kinds)
         plot = so.Plot(part, x="value", y=rows, color=series).scale(color=colours, y=so.Nominal(order=across))
         mark = so.Bar(alpha=1, edgecolor="white", edgewidth=0.6, width=0.72 if stacked else 0.84)
-        plot.add(mark, so.Stack() if stacked else so.Dodge(), orient="y", legend=False).theme(style.STYLE).on(
-            axis
-        ).plot()
+        plot = plot.add(mark, so.Stack() if stacked else so.Dodge(), orient="y", legend=False)
+        if stacked and {"low", "high"} <= set(part):
+            part = part.sort_values(series)
+            before = part.groupby(rows, observed=True)["value"].cumsum() - part["value"]
+            inner = part.assign(low=before + part["low"], high=before + part["high"])[part[series] != kinds[-1]]
+            line = so.Range(color=INK, linewidth=1.4)
+            plot = plot.add(
+                line, data=inner, xmin="low", xmax="high", color=None, group=series, orient="y", legend=False
+            )
+        plot.theme(style.STYLE).on(axis).plot()
         largest = max((bar.get_x() + bar.get_width() for bar in axis.patches), default=1.0)
         found = {to_rgba(look.colour): HATCHES[k % len(HATCHES)] for k, look in enumerate(looks.values())}
         for bar in axis.patches:
@@ -309,13 +317,6 @@ def bars(
             elif length > 0.07 * largest:
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9} if text else None
                 axis.text(bar.get_x() + length / 2, middle, text, ha="center", va="center", fontsize=7.5, bbox=box)
-        wide = part.pivot(index=rows, columns=series, values="value").reindex(index=across, columns=kinds)
-        for kind, ends in wide.cumsum(axis=1).iloc[:, :-1].items() if stacked and {"low", "high"} <= set(part) else ():
-            one = part[part[series] == kind].set_index(rows).reindex(across)
-            spread = np.abs(np.stack([one["value"] - one["low"], one["high"] - one["value"]]))
-            axis.errorbar(
-                ends, np.arange(len(across)) + 0.14, xerr=spread, fmt="none", ecolor=INK, elinewidth=1.4, capsize=2
-            )
         handles = [
             Patch(facecolor=look.colour, hatch=HATCHES[k % len(HATCHES)], edgecolor="white", label=kind)
             for k, (kind, look) in enumerate(looks.items())

@@ -144,27 +144,30 @@ def finish(
 ) -> Figure:
     """Adds the message above the axes, and a legend and a wrapped caption below them.
 
+    The figure's height has room for a line of each; for every further line it grows.
+
     Args:
         legend: labelled handles. legend_columns: how many stand side by side; as many as fit when 0.
         alt: what a reader who does not see the figure needs beside title and caption: which form, which axes.
     """
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(caption, max(20, int(width * 16.5)))
-    heading = textwrap.fill(title, max(20, int(width * 11.3)))
-    bottom, inset = 0.14 * len(lines) + 0.08, 0.08 / width
+    heading = textwrap.wrap(title, max(20, int(width * 11.3)))
+    columns, below = len(legend), 0
     if legend:
         widest = 0.55 + 0.068 * max(len(entry.get_label()) for entry in legend)
-        columns = legend_columns or max(1, min(len(legend), int(width / widest)))
-        figure.legend(
-            handles=list(legend),
-            loc="lower left",
-            bbox_to_anchor=(inset, bottom / height),
-            ncols=columns,
-            borderpad=0.3,
-        )
-        bottom += 0.19 * -(-len(legend) // columns) + 0.1
-    top = 0.19 * (heading.count("\n") + 1) + 0.06
+        columns = legend_columns or max(1, min(columns, int(width / widest)))
+        below = -(-len(legend) // columns)
+    height += 0.19 * (max(1, len(heading)) - 1) + 0.14 * (max(1, len(lines)) - 1) + 0.19 * (max(1, below) - 1)
+    figure.set_size_inches(width, height)
+    bottom, inset = 0.14 * len(lines) + 0.08, 0.08 / width
+    if legend:
+        anchor = (inset, bottom / height)
+        figure.legend(handles=list(legend), loc="lower left", bbox_to_anchor=anchor, ncols=columns, borderpad=0.3)
+        bottom += 0.19 * below + 0.1
+    top = 0.19 * len(heading) + 0.06
     figure.get_layout_engine().set(rect=(0, bottom / height, 1, 1 - (bottom + top) / height))
+    heading = "\n".join(heading)
     figure.text(inset, 1 - 0.05 / height, heading, fontsize=10.5, weight="bold", color=INK, va="top", ha="left")
     figure.text(inset, 0.06 / height, "\n".join(lines), fontsize=8, color=MUTED, va="bottom", ha="left")
     figure.set_label(" ".join(part for part in (alt, f"{title.rstrip('.')}.", caption) if part))
