@@ -15,16 +15,8 @@ from notebook_cells import Cells, cells, one_line, text
 
 from prefmoe import metrics
 from prefmoe.analysis import published, tables
-from prefmoe.analysis.answers import REFERENCE
 from prefmoe.analysis.groupings import PAIR_GROUPS
-from prefmoe.analysis.text import BETTER, WORSE, readable, verdicts
 from prefmoe.figures import style
-
-TABLES = {
-    "readable": readable, "verdicts": verdicts, "REFERENCE": REFERENCE, "PAIR_GROUPS": PAIR_GROUPS,
-    "BETTER": BETTER, "WORSE": WORSE, "LOWER_IS_BETTER": metrics.LOWER_IS_BETTER,
-}  # fmt: skip
-"""What the notebooks' first cells import for the cells that are executed here."""
 
 EDITION = SimpleNamespace(backbones=["b"], ablation_backbone="b")
 
@@ -83,7 +75,7 @@ def main_table(table: pd.DataFrame, seeds: pd.DataFrame | None = None, turns: in
     if seeds is None:
         seeds = pd.DataFrame(columns=["method", "backbone", "turns", "metric", "minimum", "maximum", "seeds"])
         seeds = seeds.astype({"turns": int})
-    return cells("07", "main-function", **TABLES, table1=table, seeds=seeds, turns=turns, settings=EDITION)
+    return cells("07", "main-function", table1=table, seeds=seeds, turns=turns, settings=EDITION)
 
 
 def test_main_table_draws_values_intervals_references_and_seeds():
@@ -127,7 +119,7 @@ def test_the_notebook_saves_two_panels_per_backbone_and_shows_the_rest(tmp_path)
     compared = differences(backbones=(("b", 0.0, 0.04),))
     found = cells(
         "07", "main-function", "main-figure", "detail-figure", "paired-function", "paired-figure", "paired-detail",
-        **TABLES, table1=table1(), seeds=table1().assign(minimum=0.1, maximum=0.2), comparisons=compared, turns=0,
+        table1=table1(), seeds=table1().assign(minimum=0.1, maximum=0.2), comparisons=compared, turns=0,
         settings=EDITION, folder=tmp_path,
     )  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == ["main_table_b.png", "paired_differences_b.png"]
@@ -142,7 +134,7 @@ def test_paired_differences_fill_what_is_clear():
          "high": d + 0.1, "n": 40, "p_users_holm": p}
         for m in metrics.METRICS for b, d, p in (("LoRA", 0.2, 0.01), ("FFT", 0.05, 0.4))
     ]  # fmt: skip
-    given = {**TABLES, "comparisons": pd.DataFrame(rows), "turns": 0}
+    given = {"comparisons": pd.DataFrame(rows), "turns": 0}
     figure = cells("07", "paired-function", **given)["paired"]("b", ["preference", "collapse"])
     for axis in figure.axes:
         assert values(axis) == pytest.approx([0.05, 0.2]) and filled(axis) == pytest.approx([0.2])
@@ -194,7 +186,7 @@ def protocol(rows: list[dict]) -> dict:
              "method": "PrefMoE", "backbone": "b", "reference": "none", "p_users": 0.5}  # fmt: skip
     table = pd.DataFrame([where | row for row in rows])
     asked = SimpleNamespace(question="Does it matter?", backbones=["b"])
-    return {"differences": table, "questions": {"it": asked}, **TABLES, "protocol_tables": protocol_tables}
+    return {"differences": table, "questions": {"it": asked}}
 
 
 def test_variants_stand_beside_one_another_a_row_per_metric():
@@ -262,7 +254,7 @@ def test_curves_along_an_axis_hold_the_tables_values():
 
 
 def uncertain(*ids: str, names: dict[str, pd.DataFrame], folder: Path | None = None) -> Cells:
-    given = {"content": names, "main_rows": names.get, "first": "b", "turns": 0, **TABLES}
+    given = {"content": names, "main_rows": names.get, "first": "b", "turns": 0}
     return cells("14", *ids, folder=folder, **given)
 
 
@@ -370,7 +362,7 @@ def test_the_cells_of_these_notebooks_draw_with_the_committed_small_tables():
     backbone = content["table1"]["backbone"].iloc[0]
     edition = SimpleNamespace(backbones=[backbone], ablation_backbone=backbone)
     shown = cells(
-        "07", "main-function", "main-figure", "detail-figure", "paired-function", "paired-figure", **TABLES,
+        "07", "main-function", "main-figure", "detail-figure", "paired-function", "paired-figure",
         table1=content["table1"], seeds=content["table1_seeds"], comparisons=content["comparisons"], turns=0,
         settings=edition,
     ).figures  # fmt: skip
@@ -379,14 +371,10 @@ def test_the_cells_of_these_notebooks_draw_with_the_committed_small_tables():
     shown += cells(
         "14",
         *ids,
-        pd=pd,
-        sns=sns,
-        so=so,
         content=content,
         main_rows=content.get,
         first=backbone,
         turns=0,
-        **TABLES,
     ).figures
     assert len(shown) >= 12 and all(figure.axes and figure.get_label() for figure in shown)
 
