@@ -147,7 +147,7 @@ def run_inputs(wildcards):
 def table_inputs(wildcards):
     """A digest of the settings and the code behind the tables."""
     settings = EDITION.model_dump(mode="json", include={"methods", "table1", "table2", "backbones", "seeds"})
-    return provenance.digest([settings, provenance.code_digest(("prefmoe.analysis.tables",), (), METHODS)])
+    return provenance.digest([settings, provenance.code_digest(("prefmoe.analysis.tables",), ())])
 
 
 def plan_inputs(wildcards):

@@ -11,9 +11,7 @@ rule compare:
         figure=report(f"{RESULTS}/reproduction/reproduction.png", caption="../report/reproduction.rst", category="A. Reproduced?"),
         cells=report(f"{RESULTS}/reproduction/reproduction.csv", caption="../report/reproduction_table.rst", category="A. Reproduced?"),
     params:
-        code=lambda wildcards: provenance.code_digest(
-            ("prefmoe.workflow.reproduction", "prefmoe.figures.reproduction"), (), METHODS
-        ),
+        code=lambda wildcards: provenance.code_digest(("prefmoe.workflow.reproduction", "prefmoe.figures.reproduction"), ()),
         edition=EDITION.name,
     log:
         f"{RESULTS}/logs/compare.log",
