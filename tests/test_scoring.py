@@ -141,6 +141,16 @@ def test_one_user_has_no_interval_and_the_report_says_so(frame, tmp_path):
     assert found.table["low"].isna().all() and "one user: no intervals" in found.notes[0]
 
 
+def test_a_measure_of_one_user_s_questions_has_no_interval_among_others_that_have(frame, tmp_path):
+    kind = (frame["category"] == "preference") & (frame["l2-category"] != "inconsistency")
+    alone = frame.loc[kind, "name"].iloc[0]
+    found = report(save(frame[~kind | (frame["name"] == alone)], tmp_path / "mine.csv"), **FAST).table
+    rows = found[found["group"] == "all"].set_index("measure")
+    assert rows.loc[["overall", "profile"], ["low", "high"]].notna().all(axis=None)
+    assert rows.loc["collapse", "n"] + rows.loc["recall", "n"] > 0
+    assert rows.loc[["collapse", "recall", "sensitivity"], ["low", "high"]].isna().all(axis=None)
+
+
 def test_the_command_prints_writes_and_needs_no_torch(tmp_path):
     output = tmp_path / "new" / "table.csv"
     script = (

@@ -68,6 +68,15 @@ def test_sign_test_is_mcnemar_for_one_seed():
     assert statistics.sign_test(first, first) == (0, 0, 1.0)
 
 
+@pytest.mark.parametrize(("wins", "losses"), [(5, 3), (3, 3), (0, 9), (4, 3), (700, 790), (1200, 0)])
+def test_sign_test_is_scipys_exact_binomial_test(wins, losses):
+    first = np.array([1] * wins + [0] * losses)
+    assert statistics.sign_test(first, 1 - first)[2] == pytest.approx(
+        stats.binomtest(wins, wins + losses).pvalue, rel=1e-9, abs=0
+    )
+    assert statistics.sign_test([1] * 5 + [0] * 3, [0] * 5 + [1] * 3)[2] == 93 / 128
+
+
 def test_sign_test_of_seed_means_ignores_rounding():
     first = np.array([(1 + 0 + 0) / 3, 2 / 3, 1.0])
     second = np.array([1 / 3, 1 - 1 / 3, 0.0])

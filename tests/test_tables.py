@@ -432,6 +432,9 @@ def test_detectable_differences_follow_the_bootstrap_and_the_number_of_compariso
     assert row["paired_corrected"] == pytest.approx((2.393980 + 0.841621) * paired, rel=1e-6)  # .05 / 3
     collapse = table.loc[("bucket", metrics.BUCKETS[0], "collapse")]
     assert collapse["n"] == round(answers[0].counted[..., 3].mean(axis=1).sum()) and collapse["users"] == 2
+    alone = table[table["users"] < 2]
+    assert (alone["n"] > 0).any()
+    assert alone[["design_effect", "unpaired", "paired", "paired_corrected"]].isna().all(axis=None)
 
 
 def test_calibration_and_reliability_are_per_kind_of_question(benchmark, results):

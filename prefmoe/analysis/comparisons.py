@@ -189,14 +189,15 @@ def detectable_table(
                     asked = _asked(entries[0], metric) * member
                     row = {"backbone": backbone, "turns": turns, "metric": metric, "grouping": grouping}
                     row |= {"group": group, "n": round(asked.sum()), "methods": len(entries)}
-                    row |= {"users": len(np.unique(entries[0].users[asked > 0]))}
-                    row |= {"design_effect": _median(effect)[column]}
+                    users = len(np.unique(entries[0].users[asked > 0]))
+                    row |= {"users": users, "design_effect": _median(effect)[column] if users > 1 else np.nan}
                     for name, error, alpha in (
                         ("unpaired", unpaired, 0.05),
                         ("paired", paired, 0.05),
                         ("paired_corrected", paired, 0.05 / max(1, tested)),
                     ):
-                        row[name] = float(statistics.detectable_difference(error[column], alpha=alpha, power=power))
+                        smallest = statistics.detectable_difference(error[column], alpha=alpha, power=power)
+                        row[name] = float(smallest) if users > 1 else np.nan  # one user says nothing of others
                     rows.append(row)
     return pd.DataFrame(rows, columns=list(DETECTABLE_COLUMNS))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from prefmoe import metrics
@@ -122,7 +123,7 @@ def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int = statistics.RESAMPLES) -> pd.DataFrame:
     """Every measure of scored predictions, with intervals: the six of the tables, collapse by size of the group that
-    shares the preference, and accuracy by kind of question.
+    shares the preference, and accuracy by kind of question. A share of one user's questions has no interval.
 
     Args:
         holders: whether it is known who holds the preferences asked about.
@@ -135,6 +136,10 @@ def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int = sta
         for measure, row in metrics.summarize(scored, resamples=resamples).items()
         if holders or measure in ("overall", "preference", "profile")
     ]
+    asked_about = (metrics.user_counts([scored])[2] > 0).sum(axis=(0, 1))  # users behind each share
+    users = dict(zip(metrics.METRICS, asked_about, strict=False))
+    users["sensitivity"] = min(users["recall"], users["collapse"])
+    rows = [row if users[row["measure"]] > 1 else row | {"low": np.nan, "high": np.nan} for row in rows]
     unread = metrics.unreadable(scored)
     if holders:
         buckets = metrics.group_bucket(scored)
