@@ -27,14 +27,6 @@ from prefmoe.figures.style import GRID, HATCHES, HEAT, INK, LINES, METRIC_LABELS
 
 Picture = str | Path | Image.Image
 
-REFERENCE_LINES = {
-    "": {"color": MUTED, "linestyle": "-", "linewidth": 0.9},
-    "Chance": {"color": MUTED, "linestyle": ":", "linewidth": 1.2},
-    "Popular choice": {"color": MUTED, "linestyle": "--", "linewidth": 1.2},
-    "Profile reader": {"color": MUTED, "linestyle": "-.", "linewidth": 1.2},
-}
-"""Vertical lines by their label; that without a label, 0 for instance, stands in no legend."""
-
 
 @style.house()
 def intervals(
@@ -93,7 +85,7 @@ def intervals(
     for axis, name in zip(figure.axes, names, strict=True):
         for label, places in lines.items():
             if np.isfinite(places.get(name, np.nan)):
-                axis.axvline(places[name], zorder=0.8, **_reference(label, lines))
+                axis.axvline(places[name], zorder=0.8, **_reference(label, list(lines)))
         for marks in (c for c in axis.collections if isinstance(c, PathCollection)):
             faces = marks.get_facecolor()  # an open mark hides the interval behind it
             marks.set(zorder=3, facecolor=np.where(faces[:, 3:] == 0, to_rgba("white"), faces))
@@ -110,14 +102,15 @@ def intervals(
         legend += [style.handle(level, filled=solid[level]) for level in levels]
     if colour != rows:
         legend += [style.handle(texts.get(name, name).replace("\n", " "), look) for name, look in looks.items()]
-    legend += [Line2D([], [], label=label, **_reference(label, lines)) for label in lines if label]
+    legend += [Line2D([], [], label=label, **_reference(label, list(lines))) for label in lines if label]
     alt = f"Interval plot: {_listed(data['row'].cat.categories)}; {_listed([texts.get(n, n) for n in names])}."
     return style.finish(figure, title, caption, legend=legend, alt=alt)
 
 
-def _reference(label: str, lines: Mapping) -> dict:
-    other = {"color": MUTED, "linestyle": LINES[1:][list(lines).index(label) % 3], "linewidth": 1.2}
-    return REFERENCE_LINES.get(label, other)
+def _reference(label: str, labels: Sequence[str]) -> dict:
+    """How the vertical line of this label looks; that without a label, 0 for instance, is a plain thin one."""
+    dashes = [":", "--", "-."][[name for name in labels if name].index(label) % 3] if label else "-"
+    return {"color": MUTED, "linestyle": dashes, "linewidth": 1.2 if label else 0.9}
 
 
 def _ordered(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
