@@ -7,15 +7,13 @@ where it stopped. A variant that is a method of the edition as it is takes the e
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from prefmoe.config import (
     CONFIG_FOLDER,
@@ -33,9 +31,9 @@ from prefmoe.config import (
 )
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.sources import load_benchmark
+from prefmoe.experiments.files import Strict, read_checked, settings_key
 from prefmoe.system.files import one_at_a_time
 from prefmoe.system.names import Name, Once, did_you_mean
-from prefmoe.system.yaml_settings import read_settings
 
 EDITION_PARTS = ("data", "training")
 """Parts of an edition that a variant may change; settings with another first name belong to the method."""
@@ -50,11 +48,7 @@ class ProtocolError(RuntimeError):
 # --- questions
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Experiment(_Strict):
+class Experiment(Strict):
     """One question, and the variants whose comparison answers it.
 
     Attributes:
@@ -83,7 +77,7 @@ class Experiment(_Strict):
     turns: Turns | None = None
 
 
-class Protocol(_Strict):
+class Protocol(Strict):
     """config/protocol/<edition>.yaml.
 
     Attributes:
@@ -109,29 +103,16 @@ def load_protocol(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Proto
         ConfigError: if the file is missing or malformed, or with one line per unknown method, setting, value,
             backbone or split.
     """
+    missing = f"edition {edition.name!r} has no protocol experiments"
     path = protocol_path(edition.name, folder)
-    if not path.is_file():
-        raise ConfigError(f"edition {edition.name!r} has no protocol experiments: {path} does not exist")
-    try:
-        content, lines = read_settings(path)
-        protocol = Protocol.model_validate(content)
-    except ValidationError as error:
-        lines += [f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    else:
-        lines += _mistakes(protocol, edition)
-        experiments = {
-            name: one.model_copy(
-                update={"backbones": one.backbones or protocol.backbones, "turns": one.turns or protocol.turns}
-            )
-            for name, one in protocol.experiments.items()
-        }
-        filled = {"seeds": protocol.seeds or edition.seeds, "experiments": experiments}
-        protocol = protocol.model_copy(update=filled)
-    if lines:
-        raise ConfigError(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(f"  {line}" for line in lines))
-    return protocol
+    protocol = read_checked(path, Protocol, missing, lambda read: _mistakes(read, edition))
+    experiments = {
+        name: one.model_copy(
+            update={"backbones": one.backbones or protocol.backbones, "turns": one.turns or protocol.turns}
+        )
+        for name, one in protocol.experiments.items()
+    }
+    return protocol.model_copy(update={"seeds": protocol.seeds or edition.seeds, "experiments": experiments})
 
 
 def _mistakes(protocol: Protocol, edition: Edition) -> Iterator[str]:
@@ -215,8 +196,7 @@ class Plan:
             "splits": self.splits,
             "turns": self.turns,
         }
-        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
-        return f"{self.method}-{digest}"
+        return f"{self.method}-{settings_key(settings)}"
 
     def folders(self, results: str | Path) -> list[Path]:
         """The run folder of each seed."""
@@ -286,8 +266,7 @@ def data_edition(edition: Edition, original: Edition, results: str | Path) -> tu
     """
     if edition.data == original.data:
         return edition, Path(results)
-    settings = json.dumps(edition.data.model_dump(mode="json"), sort_keys=True)
-    name = hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()
+    name = settings_key(edition.data.model_dump(mode="json"))
     folder = Path(results) / original.name / "protocol" / "benchmarks"
     return edition.model_copy(update={"name": name}), folder
 

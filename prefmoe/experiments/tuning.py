@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -11,16 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from prefmoe import metrics
 from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Seed, Setting, load_edition
 from prefmoe.config.outputs import trials_file
+from prefmoe.experiments.files import Strict, read_checked, settings_key
 from prefmoe.running.runs import Workbench
 from prefmoe.system.files import whole_file
 from prefmoe.system.names import Once, did_you_mean
 from prefmoe.system.run_files import read_predictions, read_story
-from prefmoe.system.yaml_settings import read_settings
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class TuningError(RuntimeError):
     """A grid that cannot be tried, or a choice that does not fit the edition."""
 
 
-class Grid(BaseModel):
+class Grid(Strict):
     """config/tuning/<edition>.yaml: which settings of which methods are tried.
 
     Attributes:
@@ -41,8 +40,6 @@ class Grid(BaseModel):
         methods: method -> setting (dotted for a nested one, "losses.alignment") -> values; the trials of a
             method are the product of its settings' values.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     trials: int = Field(ge=1)
     seed: Seed = 0
@@ -61,35 +58,25 @@ def load_grid(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Grid:
     Raises:
         ConfigError: if the file is missing or malformed, names an unknown method or setting, or budgets differ.
     """
-    path = grid_path(edition.name, folder)
-    if not path.is_file():
-        raise ConfigError(f"edition {edition.name!r} has no grid: {path} does not exist")
-    try:
-        content, repeated = read_settings(path)
-        grid = Grid.model_validate(content)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    mistakes = [f"  {line}" for line in repeated]
+    missing = f"edition {edition.name!r} has no grid"
+    return read_checked(grid_path(edition.name, folder), Grid, missing, lambda grid: _mistakes(grid, edition))
+
+
+def _mistakes(grid: Grid, edition: Edition) -> Iterator[str]:
     for name, settings in grid.methods.items():
         if name not in edition.methods:
             near = did_you_mean(name, edition.methods)
-            mistakes.append(f"  methods.{name}: not a method of edition {edition.name!r}{near}")
+            yield f"methods.{name}: not a method of edition {edition.name!r}{near}"
             continue
         points = list(_points(settings))
         if len(points) != grid.trials:
-            mistakes.append(f"  methods.{name}: {len(points)} trials, expected {grid.trials} as for every method")
+            yield f"methods.{name}: {len(points)} trials, expected {grid.trials} as for every method"
         for point in points:
             try:
                 apply_settings(edition.methods[name], point)
             except TuningError as error:
-                mistakes.append(f"  methods.{name}: {error}")
+                yield f"methods.{name}: {error}"
                 break
-    if mistakes:
-        raise ConfigError(f"{path} has {len(mistakes)} mistake(s):\n" + "\n".join(mistakes))
-    return grid
 
 
 def _points(settings: Mapping[str, Sequence[Setting]]) -> Iterator[Settings]:
@@ -112,8 +99,7 @@ def apply_settings(config: Method, settings: Mapping[str, Setting]) -> Method:
 
 def trial_folder(edition: Edition, backbone: str, method: str, settings: Settings, results: str | Path) -> Path:
     """Where a trial's predictions are kept: a finished trial is not run again."""
-    key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6).hexdigest()
-    return Path(results) / edition.name / "tuning" / backbone / method / key
+    return Path(results) / edition.name / "tuning" / backbone / method / settings_key(settings, size=6)
 
 
 def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) -> dict[str, Any]:
