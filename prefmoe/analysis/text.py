@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from prefmoe import metrics
 from prefmoe.analysis.answers import REFERENCE, TableError
@@ -52,14 +53,22 @@ def verdicts(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
         the baseline where the corrected p of the permutation test over users is below ``alpha``, else "not told
         apart"; "–" where there is nothing to test.
     """
-    direction = np.sign(comparisons["difference"]) * np.where(comparisons["metric"].isin(LOWER_IS_BETTER), -1, 1)
-    words = np.where(direction > 0, BETTER, WORSE)
-    words = np.where(comparisons["p_users_holm"] < alpha, words, UNDECIDED)
+    words = verdict_words(comparisons, comparisons["p_users_holm"] < alpha)
     words = np.where(comparisons["p_users_holm"].isna(), "–", words)
-    keys = ["backbone", "method", "baseline"]
-    grid = comparisons.assign(word=words).pivot(index=keys, columns="metric", values="word")
-    order = list(comparisons[keys].drop_duplicates().itertuples(index=False, name=None))
-    return grid.loc[order, comparisons["metric"].unique()].rename_axis(columns=None)
+    return verdict_grid(comparisons, words, ["backbone", "method", "baseline"])
+
+
+def verdict_words(differences: pd.DataFrame, clear: NDArray | pd.Series) -> NDArray:
+    """(N,) "better" or "worse" where a difference is clear, else "not told apart"; of collapse, less is better."""
+    lower = differences["metric"].isin(LOWER_IS_BETTER)
+    return np.where(clear, np.where((differences["difference"] > 0) != lower, BETTER, WORSE), UNDECIDED)
+
+
+def verdict_grid(differences: pd.DataFrame, words: NDArray, keys: list[str]) -> pd.DataFrame:
+    """Words as a grid: a line per value of the keys, a column per metric, both in the order of the differences."""
+    grid = differences.assign(word=words).pivot(index=keys, columns="metric", values="word")
+    order = list(differences[keys].drop_duplicates().itertuples(index=False, name=None))
+    return grid.loc[order, differences["metric"].unique()].rename_axis(columns=None)
 
 
 def group_rises(breakdown: pd.DataFrame) -> pd.DataFrame:

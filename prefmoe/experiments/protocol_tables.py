@@ -16,12 +16,11 @@ from prefmoe.analysis import statistics, tables
 from prefmoe.analysis.answers import Answers, type_of
 from prefmoe.analysis.comparisons import compare
 from prefmoe.analysis.groupings import PAIR_GROUPS, POPULARITY_GROUPS, group_sizes, popularity_groups
-from prefmoe.analysis.text import BETTER, UNDECIDED, WORSE
+from prefmoe.analysis.text import verdict_grid, verdict_words
 from prefmoe.config import CONFIG_FOLDER, RESULTS, Edition, load_edition
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
 from prefmoe.experiments.protocol import Experiment, Protocol, ProtocolError, load_protocol, plan, read_benchmark
-from prefmoe.metrics import LOWER_IS_BETTER
 from prefmoe.system.run_files import RunFileError, read_predictions
 
 RESULT_COLUMNS = (
@@ -303,10 +302,5 @@ def verdicts(differences: pd.DataFrame) -> pd.DataFrame:
     tested = differences["p_users_holm"] < 0.05
     apart = (differences["low"] > 0) | (differences["high"] < 0)
     clear = np.where(differences["paired"] == 1, tested, apart)
-    lower = differences["metric"].isin(LOWER_IS_BETTER)
-    words = np.where((differences["difference"] > 0) != lower, BETTER, WORSE)
     keys = ["experiment", "backbone", "method", "variant", "turns", "group"]
-    grid = differences.assign(word=np.where(clear, words, UNDECIDED))
-    order = list(differences[keys].drop_duplicates().itertuples(index=False, name=None))
-    grid = grid.pivot(index=keys, columns="metric", values="word").loc[order]
-    return grid[differences["metric"].unique()].fillna("–").rename_axis(columns=None)
+    return verdict_grid(differences, verdict_words(differences, clear), keys).fillna("–")

@@ -20,10 +20,9 @@ from scipy.stats import norm
 
 from prefmoe.analysis import tables
 from prefmoe.analysis.answers import REFERENCE
-from prefmoe.analysis.text import BETTER, UNDECIDED, WORSE
+from prefmoe.analysis.text import verdict_words
 from prefmoe.config import FIGURES, PrefMoEMethod, load_edition
 from prefmoe.config.outputs import committed_folder, made_folder
-from prefmoe.metrics import LOWER_IS_BETTER
 from prefmoe.system.files import whole_file
 
 TOLERANCE = 1.5e-6
@@ -234,11 +233,9 @@ def _changed_conclusions(committed: pd.DataFrame | None, made: pd.DataFrame | No
         return []
     keys = ["method", "baseline", "backbone", "turns", "metric"]
     both = committed.merge(made, on=keys, suffixes=("", " here"))
-    lower = both["metric"].isin(LOWER_IS_BETTER)
-    words = []
-    for side in ("", " here"):
-        direction = np.where((both[f"difference{side}"] > 0) != lower, BETTER, WORSE)
-        words.append(np.where(both[f"p_users_holm{side}"] < 0.05, direction, UNDECIDED))
+    sides = [both[["metric"]].assign(difference=both[f"difference{side}"], p=both[f"p_users_holm{side}"])
+             for side in ("", " here")]  # fmt: skip
+    words = [verdict_words(side, side["p"] < 0.05) for side in sides]
     return [
         f"{row.pop('method')} against {row.pop('baseline')}, {_text(row)}: {was} as committed, {now} here"
         for row, was, now in zip(both[keys].to_dict("records"), *words, strict=True)
