@@ -57,10 +57,11 @@ def clone(tmp_path_factory) -> Path:
     shutil.copytree(REPOSITORY / "prefmoe/figures", folder / "prefmoe/figures", ignore=ignored)
     (folder / "notebooks").mkdir()
     _notebook(folder, "06_train_and_evaluate", "edition = 'tiny'\nbackbone = ''\nmethod = ''", COUNTING)
-    rules = "".join((folder / f"workflow/rules/{n}.smk").read_text(encoding="utf-8") for n in ("analysis", "protocol"))
-    for name, outputs in re.findall(r'notebook=executed\("(\w+)"\),(.*?)params:', rules, re.DOTALL):
-        files = re.findall(r"\{FIGURES\}/([\w.]+)", outputs)
+    rows = yaml.safe_load((folder / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
+    for name, row in rows.items():
+        files = [file.format(backbone="llava-mini") for file in row["makes"]]
         _notebook(folder, name, "edition = 'tiny'", f"files = {files}\n{DRAWING}")
+    _notebook(folder, "13_protocol_questions", "edition = 'tiny'", f"files = []\n{DRAWING}")
     tiny = yaml.safe_load((folder / "config/smoke.yaml").read_text(encoding="utf-8"))
     tiny |= {"name": "tiny", "backbones": ["llava-mini"], "table1": ["NT", "LoRA"], "table2": []}
     tiny["data"] |= {"users": 4, "unseen_users": 0, "train_per_user": 5, "validation_per_user": 1, "test_per_user": 5}
@@ -250,7 +251,7 @@ def test_a_method_that_would_be_a_command_is_refused_before_any_shell_sees_it(cl
 def test_everything_that_varies_is_quoted_for_the_shell(clone, tmp_path):
     """Except what holds a whole command (launcher, joined with quotes) or a fixed option."""
     for path in (REPOSITORY / "Snakefile", *(REPOSITORY / "workflow/rules").glob("*.smk")):
-        blocks = re.findall(r"^    shell:\n(.*?)(?=^\S|^    \w|\Z)", path.read_text(encoding="utf-8"), re.M | re.S)
+        blocks = re.findall(r"^ +shell:\n(.*?)(?=^\S|^ +\w+:|\Z)", path.read_text(encoding="utf-8"), re.M | re.S)
         bare = [name for block in blocks for name in re.findall(r"\{+([\w.]+)\}+", block)]
         assert set(bare) <= {"threads", "params.launcher", "params.ship", "PYTHON_FOR_LONG"}, path
         assert not bare or blocks

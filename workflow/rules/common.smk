@@ -6,6 +6,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import yaml
 from snakemake.exceptions import WorkflowError
 
 from prefmoe.system import file_digests, provenance
@@ -48,13 +49,12 @@ METHODS = tuple(dict.fromkeys(method.source() for method in EDITION.methods.valu
 PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
 FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]
 
-ANALYSES = ["01_published_results", "02_benchmark", "03_backbone", "04_group_preference_collapse", "07_main_table"]
-ANALYSES += ["12_audit_of_the_published_tables", "14_how_sure", "15_one_picture_two_users"]
-if FULL_RUNS:
-    ANALYSES += ["05_prefmoe_step_by_step", "09_user_space", "10_attention_maps", "11_routing"]
-if EDITION.table2:
-    ANALYSES += ["08_ablation"]
-ANALYSES.sort()
+NOTEBOOKS = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
+ANALYSES = [
+    name
+    for name, row in NOTEBOOKS.items()
+    if (FULL_RUNS or row.get("runs") != "full") and (EDITION.table2 or "table2" not in row.get("tables", ()))
+]
 
 ASKS_UNSEEN = EDITION.data.kind == "miniature" and EDITION.data.unseen_users and "unseen" in EDITION.evaluation.splits
 UNSEEN_TABLE = ["unseen"] if ASKS_UNSEEN else []
@@ -62,6 +62,11 @@ UNSEEN_TABLE = ["unseen"] if ASKS_UNSEEN else []
 COMMITTED_TABLES = sorted(f"figures/{EDITION.name}/{path.name}" for path in committed_folder(EDITION.name).glob("*.csv"))
 VERDICT = f"{RESULTS}/reproduction/verdict.txt"
 SHORTENED_TABLE = [] if EDITION.evaluation.too_long == "refuse" else ["shortened"]
+TABLES = {  # by category of the report
+    "Tables": ["table1", "table2", "table1_seeds", "comparisons", "breakdown", "dataset_statistics"],
+    "Uncertainty": ["turns", "forest", "detectable", "calibration", "reliability", "unparsed", "separation"],
+}
+TABLES["Tables"] += SHORTENED_TABLE + UNSEEN_TABLE
 
 
 PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}
@@ -118,14 +123,26 @@ def tables(*names):
     return [f"{FIGURES}/{name}.csv" for name in names]
 
 
-def figures(*names):
-    """PNG files that an analysis notebook writes."""
-    return [f"{FIGURES}/{name}.png" for name in names]
+def shown(path, category, name=None):
+    """A file that the report shows, with the caption of its name; of a table that has a figure of its name, its own."""
+    name = name or Path(path).stem
+    own = f"{name}_table" if path.endswith(".csv") else name
+    caption = own if (ROOT / f"workflow/report/{own}.rst").is_file() else name
+    return report(path, caption=f"../report/{caption}.rst", category=category)
 
 
-def each_backbone(name):
-    """PNG files that an analysis notebook writes, one per backbone of the edition."""
-    return [f"{FIGURES}/{name}_{backbone}.png" for backbone in EDITION.backbones]
+def made_by(row):
+    """Name and path of every file that an analysis notebook writes."""
+    for file in row["makes"]:
+        for path in dict.fromkeys(file.format(backbone=backbone) for backbone in EDITION.backbones):
+            yield Path(file).stem.removesuffix("_{backbone}"), f"{FIGURES}/{path}"
+
+
+def notebook_inputs(row):
+    """What an analysis notebook reads."""
+    runs = {"all": EDITION.runs(), "full": FULL_RUNS}.get(row.get("runs"), [])
+    files = [file.format(results=RESULTS) for file in row.get("files", ())]
+    return files + tables(*row.get("tables", ())) + run_notebooks(runs)
 
 
 def code(name, methods=METHODS):
@@ -169,9 +186,12 @@ def tuning_inputs(wildcards):
     return provenance.digest([provenance.code_digest(methods=METHODS), weights(wildcards.backbone)])
 
 
-def backbone_inputs(wildcards):
-    """A digest of the notebook about backbones, and of those that it shows."""
-    return provenance.digest([code("03_backbone"), *map(weights, dict.fromkeys([*MINIATURES, *EDITION.backbones]))])
+def notebook_code(name, row):
+    """The digest of an analysis notebook; with the weights of all backbones where it shows them."""
+    if row.get("model") != "first":
+        return lambda wildcards: code(name)
+    backbones = dict.fromkeys([*MINIATURES, *EDITION.backbones])
+    return lambda wildcards: provenance.digest([code(name), *map(weights, backbones)])
 
 
 def data_inputs(wildcards):
@@ -250,9 +270,14 @@ def run_resources(wildcards):
     return job_resources([(wildcards.backbone, wildcards.method)], training=True)
 
 
-def notebook_resources(wildcards):
-    """For a notebook that loads the finished PrefMoE runs."""
-    return job_resources(FULL_RUNS, training=False)
+def notebook_resources(row):
+    """What an analysis notebook that computes with a model asks for, as rules declare it; nothing for others."""
+    if "model" not in row:
+        return {}
+    first = [pair for pair in EDITION.runs() if pair[0] == EDITION.backbones[0]]
+    pairs = {"full": FULL_RUNS, "first": first}[row["model"]]
+    asked = lambda wildcards: job_resources(pairs, training=False)
+    return {name: needed(asked, name) for name in ("gpus", "gres", "mem_mb", "runtime")}
 
 
 def needed(asked, name):
