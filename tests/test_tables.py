@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from prefmoe import metrics
-from prefmoe.analysis import statistics, tables
+from prefmoe.analysis import answers, statistics, tables
 from prefmoe.analysis.answers import REFERENCE, Answers, TableError, read_runs
 from prefmoe.analysis.comparisons import (
     ALL_BACKBONES,
@@ -229,6 +229,17 @@ def results(benchmark, tmp_path) -> Path:
         for seed in (0, 1):
             write_run(benchmark, tmp_path, key, seed, skill)
     return tmp_path
+
+
+def test_every_run_is_read_once_and_every_answer_scored_once(benchmark, results, monkeypatch):
+    read, scored = [], []
+    originals = answers.read_predictions, metrics.score
+    monkeypatch.setattr(answers, "read_predictions", lambda at, *a, **k: read.append(at) or originals[0](at, *a, **k))
+    monkeypatch.setattr(metrics, "score", lambda frame: scored.append(len(frame)) or originals[1](frame))
+    tables.build(EDITION, benchmark, results=results)
+    assert len(read) == len(set(read)) == 8  # one of them, a second seed of the non-tuned model, is not there
+    references = 2 * (1 + 12 + 1 + 1)  # of two splits: the training answers, chance's copies, two readers
+    assert len(scored) == 7 + references
 
 
 def test_build_writes_every_table_with_its_columns(benchmark, results):
