@@ -22,7 +22,7 @@ from prefmoe.config import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIRED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
-OWN = {"prefmoe", *(path.stem for folder in ("tests", "workflow/scripts") for path in (ROOT / folder).glob("*.py"))}
+OWN = {"prefmoe", *(path.stem for folder in ("tests", "workflow/scripts") for path in (ROOT / folder).iterdir())}
 
 
 def _names(requirements: list[str]) -> set[str]:
@@ -132,7 +132,7 @@ def calls(tmp_path):
         name = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
         subprocess.run(["git", *name, *command], cwd=repository, check=True)
     programs.mkdir()
-    for name in ("python3", "python", "snakemake", "pytest", "ruff", "prefmoe"):
+    for name in ("python3", "python", "snakemake", "pytest", "ruff", "lint-imports", "prefmoe"):
         (programs / name).write_text(PROGRAM)
         (programs / name).chmod(0o755)
 
@@ -151,7 +151,7 @@ def test_continuous_integration_runs_the_two_commands_of_the_readme(calls):
     assert "python -m pip install -e .[all of it]" in called
     assert "snakemake --cores 7 --config edition=smoke" in called
     assert called[-1] == "pytest --word-of-readme"
-    assert {"ruff check .", "snakemake --lint", "prefmoe check notebooks/one.ipynb"} <= set(called)
+    assert {"ruff check .", "lint-imports ", "snakemake --lint", "prefmoe check notebooks/one.ipynb"} <= set(called)
 
 
 def test_continuous_integration_fails_where_a_command_changes_the_clone(calls):

@@ -1,0 +1,41 @@
+"""The direction of imports: the contracts of pyproject.toml hold, and no module imports itself by way of others."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import grimp
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_contracts_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(ROOT)
+    found = lint_imports(config_filename="pyproject.toml", no_cache=True)
+    assert found == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_every_wing_has_a_layer() -> None:
+    wings = {path.stem for path in (ROOT / "prefmoe").glob("*.py")} - {"__init__", "__main__"}
+    wings |= {path.parent.name for path in (ROOT / "prefmoe").glob("*/__init__.py")}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = " ".join(next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"))
+    assert {f"prefmoe.{wing}" for wing in wings} == set(layers.split()) - {":", "|"}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """What is imported inside functions and for types alone counts as well."""
+    graph = grimp.build_graph("prefmoe", cache_dir=None)
+    left = {name: graph.find_modules_directly_imported_by(name) - {name} for name in graph.modules}
+    while ends := {name for name, imported in left.items() if not imported & left.keys()}:
+        left = {name: imported for name, imported in left.items() if name not in ends}
+    assert not left, sorted(left)
+
+
+def test_the_package_does_not_know_the_scripts() -> None:
+    scripts = {path.stem for path in (ROOT / "workflow/scripts").iterdir() if not path.stem.startswith("_")}
+    graph = grimp.build_graph("prefmoe", include_external_packages=True, cache_dir=None)
+    assert not scripts & graph.modules
