@@ -57,6 +57,10 @@ def test_registry_mistakes_are_all_named(tmp_path: Path) -> None:
     read_registry.cache_clear()
     with pytest.raises(BackboneError, match="backbones.odd.model_class: expected one of .*, found 'NoSuchModel'"):
         read_registry(path)
+    path.write_text(REGISTRY.read_text() + "  own: {folder: a, model_class: LlavaForConditionalGeneration}\n" * 2)
+    read_registry.cache_clear()
+    with pytest.raises(BackboneError, match="backbones.own: given twice, again in line"):
+        read_registry(path)
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

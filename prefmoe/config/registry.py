@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from prefmoe.config.backbone_files import LOADED
@@ -17,6 +16,7 @@ from prefmoe.system.files import FileError, read_json
 from prefmoe.system.foreign_files import ForeignFileError, check_folder
 from prefmoe.system.names import NAME, RULE, did_you_mean
 from prefmoe.system.places import PACKAGE, REGISTRY
+from prefmoe.system.yaml_settings import read_settings
 
 
 class BackboneError(ValueError):
@@ -169,10 +169,15 @@ def read_registry(path: Path = REGISTRY) -> Registry:
         BackboneError: with one line per mistake in the file.
     """
     try:
-        registry = Registry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content, mistakes = read_settings(path)
+    except ValueError as error:
+        raise BackboneError(str(error)) from error
+    try:
+        registry = Registry.model_validate(content)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
-        raise BackboneError(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error
+        mistakes += [f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
+    if mistakes:
+        raise BackboneError(f"{path} has {len(mistakes)} mistake(s):\n" + "\n".join(f"  {line}" for line in mistakes))
     return registry
 
 
