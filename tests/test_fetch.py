@@ -77,7 +77,7 @@ def server(published, monkeypatch):
 
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(published)))
-    thread = threading.Thread(target=httpd.serve_forever)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))  # looks that often whether to end
     thread.start()
     httpd.address, httpd.faults, httpd.served = f"http://127.0.0.1:{httpd.server_port}/", faults, served
     yield httpd
