@@ -15,7 +15,9 @@ from prefmoe import metrics, runs
 from prefmoe.config import ConfigError
 from prefmoe.tuning import TuningError, apply_settings, choose, disagreements, load_grid, run_trial, tune
 
-EDITION = small_edition("tiny-llava", methods=small_edition("tiny").model_dump()["methods"])
+EDITION = small_edition(
+    "tiny-llava", methods=small_edition("tiny").model_dump()["methods"], training={"steps": 2, "batch_size": 4}
+)
 GRID = {
     "trials": 2,
     "seed": 3,
