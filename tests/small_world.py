@@ -43,6 +43,24 @@ def data_folder() -> Path:
 
 
 @cache
+def pictures_folder() -> Path:
+    """Where the pictures of that benchmark are kept prepared, as they are for all runs of one edition."""
+    folder = Path(_FOLDER.name) / "pictures"
+    folder.mkdir()
+    return folder
+
+
+def lay_out(folder: Path, *models: str, results: tuple[str, ...] = ("results",)) -> None:
+    """A folder to run the small edition in: "tiny-llava" is a model, the benchmark is drawn, pictures are prepared."""
+    for name in models or ("llava",):
+        (folder / f"tiny-{name}").symlink_to(model_folder(name), target_is_directory=True)
+    for edition in (folder / name / "small-world" for name in results):
+        edition.mkdir(parents=True)
+        (edition / "data").symlink_to(data_folder(), target_is_directory=True)
+        (edition / "pictures").symlink_to(pictures_folder(), target_is_directory=True)
+
+
+@cache
 def small_benchmark() -> Benchmark:
     """The benchmark in that folder."""
     return mmpb.read(data_folder())

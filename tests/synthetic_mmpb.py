@@ -58,7 +58,8 @@ def rows() -> list[dict[str, str]]:
                 "preference_bucket_names": "Ann | Ye Wen" if kind == "preference_yesno" else "",
             }
             row |= {letter: f"{letter} of {index}" if choice else "" for letter in "ABCD"}
-            row |= {column: f"mmpb_clean/injection/{column}/{index:06d}.png" for column in INJECTION_COLUMNS}
+            first = index - number  # portraits are the user's, whatever is asked
+            row |= {column: f"mmpb_clean/injection/{column}/{first:06d}.png" for column in INJECTION_COLUMNS}
             result.append(row)
     return result
 
@@ -83,13 +84,15 @@ def change_row(folder: Path, index: int, **fields: str) -> None:
 
 
 def make(folder: Path) -> Path:
-    """Draws the data folder: 20 questions about five users, 120 pictures of 8 by 8 pixels."""
+    """Draws the data folder: 20 questions about five users, 45 pictures of 8 by 8 pixels."""
     table = rows()
     (folder / "multi_turn" / "generic_text").mkdir(parents=True)
     (folder / "mmpb_clean").mkdir()
     for number, row in enumerate(table):
         for shade, column in enumerate(("image_path", *INJECTION_COLUMNS)):
             path = folder / row[column]
+            if path.exists():
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (number * 10, shade * 40, 90)).save(path)
     write_csv(folder, table)

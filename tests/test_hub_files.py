@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     running = Server()
-    thread = threading.Thread(target=running.serve_forever)
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,))  # looks that often whether to end
     thread.start()
     address = f"http://127.0.0.1:{running.server_port}"
     options = {"endpoint": address, "cache_dir": tmp_path / "cache", "token": False}

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from small_world import PREFMOE, data_folder, model_folder, small_backbone, small_benchmark, small_edition
+from small_world import PREFMOE, lay_out, small_backbone, small_benchmark, small_edition
 
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data.benchmark import FACETS
@@ -232,9 +232,7 @@ def test_a_missing_run_of_a_large_backbone_names_the_command(tmp_path):
 
 def test_a_missing_run_of_a_miniature_is_made_and_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny-llava").symlink_to(model_folder(), target_is_directory=True)
-    (tmp_path / "results" / "small-world").mkdir(parents=True)
-    (tmp_path / "results" / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    lay_out(tmp_path)
     edition = small_edition("tiny-llava", seeds=[0])
     method = inspection.trained_method(edition, "tiny-llava", "PrefMoE", 0, results="results")
     assert inspection.mixture_effect(method, questions(2)) > 0

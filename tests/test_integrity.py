@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_world import DATA, data_folder, model_folder, small_edition
+from small_world import DATA, lay_out, small_edition
 
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import run_folder
@@ -32,27 +32,34 @@ FILES = ("run.json", "predictions.parquet", "losses.parquet", "method/method.jso
 def reference(tmp_path_factory) -> Path:
     """A folder with the results of a finished run, which tests copy."""
     folder = tmp_path_factory.mktemp("integrity")
-    _prepare(folder)
+    lay_out(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run()
     return folder
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> Path:
+    """The folder that a run left which was killed when all was answered, and not yet published."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    lay_out(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(runs, "git_commit", lambda: (_ for _ in ()).throw(Interruption))
+        with pytest.raises(Interruption):
+            run()
+        return run_folder("results", EDITION.name, "tiny-llava", "LoRA", 0).with_name("seed0.partial").absolute()
+
+
 @pytest.fixture
 def finished(reference, tmp_path, monkeypatch) -> Path:
     """The folder of a finished run, below the current folder."""
-    _prepare(tmp_path)
+    lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
     folder = run_folder("results", EDITION.name, "tiny-llava", "LoRA", 0)
     shutil.copytree(reference / folder, folder)
     return folder
-
-
-def _prepare(folder: Path) -> None:
-    (folder / "tiny-llava").symlink_to(model_folder(), target_is_directory=True)
-    (folder / "results" / EDITION.name).mkdir(parents=True)
-    shutil.copytree(data_folder(), folder / "results" / EDITION.name / "data")
 
 
 def run() -> Path:
@@ -129,27 +136,34 @@ class Interruption(Exception):
 
 @pytest.mark.parametrize("name", ["answers-0.parquet", "answers-0.json", "inputs.json"])
 @pytest.mark.parametrize("damage", [b"null", b"<html>Please log in</html>", None])
-def test_a_run_goes_on_over_damaged_leftovers(finished, reference, monkeypatch, name, damage):
+def test_a_run_goes_on_over_damaged_leftovers(finished, reference, interrupted, name, damage):
     """The answers to the first questions were kept; something else stands in their place when the run goes on."""
     shutil.rmtree(finished)
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "circumstances", lambda device: (_ for _ in ()).throw(Interruption))
-        with pytest.raises(Interruption):
-            run()
-    put(finished.with_name("seed0.partial") / name, damage)
+    leftovers = shutil.copytree(interrupted, finished.with_name("seed0.partial"))
+    assert (leftovers / name).is_file()
+    put(leftovers / name, damage)
     run()
     assert is_complete(finished)
     assert_same(finished, reference)
 
 
+FEW = DATA.model_copy(update={"users": 2, "unseen_users": 0, "train_per_user": 2})
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """The folder of a benchmark that was drawn; whoever damages it lets it be drawn again."""
+    return miniature.build(FEW, tmp_path_factory.mktemp("drawn") / "data")
+
+
 @pytest.mark.parametrize("content", ["null", "[]", "<html>", ""])
-def test_a_benchmark_whose_marker_holds_something_else_is_drawn_again(tmp_path, content):
-    folder = miniature.build(DATA.model_copy(update={"users": 3, "train_per_user": 2}), tmp_path / "data")
-    (folder / "miniature.json").write_text(content)
-    table = (folder / "mmpb_clean/sample.csv").read_bytes()
-    (folder / "mmpb_clean/sample.csv").unlink()
-    miniature.build(DATA.model_copy(update={"users": 3, "train_per_user": 2}), folder)
-    assert (folder / "mmpb_clean/sample.csv").read_bytes() == table
+def test_a_benchmark_whose_marker_holds_something_else_is_drawn_again(drawn, content):
+    table = drawn / "mmpb_clean/sample.csv"
+    before = table.read_bytes()
+    (drawn / "miniature.json").write_text(content)
+    table.unlink()
+    miniature.build(FEW, drawn)
+    assert table.read_bytes() == before
 
 
 class _Header(ctypes.Structure):
@@ -192,6 +206,10 @@ def test_complete_results_are_read_from_a_folder_that_cannot_be_written(finished
 
     results = finished.parents[4].resolve()
     assert results.name == "results"
+    Path("results/small-world/pictures").unlink()
+    shutil.copytree(Path("results/small-world/data").resolve(), "results/data")
+    Path("results/small-world/data").unlink()
+    Path("results/data").rename("results/small-world/data")
     caching = EDITION.model_copy(update={"seeds": (0,), "cache_images": True})
     Workbench(EDITION, "tiny-llava", results="results").benchmark.select("test")
     with read_only(results):

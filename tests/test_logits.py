@@ -17,6 +17,14 @@ from prefmoe.backbones.pictures import load_pictures
 KINDS = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", *DEEPSEEK_VL2])
 
 
+@pytest.fixture(scope="module")
+def recorded(tiny_backbone: Callable[..., Backbone], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The record of a small DeepSeek-VL2."""
+    file = tmp_path_factory.mktemp("recorded") / "record.json"
+    record(tiny_backbone("deepseek_vl2_small"), file)
+    return file
+
+
 @KINDS
 def test_a_backbone_agrees_with_its_own_record(
     tiny_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
@@ -30,11 +38,10 @@ def test_a_backbone_agrees_with_its_own_record(
 
 @torch.no_grad()
 def test_the_recorded_logits_are_those_of_a_forward_pass(
-    tiny_backbone: Callable[..., Backbone], tmp_path: Path
+    tiny_backbone: Callable[..., Backbone], recorded: Path
 ) -> None:
     backbone = tiny_backbone("deepseek_vl2_small")
-    record(backbone, tmp_path / "record.json")
-    found = json.loads((tmp_path / "record.json").read_text())["prompts"]
+    found = json.loads(recorded.read_text())["prompts"]
     for name, (messages, sizes) in PROMPTS.items():
         prompt = backbone.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         images = load_pictures([fixed_picture(*size) for size in sizes])
@@ -49,21 +56,21 @@ def test_the_recorded_logits_are_those_of_a_forward_pass(
         assert found[name]["answer"][0] == int(order[0])
 
 
-def test_other_weights_are_found_out(tiny_backbone: Callable[..., Backbone], tmp_path: Path) -> None:
-    backbone, file = tiny_backbone("deepseek_vl2_small"), tmp_path / "record.json"
-    record(backbone, file)
+def test_other_weights_are_found_out(tiny_backbone: Callable[..., Backbone], recorded: Path) -> None:
+    backbone = tiny_backbone("deepseek_vl2_small")
     with torch.no_grad():
         backbone.projector.image_newline += 1.0
     with pytest.raises(LogitsError) as error:
-        check(backbone, file)
+        check(backbone, recorded)
     message = str(error.value)
     assert "picture: logits differ" in message and "turns: logits differ" in message and "text:" not in message
 
 
-def test_other_tokens_and_pictures_are_found_out(tiny_backbone: Callable[..., Backbone], tmp_path: Path) -> None:
+def test_other_tokens_and_pictures_are_found_out(
+    tiny_backbone: Callable[..., Backbone], recorded: Path, tmp_path: Path
+) -> None:
     backbone, file = tiny_backbone("deepseek_vl2_small"), tmp_path / "record.json"
-    record(backbone, file)
-    content = json.loads(file.read_text())
+    content = json.loads(recorded.read_text())
     content["prompts"]["text"]["input_ids"][1] += 1
     content["prompts"]["turns"]["input_ids"].append(0)
     content["prompts"]["picture"]["pixel_squares"] *= 1.01

@@ -14,7 +14,7 @@ from prefmoe.data.benchmark import FACETS
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, ITEMS, Face, draw_items, draw_people
 
 SMALL = MiniatureData(
-    kind="miniature", users=8, unseen_users=2, train_per_user=20, validation_per_user=6, test_per_user=10
+    kind="miniature", users=6, unseen_users=1, train_per_user=12, validation_per_user=6, test_per_user=8
 )
 
 

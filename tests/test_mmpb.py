@@ -252,7 +252,9 @@ def test_a_record_with_too_many_fields_and_broken_quotes_are_named(folder):
     [("PNG", "truncated"), ("PNG", "flipped"), ("PNG", "empty"), ("JPEG", "truncated"), ("JPEG", "empty")],
 )
 def test_damaged_pictures_are_named(folder, kind, damage):
-    path = folder / "mmpb_clean/injection/injection_image_2/000005.png"
+    portrait = "mmpb_clean/injection/injection_image_2/000005.png"  # of a question that is not the user's first
+    change_row(folder, 5, injection_image_2=portrait)
+    path = folder / portrait
     Image.effect_noise((64, 64), 50).convert("RGB").save(path, format=kind)
     data = bytearray(path.read_bytes())
     mmpb.read(folder)

@@ -12,13 +12,14 @@ import pytest
 import torch
 import yaml
 from method_checks import assert_backbone_unchanged, fit, logits, moved_by, trained_names
+from PIL import Image
 from small_world import data_folder, model_folder, small_backbone, small_benchmark, small_edition
 
 from prefmoe import assistant
 from prefmoe.analysis import tables
 from prefmoe.cli import main
-from prefmoe.config import NonTunedMethod, load_edition
-from prefmoe.data import sources
+from prefmoe.config import DEFAULT_EDITION, NonTunedMethod, load_edition
+from prefmoe.data import miniature, sources
 from prefmoe.models.base import Method, MethodError, build_method
 from prefmoe.running import asking
 from prefmoe.running.evaluation import evaluate
@@ -40,9 +41,21 @@ def blocks(text: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """load_benchmark, for the default edition's users with few of their questions, which answers do not depend on."""
-    results = tmp_path_factory.mktemp("results")
+    """load_benchmark, for the default edition's users with few questions and no pictures of these.
+
+    Answers depend on neither: the portraits are drawn, and before the questions.
+    """
+    results, portraits = tmp_path_factory.mktemp("results"), miniature._Questions.portraits
     few = {"data.train_per_user": 5, "data.validation_per_user": 1, "data.test_per_user": 5}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def portraits_alone(questions: miniature._Questions) -> None:
+            portraits(questions)
+            for name in ("draw_items", "draw_people"):
+                patch.setattr(miniature, name, lambda *_: Image.new("RGB", (160, 160), "grey"))
+
+        patch.setattr(miniature._Questions, "portraits", portraits_alone)
+        sources.prepare_data(load_edition(DEFAULT_EDITION).with_settings(few), results)
     return lambda edition: sources.load_benchmark(edition.with_settings(few), results)
 
 

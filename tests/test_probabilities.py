@@ -7,8 +7,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import roc_auc_score
 
 from prefmoe import metrics
 from prefmoe.analysis import probabilities
@@ -113,6 +111,8 @@ def test_a_calibrated_model_is_at_the_floor_and_a_too_sure_one_is_not():
 
 
 def test_reliability_bins_are_scikit_learns():
+    from sklearn.calibration import calibration_curve  # two seconds, which all processes that collect tests would pay
+
     copies = [random_answers(seed) for seed in (3, 4)]
     pooled = pd.concat(copies)
     accuracy, mean = calibration_curve(pooled["gt"] == "yes", pooled["p_yes"], n_bins=10)
@@ -154,6 +154,8 @@ def test_who_always_says_no_has_no_collapse_and_no_alignment():
 
 
 def test_every_measure_against_loops_and_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+
     frame, rng = questions(negated=True), np.random.default_rng(5)
     held = np.clip(0.3 * truth(frame) + 0.5 * popular(frame) + rng.normal(0, 0.2, len(frame)), 0, 1)
     held = np.round(16 * held) / 16  # with ties, and exact when 1 is subtracted twice
@@ -177,6 +179,8 @@ def test_every_measure_against_loops_and_scikit_learn():
 
 
 def test_the_interval_of_an_auc_is_that_of_frames_with_resampled_users():
+    from sklearn.metrics import roc_auc_score
+
     frame, rng = questions(), np.random.default_rng(6)
     held = np.clip(0.4 * truth(frame) + rng.normal(0.3, 0.3, len(frame)), 0, 1)
     found = probabilities.separation([answered(frame, held)], resamples=80)["auc"]

@@ -20,13 +20,19 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "deep" / "second.py").write_text("def g():\n    return 1\n")
     (tmp_path / "third.py").write_text("h = 3\n")
     monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
-    code_digest.cache_clear()
+    _forget()
     yield tmp_path
+    _forget()
+
+
+def _forget():
+    """A process takes the package as it finds it: what it knows of the one before has to go."""
     code_digest.cache_clear()
+    provenance.module_file.cache_clear()
 
 
 def _digest(*modules, without=()):
-    code_digest.cache_clear()
+    _forget()
     return code_digest(modules, without)
 
 

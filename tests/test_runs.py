@@ -10,7 +10,7 @@ import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file
-from small_world import data_folder, model_folder, small_edition
+from small_world import lay_out, small_edition
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.loading import load_backbone
@@ -24,11 +24,7 @@ from prefmoe.running.shortening import TooLongError
 @pytest.fixture(autouse=True)
 def beside_the_model(tmp_path, monkeypatch):
     """Runs start in a folder where "tiny-llava" is the model and the benchmark is drawn already."""
-    for name in ("llava", "qwen2_5_vl"):
-        (tmp_path / f"tiny-{name}").symlink_to(model_folder(name), target_is_directory=True)
-    for results in ("results", "elsewhere"):
-        (tmp_path / results / "small-world").mkdir(parents=True)
-        (tmp_path / results / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    lay_out(tmp_path, "llava", "qwen2_5_vl", results=("results", "elsewhere"))
     monkeypatch.chdir(tmp_path)
 
 
@@ -117,9 +113,18 @@ def assert_same_result(folder: Path, reference: Path) -> None:
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    lay_out(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return run("PrefMoE").absolute()
+
+
 @pytest.mark.parametrize(("name", "count"), [("evaluate", 1), ("evaluate", 2), ("circumstances", 1), ("_publish", 1)])
-def test_a_run_killed_anywhere_is_absent_and_then_ends_like_any_other(monkeypatch, name, count):
-    reference = run_method(EDITION, "tiny-llava", "PrefMoE", 0, results="elsewhere")
+def test_a_run_killed_anywhere_is_absent_and_then_ends_like_any_other(monkeypatch, uninterrupted, name, count):
     with monkeypatch.context() as patch:
         interrupt_at(patch, name, count)
         with pytest.raises(Interruption):
@@ -130,7 +135,7 @@ def test_a_run_killed_anywhere_is_absent_and_then_ends_like_any_other(monkeypatc
         evaluations = interrupt_at(patch, "evaluate", -1)
         assert run("PrefMoE") == folder
     assert len(evaluations) == {"evaluate": 3 - count, "circumstances": 0, "_publish": 0}[name]
-    assert_same_result(folder, reference)
+    assert_same_result(folder, uninterrupted)
 
 
 def test_what_an_interrupted_run_of_other_inputs_left_is_cleared(monkeypatch):
@@ -156,7 +161,10 @@ def test_the_old_result_stays_until_the_new_one_is_complete(monkeypatch):
     [("FFT", "tiny-llava"), ("FFT", "tiny-qwen2_5_vl"), ("LoRA", "tiny-llava"), ("PrefMoE", "tiny-llava")],
 )
 def test_a_second_seed_on_a_used_workbench_starts_from_a_pristine_backbone(method, backbone):
-    edition = small_edition(backbone)
+    edition = small_edition(
+        backbone, training={"steps": 2, "batch_size": 6},
+        evaluation={"batch_size": 16, "turns": [0], "max_new_tokens": 2},
+    )  # fmt: skip
     together = run_all_seeds(edition, backbone, method, results="results")
     assert [folder.name for folder in together] == ["seed0", "seed1"]
     alone = run_method(edition, backbone, method, 1, results="elsewhere")

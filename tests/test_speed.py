@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import loops
 import pandas as pd
 import pytest
@@ -96,9 +99,13 @@ def test_a_sparse_step_passes_over_the_batchs_users_alone():
 
 @pytest.fixture
 def tiny_edition(tmp_path, monkeypatch):
-    edition = small_edition("llava-mini", evaluation={"batch_size": 4, "max_new_tokens": 1})
-    (tmp_path / "small-world").mkdir()
-    (tmp_path / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    settings = {"evaluation": {"batch_size": 4, "max_new_tokens": 1}, "training": {"steps": 1, "batch_size": 2}}
+    edition = small_edition("llava-mini", **settings)
+    folder = shutil.copytree(data_folder(), tmp_path / "small-world" / "data")
+    split = folder / "mmpb_clean" / "split.json"
+    (content,) = json.loads(split.read_text(encoding="utf-8"))
+    content["tasks"][0]["test_idx"] = content["tasks"][0]["test_idx"][:8]  # two batches: all of them are measured alike
+    split.write_text(json.dumps([content]), encoding="utf-8")
     monkeypatch.setattr(speed, "load_edition", lambda name: edition)
     return tmp_path
 
@@ -108,7 +115,7 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
     monkeypatch.setattr("growth.MOST_ADDED", 10)
     monkeypatch.setattr("growth.ROUNDS", 1)
     path = speed.bench(
-        "small-world", output=tiny_edition / "speed", seconds=0.0, users=(10, 1000, 10**9), hidden=32, side=4,
+        "small-world", output=tiny_edition / "speed", seconds=0.0, users=(10, 100, 10**9), hidden=32, side=2,
         folder=tiny_edition,
     )  # fmt: skip
     table = pd.read_csv(path)
@@ -129,10 +136,10 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
     assert (table.loc[~too_large, ["median_ms", "ratio", "rounds"]] > 0).all(axis=None)
     many = table[table["benchmark"] == "many users"].set_index("variant")
     assert many.index.tolist() == [
-        "add_user, 10 users", "an epoch's plan, 10 users", "an epoch's plan, 1000 users",
-        "5 counterfactual users, 10 users", "5 counterfactual users, 1000 users",
+        "add_user, 10 users", "an epoch's plan, 10 users", "an epoch's plan, 100 users",
+        "5 counterfactual users, 10 users", "5 counterfactual users, 100 users",
     ]  # fmt: skip
-    plans = many.loc[["an epoch's plan, 10 users", "an epoch's plan, 1000 users"], "median_ms"] / [10, 1000]
-    assert many.loc["an epoch's plan, 1000 users", "ratio"] == pytest.approx(plans.iloc[1] / plans.iloc[0], rel=0.2)
+    plans = many.loc[["an epoch's plan, 10 users", "an epoch's plan, 100 users"], "median_ms"] / [10, 100]
+    assert many.loc["an epoch's plan, 100 users", "ratio"] == pytest.approx(plans.iloc[1] / plans.iloc[0], rel=0.2)
     firsts = table[~too_large].groupby(["benchmark", "setting"], sort=False).first()
     assert (firsts["ratio"] == 1).all()

@@ -96,7 +96,7 @@ TEST = [
 UNSEEN = [yes_no("dan", "jam")]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def benchmark() -> Benchmark:
     rows = [*TRAIN, *TEST, *UNSEEN]
     defaults = dict.fromkeys((*"ABCD", "target", "concept", "preference_bucket_names", "item"), "")
@@ -222,13 +222,28 @@ def keep(frame: pd.DataFrame, results: Path, backbone: str, key: str, seed: int)
     run_files.seal(folder, {"edition": "tiny", "backbone": backbone, "method": key, "seed": seed})
 
 
-@pytest.fixture
-def results(benchmark, tmp_path) -> Path:
-    write_run(benchmark, tmp_path, "nt", 0, 0.5)
+@pytest.fixture(scope="module")
+def finished(benchmark, tmp_path_factory) -> Path:
+    """A results folder with every run of the edition."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_run(benchmark, folder, "nt", 0, 0.5)
     for key, skill in (("fft", 0.6), ("e", 0.4), ("full", 0.9)):
         for seed in (0, 1):
-            write_run(benchmark, tmp_path, key, seed, skill)
-    return tmp_path
+            write_run(benchmark, folder, key, seed, skill)
+    return folder
+
+
+@pytest.fixture
+def results(finished, tmp_path) -> Path:
+    """A copy of it, to be changed."""
+    return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def built(benchmark, finished, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+    """Another copy, with all tables, and their paths by name."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("built"), dirs_exist_ok=True)
+    return folder, tables.build(EDITION, benchmark, results=folder)
 
 
 def test_every_run_is_read_once_and_every_answer_scored_once(benchmark, results, monkeypatch):
@@ -242,8 +257,8 @@ def test_every_run_is_read_once_and_every_answer_scored_once(benchmark, results,
     assert len(scored) == 7 + references
 
 
-def test_build_writes_every_table_with_its_columns(benchmark, results):
-    written = tables.build(EDITION, benchmark, results=results)
+def test_build_writes_every_table_with_its_columns(built):
+    results, written = built
     content = {name: tables.read_table(path) for name, path in written.items()}
     columns = {
         "table1": tables.TABLE1_COLUMNS,
@@ -576,9 +591,8 @@ def test_a_story_that_was_edited_is_refused_by_name(benchmark, results):
         read_runs(EDITION, results, "test")
 
 
-def test_markdown_repeats_the_csv(benchmark, results, tmp_path):
-    tables.build(EDITION, benchmark, results=results)
-    shutil.copytree(results / "tiny" / "figures", tmp_path / "figures" / "tiny")
+def test_markdown_repeats_the_csv(built, tmp_path):
+    shutil.copytree(built[0] / "tiny" / "figures", tmp_path / "figures" / "tiny")
     text = markdown("tiny", figures=tmp_path / "figures")
     table = tables.read_table(tmp_path / "figures" / "tiny" / "table1.csv")
     row = table[(table["method"] == "PrefMoE") & (table["turns"] == 0) & (table["metric"] == "preference")].iloc[0]

@@ -32,6 +32,14 @@ def trained(method) -> list[torch.Tensor]:
     return [p.detach().clone() for group in method.parameter_groups() for p in group["params"]]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, list[torch.Tensor]]:
+    """The folder of a finished training of LoRA with seed 1, and its weights; whoever changes the folder copies it."""
+    folder, method = tmp_path_factory.mktemp("finished"), fresh(small_backbone(), "LoRA")
+    train(method, small_benchmark().select("train"), TRAINING, folder=folder, seed=1)
+    return folder, trained(method)
+
+
 def plan(count: int, **changes) -> list[list[int]]:
     options = {"batch_size": 6, "seed": 3, "group_batches": True} | changes
     return plan_batches(small_benchmark().select("train"), small_benchmark(), count=count, **options)
@@ -182,9 +190,9 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(tmp_path):
         ({"steps": 6}, "training"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, named):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, finished, change, named):
     examples = small_benchmark().select("train")
-    train(fresh(small_backbone(), "LoRA"), examples, TRAINING, folder=tmp_path, seed=1)
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     method = fresh(small_backbone(change.get("backbone", "llava")), change.get("name", "LoRA"))
     training = TRAINING.model_copy(update={"steps": change.get("steps", 5)})
     with pytest.raises(CheckpointError, match=named):
@@ -195,10 +203,9 @@ FILES_OF_A_CHECKPOINT = ("parameters.safetensors", "optimizer.safetensors", "los
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "absent", "without digest"])
-def test_a_damaged_checkpoint_is_named_and_training_starts_again(tmp_path, caplog, damage):
+def test_a_damaged_checkpoint_is_named_and_training_starts_again(tmp_path, finished, caplog, damage):
     examples = small_benchmark().select("train")
-    whole = fresh(small_backbone(), "LoRA")
-    train(whole, examples, TRAINING, folder=tmp_path, seed=1)
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     for name in FILES_OF_A_CHECKPOINT if damage == "flipped" else FILES_OF_A_CHECKPOINT[:1]:
         path = tmp_path / "checkpoint" / "step-000005" / name
         content = bytearray(path.read_bytes())
@@ -212,7 +219,7 @@ def test_a_damaged_checkpoint_is_named_and_training_starts_again(tmp_path, caplo
         second = fresh(small_backbone(), "LoRA")
         assert train(second, examples, TRAINING, folder=tmp_path, seed=1).resumed_from == 0
         assert "step-000005: damaged" in caplog.text
-        assert all(torch.equal(a, b) for a, b in zip(trained(second), trained(whole), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(trained(second), finished[1], strict=True))
         caplog.clear()
 
 
@@ -255,16 +262,14 @@ def test_weights_that_are_not_numbers_never_replace_a_good_checkpoint(tmp_path, 
     assert train(fresh(small_backbone(), "LoRA"), examples, TRAINING, folder=tmp_path, seed=1).resumed_from == kept
 
 
-def test_a_half_written_checkpoint_is_never_read(tmp_path):
+def test_a_half_written_checkpoint_is_never_read(tmp_path, finished):
     examples = small_benchmark().select("train")
-    whole = fresh(small_backbone(), "LoRA")
-    train(whole, examples, TRAINING, folder=tmp_path / "whole", seed=1)
     broken = tmp_path / "cut" / "checkpoint" / "step-000004.partial"
     broken.mkdir(parents=True)
     (broken / "parameters.safetensors").write_bytes(b"cut off here")
     second = fresh(small_backbone(), "LoRA")
     assert train(second, examples, TRAINING, folder=tmp_path / "cut", seed=1).resumed_from == 0
-    assert all(torch.equal(a, b) for a, b in zip(trained(second), trained(whole), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(trained(second), finished[1], strict=True))
     assert [path.name for path in (tmp_path / "cut" / "checkpoint").iterdir()] == ["step-000005"]
 
 

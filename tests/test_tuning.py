@@ -16,7 +16,9 @@ from prefmoe.config import ConfigError
 from prefmoe.experiments.tuning import TuningError, apply_settings, choose, disagreements, load_grid, run_trial, tune
 from prefmoe.running import runs
 
-EDITION = small_edition("tiny-llava", methods=small_edition("tiny").model_dump()["methods"])
+EDITION = small_edition(
+    "tiny-llava", methods=small_edition("tiny").model_dump()["methods"], training={"steps": 2, "batch_size": 4}
+)
 GRID = {
     "trials": 2,
     "seed": 3,

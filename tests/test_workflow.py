@@ -7,77 +7,36 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
+import warm_python
 import yaml
+from small_clone import REPOSITORY, copy_with_small_notebooks
 from synthetic_mmpb import make
 
 from prefmoe.config import load_edition
 from prefmoe.experiments.protocol import load_protocol, plans
 from prefmoe.workflow import resources
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SNAKEMAKE = [sys.executable, "-m", "snakemake"]
+SNAKEMAKE = ["-m", "snakemake"]
 RUN = "results/tiny/notebooks/06_train_and_evaluate/llava-mini"
 
-COUNTING = """\
-import time
-from prefmoe.config import RESULTS
-folder = RESULTS / edition / "runs" / backbone / method
-folder.mkdir(parents=True, exist_ok=True)
-log = folder / "steps"
-done = len(log.read_text().split()) if log.exists() else 0
-for step in range(done, 8):
-    time.sleep(0.5 if method == "LoRA" else 0)
-    with log.open("a") as lines:
-        lines.write(f"{step}\\n")
-print("started from", done)
-"""
-"""A run that can be interrupted: it counts to eight in a file and goes on from there."""
 
-DRAWING = """\
-from prefmoe.config.outputs import figures_folder
-figures_folder(edition).mkdir(parents=True, exist_ok=True)
-for name in files:
-    (figures_folder(edition) / name).write_text("drawn")
-"""
+@pytest.fixture(scope="module", autouse=True)
+def libraries() -> Iterator[None]:
+    """No process is left over."""
+    yield
+    warm_python.stop()
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """This repository with an edition `tiny`, and in place of its notebooks ones that only count and touch files."""
-    folder = tmp_path_factory.mktemp("workflow") / "clone"
-    ignored = shutil.ignore_patterns(".*", "results", "figures", "notebooks", "tests", "*.egg-info", "__pycache__")
-    shutil.copytree(REPOSITORY, folder, ignore=ignored)
-    shutil.copytree(REPOSITORY / "prefmoe/figures", folder / "prefmoe/figures", ignore=ignored)
-    (folder / "notebooks").mkdir()
-    _notebook(folder, "06_train_and_evaluate", "edition = 'tiny'\nbackbone = ''\nmethod = ''", COUNTING)
-    rows = yaml.safe_load((folder / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
-    for name, row in rows.items():
-        files = [file.format(backbone="llava-mini") for file in row["makes"]]
-        _notebook(folder, name, "edition = 'tiny'", f"files = {files}\n{DRAWING}")
-    _notebook(folder, "13_protocol_questions", "edition = 'tiny'", f"files = []\n{DRAWING}")
-    tiny = yaml.safe_load((folder / "config/smoke.yaml").read_text(encoding="utf-8"))
-    tiny |= {"name": "tiny", "backbones": ["llava-mini"], "table1": ["NT", "LoRA"], "table2": []}
-    tiny["data"] |= {"users": 4, "unseen_users": 0, "train_per_user": 5, "validation_per_user": 1, "test_per_user": 5}
-    (folder / "config/tiny.yaml").write_text(yaml.safe_dump(tiny), encoding="utf-8")
-    return folder
-
-
-def _notebook(clone: Path, name: str, parameters: str, code: str) -> Path:
-    cells = [
-        nbformat.v4.new_markdown_cell(f"# {name}", id="title"),
-        nbformat.v4.new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(code, id="code"),
-    ]
-    path = clone / "notebooks" / f"{name}.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    return path
+    return copy_with_small_notebooks(tmp_path_factory.mktemp("workflow") / "clone")
 
 
 def _environment(**more: str) -> dict[str, str]:
@@ -86,7 +45,7 @@ def _environment(**more: str) -> dict[str, str]:
 
 def _snakemake(clone: Path, *arguments: str, edition: str = "tiny", **more: str) -> subprocess.CompletedProcess:
     command = [*SNAKEMAKE, "--cores", "2", "--config", f"edition={edition}", *arguments]
-    return subprocess.run(command, cwd=clone, capture_output=True, text=True, env=_environment(**more), timeout=600)
+    return warm_python.run(command, clone, _environment(**more))
 
 
 def _planned(result: subprocess.CompletedProcess) -> dict[str, int]:
@@ -95,6 +54,12 @@ def _planned(result: subprocess.CompletedProcess) -> dict[str, int]:
     _, _, table = (result.stdout + result.stderr).partition("Job stats:")
     counts = re.findall(r"^(\w+) +(\d+)$", table.partition("total")[0], re.MULTILINE)
     return {rule: int(count) for rule, count in counts}
+
+
+@pytest.fixture(scope="module")
+def plans_of(clone) -> Callable[[str], subprocess.CompletedProcess]:
+    """plans_of(edition): what a dry run says of all of it, without its data, the hub and committed tables."""
+    return cache(lambda edition: _snakemake(clone, "--dry-run", edition=edition, HF_HUB_OFFLINE="1"))
 
 
 @pytest.mark.parametrize("edition", ["smoke", "mini", "sample", "small", "small-sample", "paper"])
@@ -112,9 +77,9 @@ def test_every_edition_plans_all_its_runs_and_notebooks(clone, tmp_path, edition
     assert written and all(path.startswith(f"results/{edition}/") for line in written for path in line.split(", "))
 
 
-def test_an_edition_is_planned_without_its_data_and_not_run(clone):
+def test_an_edition_is_planned_without_its_data_and_not_run(clone, plans_of):
     """Neither the hub nor the data are needed to see every row of Tables 1 and 2."""
-    result = _snakemake(clone, "--dry-run", edition="paper", HF_HUB_OFFLINE="1")
+    result = plans_of("paper")
     settings, text = load_edition("paper"), result.stdout + result.stderr
     assert _planned(result)["run"] == len(settings.runs())
     assert "Planned without its data: edition 'paper' needs MMPB-clean: set the environment variable PREFMOE_D" in text
@@ -125,8 +90,8 @@ def test_an_edition_is_planned_without_its_data_and_not_run(clone):
     assert "edition 'paper' needs MMPB-clean: set the environment variable" in result.stdout + result.stderr
 
 
-def test_jobs_declare_gpus_memory_and_time_from_the_registry(clone):
-    text = (lambda result: result.stdout + result.stderr)(_snakemake(clone, "--dry-run", edition="paper"))
+def test_jobs_declare_gpus_memory_and_time_from_the_registry(plans_of):
+    text = plans_of("paper").stdout + plans_of("paper").stderr
     jobs = dict(re.findall(r"wildcards: backbone=(\S+), method=PrefMoE\n.*?resources: ([^\n]*)", text, re.DOTALL))
     settings = load_edition("paper")
     assert set(jobs) == set(settings.backbones)
@@ -168,9 +133,9 @@ def test_processes_without_gpus_start_when_they_are_asked_for(clone, hardware, e
     assert (f"threads: {hardware.get('processes')}" in text) == (hardware == {"launch": "ddp", "processes": 2})
 
 
-def test_a_table_of_unseen_users_is_promised_only_where_there_are_some(clone):
+def test_a_table_of_unseen_users_is_promised_only_where_there_are_some(plans_of):
     for edition, expected in (("tiny", False), ("smoke", True)):
-        result = _snakemake(clone, "--dry-run", "--until", "tables", edition=edition)
+        result = plans_of(edition)
         assert _planned(result)["tables"] == 1
         assert ("unseen.csv" in result.stdout + result.stderr) == expected
 
@@ -188,8 +153,7 @@ with SnakemakeApi(OutputSettings(printshellcmds=True)) as api:
 
 def test_a_cluster_needs_no_total_number_of_cores(clone):
     """Its nodes have cores, the whole has no number of them: the command line fills one in for dry runs only."""
-    command = [sys.executable, "-c", WITHOUT_CORES]
-    result = subprocess.run(command, cwd=clone, capture_output=True, text=True, env=_environment(), timeout=600)
+    result = warm_python.run(["-c", WITHOUT_CORES], clone, _environment())
     assert _planned(result) == {"pretrain": 1, "pretrain_miniature": 2}
     assert "threads: 8" in result.stdout + result.stderr
 
@@ -201,7 +165,7 @@ def test_pretraining_makes_the_backbones_in_their_order(clone):
     assert text.index("miniature=llava-mini") < text.index("miniature=qwen2.5-vl-mini")
 
 
-def test_the_protocols_runs_are_planned_once_each_and_only_when_asked_for(clone):
+def test_the_protocols_runs_are_planned_once_each_and_only_when_asked_for(clone, plans_of):
     edition = load_edition("smoke")
     planned = _planned(_snakemake(clone, "--dry-run", "--", "protocol", edition="smoke"))
     made = [one.own for one in plans(edition, load_protocol(edition)).values()]
@@ -210,11 +174,11 @@ def test_the_protocols_runs_are_planned_once_each_and_only_when_asked_for(clone)
         "run": made.count(True), "data": 1,
     }  # fmt: skip
     assert planned["run"] == 2, "LoRA and PrefMoE as they are"
-    assert "protocol_run" not in _planned(_snakemake(clone, "--dry-run", edition="smoke"))
+    assert "protocol_run" not in _planned(plans_of("smoke"))
 
 
 def test_the_linter_has_no_complaint():
-    result = subprocess.run([*SNAKEMAKE, "--lint"], cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    result = warm_python.run([*SNAKEMAKE, "--lint"], REPOSITORY, os.environ)
     assert result.returncode == 0 and "good condition" in result.stdout + result.stderr
 
 
@@ -233,8 +197,9 @@ def test_a_typo_on_the_command_line_is_named(clone, configuration, message):
     text = (clone / "config/tiny.yaml").read_text(encoding="utf-8")
     for name in ("mine", "smoke"):
         (clone.parent / f"elsewhere/{name}.yaml").write_text(text.replace("name: tiny", f"name: {name}"))
-    command = [*SNAKEMAKE, "--cores", "1", "--dry-run", "--config", configuration]
-    result = subprocess.run(command, cwd=clone, capture_output=True, text=True, env=_environment(), timeout=600)
+    result = warm_python.run(
+        [*SNAKEMAKE, "--cores", "1", "--dry-run", "--config", configuration], clone, _environment()
+    )
     assert result.returncode != 0
     assert re.search(message, result.stdout + result.stderr, re.DOTALL)
     assert not (clone / "pwned").exists()
@@ -283,10 +248,10 @@ def test_a_killed_workflow_goes_on_and_a_finished_one_rests(clone):
     targets = ["--", f"{RUN}/LoRA.ipynb", f"{RUN}/NT.ipynb", "results/tiny/notebooks/03_backbone.ipynb"]
     steps = clone / "results/tiny/runs/llava-mini/LoRA/steps"
     command = [*SNAKEMAKE, "--cores", "1", "--config", "edition=tiny", *targets[:2]]
-    process = subprocess.Popen(command, cwd=clone, env=_environment(), start_new_session=True)
+    process = warm_python.start(command, clone, _environment())
     _wait_for(lambda: steps.exists() and len(steps.read_text().split()) >= 2)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     assert not (clone / f"{RUN}/LoRA.ipynb").exists()
 
     result = _snakemake(clone, *targets)
@@ -298,15 +263,15 @@ def test_a_killed_workflow_goes_on_and_a_finished_one_rests(clone):
     assert (clone / "results/tiny/figures/backbone_abilities.png").read_text() == "drawn"
     assert not list((clone / RUN).glob("*.running.ipynb"))
 
-    again = _snakemake(clone, *targets)
-    assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
-
     _change(clone / "notebooks/03_backbone.ipynb", "# 03_backbone", "# The backbone, in better words")
     _change(clone / "notebooks/06_train_and_evaluate.ipynb", "# 06_train", "# Train")
     for path in (*(clone / "notebooks").iterdir(), *(clone / "prefmoe").rglob("*.py"), *(clone / "config").iterdir()):
         path.touch()
-    again = _snakemake(clone, "--dry-run", *targets)
-    assert "Nothing to be done" in again.stdout + again.stderr, "prose or times of files must not trigger anything"
+    again = _snakemake(clone, *targets)
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout + again.stderr, (
+        "a finished one rests: prose or times of files must not trigger anything"
+    )
 
     _change(clone / "notebooks/03_backbone.ipynb", "drawn", "drawn again")
     assert _planned(_snakemake(clone, "--dry-run", *targets)) == {"backbone": 1}
@@ -348,7 +313,7 @@ def test_a_second_workflow_of_an_edition_is_told_who_makes_it(clone):
     (clone / "config/held.yaml").write_text(text.replace("name: tiny", "name: held"), encoding="utf-8")
     targets = ["--", "results/held/notebooks/01_published_results.ipynb"]
     command = [*SNAKEMAKE, "--cores", "1", "--config", "edition=held", *targets]
-    first = subprocess.Popen(command, cwd=clone, env=_environment(), start_new_session=True)
+    first = warm_python.start(command, clone, _environment())
     try:
         _wait_for((clone / "results/held/.workflow.json").exists)
         os.killpg(first.pid, signal.SIGSTOP)
@@ -362,15 +327,15 @@ def test_a_second_workflow_of_an_edition_is_told_who_makes_it(clone):
         assert job.returncode == 0, "a job of the first workflow, which an executor starts as a snakemake of its own"
     finally:
         os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
+        first.join()
     third = _snakemake(clone, *targets, edition="held")
     assert third.returncode == 0, third.stdout + third.stderr
     assert (clone / targets[1]).is_file()
 
 
-def test_a_run_ends_with_the_verdict_and_is_no_failure_if_it_says_not_reproduced(clone):
+def test_a_run_ends_with_the_verdict_and_is_no_failure_if_it_says_not_reproduced(clone, plans_of):
     """On the tables of another edition, without the jobs that would make its own."""
-    assert "compare" not in _planned(_snakemake(clone, "--dry-run", edition="smoke"))
+    assert "compare" not in _planned(plans_of("smoke"))
     made, committed = clone / "results/smoke/figures", clone / "figures/smoke"
     shutil.copytree(REPOSITORY / "figures/small-sample", committed)
     shutil.copytree(REPOSITORY / "figures/small-sample", made)

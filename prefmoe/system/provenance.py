@@ -155,6 +155,7 @@ def digest(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+@cache
 def module_file(name: str) -> Path | None:
     """The source file of a module of this package; None for the package itself and for anything else."""
     first, *rest = name.split(".")
@@ -166,7 +167,7 @@ def module_file(name: str) -> Path | None:
 
 def imports(tree: ast.Module, package: str = "") -> Iterator[str]:
     """Names of the modules that a module imports, at its top level or inside functions."""
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -178,15 +179,24 @@ def imports(tree: ast.Module, package: str = "") -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """A tree and the statements in it at any depth; their expressions, ten times as many nodes, hold none."""
+    yield tree
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for statement in getattr(tree, name, ()):
+            yield from _statements(statement)
+
+
 @cache
 def _module(source: str, package: str) -> tuple[tuple[str, ...], str]:
-    """What a module imports, and its code; most modules are imported by several notebooks."""
+    """What a module imports of this package, and its code; most modules are imported by several notebooks."""
     tree = ast.parse(source)
-    return tuple(imports(tree, package)), _without_docstrings(tree)
+    names = dict.fromkeys(name for name in imports(tree, package) if name.startswith("prefmoe."))
+    return tuple(names), _without_docstrings(tree)
 
 
 def _without_docstrings(tree: ast.Module) -> str:
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [
                 statement

@@ -57,7 +57,7 @@ def shape_of(entry: BackboneEntry) -> Shape:
     total = vision = 0
     tower, projector = (path.removeprefix("model.") + "." for path in (entry.paths.vision_tower, entry.paths.projector))
     for path in entry.folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:  # only headers are read, for which torch need not be imported
             for name in file.keys():
                 count = math.prod(file.get_slice(name).get_shape())
                 total += count

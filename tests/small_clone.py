@@ -1,0 +1,63 @@
+"""A copy of this repository for tests of its workflow, with notebooks that only count and touch files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+COUNTING = """\
+import time
+from prefmoe.config import RESULTS
+folder = RESULTS / edition / "runs" / backbone / method
+folder.mkdir(parents=True, exist_ok=True)
+log = folder / "steps"
+done = len(log.read_text().split()) if log.exists() else 0
+for step in range(done, 8):
+    time.sleep(0.5 if method == "LoRA" else 0)
+    with log.open("a") as lines:
+        lines.write(f"{step}\\n")
+print("started from", done)
+"""
+"""A run that can be interrupted: it counts to eight in a file and goes on from there."""
+
+DRAWING = """\
+from prefmoe.config.outputs import figures_folder
+figures_folder(edition).mkdir(parents=True, exist_ok=True)
+for name in files:
+    (figures_folder(edition) / name).write_text("drawn")
+"""
+
+
+def copy_with_small_notebooks(folder: Path) -> Path:
+    """This repository with an edition `tiny`, and in place of its notebooks ones that only count and touch files."""
+    ignored = shutil.ignore_patterns(".*", "results", "figures", "notebooks", "tests", "*.egg-info", "__pycache__")
+    shutil.copytree(REPOSITORY, folder, ignore=ignored)
+    shutil.copytree(REPOSITORY / "prefmoe/figures", folder / "prefmoe/figures", ignore=ignored)
+    (folder / "notebooks").mkdir()
+    _notebook(folder, "06_train_and_evaluate", "edition = 'tiny'\nbackbone = ''\nmethod = ''", COUNTING)
+    rows = yaml.safe_load((folder / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
+    for name, row in rows.items():
+        files = [file.format(backbone="llava-mini") for file in row["makes"]]
+        _notebook(folder, name, "edition = 'tiny'", f"files = {files}\n{DRAWING}")
+    _notebook(folder, "13_protocol_questions", "edition = 'tiny'", f"files = []\n{DRAWING}")
+    tiny = yaml.safe_load((folder / "config/smoke.yaml").read_text(encoding="utf-8"))
+    tiny |= {"name": "tiny", "backbones": ["llava-mini"], "table1": ["NT", "LoRA"], "table2": []}
+    tiny["data"] |= {"users": 4, "unseen_users": 0, "train_per_user": 5, "validation_per_user": 1, "test_per_user": 5}
+    (folder / "config/tiny.yaml").write_text(yaml.safe_dump(tiny), encoding="utf-8")
+    return folder
+
+
+def _notebook(clone: Path, name: str, parameters: str, code: str) -> Path:
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# {name}", id="title"),
+        nbformat.v4.new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code, id="code"),
+    ]
+    path = clone / "notebooks" / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
