@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_tables_are_this_machines_or_all_committed_ones(monkeypatch, clone):
 def test_no_notebook_knows_where_figures_are_committed(notebook):
     code = "\n".join(cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code")
     assert not {"FIGURES", "committed_folder", "made_folder", "ROOT"} & set(code.replace("(", " ").split())
-    saved = code.count("figures.save(") + code.count("tables.write_csv(")
+    saved = re.findall(r'/ f?"[\w{}]+\.(?:png|csv)"\)', code)
     assert ("figures_folder(edition)" in code) == bool(saved)
 
 
