@@ -46,7 +46,7 @@ def interrupted(tmp_path_factory) -> Path:
     lay_out(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(runs, "git_commit", lambda: (_ for _ in ()).throw(Interruption))
+        patch.setattr(runs, "circumstances", lambda device: (_ for _ in ()).throw(Interruption))
         with pytest.raises(Interruption):
             run()
         return run_folder("results", EDITION.name, "tiny-llava", "LoRA", 0).with_name("seed0.partial").absolute()

@@ -22,7 +22,7 @@ from prefmoe.config import (
 )
 from prefmoe.models.base import Method, MethodError, build_method
 from prefmoe.models.baselines import LoRA
-from prefmoe.system.provenance import PACKAGE, UnknownModuleError, code_digest
+from prefmoe.system.provenance import PACKAGE, UnknownModuleError, code_digest, module_file
 
 OWN = """\
 from typing import Literal
@@ -171,6 +171,7 @@ def test_a_run_s_digest_follows_its_own_method_alone(tmp_path, monkeypatch):
 
     def digests() -> dict[str, str]:
         code_digest.cache_clear()
+        module_file.cache_clear()
         return {kind: code_digest(methods=(settings.source(),)) for kind, settings in KINDS.items()}
 
     def changed(module: str) -> set[str]:
@@ -189,6 +190,7 @@ def test_a_run_s_digest_follows_its_own_method_alone(tmp_path, monkeypatch):
             code_digest()
     finally:
         code_digest.cache_clear()
+        module_file.cache_clear()
 
 
 def test_an_own_file_enters_a_digest_by_its_code_and_what_it_imports_of_the_package(edition_of):

@@ -213,7 +213,7 @@ def png(figure: Figure) -> bytes:
     drawn, packed = io.BytesIO(), io.BytesIO()
     with house():
         figure.savefig(drawn, format="png", dpi=2 * DPI)
-    image = Image.open(drawn).convert("RGB")
+    image = Image.open(drawn, formats=["PNG"]).convert("RGB")
     if not any(axis.images for axis in figure.axes):
         image = image.quantize(256, dither=Image.Dither.NONE)
     image.save(packed, "PNG", optimize=True, dpi=(2 * DPI, 2 * DPI))
