@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from small_world import model_folder, small_backbone, small_benchmark, small_edition
 
 import prefmoe
@@ -87,6 +88,11 @@ def test_a_source_that_is_none_is_refused(source):
         assistant(source)
 
 
+def test_a_name_nearly_right_is_told_the_right_one():
+    with pytest.raises(AskError, match="did you mean 'llava-mini'"):
+        assistant("lava-mini")
+
+
 def test_a_damaged_method_json_is_named(tmp_path):
     (tmp_path / "method.json").write_text("null")
     with pytest.raises(AskError, match="expected what save_pretrained writes .*method.json"):
@@ -120,6 +126,12 @@ def test_mistakes_are_named_and_leave_nobody_half_known():
         model.ask("none.png", "Does this suit you?", known[0])
     with pytest.raises(AskError, match="the question is empty"):
         model.ask(picture, " ", known[0])
+    with pytest.raises(AskError, match=r"^the question: the prompt takes [\d,]+ positions"):
+        model.ask(picture, "Does this suit you? " * 2000, known[0])
+    with pytest.raises(AskError, match="expected the file of a picture, found PngImageFile"):
+        model.ask(Image.open(picture), "Who?", known[0])
+    with pytest.raises(AskError, match="expected the file of a picture, found PngImageFile"):
+        model.add_user("Ada", Image.open(picture))
     with pytest.raises(AskError, match="no options, or 4; found 3"):
         model.ask(picture, "Which?", known[0], list("xyz"))
     with pytest.raises(AskError, match="is a backbone; expected an adapter"):
@@ -144,8 +156,9 @@ def test_the_command_asks_for_known_and_for_new_users(tmp_path, capsys):
     [
         ("name: Ada", "ada.yaml: picture: Field required"),
         ("name: Ada\npicture: a.png\nhobbies: x", "ada.yaml: hobbies: Extra inputs"),
-        ("[", "ada.yaml: expected YAML"),
-        ("", "ada.yaml: .*file"),
+        ("[", "ada.yaml: not valid YAML"),
+        ("", "ada.yaml: expected a mapping"),
+        ("name: Ada\npicture: a.png\nname: Eve", "ada.yaml: name: given twice, again in line 3"),
         (None, "ada.yaml: cannot be read"),
     ],
 )

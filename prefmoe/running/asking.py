@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefmoe import metrics
+from prefmoe.backbones.errors import PromptError
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.pictures import load_pictures
 from prefmoe.config import Edition, PrefMoEMethod, load_edition
@@ -22,9 +22,11 @@ from prefmoe.data.sources import load_benchmark
 from prefmoe.models.base import Method, build_method
 from prefmoe.models.saved import CONFIG_FILE, folder_of
 from prefmoe.running.evaluation import evaluate
+from prefmoe.running.shortening import TooLongError
 from prefmoe.system.files import FileError, read_json
 from prefmoe.system.names import did_you_mean
 from prefmoe.system.places import known_backbones
+from prefmoe.system.yaml_settings import read_settings
 
 Attribute = Literal["human", "animal", "object", "character"]
 
@@ -80,14 +82,17 @@ def read_profile(path: str | Path) -> Profile:
     """
     path = Path(path)
     try:
-        profile = Profile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content, repeated = read_settings(path)
+        profile = Profile.model_validate(content)
     except OSError as error:
         raise AskError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise AskError(f"{path}: expected YAML ({error})") from error
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors())
         raise AskError(f"{path}: {'; '.join(lines)}") from error
+    except ValueError as error:
+        raise AskError(str(error)) from error
+    if repeated:
+        raise AskError(f"{path}: {'; '.join(repeated)}")
     return profile.model_copy(update={"picture": path.parent / profile.picture})
 
 
@@ -131,6 +136,7 @@ class Assistant:
         likes, dislikes = likes or {}, dislikes or {}
         for tastes in (likes, dislikes):
             _check_tastes(name, tastes)
+        _check_file(picture)
         load_pictures([picture])
         self.method.add_user(
             User(
@@ -162,7 +168,8 @@ class Assistant:
                 question; one without is to be answered with yes or no.
 
         Raises:
-            AskError: if the user is unknown, the question is empty, or the options are not four.
+            AskError: if the user is unknown, the question is empty or too long, the options are not four,
+                or the picture is no file.
             CollationError: if the picture cannot be read.
         """
         if user not in self.method.benchmark.users:
@@ -175,13 +182,17 @@ class Assistant:
             raise AskError("the question is empty")
         if len(options) not in (0, len(OPTION_LETTERS)):
             raise AskError(f"expected no options, or {len(OPTION_LETTERS)}; found {len(options)}")
+        _check_file(picture)
         load_pictures([picture])
         example = Example(
-            index=-1, name=user, category="recognition", l2_category="inconsistency" if options else "awareness",
+            index=0, name=user, category="recognition", l2_category="inconsistency" if options else "awareness",
             concept="", target="", question=question, options=tuple(options), answer=0 if options else 4,
             image=Path(picture), semantic_invert=False, bucket_names=(),
         )  # fmt: skip
-        row = evaluate(self.method, [example], turns=0, batch_size=1, max_new_tokens=max_new_tokens).iloc[0]
+        try:
+            row = evaluate(self.method, [example], turns=0, batch_size=1, max_new_tokens=max_new_tokens).iloc[0]
+        except (PromptError, TooLongError) as error:
+            raise AskError(f"the question: {str(error).rpartition(f'question 0 ({user}): ')[2]}") from error
         allowed = OPTION_LETTERS if options else ("yes", "no")
         kind = "multiple_choice" if options else "yes_no"
         choice = metrics.parse_answer(row["prediction"], kind, options)
@@ -251,8 +262,14 @@ def _adapter_folder(source: str | Path) -> Path:
             return folder_of(source, revision=None)
     raise AskError(
         f"{source}: expected a folder with {CONFIG_FILE} (such as method/ of a finished run), a hub repository "
-        f"owner/name, or a backbone: {', '.join(known_backbones())}"
+        f"owner/name, or a backbone: {', '.join(known_backbones())}{did_you_mean(str(source), known_backbones())}"
     )
+
+
+def _check_file(picture: str | Path) -> None:
+    """Raises AskError if a picture is given as something else than its file."""
+    if not isinstance(picture, str | Path):
+        raise AskError(f"expected the file of a picture, found {type(picture).__name__}; save it as a file first")
 
 
 def _check_tastes(name: str, tastes: Mapping[str, Sequence[str]]) -> None:
