@@ -203,57 +203,6 @@ def test_attention_maps_hold_the_given_shares(picture):
 # User space
 
 
-def test_purity_by_hand():
-    """Two tight bundles of directions; each user has one vector in each bundle, so neighbours are all of
-    one label."""
-    angles = np.array([0.0, 0.01, 0.02, 1.5, 1.51, 1.52])
-    X = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    labels, users = list("aaabbb"), [0, 1, 2, 0, 1, 2]
-    estimate = figures.neighbourhood_purity(X, labels, 2, users)
-    assert (estimate["value"], estimate["low"], estimate["high"], estimate["n"]) == (1, 1, 1, 6)
-    assert estimate["chance"] == pytest.approx(0.5)
-    mixed = figures.neighbourhood_purity(X, list("abbabb"), 2, users)
-    # Nearest two of other users: row 0 {b, b}; 1 {a, b}; 2 {b, a}; the same for the second bundle.
-    assert mixed["value"] == pytest.approx((0 + 0.5 + 0.5) / 3)
-    with pytest.raises(ValueError, match="5 neighbours"):
-        figures.neighbourhood_purity(X, labels, 5, users)
-
-
-def test_a_users_own_vectors_are_no_neighbours():
-    X = np.array([[1, 0], [1, 0.01], [0, 1], [0.01, 1]], dtype=float)
-    estimate = figures.neighbourhood_purity(X, list("aabb"), 1, [0, 0, 1, 1])
-    assert estimate["value"] == 0
-
-
-def test_purity_ignores_length_and_matches_sklearn():
-    from sklearn.neighbors import NearestNeighbors
-
-    rng = np.random.default_rng(1)
-    X, labels = rng.normal(size=(40, 6)), rng.integers(0, 3, 40)
-    estimate = figures.neighbourhood_purity(X * rng.uniform(1, 9, size=(40, 1)), labels, 4, np.arange(40))
-    near = NearestNeighbors(n_neighbors=4, metric="cosine").fit(X).kneighbors(return_distance=False)
-    assert estimate["value"] == pytest.approx((labels[near] == labels[:, None]).mean())
-
-
-def test_tsne_is_repeatable_and_keeps_bundles_together():
-    rng = np.random.default_rng(0)
-    X = np.concatenate([rng.normal(size=8) * 5 + rng.normal(size=(12, 8)) * 0.1 for _ in range(3)])
-    first, second = figures.tsne(X, 0), figures.tsne(X.copy(), 0)
-    assert np.array_equal(first, second)
-    centres = first.reshape(3, 12, 2).mean(axis=1)
-    spread = np.linalg.norm(first.reshape(3, 12, 2) - centres[:, None], axis=-1).max()
-    assert min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > spread
-    with pytest.raises(ValueError, match="at least 5 vectors, got 3"):
-        figures.tsne(X[:3])
-
-
-def test_principal_axes_have_fixed_signs():
-    X = np.random.default_rng(0).normal(size=(30, 4)) * [5, 2, 1, 1]
-    scores = figures.principal_axes(X)
-    assert scores.var(axis=0) == pytest.approx(np.sort(np.linalg.eigvalsh(np.cov(X.T, bias=True)))[::-1][:2])
-    assert figures.principal_axes(X[::-1])[::-1] == pytest.approx(scores)
-
-
 def test_user_space_draws_every_token_and_its_purity():
     rng = np.random.default_rng(0)
     rows, purity = [], []

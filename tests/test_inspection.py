@@ -9,14 +9,27 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 from small_world import PREFMOE, lay_out, small_backbone, small_benchmark, small_edition
 
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data.benchmark import FACETS
 from prefmoe.figures import old_forms as figures
-from prefmoe.inspection import users as inspection
-from prefmoe.inspection.users import InspectionError
+from prefmoe.inspection import attention, routing, users
+from prefmoe.inspection.questions import (
+    InspectionError,
+    answers,
+    answers_by_picture,
+    loss_logs,
+    most_probable_answers,
+    prompts,
+    same_picture,
+    shared_questions,
+    trained_method,
+)
 from prefmoe.models.base import build_method
+from prefmoe.running.evaluation import answer_probabilities, first_tokens
 
 
 def build(kind: str = "llava", attn: str = "eager", **changes):
@@ -43,12 +56,12 @@ def untouched():
 
 
 def questions(count: int = 6):
-    return inspection.shared_questions(small_benchmark(), 1, count)[0]
+    return shared_questions(small_benchmark(), 1, count)[0]
 
 
 def test_facet_tokens_are_anchor_residual_and_their_sum_with_the_prototype():
     method, state = moved(), moved().user_state
-    tokens = inspection.facet_tokens(method)
+    tokens = users.facet_tokens(method)
     trained = small_benchmark().trained_users
     assert len(tokens.labels) == sum(len(small_benchmark().users[name].preferences) for name in trained)
     for position in (0, 7, len(tokens.labels) - 1):
@@ -62,7 +75,7 @@ def test_facet_tokens_are_anchor_residual_and_their_sum_with_the_prototype():
 
 
 def test_the_largest_group_of_a_facet_has_rank_zero():
-    labels = inspection.facet_tokens(moved()).labels
+    labels = users.facet_tokens(moved()).labels
     for _, part in labels.groupby("facet"):
         sizes = part.groupby("rank")["user"].count()
         assert list(sizes.index) == list(range(len(sizes))) and sizes.is_monotonic_decreasing
@@ -70,9 +83,9 @@ def test_the_largest_group_of_a_facet_has_rank_zero():
 
 
 def test_user_space_has_a_picture_and_a_number_for_every_stage_and_kind():
-    stages = {"before": inspection.facet_tokens(untouched()), "after": inspection.facet_tokens(moved())}
-    coordinates, purity = inspection.user_space(stages, neighbours=3)
-    panels = {(stage, kind) for stage in stages for kind in inspection.KINDS}
+    stages = {"before": users.facet_tokens(untouched()), "after": users.facet_tokens(moved())}
+    coordinates, purity = users.user_space(stages, neighbours=3)
+    panels = {(stage, kind) for stage in stages for kind in users.KINDS}
     assert set(zip(coordinates["stage"], coordinates["tokens"], strict=True)) == panels
     assert len(purity) == 2 * len(panels)
     assert (purity["value"] <= purity["best"] + 1e-9).all() and purity["neighbours"].eq(3).all()
@@ -81,17 +94,67 @@ def test_user_space_has_a_picture_and_a_number_for_every_stage_and_kind():
 
 
 def test_purity_does_not_depend_on_the_drawing():
-    stages = {"after": inspection.facet_tokens(moved())}
-    (one, first), (other, second) = (inspection.user_space(stages, perplexity=p) for p in (3, 8))
+    stages = {"after": users.facet_tokens(moved())}
+    (one, first), (other, second) = (users.user_space(stages, perplexity=p) for p in (3, 8))
     pd.testing.assert_frame_equal(first, second)
     assert not np.allclose(one[["x", "y"]], other[["x", "y"]])
 
 
+def test_purity_by_hand():
+    """Two tight bundles of directions; each user has one vector in each bundle, so neighbours are all of
+    one label."""
+    angles = np.array([0.0, 0.01, 0.02, 1.5, 1.51, 1.52])
+    X = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    labels, people = list("aaabbb"), [0, 1, 2, 0, 1, 2]
+    estimate = users.neighbourhood_purity(X, labels, 2, people)
+    assert (estimate["value"], estimate["low"], estimate["high"], estimate["n"]) == (1, 1, 1, 6)
+    assert estimate["chance"] == pytest.approx(0.5)
+    mixed = users.neighbourhood_purity(X, list("abbabb"), 2, people)
+    # Nearest two of other users: row 0 {b, b}; 1 {a, b}; 2 {b, a}; the same for the second bundle.
+    assert mixed["value"] == pytest.approx((0 + 0.5 + 0.5) / 3)
+    with pytest.raises(ValueError, match="5 neighbours"):
+        users.neighbourhood_purity(X, labels, 5, people)
+
+
+def test_a_users_own_vectors_are_no_neighbours():
+    X = np.array([[1, 0], [1, 0.01], [0, 1], [0.01, 1]], dtype=float)
+    estimate = users.neighbourhood_purity(X, list("aabb"), 1, [0, 0, 1, 1])
+    assert estimate["value"] == 0
+
+
+def test_purity_ignores_length_and_matches_sklearn():
+    rng = np.random.default_rng(1)
+    X, labels = rng.normal(size=(40, 6)), rng.integers(0, 3, 40)
+    estimate = users.neighbourhood_purity(X * rng.uniform(1, 9, size=(40, 1)), labels, 4, np.arange(40))
+    near = NearestNeighbors(n_neighbors=4, metric="cosine").fit(X).kneighbors(return_distance=False)
+    assert estimate["value"] == pytest.approx((labels[near] == labels[:, None]).mean())
+
+
+def test_tsne_is_repeatable_and_keeps_bundles_together():
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=8) * 5 + rng.normal(size=(12, 8)) * 0.1 for _ in range(3)])
+    first, second = users.tsne(X, 0), users.tsne(X.copy(), 0)
+    assert np.array_equal(first, second)
+    centres = first.reshape(3, 12, 2).mean(axis=1)
+    spread = np.linalg.norm(first.reshape(3, 12, 2) - centres[:, None], axis=-1).max()
+    assert min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > spread
+    with pytest.raises(ValueError, match="at least 5 vectors, got 3"):
+        users.tsne(X[:3])
+
+
+def test_the_axes_that_the_drawing_starts_from_have_fixed_signs():
+    X = np.random.default_rng(0).normal(size=(30, 4)) * [5, 2, 1, 1]
+    principal_axes = PCA(2, svd_solver="full").fit_transform
+    scores = principal_axes(X)
+    assert scores.var(axis=0) == pytest.approx(np.sort(np.linalg.eigvalsh(np.cov(X.T, bias=True)))[::-1][:2])
+    assert principal_axes(X[::-1])[::-1] == pytest.approx(scores)
+
+
 def test_similarity_between_users_against_a_loop_over_pairs():
-    table = inspection.similarity_between_users(moved()).set_index(["token", "pairs"])
+    table = users.similarity_between_users(moved()).set_index(["token", "pairs"])
     benchmark, trained = small_benchmark(), small_benchmark().trained_users
     prefix = moved().user_state(torch.tensor([benchmark.row(name) for name in trained])).prefix.detach()
-    t, f = figures.PREFIX_TOKENS.index("r travel"), FACETS.index("travel")
+    t, f = users.PREFIX_TOKENS.index("r travel"), FACETS.index("travel")
     found = {"same group": [], "other group": []}
     for i in range(len(trained)):
         for j in range(i):
@@ -103,33 +166,33 @@ def test_similarity_between_users_against_a_loop_over_pairs():
             assert table.loc[("r travel", pairs), "value"] == pytest.approx(np.mean(values), abs=1e-5)
             assert table.loc[("r travel", pairs), "n"] == len(values)
     assert table.loc[("p travel", "all"), "value"] == pytest.approx(1)
-    within = inspection.prefix_similarity(moved(), trained[:2])
+    within = users.prefix_similarity(moved(), trained[:2])
     np.testing.assert_allclose(np.diagonal(within[trained[0]]), 1, atol=1e-5)
     assert figures.user_tokens(within, table.reset_index()).axes[0].get_title() == f"Tokens of {trained[0]}"
 
 
 def test_corrections_stay_within_the_bound_and_start_at_zero():
-    table = inspection.corrections(moved())
+    table = users.corrections(moved())
     assert (table["largest"] <= table["bound"]).all() and (table["largest"] > 0).all()
     np.testing.assert_allclose(table["bound"], 0.1 * table["anchor_rms"])
-    assert inspection.corrections(untouched())["largest"].eq(0).all()
+    assert users.corrections(untouched())["largest"].eq(0).all()
 
 
 def test_published_residuals_hold_the_mean_and_centred_ones_do_not():
-    table = inspection.residual_variants(moved()).pivot(index="facet", columns="variant", values="between_users")
+    table = users.residual_variants(moved()).pivot(index="facet", columns="variant", values="between_users")
     assert (table["published"] > table["centred"]).all()
-    described = inspection.anchors(moved(), small_benchmark().trained_users[0])
+    described = users.anchors(moved(), small_benchmark().trained_users[0])
     assert list(described["anchor"][:3]) == ["name", "image", "description"] and (described["rms"] > 0).all()
 
 
 def test_experts_change_nothing_before_training_and_something_once_moved():
-    assert inspection.mixture_effect(untouched(), questions(2)) == 0
-    assert inspection.mixture_effect(moved(), questions(2)) > 1e-3
+    assert routing.mixture_effect(untouched(), questions(2)) == 0
+    assert routing.mixture_effect(moved(), questions(2)) > 1e-3
 
 
 def test_gates_are_shares_that_start_even():
     for method, even in ((untouched(), True), (moved(), False)):
-        table = inspection.gates(method, questions(2))
+        table = routing.gates(method, questions(2))
         sums = table.groupby(["user", "router"])["gate"].sum()
         np.testing.assert_allclose(sums, 1, atol=1e-5)
         spread = table.groupby(["user", "router"])["gate"].agg(lambda gates: gates.max() - gates.min())
@@ -143,15 +206,15 @@ def test_the_same_picture_has_the_answer_that_is_true_of_each_user():
     for example in asked:
         assert (example.answer_text == "yes") == (example.name in example.bucket_names)
     inverted = asked[0].model_copy(update={"semantic_invert": True})
-    assert inspection.same_picture(inverted, [asked[0].name])[0].answer_text != asked[0].answer_text
+    assert same_picture(inverted, [asked[0].name])[0].answer_text != asked[0].answer_text
     with pytest.raises(InspectionError, match="expected a preference yes/no question"):
-        inspection.same_picture(asked[0].model_copy(update={"category": "recognition"}), [asked[0].name])
+        same_picture(asked[0].model_copy(update={"category": "recognition"}), [asked[0].name])
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
 def test_attention_is_that_of_the_model(kind):
     method, asked = (moved() if kind == "llava" else build(kind)), questions(4)
-    seen = inspection.attention(method, asked)
+    seen = attention.attention(method, asked)
     batch = method.collator(asked[:1], with_answer=False)  # alone, hence without padding
     with torch.no_grad(), method.context(batch):
         output = method.model(**batch.inputs, output_attentions=True, use_cache=False)
@@ -172,28 +235,28 @@ def test_only_the_part_of_a_picture_that_the_processor_keeps_is_visible(tmp_path
     pixels[:, 16:48] = 200  # what is left when the middle is cropped to a square
     path = tmp_path / "wide.png"
     Image.fromarray(pixels).save(path)
-    cropped = inspection.visible_part(moved().backbone, path)
+    cropped = attention.visible_part(moved().backbone, path)
     assert cropped.size == (32, 32) and np.asarray(cropped).min() == 200
-    assert inspection.visible_part(small_backbone("qwen2_5_vl"), path).size == (64, 32)
+    assert attention.visible_part(small_backbone("qwen2_5_vl"), path).size == (64, 32)
 
 
 def test_users_of_one_picture_get_their_own_prompts():
     asked = questions(4)
-    seen = inspection.attention(moved(), asked)
-    alone = inspection.attention(moved(), asked[-1:])
+    seen = attention.attention(moved(), asked)
+    alone = attention.attention(moved(), asked[-1:])
     assert seen.p_yes[-1] == pytest.approx(alone.p_yes[0], abs=1e-5)
     assert not np.allclose(seen.answer_to_prefix[0], seen.answer_to_prefix[-1])
 
 
 def test_attention_by_group_is_the_mean_over_its_questions():
     asked = small_benchmark().select("test")
-    table = inspection.attention_by_group(moved(), asked, batch_size=7)
+    table = attention.attention_by_group(moved(), asked, batch_size=7)
     facet = asked[[e.facet_id >= 0 for e in asked].index(True)].concept
-    seen = inspection.attention(moved(), [e for e in asked if e.concept == facet and e.facet_id >= 0])
+    seen = attention.attention(moved(), [e for e in asked if e.concept == facet and e.facet_id >= 0])
     row = table[(table["origin"] == "image") & (table["group"] == facet)].set_index("token").loc["name"]
     assert row["value"] == pytest.approx(seen.image_to_prefix.mean((0, 1))[0], abs=1e-5)
-    own = inspection.own_residual(table).set_index("facet")
-    value = seen.answer_to_prefix.mean((0, 1))[figures.PREFIX_TOKENS.index(f"r {facet}")]
+    own = attention.own_residual(table).set_index("facet")
+    value = seen.answer_to_prefix.mean((0, 1))[users.PREFIX_TOKENS.index(f"r {facet}")]
     assert own.loc[facet, "value"] == pytest.approx(value, abs=1e-5)
 
 
@@ -203,50 +266,50 @@ def test_gate_tables_by_hand():
         for f, facet in enumerate(FACETS)
         for k in range(5)
     ]
-    own = inspection.own_expert(pd.DataFrame(rows))
+    own = routing.own_expert(pd.DataFrame(rows))
     assert list(own["facet"]) == list(FACETS) and own["difference"].tolist() == pytest.approx([0.5] * 5)
     figure = figures.all_routing_gates(
         pd.DataFrame(rows).assign(low=0.1, high=0.6, n=7), {"preference": FACETS}, title="Gates"
     )
     assert [bar.get_width() for bar in figure.axes[0].patches[:5]] == pytest.approx([0.6, 0.1, 0.1, 0.1, 0.1])
     assert len(figure.axes[0].get_legend().get_texts()) == 5
-    ranges = inspection.gate_ranges(pd.DataFrame(rows))
+    ranges = routing.gate_ranges(pd.DataFrame(rows))
     assert list(ranges["expert"]) == list(FACETS) and ranges["range"].tolist() == pytest.approx([0.5] * 5)
 
 
 def test_what_cannot_be_looked_at_is_named():
     plain = build(components="E", attn="sdpa")
     with pytest.raises(InspectionError, match="component P"):
-        inspection.facet_tokens(plain)
+        users.facet_tokens(plain)
     with pytest.raises(InspectionError, match="component M"):
-        inspection.gates(plain, questions(2))
+        routing.gates(plain, questions(2))
     with pytest.raises(InspectionError, match="attn='eager'"):
-        inspection.attention(plain, questions(2))
+        attention.attention(plain, questions(2))
 
 
 def test_a_missing_run_of_a_large_backbone_names_the_command(tmp_path):
     edition = small_edition("tiny-llava")
     with pytest.raises(InspectionError, match="prefmoe notebook .*06_train_and_evaluate.* -p method=PrefMoE"):
-        inspection.trained_method(edition, "llava-1.5-7b", "PrefMoE", 0, results=tmp_path)
+        trained_method(edition, "llava-1.5-7b", "PrefMoE", 0, results=tmp_path)
 
 
 def test_a_missing_run_of_a_miniature_is_made_and_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lay_out(tmp_path)
     edition = small_edition("tiny-llava", seeds=[0])
-    method = inspection.trained_method(edition, "tiny-llava", "PrefMoE", 0, results="results")
-    assert inspection.mixture_effect(method, questions(2)) > 0
-    (frame,) = inspection.answers(edition, "tiny-llava", "PrefMoE", results="results")
+    method = trained_method(edition, "tiny-llava", "PrefMoE", 0, results="results")
+    assert routing.mixture_effect(method, questions(2)) > 0
+    (frame,) = answers(edition, "tiny-llava", "PrefMoE", results="results")
     assert set(frame["split"]) == {"test"} and set(frame["turns"]) == {0}
-    (losses,) = inspection.loss_logs(edition, "tiny-llava", "PrefMoE", results="results")
+    (losses,) = loss_logs(edition, "tiny-llava", "PrefMoE", results="results")
     assert len(losses) == edition.training.steps
-    outcome = inspection.gates_by_outcome(frame).set_index(["router", "expert", "question"])
+    outcome = routing.gates_by_outcome(frame).set_index(["router", "expert", "question"])
     task = outcome.xs("preference", level="question").loc["task"].dropna(axis=1)
     np.testing.assert_allclose(task.sum(), 1, atol=1e-5)
 
 
 def test_the_same_picture_is_asked_about_a_holder_and_another_user():
-    pictures = inspection.shared_questions(small_benchmark(), len(FACETS), 2)
+    pictures = shared_questions(small_benchmark(), len(FACETS), 2)
     facets = [asked[0].concept for asked in pictures]
     assert len(set(facets)) == len(facets)  # the first question of each facet
     test = small_benchmark().select("test")
@@ -262,22 +325,22 @@ def test_the_same_picture_is_asked_about_a_holder_and_another_user():
 
 
 def test_most_probable_answers_agree_with_generation_and_reach_the_figure():
-    method, pictures = moved(), inspection.shared_questions(small_benchmark(), 2, 2)
+    method, pictures = moved(), shared_questions(small_benchmark(), 2, 2)
     examples = [example for asked in pictures for example in asked]
-    table = inspection.most_probable_answers(method, examples)
+    table = most_probable_answers(method, examples)
     for example, row in zip(examples, table.itertuples(), strict=True):
-        batch = inspection._prompts(method, [example])
+        batch = prompts(method, [example])
         with torch.no_grad(), method.context(batch):
             output = method.model.generate(
                 **batch.inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
-        alone = inspection.answer_probabilities(
-            output.logits[0], [example], inspection.first_tokens(method.backbone.tokenizer)
+        alone = answer_probabilities(
+            output.logits[0], [example], first_tokens(method.backbone.tokenizer)
         )
         assert row.probability == pytest.approx(alone[f"p_{row.answer}"].iloc[0], abs=1e-4)
         assert row.probability >= 0.5 and row.right == (row.answer == example.answer_text)
         assert example.name in row.question
-    drawn = inspection.answers_by_picture(pictures, {"PrefMoE": table})
+    drawn = answers_by_picture(pictures, {"PrefMoE": table})
     assert [len(asked) for _, asked in drawn] == [2, 2] and drawn[0][0] == pictures[0][0].image
     said = [answers["PrefMoE"] for _, asked in drawn for _, _, answers in asked]
     assert [right for _, right in said] == table["right"].astype(bool).tolist()

@@ -19,7 +19,7 @@ from small_world import DATA, lay_out, small_edition
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import run_folder
 from prefmoe.data import miniature
-from prefmoe.inspection import users as inspection
+from prefmoe.inspection import questions
 from prefmoe.running import runs
 from prefmoe.running.runs import Workbench, run_method
 from prefmoe.system.run_files import RunFileError, is_complete, read_predictions, verify
@@ -123,11 +123,11 @@ def test_answers_that_changed_are_not_shown_and_a_large_run_is_asked_for_by_name
     path = finished / "predictions.parquet"
     frame = pd.read_parquet(path)
     frame.assign(prediction="yes").to_parquet(path)
-    monkeypatch.setattr(inspection, "find_backbone", lambda name: load_backbone(name).entry.model_copy(
+    monkeypatch.setattr(questions, "find_backbone", lambda name: load_backbone(name).entry.model_copy(
         update={"hub_id": "large/model"}))  # fmt: skip
     one = EDITION.model_copy(update={"seeds": (0,)})
-    with pytest.raises(inspection.InspectionError, match="predictions.parquet: changed .*make it with: prefmoe"):
-        inspection.answers(one, "tiny-llava", "LoRA", results="results")
+    with pytest.raises(questions.InspectionError, match="predictions.parquet: changed .*make it with: prefmoe"):
+        questions.answers(one, "tiny-llava", "LoRA", results="results")
 
 
 class Interruption(Exception):
@@ -214,9 +214,9 @@ def test_complete_results_are_read_from_a_folder_that_cannot_be_written(finished
     Workbench(EDITION, "tiny-llava", results="results").benchmark.select("test")
     with read_only(results):
         assert run() == finished
-        (answers,) = inspection.answers(caching, "tiny-llava", "LoRA", results="results")
+        (answers,) = questions.answers(caching, "tiny-llava", "LoRA", results="results")
         assert len(answers)
-        (losses,) = inspection.loss_logs(caching, "tiny-llava", "LoRA", results="results")
+        (losses,) = questions.loss_logs(caching, "tiny-llava", "LoRA", results="results")
         assert len(losses) == 4
         # There are neither prepared pictures nor anchors, and none can be kept: this process makes its own.
         workbench = Workbench(caching, "tiny-llava", results="results")

@@ -16,7 +16,8 @@ from prefmoe.config import PrefMoEMethod
 from prefmoe.data import composition, mmpb, prompts
 from prefmoe.data.benchmark import FACETS, Benchmark
 from prefmoe.figures import old_forms as figures
-from prefmoe.inspection import users as inspection
+from prefmoe.inspection import attention
+from prefmoe.inspection.questions import InspectionError, shared_questions
 from prefmoe.models.base import build_method
 
 CASES = {
@@ -74,19 +75,19 @@ def test_prefmoe_with_all_components_is_trained_and_looked_into(small, tiny_back
     method = build_method(config, tiny_backbone(attn="eager"), benchmark, seed=0)
     assert (method.counterfactual is None) == (case in ("equal users", "no preferences"))
     assert all(value == value for terms in fit(method, 2) for value in terms.values())
-    questions, others = inspection.shared_questions(benchmark, pictures=2, users=8)
+    questions, others = shared_questions(benchmark, pictures=2, users=8)
     assert others and {e.name for e in questions} <= set(benchmark.users)
-    seen = inspection.attention(method, questions)
+    seen = attention.attention(method, questions)
     figures.attention_prefix({"all": seen.answer_to_prefix.mean(1)}, [e.name for e in questions], title="")
-    by_group = inspection.attention_by_group(method, benchmark.select("test"))
-    assert inspection.own_residual(by_group)["n"].sum() > 0
+    by_group = attention.attention_by_group(method, benchmark.select("test"))
+    assert attention.own_residual(by_group)["n"].sum() > 0
 
 
 def test_a_lone_question_stands_for_both_pictures(small):
     benchmark = small("three users")
     first = next(e.index for e in benchmark.select("test") if e.category == "preference")
     alone = replace(benchmark, splits=benchmark.splits | {"test": (first,)})
-    one, other = inspection.shared_questions(alone, pictures=2, users=8)
+    one, other = shared_questions(alone, pictures=2, users=8)
     assert one == other and {e.index for e in one} == {first}
 
 
@@ -95,8 +96,8 @@ def test_where_nobody_holds_a_preference_pictures_are_asked_about_one_user_each(
     unheld = {i: e.model_copy(update={"bucket_names": ()}) for i, e in benchmark.examples.items()}
     faces = [i for i, e in unheld.items() if e.category == "recognition" and not e.is_multiple_choice]
     benchmark = replace(benchmark, examples=unheld, splits=benchmark.splits | {"test": tuple(faces)})
-    one, other = inspection.shared_questions(benchmark, pictures=2, users=8)
+    one, other = shared_questions(benchmark, pictures=2, users=8)
     assert [one, other] == [[unheld[i]] for i in faces[:2]]
     nothing = replace(benchmark, splits=benchmark.splits | {"test": ()})
-    with pytest.raises(inspection.InspectionError, match="'test' has no yes/no question about"):
-        inspection.shared_questions(nothing, pictures=2, users=8)
+    with pytest.raises(InspectionError, match="'test' has no yes/no question about"):
+        shared_questions(nothing, pictures=2, users=8)

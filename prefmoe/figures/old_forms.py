@@ -907,72 +907,10 @@ def loss_curves(losses: Mapping[str, Sequence[pd.DataFrame]], *, window: int = 2
 # User space
 
 
-def principal_axes(X: ArrayLike, dimensions: int = 2) -> NDArray:
-    """(N, dimensions) principal component scores; the largest loading of each axis is positive, so signs
-    are fixed."""
-    X = np.asarray(X, dtype=np.float64)
-    centred = X - X.mean(axis=0)
-    left, scale, loadings = np.linalg.svd(centred, full_matrices=False)
-    signs = np.sign(loadings[np.arange(len(loadings)), np.abs(loadings).argmax(axis=1)])
-    return (left * scale * signs)[:, :dimensions]
 
 
-def tsne(X: ArrayLike, seed: int = 0, *, perplexity: float = 30.0) -> NDArray:
-    """(N, H) vectors to (N, 2) t-SNE coordinates that do not differ between calls.
-
-    Rows are scaled to unit length (the losses compare cosines); exact gradients; started from the
-    principal components; each axis flipped so that its skewness is positive.
-
-    Raises:
-        ValueError: with fewer than five vectors.
-    """
-    from scipy.stats import skew
-    from sklearn.manifold import TSNE
-
-    X = np.asarray(X, dtype=np.float64)
-    if len(X) < 5:
-        raise ValueError(f"t-SNE needs at least 5 vectors, got {len(X)}")
-    X = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
-    start = principal_axes(X)
-    start = start / max(start[:, 0].std(), 1e-12) * 1e-4
-    perplexity = min(perplexity, (len(X) - 1) / 3)
-    model = TSNE(2, perplexity=perplexity, init=start, method="exact", random_state=seed, learning_rate="auto")
-    coordinates = model.fit_transform(X)
-    signs = np.sign(skew(coordinates, axis=0))
-    return coordinates * np.where(signs == 0, 1, signs)
 
 
-def neighbourhood_purity(
-    X: ArrayLike, labels: ArrayLike, k: int, users: ArrayLike, *, seed: int = 0
-) -> dict[str, float]:
-    """Share of a vector's k nearest neighbours (cosine) that carry its label, neighbours of the same
-    user left out.
-
-    Computed in the full space, because a two-dimensional picture invents neighbourhoods.
-
-    Args:
-        X: (N, H).
-        labels: (N,) for instance facets or preference groups.
-        users: (N,) the user of each vector; the interval resamples users.
-
-    Returns:
-        value, n (vectors), low, high, and chance: the share of all admissible vectors that carry the label.
-
-    Raises:
-        ValueError: if a vector has fewer than k admissible neighbours.
-    """
-    X = np.asarray(X, dtype=np.float64)
-    labels, users = np.asarray(labels), np.asarray(users)
-    X = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
-    admissible = users[:, None] != users[None, :]
-    if admissible.sum(axis=1).min() < k:
-        raise ValueError(f"{k} neighbours of other users were asked for, but some vector has fewer")
-    similarity = np.where(admissible, X @ X.T, -np.inf)
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    same = labels[:, None] == labels[None, :]
-    purity = np.take_along_axis(same, nearest, axis=1).mean(axis=1)
-    chance = ((same & admissible).sum(axis=1) / admissible.sum(axis=1)).mean()
-    return {**statistics.cluster_bootstrap(purity, users, seed=seed), "chance": float(chance)}
 
 
 @house_style
