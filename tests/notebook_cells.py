@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
+from prefmoe import metrics
 from prefmoe.figures import style
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -51,6 +53,20 @@ def cells(notebook: str, *ids: str, folder: Path | None = None, **given: Any) ->
     finally:
         style.show = shown
     return found
+
+
+def table1(seeds: int = 2) -> pd.DataFrame:
+    """A table of three methods on one backbone and a reference, every number of it told by its place."""
+    rows = []
+    methods = (("Non-tuned", "NT", "b"), ("LoRA", "PEFT", "b"), ("PrefMoE", "PEFT", "b"))
+    for k, (method, kind, backbone) in enumerate((*methods, ("Chance", "Reference", "none"))):
+        for turns in (0, 10):
+            for m, metric in enumerate(metrics.METRICS):
+                value = 0.2 + 0.1 * k + 0.03 * m - turns / 200
+                bounds = {"low": value - 0.04, "high": value + 0.05}
+                row = {"method": method, "type": kind, "backbone": backbone, "turns": turns, "metric": metric}
+                rows.append({**row, "value": value, **bounds, "n": 100 + m, "seeds": seeds})
+    return pd.DataFrame(rows)
 
 
 def text(figure: Figure) -> str:

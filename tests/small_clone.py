@@ -1,4 +1,4 @@
-"""A copy of this repository for tests of its workflow, with notebooks that only count and touch files."""
+"""Copies of this repository for tests of its workflow, also with notebooks that only count and touch files."""
 
 from __future__ import annotations
 
@@ -33,11 +33,20 @@ for name in files:
 """
 
 
+def copy_of_the_repository(folder: Path, *left_out: str) -> Path:
+    """The files that a run of the workflow needs; neither results and tests nor what else is left out at the top."""
+    tops = shutil.ignore_patterns("results", "tests", *left_out)
+    nowhere = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__")
+
+    def ignored(place: str, names: list[str]) -> set[str]:
+        return nowhere(place, names) | (tops(place, names) if Path(place) == REPOSITORY else set())
+
+    return shutil.copytree(REPOSITORY, folder, ignore=ignored)
+
+
 def copy_with_small_notebooks(folder: Path) -> Path:
     """This repository with an edition `tiny`, and in place of its notebooks ones that only count and touch files."""
-    ignored = shutil.ignore_patterns(".*", "results", "figures", "notebooks", "tests", "*.egg-info", "__pycache__")
-    shutil.copytree(REPOSITORY, folder, ignore=ignored)
-    shutil.copytree(REPOSITORY / "prefmoe/figures", folder / "prefmoe/figures", ignore=ignored)
+    copy_of_the_repository(folder, "figures", "notebooks")
     (folder / "notebooks").mkdir()
     _notebook(folder, "06_train_and_evaluate", "edition = 'tiny'\nbackbone = ''\nmethod = ''", COUNTING)
     rows = yaml.safe_load((folder / "workflow/notebooks.yaml").read_text(encoding="utf-8"))

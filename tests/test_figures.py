@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from notebook_cells import table1, text
 from PIL import Image
 
 from prefmoe import metrics
@@ -16,25 +16,6 @@ from prefmoe.data.benchmark import FACETS
 from prefmoe.figures import old_forms as figures
 
 PUBLISHED = Path(__file__).parent.parent / "published"
-
-
-def table1(seeds: int = 2) -> pd.DataFrame:
-    rows = []
-    methods = (("Non-tuned", "NT", "b"), ("LoRA", "PEFT", "b"), ("PrefMoE", "PEFT", "b"))
-    for k, (method, kind, backbone) in enumerate((*methods, ("Chance", "Reference", "none"))):
-        for turns in (0, 10):
-            for m, metric in enumerate(metrics.METRICS):
-                value = 0.2 + 0.1 * k + 0.03 * m - turns / 200
-                bounds = {"low": value - 0.04, "high": value + 0.05}
-                row = {"method": method, "type": kind, "backbone": backbone, "turns": turns, "metric": metric}
-                rows.append({**row, "value": value, **bounds, "n": 100 + m, "seeds": seeds})
-    return pd.DataFrame(rows)
-
-
-def text(figure: Figure) -> str:
-    """Everything written in a figure, titles, captions, legends and ticks included."""
-    words = [t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text") and a.get_visible())]
-    return "\n".join(words)
 
 
 def marks(axis) -> list[tuple[float, float]]:

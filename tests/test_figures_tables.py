@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
-from notebook_cells import Cells, cells, one_line, text
+from notebook_cells import Cells, cells, one_line, table1, text
 
 from prefmoe import metrics
 from prefmoe.analysis import published, tables
@@ -19,19 +19,6 @@ from prefmoe.analysis.groupings import PAIR_GROUPS
 from prefmoe.figures import style
 
 EDITION = SimpleNamespace(backbones=["b"], ablation_backbone="b")
-
-
-def table1(seeds: int = 2) -> pd.DataFrame:
-    rows = []
-    methods = (("Non-tuned", "NT", "b"), ("LoRA", "PEFT", "b"), ("PrefMoE", "PEFT", "b"))
-    for k, (method, kind, backbone) in enumerate((*methods, ("Chance", "Reference", "none"))):
-        for turns in (0, 10):
-            for m, metric in enumerate(metrics.METRICS):
-                value = 0.2 + 0.1 * k + 0.03 * m - turns / 200
-                bounds = {"low": value - 0.04, "high": value + 0.05}
-                row = {"method": method, "type": kind, "backbone": backbone, "turns": turns, "metric": metric}
-                rows.append({**row, "value": value, **bounds, "n": 100 + m, "seeds": seeds})
-    return pd.DataFrame(rows)
 
 
 def differences(backbones=(("a", 0.02, 0.1), ("b", -0.02, 0.05), ("mean of all", 0.0, 0.04))) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from small_clone import copy_of_the_repository
 
 from prefmoe.config import CONFIG_FOLDER, ROOT
 from prefmoe.running.runs import run_method
@@ -42,10 +42,7 @@ def test_the_launchers_configuration_for_cpus_starts_processes_that_work_togethe
     not {"CI", "PREFMOE_TRIALS"} & os.environ.keys(), reason="half a minute: where CI or PREFMOE_TRIALS is set"
 )
 def test_two_processes_from_the_workflow_end_like_one(tmp_path):
-    clone = tmp_path / "clone"
-    ignored = shutil.ignore_patterns(".*", "results", "figures", "tests", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, clone, ignore=ignored)
-    shutil.copytree(ROOT / "prefmoe/figures", clone / "prefmoe/figures", ignore=ignored)
+    clone = copy_of_the_repository(tmp_path / "clone", "figures")
     edition = yaml.safe_load((CONFIG_FOLDER / "smoke.yaml").read_text(encoding="utf-8"))
     edition |= {"name": RUN[0], "backbones": [RUN[1]], "table1": [RUN[2]], "table2": []}
     edition["data"] |= {"users": 4, "unseen_users": 0, "train_per_user": 5}

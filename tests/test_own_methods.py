@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import yaml
+from small_clone import copy_of_the_repository
 
 from prefmoe.config import (
     CONFIG_FOLDER,
@@ -236,9 +237,7 @@ class _Made(MethodSettings):
 
 
 def test_the_snakefile_plans_an_edition_with_a_method_of_one_s_own(tmp_path):
-    clone = tmp_path / "clone"
-    ignored = shutil.ignore_patterns(".*", "results", "tests", "*.egg-info", "__pycache__", "findings")
-    shutil.copytree(CONFIG_FOLDER.parent, clone, ignore=ignored)
+    clone = copy_of_the_repository(tmp_path / "clone", "findings")
     smoke = yaml.safe_load((CONFIG_FOLDER / "smoke.yaml").read_text(encoding="utf-8"))
     smoke |= {"name": "mine", "own_methods": ["own.py"], "backbones": ["llava-mini"], "table1": ["Own"], "table2": []}
     smoke["methods"] = {"Own": {"kind": "own", "label": "Own"}}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from small_world import data_folder, model_folder, small_benchmark, small_edition
+from small_world import lay_out, small_benchmark, small_edition
 
 from prefmoe import config, metrics
 from prefmoe.analysis import statistics, tables
@@ -55,9 +55,7 @@ CONTENT = {
 @pytest.fixture(autouse=True)
 def beside_the_model(tmp_path, monkeypatch):
     """As in test_tuning: the model and the benchmark are in the working folder."""
-    (tmp_path / "tiny-llava").symlink_to(model_folder(), target_is_directory=True)
-    (tmp_path / "results" / "small-world").mkdir(parents=True)
-    (tmp_path / "results" / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from small_world import data_folder, model_folder, small_edition
+from small_world import lay_out, small_edition
 
 from prefmoe import metrics
 from prefmoe.config import ConfigError
@@ -29,9 +29,7 @@ GRID = {
 @pytest.fixture(autouse=True)
 def beside_the_model(tmp_path, monkeypatch):
     """As in test_runs: the model and the benchmark are in the working folder."""
-    (tmp_path / "tiny-llava").symlink_to(model_folder(), target_is_directory=True)
-    (tmp_path / "results" / "small-world").mkdir(parents=True)
-    (tmp_path / "results" / "small-world" / "data").symlink_to(data_folder(), target_is_directory=True)
+    lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
