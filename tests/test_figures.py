@@ -12,7 +12,6 @@ from PIL import Image
 
 from prefmoe import metrics
 from prefmoe.analysis import audit
-from prefmoe.data.benchmark import FACETS
 from prefmoe.figures import old_forms as figures
 
 PUBLISHED = Path(__file__).parent.parent / "published"
@@ -100,16 +99,6 @@ def test_groups_draw_one_mark_per_method_and_group():
     assert "at most 4 (n = 30)" in text(figure) and "9 or more (n = 32)" in text(figure)
 
 
-def test_loss_curves_average_seeds_and_steps():
-    runs = [pd.DataFrame({"step": range(6), "answer": np.arange(6.0) + k, "total": 0.0}) for k in (0, 2)]
-    moe = [run.assign(decorrelation=1.0) for run in runs]
-    figure = figures.loss_curves({"LoRA": runs, "PrefMoE": moe}, window=2)
-    assert [axis.get_title() for axis in figure.axes] == ["answer", "decorrelation"]
-    mean = next(line for line in figure.axes[0].lines if line.get_label() == "LoRA")
-    assert list(mean.get_ydata()) == pytest.approx([1, 1.5, 2.5, 3.5, 4.5, 5.5])
-    assert "n = 2 seed(s)" in text(figure)
-
-
 def test_abilities_have_wilson_intervals():
     rows = [
         {"backbone": "b", "ability": "see", "value": 0.9, "n": 100, "chance": 0.5},
@@ -120,19 +109,6 @@ def test_abilities_have_wilson_intervals():
     z2, p, n = 1.959964**2, 0.9, 100
     half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
     assert (low, high) == pytest.approx(tuple((p + z2 / (2 * n) + s * half) / (1 + z2 / n) for s in (-1, 1)))
-
-
-def test_gates_add_up_and_carry_their_n():
-    rows = [
-        {"router": "task", "group": g, "expert": e, "value": v, "low": v - 0.01, "high": v + 0.01, "n": n}
-        for g, values, n in (("preference, travel", (0.7, 0.3), 20), ("recognition, yes/no", (0.4, 0.6), 10))
-        for e, v in enumerate(values)
-    ]
-    figure = figures.routing_gates(pd.DataFrame(rows), router="task", experts=["preference", "profile"])
-    bars = figure.axes[0].patches
-    assert [bar.get_width() for bar in bars] == pytest.approx([0.7, 0.4, 0.3, 0.6])
-    assert [bars[k].get_x() + bars[k].get_width() for k in (2, 3)] == pytest.approx([1, 1])
-    assert "preference, travel (n = 20)" in text(figure)
 
 
 def test_dataset_and_popularity_counts():
@@ -161,48 +137,6 @@ def test_pictures_are_shown_unchanged(picture):
     assert sum(bool(axis.images) for axis in grid.axes) == 5
     users = figures.portraits([("Ada", "Ada is a person.", [picture] * 2), ("Bo", "Bo too.", [picture])])
     assert sum(bool(axis.images) for axis in users.axes) == 3
-    asked = [("Would Ada like it?", "yes", {"LoRA": ("no", False), "PrefMoE": ("yes", True)})]
-    written = text(figures.qualitative_examples([(picture, asked)], rule="The first of each facet."))
-    assert "✗ LoRA: no" in written and "✓ PrefMoE: yes" in written and "truth: yes" in written
-
-
-def test_attention_maps_hold_the_given_shares(picture):
-    matrix = np.random.default_rng(0).dirichlet(np.ones(13), size=3)
-    figure = figures.attention_prefix({"answer": matrix, "image": matrix / 2}, ["a", "b", "c"], caption="n = 3 users.")
-    assert np.allclose(figure.axes[1].images[0].get_array(), matrix / 2)
-    assert figure.axes[0].images[0].get_clim() == figure.axes[1].images[0].get_clim()
-    assert "n = 3 users." in text(figure) and "r travel" in text(figure)
-    assert len(figures.PREFIX_TOKENS) == 13 and figures.PREFIX_TOKENS[3:5] == ("p entertainment", "r entertainment")
-    with pytest.raises(ValueError, match="panel 'answer' has shape \\(3, 12\\), expected \\(3, 13\\)"):
-        figures.attention_prefix({"answer": matrix[:, :12]}, ["a", "b", "c"])
-    weights = np.array([[0.1, 0.2], [0.3, 0.4]])
-    overlay = figures.attention_image([(picture, weights, "Ada")])
-    assert np.allclose(overlay.axes[0].images[1].get_array(), weights)
-    assert overlay.axes[0].images[1].get_extent() == [-0.5, 3.5, 3.5, -0.5]
-
-
-# User space
-
-
-def test_user_space_draws_every_token_and_its_purity():
-    rng = np.random.default_rng(0)
-    rows, purity = [], []
-    for stage in ("before", "after"):
-        for tokens in ("anchors", "residuals"):
-            for user in range(4):
-                for facet in FACETS:
-                    x, y = rng.normal(size=2)
-                    rows.append((stage, tokens, x, y, facet, user % 2))
-            for colour in ("facet", "group"):
-                purity.append((stage, tokens, colour, 0.75, 0.7, 0.8, 0.2))
-    coordinates = pd.DataFrame(rows, columns=["stage", "tokens", "x", "y", "facet", "group"])
-    numbers = pd.DataFrame(purity, columns=["stage", "tokens", "colour", "value", "low", "high", "chance"])
-    for colour in ("facet", "group"):
-        figure = figures.user_space(coordinates, numbers, colour=colour)
-        for axis in figure.axes:
-            points = np.concatenate([c.get_offsets() for c in axis.collections])
-            assert len(points) == 20
-        assert "purity 0.75 [0.70, 0.80], chance 0.20" in text(figure) and "n = 20 tokens" in text(figure)
 
 
 # The audit, and uncertainty

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from notebook_cells import cells
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
@@ -15,7 +16,6 @@ from small_world import PREFMOE, lay_out, small_backbone, small_benchmark, small
 
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data.benchmark import FACETS
-from prefmoe.figures import old_forms as figures
 from prefmoe.inspection import attention, routing, users
 from prefmoe.inspection.questions import (
     InspectionError,
@@ -89,7 +89,7 @@ def test_user_space_has_a_picture_and_a_number_for_every_stage_and_kind():
     assert set(zip(coordinates["stage"], coordinates["tokens"], strict=True)) == panels
     assert len(purity) == 2 * len(panels)
     assert (purity["value"] <= purity["best"] + 1e-9).all() and purity["neighbours"].eq(3).all()
-    drawn = figures.user_space(coordinates, purity, colour="group")
+    drawn = cells("09", "space-function")["user_space"](coordinates, purity, "group", list(users.KINDS))
     assert len(drawn.axes) == len(panels)
 
 
@@ -168,7 +168,11 @@ def test_similarity_between_users_against_a_loop_over_pairs():
     assert table.loc[("p travel", "all"), "value"] == pytest.approx(1)
     within = users.prefix_similarity(moved(), trained[:2])
     np.testing.assert_allclose(np.diagonal(within[trained[0]]), 1, atol=1e-5)
-    assert figures.user_tokens(within, table.reset_index()).axes[0].get_title() == f"Tokens of {trained[0]}"
+    first, second = (benchmark.users[name] for name in trained[:2])
+    between, tokens = cells("05", "prefix", "prefix-detail", trained=moved(), first=first, second=second).figures
+    assert [axis.get_title() for axis in tokens.axes[:2]] == [f"Tokens of {name}" for name in trained[:2]]
+    drawn = np.concatenate([c.get_offsets()[:, 0] for c in between.axes[0].collections if len(c.get_offsets()) > 1])
+    assert sorted(drawn) == pytest.approx(sorted(table["value"]))
 
 
 def test_corrections_stay_within_the_bound_and_start_at_zero():
@@ -268,10 +272,11 @@ def test_gate_tables_by_hand():
     ]
     own = routing.own_expert(pd.DataFrame(rows))
     assert list(own["facet"]) == list(FACETS) and own["difference"].tolist() == pytest.approx([0.5] * 5)
-    figure = figures.all_routing_gates(
-        pd.DataFrame(rows).assign(low=0.1, high=0.6, n=7), {"preference": FACETS}, title="Gates"
-    )
-    assert [bar.get_width() for bar in figure.axes[0].patches[:5]] == pytest.approx([0.6, 0.1, 0.1, 0.1, 0.1])
+    given = {"gates": pd.DataFrame(rows).assign(low=0.1, high=0.6, n=7), "backbone": "b", "frames": [0], "turns": 0}
+    figure = cells("11", "gates-function", **given)["draw_gates"](["preference"], "Gates")
+    bars = [bar for bar in figure.axes[0].patches if bar.get_x() == 0]  # of the first expert, from top to bottom
+    widths = [bar.get_width() for bar in sorted(bars, key=lambda bar: bar.get_y())]
+    assert widths == pytest.approx([0.6, 0.1, 0.1, 0.1, 0.1])
     assert len(figure.axes[0].get_legend().get_texts()) == 5
     ranges = routing.gate_ranges(pd.DataFrame(rows))
     assert list(ranges["expert"]) == list(FACETS) and ranges["range"].tolist() == pytest.approx([0.5] * 5)
@@ -334,9 +339,7 @@ def test_most_probable_answers_agree_with_generation_and_reach_the_figure():
             output = method.model.generate(
                 **batch.inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
-        alone = answer_probabilities(
-            output.logits[0], [example], first_tokens(method.backbone.tokenizer)
-        )
+        alone = answer_probabilities(output.logits[0], [example], first_tokens(method.backbone.tokenizer))
         assert row.probability == pytest.approx(alone[f"p_{row.answer}"].iloc[0], abs=1e-4)
         assert row.probability >= 0.5 and row.right == (row.answer == example.answer_text)
         assert example.name in row.question

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from method_checks import fit
+from notebook_cells import cells
 from synthetic_mmpb import make, rows, write_csv, write_split
 
 from prefmoe.analysis.groupings import dataset_statistics, group_sizes, item_popularity
@@ -78,7 +79,8 @@ def test_prefmoe_with_all_components_is_trained_and_looked_into(small, tiny_back
     questions, others = shared_questions(benchmark, pictures=2, users=8)
     assert others and {e.name for e in questions} <= set(benchmark.users)
     seen = attention.attention(method, questions)
-    figures.attention_prefix({"all": seen.answer_to_prefix.mean(1)}, [e.name for e in questions], title="")
+    draw = cells("10", "prefix-function")["to_prefix"]
+    draw({"all": seen.answer_to_prefix.mean(1)}, [e.name for e in questions], "All", "")
     by_group = attention.attention_by_group(method, benchmark.select("test"))
     assert attention.own_residual(by_group)["n"].sum() > 0
 

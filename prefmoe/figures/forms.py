@@ -153,6 +153,7 @@ def curves(
     lines: str = "",
     units: str = "",
     columns: int = 2,
+    shared: bool = True,
     log: bool = False,
     xlabel: str = "",
     ylabel: str = "Share of questions",
@@ -164,8 +165,8 @@ def curves(
 
     Args:
         x, series, panels: columns; series and panels in the table's order. lines: a column, a row of panels each; then
-            all panels of a row share their y axis, else all of the figure do. units: a column, a thin line for each of
-            its values behind the mean of all.
+            all panels of a row share their y axis, else all of the figure do, or none where not shared.
+        units: a column, a thin line for each of its values behind the mean of all.
         columns: of panels, where lines is not given. log: doublings of x are equally wide.
         panel: width and height of one, inches.
     """
@@ -181,7 +182,7 @@ def curves(
     plot = so.Plot(data, x=x, y="value", color=series, marker=series, linestyle=series)
     if panels or lines:
         facets = {"col": panels} | ({"row": lines} if lines else {"wrap": across})
-        plot = plot.facet(**{k: v for k, v in facets.items() if v}).share(y="row" if lines else True)
+        plot = plot.facet(**{k: v for k, v in facets.items() if v}).share(y="row" if lines else shared)
     if units:
         plot = plot.add(so.Lines(linewidth=0.6, alpha=0.4), group=units, legend=False)
     if {"low", "high"} <= set(data) and data[["low", "high"]].notna().all(axis=1).any():
@@ -213,6 +214,35 @@ def curves(
         handles.append(style.handle(texts.get(name, name).replace("\n", " "), shown, line=LINES[k % len(LINES)]))
     alt = f"Line plot against {xlabel or x}: {_listed(looks)}; {_listed([texts.get(n, n) for n in names])}."
     return style.finish(figure, title, caption, legend=handles if len(handles) > 1 else (), alt=alt)
+
+
+def losses(logs: Mapping[str, Sequence[pd.DataFrame]], *, window: int = 20) -> Figure:
+    """Every weighted term of the loss during training, each on a scale of its own that starts at 0.
+
+    Args:
+        logs: method -> losses.parquet of each seed: step, a column per term, and columns that are no terms.
+        window: steps of the running mean.
+    """
+    parts = []
+    for method, runs in logs.items():
+        for seed, run in enumerate(runs):
+            terms = run.drop(columns=["total", "lr_factor", "gradient_norm"], errors="ignore").set_index("step")
+            long = terms.rolling(window, min_periods=1).mean().melt(var_name="term", ignore_index=False)
+            parts.append(long.reset_index().assign(method=method, seed=seed))
+    table = pd.concat(parts, ignore_index=True)
+    first = next(iter(logs))
+    answer = table[(table["method"] == first) & (table["term"] == "answer")].groupby("step")["value"].mean()
+    figure = curves(
+        table, x="step", series="method", panels="term", units="seed", columns=4, shared=False, markers=False,
+        panel=(2.3, 1.8), labels={term: term.replace("_", " ") for term in table["term"].unique()}, xlabel="Step",
+        ylabel="Weighted loss", caption=f"{', '.join(logs)}. Running mean over {window} steps; thick: mean of "
+        f"n = {max(map(len, logs.values()))} seed(s), thin: single seeds.",
+        title=f"{first}'s loss of the answer: {answer.iloc[:window].iloc[-1]:.2f} over the first {window} steps, "
+        f"{answer.iloc[-1]:.2f} over the last",
+    )  # fmt: skip
+    for axis in figure.axes:
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
+    return figure
 
 
 @style.house()
