@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from prefmoe import metrics
@@ -78,3 +81,25 @@ def text(figure: Figure) -> str:
 def one_line(figure: Figure) -> str:
     """The same without line breaks."""
     return " ".join(text(figure).split())
+
+
+def values(axis) -> list[float]:
+    """Where an axis' marks stand, sorted; filled or open, seed ticks included."""
+    dots = [c.get_offsets()[:, 0] for c in axis.collections if isinstance(c, PathCollection)]
+    return sorted(np.concatenate([*dots, []]))
+
+
+def ends(axis) -> list[float]:
+    """Both ends of an axis' horizontal intervals, sorted."""
+    lines = [c for c in axis.collections if isinstance(c, LineCollection)]
+    return sorted(float(x) for c in lines for s in c.get_segments() for x in s[:, 0])
+
+
+def filled(axis) -> list[float]:
+    dots = [c for c in axis.collections if isinstance(c, PathCollection)]
+    pairs = [(x, face) for c in dots for (x, _), face in zip(c.get_offsets(), c.get_facecolor(), strict=True)]
+    return sorted(float(x) for x, face in pairs if to_hex(face) != "#ffffff")
+
+
+def upright(axis) -> list[float]:
+    return [line.get_xdata()[0] for line in axis.lines if line.get_xdata()[0] == line.get_xdata()[-1]]

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
-from notebook_cells import Cells, cells, one_line, table1, text
+from notebook_cells import Cells, cells, ends, filled, one_line, table1, text, upright, values
 
 from prefmoe import metrics
 from prefmoe.analysis import published, tables
@@ -31,28 +31,6 @@ def differences(backbones=(("a", 0.02, 0.1), ("b", -0.02, 0.05), ("mean of all",
         for m in metrics.METRICS
     ]  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def values(axis) -> list[float]:
-    """Where an axis' marks stand, sorted; filled or open, seed ticks included."""
-    dots = [c.get_offsets()[:, 0] for c in axis.collections if isinstance(c, PathCollection)]
-    return sorted(np.concatenate([*dots, []]))
-
-
-def ends(axis) -> list[float]:
-    """Both ends of an axis' horizontal intervals, sorted."""
-    lines = [c for c in axis.collections if isinstance(c, LineCollection)]
-    return sorted(float(x) for c in lines for s in c.get_segments() for x in s[:, 0])
-
-
-def filled(axis) -> list[float]:
-    dots = [c for c in axis.collections if isinstance(c, PathCollection)]
-    pairs = [(x, face) for c in dots for (x, _), face in zip(c.get_offsets(), c.get_facecolor(), strict=True)]
-    return sorted(float(x) for x, face in pairs if to_hex(face) != "#ffffff")
-
-
-def upright(axis) -> list[float]:
-    return [line.get_xdata()[0] for line in axis.lines if line.get_xdata()[0] == line.get_xdata()[-1]]
 
 
 # Notebook 7

@@ -67,7 +67,7 @@ def intervals(
 
     count = len(data["row"].cat.categories)
     tallest = max(row.count("\n") + 1 for row in data["row"].cat.categories)
-    height = count * max(0.27, 0.06 + 0.155 * len(levels), 0.05 + 0.145 * tallest) + 1.5
+    height = count * max(0.27, 0.06 + 0.12 * len(levels), 0.05 + 0.145 * tallest) + 1.5
     figure = Figure((2.3 + panel_width * len(names), height), dpi=style.DPI, layout="constrained")
     move = [so.Dodge(by=["group"])] if by else []
     group = {"group": by} if by else {}

@@ -69,6 +69,12 @@ METHODS = {
 }
 """Every method's look, in all notebooks, under the label that the editions give it."""
 
+STEPS = {
+    "E": "User embedding only", "EP": "+ profile and preference factors", "EPI": "+ imbalance-aware term",
+    "EPIC": "+ counterfactual users", "EPICD": "+ decorrelation", "EPICDM": "PrefMoE",
+}  # fmt: skip
+"""The methods of Table 2, by the components that they have."""
+
 KINDS = {
     "NT": Look("#7A7A7A", "o"),
     "FFT": METHODS["Full fine-tuning"],
