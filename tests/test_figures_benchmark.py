@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pandas as pd
 import pytest
-from notebook_cells import cells, ends, filled, one_line, values
+from notebook_cells import cells, ends, filled, one_line, text, values
+from PIL import Image
 
 from prefmoe.analysis import published
+from prefmoe.data import composition
+from prefmoe.data.benchmark import Preference, User
 
 # Notebook 1
 
@@ -43,3 +50,61 @@ def test_a_title_about_the_printed_numbers_follows_them():
     changed = table.assign(value=table["value"].mask(worse, 0.1))
     figure, *_ = cells("01", "printed-function", "accuracies", table1=changed, table2=pd.DataFrame()).figures
     assert "8 of 9 (preference) and 9 of 9 (profile)" in one_line(figure)
+
+
+# Notebook 2
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(path)
+    return path
+
+
+def test_users_and_questions_are_shown_with_their_own_pictures(picture, monkeypatch, tmp_path):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    tastes = {"travel": Preference(likes=("sailing",), dislikes=("trains",))}
+    ada = User(name="Ada", attribute="human", description="Ada is a person.", preferences=tastes, images=(picture,) * 2)
+    bo = User(name="Bo", attribute="human", description="Bo too.", preferences={}, images=(picture,))
+    asked = [
+        SimpleNamespace(image=picture, name="Ada", category="recognition", question="Is this Ada?", answer_text=answer,
+                        options=(), is_multiple_choice=False, semantic_invert=False, target="Single", index=k)
+        for k, answer in enumerate(("yes", "no", "yes"))
+    ]  # fmt: skip
+    benchmark = SimpleNamespace(users={"Ada": ada, "Bo": bo}, splits={"test": (0, 1, 2)}, select=lambda split: asked)
+    given = {"benchmark": benchmark, "picture": Image.open, "folder": tmp_path}
+    portraits, questions, faces = cells("02", "portraits", "question-pictures", "recognition-pictures", **given).figures
+    assert sum(bool(axis.images) for axis in portraits.axes) == 2 and "Bo too" not in text(portraits)
+    assert "1 of 2 users hold preferences, in up to 1 facets" in one_line(portraits)
+    assert "sailing" in one_line(portraits) and (tmp_path / "portraits.png").is_file()
+    shown = [axis for axis in questions.axes if axis.images]
+    assert len(shown) == 2 == len(composition.specimens(benchmark)) and "n = 2 of 3" in one_line(questions)
+    assert all(np.array_equal(axis.images[0].get_array(), pixels) for axis in shown)
+    assert sum(bool(axis.images) for axis in faces.axes) == 4
+    assert "The answer to 2 of these 3 questions is yes" in one_line(faces)
+
+
+def test_popularity_is_drawn_by_rank(monkeypatch):
+    items = pd.DataFrame({"facet": ["travel"] * 3, "item": list("abc"), "users": [1, 5, 2]})
+    groups = pd.DataFrame({"facet": ["travel"] * 2, "users": [5, 3]})
+    given = {"held": [1] * 8, "benchmark": None}
+    monkeypatch.setattr("prefmoe.analysis.groupings.item_popularity", lambda benchmark: items)
+    monkeypatch.setattr("prefmoe.analysis.groupings.group_sizes", lambda benchmark: groups)
+    (figure,) = cells("02", "skew-figure", **given).figures
+    drawn = [(list(axis.lines[0].get_xdata()), list(axis.lines[0].get_ydata())) for axis in figure.axes]
+    assert drawn == [([1, 2, 3], [5, 2, 1]), ([1, 2], [5, 3])]
+    assert "n = 8 users with preferences, 3 items, 2 preference groups" in one_line(figure)
+    assert "The most liked item has 5 users, the median one 2" in one_line(figure)
+    items = groups = items.head(0)
+    (nothing,) = cells("02", "skew-figure", **given).figures
+    assert "Nobody has a preference" in one_line(nothing)
+
+
+def test_bars_count_the_questions_of_every_split(monkeypatch):
+    table = published.read("dataset_statistics")
+    monkeypatch.setattr("prefmoe.analysis.groupings.dataset_statistics", lambda benchmark: table)
+    (figure,) = cells("02", "split-figure", benchmark=None).figures
+    assert "n = 12516 questions: 10371 train, 2145 test." in text(figure)
+    assert sorted(bar.get_width() for bar in figure.axes[0].patches) == sorted(table["count"])
+    assert "60% of the questions are about preferences" in text(figure) and "yes/no" in text(figure)

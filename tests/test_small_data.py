@@ -12,11 +12,9 @@ from method_checks import fit
 from notebook_cells import cells
 from synthetic_mmpb import make, rows, write_csv, write_split
 
-from prefmoe.analysis.groupings import dataset_statistics, group_sizes, item_popularity
 from prefmoe.config import PrefMoEMethod
-from prefmoe.data import composition, mmpb, prompts
+from prefmoe.data import composition, mmpb
 from prefmoe.data.benchmark import FACETS, Benchmark
-from prefmoe.figures import old_forms as figures
 from prefmoe.inspection import attention
 from prefmoe.inspection.questions import InspectionError, shared_questions
 from prefmoe.models.base import build_method
@@ -54,14 +52,12 @@ def small(tmp_path_factory) -> Callable[[str], Benchmark]:
 def test_what_a_benchmark_is_made_of_is_shown(small, case):
     """The figures and tables of notebook 02, and none of them warns of being empty."""
     benchmark = small(case)
-    shown = [user for user in benchmark.users.values() if user.preferences]
+    ids = ("portraits", "question-pictures", "recognition-pictures", "skew-figure", "split-figure")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        figures.portraits([(user.name, prompts.profile_text(user), user.images[:3]) for user in shown])
-        figures.picture_grid([(e.image, composition.asked(e)) for e in composition.specimens(benchmark).values()])
-        figures.popularity_skew(item_popularity(benchmark), group_sizes(benchmark))
-        figures.dataset_statistics(dataset_statistics(benchmark))
-        figures.identities(composition.user_counts(benchmark).rename(columns={"n": "count"}))
+        shown = cells("02", *ids, benchmark=benchmark, picture=lambda path: path).figures
+    assert len(shown) == len(ids) and all(figure.get_label() for figure in shown)
+    assert not composition.user_counts(benchmark).empty
     assert composition.transcript(benchmark).empty
 
 

@@ -376,7 +376,7 @@ def pictures(
         widths: of the columns, inches. text_width: of a text below a picture, characters.
     """
     across = max(1, max((len(row) for row in rows), default=1))
-    widths = [*widths, *[1.95] * (across - len(widths))]
+    widths = [*widths, *[1.95] * across][:across]
     tall = [
         max((_height(cell, width, text_width) for cell, width in zip(row, widths, strict=False)), default=1)
         for row in rows
@@ -413,4 +413,4 @@ def _height(cell: object, width: float, text_width: int) -> float:
     if isinstance(cell, str):
         return max(1.0, 0.15 + 0.145 * (style.wrapped(cell, int(15.5 * width)).count("\n") + 2))
     text = style.wrapped(cell[1], text_width).count("\n") + 1 if isinstance(cell, tuple) and cell[1] else 0
-    return width - 0.09 + 0.145 * text
+    return width - 0.02 + 0.145 * text
