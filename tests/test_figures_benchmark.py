@@ -108,3 +108,35 @@ def test_bars_count_the_questions_of_every_split(monkeypatch):
     assert "n = 12516 questions: 10371 train, 2145 test." in text(figure)
     assert sorted(bar.get_width() for bar in figure.axes[0].patches) == sorted(table["count"])
     assert "60% of the questions are about preferences" in text(figure) and "yes/no" in text(figure)
+
+
+# Notebook 3
+
+
+def test_abilities_have_wilson_intervals_and_ticks_where_guessing_is(monkeypatch):
+    rows = [
+        {"backbone": "b", "ability": "see", "value": 0.9, "n": 100, "chance": 0.5},
+        {"backbone": "b", "ability": "read", "value": 0.3, "n": 50, "chance": 0.25},
+        {"backbone": "b", "ability": "guess", "value": 0.3, "n": 50, "chance": np.nan},
+    ]
+    monkeypatch.setattr("prefmoe.backbones.cards.abilities", lambda: pd.DataFrame(rows))
+    (figure,) = cells("03", "ability-figure", edition="mini").figures
+    (axis,) = figure.axes
+    assert values(axis) == pytest.approx([0.25, 0.3, 0.3, 0.5, 0.9])
+    bounds = []
+    for row in rows:
+        z2, p, n = 1.959964**2, row["value"], row["n"]
+        half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
+        bounds += [(p + z2 / (2 * n) + sign * half) / (1 + z2 / n) for sign in (-1, 1)]
+    assert ends(axis) == pytest.approx(sorted(bounds))
+    assert "Abilities above chance: 1 of 2 (b)" in one_line(figure) and "n = 50 to 100" in one_line(figure)
+
+
+def test_the_conversations_question_is_shown_first(picture, monkeypatch):
+    said = {"image": picture, "name": "Ada", "options": (), "answer_text": "no"}
+    questions = {str(k): SimpleNamespace(question=f"Number {k}?", **said) for k in range(6)}
+    monkeypatch.setattr("prefmoe.data.composition.specimens", lambda benchmark: questions)
+    settings = SimpleNamespace(data=SimpleNamespace(kind="miniature"))
+    (figure,) = cells("03", "picture", benchmark=None, settings=settings).figures
+    assert [axis.get_xlabel().split("?")[0] for axis in figure.axes] == [f"Number {k}" for k in range(4)]
+    assert "n = 4 of the 6 kinds" in one_line(figure)
