@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from notebook_cells import cells, ends, filled, one_line, text, values
+from matplotlib.collections import PathCollection
+from notebook_cells import cells, ends, filled, one_line, table1, text, values
 from PIL import Image
 
+from prefmoe import metrics
 from prefmoe.analysis import published
 from prefmoe.data import composition
 from prefmoe.data.benchmark import Preference, User
@@ -140,3 +142,88 @@ def test_the_conversations_question_is_shown_first(picture, monkeypatch):
     (figure,) = cells("03", "picture", benchmark=None, settings=settings).figures
     assert [axis.get_xlabel().split("?")[0] for axis in figure.axes] == [f"Number {k}" for k in range(4)]
     assert "n = 4 of the 6 kinds" in one_line(figure)
+
+
+# Notebook 4
+
+
+def plane(table: pd.DataFrame):
+    """The figure of collapse and recall, and its marks, sorted."""
+    given = {"table1": table, "backbone": "b", "turns": 0}
+    (figure,) = cells("04", "labels-function", "collapse-recall", **given).figures
+    dots = [c.get_offsets() for c in figure.axes[0].collections if isinstance(c, PathCollection)]
+    return figure, np.array(sorted(map(tuple, np.concatenate(dots))))
+
+
+def test_every_method_stands_where_its_collapse_and_recall_are():
+    table = table1().query("turns == 0")
+    figure, points = plane(table)
+    wide = table.pivot(index="method", columns="metric", values=["value", "low", "high"])
+    expected = sorted(zip(wide["value", "collapse"], wide["value", "recall"], strict=True))
+    assert points == pytest.approx(np.array(expected))
+    segments = [s for c in figure.axes[0].collections if not isinstance(c, PathCollection) for s in c.get_segments()]
+    drawn = sorted(tuple(np.ravel(s)) for s in segments)
+    crosses = [
+        line for _, row in wide.iterrows() for line in (
+            (row["low", "collapse"], row["value", "recall"], row["high", "collapse"], row["value", "recall"]),
+            (row["value", "collapse"], row["low", "recall"], row["value", "collapse"], row["high", "recall"]),
+        )
+    ]  # fmt: skip
+    assert np.array(drawn) == pytest.approx(np.array(sorted(crosses)))
+    levels = sorted(round(line.get_xy1()[1] - line.get_xy1()[0], 3) for line in figure.axes[0].lines)
+    assert levels == pytest.approx(np.arange(-0.8, 0.81, 0.2)) and 'always "no"' in text(figure)
+    assert "2 of 2 trained methods" in one_line(figure) and "104 recall questions" in one_line(figure)
+
+
+def test_a_method_without_readable_answers_is_named_instead_of_drawn():
+    table = table1().query("turns == 0")
+    silent = table["method"].iloc[0]
+    blank = (table["method"] == silent) & (table["metric"] == "collapse")
+    figure, points = plane(table.assign(value=table["value"].mask(blank)))
+    assert len(points) == table["method"].nunique() - 1
+    assert f"Not shown, for want of readable answers: {silent}" in one_line(figure)
+    given = {"table1": table.assign(value=np.nan), "backbone": "b", "turns": 0}
+    (nobody,) = cells("04", "labels-function", "collapse-recall", **given).figures
+    assert "No method has readable answers" in one_line(nobody)
+
+
+def test_further_metrics_change_nothing():
+    table = table1().query("turns == 0")
+    more = pd.concat([table, table[table["metric"] == "recall"].assign(metric="auc_same")])
+    figure, points = plane(more.assign(information="nothing"))
+    assert np.array_equal(points, plane(table)[1]) and "auc" not in text(figure)
+
+
+def test_labels_keep_off_points_and_one_another():
+    points = np.array([[0.5, 0.5], [0.5, 0.5], [0.51, 0.5], [0.0, 1.0], [0.2, 0.3]])
+    places = cells("04", "labels-function")["beside"](points)
+    gaps = np.linalg.norm(places[:, None] - np.concatenate([places, points])[None], axis=-1)
+    np.fill_diagonal(gaps, np.inf)
+    assert gaps.min() > 0.03
+
+
+def test_groups_have_a_mark_per_method_and_group(tmp_path):
+    def rows(grouping: str, names: tuple[str, ...], shift: float) -> list[dict]:
+        return [
+            {"method": m, "type": "PEFT", "backbone": "b", "turns": 0, "metric": metric, "grouping": grouping,
+             "group": g, "value": 0.1 * i + shift * j * i, "low": 0.1 * i + shift * j * i - 0.01,
+             "high": 0.1 * i + shift * j * i + 0.01, "n": 30 + j, "seeds": 3}
+            for i, m in enumerate(("LoRA", "PrefMoE")) for j, g in enumerate(names)
+            for metric in ("collapse", "recall", "preference")
+        ]  # fmt: skip
+
+    table = pd.DataFrame(
+        rows("bucket", metrics.BUCKETS, 0.02) + rows("popularity", ("rare", "middle", "popular"), 0.001)
+    )
+    ids = ("groups-function", "by-popularity", "recall-by-popularity", "by-size")
+    given = {"breakdown": table, "backbone": "b", "turns": 0}
+    popular, recall, size = cells("04", *ids, **given, folder=tmp_path).figures
+    expected = table[(table["grouping"] == "bucket") & (table["metric"] == "collapse")]
+    assert values(size.axes[0]) == pytest.approx(sorted(expected["value"]))
+    assert ends(size.axes[0]) == pytest.approx(sorted([*expected["low"], *expected["high"]]))
+    assert "held by at most 4 (n = 30)" in text(size) and "held by 9 or more (n = 32)" in text(size)
+    assert "Collapse rises from small to large groups in PrefMoE; b, 0 turns" in one_line(size)
+    assert "Recall rises from rare to popular items in no method" in one_line(recall) and "rare items" in text(popular)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["collapse_by_group_size.png", "collapse_by_popularity.png"]
+    nothing = cells("04", *ids, **given | {"breakdown": table.assign(value=np.nan)}).figures
+    assert all("no question of this benchmark" in one_line(figure) for figure in nothing)

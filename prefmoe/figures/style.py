@@ -157,8 +157,8 @@ def finish(
         alt: what a reader who does not see the figure needs beside title and caption: which form, which axes.
     """
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(caption, max(20, int(width * 16.5)))
-    heading = textwrap.wrap(title, max(20, int(width * 11.3)))
+    lines = textwrap.wrap(caption, max(20, int(width * 16.5)), break_on_hyphens=False)
+    heading = textwrap.wrap(title, max(20, int(width * 11.3)), break_on_hyphens=False)
     columns, below = len(legend), 0
     if legend:
         widest = 0.55 + 0.068 * max(len(entry.get_label()) for entry in legend)
