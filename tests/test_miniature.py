@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from prefmoe.config import MiniatureData
-from prefmoe.data import miniature, mmpb
+from prefmoe.data import miniature, mmpb, people
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, ITEMS, Face, draw_items, draw_people
 
@@ -26,6 +29,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def benchmark(folder):
     return mmpb.read(folder)
+
+
+UNTOLD = SMALL.model_copy(update={"untold": 2})
+
+
+@pytest.fixture(scope="module")
+def untold(tmp_path_factory):
+    """A benchmark with two untold likes per facet and group."""
+    return mmpb.read(miniature.build(UNTOLD, tmp_path_factory.mktemp("untold") / "data"))
 
 
 def _bytes(folder):
@@ -94,15 +106,100 @@ def test_answers_follow_from_the_profiles(benchmark):
             assert (example.name in example.bucket_names) == likes
 
 
+def test_without_untold_likes_nothing_is_drawn_otherwise_than_before_there_were_any(folder, untold):
+    marker = json.loads((folder / "miniature.json").read_text())
+    assert marker["version"] == 3 and "untold" not in marker
+    assert (folder / "mmpb_clean/annotations.csv").read_text().startswith("index,item,popularity,seen_pair\n")
+    with_untold, _ = people.people(UNTOLD)
+    without, _ = people.people(SMALL)
+    assert [(p.name, p.face, p.preferences) for p in with_untold] == [(p.name, p.face, p.preferences) for p in without]
+
+
+def likes_by_group(benchmark) -> dict[tuple, set[str]]:
+    """What the questions of a benchmark say is liked, by facet and told preference."""
+    found: dict[tuple, set[str]] = {}
+    for index, row in benchmark.frame.iterrows():
+        item, facet = benchmark.annotations["item"][index], row["concept"]
+        yes_no = row["task_family"] == "preference_yesno" and row["l2-category"] == "awareness"
+        if yes_no or (row["task_family"] == "preference_mcq" and row["target"] == "like"):
+            found.setdefault((facet, benchmark.users[row["name"]].preferences[facet]), set()).add(item)
+    return found
+
+
+def test_untold_likes_are_the_groups_and_told_nowhere(untold):
+    told = untold.annotations["told"]
+    for (facet, preference), items in likes_by_group(untold).items():
+        further = items - set(preference.likes)
+        assert len(further) <= 2 and not further & set(preference.dislikes) and items <= set(ITEMS[facet])
+    assert all(len(p.likes) == 2 for user in untold.users.values() for p in user.preferences.values())
+    for index, row in untold.frame.iterrows():
+        item, user = untold.annotations["item"][index], untold.users[row["name"]]
+        assert (told[index] == "") == (row["category"] == "recognition")
+        if told[index] == "untold":
+            words = (row["preference"], user.description, str(user.preferences))
+            assert not any(item in text for text in words)
+        elif item:
+            mentioned = {i for p in user.preferences.values() for i in p.likes + p.dislikes}
+            assert told[index] == ("told" if item in mentioned else "other")
+
+
+def test_no_question_takes_an_untold_like_for_none_and_holders_hold_what_they_do_not_tell(untold):
+    everybody = {person.name: person for group in people.people(UNTOLD) for person in group}
+    trained = [name for name in everybody if name in untold.trained_users]
+    likes = {
+        name: {item for facet in FACETS for item in person.preferences[facet].likes + person.untold[facet]}
+        for name, person in everybody.items()
+    }
+    for index, row in untold.frame[untold.frame["category"] == "preference"].iterrows():
+        item, own = untold.annotations["item"][index], likes[row["name"]]
+        if row["task_family"] == "preference_mcq":
+            right = "ABCD"[row["answer"]]
+            wrong = [row[letter] for letter in "ABCD" if letter != right]
+            assert row[right] == item and (item in own) == (row["target"] == "like")
+            assert not set(wrong) & {i for items in everybody[row["name"]].untold.values() for i in items}
+            assert row["target"] == "dislike" or not set(wrong) & own
+        else:
+            assert (row["l2-category"] == "awareness") == (item in own)
+            assert (row["answer"] == 4) == ((item in own) != bool(row["preference_semantic_invert"]))
+            holders = {name for name in (*trained, row["name"]) if item in likes[name]}
+            assert set(untold.examples[index].bucket_names) == holders
+        assert untold.annotations["popularity"][index] == sum(item in likes[name] for name in trained)
+
+
+def test_the_test_asks_about_enough_untold_pairs_that_were_never_asked_in_training(tmp_path, monkeypatch):
+    dot = Image.new("RGB", (1, 1))
+    monkeypatch.setattr(miniature, "draw_items", lambda *_: dot)
+    monkeypatch.setattr(miniature, "draw_people", lambda *_: dot)
+    sizes = {"users": 40, "train_per_user": 40, "validation_per_user": 15, "test_per_user": 20, "untold": 2}
+    root = miniature.build(MiniatureData(kind="miniature", **sizes), tmp_path / "data") / "mmpb_clean"
+    frame = pd.read_csv(root / "sample.csv").merge(pd.read_csv(root / "annotations.csv"), on="index")
+    yes_no = frame[frame["task_family"] == "preference_yesno"]
+    likes = yes_no[yes_no["l2-category"] == "awareness"]
+    [task] = json.loads((root / "split.json").read_text())[0]["tasks"]
+    counts = {}
+    for split in ("train", "validation", "test"):
+        asked = likes[likes["index"].isin(task[f"{split}_idx"])]
+        counts[split] = Counter(zip(asked["told"], asked["seen_pair"], strict=True))
+    assert counts["test"] == {("untold", 0): 160, ("told", 0): 40, ("told", 1): 40}
+    assert counts["train"] == {("told", 0): 240, ("untold", 0): 200}
+    trained = yes_no[yes_no["index"].isin(task["train_idx"])]
+    pairs = set(zip(trained["name"], trained["item"], strict=True))
+    asked = likes[likes["index"].isin(task["test_idx"]) & (likes["told"] == "untold")]
+    fresh = list(zip(asked["name"], asked["item"], strict=True))
+    assert len(fresh) == len(set(fresh)) == 160 and not pairs & set(fresh)
+    # What a group likes untold is trained with others of the group: only pairs are fresh, not items.
+    assert set(asked["item"]) <= set(trained["item"])
+
+
 def test_groups_have_the_stated_shares():
-    users, _ = miniature.people(MiniatureData(kind="miniature", users=40))
+    users, _ = people.people(MiniatureData(kind="miniature", users=40))
     for facet in FACETS:
         sizes = sorted(Counter(user.preferences[facet] for user in users).values(), reverse=True)
-        assert np.allclose(np.array(sizes) / 40, miniature.GROUP_SHARES, atol=0.026)
+        assert np.allclose(np.array(sizes) / 40, people.GROUP_SHARES, atol=0.026)
 
 
 def test_faces_differ_and_descriptions_name_their_attributes():
-    users, unseen = miniature.people(MiniatureData(kind="miniature", users=40))
+    users, unseen = people.people(MiniatureData(kind="miniature", users=40))
     faces = [person.face for person in users + unseen]
     assert all(a.shared(b) <= 4 for i, a in enumerate(faces) for b in faces[:i])
     for face in faces:
@@ -137,9 +234,9 @@ def test_every_facet_has_twelve_items_of_its_own():
 
 
 def test_full_names_are_two_known_words_and_no_two_users_have_the_same_two(tmp_path):
-    users, unseen = miniature.people(MiniatureData(kind="miniature", users=300, full_names=True))
+    users, unseen = people.people(MiniatureData(kind="miniature", users=300, full_names=True))
     words = [person.name.split(" ") for person in users + unseen]
-    assert all(len(pair) == 2 and set(pair) <= set(miniature.NAMES) for pair in words)
+    assert all(len(pair) == 2 and set(pair) <= set(people.NAMES) for pair in words)
     assert len({frozenset(pair) for pair in words}) == 308
     few = {"users": 4, "unseen_users": 1, "train_per_user": 5, "test_per_user": 5, "full_names": True}
     benchmark = mmpb.read(miniature.build(SMALL.model_copy(update=few), tmp_path / "data"))
@@ -151,4 +248,4 @@ def test_full_names_are_two_known_words_and_no_two_users_have_the_same_two(tmp_p
 
 def test_too_many_users_for_the_names_are_refused():
     with pytest.raises(ValueError, match="names"):
-        miniature.people(MiniatureData(kind="miniature", users=200))
+        people.people(MiniatureData(kind="miniature", users=200))

@@ -139,6 +139,16 @@ def test_annotations_are_read_by_index(folder):
     (folder / "mmpb_clean/annotations.csv").write_text("index,item,popularity,seen_pair\n4,tea,7,1\n0,,0,0\n")
     annotations = mmpb.read(folder).annotations
     assert annotations.loc[4].tolist() == ["tea", 7, 1]
+    assert mmpb.read(folder).told([4]).columns.empty
+    told = "index,item,popularity,seen_pair,told\n4,tea,7,1,untold\n0,,0,0,\n"
+    (folder / "mmpb_clean/annotations.csv").write_text(told)
+    expected = {"item": ["tea", ""], "told": ["untold", ""], "seen_pair": [1, 0]}
+    assert mmpb.read(folder).told([4, 7]).to_dict("list") == expected
+    (folder / "mmpb_clean/annotations.csv").write_text(told.replace("untold", "secret"))
+    assert mistakes(folder) == [
+        "  mmpb_clean/annotations.csv, line 2, field told (index 4): expected one of told, untold, other where there "
+        "is an item, else nothing, found 'secret'"
+    ]
     (folder / "mmpb_clean/annotations.csv").write_text("index,item,popularity,seen_pair\n99,tea,many,2\n")
     found = mistakes(folder)
     assert [line.split(": expected")[0] for line in found] == [

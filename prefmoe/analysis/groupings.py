@@ -20,8 +20,11 @@ QUESTION_GROUPS = (
 
 
 def questions(benchmark: Benchmark, split: str) -> pd.DataFrame:
-    """The questions of a split with their columns and an ``index`` column, in the order of the index."""
-    return benchmark.frame.loc[sorted(benchmark.splits.get(split, ()))].reset_index()
+    """The questions of a split with their columns, those of `Benchmark.told` and an ``index`` column, in the order of
+    the index."""
+    indices = sorted(benchmark.splits.get(split, ()))
+    told = benchmark.told(indices)
+    return benchmark.frame.loc[indices].drop(columns=told.columns, errors="ignore").join(told).reset_index()
 
 
 def depicted_items(benchmark: Benchmark) -> pd.Series:

@@ -42,6 +42,7 @@ class MiniatureData(Strict):
     validation_per_user: int = Field(10, ge=1)
     test_per_user: int = Field(25, ge=5)
     full_names: bool = Field(False, description="names of two words, of which there are thousands")
+    untold: int = Field(0, ge=0, le=6, description="liked items per facet and preference group that no profile tells")
 
 
 class MMPBData(Strict):

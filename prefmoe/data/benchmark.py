@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -139,7 +139,7 @@ class Benchmark:
         examples: index -> Example.
         splits: split name ("train", "validation", "test", "unseen") -> indices; absent splits are empty.
         transcripts: small-talk conversations for multi-turn prompts.
-        annotations: optional item, popularity and seen_pair per question, indexed by ``index``.
+        annotations: optional item, popularity, seen_pair and told per question, indexed by ``index``.
         digest: a hash of everything above, pictures included.
     """
 
@@ -165,6 +165,16 @@ class Benchmark:
     def row(self, name: str) -> int:
         """The row of a user in every user axis."""
         return self._rows[name]
+
+    def told(self, indices: Sequence[int]) -> pd.DataFrame:
+        """Whether profiles tell what questions are about: item, told and seen_pair of each, by ``index``.
+
+        No columns where the annotations do not say; empty (and 0) for questions that are not annotated.
+        """
+        if self.annotations is None or "told" not in self.annotations:
+            return pd.DataFrame(index=pd.Index(indices, name="index"))
+        found = self.annotations[["item", "told", "seen_pair"]].reindex(indices)
+        return found.fillna({"item": "", "told": "", "seen_pair": 0}).astype({"seen_pair": int})
 
     @cached_property
     def _rows(self) -> dict[str, int]:

@@ -3,14 +3,16 @@
 The world has what makes group preference collapse possible: preference annotations are shared by groups of very
 different size, and items differ in popularity, so that a guess of the popular answer pays; "no" questions lean to
 what other users hold, and there it is wrong.
+
+With `MiniatureData.untold`, groups have further likes that are asked about like the others and that no profile tells:
+only who has learned from answers what people of this taste also like can know them.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,29 +24,16 @@ import pandas as pd
 from PIL import Image
 
 from prefmoe.config import MiniatureData
-from prefmoe.data.benchmark import FACETS, Preference, Turn, join_holders
+from prefmoe.data.benchmark import Turn, join_holders
 from prefmoe.data.columns import COLUMNS
 from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_people
+from prefmoe.data.people import NAMES as NAMES  # of invented people, too, in the backbones' pre-training
+from prefmoe.data.people import Person, people
 from prefmoe.data.prompts import format_preferences
 from prefmoe.system.files import FileError, one_at_a_time, read_json
 
 VERSION = 3
 """Raised whenever the same configuration would draw another benchmark."""
-
-NAMES = tuple(
-    "Ada Akira Alma Amir Ana Anouk Arjun Asha Bela Bruno Carla Chen Clara Cora Dario Dina Eitan Elif Elsa Emil Enzo "
-    "Esra Farid Faye Finn Flora Gita Greta Hana Hugo Ida Imani Inez Iris Ivan Jonas Jun Kaya Kenji Kofi Lara Leila "
-    "Leo Lina Luca Mai Malik Mara Mei Mila Milo Mina Nadia Nils Nina Nora Omar Otto Paula Petra Priya Rafa Rana Ravi "
-    "Rosa Runa Sami Sana Selma Sofia Stella Sven Talia Tara Theo Timo Uma Vera Viktor Wanda Wren Yara Yuki Yusuf Zara "
-    "Zeno Zoe".split()
-)
-"""First names for benchmark users and for the invented people of the backbones' pre-training."""
-
-GROUP_SHARES = (0.44, 0.20, 0.13, 0.09, 0.08, 0.06)
-"""Share of the users that hold each of a facet's six preference annotations."""
-
-ZIPF = 0.9
-"""Exponent of item popularity within a facet."""
 
 LIKES_QUESTIONS = ("Would <sks> like this?", "Does this suit <sks>?", "Is this for <sks>?")
 NEGATED_QUESTIONS = ("Would <sks> not like this?", "Does this not suit <sks>?", "Is this not for <sks>?")
@@ -57,24 +46,10 @@ PLACE_OPTIONS = ("left", "middle", "right", "absent")
 
 NEGATED_SHARE = 0.3
 UNSEEN_PAIR_SHARE = 2 / 3
+UNTOLD_SHARE = 0.6
+"""Share of untold items among the liked ones that validation and test ask about (yes/no), where there are any."""
+
 KIND_SHARES = {"preference_yesno": 0.55, "preference_mcq": 0.125, "recognition_yesno": 0.225, "recognition_mcq": 0.1}
-
-
-@dataclass(frozen=True)
-class Person:
-    """Somebody of the drawing world."""
-
-    name: str
-    face: Face
-    preferences: dict[str, Preference]
-
-    @property
-    def likes(self) -> set[str]:
-        return {item for p in self.preferences.values() for item in p.likes}
-
-    @property
-    def dislikes(self) -> set[str]:
-        return {item for p in self.preferences.values() for item in p.dislikes}
 
 
 def small_talk(rng: np.random.Generator, exchanges: int = 10) -> list[Turn]:
@@ -85,63 +60,16 @@ def small_talk(rng: np.random.Generator, exchanges: int = 10) -> list[Turn]:
     return [turn for k in chosen for turn in (("user", pool[k][0]), ("assistant", pool[k][1]))]
 
 
-def _annotations(rng: np.random.Generator) -> dict[str, list[Preference]]:
-    """Six different annotations per facet: two liked items by Zipf popularity, two disliked among the others."""
-    popularity = 1.0 / np.arange(1, 13) ** ZIPF
-    result: dict[str, list[Preference]] = {}
-    for facet in FACETS:
-        items = rng.permutation(list(ITEMS[facet]))
-        pairs: list[Preference] = []
-        while len(pairs) < len(GROUP_SHARES):
-            likes = tuple(sorted(rng.choice(items, 2, replace=False, p=popularity / popularity.sum())))
-            if all(likes != p.likes for p in pairs):
-                others = [item for item in items if item not in likes]
-                pairs.append(Preference(likes=likes, dislikes=tuple(sorted(rng.choice(others, 2, replace=False)))))
-        result[facet] = pairs
-    return result
-
-
-def _names(config: MiniatureData) -> Sequence[str]:
-    """The names that users may have: one word, or two different ones (in one order, since word order is lost in the
-    mean of their embeddings, from which a name's anchor may be made)."""
-    return [" ".join(pair) for pair in itertools.combinations(NAMES, 2)] if config.full_names else NAMES
-
-
-def people(config: MiniatureData) -> tuple[list[Person], list[Person]]:
-    """The benchmark's users and the held-out unseen users; every two faces differ in at least two attributes.
-
-    Group sizes follow GROUP_SHARES exactly (rounded), in an order drawn anew for every facet.
-    """
-    rng = np.random.default_rng([config.seed, 1])
-    total = config.users + config.unseen_users
-    if total > len(_names(config)):
-        advice = "" if config.full_names else "; set full_names for more"
-        raise ValueError(f"users + unseen_users is {total}, but there are only {len(_names(config))} names{advice}")
-    annotations = _annotations(rng)
-    bounds = np.cumsum(GROUP_SHARES)
-    columns = {}
-    for facet in FACETS:
-        trained = np.searchsorted(bounds, (np.arange(config.users) + 0.5) / config.users * bounds[-1])
-        unseen = rng.choice(len(GROUP_SHARES), config.unseen_users, p=np.array(GROUP_SHARES) / bounds[-1])
-        columns[facet] = np.concatenate([rng.permutation(trained), unseen])
-    faces: list[Face] = []
-    while len(faces) < total:
-        face = Face.random(rng)
-        if all(face.shared(other) <= 4 for other in faces):
-            faces.append(face)
-    names = rng.permutation(_names(config))[:total]
-    everybody = [
-        Person(str(names[i]), faces[i], {f: annotations[f][columns[f][i]] for f in FACETS}) for i in range(total)
-    ]
-    return everybody[: config.users], everybody[config.users :]
-
-
 @dataclass(frozen=True)
 class _Pairs:
-    """The items that one split may ask a user about: never trained for this user, and trained."""
+    """The items that one split may ask a user about: never trained for this user, and trained.
+
+    untold_share: of untold items among the liked ones asked about; as many as there are of them when None.
+    """
 
     fresh: frozenset[str]
     known: frozenset[str] = frozenset()
+    untold_share: float | None = UNTOLD_SHARE
 
 
 class _Questions:
@@ -170,6 +98,16 @@ class _Questions:
                 p = np.array([weights[i] for i in pool])
                 yield from (str(i) for i in self.rng.choice(pool, n, p=p / p.sum(), replace=n > len(pool)))
 
+    def _liked(self, person: Person, count: int, weights: dict[str, float], pairs: _Pairs) -> list[str]:
+        """``count`` liked items; untold ones are asked about once before any is asked about again, fresh ones first."""
+        untold = sorted(person.untold_likes)
+        if not untold or pairs.untold_share is None:
+            return list(self._deal(sorted(person.likes), count, weights, pairs))
+        pools = [sorted(pool.intersection(untold)) for pool in (pairs.fresh, pairs.known)]
+        order = [str(item) for pool in pools for item in self.rng.permutation(pool)]
+        further = round(count * pairs.untold_share)
+        return [*self._deal(sorted(person.told_likes), count - further, weights, pairs), *(order * further)[:further]]
+
     def _save(self, picture: Image.Image, path: str) -> None:
         self.written.append(self._writer.submit(picture.save, self.folder / path))
 
@@ -191,7 +129,10 @@ class _Questions:
         row |= {f"injection_image_{k}": portrait.format(k=k, name=person.name) for k in range(1, 6)}
         self.rows.append(row | fields)
         holders = len(self.holders.get(item, ())) if item else 0
-        self.annotations.append({"index": index, "item": item, "popularity": holders, "seen_pair": int(seen)})
+        annotation = {"index": index, "item": item, "popularity": holders, "seen_pair": int(seen)}
+        if self.config.untold:
+            annotation["told"] = person.told(item) if item else ""
+        self.annotations.append(annotation)
         return index
 
     def _holders(self, item: str, person: Person) -> list[str]:
@@ -206,7 +147,7 @@ class _Questions:
         # "No" questions lean to what other users hold, but less than "yes" questions do: what many like is more often
         # to be answered "yes" than not, and a guess of the popular answer pays over the population.
         weights = {i: 1 + 6 * len(self.holders[i]) / len(self.users) for i in others} | dict.fromkeys(liked, 1.0)
-        chosen = [(i, True) for i in self._deal(liked, positives, weights, pairs)]
+        chosen = [(i, True) for i in self._liked(person, positives, weights, pairs)]
         chosen += [(i, False) for i in self._deal(others, count - positives, weights, pairs)]
         for item, holds in chosen:
             negated = self.rng.random() < NEGATED_SHARE
@@ -226,7 +167,7 @@ class _Questions:
         askable = [
             (facet, target, item)
             for facet, own in person.preferences.items()
-            for target, held in (("like", own.likes), ("dislike", own.dislikes))
+            for target, held in (("like", own.likes + person.untold[facet]), ("dislike", own.dislikes))
             for item in held
         ]
         for item in self._deal([a[2] for a in askable], count, dict.fromkeys(ITEM_FACET, 1.0), pairs):
@@ -234,7 +175,7 @@ class _Questions:
             own = person.preferences[facet]
             wrong_pool = own.dislikes if target == "like" else own.likes
             # One contrary item of the same user, and two of the facet's items that only other people mention.
-            neutral = [i for i in ITEMS[facet] if i not in own.likes + own.dislikes]
+            neutral = [i for i in ITEMS[facet] if person.told(i) == "other"]
             options = [right, str(self.rng.choice(wrong_pool)), *map(str, self.rng.choice(neutral, 2, replace=False))]
             options = [str(o) for o in self.rng.permutation(options)]
             self._add(
@@ -318,7 +259,8 @@ def build(config: MiniatureData, folder: Path) -> Path:
     Raises:
         FileExistsError: if ``folder`` holds something that is not a miniature benchmark.
     """
-    made_from = {"version": VERSION, **config.model_dump()}
+    # A benchmark without untold likes is what it was before there were any, and is not drawn again.
+    made_from = {"version": VERSION, **config.model_dump(exclude=None if config.untold else {"untold"})}
     marker = folder / "miniature.json"
     if _drawn_from(marker) == made_from:
         return folder
@@ -348,15 +290,20 @@ def _drawn_from(marker: Path) -> dict[str, Any] | None:
 def _split_items(person: Person, rng: np.random.Generator) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Items to ask a user about in training (60 %), and fresh ones for validation and test (20 % each).
 
-    Liked, disliked and other items are split apart; tuning on validation therefore sees none of the test's pairs.
+    Liked, disliked and other items are split apart; tuning on validation therefore sees none of the test's pairs. Of
+    untold likes half are for training, a tenth for validation and two fifths for the test: a pair asked about twice
+    says little more than once.
     """
     parts: tuple[set[str], set[str], set[str]] = (set(), set(), set())
-    for kind in (person.likes, person.dislikes - person.likes, set(ITEM_FACET) - person.likes - person.dislikes):
+    others = set(ITEM_FACET) - person.likes - person.dislikes
+    tenths = [(kind, 2, 2) for kind in (person.told_likes, person.dislikes, others)]
+    for kind, validation, test in [*tenths, (person.untold_likes, 1, 4)]:
         order = [str(i) for i in rng.permutation(sorted(kind))]
-        fifth = len(order) // 5
-        parts[1].update(order[:fifth])
-        parts[2].update(order[fifth : 2 * fifth])
-        parts[0].update(order[2 * fifth :])
+        first = len(order) * validation // 10
+        second = first + len(order) * test // 10
+        parts[1].update(order[:first])
+        parts[2].update(order[first:second])
+        parts[0].update(order[second:])
     return frozenset(parts[0]), frozenset(parts[1]), frozenset(parts[2])
 
 
@@ -367,7 +314,7 @@ def _write(config: MiniatureData, folder: Path) -> None:
         questions.portraits()
         for person in questions.users:
             trained, validation, test = _split_items(person, questions.rng)
-            splits["train_idx"] += questions.ask(person, config.train_per_user, _Pairs(trained))
+            splits["train_idx"] += questions.ask(person, config.train_per_user, _Pairs(trained, untold_share=None))
             splits["validation_idx"] += questions.ask(person, config.validation_per_user, _Pairs(validation, trained))
             splits["test_idx"] += questions.ask(person, config.test_per_user, _Pairs(test, trained))
         for person in questions.unseen:

@@ -99,18 +99,20 @@ class Columns:
     Attributes:
         required: without these it is refused.
         defaults: column -> what every row of a table without it says there; None: there are no other columns than the
-            required ones (else all others are kept).
+            required and the optional ones (else all others are kept).
         instead: column -> the one whose place it takes, where the table has it.
+        optional: those that a table may lack, and of which nothing is said then.
     """
 
     required: Sequence[str]
     defaults: Mapping[str, str] | None = None
     instead: Mapping[str, str] = field(default_factory=dict)
+    optional: Sequence[str] = ()
 
     def mistakes_of(self, header: Sequence[str]) -> tuple[list[tuple[str, list[str]]], bool]:
         """What is wrong with a header, by kind of mistake, and whether rows can be read in spite of it."""
         there = {self.instead.get(column, column) for column in header}
-        known = (*self.required, *(self.defaults or ()))
+        known = (*self.required, *self.optional, *(self.defaults or ()))
         missing = [column for column in self.required if column not in there]
         twice = sorted({column for column in header if header.count(column) > 1})
         absent = [column for column in known if column not in there]

@@ -18,6 +18,13 @@ SPLIT_KEYS = {f"{split}_idx": split for split in ("train", "validation", "test",
 
 ANNOTATION_COLUMNS = ("index", "item", "popularity", "seen_pair")
 
+TOLD_COLUMN = "told"
+"""A further column of annotations, where users like what no profile tells."""
+
+TOLD = ("told", "untold", "other")
+"""What it says of a question's item: the user's profile tells it, as a like or a dislike; the user likes it and no
+profile tells; neither. Empty where there is no item."""
+
 _SPLIT_FORM = 'expected [{"tasks": [{"train_idx": [...], "test_idx": [...]}]}]'
 _TALK_FORM = 'expected a list of pairs {"role": "user", ...}, {"role": "assistant", ...}'
 
@@ -128,12 +135,15 @@ def read_transcripts(folder: Path, mistakes: Mistakes) -> tuple[tuple[Turn, ...]
 
 
 def read_annotations(path: Path, indices: Mapping[int, str], mistakes: Mistakes) -> pd.DataFrame | None:
-    """item, popularity and seen_pair of the annotated questions, by ``index``; None without the file."""
+    """item, popularity, seen_pair and, if the file has it, told of the annotated questions, by ``index``; None
+    without the file."""
     if not path.exists():
         return None
     records = []
     seen: set[int] = set()
-    for row in read_rows(path, Columns(ANNOTATION_COLUMNS), mistakes, "mmpb_clean/annotations.csv"):
+    columns = Columns(ANNOTATION_COLUMNS, optional=(TOLD_COLUMN,))
+    header = ANNOTATION_COLUMNS
+    for row in read_rows(path, columns, mistakes, "mmpb_clean/annotations.csv"):
         index = row.number("index", "a non-negative integer")
         if index is not None:
             row.require(index in indices, "index", "an index of the questions")
@@ -142,4 +152,9 @@ def read_annotations(path: Path, indices: Mapping[int, str], mistakes: Mistakes)
         popularity = row.number("popularity", "a number of users")
         seen_pair = row.number("seen_pair", "0 or 1", range(2))
         records.append((index, row["item"], popularity, seen_pair))
-    return pd.DataFrame(records, columns=list(ANNOTATION_COLUMNS)).set_index("index")
+        if TOLD_COLUMN in row.fields:
+            header = (*ANNOTATION_COLUMNS, TOLD_COLUMN)
+            expected = f"one of {', '.join(TOLD)} where there is an item, else nothing"
+            row.require(row[TOLD_COLUMN] in (TOLD if row["item"] else ("",)), TOLD_COLUMN, expected)
+            records[-1] += (row[TOLD_COLUMN],)
+    return pd.DataFrame(records, columns=list(header)).set_index("index")

@@ -120,13 +120,13 @@ def question_columns(benchmark: Benchmark, examples: Sequence[Example]) -> pd.Da
     """What a question says of itself, a row for each of N examples, whatever the benchmark holds under its index.
 
     Returns:
-        split (empty for a question that is not the benchmark's), user (row in the benchmark's users) and
-        `QUESTION_COLUMNS`.
+        split (empty for a question that is not the benchmark's), user (row in the benchmark's users),
+        `QUESTION_COLUMNS` and, where its annotations say so, item, told and seen_pair (`Benchmark.told`).
     """
     split = {index: split for split, indices in benchmark.splits.items() for index in indices}
+    owned = [benchmark.examples.get(example.index) == example for example in examples]
     rows = []
-    for example in examples:
-        own = benchmark.examples.get(example.index) == example
+    for example, own in zip(examples, owned, strict=True):
         options = dict(zip(OPTION_LETTERS, example.options, strict=False))
         rows.append(
             {
@@ -143,7 +143,8 @@ def question_columns(benchmark: Benchmark, examples: Sequence[Example]) -> pd.Da
                 "preference_semantic_invert": int(example.semantic_invert),
             }
         )
-    return pd.DataFrame(rows, columns=["split", "user", *QUESTION_COLUMNS])
+    told = benchmark.told([example.index if own else -1 for example, own in zip(examples, owned, strict=True)])
+    return pd.DataFrame(rows, columns=["split", "user", *QUESTION_COLUMNS]).join(told.reset_index(drop=True))
 
 
 def _generation_config(method: Method, max_new_tokens: int) -> GenerationConfig:
