@@ -133,7 +133,7 @@ def test_weights_that_merging_would_round_stay_apart(tiny_backbone, tiny_benchma
     backbone = tiny_backbone("llava")
     backbone.model.to(torch.bfloat16)
     method = build_method(lora(), backbone, tiny_benchmark, seed=0)
-    for parameter in method.lora:
+    for parameter in method.adapted["lora"][0]:
         torch.nn.init.ones_(parameter)
     before = {name: value.clone() for name, value in method.model.state_dict().items()}
     with merged_lora(method.model):

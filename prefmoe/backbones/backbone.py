@@ -193,6 +193,16 @@ class Backbone:
                 names.append(f"{prefix}.{present[0]}")
         return names
 
+    def linear_modules(self, last_layers: int | None = None) -> list[str]:
+        """Full names of every linear map in the last decoder layers (all when None), `target_modules` among them."""
+        first = 0 if last_layers is None else max(0, len(self.layers) - last_layers)
+        return [
+            f"{self.entry.paths.layers}.{index}.{name}"
+            for index in range(first, len(self.layers))
+            for name, module in self.layers[index].named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+
     def process_pictures(self, pictures: Sequence[Picture]) -> ProcessedPictures:
         """The pictures of one conversation, opened and prepared.
 

@@ -124,6 +124,9 @@ class Collator:
         profile: what a prompt shows of the user.
         wording: what the method changes in the words.
         cache: keep every encoded example; collators of one backbone and one benchmark (by digest) share them.
+
+    Raises:
+        PromptError: if statements are to be shown, and no user of the benchmark has one.
     """
 
     def __init__(
@@ -136,6 +139,11 @@ class Collator:
         wording: prompts.Wording = prompts.PLAIN,
         cache: bool = True,
     ) -> None:
+        if profile == "statement" and not any(user.preferences for user in benchmark.users.values()):
+            raise PromptError(
+                f"profile: statement shows the statement that a question is about, and none of the "
+                f"{len(benchmark.users)} users of {benchmark.root} has a preference in any facet"
+            )
         self.backbone, self.benchmark = backbone, benchmark
         self.prefix_length, self.profile, self.wording, self.cache = prefix_length, profile, wording, cache
         shared = cache and benchmark.digest
@@ -215,8 +223,9 @@ class Collator:
                 memory=self._pictures if self.cache else None,
             )
             check_words(self.backbone, encoded, self.wording.added)
-        except (CollationError, PromptError) as error:
-            raise type(error)(f"question {example.index} ({example.name}): {error}") from error
+        except ValueError as error:
+            kind = type(error) if isinstance(error, CollationError | PromptError) else PromptError
+            raise kind(f"question {example.index} ({example.name}): {error}") from error
         if self.cache:
             self._examples[key] = encoded
         return encoded

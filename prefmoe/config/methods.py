@@ -13,6 +13,11 @@ COMPONENTS = "EPICDM"
 """Ablation switches in the order in which Table 2 of the paper adds them."""
 
 
+Profile = Literal["none", "text", "statement", "image", "both"]
+"""What a prompt shows of the user before the question: nothing; description and preferences; the one statement that the
+question is about; the profile picture; text and picture."""
+
+
 class Losses(Strict):
     """Weights of the published recipe (Table of losses in the paper's method section)."""
 
@@ -30,7 +35,7 @@ class NonTunedMethod(MethodSettings):
     table_type = "NT"
     module = "prefmoe.models.baselines"
     kind: Literal["nontuned"]
-    profile: Literal["text", "image", "both", "none"]
+    profile: Profile
 
 
 class FullFineTuningMethod(MethodSettings):
@@ -38,6 +43,7 @@ class FullFineTuningMethod(MethodSettings):
     module = "prefmoe.models.baselines"
     kind: Literal["fft"]
     lr: float = Field(gt=0)
+    profile: Profile = Field("none", description="in training and in test; text as published")
 
 
 class LoRAMethod(MethodSettings):
@@ -50,6 +56,12 @@ class LoRAMethod(MethodSettings):
     dropout: float = Field(0.05, ge=0, lt=1)
     steps_factor: float = Field(1.0, gt=0, description="times the edition's steps (time-matched baseline)")
     last_layers: int | None = Field(None, ge=1, description="decoder layers adapted; all when absent")
+    profile: Profile = Field("none", description="in training and in test; text as published")
+    targets: Literal["projections", "all_linear"] = Field(
+        "projections", description="of each layer PrefMoE's six, or every linear map as published"
+    )
+    projector: bool = Field(False, description="train the projector too, as published")
+    lr_projector: float | None = Field(None, gt=0, description="the projector's; lr when absent")
 
 
 class SoftPromptMethod(MethodSettings):
@@ -58,6 +70,7 @@ class SoftPromptMethod(MethodSettings):
     kind: Literal["soft_prompt"]
     lr: float = Field(gt=0)
     tokens: int = Field(16, ge=1, description="soft tokens per user")
+    profile: Profile = Field("none", description="in training and in test")
 
 
 class YoLLaVAMethod(MethodSettings):
@@ -89,6 +102,13 @@ class TGLLaVAMethod(LoRAMethod):
     lr_guidance: float = Field(gt=0, description="feature mask and detail perceiver; lr is that of the LoRA")
     side: int = Field(24, ge=1, description="the mask has side x side queries, a quarter picture as many patches")
     latents: int = Field(64, ge=1, description="detail latents behind the picture's tokens")
+
+    @field_validator("profile")
+    @classmethod
+    def _one_picture(cls, value: str) -> str:
+        if value in ("image", "both"):
+            raise ValueError("the mask is made for the question's picture, and there can be no other in the prompt")
+        return value
 
 
 class PrefMoEMethod(MethodSettings):

@@ -6,12 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from prefmoe.config import Profile
 from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Example, Preference, Turn, User
-
-Profile = Literal["none", "text", "image", "both"]
-"""What a prompt shows of the user before the question."""
 
 PLACEHOLDER = "<sks>"
 """How MMPB's texts name the user."""
@@ -181,6 +179,20 @@ def profile_text(user: User) -> str:
     return f"{description_text(user)} {format_preferences(user.preferences, user.name)}"
 
 
+def statement_text(example: Example, user: User) -> str:
+    """What the profile says about what the question is about, with the name in place: the statement of its facet, of
+    which nothing may be known, or for recognition the description. So a retriever that never errs would find it.
+
+    Raises:
+        ValueError: if the question is about a preference in no facet.
+    """
+    if example.category == "recognition":
+        return description_text(user)
+    if (facet := example.concept) not in FACETS:
+        raise ValueError(f"concept {facet!r} is no facet, and has no statement; expected one of {', '.join(FACETS)}")
+    return format_preferences({key: value for key, value in user.preferences.items() if key == facet}, user.name)
+
+
 def question_text(example: Example, name: str = "") -> str:
     """The question with the user's name (or another) in place and a line break; four options follow, if any."""
     name = name or example.name
@@ -211,7 +223,10 @@ def messages(
     """
     conversation = []
     if profile != "none":
-        text = f"This is {user.name}." if profile == "image" else profile_text(user)
+        if profile == "image":
+            text = f"This is {user.name}."
+        else:
+            text = statement_text(example, user) if profile == "statement" else profile_text(user)
         conversation.append(_message("user", text, picture=profile in ("image", "both")))
         conversation.append(_message("assistant", ACKNOWLEDGEMENT))
     if wording.opening:

@@ -14,7 +14,7 @@ from prefmoe.backbones.batches import Batch
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, NonTunedMethod
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.models.base import Method, MethodError
-from prefmoe.models.lora import install_lora
+from prefmoe.models.lora import adapt
 
 
 class NonTuned(Method, settings=NonTunedMethod):
@@ -32,7 +32,7 @@ class FullFineTuning(Method, settings=FullFineTuningMethod):
     """
 
     def __init__(self, config: FullFineTuningMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
-        super().__init__(config, backbone, benchmark, **options)
+        super().__init__(config, backbone, benchmark, profile=config.profile, **options)
         if getattr(backbone.model, "is_loaded_in_4bit", False):
             raise MethodError("full fine-tuning needs whole weights; set hardware.four_bit: false")
         self.compute = backbone.dtype
@@ -49,16 +49,18 @@ class FullFineTuning(Method, settings=FullFineTuningMethod):
 
 
 class LoRA(Method, settings=LoRAMethod):
-    """PEFT's LoRA on the projections of the decoder layers."""
+    """PEFT's LoRA in the decoder layers; with the profile in every prompt and a trained projector, as published.
+
+    The published code adapts every linear layer of the decoder (`targets: all_linear`), trains the projector, and shows
+    description and preferences in training and in test; the default shows the name alone, and adapts what PrefMoE does.
+    """
 
     def __init__(self, config: LoRAMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
-        super().__init__(config, backbone, benchmark, **options)
-        self.lora = install_lora(
-            backbone, config.last_layers, rank=config.rank, alpha=config.alpha, dropout=config.dropout
-        )
+        super().__init__(config, backbone, benchmark, profile=config.profile, **options)
+        self.adapted = adapt(backbone, config)
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
-        return {"lora": (self.lora, self.config.lr)}
+        return self.adapted
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "rank": self.config.rank}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -11,15 +12,47 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from prefmoe.backbones.backbone import Backbone
+from prefmoe.config import LoRAMethod
+
+Targets = Literal["projections", "all_linear"]
+
+
+def adapt(backbone: Backbone, config: LoRAMethod) -> dict[str, tuple[list[nn.Parameter], float]]:
+    """LoRA, and the projector where it learns too, as the settings say: parameters and learning rate by part."""
+    shape = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout}
+    lora = install_lora(backbone, config.last_layers, targets=config.targets, **shape)
+    parts = {"lora": (lora, config.lr)}
+    if config.projector:
+        parts["projector"] = (_train_projector(backbone), config.lr_projector or config.lr)
+    return parts
+
+
+def _train_projector(backbone: Backbone) -> list[nn.Parameter]:
+    """Lets the projector learn, in float32 whatever the precision of what is before and behind it."""
+    projector, dtype = backbone.projector.requires_grad_(True), backbone.dtype
+    if dtype != torch.float32:
+        forward = projector.float().forward
+        projector.forward = lambda states, *rest, **named: forward(states.float(), *rest, **named).to(dtype)
+    return list(projector.parameters())
+
+
+def _targets(backbone: Backbone, last_layers: int | None, targets: Targets) -> list[str]:
+    return (backbone.linear_modules if targets == "all_linear" else backbone.target_modules)(last_layers)
 
 
 def install_lora(
-    backbone: Backbone, last_layers: int | None, *, rank: int, alpha: float, dropout: float
+    backbone: Backbone,
+    last_layers: int | None,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Targets = "projections",
 ) -> list[nn.Parameter]:
-    """Adds PEFT's LoRA to the projections of the last decoder layers (all when None).
+    """Adds PEFT's LoRA to linear maps of the last decoder layers (all when None).
 
     Args:
-        alpha: the update is alpha / rank * B A x.
+        alpha: the update is alpha / rank * B A x. targets: the architecture's projections, or all linear maps.
 
     Returns:
         The adapters' parameters, the only ones of the backbone that require a gradient.
@@ -28,7 +61,7 @@ def install_lora(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=backbone.target_modules(last_layers),
+        target_modules=_targets(backbone, last_layers, targets),
         bias="none",
     )
     inject_adapter_in_model(config, backbone.model)
@@ -60,8 +93,10 @@ def merged_lora(model: nn.Module) -> Iterator[None]:
             weight.data.copy_(plain)
 
 
-def matching_rank(backbone: Backbone, parameters: int, last_layers: int | None = None) -> int:
+def matching_rank(
+    backbone: Backbone, parameters: int, last_layers: int | None = None, targets: Targets = "projections"
+) -> int:
     """The rank at which LoRA on a plain backbone comes nearest to a number of trainable parameters."""
-    layers = [backbone.model.get_submodule(name) for name in backbone.target_modules(last_layers)]
+    layers = [backbone.model.get_submodule(name) for name in _targets(backbone, last_layers, targets)]
     per_rank = sum(layer.in_features + layer.out_features for layer in layers)
     return max(1, round(parameters / per_rank))

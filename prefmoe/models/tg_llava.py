@@ -19,7 +19,7 @@ from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.prompts import Wording
 from prefmoe.models.added_tokens import AddedTokens
 from prefmoe.models.base import Method, MethodError
-from prefmoe.models.lora import install_lora
+from prefmoe.models.lora import adapt
 
 
 class TGLLaVA(Method, settings=TGLLaVAMethod):
@@ -45,11 +45,9 @@ class TGLLaVA(Method, settings=TGLLaVAMethod):
     def __init__(self, config: TGLLaVAMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         words = tuple(f"<detail{k}>" for k in range(config.latents))
         wording = Wording(after_picture="".join(words), added=words)
-        super().__init__(config, backbone, benchmark, wording=wording, **options)
+        super().__init__(config, backbone, benchmark, profile=config.profile, wording=wording, **options)
         self.added = AddedTokens(backbone, words)
-        self.lora = install_lora(
-            backbone, config.last_layers, rank=config.rank, alpha=config.alpha, dropout=config.dropout
-        )
+        self.adapted = adapt(backbone, config)
         any_picture = next(iter(benchmark.examples.values())).image
         width, hidden = self._patches([any_picture]).shape[-1], backbone.hidden_size
         self.mask = FeatureMask(hidden, width, config.side).to(backbone.device)
@@ -107,7 +105,7 @@ class TGLLaVA(Method, settings=TGLLaVAMethod):
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         guidance = [*self.mask.parameters(), *self.details.parameters()]
-        return {"lora": (self.lora, self.config.lr), "guidance": (guidance, self.config.lr_guidance)}
+        return {**self.adapted, "guidance": (guidance, self.config.lr_guidance)}
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "rank": self.config.rank, "latents": self.config.latents}

@@ -278,11 +278,13 @@ def evaluate(
             return method.collator.length(example, talk)
         return sum(map(len, [example.question, *example.options, *(text for _, text in talk)]))
 
-    def beginning(place: int) -> tuple[str, tuple[Turn, ...]] | tuple[()]:
+    def beginning(place: int) -> tuple[str, int, tuple[Turn, ...]] | tuple[()]:
         """What prompts that begin alike have in common."""
         if not reuse_prefixes or method.beginning == "question":
             return ()
-        return (examples[place].name if method.beginning == "user" else "", talks[place])
+        user = examples[place].name if method.beginning == "user" else ""
+        facet = examples[place].facet_id if method.profile == "statement" else -1
+        return (user, facet, talks[place])
 
     # Batches are of places in ``examples``: an index may occur twice.
     places = range(len(examples))

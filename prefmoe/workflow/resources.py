@@ -112,7 +112,12 @@ def trained_parameters(method: Method, shape: Shape, users: int) -> int:
     if method.table_type == "FFT":
         return shape.parameters - shape.vision
     hidden = shape.hidden
-    count = adapter_rank(method) * adapter_rows(shape) * adapted_layers(method, shape)
+    rows = adapter_rows(shape)
+    if getattr(method, "targets", "projections") == "all_linear" and not shape.adapted:
+        rows += hidden + shape.key_value_heads * shape.head_size  # k
+    count = adapter_rank(method) * rows * adapted_layers(method, shape)
+    if getattr(method, "projector", False):
+        count += 2 * hidden * (hidden + 1)  # at most: two maps, of which the first reads the tower's narrower states
     if isinstance(method, PrefMoEMethod):
         factorised = len(FACETS) * hidden + users * (len(ANCHORS) - 1) * hidden
         count += factorised if "P" in method.components else users * PREFIX_LENGTH * hidden
@@ -171,8 +176,9 @@ def activations_per_token(shape: Shape, method: Method, width: int) -> float:
     adapted = frozen + 2 * h + m + ((5 * h + m) * 4 / width if half else 0)
     adapted += 6 * 4 * adapter_rank(method) * 4 / width
     layers = adapted_layers(method, shape) if adapter_rank(method) else 0
-    # Below the adapted layers gradients flow only towards soft tokens at the input.
-    below = shape.layers - layers if type(method) is not LoRAMethod and method.table_type != "NT" else 0
+    # Below the adapted layers gradients flow only towards soft tokens at the input, or the projector.
+    towards_input = type(method) is not LoRAMethod or method.projector
+    below = shape.layers - layers if towards_input and method.table_type != "NT" else 0
     return width * (layers * adapted + below * frozen)
 
 
