@@ -23,7 +23,7 @@ CONFIGS = small_edition(
     methods={
         **METHODS,
         "LoRA": METHODS["LoRA"] | {"rank": 16, "last_layers": 3},
-        "LoRA-linear": METHODS["LoRA"] | {"targets": "all_linear"},
+        "LoRA-linear": METHODS["LoRA"] | {"label": "linear", "targets": "all_linear"},
         "PrefMoE": PREFMOE | {"last_layers": 2, "user_rank": 16},
         "E": PREFMOE | {"label": "E", "components": "E"},
         "EPICD": PREFMOE | {"label": "EPICD", "components": "EPICD", "last_layers": 1},
