@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from torch import nn
 from torch.nn.functional import gelu
 
 from prefmoe.data.benchmark import FACETS
-from prefmoe.models.moe_lora import HierarchicalRouter, MixtureOfLoRA, Ranks, Routing, expert_mixture, install_mixture
+from prefmoe.data.sizes import Ranks
+from prefmoe.models.free_users import UserTokens
+from prefmoe.models.moe_lora import HierarchicalRouter, MixtureOfLoRA, expert_mixture, install_mixture
+from prefmoe.models.routing import Routing
 
 DATA = Path(__file__).parent / "data"
 RANKS = Ranks(preference=3, user=6, profile=2)
@@ -93,13 +97,19 @@ def test_the_mixture_takes_two_matrix_products():
 
 def router_inputs(batch=4, seed=0):
     g = torch.Generator().manual_seed(seed)
+    profile, prototypes, residuals = (
+        torch.randn(*shape, HIDDEN, generator=g) for shape in ((batch, 3), (len(FACETS),), (batch, len(FACETS)))
+    )
     return {
-        "profile": torch.randn(batch, 3, HIDDEN, generator=g),
-        "facets": torch.randn(batch, len(FACETS), HIDDEN, generator=g),
-        "residuals": torch.randn(batch, len(FACETS), HIDDEN, generator=g),
+        "tokens": UserTokens(torch.empty(0), profile, None, prototypes, residuals),
         "query": torch.randn(batch, HIDDEN, generator=g),
         "facet": torch.tensor([0, 3, -1, 4])[:batch],
     }
+
+
+def times(tokens: UserTokens, factor: float) -> UserTokens:
+    scaled = {name: factor * getattr(tokens, name) for name in ("profile", "prototypes", "residuals")}
+    return replace(tokens, **scaled)
 
 
 def random_router(**options):
@@ -155,10 +165,13 @@ def test_routing_is_blind_to_the_scale_of_its_inputs_and_to_other_examples():
     first, second = Routing(), Routing()
     router, inputs = random_router(), router_inputs()
     router(first, **inputs)
-    router(second, **{k: v if k == "facet" else 37 * v for k, v in inputs.items()})
+    router(second, tokens=times(inputs["tokens"], 37), query=37 * inputs["query"], facet=inputs["facet"])
     torch.testing.assert_close(first.scale, second.scale)
     torch.testing.assert_close(first.context, second.context)
-    router(second, **{k: v[:1] for k, v in inputs.items()})
+    first_user = replace(
+        inputs["tokens"], profile=inputs["tokens"].profile[:1], residuals=inputs["tokens"].residuals[:1]
+    )
+    router(second, tokens=first_user, query=inputs["query"][:1], facet=inputs["facet"][:1])
     torch.testing.assert_close(first.scale[:1], second.scale)
 
 
@@ -166,9 +179,11 @@ def test_without_a_context_the_user_expert_is_the_same_for_everybody():
     first, second = Routing(), Routing()
     router, inputs = random_router(user_context=False), router_inputs()
     router(first, **inputs)
-    router(second, **{**inputs, "residuals": -inputs["residuals"]})
+    other = replace(inputs["tokens"], residuals=inputs["tokens"].residuals.flip(1))  # facets' mean is the same
+    router(second, **inputs | {"tokens": other})
     assert first.context.shape == (4, RANKS.user) and not first.context.any()
-    assert torch.equal(first.scale, second.scale) and torch.equal(first.context, second.context)
+    torch.testing.assert_close(first.scale, second.scale)
+    assert torch.equal(first.context, second.context)
     random_router()(second, **inputs)
     assert second.context.any()
     assert not [name for name, _ in router.named_parameters() if name.startswith("context")]

@@ -18,7 +18,6 @@ B, T = batch, tokens; R = total rank; H = hidden size of the language model.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -26,27 +25,9 @@ from torch.nn.functional import gelu, linear, normalize, rms_norm
 
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import PROFILE_EXPERTS, Ranks
-
-
-@dataclass
-class Routing:
-    """What every layer reads during a forward (and the recomputing backward) pass; None = the plain backbone.
-
-    It belongs to the model and is emptied after the backward pass, so that gradient checkpointing recomputes
-    layers under the routing of their first pass.
-
-    Attributes:
-        scale: (B, R) factor of each low-rank activation. context: (B, user rank).
-        gates: the routers' outputs by name, (B, 2), (B, 5), (B, 2); kept until the next forward pass.
-    """
-
-    scale: Tensor | None = None
-    context: Tensor | None = None
-    gates: dict[str, Tensor] = field(default_factory=dict)
-
-    def clear(self) -> None:
-        """Back to the plain backbone; the last gates stay readable."""
-        self.scale = self.context = None
+from prefmoe.models.free_users import UserTokens
+from prefmoe.models.published_routers import published_gates as published_gates
+from prefmoe.models.routing import Routing
 
 
 def scaled_low_rank(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, context: Tensor | None = None) -> Tensor:
@@ -91,6 +72,7 @@ class MixtureOfLoRA(nn.Module):
 
     Args:
         base: the layer. ranks: of the experts. routing: shared by all layers of the model.
+        std: of the normal distribution that A starts from (published: 0.01); None for that of torch's linear layers.
 
     Attributes:
         is_adapter: of the class; a backbone that has such a layer is not fresh.
@@ -98,14 +80,17 @@ class MixtureOfLoRA(nn.Module):
 
     is_adapter = True
 
-    def __init__(self, base: nn.Linear, ranks: Ranks, routing: Routing) -> None:
+    def __init__(self, base: nn.Linear, ranks: Ranks, routing: Routing, std: float | None = None) -> None:
         super().__init__()
         self.base = base
         self.routing = routing
         device = base.weight.device
         self.A = nn.Parameter(torch.empty(ranks.total, base.in_features, device=device))
         self.B = nn.Parameter(torch.zeros(base.out_features, ranks.total, device=device))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        if std is None:
+            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        else:
+            nn.init.normal_(self.A, std=std)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, ..., in) to (B, ..., out); the plain layer while the routing is empty."""
@@ -120,7 +105,10 @@ class MixtureOfLoRA(nn.Module):
 
 
 class HierarchicalRouter(nn.Module):
-    """The three routers and the user expert's context, computed once per forward pass and per example.
+    """This companion's own routers (`routers: own`) and user context, computed once per forward pass and per example.
+
+    They differ from the published ones (`prefmoe.models.published_routers`): the question reaches all three, so that
+    the preference router can pick the facet that is asked about.
 
     Inputs are brought to unit length, because hidden sizes and embedding scales differ between backbones, and a
     step of Adam moves every weight alike: at unit rms a logit would move with each step by the learning rate times
@@ -129,8 +117,8 @@ class HierarchicalRouter(nn.Module):
 
     Args:
         hidden: H. ranks: of the experts. alpha: scale of the mixture's output.
-        facet_label: "oracle" adds a learned vector of the gold facet (or of "recognition") to the query, as
-            the published evaluation did; "none" uses the prompt alone.
+        facet_label: "oracle" adds a learned vector of the gold facet (or of "recognition") to the query, a reading
+            of our own: no published router sees the facet. "none" uses the prompt alone.
         user_context: bend the user expert's bottleneck by the user's residuals; otherwise its context is 0, and
             the expert knows nothing of the user but what the tokens say.
     """
@@ -149,44 +137,37 @@ class HierarchicalRouter(nn.Module):
         self.context = nn.Linear(len(FACETS) * hidden, ranks.user) if user_context else None
         self.label = nn.Embedding(len(FACETS) + 1, hidden) if facet_label == "oracle" else None
 
-    def forward(self, routing: Routing, profile: Tensor, facets: Tensor, residuals: Tensor, query: Tensor,
-                facet: Tensor) -> None:  # fmt: skip
+    def forward(self, routing: Routing, tokens: UserTokens, query: Tensor, facet: Tensor) -> None:
         """Fills ``routing`` for a batch.
 
         Args:
-            profile: (B, 3, H) profile tokens. facets: (B, F, H) full facet tokens p + r.
-            residuals: (B, F, H), of which the context is made (the shared part would only add a bias).
+            tokens: of the batch's users; the context is made of residuals (the shared part would only add a bias).
             query: (B, H) mean input embedding of the question's text and image tokens.
             facet: (B,) gold facet or -1; read by the oracle only.
         """
-        unit = [normalize(value.float(), dim=1) for value in (profile.mean(1), facets.mean(1), query)]
+        residuals = tokens.residuals  # (B, F, H)
+        facets = tokens.prototypes + residuals
+        unit = [normalize(value.float(), dim=1) for value in (tokens.profile.mean(1), facets.mean(1), query)]
         if self.label is not None:
             unit[2] = unit[2] + self.label(facet.remainder(self.label.num_embeddings))
         about, likes, asked = unit
         task = self.task(torch.cat(unit, dim=1)).softmax(1)  # (B, 2): preference branch, profile branch
         preference = self.preference(torch.cat([likes, asked], dim=1)).softmax(1)  # (B, F)
         profile_gate = self.profile(torch.cat([about, asked], dim=1)).softmax(1)  # (B, 2)
-        ranks = self.ranks
-        first, second = self.alpha * task[:, :1], self.alpha * task[:, 1:]
-        routing.scale = torch.cat(
-            [
-                first.expand(-1, ranks.user),
-                (first * preference).repeat_interleave(ranks.preference, dim=1),
-                (second * profile_gate).repeat_interleave(ranks.profile, dim=1),
-            ],
-            dim=1,
-        )  # (B, R)
         if self.context is None:
-            routing.context = first.new_zeros(len(first), ranks.user)
+            context = task.new_zeros(len(task), self.ranks.user)
         else:
             flat = residuals.flatten(1).float()
-            routing.context = self.context(rms_norm(flat, flat.shape[1:], eps=1e-12))  # (B, user rank)
-        gates = {"task": task, "preference": preference, "profile": profile_gate}
-        routing.gates = {name: gate.detach() for name, gate in gates.items()}
+            context = self.context(rms_norm(flat, flat.shape[1:], eps=1e-12))  # (B, user rank)
+        routing.fill(
+            self.ranks, task=task, preference=preference, profile=profile_gate, context=context, alpha=self.alpha
+        )
 
 
-def install_mixture(model: nn.Module, names: list[str], ranks: Ranks, routing: Routing) -> None:
-    """Replaces the named linear layers of ``model`` by mixtures around them.
+def install_mixture(
+    model: nn.Module, names: list[str], ranks: Ranks, routing: Routing, std: float | None = None
+) -> None:
+    """Replaces the named linear layers of ``model`` by mixtures around them, whose A start as `MixtureOfLoRA` says.
 
     Raises:
         TypeError: if a name is not that of a linear layer (for example of one that is adapted already).
@@ -196,4 +177,4 @@ def install_mixture(model: nn.Module, names: list[str], ranks: Ranks, routing: R
         if not isinstance(module, nn.Linear):
             raise TypeError(f"{name}: expected a torch.nn.Linear to adapt, found {type(module).__name__}")
     for name, module in found.items():
-        model.set_submodule(name, MixtureOfLoRA(module, ranks, routing))
+        model.set_submodule(name, MixtureOfLoRA(module, ranks, routing, std))

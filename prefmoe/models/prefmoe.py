@@ -27,14 +27,15 @@ from prefmoe.backbones.batches import Batch
 from prefmoe.config import PrefMoEMethod
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import Benchmark, User
-from prefmoe.data.sizes import PREFIX_LENGTH
+from prefmoe.data.sizes import PREFIX_LENGTH, Ranks
 from prefmoe.models.anchors import encode_counterfactual_users, encode_users
 from prefmoe.models.base import Method, MethodError
 from prefmoe.models.free_users import FreeUsers, UserTokens
 from prefmoe.models.growing import with_rows
 from prefmoe.models.lora import install_lora
-from prefmoe.models.moe_lora import HierarchicalRouter, Ranks, Routing, install_mixture
+from prefmoe.models.moe_lora import HierarchicalRouter, install_mixture
 from prefmoe.models.prefix import PrefixHook
+from prefmoe.models.routing import Routing
 from prefmoe.models.user_state import CounterfactualUsers, FactorisedUsers
 from prefmoe.system import distributed
 
@@ -139,14 +140,7 @@ class PrefMoE(Method, settings=PrefMoEMethod):
             return
         (batch, tokens), embeddings = self._active, kwargs["inputs_embeds"]
         if embeddings.shape[:2] == batch.query_mask.shape:
-            self.router(
-                self.routing,
-                tokens.profile,
-                tokens.prototypes + tokens.residuals,
-                tokens.residuals,
-                masked_mean(embeddings, batch.query_mask),
-                batch.facet,
-            )
+            self.router(self.routing, tokens, masked_mean(embeddings, batch.query_mask), batch.facet)
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms of the objective (the paper's method section); those of absent components are absent.
