@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
 from notebook_cells import cells, ends, filled, one_line, table1, text, values
 from PIL import Image
 
 from prefmoe import metrics
-from prefmoe.analysis import published
+from prefmoe.analysis import audit, published
 from prefmoe.data import composition
 from prefmoe.data.benchmark import Preference, User
 
@@ -227,3 +228,84 @@ def test_groups_have_a_mark_per_method_and_group(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["collapse_by_group_size.png", "collapse_by_popularity.png"]
     nothing = cells("04", *ids, **given | {"breakdown": table.assign(value=np.nan)}).figures
     assert all("no question of this benchmark" in one_line(figure) for figure in nothing)
+
+
+# Notebook 12
+
+
+def test_every_misfit_is_marked_once(tmp_path):
+    table = published.read("table1")
+    ids = ("models-function", "fits-figure")
+    (figure,) = cells("12", *ids, table1=table, folder=tmp_path).figures
+    (axis,) = figure.axes
+    dots, squares = (c for c in axis.collections if isinstance(c, PathCollection))
+    crosses = [tuple(place) for place, face in zip(dots.get_offsets(), dots.get_facecolor(), strict=True)
+               if to_hex(face).upper() == "#A63603"]  # fmt: skip
+    misfits = audit.values(table).query("fits == 0")
+    assert len(dots.get_offsets()) == len(table) and len(crosses) == len(set(crosses)) == len(misfits)
+    columns = [label.get_text().split("\n") for label in axis.get_xticklabels()]
+    rows = [label.get_text() for label in axis.get_yticklabels()]
+    expected = {(metric, f"{turns} turns", model) for metric, turns, model in zip(
+        misfits["metric"], misfits["turns"], misfits["method"] + misfits["type"].map(
+            {"NT": ", NT", "FFT": ", FFT", "PEFT": ""}), strict=True)}  # fmt: skip
+    assert {(*columns[int(x)], rows[int(y)]) for x, y in crosses} == expected
+    wrong = audit.overall(table).query("fits == 0")
+    found = {(*columns[int(x)], rows[int(y)]) for x, y in squares.get_offsets()}
+    assert len(found) == len(wrong) and ("overall", "10 turns", "LLaVA-1.5-13B, NT") in found
+    assert ("overall", "0 turns", "Qwen2.5-VL-72B, FFT") in found and axis.get_ylim()[0] > axis.get_ylim()[1]
+    assert f"{len(misfits)} of 248" in one_line(figure) and "11 of 62 Overall" in one_line(figure)
+
+
+def test_rows_that_change_by_one_amount_are_named():
+    table = published.read("table1")
+    (figure,) = cells("12", "models-function", "offsets", table1=table).figures
+    (axis,) = figure.axes
+    changes = audit.turn_changes(table)
+    assert values(axis) == pytest.approx(sorted(changes[list(audit.ACCURACIES)].to_numpy().ravel()))
+    bold = [label.get_text() for label in axis.get_yticklabels() if label.get_weight() == "bold"]
+    assert len(bold) == 5 and "LOVA3" in bold and "-0.0350 in each" in text(figure)
+    assert "In 5 of 31 rows" in one_line(figure)
+
+
+def test_published_differences_have_their_intervals_and_are_filled_where_clear(tmp_path):
+    ids = ("differences-function", "differences-figure", "differences-detail", "steps", "steps-detail")
+    given = {"table1": published.read("table1"), "table2": published.read("table2")}
+    shown = cells("12", *ids, **given, folder=tmp_path).figures
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["published_differences.png", "published_steps.png"]
+    axes = [axis for figure in shown for axis in figure.axes]
+    tables = [audit.differences(given["table1"]).query("turns == 0")] * 4 + [audit.steps(given["table2"])] * 4
+    for axis, metric, table in zip(axes, ("preference", "collapse", "overall", "profile") * 2, tables, strict=True):
+        rows = table[table["metric"] == metric]
+        assert values(axis) == pytest.approx(sorted(rows["difference"]))
+        assert ends(axis) == pytest.approx(sorted([*rows["low"], *rows["high"]]))
+        assert filled(axis) == pytest.approx(sorted(rows.loc[rows["clear"] == 1, "difference"]))
+    assert "18 of 18 in preference" in one_line(shown[0]) and "2 of 10 in collapse" in one_line(shown[2])
+    assert "10 turns" in text(shown[2]) and "219 collapse" in text(shown[2])
+
+
+def test_gains_keep_the_paper_and_the_edition_in_panels_of_their_own(tmp_path):
+    printed = audit.differences(published.read("table1"))
+    rows = [
+        {"method": "PrefMoE", "baseline": baseline, "backbone": backbone, "turns": 0, "metric": metric,
+         "difference": 0.1 * k + shift, "low": 0.1 * k + shift - 0.05, "high": 0.1 * k + shift + 0.05, "n": 40,
+         "seeds": 2, "p_users_holm": 0.01 if backbone == "a" else 0.4}
+        for k, baseline in enumerate(("LoRA", "Non-tuned")) for backbone, shift in (("a", 0.02), ("b", -0.02))
+        for metric in (*metrics.METRICS, "auc_same")
+    ]  # fmt: skip
+    measured = audit.edition_gains(table1(), pd.DataFrame(rows))
+    assert set(measured["metric"]) == {"overall", "preference", "profile", "collapse"}
+    given = {"differences": printed, "measured": measured, "edition": "tiny"}
+    ids = ("gains-function", "gains-figure", "gains-detail", "gains-talk")
+    *shown, talk, _ = cells("12", *ids, **given, folder=tmp_path).figures
+    for metric, figure in zip(("preference", "collapse", "overall", "profile"), shown, strict=True):
+        for axis, table in zip(figure.axes, (printed, measured), strict=True):
+            expected = table[(table["metric"] == metric) & (table["turns"] == 0)]
+            assert values(axis) == pytest.approx(sorted(expected["difference"]))
+            assert ends(axis) == pytest.approx(sorted([*expected["low"], *expected["high"]]))
+            assert filled(axis) == pytest.approx(sorted(expected.loc[expected["clear"] == 1, "difference"]))
+    written = one_line(shown[0])
+    assert "As printed in the paper" in written and "Measured here, edition tiny" in written
+    assert "18 of 18 printed, 2 of 4 measured" in written and "n = 40 preference" in written
+    assert "18 of 18 printed, 0 of 4 measured" in one_line(shown[1])  # more collapse is no gain
+    assert "nothing" in text(talk) and not values(talk.axes[1]) and "0 of 0 measured" in one_line(talk)
+    assert [p.name for p in tmp_path.iterdir()] == ["gains.png"]

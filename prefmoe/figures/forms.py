@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 import seaborn.objects as so
 from matplotlib import ticker
+from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -79,16 +80,13 @@ def intervals(
     plot = plot.add(so.Dot(pointsize=6, edgewidth=1.2), *move, fill="mark", legend=False)
     for column in [name for name in ticks if data[name].notna().any()]:
         plot = plot.add(so.Dot(marker="|", pointsize=5, color=INK), *move, x=column, legend=False)
-    _plot(plot.scale(fill=so.Nominal({"filled": True, "open": False})), looks, figure)
+    draw(plot, looks, figure)
 
     lines = {label: dict.fromkeys(names, at) if np.isscalar(at) else at for label, at in (references or {}).items()}
     for axis, name in zip(figure.axes, names, strict=True):
         for label, places in lines.items():
             if np.isfinite(places.get(name, np.nan)):
                 axis.axvline(places[name], zorder=0.8, **_reference(label, list(lines)))
-        for marks in (c for c in axis.collections if isinstance(c, PathCollection)):
-            faces = marks.get_facecolor()  # an open mark hides the interval behind it
-            marks.set(zorder=3, facecolor=np.where(faces[:, 3:] == 0, to_rgba("white"), faces))
         axis.set(title="", ylabel="", xlabel=texts.get(name, name))
         axis.tick_params(axis="y", length=0)
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -134,11 +132,19 @@ def _listed(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _plot(plot: so.Plot, looks: Mapping[str, Look], figure: Figure) -> None:
-    """Draws a plot whose colours and markers are those of the looks."""
+def draw(plot: so.Plot, looks: Mapping[str, Look], target: Figure | Axes) -> None:
+    """Draws a plot whose colours and markers are those of the looks; its dots lie above lines, open ones hide them.
+
+    Where a plot has fill=..., its values are "filled" and "open".
+    """
     colours = so.Nominal({name: look.colour for name, look in looks.items()}, order=list(looks))
     markers = so.Nominal({name: look.marker for name, look in looks.items()}, order=list(looks))
-    plot.scale(color=colours, marker=markers).theme(style.STYLE).on(figure).plot()
+    fill = so.Nominal({"filled": True, "open": False})
+    plot.scale(color=colours, marker=markers, fill=fill).theme(style.STYLE).on(target).plot()
+    for axis in target.axes if isinstance(target, Figure) else [target]:
+        for marks in (c for c in axis.collections if isinstance(c, PathCollection)):
+            faces = marks.get_facecolor()
+            marks.set(zorder=3, facecolor=np.where(faces[:, 3:] == 0, to_rgba("white"), faces))
 
 
 @style.house()
@@ -190,7 +196,7 @@ def curves(
     mark = so.Line(pointsize=4.5 if markers else 0, edgewidth=0, linewidth=1.4)
     plot = plot.add(mark, *([so.Agg()] if units else []), legend=False)
     dashes = so.Nominal({name: LINES[k % len(LINES)] for k, name in enumerate(looks)}, order=list(looks))
-    _plot(plot.scale(linestyle=dashes, **({"x": so.Continuous(trans="log2")} if log else {})), looks, figure)
+    draw(plot.scale(linestyle=dashes, **({"x": so.Continuous(trans="log2")} if log else {})), looks, figure)
 
     places = sorted(data[x].unique())
     for number, axis in enumerate(figure.axes):
@@ -210,8 +216,8 @@ def curves(
         style.light_grid(axis, "y")
     handles = []
     for k, (name, look) in enumerate(looks.items()):
-        shown = look if markers else Look(look.colour, "")
-        handles.append(style.handle(texts.get(name, name).replace("\n", " "), shown, line=LINES[k % len(LINES)]))
+        look = look if markers else Look(look.colour, "")
+        handles.append(style.handle(texts.get(name, name).replace("\n", " "), look, line=LINES[k % len(LINES)]))
     alt = f"Line plot against {xlabel or x}: {_listed(looks)}; {_listed([texts.get(n, n) for n in names])}."
     return style.finish(figure, title, caption, legend=handles if len(handles) > 1 else (), alt=alt)
 
@@ -316,8 +322,7 @@ def bars(
     handles: list[Patch] = []
     for axis, part, (across, kinds), name in zip(axes[:, 0], parts, lists, names, strict=True):
         looks = style.looks(kinds)
-        colours = so.Nominal({kind: look.colour for kind, look in looks.items()}, order=kinds)
-        plot = so.Plot(part, x="value", y=rows, color=series).scale(color=colours, y=so.Nominal(order=across))
+        plot = so.Plot(part, x="value", y=rows, color=series).scale(y=so.Nominal(order=across))
         mark = so.Bar(alpha=1, edgecolor="white", edgewidth=0.6, width=0.72 if stacked else 0.84)
         plot = plot.add(mark, so.Stack() if stacked else so.Dodge(), orient="y", legend=False)
         if stacked and {"low", "high"} <= set(part):
@@ -328,7 +333,7 @@ def bars(
             plot = plot.add(
                 line, data=inner, xmin="low", xmax="high", color=None, group=series, orient="y", legend=False
             )
-        plot.theme(style.STYLE).on(axis).plot()
+        draw(plot, looks, axis)
         largest = max((bar.get_x() + bar.get_width() for bar in axis.patches), default=1.0)
         found = {to_rgba(look.colour): HATCHES[k % len(HATCHES)] for k, look in enumerate(looks.values())}
         for bar in axis.patches:
@@ -352,10 +357,9 @@ def bars(
             axis.set_title(name, loc="left")
             axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handleheight=1.1)
     axes[-1, 0].set_xlabel(xlabel)
-    alt = f"{'Stacked bars' if stacked else 'Bars'} of {xlabel}: {_listed([r for r, _ in lists][0])}; "
-    alt += f"{_listed(list(dict.fromkeys(kind for _, kinds in lists for kind in kinds)))}."
-    legend = handles if not panels and len(handles) > 1 else ()
-    return style.finish(figure, title, caption, legend=legend, alt=alt)
+    kind = "Stacked bars" if stacked else "Bars"
+    alt = f"{kind} of {xlabel}: {_listed(lists[0][0])}; {_listed(data[series].cat.categories)}."
+    return style.finish(figure, title, caption, legend=() if panels or len(handles) < 2 else handles, alt=alt)
 
 
 @style.house()
@@ -366,7 +370,6 @@ def pictures(
     caption: str,
     widths: Sequence[float] = (),
     text_width: int = 27,
-    alt: str = "",
 ) -> Figure:
     """Pictures and texts in a grid.
 
@@ -405,7 +408,7 @@ def pictures(
                 axis.set_xlabel(style.wrapped(text, text_width), fontsize=8, loc="left")
     shown = [cell[1] if isinstance(cell, tuple) else cell for row in rows for cell in row]
     texts = [" ".join(text.split()) for text in shown if isinstance(text, str)]
-    return style.finish(figure, title, caption, alt=alt or f"Pictures: {'; '.join(texts)}".rstrip(": ") + ".")
+    return style.finish(figure, title, caption, alt=f"Pictures: {'; '.join(texts)}".rstrip(": ") + ".")
 
 
 def _height(cell: object, width: float, text_width: int) -> float:
