@@ -267,6 +267,37 @@ def test_saved_and_loaded_it_gives_the_same_answers(build, tiny_backbone, tiny_b
     assert torch.equal(logits(loaded, batch), logits(method, batch))
 
 
+NO_LOSSES = dict.fromkeys(
+    ("alignment", "profile_contrast", "residual_contrast", "residual_preservation", "decorrelation"), 0.0
+)
+
+
+@pytest.mark.parametrize("components", ["E", "EP", "EPICDM"])
+def test_a_frozen_user_state_is_read_and_neither_learned_nor_contrasted(
+    build, tiny_backbone, tiny_benchmark, tmp_path, components
+):
+    method = build(components, user_state="frozen", losses=NO_LOSSES)
+    before = {name: value.clone() for name, value in method.user_state.state_dict().items()}
+    log = train(method, 4)
+    assert all(terms.keys() == {"answer"} for terms in log)
+    assert log[-1]["answer"] < log[0]["answer"]
+    assert all(torch.equal(value, before[name]) for name, value in method.user_state.state_dict().items())
+    trained = {"experts", "routers"} if "M" in components else {"lora"}
+    assert method.describe()["trainable"].keys() == trained and method.sparse_parameters() == []
+    batch = batch_of(method, "test", with_answer=False)
+    other = replace(batch, user=batch.user.roll(1))
+    assert not torch.allclose(logits(method, batch), logits(method, other))  # the prefix is there all the same
+    method.save_pretrained(tmp_path)
+    loaded = PrefMoE.from_pretrained(tmp_path, tiny_backbone(), tiny_benchmark)
+    assert torch.equal(logits(loaded, batch), logits(method, batch))
+
+
+def test_terms_without_a_weight_are_computed_where_another_has_one(build):
+    method = build("EPICD", losses=NO_LOSSES | {"decorrelation": 0.1})
+    terms = train(method, 1)[0]
+    assert terms["decorrelation"] > 0 and terms["alignment"] == 0
+
+
 def test_loading_refuses_other_backbones_users_and_damaged_files(build, tiny_backbone, tiny_benchmark, tmp_path):
     build().save_pretrained(tmp_path)
 

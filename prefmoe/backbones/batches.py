@@ -17,6 +17,7 @@ from prefmoe.backbones.errors import CollationError, PromptError
 from prefmoe.backbones.pictures import stack_pictures
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Benchmark, Example, Turn
+from prefmoe.data.controls import Control
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Batch:
         user: (B,) long, row in benchmark.users; -1 outside a benchmark.
         facet: (B,) long, the question's facet, -1 for recognition.
         index: (B,) long, the question's index; -1 outside a benchmark.
-        examples: the B questions; none outside a benchmark.
+        examples: the B questions as they are put; none outside a benchmark.
+        control: what is exchanged or taken away of what they show (`prefmoe.models.controls`), if anything is.
         prompt_digest: a hash of each rendered prompt and its pictures.
     """
 
@@ -46,6 +48,7 @@ class Batch:
     index: Tensor
     prompt_digest: list[str]
     examples: tuple[Example, ...] = ()
+    control: Control | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -192,11 +195,19 @@ class Collator:
         batch = pad(
             encoded,
             self.backbone.pad_token_id,
-            user=[self.benchmark.row(example.name) for example in examples],
+            user=[self.benchmark.row(self.whose(example)) for example in examples],
             facet=[example.facet_id for example in examples],
             index=[example.index for example in examples],
         )
-        return replace(batch, examples=tuple(examples))
+        return replace(batch, examples=tuple(map(self.asked, examples)))
+
+    def whose(self, example: Example) -> str:
+        """The name of the user whose profile and soft tokens a question is shown with."""
+        return example.name
+
+    def asked(self, example: Example) -> Example:
+        """A question as it is put."""
+        return example
 
     def length(self, example: Example, transcript: Sequence[Turn] = (), with_answer: bool = False) -> int:
         """Number of tokens of an encoded example (to put examples of one length together)."""
@@ -212,12 +223,12 @@ class Collator:
         key = (example, transcript, with_answer)  # not its index, which a question from elsewhere may share
         if key in self._examples:
             return self._examples[key]
-        user = self.benchmark.users[example.name]
+        user, asked = self.benchmark.users[self.whose(example)], self.asked(example)
         try:
             encoded = encode(
                 self.backbone,
-                prompts.messages(example, user, profile=self.profile, transcript=transcript, wording=self.wording),
-                prompts.images(example, user, self.profile),
+                prompts.messages(asked, user, profile=self.profile, transcript=transcript, wording=self.wording),
+                prompts.images(asked, user, self.profile),
                 example.answer_text if with_answer else None,
                 self.prefix_length,
                 memory=self._pictures if self.cache else None,

@@ -72,6 +72,13 @@ def process_pictures(processor: Any, images: Sequence[Image.Image]) -> Processed
     return ProcessedPictures(dict(inputs), replacements, digests)
 
 
+def mean_picture(processor: Any, size: tuple[int, int]) -> Image.Image:
+    """A picture (width, height) that shows nothing: in the colour that the processor takes for the mean, else grey."""
+    mean = getattr(processor.image_processor, "image_mean", None) or [0.5] * 3
+    # Never black: Idefics3 takes pixels of 0 for padding.
+    return Image.new("RGB", size, tuple(max(1, round(255 * value)) for value in mean))
+
+
 def stack_pictures(processed: Sequence[ProcessedPictures]) -> dict[str, Tensor]:
     """The image tensors of several conversations, concatenated along the pictures; crops are padded with zeros."""
     stacked: dict[str, Tensor] = {}

@@ -73,10 +73,15 @@ TooLong = Literal["refuse", "drop_small_talk"]
 """What is done with a prompt that is longer than the model's positions."""
 
 
+ControlKind = Literal["other_user", "zero_prefix", "shuffled_facets", "swapped_name", "blank_picture"]
+"""What of a question's user or picture is exchanged or taken away (prefmoe.models.controls says how)."""
+
+
 class Evaluation(Strict):
     """Which questions are asked, and how.
 
     turns: exchanges of small talk before a question; unseen_turns: the same for users without training questions.
+    controls: under which the test questions are asked once more, without small talk, of every method that has them.
     """
 
     batch_size: int = Field(64, ge=1)
@@ -84,8 +89,15 @@ class Evaluation(Strict):
     unseen_turns: Turns = (0,)
     max_new_tokens: int = Field(3, ge=1)
     splits: Annotated[tuple[Split, ...], Field(min_length=1), Once] = ("test", "unseen")
+    controls: Annotated[tuple[ControlKind, ...], Once] = ()
     reuse_prefixes: bool = Field(True, description="compute the beginning that prompts share once per batch")
     too_long: TooLong = Field("refuse", description="or leave out the oldest exchanges of small talk, whole ones")
+
+    @model_validator(mode="after")
+    def _controlled(self) -> Evaluation:
+        if self.controls and "test" not in self.splits:
+            raise ValueError("controls are about the test questions, and splits does not name test")
+        return self
 
     @property
     def asked(self) -> dict[str, tuple[int, ...]]:

@@ -30,6 +30,12 @@ class Losses(Strict):
     density_power: float = Field(1.0, ge=0)
     anchor_is_positive: bool = Field(True, description="count an example among its own positives, as published")
 
+    @property
+    def none(self) -> bool:
+        """Whether the answer is all that is learned from."""
+        weights = (self.alignment, self.profile_contrast, self.residual_contrast, self.residual_preservation)
+        return not any((*weights, self.decorrelation))
+
 
 class NonTunedMethod(MethodSettings):
     table_type = "NT"
@@ -129,6 +135,9 @@ class PrefMoEMethod(MethodSettings):
     correction_scale: float = Field(0.1, ge=0, description="bound of a correction, relative to the anchors' RMS")
     user_context: bool = Field(True, description="bend the user expert by the user's residuals, as published")
     facet_label: Literal["none", "oracle"] = "none"
+    user_state: Literal["trained", "frozen"] = Field(
+        "trained", description="or prototypes and corrections (or the free embedding) as they start"
+    )
     user_updates: Literal["dense", "sparse"] = Field(
         "dense", description="AdamW over all users, or SparseAdam over those of the batch: time independent of users"
     )

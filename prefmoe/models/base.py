@@ -56,9 +56,11 @@ class Method(nn.Module):
     Attributes:
         added_users: those who joined after the benchmark's, in their order.
         users_need_training: why nobody can be added without training; empty where somebody can.
+        token_controls: the controls (`prefmoe.models.controls`) of the users' soft tokens; none without such tokens.
     """
 
     users_need_training: ClassVar[str] = ""
+    token_controls: tuple[configuration.ControlKind, ...] = ()
 
     def __init_subclass__(cls, settings: type[configuration.MethodSettings] | None = None, **options: Any) -> None:
         """Notes, where settings are given, that this class does what they say; raises TypeError if another one does."""

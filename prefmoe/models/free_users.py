@@ -30,6 +30,12 @@ class UserTokens:
     residuals: Tensor | None = None
 
 
+def prefix_of(profile: Tensor, prototypes: Tensor, residuals: Tensor) -> Tensor:
+    """(B, 13, H) from profile (B, 3, H), prototypes (F, H) and residuals (B, F, H), in the order of the prefix."""
+    pairs = torch.stack([prototypes.expand_as(residuals), residuals], dim=2)  # (B, F, 2, H)
+    return torch.cat([profile, pairs.flatten(1, 2)], dim=1)
+
+
 class SparseRows(torch.autograd.Function):
     """weight[rows] with a gradient that is sparse in the rows, which SparseAdam takes."""
 

@@ -24,12 +24,13 @@ from torch.nn.functional import rms_norm
 from prefmoe import losses
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Batch
-from prefmoe.config import PrefMoEMethod
+from prefmoe.config import ControlKind, PrefMoEMethod
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import Benchmark, User
 from prefmoe.data.sizes import PREFIX_LENGTH, Ranks
 from prefmoe.models.anchors import encode_counterfactual_users, encode_users
 from prefmoe.models.base import Method, MethodError
+from prefmoe.models.controls import controlled_tokens
 from prefmoe.models.free_users import FreeUsers, UserTokens
 from prefmoe.models.growing import with_rows
 from prefmoe.models.lora import install_lora
@@ -76,6 +77,7 @@ class PrefMoE(Method, settings=PrefMoEMethod):
             rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
             sparse = config.user_updates == "sparse"
             self.user_state = FreeUsers(is_trained, backbone.hidden_size, rms, sparse=sparse).to(backbone.device)
+        self.user_state.requires_grad_(config.user_state == "trained")
         groups = torch.tensor(benchmark.groups, device=backbone.device)  # (U, F)
         self.register_buffer("groups", groups, persistent=False)
 
@@ -118,6 +120,10 @@ class PrefMoE(Method, settings=PrefMoEMethod):
     # --- training and asking
 
     @property
+    def token_controls(self) -> tuple[ControlKind, ...]:
+        return ("zero_prefix", "shuffled_facets") if "P" in self.components else ("zero_prefix",)
+
+    @property
     def beginning(self) -> Literal["talk", "user", "question"]:
         """With routed experts every position depends on the question, which sets the gates."""
         return "question" if self.router else super().beginning
@@ -125,7 +131,7 @@ class PrefMoE(Method, settings=PrefMoEMethod):
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:
         """Prefix and routing of the batch's users, until the backward pass (or generate()) is done."""
-        tokens = self.user_state(batch.user)
+        tokens = controlled_tokens(self.user_state(batch.user), batch.control)
         self._active = (batch, tokens)
         try:
             with self.prefix.active(tokens.prefix, batch.prefix_mask):
@@ -155,7 +161,7 @@ class PrefMoE(Method, settings=PrefMoEMethod):
         tokens, weights = self._active[1], self.config.losses
         answer, hidden = self.answer_loss(batch)
         terms = {"answer": answer}
-        if "P" not in self.components:
+        if "P" not in self.components or weights.none:
             return terms
         pseudo = self.counterfactual
         together = distributed.rows_of_all
@@ -201,17 +207,16 @@ class PrefMoE(Method, settings=PrefMoEMethod):
     # --- parameters
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
-        groups = {
-            "user_state": (list(self.user_state.parameters()), self.config.lr_user),
-            "experts" if self.router else "lora": (self.experts, self.config.lr),
-        }
+        groups = {"experts" if self.router else "lora": (self.experts, self.config.lr)}
+        if self.config.user_state == "trained":
+            groups = {"user_state": (list(self.user_state.parameters()), self.config.lr_user), **groups}
         if self.router:
             groups["routers"] = (list(self.router.parameters()), self.config.lr)
         return groups
 
     def sparse_parameters(self) -> list[nn.Parameter]:
         state = self.user_state
-        if not state.sparse:
+        if not state.sparse or self.config.user_state == "frozen":
             return []
         return [state.delta if isinstance(state, FactorisedUsers) else state.embedding]
 
@@ -266,7 +271,10 @@ class PrefMoE(Method, settings=PrefMoEMethod):
                 module.training = mode
 
     def _buffers_to_save(self) -> dict[str, Tensor]:
-        return {f"user_state.{name}": buffer for name, buffer in self.user_state.named_buffers()}
+        kept = dict(self.user_state.named_buffers())
+        if self.config.user_state == "frozen":
+            kept |= dict(self.user_state.named_parameters())
+        return {f"user_state.{name}": tensor for name, tensor in kept.items()}
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from prefmoe.backbones.batches import Batch
 from prefmoe.config import SoftPromptMethod
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.models.base import Method
+from prefmoe.models.controls import controlled_tokens
 from prefmoe.models.free_users import FreeUsers, trained_rows
 from prefmoe.models.prefix import PrefixHook
 
@@ -29,11 +30,10 @@ class SoftPrompt(Method, settings=SoftPromptMethod):
     """
 
     users_need_training = "a soft prompt comes from training questions"
+    token_controls = ("zero_prefix",)
 
     def __init__(self, config: SoftPromptMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
-        super().__init__(
-            config, backbone, benchmark, prefix_length=config.tokens, profile=config.profile, **options
-        )
+        super().__init__(config, backbone, benchmark, prefix_length=config.tokens, profile=config.profile, **options)
         rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
         trained = trained_rows(benchmark, backbone.device)
         self.users = FreeUsers(trained, backbone.hidden_size, rms, config.tokens).to(backbone.device)
@@ -42,7 +42,8 @@ class SoftPrompt(Method, settings=SoftPromptMethod):
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:
         """The prompts of the batch's users, until the backward pass (or generate()) is done."""
-        with self.prefix.active(self.users(batch.user).prefix, batch.prefix_mask):
+        tokens = controlled_tokens(self.users(batch.user), batch.control)
+        with self.prefix.active(tokens.prefix, batch.prefix_mask):
             yield
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:

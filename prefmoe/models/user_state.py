@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS
 from prefmoe.models.anchors import root_mean
-from prefmoe.models.free_users import SparseRows, UserTokens
+from prefmoe.models.free_users import SparseRows, UserTokens, prefix_of
 from prefmoe.models.growing import with_rows
 
 
@@ -81,8 +81,7 @@ class FactorisedUsers(nn.Module):
         correction = self.bound * torch.tanh(delta)  # (B, 7, H)
         profile = torch.cat([anchors[:, :1], anchors[:, 1:3] + correction[:, :2]], dim=1)  # (B, 3, H)
         residuals = (anchors[:, 3:] - self.center + correction[:, 2:]) * known[..., None]  # (B, F, H)
-        pairs = torch.stack([self.prototypes.expand_as(residuals), residuals], dim=2)  # (B, F, 2, H)
-        prefix = torch.cat([profile, pairs.flatten(1, 2)], dim=1)  # (B, 13, H)
+        prefix = prefix_of(profile, self.prototypes, residuals)
         return UserTokens(prefix, profile, anchors[:, 1:3], self.prototypes, residuals)
 
     @torch.no_grad()

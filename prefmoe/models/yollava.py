@@ -17,6 +17,7 @@ from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.prompts import PLACEHOLDER, Wording
 from prefmoe.models.added_tokens import AddedTokens
 from prefmoe.models.base import Method, MethodError
+from prefmoe.models.controls import controlled_tokens
 from prefmoe.models.free_users import FreeUsers, trained_rows
 
 QUESTION = f"Can you see {PLACEHOLDER}?"
@@ -46,6 +47,7 @@ class YoLLaVA(Method, settings=YoLLaVAMethod):
     """
 
     users_need_training = "a user's words come from training questions"
+    token_controls = ("zero_prefix",)
 
     def __init__(self, config: YoLLaVAMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         latent = [f"<token{k}>" for k in range(config.tokens)]
@@ -114,7 +116,7 @@ class YoLLaVA(Method, settings=YoLLaVAMethod):
         answered = None if batch.labels is None else (batch.labels[:, 1:] != -100).nonzero()[:, 0]
         self._active = self.outputs(batch.user).prefix, answered
         try:
-            with self.added.active(self.inputs(batch.user).prefix):
+            with self.added.active(controlled_tokens(self.inputs(batch.user), batch.control).prefix):
                 yield
         finally:
             self._active = outer

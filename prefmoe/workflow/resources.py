@@ -120,7 +120,8 @@ def trained_parameters(method: Method, shape: Shape, users: int) -> int:
         count += 2 * hidden * (hidden + 1)  # at most: two maps, of which the first reads the tower's narrower states
     if isinstance(method, PrefMoEMethod):
         factorised = len(FACETS) * hidden + users * (len(ANCHORS) - 1) * hidden
-        count += factorised if "P" in method.components else users * PREFIX_LENGTH * hidden
+        if method.user_state == "trained":
+            count += factorised if "P" in method.components else users * PREFIX_LENGTH * hidden
         if "M" in method.components:
             task, preference, profile = 2 * (3 * hidden + 1), len(FACETS) * (2 * hidden + 1), 2 * (2 * hidden + 1)
             context = method.user_rank * (len(FACETS) * hidden + 1)
