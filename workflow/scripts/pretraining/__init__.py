@@ -25,6 +25,7 @@ from safetensors.torch import load_model, save_model
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import RESULTS, MiniatureData
 from prefmoe.data import miniature as world
+from prefmoe.running.record import hardware
 from prefmoe.system.files import is_intact, seal_of, whole_file
 from pretraining.abilities import measure_abilities
 from pretraining.drawings import draw_pool
@@ -47,7 +48,7 @@ _STRANGERS = {
 }  # fmt: skip
 
 _TALKATIVE = {
-    "steps": 500, "lr": 6e-4, "shares": [4, 6, 1, 5], "talk_every": 2,
+    "name": "before practice", "steps": 500, "lr": 6e-4, "shares": [4, 6, 1, 5], "talk_every": 2,
     "recognition": _MIXED,
 }  # fmt: skip
 
@@ -112,7 +113,12 @@ class PretrainingError(ValueError):
 
 
 def pretrain(
-    backbone: str, *, folder: Path | None = None, work: Path | None = None, recipe: dict | None = None
+    backbone: str,
+    *,
+    folder: Path | None = None,
+    work: Path | None = None,
+    recipe: dict | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Makes a miniature backbone from nothing; a finished stage is kept and not repeated.
 
@@ -121,6 +127,7 @@ def pretrain(
         folder: where the weights go; the package's own by default.
         work: where the stages are kept; results/pretraining/<backbone> by default.
         recipe: another entry than that of RECIPES, for trying things out.
+        device: where to train; the card says which it was.
 
     Returns:
         ``folder``.
@@ -137,7 +144,12 @@ def pretrain(
     work = work or RESULTS / "pretraining" / backbone
     work.mkdir(parents=True, exist_ok=True)
     model, image_processor, tokenizer = build_model(kind)
+    model.to(device)
     seconds = 0.0
+
+    def keep(name: str) -> None:
+        with whole_file(work / f"{name}.safetensors", sealed=True) as partial:
+            save_model(model, str(partial))
 
     def stage(name: str, train: Callable[[Path], object]) -> None:
         nonlocal seconds
@@ -160,7 +172,7 @@ def pretrain(
     pool = draw_pool(**recipe["pool"], seed=0, avoid=avoid, folder=work.parent)
     if kind == "llava":
         lessons = recipe.get("lessons", LESSONS)
-        stage("text", lambda place: train_text(model, kind, tokenizer, lessons=lessons, path=place))
+        stage("text", lambda place: train_text(model, kind, tokenizer, lessons=lessons, path=place, keep=keep))
     else:
         llava = load_backbone("llava-mini")
         stage("text", lambda place: adopt_language_model(model, tokenizer, llava.model, llava.tokenizer))
@@ -168,13 +180,14 @@ def pretrain(
     stage("vision", lambda place: train_vision(model, image_processor, tokenizer, pool, **seeing, path=place))
     features = pool_features(model, image_processor, pool)
     stage("joint", lambda place: train_joint(model, kind, image_processor, tokenizer, pool, features, **talking,
-                                             path=place))  # fmt: skip
+                                             path=place, keep=keep))  # fmt: skip
     card = {
         "backbone": backbone,
         "made_by": "snakemake --cores all pretrain",
         "recipe": recipe,
         "parameters": sum(p.numel() for p in model.parameters()),
         "minutes": round(seconds / 60, 1),
+        "hardware": hardware(model.device),
         "abilities": measure_abilities(model.half().float(), kind, image_processor, tokenizer),
     }
     save(model, image_processor, tokenizer, kind, folder, card)

@@ -246,7 +246,13 @@ class Conversations:
         name, person = self._pick(world.NAMES), self._pick(self.known)
         facets = [FACETS[f] for f in sorted(self.rng.choice(len(FACETS), int(self.rng.integers(1, 6)), replace=False))]
         held = invented_preferences(self.rng, facets)
-        likes = [item for own in held.values() for item in own.likes]
+        turns = self.about(name, held, questions, talk)
+        description = _named(self.pool.faces[person].description(), name)
+        return Introduced(name, self._pick(self.portraits[person]), description, held), turns
+
+    def about(self, name: str, held: dict[str, Preference], questions: int, talk: bool = False) -> list[Say]:
+        """Questions about the liking of things, of somebody whom no text introduces."""
+        facets, likes = list(held), [item for own in held.values() for item in own.likes]
         turns = self._talk() if talk else []
         for _ in range(questions):
             if self.rng.random() < 0.5:
@@ -254,8 +260,7 @@ class Conversations:
             else:
                 item = self._pick(list(ITEMS[self._pick(facets)] if self.rng.random() < 0.6 else ITEM_FACET))
             turns += self._liking_question(name, item, item in likes)
-        description = _named(self.pool.faces[person].description(), name)
-        return Introduced(name, self._pick(self.portraits[person]), description, held), turns
+        return turns
 
     def captions(self, questions: int, faces: bool = True) -> list[Say]:
         """Pictures to be named or described."""

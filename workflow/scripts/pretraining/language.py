@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from pretraining.conversations import Conversations, Encoder, Say
 from pretraining.drawings import Pictures
 from pretraining.miniatures import BLANK
 from pretraining.place import Place
-from pretraining.reading import learned_tokens, soft_prefix
+from pretraining.reading import CIRCLE, FreePeople, learned_tokens, soft_prefix
 from pretraining.vision import word_ids
 
 log = logging.getLogger(__name__)
@@ -36,9 +37,10 @@ class LanguageTrainer:
         self.model, self.features = model, features
         self.encoder = Encoder(kind, tokenizer)
         self.parameters = [p for n, p in model.named_parameters() if "language_model" in n or n.startswith("lm_head")]
-        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.01)
+        fused = self.parameters[0].is_cuda or None
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
         if fixed_words is not None:
-            moves = torch.ones(len(tokenizer), 1)
+            moves = torch.ones(len(tokenizer), 1, device=model.device)
             moves[fixed_words] = 0
             model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * moves)
 
@@ -68,9 +70,19 @@ LESSONS = (
 """Stage 1: level, the accuracy at which the next level begins, and the most steps a level may take."""
 
 
+Snapshot = Callable[[str], object]
+"""Keeps the model as it is, under a name."""
+
+Practice = Literal["anchors", "free", "none"]
+"""What the last phases practise: prefixes of PrefMoE's form, learned tokens of a circle of invented people, nothing."""
+
+
 def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, lessons=LESSONS,
-               path: Path | None = None) -> float:  # fmt: skip
+               path: Path | None = None, keep: Snapshot | None = None) -> float:  # fmt: skip
     """Stage 1; every fourth conversation repeats an earlier level. ``path`` keeps its `Place`.
+
+    Args:
+        keep: called after each lesson with its name, "lesson0" and so on.
 
     Returns:
         the last level's accuracy.
@@ -102,11 +114,14 @@ def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, 
             if place.due(done):
                 place.keep(lesson=number, step=k + 1, done=done, hits=hits[-25:])
         log.info("lesson %d: accuracy %.3f, %d steps so far", level, np.mean(hits[-25:]), done)
+        if keep:
+            keep(f"lesson{number}")
     return float(np.mean(hits[-25:]))
 
 
 def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, features: torch.Tensor, *,
-                phases: Sequence[dict], batch: int = 16, seed: int = 0, path: Path | None = None) -> float:  # fmt: skip
+                phases: Sequence[dict], batch: int = 16, seed: int = 0, path: Path | None = None,
+                keep: Snapshot | None = None, practice: Practice = "anchors") -> float:  # fmt: skip
     """Stage 3: preferences, recognition and captions with pictures, in some batches with small talk in between.
 
     Args:
@@ -115,8 +130,10 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
             fourth number, strangers. Every fifth batch has small talk, or every ``talk_every``th. With ``prefix``
             (steps, goal and, to go on from somewhere, begin) half of a batch makes room for introduced people, whose
             soft prefix turns from single words to means of sentences in that many steps, each of them taken when the
-            accuracy is above the goal.
+            accuracy is above the goal. The model is kept after a phase with a ``name``.
         path: keeps the stage's `Place`.
+        keep: called with that name.
+        practice: what phases with ``prefix`` practise; "none" makes them phases without it.
 
     Returns:
         the last steps' accuracy.
@@ -124,14 +141,19 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
     rng = np.random.default_rng([seed, 41])
     conversations = Conversations(pool, rng)
     trainer = LanguageTrainer(model, kind, tokenizer, features)
-    place = Place(path, rng, model, trainer.optimizer)
+    circle = None
+    if practice == "free":
+        circle = FreePeople(conversations, model.get_input_embeddings().weight, CIRCLE)
+        trainer.optimizer.add_param_group({"params": list(circle.parameters()), "weight_decay": 0.0})
+    whole = model if circle is None else torch.nn.ModuleDict({"model": model, "circle": circle})
+    place = Place(path, rng, whole, trainer.optimizer)
     start, first, way = (place.at.get(key, 0) for key in ("phase", "step", "way"))
     hits: list[float] = place.at.get("hits", [])
     table = model.get_input_embeddings()
     for number, phase in list(enumerate(phases))[start:]:
         if number > start:
             first, hits = 0, []
-        steps, prefix = phase["steps"], phase.get("prefix")
+        steps, prefix = phase["steps"], phase.get("prefix") if practice != "none" else None
         if prefix and not first:
             way = prefix.get("begin", way)
         bar = tqdm(range(first, steps), desc=f"joint, phase {number}", initial=first, total=steps, mininterval=5)
@@ -151,7 +173,11 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
                     drawn.append(conversations.strangers(talk))
             rate = phase["lr"] * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / steps)))
             loss, accuracy = trainer.loss(drawn)
-            if prefix:
+            if prefix and circle:
+                tokens, asked = circle.ask(batch // 2 if talk else batch, 5, talk)
+                more, accuracy = trainer.loss(asked, tokens)
+                loss = loss + more
+            elif prefix:
                 people, asked = zip(
                     *(conversations.introduced(5, talk) for _ in range(batch // 2 if talk else batch)), strict=True
                 )
@@ -170,6 +196,8 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
                 log.info("joint, phase %d, %d (%.2f): accuracy %.3f", number, k + 1, way, np.mean(hits[-100:]))
             if place.due(k + 1):
                 place.keep(phase=number, step=k + 1, way=way, hits=hits[-100:])
+        if keep and "name" in phase:
+            keep(phase["name"])
         found = measure_abilities(model, kind, image_processor, tokenizer, count=150)
         log.info("abilities %s", {name: ability["accuracy"] for name, ability in found.items()})
     return float(np.mean(hits[-100:]))

@@ -60,6 +60,8 @@ class Place:
             _, number, moment = name.split(".")
             moments.setdefault(int(number), {})[moment] = tensors[name]
         parameters = self._parameters()
+        for number, state in moments.items():  # the count of steps stays where the optimiser looks for it
+            state.update({k: v.to(parameters[number].device) for k, v in state.items() if k != "step"})
         self.optimizer.state.update({parameters[number]: state for number, state in moments.items()})
         if self.schedule is not None:
             self.schedule.load_state_dict(told["schedule"])

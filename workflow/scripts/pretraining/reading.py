@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.prompts import preference_phrase
-from pretraining.conversations import Encoder, Introduced, Say, collate, invented_preferences
+from prefmoe.data.sizes import PREFIX_LENGTH
+from pretraining.conversations import Conversations, Encoder, Introduced, Say, collate, invented_preferences
 from pretraining.miniatures import BLANK, GRID
 
 
@@ -21,11 +22,12 @@ def _language_logits(model, kind: str, batch: dict, features: torch.Tensor | Non
     Args:
         prefix: (B, P, H) soft tokens for the first P positions after the padding.
     """
-    ids, mask = batch["input_ids"], batch["attention_mask"]
+    device = model.device
+    ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
     embeds = model.get_input_embeddings()(ids)
     places = ids == image_id
     if batch["pictures"]:
-        tokens = features[torch.tensor(batch["pictures"])].to(embeds.dtype)
+        tokens = features[torch.tensor(batch["pictures"], device=device)].to(embeds.dtype)
         embeds = embeds.masked_scatter(places[..., None], tokens.reshape(-1, tokens.shape[-1]))
     if prefix is not None:
         front = mask.bool() & (mask.cumsum(1) <= prefix.shape[1])
@@ -33,12 +35,14 @@ def _language_logits(model, kind: str, batch: dict, features: torch.Tensor | Non
     extra = {}
     if kind == "qwen2.5-vl":
         grid = torch.tensor([[1, 2 * GRID, 2 * GRID]] * len(batch["pictures"])) if batch["pictures"] else None
+        asked = batch["input_ids"]  # counted token by token, which no accelerator likes
         positions, _ = model.model.get_rope_index(
-            input_ids=ids, mm_token_type_ids=places.int(), image_grid_thw=grid, attention_mask=mask
-        )
-        extra["position_ids"] = positions
+            input_ids=asked, mm_token_type_ids=(asked == image_id).int(), image_grid_thw=grid,
+            attention_mask=batch["attention_mask"],
+        )  # fmt: skip
+        extra["position_ids"] = positions.to(device)
     states = model.model.language_model(inputs_embeds=embeds, attention_mask=mask, **extra).last_hidden_state
-    labels = batch["labels"][:, 1:]
+    labels = batch["labels"][:, 1:].to(device)
     learned = labels != -100
     return model.lm_head(states[:, :-1][learned]), labels[learned]
 
@@ -68,12 +72,42 @@ def learned_tokens(
     """
     encoded = [encoder(conversation) for conversation in conversations]
     parts, room = [], 0 if prefix is None else prefix.shape[1]
-    for rows in _of_like_length([len(ids) for ids, _, _ in encoded]):
+    lengths = [len(ids) for ids, _, _ in encoded]
+    # an accelerator minds padding less than it minds a second pass
+    for rows in _of_like_length(lengths) if model.device.type == "cpu" else [list(range(len(lengths)))]:
         front = None if prefix is None else prefix[rows]
         data = collate([encoded[k] for k in rows], encoder.tokenizer.pad_token_id, room)
         parts.append(_language_logits(model, encoder.kind, data, features, encoder.image_id, front))
     logits, wanted = (torch.cat(column) for column in zip(*parts, strict=True))
     return logits, wanted
+
+
+CIRCLE = 200
+"""How many invented people have learned tokens, in the practice that stands beside the one with anchors."""
+
+
+class FreePeople(torch.nn.Module):
+    """A circle of invented people whom learned tokens introduce, as many as a prefix has and free of any form.
+
+    What stands in them comes from answers alone, as it does for methods with free tokens per user.
+
+    Args:
+        conversations: invents them. table: (V, H) input embeddings, whose root mean square the tokens start with.
+    """
+
+    def __init__(self, conversations: Conversations, table: torch.Tensor, count: int):
+        super().__init__()
+        self.conversations = conversations
+        self.people = [conversations.introduced(0)[0] for _ in range(count)]
+        spread = table.detach().square().mean().sqrt()
+        self.tokens = torch.nn.Parameter(spread * torch.randn(count, PREFIX_LENGTH, table.shape[1]).to(table.device))
+
+    def ask(self, count: int, questions: int, talk: bool) -> tuple[torch.Tensor, list[list[Say]]]:
+        """Tokens (count, 13, H) of people of the circle, and questions about each."""
+        chosen = self.conversations.rng.integers(len(self.people), size=count)
+        people = [self.people[k] for k in chosen]
+        asked = [self.conversations.about(p.name, p.preferences, questions, talk) for p in people]
+        return self.tokens[torch.from_numpy(chosen).to(self.tokens.device)], asked
 
 
 def soft_prefix(
@@ -102,16 +136,19 @@ def soft_prefix(
         ids = [encoder.ids(text) for text in texts]
         faint = [{i for word in words for i in encoder.ids(word)} for words in light or [()] * len(texts)]
         weights = [dislikes if i in less else 1.0 for row, less in zip(ids, faint, strict=True) for i in row]
-        starts = torch.tensor([0, *np.cumsum([len(row) for row in ids])[:-1].tolist()])
-        flat = torch.tensor([i for row in ids for i in row])
-        return F.embedding_bag(flat, table, starts, mode="sum", per_sample_weights=torch.tensor(weights))
+        starts = torch.tensor([0, *np.cumsum([len(row) for row in ids])[:-1].tolist()], device=device)
+        flat = torch.tensor([i for row in ids for i in row], device=device)
+        weight = torch.tensor(weights, device=device)
+        return F.embedding_bag(flat, table, starts, mode="sum", per_sample_weights=weight)
 
     def words(items: Sequence[str | None]) -> torch.Tensor:
-        return total([item or BLANK for item in items]) * torch.tensor([[float(item is not None)] for item in items])
+        given = torch.tensor([[float(item is not None)] for item in items], device=device)
+        return total([item or BLANK for item in items]) * given
 
-    names = total([p.name for p in people]) / torch.tensor([[len(encoder.ids(p.name))] for p in people])
-    images = features[torch.tensor([p.portrait for p in people])].float().mean(1)
-    lengths = torch.tensor([[len(encoder.ids(p.description))] for p in people])
+    device = table.device
+    names = total([p.name for p in people]) / torch.tensor([[len(encoder.ids(p.name))] for p in people], device=device)
+    images = features[torch.tensor([p.portrait for p in people], device=device)].float().mean(1)
+    lengths = torch.tensor([[len(encoder.ids(p.description))] for p in people], device=device)
     tokens = [names, images, total([p.description for p in people]) / lengths]
     for facet in FACETS:
         held = [p.preferences.get(facet) for p in people]
@@ -122,7 +159,7 @@ def soft_prefix(
             [own.dislikes for own in everybody],
         )
         mean = sums.mean(0)
-        residuals = torch.zeros(len(people), table.shape[1])
+        residuals = table.new_zeros(len(people), table.shape[1])
         residuals[[own is not None for own in held]] = sums[: len(known)] - mean
         first, second = (words([own and own.likes[k] for own in held]) for k in (0, 1))
         tokens += [(1 - blend) * first + blend * mean, (1 - blend) * second + blend * residuals]

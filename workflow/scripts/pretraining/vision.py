@@ -26,14 +26,14 @@ def word_ids(tokenizer) -> list[torch.Tensor]:
 
 def image_tokens(model, image_processor, pixels: np.ndarray) -> torch.Tensor:
     """Projected image tokens (n, 16, H) of uint8 pictures (n, 64, 64, 3), through the model's own code path."""
-    inputs = image_processor(images=list(pixels), return_tensors="pt")
+    inputs = image_processor(images=list(pixels), return_tensors="pt").to(model.device)
     features = model.model.get_image_features(**inputs).pooler_output
     return torch.stack([f.reshape(GRID * GRID, -1) for f in features])
 
 
 def vision_targets(labels: torch.Tensor, table: torch.Tensor, ids: Sequence[torch.Tensor], blank: int) -> torch.Tensor:
     """The sum of the embeddings of a token's words, scaled to the norm of one word; (n, 16, 8) -> (n, 16, H)."""
-    total = torch.zeros(*labels.shape[:2], table.shape[1])
+    total = table.new_zeros(*labels.shape[:2], table.shape[1])
     for column, words in enumerate(ids):
         named = labels[..., column] >= 0
         total[named] += table[words[labels[..., column][named]]]
@@ -98,7 +98,7 @@ def train_vision(
     """
     rng = np.random.default_rng([seed, 21])
     table = model.get_input_embeddings().weight.detach().clone()
-    ids, blank = word_ids(tokenizer), tokenizer.convert_tokens_to_ids(BLANK)
+    ids, blank = [words.to(table.device) for words in word_ids(tokenizer)], tokenizer.convert_tokens_to_ids(BLANK)
     vision = [p for name, p in model.model.named_parameters() if not name.startswith("language_model")]
     optimizer = torch.optim.AdamW(vision, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
@@ -113,7 +113,7 @@ def train_vision(
     for step in bar:
         chosen = rng.choice(train, batch, replace=False)
         tokens = image_tokens(model, image_processor, _shifted(pool.pixels[chosen], rng))
-        labels = torch.from_numpy(pool.labels[chosen])
+        labels = torch.from_numpy(pool.labels[chosen]).to(table.device)
         target = vision_targets(labels, table, ids, blank)
         loss = 4.0 * F.mse_loss(tokens, target) / target.var()
         for column, words in enumerate(ids):
@@ -136,7 +136,7 @@ def train_vision(
                         for i in range(0, len(held), 64)
                     ]
                 )
-            scores = vision_accuracy(got, torch.from_numpy(pool.labels[held]), table, ids)
+            scores = vision_accuracy(got, torch.from_numpy(pool.labels[held]).to(table.device), table, ids)
             log.info("vision %d: loss %.3f %s", step + 1, loss.item(), {k: round(v, 3) for k, v in scores.items()})
         if place.due(step + 1) and step + 1 < steps:
             place.keep(step=step + 1)
