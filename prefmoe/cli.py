@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     score = command("score", _score, "Score anybody's predictions: all measures of one file, and what is unread in it.")
     score.add_argument("predictions", type=Path, help="CSV, TSV, JSON Lines or parquet: docs/scoring.md")
     score.add_argument("--output", type=Path, help="also write the table to this CSV file")
+    score.add_argument("--auc", action="store_true", help="refuse predictions without probabilities for auc_same")
     score.add_argument("--by", nargs="+", metavar="COLUMN", help="score their values apart (default: split and turns)")
 
     run = command("run", _run, "Train and evaluate one method with all its seeds; works under `accelerate launch`.")
@@ -212,7 +213,7 @@ def _ask(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     from prefmoe.analysis.scoring import report, write_table
 
-    found = report(options.predictions, by=options.by)
+    found = report(options.predictions, by=options.by, auc=options.auc)
     print(found)
     if options.output:
         write_table(found.table, options.output)

@@ -171,8 +171,8 @@ def summarize(
     Returns:
         metric -> {"value", "n", "low", "high", "unparsed"}: n is the number of questions counted (of
         sensitivity: those of recall and collapse together), unparsed the number of answers that could not be
-        read; collapse leaves them out of its n, every other metric counts them as wrong. Without questions
-        value, low and high are NaN, and with fewer than two users low and high are.
+        read; collapse and recall leave them out of their n, every other metric counts them as wrong. Without
+        questions value, low and high are NaN, and with fewer than two users low and high are.
     """
     _, numerator, denominator = user_counts([scored], clusters=clusters)
     rows = estimates(numerator, denominator, resamples=resamples, seed=seed)
@@ -237,9 +237,9 @@ def question_counts(scored: pd.DataFrame) -> tuple[NDArray, NDArray]:
 
     Only preference yes/no questions enter collapse and recall. S is the set of users who hold the preference
     asked about; true and answered meaning are the literal answers, exchanged when the question is negated.
-    Collapse: target user outside S and true meaning "no"; the share whose answered meaning is "yes",
-    unreadable answers left out. Recall: target user inside S and true meaning "yes"; the share whose answered
-    meaning is "yes".
+    Collapse: target user outside S and true meaning "no"; the share whose answered meaning is "yes". Recall:
+    target user inside S and true meaning "yes"; the share whose answered meaning is "yes". Both leave
+    unreadable answers out, as the published code does of collapse: sensitivity is a difference of like things.
 
     Returns:
         numerator and denominator, each (N, 5) 0/1 for overall, preference, profile, collapse and recall.
@@ -248,7 +248,7 @@ def question_counts(scored: pd.DataFrame) -> tuple[NDArray, NDArray]:
     hit = scored["hit"].to_numpy(dtype=float)
     preference = (scored["category"] == "preference").to_numpy()
     everything = np.ones(len(scored), dtype=bool)
-    counted = np.stack([everything, preference, ~preference, external & readable, internal], axis=-1)
+    counted = np.stack([everything, preference, ~preference, external & readable, internal & readable], axis=-1)
     right = np.stack([hit, hit, hit, answered_yes, answered_yes], axis=-1) * counted
     return right, counted.astype(float)
 

@@ -196,7 +196,7 @@ def test_collapse_and_recall_undo_negated_questions():
         question(name="bob", answer=4, prediction="yes"),  # inside, truly yes: recalled
         question(name="bob", answer=5, prediction="no", preference_semantic_invert=1),  # negated: recalled
         question(name="cid", answer=4, prediction="no"),
-        question(name="cid", answer=4, prediction="perhaps"),  # unreadable: not recalled
+        question(name="cid", answer=4, prediction="perhaps"),  # unreadable: left out as well
         question(name="bob", answer=5, prediction="yes"),  # inside but truly no: neither
         question(answer=4, prediction="yes"),  # outside but truly yes: neither
         question(category="recognition", concept="", answer=5, prediction="yes", preference_bucket_names=None),
@@ -204,9 +204,9 @@ def test_collapse_and_recall_undo_negated_questions():
     ]
     summary = metrics.summarize(metrics.score(pd.DataFrame(rows)))
     assert (summary["collapse"]["value"], summary["collapse"]["n"]) == (pytest.approx(2 / 3), 3)
-    assert (summary["recall"]["value"], summary["recall"]["n"]) == (pytest.approx(2 / 4), 4)
-    assert summary["sensitivity"]["value"] == pytest.approx(2 / 4 - 2 / 3)
-    assert summary["sensitivity"]["n"] == 7
+    assert (summary["recall"]["value"], summary["recall"]["n"]) == (pytest.approx(2 / 3), 3)
+    assert summary["sensitivity"]["value"] == pytest.approx(2 / 3 - 2 / 3)
+    assert summary["sensitivity"]["n"] == 6
     assert [summary[metric]["unparsed"] for metric in metrics.METRICS] == [2, 2, 0, 1, 1, 2]
     assert summary["preference"]["n"] == 11
 

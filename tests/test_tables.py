@@ -282,7 +282,7 @@ def test_build_writes_every_table_with_its_columns(built):
         "Non-tuned": "NT", "Full fine-tuning": "FFT", "PrefMoE": "PEFT",
         "Chance": "Reference", "Popular choice": "Reference", "Profile reader": "Reference",
     }  # fmt: skip
-    assert set(table["turns"]) == {0, 10} and tuple(table["metric"].unique()) == metrics.METRICS
+    assert set(table["turns"]) == {0, 10} and tuple(table["metric"].unique()) == (*metrics.METRICS, "auc_same")
     assert content["table2"]["components"].unique().tolist() == ["E", "EPICDM"]
     assert (table.loc[table["metric"] == "overall", "n"] == len(TEST)).all()
     unseen = content["unseen"]
@@ -334,7 +334,7 @@ def test_a_method_does_not_differ_from_itself(benchmark, results):
     entry = read_runs(EDITION, results, "test")[2]
     for row in compare(entry, entry):
         assert (row["difference"], row["low"], row["high"], row["p_users"]) == (0, 0, 0, 1)
-        assert row["metric"] == "sensitivity" or row["p_questions"] == 1
+        assert row["metric"] in ("sensitivity", "auc_same") or row["p_questions"] == 1
 
 
 @pytest.mark.parametrize("metric", ["preference", "collapse"])

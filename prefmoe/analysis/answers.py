@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe import metrics
-from prefmoe.analysis import probabilities, statistics
+from prefmoe.analysis import pairs, probabilities, statistics
 from prefmoe.config import Edition, Method, is_trained, run_folder
 from prefmoe.system.run_files import RunFileError, read_predictions
 
@@ -40,6 +40,7 @@ class Answers:
         right, counted: (N, S, 5) per-question contributions to the metrics (`metrics.question_counts`).
         unread: (N, S) whether each answer could not be read.
         frames: the S scored frames.
+        information: what the method is shown of a user (`MethodSettings.information`).
     """
 
     method: str
@@ -54,17 +55,19 @@ class Answers:
     counted: NDArray
     unread: NDArray
     frames: tuple[pd.DataFrame, ...]
+    information: str = ""
 
     @classmethod
     def of(cls, copies: Sequence[pd.DataFrame], **where: Any) -> Answers:
-        """Collects scored frames of the same questions; ``where``: method, key, type, backbone, turns and split."""
-        pairs = [metrics.question_counts(copy) for copy in copies]
+        """Collects scored frames of the same questions; ``where``: method, key, type, backbone, turns, split
+        and information."""
+        counts = [metrics.question_counts(copy) for copy in copies]
         return cls(
             **where,
             index=copies[0]["index"].to_numpy(),
             users=copies[0]["name"].to_numpy(dtype=object).astype(str),
-            right=np.stack([right for right, _ in pairs], axis=1),
-            counted=np.stack([counted for _, counted in pairs], axis=1),
+            right=np.stack([right for right, _ in counts], axis=1),
+            counted=np.stack([counted for _, counted in counts], axis=1),
             unread=np.stack([metrics.unreadable(copy) for copy in copies], axis=1),
             frames=tuple(copies),
         )
@@ -91,38 +94,56 @@ class Answers:
         return sums[..., 0], sums[..., 1]
 
     @cached_property
+    def duels(self) -> dict[str, pairs.Duels]:
+        """The pairs behind each AUC that the frames allow (`pairs.duels`); a reference's answers count as 0 or 1."""
+        return pairs.duels(self.frames)
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """`metrics.METRICS`, and the AUCs behind them: M metrics in the order of every axis of them."""
+        return (*metrics.METRICS, *self.duels)
+
+    @cached_property
     def estimates(self) -> dict[str, dict[str, float]]:
-        """`metrics.estimates`: every metric's mean over seeds, with its interval."""
-        return metrics.estimates(*self.user_sums)
+        """Every metric's mean over seeds, with its interval (`metrics.estimates`, `pairs.Duels.estimate`)."""
+        aucs = zip(self.duels.items(), self.resampled.T[len(metrics.METRICS) :], strict=True)
+        return metrics.estimates(*self.user_sums) | {name: duels.estimate(drawn) for (name, duels), drawn in aucs}
 
     @cached_property
     def seed_values(self) -> NDArray:
-        """(S, 6) every metric of every seed."""
-        return metrics.with_sensitivity(statistics.ratio(self.right.sum(0), self.counted.sum(0)))
+        """(S, M) every metric of every seed."""
+        shares = metrics.with_sensitivity(statistics.ratio(self.right.sum(0), self.counted.sum(0)))
+        return np.column_stack([shares, *(duels.values for duels in self.duels.values())])
 
     @cached_property
     def resampled(self) -> NDArray:
-        """(B, 6) every metric, mean over seeds, when users are drawn with replacement; the same draws every time.
-
-        One row of NaN when there are fewer than two users.
-        """
+        """`resample` with the same draws every time; one row of NaN when there are fewer than two users."""
         if len(np.unique(self.users)) < 2:
-            return np.full((1, len(metrics.METRICS)), np.nan)
-        return metrics.with_sensitivity(statistics.ratio_bootstrap(*self.user_sums)).mean(axis=1)
+            return np.full((1, len(self.metrics)), np.nan)
+        return self.resample()
+
+    def resample(self, seed: int = 0) -> NDArray:
+        """(B, M) every metric, mean over seeds, when users are drawn with replacement."""
+        shares = metrics.with_sensitivity(statistics.ratio_bootstrap(*self.user_sums, seed=seed)).mean(axis=1)
+        return np.column_stack([shares, *(duels.resampled(seed=seed) for duels in self.duels.values())])
 
     def influences(self, member: NDArray | None = None) -> NDArray:
-        """(N, 6) how much each question moves every metric's mean over seeds (`statistics.influence`).
+        """(N, M) how much each question moves every metric's mean over seeds (`statistics.influence`).
 
         Args:
-            member: (N,) 0/1, the questions that the metrics are computed on; all when absent.
+            member: (N,) 0/1, the questions that the metrics are computed on; all when absent. AUCs are NaN with it.
         """
         chosen = np.ones(len(self.index)) if member is None else member
         weight = chosen[:, None, None]
-        return metrics.with_sensitivity(statistics.influence(self.right * weight, self.counted * weight)).mean(axis=1)
+        shares = metrics.with_sensitivity(statistics.influence(self.right * weight, self.counted * weight))
+        unknown = np.full(len(self.index), np.nan)
+        aucs = (duels.influences() if member is None else unknown for duels in self.duels.values())
+        return np.column_stack([shares.mean(axis=1), *aucs])
 
     def where(self) -> dict:
         """The columns that say whose values a row holds."""
-        return {"method": self.method, "type": self.type, "backbone": self.backbone, "turns": self.turns}
+        where = {"method": self.method, "type": self.type, "backbone": self.backbone, "turns": self.turns}
+        return where | {"information": self.information}
 
 
 def type_of(method: Method) -> str:
@@ -151,7 +172,7 @@ def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answe
         for seed, folder in folders.items():
             try:
                 told = {"edition": edition.name, "backbone": backbone, "method": key, "seed": seed}
-                frame = read_predictions(folder, columns, **told)
+                frame = read_predictions(folder, columns, optional=pairs.TOLD, **told)
             except RunFileError as error:
                 faults.append(str(error))
                 continue
@@ -171,6 +192,7 @@ def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answe
                     )
             if len(copies[0]):
                 where = {"backbone": backbone, "type": type_of(method), "turns": turns, "split": split}
+                where |= {"information": method.information}
                 answers.append(Answers.of(copies, method=method.label, key=key, **where))
     if missing:
         raise TableError(

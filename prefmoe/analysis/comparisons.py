@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from prefmoe import metrics
 from prefmoe.analysis import statistics
-from prefmoe.analysis.answers import Answers, TableError
+from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE, Answers, TableError
 from prefmoe.analysis.groupings import breakdowns
+from prefmoe.analysis.pairs import Duels
 from prefmoe.config import COMPONENTS, Edition, PrefMoEMethod, is_trained
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.metrics import LOWER_IS_BETTER
@@ -43,11 +44,17 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
     exchanges the two methods' results of whole users; it does not. better and worse count the questions
     that favour the first and the second.
 
+    AUCs are over pairs of questions (`pairs.duels`): every user of a pair brings half of it, which is what users
+    exchange, and there is no test that takes questions as independent.
+
     Raises:
-        TableError: if the questions differ.
+        TableError: if the questions differ, or only one of them says what profiles tell.
     """
     if not np.array_equal(first.index, second.index):
         raise TableError(f"{first.method} and {second.method} answered different questions; nothing to pair")
+    if first.metrics != second.metrics:
+        measured = (f"{one.method} has {', '.join(one.metrics)}" for one in (first, second))
+        raise TableError(f"{', and '.join(measured)}; nothing to pair")
     sums = [entry.user_sums for entry in (first, second)]
     values = [entry.seed_values.mean(axis=0) for entry in (first, second)]
     difference = values[0] - values[1]
@@ -64,10 +71,12 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
     permuted = shares(right_a, right_b, counted_a, counted_b) - shares(right_b, right_a, counted_b, counted_a)
     observed = metrics.with_sensitivity(statistics.ratio(right_a.sum(0), counted_a.sum(0)))
     observed = observed - metrics.with_sensitivity(statistics.ratio(right_b.sum(0), counted_b.sum(0)))
-    p_users = statistics.permutation_p(observed, permuted)
+    aucs = [_exchanged(one, second.duels[name], swap) for name, one in first.duels.items()]
+    permuted = np.column_stack([permuted, *(exchanged for _, exchanged in aucs)])
+    p_users = statistics.permutation_p([*observed, *(difference for difference, _ in aucs)], permuted)
     scores = [statistics.ratio(entry.right.sum(1), entry.counted.sum(1)) for entry in (first, second)]
     rows = []
-    for column, metric in enumerate(metrics.METRICS):
+    for column, metric in enumerate(first.metrics):
         row = {
             "method": first.method,
             "baseline": second.method,
@@ -84,10 +93,24 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
             row |= {"n": int(both.sum()), "better": better, "worse": worse}
             row |= {"p_questions": p if both.any() else np.nan}
         else:
-            row |= {"n": sum(r["n"] for r in rows if r["metric"] in ("collapse", "recall"))}
+            shares = [r["n"] for r in rows if r["metric"] in ("collapse", "recall")]  # behind sensitivity
+            row |= {"n": first.duels[metric].n if metric in first.duels else sum(shares)}
             row |= {"better": np.nan, "worse": np.nan, "p_questions": np.nan}
         rows.append(row | {"p_users": p_users[column], "seeds": min(first.seeds, second.seeds)})
     return rows
+
+
+def _exchanged(first: Duels, second: Duels, swap: NDArray) -> tuple[float, NDArray]:
+    """The difference of two methods' AUCs over the same pairs, and what it is when users exchange their halves of them.
+
+    Args:
+        swap: (B, U) 0/1 of `statistics.swap_masks`.
+    """
+    halves = first.by_user[0].mean(axis=-1) - second.by_user[0].mean(axis=-1)  # (U, U) pairs won more often
+    brought = (halves.sum(axis=0) + halves.sum(axis=1)) / 2 / max(1, len(first.won))
+    if not len(first.won):
+        brought = np.full(len(brought), np.nan)
+    return float(brought.sum()), brought.sum() - 2 * swap @ brought
 
 
 def focus_method(edition: Edition) -> str | None:
@@ -100,19 +123,24 @@ def focus_method(edition: Edition) -> str | None:
     return None
 
 
+def compared(edition: Edition, answers: Sequence[Answers]) -> list[tuple[Answers, Answers]]:
+    """PrefMoE beside every other method of the same backbone and turns, and every reference among the answers."""
+    focus = focus_method(edition)
+    return [
+        (first, second)
+        for first in answers
+        if first.key == focus and focus is not None
+        for second in answers
+        if second.key != focus and second.turns == first.turns and second.backbone in (first.backbone, NO_BACKBONE)
+    ]
+
+
 def comparisons_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
-    """PrefMoE against every other method of the same backbone and turns.
+    """PrefMoE against every other method of the same backbone and turns, and the references among the answers.
 
     Holm's correction runs over all comparisons of the same metric in the edition, for each of the two tests.
     """
-    focus = focus_method(edition)
-    rows: list[dict] = []
-    for first in answers:
-        if first.key == focus and focus is not None:
-            for second in answers:
-                same = (second.backbone, second.turns) == (first.backbone, first.turns)
-                if same and second.key != focus:
-                    rows += compare(first, second)
+    rows = [row for first, second in compared(edition, answers) for row in compare(first, second)]
     table = pd.DataFrame(rows, columns=[c for c in COMPARISON_COLUMNS if not c.endswith("_holm")])
     for test in ("p_questions", "p_users"):
         table[f"{test}_holm"] = table.groupby("metric")[test].transform(lambda p: statistics.holm(p.to_numpy()))
@@ -155,6 +183,7 @@ def detectable_table(
     """The smallest true difference that each number of questions would show with probability ``power``, at p < .05.
 
     From linearised standard errors over users (`statistics.standard_error`), medians over the methods of a backbone.
+    References among the answers count as comparisons, and for nothing else.
 
     Returns:
         the columns of `DETECTABLE_COLUMNS`, for all questions and for the groups of `breakdown_table`. n: questions,
@@ -165,9 +194,10 @@ def detectable_table(
     """
     focus = focus_method(edition)
     whole = pd.Series("all", index=list(benchmark.splits[split]))
-    groupings = [("all", whole, ("all",), metrics.METRICS), *breakdowns(benchmark, split)]
-    tested = sum(a.backbone == b.backbone and a.turns == b.turns for a in answers if a.key == focus
-                 for b in answers if b.key != focus)  # fmt: skip
+    tested = len(compared(edition, answers))
+    answers = [entry for entry in answers if entry.type != REFERENCE]
+    every = answers[0].metrics if answers else ()
+    groupings = [("all", whole, ("all",), every), *breakdowns(benchmark, split)]
     rows = []
     for backbone, turns in dict.fromkeys((entry.backbone, entry.turns) for entry in answers):
         entries = [entry for entry in answers if (entry.backbone, entry.turns) == (backbone, turns)]
@@ -175,17 +205,17 @@ def detectable_table(
             label = labels.reindex(entries[0].index).to_numpy(dtype=object)
             for group in groups:
                 member = (label == group).astype(float)
-                single = {entry.key: entry.influences(member) for entry in entries}
+                single = {entry.key: entry.influences(None if grouping == "all" else member) for entry in entries}
                 by_user = {k: statistics.cluster_sums(v, entries[0].users)[1] for k, v in single.items()}
                 errors = np.stack([statistics.standard_error(v) for v in by_user.values()])
                 naive = np.stack([statistics.standard_error(v) for v in single.values()])
                 effect = statistics.ratio(errors**2, naive**2)
                 pairs = [statistics.standard_error(by_user[focus] - v) for k, v in by_user.items()
                          if k != focus] if focus in by_user else []  # fmt: skip
-                paired = _median(np.stack(pairs)) if pairs else np.full(len(metrics.METRICS), np.nan)
+                paired = _median(np.stack(pairs)) if pairs else np.full(len(every), np.nan)
                 unpaired = np.sqrt(2) * _median(errors)
                 for metric in chosen:
-                    column = metrics.METRICS.index(metric)
+                    column = every.index(metric)
                     asked = _asked(entries[0], metric) * member
                     row = {"backbone": backbone, "turns": turns, "metric": metric, "grouping": grouping}
                     row |= {"group": group, "n": round(asked.sum()), "methods": len(entries)}
@@ -204,6 +234,8 @@ def detectable_table(
 
 def _asked(entry: Answers, metric: str) -> NDArray:
     """(N,) in how large a share of the seeds each question counts for a metric."""
+    if metric in entry.duels:
+        return (entry.duels[metric].by_question[1] > 0).mean(axis=1)
     counted = entry.counted.mean(axis=1)
     parts = ("collapse", "recall") if metric == "sensitivity" else (metric,)
     return sum(counted[:, metrics.METRICS.index(part)] for part in parts)

@@ -12,6 +12,9 @@ from prefmoe.data.benchmark import FACETS, Benchmark
 
 POPULARITY_GROUPS = ("rare", "middle", "popular")
 
+TOLD_GROUPS = ("told", "untold, pair seen in training", "untold, pair unseen in training")
+"""Questions about what users hold, by what profiles tell of it (where there is anything that they do not)."""
+
 PAIR_GROUPS = ("pair unseen in training", "pair seen in training")
 
 QUESTION_GROUPS = (
@@ -50,6 +53,18 @@ def question_groups(frame: pd.DataFrame) -> pd.Series:
     return frame["category"] + " " + kind
 
 
+def told_groups(benchmark: Benchmark, split: str) -> pd.Series | None:
+    """Whether a profile tells what a question is about (`TOLD_GROUPS`), by index: of everything that the user likes,
+    and of disliked right options; None where profiles tell everything."""
+    frame = questions(benchmark, split).set_index("index")
+    if "told" not in frame:
+        return None
+    held = frame[(frame["category"] == "preference") & (frame["l2-category"] != "overconcept")]
+    untold = np.where(held["seen_pair"] == 1, TOLD_GROUPS[1], TOLD_GROUPS[2])
+    labels = np.where(held["told"] == "untold", untold, np.where(held["told"] == "told", TOLD_GROUPS[0], ""))
+    return pd.Series(labels, index=held.index, dtype=object)
+
+
 def breakdowns(benchmark: Benchmark, split: str) -> list[tuple[str, pd.Series, tuple[str, ...], tuple[str, ...]]]:
     """Name, label of each question (by index), labels in their order, and the metrics that are broken down by it."""
     frame = questions(benchmark, split).set_index("index")
@@ -70,6 +85,8 @@ def breakdowns(benchmark: Benchmark, split: str) -> list[tuple[str, pd.Series, t
             ),
             ("pair", pairs, PAIR_GROUPS, ("preference", "collapse")),
         ]
+    if (told := told_groups(benchmark, split)) is not None:
+        groupings.append(("told", told, TOLD_GROUPS, ("preference", "recall")))
     return groupings
 
 
@@ -84,6 +101,30 @@ def dataset_statistics(benchmark: Benchmark) -> pd.DataFrame:
         if indices
     ]
     return pd.DataFrame(rows, columns=["question_type", "split", "count"])
+
+
+def told_statistics(benchmark: Benchmark) -> pd.DataFrame:
+    """Preference questions by split and kind, by whether the user likes the item, whether the user's profile tells
+    anything of it, and whether training asked the user about it.
+
+    Returns:
+        columns question_type, split, liked (yes or no; of multiple choice: what is asked for), told (`Benchmark.told`),
+        fresh (1: the pair is unseen in training), count; no rows where profiles tell everything.
+    """
+    columns = ["question_type", "split", "liked", "told", "fresh"]
+    parts = []
+    for split in benchmark.splits:
+        frame = questions(benchmark, split)
+        if "told" in frame and len(frame):
+            asked = frame[frame["category"] == "preference"]
+            choice = asked["l2-category"] == "inconsistency"
+            liked = np.where(choice, asked["target"] == "like", asked["l2-category"] == "awareness")
+            kind = np.where(choice, "preference_mcq", "preference_yesno")
+            words = {"question_type": kind, "split": split, "liked": np.where(liked, "yes", "no")}
+            parts.append(asked.assign(**words, fresh=1 - asked["seen_pair"])[columns])
+    if not parts:
+        return pd.DataFrame(columns=[*columns, "count"])
+    return pd.concat(parts).value_counts(sort=False).rename("count").reset_index()
 
 
 def item_popularity(benchmark: Benchmark) -> pd.DataFrame:

@@ -6,13 +6,14 @@ Works on scored per-question frames alone (`metrics.score` of predictions.parque
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe import metrics
-from prefmoe.analysis import statistics
+from prefmoe.analysis import pairs, statistics
 
 ANSWERS = ("yes", "no", "a", "b", "c", "d")
 """Column p_<answer> holds the probability of an answer among those the question allows, NaN for the others."""
@@ -23,7 +24,7 @@ Answered = Sequence[tuple[NDArray, NDArray]]
 BINS = 10
 """Bins of confidence, of equal width."""
 
-MEASURES = ("distance", "alignment", "auc", "auc_same")
+MEASURES = ("distance", "alignment", "auc", pairs.AUC_SAME)
 """Measures of `separation`, in the order of the table."""
 
 
@@ -136,7 +137,7 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
         truth, 0 for the population's answer and for noise alike.
     auc: probability that a question from inside the group scores higher than one from outside it (ties count half).
         A population's guess may be above or below .5, as the questions' popularity has it.
-    auc_same: the same among questions about one and the same preference: .5 for any population's guess.
+    auc_same: the same among questions about one and the same item (`pairs.duels`): .5 for any population's guess.
 
     Intervals resample users; for distance and alignment the population's means are held fixed.
 
@@ -154,13 +155,15 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
     keys = {}
     facets = frame["concept"].tolist()
     preference = np.array([keys.setdefault((facets[i], members[i]), len(keys)) for i in kept], dtype=int)
-    users, user = np.unique(frame["name"].to_numpy(dtype=object).astype(str)[kept], return_inverse=True)
+    names = frame["name"].to_numpy(dtype=object).astype(str)
+    users = np.unique(names[kept])
+    user = np.searchsorted(users, names)
     truth = inside[kept].astype(float)
-    scores = np.stack([_held_probability(copy)[kept] for copy in copies], axis=-1)  # (M, S)
-    deviations = [_deviations(values, user, preference, len(users), len(keys)) for values in (scores, truth[:, None])]
-    wins, pairs, taking_part = _win_counts(scores, truth, user, preference, len(users))
+    scores = np.stack([pairs.held_probability(copy) for copy in copies], axis=-1)  # (N, S)
+    deviations = [
+        _deviations(values, user[kept], preference, len(users), len(keys)) for values in (scores[kept], truth[:, None])
+    ]
     counts = statistics.resample_counts(len(users), resamples=resamples)
-
     (model, compared), (true, _) = deviations
     sums = {
         "distance": (np.abs(model).sum(axis=1), np.abs(true).sum(axis=1)),
@@ -171,11 +174,10 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
         value = statistics.ratio(numerator.sum(axis=0), denominator.sum(axis=0))
         samples = statistics.ratio(counts @ numerator, counts @ denominator)
         result[measure] = _estimate(value, samples, int(compared.sum()), len(users))
-    for k, measure in enumerate(("auc", "auc_same")):
-        value = statistics.ratio(wins[k].sum(axis=(0, 1)), pairs[k].sum())
-        drawn = np.einsum("bu,uvs,bv->bs", counts, wins[k], counts, optimize=True)
-        samples = statistics.ratio(drawn, ((counts @ pairs[k]) * counts).sum(axis=1)[:, None])
-        result[measure] = _estimate(value, samples, taking_part[k], len(users))
+    every = np.array(np.meshgrid(kept[truth == 1], kept[truth == 0], indexing="ij"), dtype=int).reshape(2, -1)
+    same = replace(pairs.duels(copies)[pairs.AUC_SAME], user=user, users=len(users))
+    for measure, duels in (("auc", pairs.fight(scores, *every, user, len(users))), (pairs.AUC_SAME, same)):
+        result[measure] = duels.estimate(duels.resampled(resamples=resamples))
     return result
 
 
@@ -183,14 +185,6 @@ def _estimate(value: NDArray, samples: NDArray, n: int, users: int) -> dict[str,
     """Means over seeds; value (S,), samples (B, S)."""
     low, high = statistics.percentile_interval(samples.mean(axis=1)) if users > 1 else (np.nan, np.nan)
     return {"value": float(value.mean()), "low": float(low), "high": float(high), "n": n}
-
-
-def _held_probability(scored: pd.DataFrame) -> NDArray:
-    """(N,) probability of answering as if the user held the preference; 0 or 1 (unreadable: 0) without p_yes."""
-    if "p_yes" not in scored:
-        return metrics.boundary(scored)[2].astype(float)
-    inverted = metrics.inverted(scored)
-    return np.where(inverted, scored["p_no"].to_numpy(dtype=float), scored["p_yes"].to_numpy(dtype=float))
 
 
 def _deviations(
@@ -214,30 +208,3 @@ def _deviations(
     compared = present & (others > 0)
     rest = (means.sum(axis=0) - means) / np.maximum(others, 1)[..., None]
     return np.where(compared[..., None], means - rest, 0.0), compared
-
-
-def _win_counts(
-    scores: NDArray, truth: NDArray, user: NDArray, preference: NDArray, users: int
-) -> tuple[list[NDArray], list[NDArray], list[int]]:
-    """Pairs of a question from inside and one from outside, summed by their users: all, and of the same preference.
-
-    Returns:
-        for both: (U, U, S) pairs that the inside question wins (ties half), (U, U) pairs, and how many questions
-        are in any pair.
-    """
-    inside, outside = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
-    difference = scores[inside][:, None] - scores[outside][None]  # (I, O, S)
-    won = (difference > 0) + 0.5 * (difference == 0)
-    rows, columns = np.broadcast_arrays(user[inside][:, None], user[outside][None])
-    wins, pairs, taking_part = [], [], []
-    for counted in (
-        np.ones(rows.shape, dtype=bool),
-        preference[inside][:, None] == preference[outside][None],
-    ):
-        win, pair = np.zeros((users, users, scores.shape[1])), np.zeros((users, users))
-        np.add.at(win, (rows[counted], columns[counted]), won[counted])
-        np.add.at(pair, (rows[counted], columns[counted]), 1)
-        wins.append(win)
-        pairs.append(pair)
-        taking_part.append(int(counted.any(axis=1).sum() + counted.any(axis=0).sum()))
-    return wins, pairs, taking_part

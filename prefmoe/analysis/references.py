@@ -1,10 +1,11 @@
-"""Floors and ceilings that need no model: chance, the popular choice, and a reader of profiles."""
+"""Floors and ceilings that need no model: chance, the popular choice, a reader of profiles, and who knows groups."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -12,9 +13,17 @@ from prefmoe import metrics
 from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE, Answers
 from prefmoe.analysis.groupings import depicted_items, questions
 from prefmoe.config import Edition
-from prefmoe.data.benchmark import Benchmark, User
+from prefmoe.data.benchmark import Benchmark, Preference, User
 
-CHANCE, POPULAR, READER = "Chance", "Popular choice", "Profile reader"
+CHANCE, POPULAR, READER, GROUP = "Chance", "Popular choice", "Profile reader", "Group's likes"
+
+KNOWN = {
+    CHANCE: "nobody",
+    POPULAR: "population's answers",
+    READER: "profile text, read perfectly",
+    GROUP: "everything that the user's groups like",
+}
+"""What each reference is shown of a user."""
 
 
 def chance(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -79,7 +88,12 @@ def popular_choice(train: pd.DataFrame, frame: pd.DataFrame, items: pd.Series) -
     return frame.assign(prediction=[answer(row) for row in frame.to_dict("records")])
 
 
-def profile_reader(popular: pd.DataFrame, items: pd.Series, users: Mapping[str, User]) -> pd.DataFrame:
+def profile_reader(
+    popular: pd.DataFrame,
+    items: pd.Series,
+    users: Mapping[str, User],
+    untold: Mapping[tuple[str, Preference], set[str]] = MappingProxyType({}),
+) -> pd.DataFrame:
     """The answer of somebody who reads the user's profile text and is told the item in the picture.
 
     Preference yes/no: yes if the item is among the user's likes. Multiple choice: the first option that
@@ -90,6 +104,7 @@ def profile_reader(popular: pd.DataFrame, items: pd.Series, users: Mapping[str, 
     Args:
         popular: the questions, with the `popular_choice` in the column prediction.
         users: name -> User.
+        untold: what else is liked by everybody who has a preference in a facet (`untold_likes`).
 
     Returns:
         the questions with a column prediction.
@@ -98,8 +113,10 @@ def profile_reader(popular: pd.DataFrame, items: pd.Series, users: Mapping[str, 
     def answer(row: dict, guess: str) -> str:
         if row["category"] != "preference":
             return guess
-        preferences = users[row["name"]].preferences.values()
+        told = users[row["name"]].preferences
+        preferences = told.values()
         likes = {item for preference in preferences for item in preference.likes}
+        likes.update(item for group in told.items() for item in untold.get(group, ()))
         if row["l2-category"] == "inconsistency":
             dislikes = {item for preference in preferences for item in preference.dislikes}
             wanted = dislikes if row.get("target") == "dislike" else likes
@@ -110,16 +127,31 @@ def profile_reader(popular: pd.DataFrame, items: pd.Series, users: Mapping[str, 
     return popular.assign(prediction=[answer(row, row["prediction"]) for row in popular.to_dict("records")])
 
 
+def untold_likes(benchmark: Benchmark) -> dict[tuple[str, Preference], set[str]]:
+    """What no profile tells of the groups: (facet, preference) -> items that anybody of the group is asked about as
+    something that they like; empty where profiles tell everything."""
+    found: dict[tuple[str, Preference], set[str]] = {}
+    annotated = benchmark.told(list(benchmark.frame.index))
+    if "told" in annotated:
+        for index, item in annotated.loc[annotated["told"] == "untold", "item"].items():
+            name, facet = benchmark.frame.loc[index, ["name", "concept"]]
+            found.setdefault((facet, benchmark.users[name].preferences[facet]), set()).add(item)
+    return found
+
+
 def references(benchmark: Benchmark, split: str) -> dict[str, list[pd.DataFrame]]:
     """Scored floors and ceilings of a split: method -> copies, like the seeds of a run.
 
-    The profile reader needs the depicted items of ``annotations.csv`` and is left out without them.
+    The profile reader needs the depicted items of ``annotations.csv`` and is left out without them; the group's likes
+    are a ceiling of their own only where profiles do not tell everything.
     """
     frame, items = questions(benchmark, split), depicted_items(benchmark)
     popular = popular_choice(questions(benchmark, "train"), frame, items)
     answers = {CHANCE: chance(frame), POPULAR: [popular]}
     if benchmark.annotations is not None:
         answers[READER] = [profile_reader(popular, items, benchmark.users)]
+        if untold := untold_likes(benchmark):
+            answers[GROUP] = [profile_reader(popular, items, benchmark.users, untold)]
     return {method: [metrics.score(copy) for copy in copies] for method, copies in answers.items()}
 
 
@@ -128,7 +160,10 @@ def read_references(edition: Edition, benchmark: Benchmark, split: str) -> list[
     if not benchmark.splits.get(split):
         return []
     where = {"key": "", "type": REFERENCE, "backbone": NO_BACKBONE, "split": split, "turns": 0}
-    answers = (Answers.of(copies, method=method, **where) for method, copies in references(benchmark, split).items())
+    answers = (
+        Answers.of(copies, method=method, information=KNOWN[method], **where)
+        for method, copies in references(benchmark, split).items()
+    )
     return [replace(one, turns=turns) for one in answers for turns in edition.evaluation.asked.get(split, ())]
 
 

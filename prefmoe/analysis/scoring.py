@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from prefmoe import metrics
-from prefmoe.analysis import statistics
+from prefmoe.analysis import pairs, statistics
 from prefmoe.analysis.groupings import QUESTION_GROUPS, question_groups
 from prefmoe.metrics import ScoringError
 from prefmoe.system.files import whole_file
@@ -54,7 +54,7 @@ class Report:
         unread = sum(self.unread.values())
         lines = [f"{self.questions} answers about {self.users} users.", "", self.table.to_string(index=False), ""]
         lines += [f"Unread answers: {unread} of {self.questions} ({unread / self.questions:.1%}); they count as wrong,"
-                  " and collapse leaves them out (docs/scoring.md)."]  # fmt: skip
+                  " but for collapse and recall, which leave them out (docs/scoring.md)."]  # fmt: skip
         commonest = list(self.unread.items())[:SHOWN_UNREAD]
         lines += [f"  {count:>6} x {_short(answer)}" for answer, count in commonest]
         if rest := len(self.unread) - len(commonest):
@@ -121,9 +121,27 @@ def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return frame.assign(**dict.fromkeys(added)), notes
 
 
+def _with_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with numbers for the AUCs, which text files have as text.
+
+    Raises:
+        ScoringError: naming the first row whose probability is none.
+    """
+    columns = {}
+    for column in (*pairs.PROBABILITIES, "seen_pair"):
+        if column in frame:
+            columns[column] = pd.to_numeric(frame[column], errors="coerce")
+            wrong = (columns[column].isna() & frame[column].notna()) | ~columns[column].fillna(0).between(0, 1)
+            if wrong.any():
+                found = frame.loc[wrong.idxmax(), column]
+                raise ScoringError(f"row {wrong.idxmax()}: {column} is {found!r}, expected a number from 0 to 1")
+    return frame.assign(**columns, **{column: frame[column].fillna("") for column in ("item",) if column in frame})
+
+
 def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int = statistics.RESAMPLES) -> pd.DataFrame:
-    """Every measure of scored predictions, with intervals: the six of the tables, collapse by size of the group that
-    shares the preference, and accuracy by kind of question. A share of one user's questions has no interval.
+    """Every measure of scored predictions, with intervals: the six of the tables, the AUCs (`pairs.duels`) where there
+    are probabilities, collapse by size of the group that shares the preference, and accuracy by kind of question. A
+    share of one user's questions has no interval.
 
     Args:
         holders: whether it is known who holds the preferences asked about.
@@ -141,6 +159,10 @@ def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int = sta
     users["sensitivity"] = min(users["recall"], users["collapse"])
     rows = [row if users[row["measure"]] > 1 else row | {"low": np.nan, "high": np.nan} for row in rows]
     unread = metrics.unreadable(scored)
+    if holders and set(pairs.PROBABILITIES) <= set(scored):
+        for measure, duels in pairs.duels([scored]).items():
+            row = duels.estimate(duels.resampled(resamples=resamples))
+            rows.append({"measure": measure, "group": "all", **row, "unread": int(unread[duels.questions].sum())})
     if holders:
         buckets = metrics.group_bucket(scored)
         for row in metrics.collapse_by(scored, buckets, metrics.BUCKETS, resamples=resamples).to_dict("records"):
@@ -155,11 +177,14 @@ def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int = sta
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
 
 
-def report(path: str | Path, *, by: Sequence[str] | None = None, resamples: int = statistics.RESAMPLES) -> Report:
+def report(
+    path: str | Path, *, by: Sequence[str] | None = None, auc: bool = False, resamples: int = statistics.RESAMPLES
+) -> Report:
     """Scores a file of predictions (`read_predictions`).
 
     Args:
         by: columns whose values are scored apart; None for those of `SEPARATE` that the file has.
+        auc: refuse a file from which the AUCs cannot be computed, rather than leave them out.
 
     Raises:
         ScoringError: naming the file, and the missing columns or the row, the field and what was expected.
@@ -170,7 +195,18 @@ def report(path: str | Path, *, by: Sequence[str] | None = None, resamples: int 
         apart = [column for column in SEPARATE if column in read] if by is None else list(by)
         if unknown := [column for column in apart if column not in read]:
             raise ScoringError(f"no column {', '.join(unknown)}; there are {', '.join(map(str, read))}")
-        scored = metrics.score(frame)
+        if auc and HOLDERS not in read:
+            raise ScoringError(f"no column {HOLDERS}: {pairs.AUC_SAME} tells who holds a preference from who does not")
+        if auc:
+            pairs.require_probabilities(read)
+        scored = metrics.score(_with_numbers(frame))
+        try:
+            pairs.held_probability(scored)
+        except ScoringError as error:
+            if auc:
+                raise
+            scored = scored.drop(columns=list(pairs.PROBABILITIES))
+            notes.append(f"{pairs.AUC_SAME} is not computed: {error}")
     except ScoringError as error:
         place = "" if str(error).startswith(str(path)) else f"{path}: "
         raise ScoringError(f"{place}{error}") from error

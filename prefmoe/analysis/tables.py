@@ -17,15 +17,15 @@ from prefmoe import metrics
 from prefmoe.analysis import probabilities, statistics
 from prefmoe.analysis.answers import REFERENCE, Answers, TableError, read_runs
 from prefmoe.analysis.comparisons import comparisons_table, detectable_table, forest_table
-from prefmoe.analysis.groupings import QUESTION_GROUPS, breakdowns, dataset_statistics, question_groups
-from prefmoe.analysis.references import read_references
+from prefmoe.analysis.groupings import QUESTION_GROUPS, breakdowns, dataset_statistics, question_groups, told_statistics
+from prefmoe.analysis.references import POPULAR, read_references
 from prefmoe.analysis.shortened import shortened_table
 from prefmoe.config import RESULTS, Edition
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
 from prefmoe.system.files import whole_file
 
-TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds")
+TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds", "information")
 
 TABLE2_COLUMNS = ("components", "turns", "metric", "value", "low", "high", "n", "seeds")
 
@@ -96,7 +96,7 @@ def seeds_table(answers: Iterable[Answers]) -> pd.DataFrame:
     for entry in answers:
         if entry.type == REFERENCE:
             continue
-        for metric, values in zip(metrics.METRICS, entry.seed_values.T, strict=True):
+        for metric, values in zip(entry.metrics, entry.seed_values.T, strict=True):
             spread = {"sd": statistics.seed_spread(values), "minimum": values.min(), "maximum": values.max()}
             row = {**entry.where(), "metric": metric, "value": values.mean(), **spread}
             rows.append({**row, "seeds": entry.seeds, "unparsed": entry.unread.sum(axis=0).mean()})
@@ -108,7 +108,8 @@ def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str
 
     Groupings: bucket (size of the sharing group; collapse, recall), popularity (of the item; collapse, recall,
     preference), pair (whether this user was asked about this item in training; preference, collapse),
-    facet (preference), question (kind of question; overall). popularity and pair need annotations.
+    facet (preference), question (kind of question; overall), told (whether a profile tells what is asked about;
+    preference, recall). popularity, pair and told need annotations.
     """
     groupings = breakdowns(benchmark, split)
     rows = []
@@ -198,7 +199,8 @@ def _with_probabilities(answers: Sequence[Answers]) -> Iterable[tuple[Answers, s
 
 
 def unparsed_table(answers: Sequence[Answers]) -> pd.DataFrame:
-    """Share of answers that could not be read, by kind of question; they count as wrong everywhere else.
+    """Share of answers that could not be read, by kind of question; they count as wrong in accuracies, and
+    are left out of collapse and recall.
 
     Returns:
         the columns of `UNPARSED_COLUMNS`. Intervals are cluster bootstraps over users, except Wilson's over questions
@@ -295,22 +297,25 @@ def build(
     tested = [entry for entry in everything if entry.split == "test"]
     reported = [entry for entry in tested if entry.turns in REPORTED_TURNS]
     runs = [entry for entry in reported if entry.type != REFERENCE]
+    tested_against = [*runs, *(entry for entry in reported if entry.method == POPULAR)]
     table = estimates_table(reported)
     tables = {
         "table1": main_table(edition, table),
         "table2": ablation_table(edition, table),
         "table1_seeds": seeds_table(runs),
-        "comparisons": comparisons_table(edition, runs),
+        "comparisons": comparisons_table(edition, tested_against),
         "breakdown": breakdown_table(benchmark, reported, "test"),
         "turns": turns_table(tested),
         "forest": forest_table(edition, runs),
-        "detectable": detectable_table(edition, benchmark, runs, "test"),
+        "detectable": detectable_table(edition, benchmark, tested_against, "test"),
         "calibration": calibration_table(runs),
         "reliability": reliability_table(runs),
         "unparsed": unparsed_table(runs),
         "separation": separation_table(reported),
         "dataset_statistics": dataset_statistics(benchmark),
     }
+    if len(told := told_statistics(benchmark)):
+        tables["told_statistics"] = told
     if edition.evaluation.too_long != "refuse":
         tables["shortened"] = shortened_table(runs)
     if "unseen" in splits:
@@ -329,5 +334,16 @@ def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Reads a table written by `build`; names like "none" stay text."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    """Reads a table written by `build`; names like "none" stay text.
+
+    Raises:
+        TableError: if it is a main table that does not say what its rows are shown of users: of two rows with unlike
+            information neither can be called better without it.
+    """
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    if Path(path).name == "table1.csv" and "information" not in table:
+        raise TableError(
+            f"{path}: no column information, which says what each row is shown of the user; expected "
+            f"{', '.join(TABLE1_COLUMNS)}: make the table again with `prefmoe tables`"
+        )
+    return table

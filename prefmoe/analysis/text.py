@@ -26,14 +26,18 @@ def readable(table: pd.DataFrame, *, rows: str | Sequence[str] = "method", colum
     """A table to read: cells are "value [low, high]", rows and columns in the order of the table.
 
     Args:
-        table: rows of a CSV file of `build` (or any with a column value; low and high are optional).
+        table: rows of a CSV file of `build` (or any with a column value; low and high are optional). What each row is
+            shown of the user, where the table says so, comes first.
     """
     keys = [rows] if isinstance(rows, str) else list(rows)
     value = "value" if "value" in table else "difference"
     cells = table[[*keys, columns]].assign(cell=[_interval(row, value) for row in table.to_dict("records")])
     grid = cells.pivot(index=keys, columns=columns, values="cell").fillna("–")
     order = pd.MultiIndex.from_frame(cells[keys].drop_duplicates()) if len(keys) > 1 else cells[keys[0]].unique()
-    return grid.loc[order, cells[columns].unique()].rename_axis(columns=None)
+    grid = grid.loc[order, cells[columns].unique()].rename_axis(columns=None)
+    if "information" in table and "information" not in keys:
+        grid.insert(0, "information", table.groupby(keys)["information"].first())
+    return grid
 
 
 def _interval(row: Mapping, value: str) -> str:
@@ -113,7 +117,7 @@ def markdown(edition: str, *, figures: str | Path = FIGURES, turns: int = 0) -> 
     for backbone in main.loc[main["type"] != REFERENCE, "backbone"].unique():
         rows = pd.concat([main[main["backbone"] == backbone], reference])
         title = f"**{backbone}, {turns} turns of small talk.** {_sizes(rows)}"
-        parts.append(title + "\n\n" + _grid(rows, ["method", "type"]))
+        parts.append(title + "\n\n" + _grid(rows, ["method", "type", "information"]))
     path = folder / "table2.csv"
     ablation = read_table(path) if path.is_file() else pd.DataFrame(columns=list(TABLE2_COLUMNS))
     ablation = ablation[ablation["turns"] == turns]
@@ -142,18 +146,20 @@ def with_tables(readme: str, edition: str, *, figures: str | Path = FIGURES) -> 
 
 def _sizes(rows: pd.DataFrame) -> str:
     counts = rows.groupby("metric")["n"].max()
-    sizes = ", ".join(f"{metric} {counts[metric]}" for metric in metrics.METRICS[:-1] if metric in counts)
+    shown = (metric for metric in rows["metric"].unique() if metric != "sensitivity")
+    sizes = ", ".join(f"{metric} {counts[metric]}" for metric in shown)
     trained = rows if "type" not in rows else rows[~rows["type"].isin((REFERENCE, "NT"))]
     seeds = sorted(trained["seeds"].unique())
     return f"Questions: {sizes}. Trained methods: mean of {'/'.join(map(str, seeds)) or 1} seeds."
 
 
 def _grid(rows: pd.DataFrame, keys: list[str]) -> str:
-    heads = [*keys, *(f"{m} ↓" if m in LOWER_IS_BETTER else m for m in metrics.METRICS)]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(keys) + "--:|" * len(metrics.METRICS)]
+    names = list(rows["metric"].unique())
+    heads = [*keys, *(f"{m} ↓" if m in LOWER_IS_BETTER else m for m in names)]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(keys) + "--:|" * len(names)]
     for key, group in rows.groupby(keys, sort=False):
         cells = group.set_index("metric")
-        values = [_cell(cells.loc[metric]) if metric in cells.index else "" for metric in metrics.METRICS]
+        values = [_cell(cells.loc[metric]) if metric in cells.index else "" for metric in names]
         lines.append("| " + " | ".join([*map(str, key), *values]) + " |")
     return "\n".join(lines)
 

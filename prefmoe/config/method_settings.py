@@ -19,6 +19,12 @@ KINDS: dict[str, type[MethodSettings]] = {}
 OWN_FILES: dict[str, Source] = {}
 """The files outside the package that editions named (`own_methods`), by the module that each became."""
 
+INFORMATION = {
+    "none": "name", "text": "profile text", "statement": "retrieved statement", "image": "profile picture",
+    "both": "profile text and picture",
+}  # fmt: skip
+"""What each setting `profile` shows of a user, in the words of the tables."""
+
 Label = Annotated[str, Field(min_length=1, description="a method's name in tables and figures")]
 
 
@@ -37,6 +43,17 @@ class MethodSettings(Strict):
 
     kind: str
     label: Label
+
+    @property
+    def information(self) -> str:
+        """What a question's prompt, or the method itself, shows of the user asked about; in every table."""
+        profile = getattr(self, "profile", "none")
+        return INFORMATION.get(profile, f"profile {profile}")
+
+    @property
+    def information_in_training(self) -> str:
+        """What training shows of users; "nothing" where there is none."""
+        return f"{self.information} and answers" if is_trained(self) else "nothing"
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from prefmoe.config.method_settings import MethodSettings
+from prefmoe.config.method_settings import MethodSettings, is_trained
 from prefmoe.config.strict import Strict
 
 COMPONENTS = "EPICDM"
@@ -78,6 +78,15 @@ class SoftPromptMethod(MethodSettings):
     tokens: int = Field(16, ge=1, description="soft tokens per user")
     profile: Profile = Field("none", description="in training and in test")
 
+    @property
+    def information(self) -> str:
+        learned = "tokens learned from answers"
+        return learned if getattr(self, "profile", "none") == "none" else f"{super().information} and {learned}"
+
+    @property
+    def information_in_training(self) -> str:
+        return "answers" if getattr(self, "profile", "none") == "none" else f"{super().information} and answers"
+
 
 class YoLLaVAMethod(MethodSettings):
     """Defaults: the published tokens (16); the share of recognition examples is ours."""
@@ -89,6 +98,14 @@ class YoLLaVAMethod(MethodSettings):
     tokens: int = Field(16, ge=1, description="latent tokens per user, beside the name <sks>")
     recognition: float = Field(0.25, ge=0, le=1, description="recognition examples added, per question")
     hard_negatives: int = Field(4, ge=1, description="most similar users, whose pictures show somebody else")
+
+    @property
+    def information(self) -> str:
+        return "tokens learned from answers and profile pictures"
+
+    @property
+    def information_in_training(self) -> str:
+        return "profile pictures and answers"
 
 
 class LOVA3Method(LoRAMethod):
@@ -143,6 +160,15 @@ class PrefMoEMethod(MethodSettings):
     )
     counterfactual_users: int = Field(20, ge=0)
     losses: Losses = Losses()
+
+    @property
+    def information(self) -> str:
+        free = self.components == COMPONENTS[0]  # no anchors yet: users are vectors that start at random
+        return "tokens learned from answers" if free else "anchors of profile text and picture"
+
+    @property
+    def information_in_training(self) -> str:
+        return "answers" if self.components == COMPONENTS[0] and is_trained(self) else super().information_in_training
 
     @field_validator("components")
     @classmethod

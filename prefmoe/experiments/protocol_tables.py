@@ -244,7 +244,7 @@ def _unpaired(first: Answers, second: Answers) -> Iterator[dict[str, Any]]:
     samples = independent_samples([first, second])
     low, high = statistics.percentile_interval(samples[0] - samples[1])
     sizes = [answers.estimates for answers in (first, second)]
-    for column, metric in enumerate(metrics.METRICS):
+    for column, metric in enumerate(first.metrics):
         n = min(size[metric]["n"] for size in sizes)
         if not np.isnan(value[column]):
             bounds = {"difference": value[column], "low": low[column], "high": high[column]}
@@ -252,9 +252,8 @@ def _unpaired(first: Answers, second: Answers) -> Iterator[dict[str, Any]]:
 
 
 def independent_samples(answers: Sequence[Answers]) -> NDArray:
-    """(A, resamples, 6) every metric, mean over seeds, when each one's users are drawn with replacement."""
-    draws = [statistics.ratio_bootstrap(*one.user_sums, seed=seed) for seed, one in enumerate(answers)]
-    return np.stack([metrics.with_sensitivity(draw).mean(axis=1) for draw in draws])
+    """(A, resamples, M) every metric, mean over seeds, when each one's users are drawn with replacement."""
+    return np.stack([one.resample(seed) for seed, one in enumerate(answers)])
 
 
 def corrected(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -284,7 +283,7 @@ def trend_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[dict[s
             slope = weights @ np.stack([part.seed_values.mean(axis=0) for part in parts])
             samples = np.tensordot(weights, independent_samples(parts), axes=1)
             low, high = statistics.percentile_interval(samples)
-            for column, metric in enumerate(metrics.METRICS):
+            for column, metric in enumerate(parts[0].metrics):
                 if not np.isnan(slope[column]):
                     found = {"slope": slope[column], "low": low[column], "high": high[column]}
                     size = {"variants": len(parts), "seeds": parts[0].seeds}

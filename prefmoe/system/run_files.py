@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet
 
 from prefmoe.system import provenance
 from prefmoe.system.files import FileError, read_json, sha256, write_json
@@ -111,20 +112,29 @@ def is_complete(folder: Path, inputs_digest: str | None = None) -> bool:
     return True
 
 
-def read_predictions(folder: Path, columns: Sequence[str] | None = None, **told: Any) -> pd.DataFrame:
+def read_predictions(
+    folder: Path, columns: Sequence[str] | None = None, *, optional: Sequence[str] = (), **told: Any
+) -> pd.DataFrame:
     """A finished run's answers, a row per question, as the run wrote them.
 
     Args:
+        columns: all when absent. optional: further ones, read where they are there.
         told: what run.json has to say (edition, backbone, method, seed): a folder may have been put in another's place.
 
     Raises:
-        RunFileError: if the run is not finished or another one, or its answers are missing or changed.
+        RunFileError: if the run is not finished or another one, or its answers are missing, changed or lack columns.
     """
     story = verify(folder, [PREDICTIONS_FILE])
     for name, value in told.items():
         if story.get(name) != value:
             raise RunFileError(f"{folder / RUN_FILE}, {name}: expected {value!r}, found {story.get(name)!r}")
-    return pd.read_parquet(folder / PREDICTIONS_FILE, columns=columns)
+    path = folder / PREDICTIONS_FILE
+    if columns is None:
+        return pd.read_parquet(path)
+    there = set(pyarrow.parquet.read_schema(path).names)
+    if missing := [column for column in columns if column not in there]:
+        raise RunFileError(f"{path}: no column {', '.join(missing)}")
+    return pd.read_parquet(path, columns=[*columns, *(column for column in optional if column in there)])
 
 
 def read_losses(folder: Path) -> pd.DataFrame:

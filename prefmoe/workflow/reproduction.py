@@ -31,7 +31,7 @@ TOLERANCE = 1.5e-6
 KEYS = (
     "method", "type", "baseline", "components", "backbone", "turns", "metric", "measure", "grouping", "group", "split",
     "stage", "tokens", "colour", "neighbours", "router", "expert", "question_type", "bin_low", "bin_high", "index",
-    "user", "question", "origin", "layer", "token",
+    "user", "question", "origin", "layer", "token", "liked", "told", "fresh",
 )  # fmt: skip
 """Columns that say what a row is about; rows are matched by those that a table has, never by position."""
 
@@ -44,7 +44,7 @@ SPREAD, MAP = "table1_seeds", "user_space"
 JUDGED = ("table1", "table2", "comparisons")
 """Tables whose cells have a known spread over seeds. The rest repeats the same answers in finer parts, and is shown."""
 
-EXACT = ("dataset_statistics", "published_intervals")
+EXACT = ("dataset_statistics", "told_statistics", "published_intervals")
 """Judged too, and without any allowance: nothing in them was trained."""
 
 ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened")
