@@ -20,7 +20,7 @@ CHANCE, POPULAR, READER, GROUP = "Chance", "Popular choice", "Profile reader", "
 KNOWN = {
     CHANCE: "nobody",
     POPULAR: "population's answers",
-    READER: "profile text, read perfectly",
+    READER: "profile text read perfectly",
     GROUP: "everything that the user's groups like",
 }
 """What each reference is shown of a user."""
