@@ -15,7 +15,7 @@ from small_world import lay_out, small_edition
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import ConfigError, run_folder
-from prefmoe.running import runs
+from prefmoe.running import answers, runs
 from prefmoe.running.checkpoints import TrainingError
 from prefmoe.running.runs import RunError, Workbench, is_complete, run_all_seeds, run_method, seeds_of
 from prefmoe.running.shortening import TooLongError
@@ -70,6 +70,7 @@ def test_a_run_holds_predictions_losses_the_method_and_its_story(method):
     assert story["inputs"]["data"] == workbench.benchmark.digest
     assert story["inputs"]["weights"] == load_backbone("tiny-llava").digest
     assert story["steps"] == (4 if trained else 0)
+    assert story["context_tokens"] == 13 if method == "PrefMoE" else (story["context_tokens"] > 20) == (method == "NT")
     assert story["seconds"]["evaluate"].keys() == {"0", "1"}
     assert story["peak_memory_bytes"] > 1e7 and story["versions"]["torch"] == torch.__version__
     assert story["parameters"]["trainable_total"] == 0 or trained
@@ -93,8 +94,9 @@ class Interruption(Exception):
 
 
 def interrupt_at(monkeypatch, name: str, count: int):
-    """Makes the count-th call of a function of prefmoe.running.runs fail; returns the calls that were made."""
-    original, calls = getattr(runs, name), []
+    """Makes the count-th call of a function of runs, or of its answers, fail; returns the calls that were made."""
+    module = runs if hasattr(runs, name) else answers
+    original, calls = getattr(module, name), []
 
     def limited(*arguments, **options):
         calls.append(options)
@@ -102,7 +104,7 @@ def interrupt_at(monkeypatch, name: str, count: int):
             raise Interruption
         return original(*arguments, **options)
 
-    monkeypatch.setattr(runs, name, limited)
+    monkeypatch.setattr(module, name, limited)
     return calls
 
 

@@ -17,6 +17,7 @@ from prefmoe import metrics
 from prefmoe.analysis import probabilities, statistics
 from prefmoe.analysis.answers import REFERENCE, Answers, TableError, read_runs
 from prefmoe.analysis.comparisons import comparisons_table, detectable_table, forest_table
+from prefmoe.analysis.controls import controls_table
 from prefmoe.analysis.groupings import QUESTION_GROUPS, breakdowns, dataset_statistics, question_groups, told_statistics
 from prefmoe.analysis.references import POPULAR, read_references
 from prefmoe.analysis.shortened import shortened_table
@@ -316,6 +317,8 @@ def build(
     }
     if len(told := told_statistics(benchmark)):
         tables["told_statistics"] = told
+    if edition.evaluation.controls:
+        tables["controls"] = controls_table(edition, results, tested)
     if edition.evaluation.too_long != "refuse":
         tables["shortened"] = shortened_table(runs)
     if "unseen" in splits:

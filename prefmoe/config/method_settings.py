@@ -20,8 +20,8 @@ OWN_FILES: dict[str, Source] = {}
 """The files outside the package that editions named (`own_methods`), by the module that each became."""
 
 INFORMATION = {
-    "none": "name", "text": "profile text", "statement": "retrieved statement", "image": "profile picture",
-    "both": "profile text and picture",
+    "none": "name", "text": "profile text", "statement": "statement retrieved by the gold label",
+    "image": "profile picture", "both": "profile text and picture",
 }  # fmt: skip
 """What each setting `profile` shows of a user, in the words of the tables."""
 

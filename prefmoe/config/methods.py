@@ -164,6 +164,8 @@ class PrefMoEMethod(MethodSettings):
     @property
     def information(self) -> str:
         free = self.components == COMPONENTS[0]  # no anchors yet: users are vectors that start at random
+        if free and self.user_state == "frozen":
+            return "random tokens"
         return "tokens learned from answers" if free else "anchors of profile text and picture"
 
     @property

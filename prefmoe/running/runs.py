@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -20,25 +19,30 @@ from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.prepared import prepared_pictures, seen_pictures
 from prefmoe.backbones.weights import weights_digest
-from prefmoe.config import RESULTS, Edition, Method, is_trained, load_edition, run_folder
+from prefmoe.config import RESULTS, ControlKind, Edition, Method, is_trained, load_edition, run_folder
 from prefmoe.config.registry import find_backbone
 from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.sources import load_benchmark
 from prefmoe.models.base import Method as BuiltMethod
 from prefmoe.models.base import build_method
-from prefmoe.running.evaluation import evaluate, small_talk
+from prefmoe.running.answers import answers, context_tokens, controlled_answers
+from prefmoe.running.evaluation import small_talk
 from prefmoe.running.record import circumstances
 from prefmoe.running.shortening import fitting_talks
 from prefmoe.running.training import train
 from prefmoe.system import distributed, provenance
-from prefmoe.system.files import FileError, is_intact, read_json, write_json, write_parquet
+from prefmoe.system.files import FileError, read_json, write_json, write_parquet
 from prefmoe.system.names import did_you_mean
-from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, is_complete, seal
+from prefmoe.system.run_files import CONTROLS_FILE, METHOD_FOLDER, PREDICTIONS_FILE, is_complete, seal
 
 log = logging.getLogger(__name__)
 
 Asked = Mapping[str, Sequence[int]]
 """The splits whose questions are answered, each after so many exchanges of small talk."""
+
+
+APART = {"turns", "unseen_turns", "splits", "controls"}
+"""What an edition says of the questions that are asked, which every kind of run chooses for itself."""
 
 
 class RunError(RuntimeError):
@@ -57,17 +61,6 @@ def use_threads() -> None:
     if not wanted.isdigit() or int(wanted) < 1:
         raise RunError(f"PREFMOE_THREADS is {wanted!r}; expected a positive whole number")
     torch.set_num_threads(int(wanted))
-
-
-def _kept_answers(answers: Path, timing: Path) -> tuple[pd.DataFrame, float] | None:
-    """What an interrupted run had answered, and in how many seconds; None where either is missing or damaged."""
-    if not (timing.is_file() and is_intact(answers)):
-        return None
-    try:
-        return pd.read_parquet(answers), float(read_json(timing, "the time that answers took")["seconds"])
-    except (FileError, KeyError, TypeError, ValueError) as error:
-        log.warning("%s: asked again (%s: %r)", answers, timing.name, error)
-        return None
 
 
 @contextmanager
@@ -172,10 +165,11 @@ class Workbench:
         backbone = self.backbone(trained=config.table_type == "FFT", look=look)
         return build_method(config, backbone, self.benchmark, seed=seed, cache=self.edition.cache_images)
 
-    def inputs(self, config: Method, seed: int, asked: Asked) -> dict[str, Any]:
+    def inputs(self, config: Method, seed: int, asked: Asked, controls: Sequence[ControlKind] = ()) -> dict[str, Any]:
         """Everything a run's result depends on; equal inputs, equal result."""
-        evaluation = self.edition.evaluation.model_dump(mode="json", exclude={"turns", "unseen_turns", "splits"})
+        evaluation = self.edition.evaluation.model_dump(mode="json", exclude=APART)
         evaluation["asked"] = {split: list(turns) for split, turns in asked.items()}
+        evaluation["controls"] = list(controls)
         return {
             "method": config.model_dump(mode="json", exclude={"label"}),
             "training": self.edition.training.model_dump(mode="json", exclude={"checkpoint_every"}),
@@ -195,6 +189,7 @@ class Workbench:
         *,
         asked: Asked,
         about: dict[str, Any],
+        controls: Sequence[ControlKind] = (),
     ) -> Path:
         """Trains and evaluates into ``folder``, which exists from the moment everything in it is complete.
 
@@ -203,12 +198,13 @@ class Workbench:
 
         Args:
             about: what else run.json says (names of edition, backbone and method).
+            controls: under which the test questions are asked once more; those that the method lacks are left out.
 
         Raises:
             TrainingError, EvaluationError: from training and evaluation; nothing is saved as complete then.
             RunError: if another process is working on the same run.
         """
-        inputs = self.inputs(config, seed, asked)
+        inputs = self.inputs(config, seed, asked, controls)
         digest = provenance.digest(inputs)
         if is_complete(folder, digest):
             log.info("%s: complete and unchanged, nothing to do", folder)
@@ -222,13 +218,21 @@ class Workbench:
             finished = is_complete(partial, digest)
             distributed.state().wait_for_everyone()
             if not finished:
-                self._work(config, seed, partial, asked, {"inputs_digest": digest, "inputs": inputs, **about})
+                self._work(config, seed, partial, asked, controls, {"inputs_digest": digest, "inputs": inputs, **about})
             if main:
                 _publish(partial, folder)
             distributed.state().wait_for_everyone()
         return folder
 
-    def _work(self, config: Method, seed: int, folder: Path, asked: Asked, about: dict[str, Any]) -> None:
+    def _work(
+        self,
+        config: Method,
+        seed: int,
+        folder: Path,
+        asked: Asked,
+        controls: Sequence[ControlKind],
+        about: dict[str, Any],
+    ) -> None:
         """Fills a run's folder; run.json comes last."""
         questions: dict[int, list[Example]] = {}
         for split, turns in asked.items():
@@ -250,13 +254,18 @@ class Workbench:
             train_examples = self.benchmark.select("train")
             training = train(method, train_examples, self.edition.training, folder=folder, seed=seed)
         for count, examples in questions.items():
-            if (kept := self._answers(method, examples, count, folder)) is not None:
+            kept = answers(method, examples, settings, folder, turns=count, benchmark=self.benchmark)
+            if kept is not None:
                 frames.append(kept[0])
                 seconds[str(count)] = kept[1]
+        under, control_seconds = controlled_answers(method, settings, folder, kinds=controls, benchmark=self.benchmark)
         method.save_pretrained(folder / METHOD_FOLDER)
         if not distributed.state().is_main_process:
             return
+        timed = {"controls": control_seconds} if control_seconds else {}
         write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
+        if under is not None:
+            write_parquet(folder / CONTROLS_FILE, under)
         seal(
             folder,
             {
@@ -268,41 +277,13 @@ class Workbench:
                     "evaluation": settings.model_dump(mode="json"),
                 },
                 "parameters": method.describe(),
+                "context_tokens": context_tokens(method, next(iter(questions.values()))),
                 "steps": training.steps if training else 0,
                 "shortened_questions": {str(f["turns"][0]): int((f["turns_left_out"] > 0).sum()) for f in frames},
-                "seconds": {"train": training.seconds if training else 0.0, "evaluate": seconds},
+                "seconds": {"train": training.seconds if training else 0.0, "evaluate": seconds, **timed},
                 **circumstances(device),
             },
         )
-
-    def _answers(
-        self, method: BuiltMethod, examples: Sequence[Example], turns: int, folder: Path
-    ) -> tuple[pd.DataFrame, float] | None:
-        """Answers to questions after so much small talk, and the seconds they took; None but in the main process.
-
-        Those of an interrupted run are read.
-        """
-        answers, timing = folder / f"answers-{turns}.parquet", folder / f"answers-{turns}.json"
-        if (kept := _kept_answers(answers, timing)) is not None:
-            return kept
-        settings, started = self.edition.evaluation, time.perf_counter()
-        frame = evaluate(
-            method,
-            examples,
-            turns=turns,
-            transcripts=self.benchmark.transcripts,
-            batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
-            reuse_prefixes=settings.reuse_prefixes,
-            too_long=settings.too_long,
-            folder=folder / f"answers-{turns}",
-        )
-        if not distributed.state().is_main_process:
-            return None
-        seconds = time.perf_counter() - started
-        write_parquet(answers, frame, sealed=True)
-        write_json(timing, {"seconds": seconds})
-        return pd.read_parquet(answers), seconds
 
 
 def _open_partial(partial: Path, inputs: dict[str, Any]) -> None:
@@ -355,8 +336,8 @@ def run_method(
         workbench: an open one of the same edition and backbone, to share what is loaded.
 
     Returns:
-        The run's folder: run.json, predictions.parquet (all turns and splits), losses.parquet (unless
-        non-tuned) and method/ (`save_pretrained`).
+        The run's folder: run.json, predictions.parquet (all turns and splits), controls.parquet (where the edition
+        asks under controls that the method has), losses.parquet (unless non-tuned) and method/ (`save_pretrained`).
 
     Raises:
         ConfigError: if the edition has no such method.
@@ -370,6 +351,7 @@ def run_method(
         seed,
         run_folder(workbench.results, edition.name, workbench.backbone_name, method_name, seed),
         asked=edition.evaluation.asked,
+        controls=edition.evaluation.controls,
         about={"edition": edition.name, "backbone": workbench.backbone_name, "method": method_name},
     )
 

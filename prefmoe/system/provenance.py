@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 RUN_MODULES = (
     "prefmoe.running.training", "prefmoe.running.evaluation", "prefmoe.models.base", "prefmoe.backbones.loading",
+    "prefmoe.models.controls",
 )  # fmt: skip
 """Where weights and answers come from, beside the module of the method (`methods`)."""
 

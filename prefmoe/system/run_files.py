@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 PREDICTIONS_FILE = "predictions.parquet"
+CONTROLS_FILE = "controls.parquet"
 LOSSES_FILE = "losses.parquet"
 METHOD_FOLDER = "method"
 
@@ -31,7 +32,7 @@ def seal(folder: Path, story: Mapping[str, Any]) -> None:
     Raises:
         RunFileError: if predictions or method are missing.
     """
-    files = [path for name in (PREDICTIONS_FILE, LOSSES_FILE) if (path := folder / name).is_file()]
+    files = [path for name in (PREDICTIONS_FILE, CONTROLS_FILE, LOSSES_FILE) if (path := folder / name).is_file()]
     files += [path for path in sorted((folder / METHOD_FOLDER).rglob("*")) if path.is_file()]
     content = {**story, "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files}}
     _check_list(folder, content)
@@ -113,7 +114,12 @@ def is_complete(folder: Path, inputs_digest: str | None = None) -> bool:
 
 
 def read_predictions(
-    folder: Path, columns: Sequence[str] | None = None, *, optional: Sequence[str] = (), **told: Any
+    folder: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    optional: Sequence[str] = (),
+    file: str = PREDICTIONS_FILE,
+    **told: Any,
 ) -> pd.DataFrame:
     """A finished run's answers, a row per question, as the run wrote them.
 
@@ -124,17 +130,24 @@ def read_predictions(
     Raises:
         RunFileError: if the run is not finished or another one, or its answers are missing, changed or lack columns.
     """
-    story = verify(folder, [PREDICTIONS_FILE])
+    story = verify(folder, [file])
     for name, value in told.items():
         if story.get(name) != value:
             raise RunFileError(f"{folder / RUN_FILE}, {name}: expected {value!r}, found {story.get(name)!r}")
-    path = folder / PREDICTIONS_FILE
+    path = folder / file
     if columns is None:
         return pd.read_parquet(path)
     there = set(pyarrow.parquet.read_schema(path).names)
     if missing := [column for column in columns if column not in there]:
         raise RunFileError(f"{path}: no column {', '.join(missing)}")
     return pd.read_parquet(path, columns=[*columns, *(column for column in optional if column in there)])
+
+
+def read_controls(folder: Path, **told: Any) -> pd.DataFrame | None:
+    """A finished run's answers under controls (column control); None where it was asked under none. See
+    `read_predictions`."""
+    there = CONTROLS_FILE in read_story(folder)["files"]
+    return read_predictions(folder, file=CONTROLS_FILE, **told) if there else None
 
 
 def read_losses(folder: Path) -> pd.DataFrame:
