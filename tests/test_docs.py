@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import get_args
 
 import yaml
 from logits import PROMPTS, fixed_picture
+from pydantic import TypeAdapter
 
-from prefmoe.config import KINDS
+from prefmoe.config import KINDS, ControlKind, Method
 from prefmoe.config.registry import Registry
 from prefmoe.system.places import REGISTRY
 
@@ -34,6 +36,15 @@ def test_example_entries_are_valid() -> None:
 def test_the_page_of_baselines_has_every_method() -> None:
     text = (DOCS / "baselines.md").read_text(encoding="utf-8")
     assert [kind for kind, s in KINDS.items() if f"`{s.module.rpartition('.')[2]}.py`" not in text] == []
+
+
+def test_the_rows_on_the_page_of_baselines_are_rows_that_can_be_made() -> None:
+    (block,) = blocks("baselines.md", "yaml")
+    methods = {name: TypeAdapter(Method).validate_python(content) for name, content in yaml.safe_load(block).items()}
+    assert {method.kind for method in methods.values()} == {"lora", "fft", "nontuned", "prefmoe"}
+    assert methods["Reading"].losses.none and methods["LoRA-text"].projector
+    controls = re.findall(r"^\| `(\w+)` \| .* \| .* \|$", (DOCS / "baselines.md").read_text(encoding="utf-8"), re.M)
+    assert set(controls) == set(get_args(ControlKind))
 
 
 def test_the_script_for_the_published_code_draws_and_writes_what_a_record_needs() -> None:
