@@ -195,7 +195,7 @@ def pseudo_state(llava, tiny_benchmark):
     users = list(tiny_benchmark.users.values())
     anchors, known = encode_users(llava, users, "embedding")
     state = FactorisedUsers(anchors, known, torch.ones(4, dtype=torch.bool))
-    encoded = encode_counterfactual_users(llava, pseudo, "embedding", anchors[:, 1])
+    encoded = encode_counterfactual_users(llava, pseudo, "embedding", anchors)
     groups = torch.tensor(counterfactual.groups(pseudo, tiny_benchmark))
     made = CounterfactualUsers(encoded, state.center, [user.family for user in pseudo], groups, 100)
     return pseudo, anchors, state, encoded, groups, made
@@ -220,9 +220,9 @@ def test_counterfactual_anchors_come_from_texts_and_two_similar_faces(llava, pse
 
 def test_counterfactual_users_meet_the_users_they_were_drawn_from_not_all_meet_all(llava, pseudo_state):
     pseudo, users = pseudo_state[0][:3], 3000
-    faces = torch.randn(users, llava.hidden_size)
+    real = torch.randn(users, 8, llava.hidden_size)
     with LargestResult() as largest:
-        encode_counterfactual_users(llava, pseudo, "embedding", faces)
+        encode_counterfactual_users(llava, pseudo, "embedding", real)
     assert largest.elements < users * users / 10
 
 

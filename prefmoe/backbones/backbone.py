@@ -232,12 +232,20 @@ class Backbone:
 
     @torch.no_grad()
     def text_anchors(
-        self, texts: Sequence[str], kind: Literal["hidden", "embedding"] = "hidden", batch_size: int = 32
+        self,
+        texts: Sequence[str],
+        kind: Literal["hidden", "embedding"] = "hidden",
+        batch_size: int = 32,
+        *,
+        special_tokens: bool = False,
+        max_tokens: int | None = None,
     ) -> Tensor:
-        """One vector per text, (N, H): the mean over its tokens, special tokens and padding left out.
+        """One vector per text, (N, H): the mean over its tokens, padding left out.
 
         Args:
             kind: of the language model's last hidden states, or of its input embeddings.
+            special_tokens: count those that the tokenizer adds (such as the beginning of a sequence) in the mean.
+            max_tokens: how many of a text's tokens are read, special ones included; all when None.
 
         Raises:
             ValueError: if a text has no tokens, or the kind is unknown.
@@ -250,14 +258,15 @@ class Backbone:
         special = torch.tensor(sorted(special), device=self.device)
         rows = []
         for start in range(0, len(texts), batch_size):
-            encoded = self.tokenizer(list(texts[start : start + batch_size]))["input_ids"]
+            cut = {"truncation": True, "max_length": max_tokens} if max_tokens else {}
+            encoded = self.tokenizer(list(texts[start : start + batch_size]), **cut)["input_ids"]
             for text, row in zip(texts[start:], encoded, strict=False):
                 self.check_length(len(row), f"the text {text[:60]!r}")
             length = max(map(len, encoded))
             ids = torch.tensor([row + [self.pad_token_id] * (length - len(row)) for row in encoded], device=self.device)
             lengths = torch.tensor([len(row) for row in encoded], device=self.device)
             attention = torch.arange(length, device=self.device) < lengths[:, None]
-            counted = attention & ~torch.isin(ids, special)
+            counted = attention if special_tokens else attention & ~torch.isin(ids, special)
             for text, count in zip(texts[start:], counted.sum(1).tolist(), strict=False):
                 if count == 0:
                     raise ValueError(f"a text without tokens has no anchor: {text!r}")

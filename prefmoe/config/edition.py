@@ -60,12 +60,16 @@ class Training(Strict):
     batch_size: int = Field(ge=1)
     gradient_accumulation: int = Field(1, ge=1)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after the warm-up; two reach 0")
+    auxiliary_ramp: float = Field(
+        0.0, ge=0, lt=1, description="share of the steps over which the auxiliary losses' factor rises from 0 to 1"
+    )
     weight_decay: float = Field(0.0, ge=0)
     beta2: float = Field(0.999, gt=0, lt=1, description="AdamW's decay of squared gradients")
     clip_norm: float = Field(1.0, gt=0)
     checkpoint_every: int = Field(100, ge=1)
     group_batches: bool = Field(True, description="draw batches in which preference groups recur")
+    batches_of_one_form: bool = Field(True, description="questions with options apart from others, as they are longer")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
 
 

@@ -43,6 +43,9 @@ class MethodSettings(Strict):
 
     kind: str
     label: Label
+    answers: Literal["upper", "lower"] = Field(
+        "upper", description="case of the option letters that it is trained to say; lower as published"
+    )
 
     @property
     def information(self) -> str:

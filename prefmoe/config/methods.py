@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefmoe.config.method_settings import MethodSettings, is_trained
 from prefmoe.config.strict import Strict
@@ -135,6 +135,9 @@ class TGLLaVAMethod(LoRAMethod):
 
 
 class PrefMoEMethod(MethodSettings):
+    """PrefMoE; where a setting has a value `published` or says "published", that is what the published code does, and
+    docs/departures.md lists all of them. The defaults are this companion's own."""
+
     table_type = "PEFT"
     module = "prefmoe.models.prefmoe"
     kind: Literal["prefmoe"]
@@ -147,18 +150,43 @@ class PrefMoEMethod(MethodSettings):
     user_rank: int = Field(64, ge=1)
     profile_rank: int = Field(8, ge=1)
     alpha: float = Field(1.0, gt=0, description="scale of the mixture: alpha times B gate A x")
+    routers: Literal["own", "published"] = Field(
+        "own", description="what the routers see and how they and the experts start"
+    )
+    query: Literal["question", "prompt"] = Field(
+        "question", description="the tokens whose mean it is: the question's, or all behind the prefix (published)"
+    )
+    residual_query: Literal["scaled", "unscaled"] = Field(
+        "scaled", description="the query beside the residuals: brought to their RMS, or as it is (published)"
+    )
+    user_embedding: Literal["free", "anchors"] = Field(
+        "free", description="component E alone: free vectors, or anchors with preferences not separated (published)"
+    )
     anchors: Literal["hidden", "embedding"] = "embedding"
+    anchor_texts: Literal["own", "published"] = "own"
+    unknown_users: Literal["profile", "zeros"] = Field(
+        "profile", description="anchors of users without training questions: of their profiles, or 0 (published)"
+    )
     residual: Literal["published", "centred"] = "centred"
-    correction_scale: float = Field(0.1, ge=0, description="bound of a correction, relative to the anchors' RMS")
-    user_context: bool = Field(True, description="bend the user expert by the user's residuals, as published")
-    facet_label: Literal["none", "oracle"] = "none"
+    correction: Literal["relative", "absolute"] = Field(
+        "relative", description="whether correction_scale is in units of the anchors' RMS or absolute (published)"
+    )
+    correction_scale: float = Field(0.1, ge=0, description="bound of a correction")
+    user_context: bool = Field(True, description="bend the user expert's bottleneck by a context of the user")
+    facet_label: Literal["none", "oracle"] = Field(
+        "none", description="oracle tells the gold facet to the user expert's context (published) or to our routers"
+    )
     user_state: Literal["trained", "frozen"] = Field(
         "trained", description="or prototypes and corrections (or the free embedding) as they start"
     )
     user_updates: Literal["dense", "sparse"] = Field(
         "dense", description="AdamW over all users, or SparseAdam over those of the batch: time independent of users"
     )
-    counterfactual_users: int = Field(20, ge=0)
+    counterfactual_users: int = Field(20, ge=0, description="how many are drawn; 0 for none")
+    counterfactual_source: Literal["drawn", "file"] = Field(
+        "drawn", description="or those of the benchmark's pseudo_users.csv (published), however many they are"
+    )
+    counterfactual_images: Literal["own", "published"] = Field("own", description="how their image anchors are mixed")
     losses: Losses = Losses()
 
     @property
@@ -178,3 +206,9 @@ class PrefMoEMethod(MethodSettings):
         if not value or not COMPONENTS.startswith(value):
             raise ValueError(f"components must be a non-empty prefix of {COMPONENTS}, got {value!r}")
         return value
+
+    @model_validator(mode="after")
+    def _context(self) -> PrefMoEMethod:
+        if self.routers == "published" and not self.user_context:
+            raise ValueError("routers: published have a user context; user_context: false goes with routers: own")
+        return self

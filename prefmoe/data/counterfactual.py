@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -20,6 +21,9 @@ from prefmoe.data.rows import Columns, Mistakes, Row, read_rows
 log = logging.getLogger(__name__)
 
 PREFERENCE_COLUMNS = tuple(f"pref_{facet}" for facet in FACETS)
+FILE = Path("mmpb_clean/pseudo_users.csv")
+"""Where a data folder has its counterfactual users, if it has any."""
+
 COLUMNS = (
     "pseudo_id", "pseudo_name", "concept_family", "description_text", *PREFERENCE_COLUMNS,
     "uid_seed", "image_seed",
@@ -215,6 +219,12 @@ def write(users: Sequence[PseudoUser], path: str | Path) -> None:
                 }
             )
     temporary.replace(path)
+
+
+def file_digest(root: Path) -> str:
+    """A hash of a data folder's counterfactual users; empty where it has none."""
+    path = root / FILE
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
 
 
 def read(path: str | Path) -> list[PseudoUser]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from prefmoe.config import Profile
 from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Example, Preference, Turn, User
@@ -42,12 +42,18 @@ class Wording:
         name: how questions name the user; by the user's name when empty.
         after_picture: text right behind the question's picture.
         added: words of these texts that the method adds to the tokenizer; each has to be one token in every prompt.
+        answers: case of the option letters that it is trained to say.
     """
 
     opening: str = ""
     name: str = ""
     after_picture: str = ""
     added: tuple[str, ...] = ()
+    answers: Literal["upper", "lower"] = "upper"
+
+    def said(self, answer: str) -> str:
+        """An answer as the model is trained to say it."""
+        return answer.lower() if self.answers == "lower" and answer in OPTION_LETTERS else answer
 
 
 PLAIN = Wording()

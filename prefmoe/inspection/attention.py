@@ -107,7 +107,8 @@ def attention(method: Method, examples: Sequence[Example]) -> Attention:
         image.append(shares[:, on_image[row]][:, :, prefix].mean(1))
         height, width = _patch_grid(backbone, batch, row, int(on_image[row].sum()))
         patches.append(shares[:, -1, on_image[row]].reshape(-1, height, width).cpu().numpy())
-    known = answer_probabilities(output.logits[:, -1], examples, first_tokens(backbone.tokenizer))
+    tokens = first_tokens(backbone.tokenizer, letters=method.config.answers)
+    known = answer_probabilities(output.logits[:, -1], examples, tokens)
     return Attention(
         answer_to_prefix=torch.stack(answer).cpu().numpy(),
         image_to_prefix=torch.stack(image).cpu().numpy(),

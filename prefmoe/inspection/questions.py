@@ -200,7 +200,8 @@ def most_probable_answers(method: Method, examples: Sequence[Example]) -> pd.Dat
     batch = prompts(method, examples)
     with method.context(batch):
         logits = method.model(**batch.inputs, use_cache=False).logits[:, -1]
-    table = answer_probabilities(logits, examples, first_tokens(method.backbone.tokenizer))
+    tokens = first_tokens(method.backbone.tokenizer, letters=method.config.answers)
+    table = answer_probabilities(logits, examples, tokens)
     shares = table[[f"p_{answer.lower()}" for answer in ANSWERS]].to_numpy()
     best = np.nanargmax(shares, axis=1)
     answers = [ANSWERS[k] for k in best]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,6 @@ from torch.nn.functional import cross_entropy
 from prefmoe import config as configuration
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Batch, Collator
-from prefmoe.backbones.last_positions import last_positions_only
 from prefmoe.backbones.pictures import load_pictures
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, GrowingBenchmark, User, name_mistake
 from prefmoe.data.prompts import PLAIN, Profile, Wording, profile_text
@@ -58,10 +58,14 @@ class Method(nn.Module):
         added_users: those who joined after the benchmark's, in their order.
         users_need_training: why nobody can be added without training; empty where somebody can.
         token_controls: the controls (`prefmoe.models.controls`) of the users' soft tokens; none without such tokens.
+        auxiliary: of the class, the terms of the objective beside what the method is to do (`training.auxiliary_ramp`).
+        decodes_with_cache: whether steps of decoding reuse keys and values of the tokens before.
     """
 
     users_need_training: ClassVar[str] = ""
     token_controls: tuple[configuration.ControlKind, ...] = ()
+    auxiliary: ClassVar[frozenset[str]] = frozenset()
+    decodes_with_cache: bool = True
 
     def __init_subclass__(cls, settings: type[configuration.MethodSettings] | None = None, **options: Any) -> None:
         """Notes, where settings are given, that this class does what they say; raises TypeError if another one does."""
@@ -93,6 +97,7 @@ class Method(nn.Module):
         self.prefix_length, self.profile, self.seed = prefix_length, profile, seed
         self.model = backbone.model
         self.added_users: list[User] = []
+        wording = replace(wording, answers=config.answers)
         self.collator = Collator(
             backbone, benchmark, prefix_length=prefix_length, profile=profile, wording=wording, cache=cache
         )
@@ -115,19 +120,22 @@ class Method(nn.Module):
 
         Call it, and the backward pass, within ``context(batch)``.
         """
-        return {"answer": self.answer_loss(batch, batch.answer_span)[0]}
+        return {"answer": self.answer_loss(batch)[0]}
 
-    def answer_loss(self, batch: Batch, span: int | None = None) -> tuple[Tensor, Tensor]:
-        """Mean cross entropy of the answer tokens, and the last hidden states (B, T, H), as in token_losses.
+    def answer_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean cross entropy of the answer tokens, and the last hidden states (B, T, H) it comes from.
 
         With several processes the mean over them is the mean over all of their answer tokens.
+
+        Raises:
+            ValueError: if the batch has no answers.
         """
-        losses, _, hidden = self.token_losses(batch, span)
+        losses, _, hidden = self.token_losses(batch)
         return distributed.share_of_all(len(losses), losses.device) * losses.mean(), hidden
 
-    def token_losses(self, batch: Batch, span: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Cross entropy of each of the N answer tokens (N,), the example (N,) it answers, and the last hidden
-        states (B, T, H); where a span is given, these are right at the last ``span`` positions alone.
+        states (B, T, H).
 
         The vocabulary is looked at where an answer stands, not at every position.
 
@@ -136,8 +144,7 @@ class Method(nn.Module):
         """
         if batch.labels is None:
             raise ValueError("the batch has no labels; collate it with_answer=True")
-        with last_positions_only(self.backbone, span):
-            hidden = self.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
+        hidden = self.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
         hidden = hidden.to(batch.labels.device)  # a large backbone may end on another device than it starts on
         target = batch.labels[:, 1:]
         answered = target != -100
@@ -150,7 +157,7 @@ class Method(nn.Module):
         batch = self.collator([e for chosen in tasks.values() for e in chosen], with_answer=True)
         batch = batch.to(self.backbone.device)
         with self.context(batch):
-            losses, example, _ = self.token_losses(batch, batch.answer_span)
+            losses, example, _ = self.token_losses(batch)
         counts = torch.tensor([len(chosen) for chosen in tasks.values()], device=losses.device)  # (K,)
         task = torch.arange(len(tasks), device=losses.device).repeat_interleave(counts)[example]  # (N,)
         sums = losses.new_zeros(len(tasks)).index_add(0, task, losses)

@@ -2,7 +2,9 @@
 
 The components E P I C D M of the ablation are added in this order:
 
-    E  a free embedding of 13 tokens per user and a plain LoRA of the mixture's total rank
+    E  user tokens of which preferences are not told apart, and a plain LoRA of the mixture's total rank: as the paper's
+       row fits it, anchors with the mean of the facets in each facet's place (user_embedding: anchors), or a row of our
+       own, 13 free vectors per user (free)
     P  the factorised user state in its place; profile alignment, profile contrasts, residual contrast
     I  imbalance-aware residual preservation
     C  counterfactual users in the contrasts' denominators
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,9 +28,10 @@ from prefmoe import losses
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Batch
 from prefmoe.config import ControlKind, PrefMoEMethod
-from prefmoe.data import counterfactual
+from prefmoe.data import counterfactual, published_texts
 from prefmoe.data.benchmark import Benchmark, User
 from prefmoe.data.sizes import PREFIX_LENGTH, Ranks
+from prefmoe.models import saved
 from prefmoe.models.anchors import encode_counterfactual_users, encode_users
 from prefmoe.models.base import Method, MethodError
 from prefmoe.models.controls import controlled_tokens
@@ -36,6 +40,7 @@ from prefmoe.models.growing import with_rows
 from prefmoe.models.lora import install_lora
 from prefmoe.models.moe_lora import HierarchicalRouter, install_mixture
 from prefmoe.models.prefix import PrefixHook
+from prefmoe.models.published_routers import STD, PublishedRouter
 from prefmoe.models.routing import Routing
 from prefmoe.models.user_state import CounterfactualUsers, FactorisedUsers
 from prefmoe.system import distributed
@@ -45,55 +50,64 @@ class PrefMoE(Method, settings=PrefMoEMethod):
     """A frozen backbone with a soft prefix per user and, with component M, routed experts.
 
     Attributes:
-        user_state: FactorisedUsers, or FreeUsers for component E alone; user_state(rows) are the users' tokens.
-        router: HierarchicalRouter, or None without M.
+        user_state: FactorisedUsers, or FreeUsers for component E with free vectors; user_state(rows) are the users'
+            tokens.
+        router: HierarchicalRouter or PublishedRouter; None without M.
         counterfactual: CounterfactualUsers; None without C, or where no user has preferences to start from.
 
     Raises:
-        MethodError: if the oracle's facet label is asked for without M: only routers read it.
+        MethodError: if counterfactual users are to be read from a file that is missing or damaged.
     """
+
+    auxiliary = frozenset(
+        {"alignment", "image_contrast", "description_contrast"}
+        | {"residual_contrast", "residual_preservation", "decorrelation"}
+    )
 
     def __init__(self, config: PrefMoEMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         super().__init__(config, backbone, benchmark, prefix_length=PREFIX_LENGTH, **options)
         self.components = frozenset(config.components)
-        if config.facet_label == "oracle" and "M" not in self.components:
-            raise MethodError("facet_label: oracle is read by the routers, which only component M has")
         trained = set(benchmark.trained_users)
         is_trained = torch.tensor([name in trained for name in benchmark.users], device=backbone.device)
-        self.counterfactual = None
-        if "P" in self.components:
-            anchors, known = encode_users(backbone, list(benchmark.users.values()), config.anchors)
+        self.counterfactual, groups = None, benchmark.groups
+        sparse = config.user_updates == "sparse"
+        if "P" in self.components or config.user_embedding == "anchors":
+            anchors, known = encode_users(backbone, list(benchmark.users.values()), config.anchors, config.anchor_texts)
+            if config.unknown_users == "zeros":
+                anchors, known = anchors * is_trained[:, None, None], known & is_trained[:, None]
             self.user_state: FactorisedUsers | FreeUsers = FactorisedUsers(
                 anchors,
                 known,
                 is_trained,
                 residual=config.residual,
                 scale=config.correction_scale,
-                sparse=config.user_updates == "sparse",
+                correction=config.correction,
+                separated="P" in self.components,
+                sparse=sparse,
             )
-            if "C" in self.components and config.counterfactual_users:
-                self.counterfactual = self._make_counterfactual_users(anchors[is_trained, 1])
+            if config.anchor_texts == "published":
+                groups, _ = published_texts.preference_groups(benchmark)
+            if "C" in self.components:
+                self.counterfactual = self._make_counterfactual_users(anchors[is_trained])
         else:
             rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
-            sparse = config.user_updates == "sparse"
             self.user_state = FreeUsers(is_trained, backbone.hidden_size, rms, sparse=sparse).to(backbone.device)
         self.user_state.requires_grad_(config.user_state == "trained")
-        groups = torch.tensor(benchmark.groups, device=backbone.device)  # (U, F)
-        self.register_buffer("groups", groups, persistent=False)
+        self.register_buffer("groups", torch.tensor(groups, device=backbone.device), persistent=False)  # (U, F)
 
         ranks = Ranks(config.preference_rank, config.user_rank, config.profile_rank)
         self.router, self.routing = None, Routing()
         if "M" in self.components:
             names = backbone.target_modules(config.last_layers)
-            install_mixture(backbone.model, names, ranks, self.routing)
+            published = config.routers == "published"
+            install_mixture(backbone.model, names, ranks, self.routing, STD if published else None)
             self.experts = [p for p in backbone.model.parameters() if p.requires_grad]
-            self.router = HierarchicalRouter(
-                backbone.hidden_size,
-                ranks,
-                alpha=config.alpha,
-                facet_label=config.facet_label,
-                user_context=config.user_context,
-            ).to(backbone.device)
+            options = {"alpha": config.alpha, "facet_label": config.facet_label}
+            if published:
+                router = PublishedRouter(backbone.hidden_size, ranks, **options)
+            else:
+                router = HierarchicalRouter(backbone.hidden_size, ranks, user_context=config.user_context, **options)
+            self.router = router.to(backbone.device)
             backbone.language_model.register_forward_pre_hook(self._route, with_kwargs=True)
         else:
             self.experts = install_lora(
@@ -106,15 +120,29 @@ class PrefMoE(Method, settings=PrefMoEMethod):
         self.prefix = PrefixHook(backbone.embed_tokens)
         self._active: tuple[Batch, UserTokens] | None = None
 
-    def _make_counterfactual_users(self, image_anchors: Tensor) -> CounterfactualUsers | None:
+    def _make_counterfactual_users(self, real: Tensor) -> CounterfactualUsers | None:
+        """real (U, 8, H): the anchors of the trained users."""
         config, benchmark = self.config, self.benchmark
-        pseudo = counterfactual.generate(benchmark, config.counterfactual_users, self.seed)
+        if config.counterfactual_source == "file":
+            try:
+                pseudo = counterfactual.read(benchmark.root / counterfactual.FILE)
+            except ValueError as error:
+                raise MethodError(f"counterfactual_source: file: {error}") from error
+        else:
+            pseudo = counterfactual.generate(benchmark, config.counterfactual_users, self.seed)
         if not pseudo:
             return None
-        anchors = encode_counterfactual_users(self.backbone, pseudo, config.anchors, image_anchors)
-        groups = torch.tensor(counterfactual.groups(pseudo, benchmark), device=anchors.device)
-        used = 1 + max(group for row in benchmark.groups for group in row)
+        texts = config.anchor_texts
+        anchors = encode_counterfactual_users(
+            self.backbone, pseudo, config.anchors, real, texts=texts, images=config.counterfactual_images
+        )
+        if texts == "published":
+            (_, groups), used = published_texts.preference_groups(benchmark, pseudo), None
+        else:
+            groups = counterfactual.groups(pseudo, benchmark)
+            used = 1 + max(group for row in benchmark.groups for group in row)
         families = [user.family for user in pseudo]
+        groups = torch.tensor(groups, device=anchors.device)
         return CounterfactualUsers(anchors, self.user_state.center, families, groups, used)
 
     # --- training and asking
@@ -140,13 +168,31 @@ class PrefMoE(Method, settings=PrefMoEMethod):
             self._active = None
             self.routing.clear()
 
+    @property
+    def decodes_with_cache(self) -> bool:
+        """Not where the query grows with the answer, which changes the gates and with them every hidden state."""
+        return self.router is None or self.config.query == "question"
+
+    def _query_mask(self, batch: Batch) -> Tensor:
+        """(B, T) the positions whose mean is the query; never the answer's."""
+        if self.config.query == "question":
+            return batch.query_mask
+        mask = batch.inputs["attention_mask"].bool() & ~batch.prefix_mask
+        return mask if batch.labels is None else mask & (batch.labels == -100)
+
     def _route(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Sets the gates when a prompt enters the language model; steps of decoding keep them."""
+        """Sets the gates when a prompt enters the language model. Steps of decoding keep them, unless the query is that
+        of the whole prompt and the sequence enters anew: then generated tokens are part of it."""
         if self._active is None:
             return
         (batch, tokens), embeddings = self._active, kwargs["inputs_embeds"]
-        if embeddings.shape[:2] == batch.query_mask.shape:
-            self.router(self.routing, tokens, masked_mean(embeddings, batch.query_mask), batch.facet)
+        generated = embeddings.shape[1] - batch.query_mask.shape[1]
+        if generated == 0 or (generated > 0 and self.config.query == "prompt"):
+            mask = nn.functional.pad(self._query_mask(batch), (0, generated), value=True)
+            before = self.routing.gates
+            self.router(self.routing, tokens, masked_mean(embeddings, mask), batch.facet)
+            if generated:  # what is read of the gates afterwards are the prompt's
+                self.routing.gates = before
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms of the objective (the paper's method section); those of absent components are absent.
@@ -159,10 +205,9 @@ class PrefMoE(Method, settings=PrefMoEMethod):
         if self._active is None or self._active[0] is not batch:
             raise RuntimeError("training_losses(batch) and its backward pass belong inside context(batch)")
         tokens, weights = self._active[1], self.config.losses
-        alone = "P" not in self.components or weights.none
-        answer, hidden = self.answer_loss(batch, batch.answer_span if alone else batch.question_span)
+        answer, hidden = self.answer_loss(batch)
         terms = {"answer": answer}
-        if alone:
+        if "P" not in self.components or weights.none:
             return terms
         pseudo = self.counterfactual
         together = distributed.rows_of_all
@@ -181,9 +226,10 @@ class PrefMoE(Method, settings=PrefMoEMethod):
                 temperature=weights.temperature,
             )
             terms[f"{name}_contrast"] = weights.profile_contrast * contrast
-        # The query joins residuals, which may be far smaller than hidden states: it is brought to their rms.
-        query = together(masked_mean(hidden, batch.query_mask))
-        query = self.user_state.residual_rms * rms_norm(query, query.shape[-1:])
+        query = together(masked_mean(hidden, self._query_mask(batch)))
+        if self.config.residual_query == "scaled":
+            # It joins residuals, which may be far smaller than hidden states: it is brought to their rms.
+            query = self.user_state.residual_rms * rms_norm(query, query.shape[-1:])
         contrast, focal = losses.residual_contrast(
             residuals,
             self.groups[user],
@@ -235,12 +281,14 @@ class PrefMoE(Method, settings=PrefMoEMethod):
     def _encode_user(self, user: User) -> tuple[Tensor, Tensor] | None:
         """A new user's anchors (1, 8, H) and which are known (1, F); there is no correction (delta = 0).
 
-        With component E alone nothing is computed from a profile, and this is None: the user gets the mean embedding.
+        None where nothing is computed from a profile: with free vectors the user gets their mean, and with
+        unknown_users: zeros nothing.
         """
-        if isinstance(self.user_state, FreeUsers):
+        config = self.config
+        if isinstance(self.user_state, FreeUsers) or config.unknown_users == "zeros":
             return None
         with self._plain_backbone():
-            return encode_users(self.backbone, [user], self.config.anchors)
+            return encode_users(self.backbone, [user], config.anchors, config.anchor_texts)
 
     def _append_user(self, groups: list[int], encoded: tuple[Tensor, Tensor] | None) -> None:
         grown = with_rows(self, "groups", torch.tensor([groups]))
@@ -270,6 +318,21 @@ class PrefMoE(Method, settings=PrefMoEMethod):
                 parameter.requires_grad_(value)
             for module, mode in modes.items():
                 module.training = mode
+
+    def _load_tensors(self, path: Path) -> None:
+        """Says which routers an adapter's tensors are of, before their names and shapes are said to differ."""
+        try:
+            names = saved.tensor_names(path)
+        except ValueError as error:
+            raise MethodError(str(error)) from error
+        kinds = {"own": "router.task.weight", "published": "router.weights.task_router_0"}
+        found = next((kind for kind, name in kinds.items() if name in names), None)
+        if self.router is not None and found not in (None, self.config.routers):
+            raise MethodError(
+                f"{path.with_name(saved.CONFIG_FILE)}, method.routers: {self.config.routers!r}, but {path.name} holds "
+                f"the tensors of {found} routers; expected routers: {found}"
+            )
+        super()._load_tensors(path)
 
     def _buffers_to_save(self) -> dict[str, Tensor]:
         kept = dict(self.user_state.named_buffers())

@@ -24,6 +24,9 @@ from prefmoe.data.sizes import Ranks, published_router_shapes
 from prefmoe.models.free_users import UserTokens
 from prefmoe.models.routing import Routing
 
+STD = 0.01
+"""Standard deviation from which the experts' A start beside these routers; their B start at zero."""
+
 
 def published_gates(
     weights: Mapping[str, Tensor],

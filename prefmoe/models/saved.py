@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -149,6 +149,19 @@ def users_mistake(saved: SavedUsers, found: SavedUsers) -> str | None:
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
             parts.append(f"{kind}: {', '.join(map(repr, names[:10]))}{more}")
     return f"trained with {len(before)} users, found {len(now)}; " + ("; ".join(parts) or "their order is another one")
+
+
+def tensor_names(path: Path) -> set[str]:
+    """The names of a file's tensors.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
 def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

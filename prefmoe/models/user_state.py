@@ -9,8 +9,9 @@ PrefMoE (Lyu et al. 2026), section on the factorised user state. In short, for u
                            anchor           + s * rms * tanh(delta_i)    "published": what the code did
 
 p starts as mean[f], the mean of the trained users' anchors; rms is that of the anchors of the same kind, so
-that the bound s means the same on every backbone. A user without an annotation in a facet has the prototype
-alone. The soft prefix is name, image, description, then (p[f], r[i, f]) per facet: 13 tokens.
+that the bound s means the same on every backbone, or 1 for a bound that is "absolute", as published. A user
+without an annotation in a facet has the prototype alone. The soft prefix is name, image, description, then
+(p[f], r[i, f]) per facet: 13 tokens.
 
 U = users, B = examples of a batch, F = 5 facets, H = hidden size of the language model.
 """
@@ -37,7 +38,10 @@ class FactorisedUsers(nn.Module):
         anchors: (U, 8, H) from encode_users. known: (U, F) bool, which facet anchors exist.
         trained: (U,) bool, users with training questions: prototypes, means and rms come from them alone. The
             other users keep delta = 0, because no training question asks about them.
-        residual: "centred" or "published", see above. scale: s, relative to the anchors' rms.
+        residual: "centred" or "published", see above. scale: s. correction: "relative" to the anchors' rms, or
+            "absolute".
+        separated: False for preferences that are not told apart, component E as published: the mean over the facets
+            stands in the place of each prototype, and in that of each residual.
         sparse: give delta gradients that are sparse in the users of a batch.
 
     Raises:
@@ -52,10 +56,12 @@ class FactorisedUsers(nn.Module):
         *,
         residual: Literal["centred", "published"] = "centred",
         scale: float = 0.1,
+        correction: Literal["relative", "absolute"] = "relative",
+        separated: bool = True,
         sparse: bool = False,
     ) -> None:
         super().__init__()
-        self.sparse = sparse
+        self.sparse, self.separated = sparse, separated
         if not trained.any():
             raise ValueError("a user state needs at least one user with training questions")
         users, _, hidden = anchors.shape
@@ -69,7 +75,8 @@ class FactorisedUsers(nn.Module):
         self.register_buffer("anchors", anchors)
         self.register_buffer("known", known)
         self.register_buffer("center", center)
-        self.register_buffer("bound", scale * torch.cat([profile_rms, facet_rms]))  # (7, 1)
+        rms = torch.cat([profile_rms, facet_rms])  # (7, 1)
+        self.register_buffer("bound", scale * (rms if correction == "relative" else torch.ones_like(rms)))
         self.register_buffer("residual_rms", (start.square().sum() / (count.sum() * hidden)).sqrt())
         self.prototypes = nn.Parameter(mean.clone())  # (F, H)
         self.delta = nn.Parameter(anchors.new_zeros(users, len(ANCHORS) - 1, hidden))  # (U, 7, H)
@@ -81,8 +88,12 @@ class FactorisedUsers(nn.Module):
         correction = self.bound * torch.tanh(delta)  # (B, 7, H)
         profile = torch.cat([anchors[:, :1], anchors[:, 1:3] + correction[:, :2]], dim=1)  # (B, 3, H)
         residuals = (anchors[:, 3:] - self.center + correction[:, 2:]) * known[..., None]  # (B, F, H)
-        prefix = prefix_of(profile, self.prototypes, residuals)
-        return UserTokens(prefix, profile, anchors[:, 1:3], self.prototypes, residuals)
+        prototypes = self.prototypes
+        if not self.separated:
+            prototypes = prototypes.mean(0, keepdim=True).expand_as(prototypes)
+            residuals = residuals.mean(1, keepdim=True).expand_as(residuals)
+        prefix = prefix_of(profile, prototypes, residuals)
+        return UserTokens(prefix, profile, anchors[:, 1:3], prototypes, residuals)
 
     @torch.no_grad()
     def append(self, anchors: Tensor, known: Tensor) -> None:
@@ -105,11 +116,14 @@ class CounterfactualUsers(nn.Module):
     """
 
     def __init__(
-        self, anchors: Tensor, center: Tensor, families: Sequence[str], groups: Tensor, real_groups: int
+        self, anchors: Tensor, center: Tensor, families: Sequence[str], groups: Tensor, real_groups: int | None
     ) -> None:
-        """anchors (N, 8, H); center (F, H); groups (N, F), -1 = nobody's; real_groups: ids in use."""
+        """anchors (N, 8, H); center (F, H); groups (N, F), -1 = nobody's; real_groups: ids in use, or None where
+        groups are complete, and -1 takes no part."""
         super().__init__()
-        own = real_groups + torch.arange(groups.numel()).view_as(groups)
+        if real_groups is not None:
+            own = real_groups + torch.arange(groups.numel()).view_as(groups)
+            groups = torch.where(groups < 0, own.to(groups), groups)
         family = torch.tensor([FACETS.index(name) for name in families])  # (N,)
         same = family[None, :] == torch.arange(len(FACETS))[:, None]  # (F, N)
         early = (same & (same.cumsum(1) <= 2)).any(0)
@@ -117,7 +131,7 @@ class CounterfactualUsers(nn.Module):
             "image": anchors[:, 1],
             "description": anchors[:, 2],
             "residuals": anchors[:, 3:] - center,
-            "groups": torch.where(groups < 0, own, groups),
+            "groups": groups,
             "pool": torch.cat([same, early[None]]),
         }
         for name, value in buffers.items():

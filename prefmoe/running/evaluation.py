@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -17,7 +17,6 @@ from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
 from prefmoe import metrics
-from prefmoe.backbones.last_positions import last_positions_only
 from prefmoe.config import TooLong
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn, join_holders
 from prefmoe.models.base import Method
@@ -46,18 +45,21 @@ def allowed_answers(example: Example) -> tuple[str, ...]:
     return OPTION_LETTERS[: len(example.options)] if example.is_multiple_choice else ("yes", "no")
 
 
-def first_tokens(tokenizer: Any, answers: Sequence[str] = ANSWERS) -> dict[str, list[int]]:
+def first_tokens(
+    tokenizer: Any, answers: Sequence[str] = ANSWERS, *, letters: Literal["upper", "lower"] = "upper"
+) -> dict[str, list[int]]:
     """The token ids with which each answer may begin: as it is, capitalised, and after a space.
 
-    Option letters count in upper case only ("a" is a word). A token that could begin two of the answers, or
-    that is unknown to the tokenizer, counts for none.
+    Option letters count in one case alone, that which a method is trained to say ("a" is a word). A token that could
+    begin two of the answers, or that is unknown to the tokenizer, counts for none.
 
     Raises:
         EvaluationError: if an answer is left without a token.
     """
     found: dict[str, set[int]] = {}
     for answer in answers:
-        spellings = {answer} if len(answer) == 1 else {answer, answer.capitalize(), answer.upper()}
+        letter = answer.lower() if letters == "lower" else answer
+        spellings = {letter} if len(answer) == 1 else {answer, answer.capitalize(), answer.upper()}
         ids = set()
         for text in sorted(space + spelling for spelling in spellings for space in ("", " ")):
             encoded = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -158,6 +160,7 @@ def _generation_config(method: Method, max_new_tokens: int) -> GenerationConfig:
         do_sample=False,
         num_beams=1,
         repetition_penalty=1.0,
+        use_cache=method.decodes_with_cache,
         eos_token_id=end,
         pad_token_id=method.backbone.pad_token_id,
         output_logits=True,
@@ -176,14 +179,13 @@ def _answer(
 ) -> pd.DataFrame:
     """Rows (prediction, probabilities, prompt digest, gates) of one batch."""
     prompts = [method.collator.encode(e, talk) for e, talk in zip(examples, transcripts, strict=True)]
-    with last_positions_only(method.backbone, 1):
-        output = prefix_cache.generate(method, examples, prompts, generation) if reuse_prefixes else None
-        if output is None:
-            batch = method.collator.pad(prompts, examples).to(method.backbone.device)
-            with method.context(batch):
-                output = method.model.generate(
-                    **batch.inputs, generation_config=generation, synced_gpus=distributed.sharding()
-                )
+    output = prefix_cache.generate(method, examples, prompts, generation) if reuse_prefixes else None
+    if output is None:
+        batch = method.collator.pad(prompts, examples).to(method.backbone.device)
+        with method.context(batch):
+            output = method.model.generate(
+                **batch.inputs, generation_config=generation, synced_gpus=distributed.sharding()
+            )
     # A NaN or an infinity is the largest logit wherever there is one; a row without any finite logit has none either.
     readable = torch.stack([step.amax(-1) for step in output.logits]).isfinite().all(0).tolist()
     if silent := [example.index for example, good in zip(examples, readable, strict=True) if not good]:
@@ -270,7 +272,7 @@ def evaluate(
             raise EvaluationError(f"question {example.index}: the method knows no user {example.name!r}")
     whole = [small_talk(example, transcripts, turns) for example in examples]
     talks = fitting_talks(method, examples, whole, max_new_tokens=max_new_tokens, too_long=too_long)
-    tokens = first_tokens(method.backbone.tokenizer)
+    tokens = first_tokens(method.backbone.tokenizer, letters=method.config.answers)
     generation = _generation_config(method, max_new_tokens)
 
     def length(place: int) -> int:

@@ -21,26 +21,36 @@ def plan_batches(
     batch_size: int,
     seed: int,
     group_batches: bool,
+    one_form: bool = True,
 ) -> list[list[int]]:
     """The positions (into ``examples``) of every batch of a training run.
 
     A function of the examples, the seed and the batch size alone, so that all methods of an edition see the
-    same questions in the same order, and a longer run begins like a shorter one. Batches are of one form (with
-    options or without) as far as the numbers allow, because the two differ in length. With ``group_batches`` an
-    example comes, where possible, with one about another user of its preference group: the residual contrast
-    (PrefMoE, Lyu et al. 2026, residual losses) has no positives otherwise.
+    same questions in the same order, and a longer run begins like a shorter one. With ``one_form`` batches are of one
+    form (with options or without) as far as the numbers allow, because the two differ in length. With
+    ``group_batches`` an example comes, where possible, with one about another user of its preference group: the
+    residual contrast (PrefMoE, Lyu et al. 2026, residual losses) has no positives otherwise. With neither, batches are
+    random.
 
     Raises:
         ValueError: if there are no examples.
     """
     if not examples:
         raise ValueError("no examples to make batches of")
-    stream = _stream(examples, benchmark, batch_size=batch_size, seed=seed, group_batches=group_batches)
+    stream = _stream(
+        examples, benchmark, batch_size=batch_size, seed=seed, group_batches=group_batches, one_form=one_form
+    )
     return list(islice(stream, count))
 
 
 def _stream(
-    examples: Sequence[Example], benchmark: Benchmark, *, batch_size: int, seed: int, group_batches: bool
+    examples: Sequence[Example],
+    benchmark: Benchmark,
+    *,
+    batch_size: int,
+    seed: int,
+    group_batches: bool,
+    one_form: bool,
 ) -> Iterator[list[int]]:
     """Endless batches of positions; every epoch shows each example once, and batches run on across epochs."""
     pending: list[int] = []
@@ -50,7 +60,10 @@ def _stream(
             units = _pairs(examples, benchmark, rng)
         else:
             units = [[int(position)] for position in rng.permutation(len(examples))]
-        pending += _epoch(units, examples, batch_size - len(pending), batch_size, rng)
+        if one_form:
+            pending += _epoch(units, examples, batch_size - len(pending), batch_size, rng)
+        else:
+            pending += [position for unit in units for position in unit]
         whole = len(pending) // batch_size * batch_size
         yield from (pending[start : start + batch_size] for start in range(0, whole, batch_size))
         pending = pending[whole:]

@@ -21,6 +21,7 @@ from prefmoe.backbones.prepared import prepared_pictures, seen_pictures
 from prefmoe.backbones.weights import weights_digest
 from prefmoe.config import RESULTS, ControlKind, Edition, Method, is_trained, load_edition, run_folder
 from prefmoe.config.registry import find_backbone
+from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.sources import load_benchmark
 from prefmoe.models.base import Method as BuiltMethod
@@ -170,7 +171,11 @@ class Workbench:
         evaluation = self.edition.evaluation.model_dump(mode="json", exclude=APART)
         evaluation["asked"] = {split: list(turns) for split, turns in asked.items()}
         evaluation["controls"] = list(controls)
+        read = {}
+        if getattr(config, "counterfactual_source", "") == "file":
+            read["counterfactual_users"] = counterfactual.file_digest(self.benchmark.root)
         return {
+            **read,
             "method": config.model_dump(mode="json", exclude={"label"}),
             "training": self.edition.training.model_dump(mode="json", exclude={"checkpoint_every"}),
             "evaluation": evaluation,

@@ -54,13 +54,22 @@ def total_steps(training: Training, method_config: Any) -> int:
 
 
 def learning_rate_factor(step: int, steps: int, training: Training) -> float:
-    """Multiplier of every learning rate at a step (from 0): linear warm-up, then cosine to 0, or constant."""
+    """Multiplier of every learning rate at a step (from 0): linear warm-up, then by a cosine or a straight line to
+    0, or constant."""
     warmup = round(training.warmup * steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if training.schedule == "constant":
         return 1.0
+    if training.schedule == "linear":
+        return (steps - step) / max(1, steps - warmup)
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def auxiliary_factor(step: int, steps: int, training: Training) -> float:
+    """Multiplier of the auxiliary losses at a step (from 0): it rises from 0 to 1 over training.auxiliary_ramp."""
+    ramp = int(training.auxiliary_ramp * steps)
+    return min(1.0, step / ramp) if ramp else 1.0
 
 
 def _optimizers(method: Method, training: Training) -> list[torch.optim.Optimizer]:
@@ -145,6 +154,7 @@ def train(
         batch_size=training.batch_size,
         seed=seed,
         group_batches=training.group_batches,
+        one_form=training.batches_of_one_form,
     )
     if method.collator.cache:  # what is encoded is kept: a question that cannot be read is found before the first step
         for place in sorted({place for batch in plan for place in batch}):
@@ -171,7 +181,7 @@ def train(
     bar = progress_bar(steps, f"train {method.backbone.entry.name} {method.config.kind} seed {seed}", done)
     try:
         for step in range(done, steps):
-            factor = learning_rate_factor(step, steps, training)
+            factor, ramp = learning_rate_factor(step, steps, training), auxiliary_factor(step, steps, training)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = group["base_lr"] * factor
             set_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
@@ -184,6 +194,8 @@ def train(
                     with accelerator.autocast():
                         losses = method.training_losses(batch)
                     names = list(losses)
+                    if ramp < 1.0:
+                        losses = {n: ramp * loss if n in method.auxiliary else loss for n, loss in losses.items()}
                     terms = torch.stack([losses[name].float().to(device) for name in names])
                     accelerator.backward(terms.sum() / micro)
                 summed = terms.detach() / micro if summed is None else summed + terms.detach() / micro

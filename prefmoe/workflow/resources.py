@@ -17,7 +17,7 @@ from safetensors import safe_open
 from prefmoe.config import Edition, LoRAMethod, Method, MiniatureData, PrefMoEMethod, load_edition
 from prefmoe.config.registry import BackboneEntry, Shape, find_backbone
 from prefmoe.data.benchmark import FACETS
-from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH, Ranks
+from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH, Ranks, published_router_shapes
 from prefmoe.system.files import FileError, read_json
 
 GIGABYTE = 1e9
@@ -121,8 +121,12 @@ def trained_parameters(method: Method, shape: Shape, users: int) -> int:
     if isinstance(method, PrefMoEMethod):
         factorised = len(FACETS) * hidden + users * (len(ANCHORS) - 1) * hidden
         if method.user_state == "trained":
-            count += factorised if "P" in method.components else users * PREFIX_LENGTH * hidden
-        if "M" in method.components:
+            anchored = "P" in method.components or method.user_embedding == "anchors"
+            count += factorised if anchored else users * PREFIX_LENGTH * hidden
+        if "M" in method.components and method.routers == "published":
+            ranks = Ranks(method.preference_rank, method.user_rank, method.profile_rank)
+            count += sum(map(math.prod, published_router_shapes(hidden, ranks).values()))
+        elif "M" in method.components:
             task, preference, profile = 2 * (3 * hidden + 1), len(FACETS) * (2 * hidden + 1), 2 * (2 * hidden + 1)
             context = method.user_rank * (len(FACETS) * hidden + 1)
             label = (len(FACETS) + 1) * hidden if method.facet_label == "oracle" else 0
