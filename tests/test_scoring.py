@@ -176,3 +176,41 @@ def test_what_the_page_calls_odd_is_read_so(kind):
         for answer in re.findall(r"`([^`]+)`", answers):
             parsed = metrics.parse_answer(answer, kind, ("tea", "tea sets", "boots", "prints"))
             assert parsed == expected.lower() if metrics.is_parsed(parsed, kind) else expected == "unread", answer
+
+
+def asked_of_two(**columns: list) -> pd.DataFrame:
+    """Four users asked about one item, of whom two like it; the columns are of their answers."""
+    rows = {"name": ["ann", "bob", "cid", "dan"], "l2-category": ["awareness"] * 2 + ["overconcept"] * 2}
+    same = {"category": "preference", "concept": "travel", "preference_bucket_names": "ann | bob"}
+    answers = {"answer": [4, 4, 5, 5], "prediction": ["yes", "no", "hm", "no"]}
+    return pd.DataFrame(rows | answers | columns).assign(**same)
+
+
+def test_with_probabilities_a_file_says_who_is_told_apart(tmp_path):
+    sure = {"p_yes": [0.9, 0.4, 0.4, 0.1], "p_no": [0.1, 0.6, 0.6, 0.9]}
+    found = report(save(asked_of_two(**sure), tmp_path / "a.csv"), **FAST)
+    row = found.table.set_index("measure").loc["auc_same"]
+    assert (row["value"], row["n"], row["unread"]) == (pytest.approx(3.5 / 4), 4, 1)
+    told = {"item": ["tea"] * 4, "told": ["told", "untold", "other", "told"], "seen_pair": [1, 0, 0, 0]}
+    table = report(save(asked_of_two(**sure, **told), tmp_path / "b.csv"), auc=True, **FAST).table.set_index("measure")
+    assert table.loc[["auc_told", "auc_untold", "auc_untold_fresh"], "value"].tolist() == [1, 0.5, 0.5]
+    assert table.loc[["auc_told", "auc_untold", "auc_untold_fresh"], "n"].tolist() == [3, 2, 2]
+
+
+def test_who_asks_for_aucs_is_told_which_column_of_which_file_lacks(tmp_path, capsys):
+    path = save(asked_of_two(), tmp_path / "plain.csv")
+    assert "auc_same" not in set(report(path, **FAST).table["measure"])
+    with pytest.raises(ScoringError, match=r"plain.csv: no column p_yes, p_no: auc_same compares the probabilities"):
+        report(path, auc=True, **FAST)
+    assert main(["score", str(path), "--auc"]) == 1 and "no column p_yes, p_no" in capsys.readouterr().err
+    given = {"p_yes": [0.9, None, 0.4, 0.1], "p_no": [0.1, None, 0.6, 0.9]}
+    path = save(asked_of_two(**given), tmp_path / "gap.csv")
+    assert "auc_same is not computed: row 2: p_yes and p_no are empty" in str(report(path, **FAST))
+    with pytest.raises(ScoringError, match="gap.csv: row 2: p_yes and p_no are empty"):
+        report(path, auc=True, **FAST)
+    path = save(asked_of_two(**given | {"p_yes": [0.9, "high", 0.4, 0.1]}), tmp_path / "word.csv")
+    with pytest.raises(ScoringError, match="word.csv: row 2: p_yes is 'high', expected a number from 0 to 1"):
+        report(path, **FAST)
+    path = save(asked_of_two().drop(columns="preference_bucket_names"), tmp_path / "alone.csv")
+    with pytest.raises(ScoringError, match="alone.csv: no column preference_bucket_names: auc_same"):
+        report(path, auc=True, **FAST)

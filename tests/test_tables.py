@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from prefmoe.analysis.groupings import (
 )
 from prefmoe.analysis.references import (
     CHANCE,
+    GROUP,
     POPULAR,
     READER,
     chance,
@@ -39,6 +41,7 @@ from prefmoe.analysis.references import (
     profile_reader,
     read_references,
     references,
+    untold_likes,
 )
 from prefmoe.analysis.text import group_rises, markdown, readable, verdicts
 from prefmoe.config import Edition, run_folder
@@ -372,6 +375,108 @@ def test_breakdown_agrees_with_scoring_each_group(benchmark, results):
     assert pairs.loc["pair seen in training", "n"] == 4
     assert pairs.loc["pair seen in training", "value"] == pytest.approx(seen["hit"].mean())
     assert set(table["grouping"]) == {"bucket", "facet", "question", "popularity", "pair"}
+
+
+# What no profile tells
+
+
+@pytest.fixture(scope="module")
+def secret(benchmark) -> Benchmark:
+    """The benchmark with kites, which cid and dan like, told by no profile."""
+    users = {}
+    for name, user in benchmark.users.items():
+        likes = tuple(item for item in LIKES[name] if item != "kites")
+        told = {"travel": Preference(likes=likes, dislikes=DISLIKES[name])}
+        users[name] = user.model_copy(update={"preferences": told})
+    names = benchmark.frame["name"]
+    told = [
+        "" if not item else "untold" if item == "kites" and item in LIKES[name] else
+        "told" if item in (*LIKES[name], *DISLIKES[name]) else "other"
+        for name, item in zip(names, benchmark.annotations["item"], strict=True)
+    ]  # fmt: skip
+    return replace(benchmark, users=users, annotations=benchmark.annotations.assign(told=told))
+
+
+def test_rows_by_what_is_told_stand_in_every_table_and_only_where_profiles_do_not_tell_everything(
+    benchmark, secret, built, results
+):
+    for path in results.rglob("predictions.parquet"):
+        frame = pd.read_parquet(path)
+        backbone, method, seed = key_of(path)
+        keep(frame.merge(secret.told(list(secret.frame.index)), on="index"), results, backbone, method, seed)
+    made = {name: tables.read_table(path) for name, path in tables.build(EDITION, secret, results=results).items()}
+    before = {name: tables.read_table(path) for name, path in built[1].items()}
+    split = ["auc_told", "auc_untold", "auc_untold_fresh"]
+    for name in ("table1", "table2", "table1_seeds", "turns", "comparisons", "forest"):
+        assert set(made[name]["metric"]) == {*metrics.METRICS, "auc_same", *split}, name
+        assert not set(split) & set(before[name]["metric"]), name
+    assert {"told_statistics"} == set(made) - set(before)
+    told = made["breakdown"].query("grouping == 'told' and method == 'Profile reader' and turns == 0")
+    found = told.set_index(["metric", "group"])["value"]
+    assert found["preference", "told"] == 1 and found["recall", "untold, pair unseen in training"] == 0
+    assert told.set_index(["metric", "group"])["n"].loc["preference"].tolist() == [5, 0, 1]
+    counted = made["told_statistics"].query("split == 'test' and told == 'untold'")
+    assert counted[["question_type", "liked", "fresh", "count"]].to_numpy().tolist() == [
+        ["preference_yesno", "yes", 1, 1]
+    ]
+
+
+def test_who_knows_the_groups_likes_knows_what_no_profile_tells(benchmark, secret):
+    assert references(benchmark, "test").keys() == {CHANCE, POPULAR, READER}
+    assert untold_likes(benchmark) == {} and untold_likes(secret) == {
+        ("travel", secret.users["dan"].preferences["travel"]): {"kites"}
+    }  # nobody is asked about cid's
+    found = references(secret, "test")
+    wrong = {name: found[name][0].query("category == 'preference' and hit == 0") for name in (READER, GROUP)}
+    assert wrong[GROUP].empty and wrong[READER]["name"].tolist() == ["dan"]
+    assert wrong[READER]["item"].tolist() == ["kites"]
+
+
+def test_every_row_says_what_it_is_shown_and_a_main_table_without_that_is_refused(built, tmp_path):
+    made = {name: tables.read_table(path) for name, path in built[1].items()}
+    expected = {
+        "Non-tuned": "name", "Full fine-tuning": "name", "PrefMoE": "anchors of profile text and picture",
+        "Chance": "nobody", "Popular choice": "population's answers", "Profile reader": "profile text read perfectly",
+    }  # fmt: skip
+    assert dict(zip(made["table1"]["method"], made["table1"]["information"], strict=True)) == expected
+    assert readable(made["table1"].query("turns == 0"))["information"].to_dict() == expected
+    information = made["information"].set_index("method")
+    assert information["at_test"].to_dict() == expected | {"Embedding": "tokens learned from answers"}
+    assert information["in_training"].to_dict() == {
+        "Non-tuned": "nothing", "Full fine-tuning": "name and answers", "Embedding": "answers",
+        "PrefMoE": "anchors of profile text and picture and answers",
+    } | {reference: np.nan for reference in (CHANCE, POPULAR, READER)}  # fmt: skip
+    folder = tmp_path / "figures" / "tiny"
+    shutil.copytree(built[0] / "tiny" / "figures", folder)
+    made["table1"].drop(columns="information").to_csv(folder / "table1.csv", index=False)
+    with pytest.raises(TableError, match=r"tiny/table1.csv: no column information, .* expected method, type, .*again"):
+        markdown("tiny", figures=tmp_path / "figures")
+    with pytest.raises(TableError, match="no column information"):
+        tables.read_table(folder / "table1.csv")
+
+
+def test_the_popular_choice_is_tested_like_every_other_row(benchmark, results, built):
+    table = tables.read_table(built[1]["comparisons"])
+    assert set(table["baseline"]) == {"Non-tuned", "Full fine-tuning", "Embedding", "Popular choice"}
+    popular = [entry for entry in read_references(EDITION, benchmark, "test") if entry.method == POPULAR]
+    runs = read_runs(EDITION, results, "test")
+    for turns in (0, 10):
+        first = next(entry for entry in runs if (entry.key, entry.turns) == ("full", turns))
+        second = next(entry for entry in popular if entry.turns == turns)
+        here = table[(table["baseline"] == POPULAR) & (table["turns"] == turns)].set_index("metric")
+        for metric in first.metrics:
+            difference = first.estimates[metric]["value"] - second.estimates[metric]["value"]
+            assert here.loc[metric, "difference"] == pytest.approx(difference, abs=2e-6)
+    assert table.query("metric == 'auc_same'")["p_users_holm"].notna().all()
+    tests = table.query("metric == 'auc_same'")
+    assert tests["p_users_holm"].to_numpy() == pytest.approx(statistics.holm(tests["p_users"]), abs=2e-6)
+
+
+def test_a_run_without_probabilities_is_named(benchmark, results):
+    path = run_folder(results, "tiny", "llava-mini", "full", 1) / "predictions.parquet"
+    keep(pd.read_parquet(path).drop(columns=["p_yes", "p_no"]), results, *key_of(path))
+    with pytest.raises(TableError, match=r"1 run\(s\).*\n.*full/seed1/predictions.parquet: no column p_yes, p_no"):
+        tables.build(EDITION, benchmark, results=results)
 
 
 # Uncertainty

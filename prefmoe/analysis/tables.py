@@ -19,6 +19,7 @@ from prefmoe.analysis.answers import REFERENCE, Answers, TableError, read_runs
 from prefmoe.analysis.comparisons import comparisons_table, detectable_table, forest_table
 from prefmoe.analysis.controls import controls_table
 from prefmoe.analysis.groupings import QUESTION_GROUPS, breakdowns, dataset_statistics, question_groups, told_statistics
+from prefmoe.analysis.information import information_table
 from prefmoe.analysis.references import POPULAR, read_references
 from prefmoe.analysis.shortened import shortened_table
 from prefmoe.config import RESULTS, Edition
@@ -298,6 +299,7 @@ def build(
     tested = [entry for entry in everything if entry.split == "test"]
     reported = [entry for entry in tested if entry.turns in REPORTED_TURNS]
     runs = [entry for entry in reported if entry.type != REFERENCE]
+    known = dict.fromkeys(entry.method for entry in reported if entry.type == REFERENCE)
     tested_against = [*runs, *(entry for entry in reported if entry.method == POPULAR)]
     table = estimates_table(reported)
     tables = {
@@ -314,6 +316,7 @@ def build(
         "unparsed": unparsed_table(runs),
         "separation": separation_table(reported),
         "dataset_statistics": dataset_statistics(benchmark),
+        "information": information_table(edition, results, known),
     }
     if len(told := told_statistics(benchmark)):
         tables["told_statistics"] = told

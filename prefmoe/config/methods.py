@@ -81,11 +81,11 @@ class SoftPromptMethod(MethodSettings):
     @property
     def information(self) -> str:
         learned = "tokens learned from answers"
-        return learned if getattr(self, "profile", "none") == "none" else f"{super().information} and {learned}"
+        return learned if self.profile == "none" else f"{super().information} and {learned}"
 
     @property
     def information_in_training(self) -> str:
-        return "answers" if getattr(self, "profile", "none") == "none" else f"{super().information} and answers"
+        return "answers" if self.profile == "none" else f"{super().information} and answers"
 
 
 class YoLLaVAMethod(MethodSettings):
@@ -192,13 +192,16 @@ class PrefMoEMethod(MethodSettings):
     @property
     def information(self) -> str:
         free = self.components == COMPONENTS[0]  # no anchors yet: users are vectors that start at random
-        if free and self.user_state == "frozen":
-            return "random tokens"
-        return "tokens learned from answers" if free else "anchors of profile text and picture"
+        if free and (self.user_state == "frozen" or not is_trained(self)):
+            shown = "random tokens"
+        else:
+            shown = "tokens learned from answers" if free else "anchors of profile text and picture"
+        return shown if self.facet_label == "none" else f"{shown}; the question's facet"
 
     @property
     def information_in_training(self) -> str:
-        return "answers" if self.components == COMPONENTS[0] and is_trained(self) else super().information_in_training
+        free = self.components == COMPONENTS[0] and self.facet_label == "none"
+        return "answers" if free and is_trained(self) else super().information_in_training
 
     @field_validator("components")
     @classmethod

@@ -1,0 +1,63 @@
+"""What each row of the tables rests on: what it is shown of users, how long that is, and what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE, type_of
+from prefmoe.analysis.references import KNOWN
+from prefmoe.config import Edition, run_folder
+from prefmoe.system.files import FileError, read_json
+from prefmoe.system.places import weights_folder
+from prefmoe.system.run_files import RunFileError, read_story
+
+INFORMATION_COLUMNS = (
+    "method", "type", "backbone", "in_training", "at_test", "context_tokens", "trainable_parameters", "practice"
+)  # fmt: skip
+
+CARD = "miniature.json"
+
+
+def information_table(edition: Edition, results: str | Path, references: Iterable[str] = ()) -> pd.DataFrame:
+    """A row per run of an edition, and one per reference: the columns of `INFORMATION_COLUMNS`.
+
+    context_tokens: how many tokens of a prompt tell the model of its user, on average, trainable_parameters: both as
+    the first seed's run.json has them, empty without it. practice: what the backbone's card says of soft prefixes,
+    empty without a card. Of a reference only what it is shown is known.
+    """
+    practice = {backbone: _practice(backbone) for backbone in edition.backbones}
+    rows = []
+    for backbone, key in edition.runs():
+        method, story = edition.methods[key], {}
+        try:
+            story = read_story(run_folder(results, edition.name, backbone, key, edition.seeds[0]))
+        except RunFileError:
+            pass  # of the only seed that a non-tuned model needs, another one may be there
+        rows.append({
+            "method": method.label, "type": type_of(method), "backbone": backbone,
+            "in_training": method.information_in_training, "at_test": method.information,
+            "context_tokens": story.get("context_tokens", np.nan),
+            "trainable_parameters": story.get("parameters", {}).get("trainable_total", np.nan),
+            "practice": practice[backbone],
+        })  # fmt: skip
+    for name in references:
+        rows.append({"method": name, "type": REFERENCE, "backbone": NO_BACKBONE, "at_test": KNOWN[name]})
+    return pd.DataFrame(rows, columns=list(INFORMATION_COLUMNS))
+
+
+def _practice(backbone: str) -> str:
+    """What a backbone's card says of soft prefixes: whether it has practised reading them, and how long."""
+    folder = weights_folder(backbone)
+    try:
+        recipe = read_json(folder / CARD, "the card of a backbone")["recipe"] if folder else {}
+    except (FileError, KeyError):
+        return ""
+    phases = recipe.get("phases", recipe.get("joint", {}).get("phases", []))
+    steps = sum(phase["steps"] for phase in phases if "prefix" in phase)
+    practice = recipe.get("practice", "anchors") if steps else "none"
+    kinds = {"anchors": "prefixes like PrefMoE's", "free": "prefixes of free tokens"}
+    return f"{kinds[practice]}, {steps} steps" if practice in kinds else "no prefixes" if phases else ""
