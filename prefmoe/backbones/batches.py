@@ -37,6 +37,8 @@ class Batch:
         examples: the B questions as they are put; none outside a benchmark.
         control: what is exchanged or taken away of what they show (`prefmoe.models.controls`), if anything is.
         prompt_digest: a hash of each rendered prompt and its pictures.
+        answer_span: so many positions at the end of every row hold all that predict a token of an answer.
+        question_span: so many hold these and the final question's text and image tokens.
     """
 
     inputs: dict[str, Tensor]
@@ -47,6 +49,8 @@ class Batch:
     facet: Tensor
     index: Tensor
     prompt_digest: list[str]
+    answer_span: int
+    question_span: int
     examples: tuple[Example, ...] = ()
     control: Control | None = None
 
@@ -105,6 +109,7 @@ def pad(
         inputs["position_ids"] = torch.stack(places, dim=1)
     inputs |= stack_pictures([one.pictures for one in encoded])
     none = [-1] * size
+    answer_span = 1 if labels is None else _span(labels != -100) + 1  # a token is predicted where the one before it is
     return Batch(
         inputs=inputs,
         labels=labels,
@@ -114,7 +119,15 @@ def pad(
         facet=torch.tensor(list(facet) if facet is not None else none),
         index=torch.tensor(list(index) if index is not None else none),
         prompt_digest=[one.prompt_digest for one in encoded],
+        answer_span=answer_span,
+        question_span=max(answer_span, _span(masks[2])),
     )
+
+
+def _span(mask: Tensor) -> int:
+    """How many positions there are from the first that is marked in some row of mask (B, T) to the end."""
+    columns = mask.any(0)
+    return int(columns.any()) * (len(columns) - int(columns.int().argmax()))
 
 
 class Collator:

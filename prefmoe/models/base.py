@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from prefmoe import config as configuration
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Batch, Collator
+from prefmoe.backbones.last_positions import last_positions_only
 from prefmoe.backbones.pictures import load_pictures
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, GrowingBenchmark, User, name_mistake
 from prefmoe.data.prompts import PLAIN, Profile, Wording, profile_text
@@ -120,22 +121,19 @@ class Method(nn.Module):
 
         Call it, and the backward pass, within ``context(batch)``.
         """
-        return {"answer": self.answer_loss(batch)[0]}
+        return {"answer": self.answer_loss(batch, batch.answer_span)[0]}
 
-    def answer_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean cross entropy of the answer tokens, and the last hidden states (B, T, H) it comes from.
+    def answer_loss(self, batch: Batch, span: int | None = None) -> tuple[Tensor, Tensor]:
+        """Mean cross entropy of the answer tokens, and the last hidden states (B, T, H), as in token_losses.
 
         With several processes the mean over them is the mean over all of their answer tokens.
-
-        Raises:
-            ValueError: if the batch has no answers.
         """
-        losses, _, hidden = self.token_losses(batch)
+        losses, _, hidden = self.token_losses(batch, span)
         return distributed.share_of_all(len(losses), losses.device) * losses.mean(), hidden
 
-    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def token_losses(self, batch: Batch, span: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Cross entropy of each of the N answer tokens (N,), the example (N,) it answers, and the last hidden
-        states (B, T, H).
+        states (B, T, H); where a span is given, these are right at the last ``span`` positions alone.
 
         The vocabulary is looked at where an answer stands, not at every position.
 
@@ -144,7 +142,8 @@ class Method(nn.Module):
         """
         if batch.labels is None:
             raise ValueError("the batch has no labels; collate it with_answer=True")
-        hidden = self.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
+        with last_positions_only(self.backbone, span):
+            hidden = self.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
         hidden = hidden.to(batch.labels.device)  # a large backbone may end on another device than it starts on
         target = batch.labels[:, 1:]
         answered = target != -100
@@ -157,7 +156,7 @@ class Method(nn.Module):
         batch = self.collator([e for chosen in tasks.values() for e in chosen], with_answer=True)
         batch = batch.to(self.backbone.device)
         with self.context(batch):
-            losses, example, _ = self.token_losses(batch)
+            losses, example, _ = self.token_losses(batch, batch.answer_span)
         counts = torch.tensor([len(chosen) for chosen in tasks.values()], device=losses.device)  # (K,)
         task = torch.arange(len(tasks), device=losses.device).repeat_interleave(counts)[example]  # (N,)
         sums = losses.new_zeros(len(tasks)).index_add(0, task, losses)

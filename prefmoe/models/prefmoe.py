@@ -205,9 +205,11 @@ class PrefMoE(Method, settings=PrefMoEMethod):
         if self._active is None or self._active[0] is not batch:
             raise RuntimeError("training_losses(batch) and its backward pass belong inside context(batch)")
         tokens, weights = self._active[1], self.config.losses
-        answer, hidden = self.answer_loss(batch)
+        alone = "P" not in self.components or weights.none
+        span = batch.question_span if self.config.query == "question" else None  # None: everywhere
+        answer, hidden = self.answer_loss(batch, batch.answer_span if alone else span)
         terms = {"answer": answer}
-        if "P" not in self.components or weights.none:
+        if alone:
             return terms
         pseudo = self.counterfactual
         together = distributed.rows_of_all

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
 from prefmoe import metrics
+from prefmoe.backbones.last_positions import last_positions_only
 from prefmoe.config import TooLong
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn, join_holders
 from prefmoe.models.base import Method
@@ -179,13 +180,14 @@ def _answer(
 ) -> pd.DataFrame:
     """Rows (prediction, probabilities, prompt digest, gates) of one batch."""
     prompts = [method.collator.encode(e, talk) for e, talk in zip(examples, transcripts, strict=True)]
-    output = prefix_cache.generate(method, examples, prompts, generation) if reuse_prefixes else None
-    if output is None:
-        batch = method.collator.pad(prompts, examples).to(method.backbone.device)
-        with method.context(batch):
-            output = method.model.generate(
-                **batch.inputs, generation_config=generation, synced_gpus=distributed.sharding()
-            )
+    with last_positions_only(method.backbone, 1):
+        output = prefix_cache.generate(method, examples, prompts, generation) if reuse_prefixes else None
+        if output is None:
+            batch = method.collator.pad(prompts, examples).to(method.backbone.device)
+            with method.context(batch):
+                output = method.model.generate(
+                    **batch.inputs, generation_config=generation, synced_gpus=distributed.sharding()
+                )
     # A NaN or an infinity is the largest logit wherever there is one; a row without any finite logit has none either.
     readable = torch.stack([step.amax(-1) for step in output.logits]).isfinite().all(0).tolist()
     if silent := [example.index for example, good in zip(examples, readable, strict=True) if not good]:

@@ -1,0 +1,50 @@
+"""The last decoder layer works at the ends of prompts alone, where nothing else of its output is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from prefmoe.backbones.backbone import Backbone
+
+POSITION_BY_POSITION = ("q_proj", "o_proj", "mlp")
+"""Parts of a decoder layer, by their last names, that treat every position by itself and feed no keys or values."""
+
+
+@contextmanager
+def last_positions_only(backbone: Backbone, count: int | None) -> Iterator[None]:
+    """Within it the last hidden states are right at the last ``count`` positions of each row, and wrong at the others.
+
+    Answers stand at the ends of prompts. What the last layer says elsewhere reaches them through its keys and values
+    alone, so that the products of queries, attention's output and MLP can be left out there; zeros take their places.
+    Of the miniature's four layers that saves a fifth of the products.
+
+    Args:
+        count: of positions; None leaves nothing out. So does gradient checkpointing, which computes layers once more
+            when this has ended.
+    """
+    layer = backbone.layers[-1]
+    if count is None or getattr(layer, "gradient_checkpointing", False):
+        yield
+        return
+    length = 0
+
+    def cut(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal length
+        length = args[0].shape[-2]
+        return (args[0][..., -count:, :].contiguous(), *args[1:])
+
+    def fill(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return pad(output, (0, 0, length - output.shape[-2], 0))
+
+    parts = [module for name, module in layer.named_modules() if name.rpartition(".")[2] in POSITION_BY_POSITION]
+    handles = [part.register_forward_pre_hook(cut) for part in parts]
+    handles += [part.register_forward_hook(fill) for part in parts]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
