@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import matplotlib.pyplot as plt
@@ -208,13 +209,37 @@ def test_a_figure_is_shown_as_a_picture_with_an_alternative_text(tmp_path, monke
     style.show(small(), tmp_path / "one.png")
     output = shown[0]
     assert re.search(
-        r'<img src="data:image/png;base64,[^"]+" width="\d+" alt="Bars of Users: human', output["text/html"]
+        r'<img src="data:image/webp;base64,[^"]+" width="\d+" alt="Bars of Users: human', output["text/html"]
     )
     assert output["text/plain"].endswith("Who. n = 3 users.") and (tmp_path / "one.png").is_file()
     style.show(small(), alt='5 < 6 & "so on"')
     assert 'alt="5 &lt; 6 &amp; &quot;so on&quot;"' in shown[1]["text/html"]
     with pytest.raises(ValueError, match="alternative text"):
         style.show(Figure())
+
+
+def test_what_is_shown_is_smaller_than_the_file_and_differs_from_it_invisibly(tmp_path):
+    table = pd.DataFrame(
+        [{"method": m, "metric": k, "value": 0.5} for m in style.METHODS for k in metrics.METRICS[:2]]
+    )  # fmt: skip
+    figure = forms.intervals(table, rows="method", panels="metric", title="T", caption=CAPTION)
+    saved = style.save(figure, tmp_path / "figure.png").read_bytes()
+    with Image.open(io.BytesIO(saved)) as picture:
+        drawn = picture.convert("RGB")
+    packed = style.webp(drawn)
+    assert packed == style.webp(drawn) and len(packed) < 0.8 * len(saved)
+    with Image.open(io.BytesIO(packed)) as picture:
+        assert picture.format == "WEBP" and picture.size == drawn.size
+        shown = np.asarray(picture.convert("RGB")).astype(int)
+    assert np.abs(shown - np.asarray(drawn)).max() <= 16
+    reds = {tuple(dot) for dot in shown.reshape(-1, 3) if abs(dot[0] - 0xA6) + abs(dot[1] - 0x36) < 12}
+    assert reds  # PrefMoE's colour is still there
+
+
+def test_a_picture_of_many_colours_is_shown_dot_by_dot():
+    dots = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(style.webp(Image.fromarray(dots)))) as picture:
+        assert np.array_equal(np.asarray(picture.convert("RGB")), dots)
 
 
 def test_captions_legends_and_titles_do_not_overlap():
