@@ -321,3 +321,22 @@ def test_drawings_are_made_once(tmp_path, monkeypatch):
     assert np.array_equal(drawn.pixels, again.pixels) and list(tmp_path.glob("*.npy")) == [kept]
     monkeypatch.undo()
     assert np.array_equal(drawn.pixels, drawings.draw_pool(**wanted).pixels)
+
+
+def test_conversations_with_and_without_a_prefix_are_read_in_one_pass_as_in_two(pool):
+    backbone = load_backbone("llava-mini")
+    model, encoder, rng = backbone.model, Encoder("llava", backbone.tokenizer), np.random.default_rng(5)
+    features = vision.pool_features(model, backbone.processor.image_processor, pool).float()
+    drawn = Conversations(pool, rng)
+    plain = [drawn.captions(2), drawn.preferences(2, 3)]
+    asked = [drawn.introduced(2)[1] for _ in range(3)]
+    prefix = torch.randn(3, 13, model.config.text_config.hidden_size)
+    parts = reading.learned_in_one_pass(model, encoder, plain, asked, features, prefix)
+    separate = (reading.learned_tokens(model, encoder, plain, features),
+                reading.learned_tokens(model, encoder, asked, features, prefix))  # fmt: skip
+    for (logits, ids), (expected, wanted) in zip(parts, separate, strict=True):  # rows may come in another order
+        of = {tuple(row[:3].tolist()): (row, k) for row, k in zip(expected, wanted.tolist(), strict=True)}
+        for row, k in zip(logits, ids.tolist(), strict=True):
+            near = min(of, key=lambda key, row=row: sum(abs(a - b) for a, b in zip(key, row[:3].tolist(), strict=True)))
+            torch.testing.assert_close(row, of[near][0], rtol=1e-3, atol=1e-3)
+            assert k == of[near][1]

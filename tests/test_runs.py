@@ -17,7 +17,7 @@ from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import ConfigError, run_folder
 from prefmoe.running import answers, runs
 from prefmoe.running.checkpoints import TrainingError
-from prefmoe.running.runs import RunError, Workbench, is_complete, run_all_seeds, run_method, seeds_of
+from prefmoe.running.runs import RunError, Workbench, is_complete, run_all_seeds, run_method
 from prefmoe.running.shortening import TooLongError
 
 
@@ -190,11 +190,11 @@ def test_workbench_hands_caches_on_but_no_weights():
 
 
 def test_nothing_random_is_not_repeated():
-    assert seeds_of(EDITION, "NT") == (0,)
-    assert seeds_of(EDITION, "LoRA") == (0, 1)
+    assert EDITION.seeds_of("NT") == (0,)
+    assert EDITION.seeds_of("LoRA") == (0, 1)
     untrained = EDITION.methods["PrefMoE"].model_copy(update={"steps_factor": 0.0})
     edition = EDITION.model_copy(update={"methods": {**EDITION.methods, "PrefMoE": untrained}})
-    assert seeds_of(edition, "PrefMoE") == (0,)
+    assert edition.seeds_of("PrefMoE") == (0,)
     assert [folder.name for folder in run_all_seeds(EDITION, "tiny-llava", "NT", results="results")] == ["seed0"]
 
 

@@ -154,8 +154,7 @@ def type_of(method: Method) -> str:
 def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answers]:
     """Scored answers of every run of an edition to some splits, in the order of the configuration.
 
-    Every run is read once and each of its answers scored once. A non-tuned model needs one seed, every other method
-    all seeds of the edition.
+    Every run is read once and each of its answers scored once, of all seeds that the edition has for its method.
 
     Raises:
         TableError: naming every run that is missing, incomplete or damaged, and any that answered other questions.
@@ -167,8 +166,8 @@ def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answe
     columns = [*metrics.COLUMNS, "index", "split", "turns", *probability]
     for backbone, key in edition.runs():
         method = edition.methods[key]
-        folders = {s: run_folder(results, edition.name, backbone, key, s) for s in edition.seeds}
-        ready, frames, faults = [], [], []
+        folders = {s: run_folder(results, edition.name, backbone, key, s) for s in edition.seeds_of(key)}
+        frames, faults = [], []
         for seed, folder in folders.items():
             try:
                 told = {"edition": edition.name, "backbone": backbone, "method": key, "seed": seed}
@@ -176,14 +175,13 @@ def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answe
             except RunFileError as error:
                 faults.append(str(error))
                 continue
-            ready.append(folder)
             frames.append(metrics.score(frame[frame["split"].isin(splits)].sort_values(["turns", "index"])))
-        if not ready or (is_trained(method) and faults):
+        if faults:
             missing += faults
             continue
         for split, turns in ((name, turns) for name in splits for turns in edition.evaluation.asked.get(name, ())):
             copies = [frame[(frame["split"] == split) & (frame["turns"] == turns)] for frame in frames]
-            for folder, copy in zip(ready, copies, strict=True):
+            for folder, copy in zip(folders.values(), copies, strict=True):
                 asked = expected.setdefault((split, turns), copy["index"].to_numpy())
                 if not np.array_equal(asked, copy["index"].to_numpy()):
                     raise TableError(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from prefmoe import metrics
 from prefmoe.analysis.answers import Answers, TableError, type_of
-from prefmoe.config import ControlKind, Edition, is_trained, run_folder
+from prefmoe.config import ControlKind, Edition, run_folder
 from prefmoe.system.run_files import RunFileError, read_controls
 
 CONTROLS_COLUMNS = ("method", "backbone", "control", "metric", "value", "low", "high", "n", "seeds")
@@ -35,7 +35,7 @@ def controls_table(edition: Edition, results: str | Path, answers: Sequence[Answ
     rows = []
     for backbone, key in edition.runs():
         method = edition.methods[key]
-        seeds = edition.seeds if is_trained(method) else edition.seeds[:1]
+        seeds = edition.seeds_of(key)
         frames = [_read(edition, results, backbone, key, seed) for seed in seeds]
         asked = {seed: frame is not None for seed, frame in zip(seeds, frames, strict=True)}
         if not any(asked.values()):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from prefmoe.config.method_settings import OWN_FILES, Method
+from prefmoe.config.method_settings import OWN_FILES, Method, is_trained
 from prefmoe.config.own_methods import read_own_methods
 from prefmoe.config.strict import ConfigError, Strict
 from prefmoe.system.names import NAME, RULE, Name, Once, did_you_mean
@@ -145,6 +145,8 @@ class Edition(Strict):
     """One configuration of the whole workflow.
 
     Attributes:
+        seeds: of every trained method, but those of which more_seeds names others.
+        rivals: methods of table1 that run on ablation_backbone alone, as most of the paper's competitors do on one.
         own_methods: Python files, relative to the edition's, with methods that are not in the package.
     """
 
@@ -152,6 +154,7 @@ class Edition(Strict):
     purpose: str
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Once]
     backbones: Annotated[tuple[Name, ...], Field(min_length=1), Once]
+    more_seeds: dict[Name, Annotated[tuple[Seed, ...], Field(min_length=1), Once]] = {}
     ablation_backbone: str | None = None
     data: Annotated[MiniatureData | MMPBData, Field(discriminator="kind")]
     training: Training
@@ -160,6 +163,7 @@ class Edition(Strict):
     methods: dict[Name, Method] = Field(min_length=1)
     table1: Annotated[tuple[str, ...], Field(min_length=1), Once]
     table2: Annotated[tuple[str, ...], Once] = ()
+    rivals: Annotated[tuple[str, ...], Once] = ()
     cache_images: bool = Field(True, description="keep encoded pictures in memory; off for large backbones")
     hardware: Hardware = Hardware()
 
@@ -193,7 +197,7 @@ class Edition(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Edition:
-        for table in ("table1", "table2"):
+        for table in ("table1", "table2", "rivals", "more_seeds"):
             unknown = [name for name in getattr(self, table) if name not in self.methods]
             if unknown:
                 near = did_you_mean(unknown[0], self.methods)
@@ -205,8 +209,12 @@ class Edition(Strict):
         labels = [method.label for method in self.methods.values()]
         if repeated := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"labels name the rows of the tables; given to several methods: {', '.join(repeated)}")
-        if self.table2 and self.ablation_backbone not in self.backbones:
+        if (self.table2 or self.rivals) and self.ablation_backbone not in self.backbones:
             raise ValueError(f"ablation_backbone must be one of {', '.join(self.backbones)}")
+        if elsewhere := [name for name in self.rivals if name not in self.table1]:
+            raise ValueError(f"rivals names methods that table1 does not: {', '.join(elsewhere)}")
+        if missing := [name for name, seeds in self.more_seeds.items() if not set(self.seeds) <= set(seeds)]:
+            raise ValueError(f"more_seeds has to hold the edition's seeds too, for {', '.join(missing)}")
         if self.training.batch_size % (self.hardware.processes or 1):
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} cannot be shared equally among "
@@ -216,9 +224,18 @@ class Edition(Strict):
 
     def runs(self) -> list[tuple[str, str]]:
         """Every (backbone, method) pair that the edition trains or evaluates, without repetition."""
-        pairs = [(backbone, method) for backbone in self.backbones for method in self.table1]
+        pairs = [
+            (backbone, method)
+            for backbone in self.backbones
+            for method in self.table1
+            if backbone == self.ablation_backbone or method not in self.rivals
+        ]
         pairs += [(self.ablation_backbone, method) for method in self.table2]
         return list(dict.fromkeys(pairs))
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """The seeds a method is run with; the first of the edition's alone when nothing is trained, hence random."""
+        return self.more_seeds.get(method, self.seeds) if is_trained(self.methods[method]) else self.seeds[:1]
 
 
 def load_edition(name: Edition | str | Path) -> Edition:

@@ -222,7 +222,7 @@ def plan(edition: Edition, protocol: Protocol, experiment: str, method: str, var
     own = (changed, config) == (edition, edition.methods[method]) and (backbone, method) in edition.runs()
     answered = edition.evaluation.asked
     own = own and all(set(asked.turns) <= set(answered.get(split, ())) for split in asked.splits)
-    own = own and set(seeds) <= set(edition.seeds)
+    own = own and set(seeds) <= set(edition.seeds_of(method))
     return Plan(backbone, method, config, changed, asked.splits, asked.turns, seeds, own)
 
 

@@ -79,7 +79,7 @@ def answers(edition: Edition, backbone_name: str, method_name: str, split: str =
         InspectionError: if a run of a large backbone is absent.
     """
     frames = []
-    for seed in runs.seeds_of(edition, method_name):
+    for seed in edition.seeds_of(method_name):
         folder = _run(edition, backbone_name, method_name, seed, results)
         frame = run_files.read_predictions(folder)
         frames.append(frame[(frame["split"] == split) & (frame["turns"] == turns)])
@@ -92,7 +92,7 @@ def loss_logs(
     """The loss terms during training, a frame per seed whose run is complete."""
     folders = [
         run_folder(results, edition.name, backbone_name, method_name, seed)
-        for seed in runs.seeds_of(edition, method_name)
+        for seed in edition.seeds_of(method_name)
     ]
     return [run_files.read_losses(folder) for folder in folders if (folder / run_files.RUN_FILE).is_file()]
 
@@ -223,8 +223,8 @@ def answers_of_methods(
     seed's.
     """
     answers = {}
-    for name in edition.table1:
-        seeds = runs.seeds_of(edition, name)
+    for name in (name for backbone, name in edition.runs() if backbone == backbone_name and name in edition.table1):
+        seeds = edition.seeds_of(name)
         own = seed if seed in seeds else seeds[0]
         method = trained_method(edition, backbone_name, name, own, results=results)
         answers[edition.methods[name].label] = most_probable_answers(method, examples)

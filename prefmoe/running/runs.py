@@ -319,13 +319,6 @@ def _publish(partial: Path, folder: Path) -> None:
     (folder / "inputs.json").unlink(missing_ok=True)
 
 
-def seeds_of(edition: Edition | str, method_name: str) -> tuple[int, ...]:
-    """The seeds a method is run with: the edition's; the first alone when nothing is trained, hence random."""
-    edition = load_edition(edition)
-    trained = is_trained(edition.methods[method_name])
-    return edition.seeds if trained else edition.seeds[:1]
-
-
 def run_method(
     edition: Edition | str | Path,
     backbone_name: str,
@@ -364,9 +357,9 @@ def run_method(
 def run_all_seeds(
     edition: Edition | str | Path, backbone_name: str, method_name: str, *, results: str | Path = RESULTS
 ) -> list[Path]:
-    """`run_method` for every seed of `seeds_of`, on one workbench."""
+    """`run_method` for every seed of `Edition.seeds_of`, on one workbench."""
     workbench = Workbench(edition, backbone_name, results=results)
     return [
         run_method(edition, backbone_name, method_name, seed, workbench=workbench)
-        for seed in seeds_of(workbench.edition, method_name)
+        for seed in workbench.edition.seeds_of(method_name)
     ]

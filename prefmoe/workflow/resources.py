@@ -291,7 +291,7 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
         gpus = settings.processes
     elif settings.launch == "ddp" and gpus == 1:
         gpus = settings.gpus_per_node
-    seeds = len(edition.seeds) if method.table_type != "NT" else 1
+    seeds = len(edition.seeds_of(method_name))
     hours = seeds * _hours(edition, method, shape, length, questions, width, four_bit)
     if settings.launch != "one" and gpus > 1:
         hours /= gpus

@@ -22,7 +22,6 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 
-from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import RESULTS, MiniatureData
 from prefmoe.data import miniature as world
 from prefmoe.running.record import hardware
@@ -62,50 +61,27 @@ _READ = {
     "recognition": _MIXED,
 }  # fmt: skip
 
+_PHASES = [
+    {"steps": 2600, "lr": 1.2e-3, "shares": [8, 6, 2], "recognition": {"level": 2}},
+    {"steps": 600, "lr": 1e-3, "shares": [4, 10, 2], "recognition": {"level": 0}},
+    {"steps": 600, "lr": 1e-3, "shares": [4, 10, 2], "recognition": {"level": 1}},
+    {"steps": 1500, "lr": 1e-3, "shares": [5, 8, 3], "recognition": {"level": 2}},
+    {"steps": 700, "lr": 1e-3, "shares": [3, 11, 2], "recognition": {"level": 1, "places": 0.6}},
+    {"steps": 900, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 2, "places": 0.4}},
+    _SPELLED,
+    _STRANGERS,
+    _TALKATIVE,
+    _INTRODUCED,
+    {**_INTRODUCED, "steps": 700, "prefix": {"steps": 800, "goal": 0.8}},
+    {**_READ, "steps": 1200, "lr": 8e-4},
+    {**_READ, "steps": 2600, "lr": 1e-3, "shares": [7, 6, 1, 2]},
+]
+
 RECIPES: dict[str, dict] = {
-    "llava": {
-        "pool": _POOL,
-        "vision": {"steps": 4500, "batch": 64, "lr": 1e-3},
-        "joint": {
-            "phases": [
-                {"steps": 2600, "lr": 1.2e-3, "shares": [8, 6, 2], "recognition": {"level": 2}},
-                {"steps": 600, "lr": 1e-3, "shares": [4, 10, 2], "recognition": {"level": 0}},
-                {"steps": 600, "lr": 1e-3, "shares": [4, 10, 2], "recognition": {"level": 1}},
-                {"steps": 1500, "lr": 1e-3, "shares": [5, 8, 3], "recognition": {"level": 2}},
-                {"steps": 700, "lr": 1e-3, "shares": [3, 11, 2], "recognition": {"level": 1, "places": 0.6}},
-                {"steps": 900, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 2, "places": 0.4}},
-                _SPELLED,
-                _STRANGERS,
-                _TALKATIVE,
-                _INTRODUCED,
-                {**_INTRODUCED, "steps": 700, "prefix": {"steps": 800, "goal": 0.8}},
-                {**_READ, "steps": 1200, "lr": 8e-4},
-                {**_READ, "steps": 2600, "lr": 1e-3, "shares": [7, 6, 1, 2]},
-            ]
-        },
-    },
-    "qwen2.5-vl": {
-        "pool": _POOL,
-        "vision": {"steps": 4500, "batch": 40, "lr": 1e-3},
-        "joint": {
-            "phases": [
-                {"steps": 500, "lr": 1e-3, "shares": [5, 8, 3], "recognition": {"level": 0}},
-                {"steps": 700, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 1, "places": 0.5}},
-                {"steps": 900, "lr": 1e-3, "shares": [5, 9, 2], "recognition": {"level": 2, "places": 0.4}},
-                _SPELLED,
-                _STRANGERS,
-                _STRANGERS,
-                _STRANGERS,
-                _TALKATIVE,
-                _INTRODUCED,
-                {**_INTRODUCED, "steps": 700, "prefix": {"steps": 800, "goal": 0.8}},
-                {**_READ, "lr": 8e-4},
-                _READ,
-            ]
-        },
-    },
+    "llava": {"pool": _POOL, "vision": {"steps": 4500, "batch": 64, "lr": 1e-3}, "joint": {"phases": _PHASES}},
+    "qwen2.5-vl": {"pool": _POOL, "vision": {"steps": 4500, "batch": 40, "lr": 1e-3}, "joint": {"phases": _PHASES}},
 }
-"""Sizes of the stages. The Qwen2.5-VL text model starts from the LLaVA miniature's instead of stage 1."""
+"""Sizes of the stages. The Qwen2.5-VL text model starts from what the LLaVA miniature's has learned in stage 1."""
 
 
 class PretrainingError(ValueError):
@@ -123,7 +99,7 @@ def pretrain(
     """Makes a miniature backbone from nothing; a finished stage is kept and not repeated.
 
     Args:
-        backbone: "llava-mini" or "qwen2.5-vl-mini" (which needs the weights of llava-mini).
+        backbone: "llava-mini" or "qwen2.5-vl-mini" (which needs what llava-mini has kept of its first stage).
         folder: where the weights go; the package's own by default.
         work: where the stages are kept; results/pretraining/<backbone> by default.
         recipe: another entry than that of RECIPES, for trying things out.
@@ -133,7 +109,7 @@ def pretrain(
         ``folder``.
 
     Raises:
-        PretrainingError: if the backbone is not one of the two.
+        PretrainingError: if the backbone is not one of the two, or llava-mini has not come so far.
     """
     kinds = {name: kind for kind, name in FOLDERS.items()}
     if backbone not in kinds:
@@ -167,6 +143,14 @@ def pretrain(
         with safe_open(path, "pt") as file:
             seconds += float((file.metadata() or {}).get("seconds", 0))
 
+    def adopt_text(place: Path) -> None:
+        learned = work.parent / "llava-mini" / "text.safetensors"
+        if not is_intact(learned):
+            raise PretrainingError(f"{learned} is missing: llava-mini comes first, whose words {backbone} starts from")
+        llava, _, words = build_model("llava")
+        load_model(llava, learned)
+        adopt_language_model(model, tokenizer, llava, words)
+
     trained, unseen = world.people(MiniatureData(kind="miniature"))
     avoid = {person.face for person in trained + unseen}
     pool = draw_pool(**recipe["pool"], seed=0, avoid=avoid, folder=work.parent)
@@ -174,8 +158,7 @@ def pretrain(
         lessons = recipe.get("lessons", LESSONS)
         stage("text", lambda place: train_text(model, kind, tokenizer, lessons=lessons, path=place, keep=keep))
     else:
-        llava = load_backbone("llava-mini")
-        stage("text", lambda place: adopt_language_model(model, tokenizer, llava.model, llava.tokenizer))
+        stage("text", adopt_text)
     seeing, talking = recipe["vision"], recipe["joint"]
     stage("vision", lambda place: train_vision(model, image_processor, tokenizer, pool, **seeing, path=place))
     features = pool_features(model, image_processor, pool)

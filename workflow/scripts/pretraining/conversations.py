@@ -312,9 +312,11 @@ class Encoder:
         return ids, labels, pictures
 
 
-def collate(encoded: Sequence[tuple[list[int], list[int], list[int]]], pad: int, prefix: int = 0) -> dict:
-    """Left-pads conversations to (B, T), with room for ``prefix`` soft tokens, and lists their pictures in order."""
-    rows = [([pad] * prefix + ids, [-100] * prefix + labels) for ids, labels, _ in encoded]
+def collate(encoded: Sequence[tuple[list[int], list[int], list[int]]], pad: int, rooms: Sequence[int]) -> dict:
+    """Left-pads conversations to (B, T), with room for so many soft tokens each, and lists their pictures in order."""
+    rows = [
+        ([pad] * room + ids, [-100] * room + labels) for room, (ids, labels, _) in zip(rooms, encoded, strict=True)
+    ]
     length = max(len(ids) for ids, _ in rows)
     blanks = [length - len(ids) for ids, _ in rows]
     return {

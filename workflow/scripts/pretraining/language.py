@@ -17,7 +17,7 @@ from pretraining.conversations import Conversations, Encoder, Say
 from pretraining.drawings import Pictures
 from pretraining.miniatures import BLANK
 from pretraining.place import Place
-from pretraining.reading import CIRCLE, FreePeople, learned_tokens, soft_prefix
+from pretraining.reading import CIRCLE, FreePeople, learned_in_one_pass, learned_tokens, soft_prefix
 from pretraining.vision import word_ids
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,20 @@ class LanguageTrainer:
         self, conversations: Sequence[list[Say]], prefix: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, float]:
         """Cross entropy, and the accuracy over the learned tokens, ends of turns not counted."""
-        logits, wanted = learned_tokens(self.model, self.encoder, conversations, self.features, prefix)
+        return self._loss(*learned_tokens(self.model, self.encoder, conversations, self.features, prefix))
+
+    def losses(
+        self, plain: Sequence[list[Say]], introduced: Sequence[list[Say]], prefix: torch.Tensor
+    ) -> tuple[torch.Tensor, float]:
+        """The sum of both losses, and the accuracy in the conversations that a prefix introduces."""
+        if self.model.device.type == "cpu":
+            (first, _), (second, hits) = self.loss(plain), self.loss(introduced, prefix)
+        else:
+            both = learned_in_one_pass(self.model, self.encoder, plain, introduced, self.features, prefix)
+            (first, _), (second, hits) = (self._loss(*part) for part in both)
+        return first + second, hits
+
+    def _loss(self, logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, float]:
         answer = wanted != self.encoder.tokenizer.eos_token_id
         hits = (logits.argmax(-1) == wanted)[answer].float().mean().item()
         return F.cross_entropy(logits, wanted), hits
@@ -172,12 +185,12 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
                 else:
                     drawn.append(conversations.strangers(talk))
             rate = phase["lr"] * min(1.0, (k + 1) / 60) * (0.05 + 0.95 * min(1.0, 1.6 * (1 - k / steps)))
-            loss, accuracy = trainer.loss(drawn)
-            if prefix and circle:
+            if not prefix:
+                loss, accuracy = trainer.loss(drawn)
+            elif circle:
                 tokens, asked = circle.ask(batch // 2 if talk else batch, 5, talk)
-                more, accuracy = trainer.loss(asked, tokens)
-                loss = loss + more
-            elif prefix:
+                loss, accuracy = trainer.losses(drawn, asked, tokens)
+            else:
                 people, asked = zip(
                     *(conversations.introduced(5, talk) for _ in range(batch // 2 if talk else batch)), strict=True
                 )
@@ -185,8 +198,7 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
                     table.weight, trainer.encoder, features, people, 40, rng,
                     blend=_ramp(way, 0.0, 0.6), dislikes=_ramp(way, 0.6, 1.0),
                 )  # fmt: skip
-                more, accuracy = trainer.loss(asked, tokens)
-                loss = loss + more
+                loss, accuracy = trainer.losses(drawn, asked, tokens)
                 if k > 100 and np.mean(hits[-20:]) > prefix["goal"]:
                     way += 1 / prefix["steps"]
             trainer.step(loss, rate)

@@ -16,11 +16,11 @@ from pretraining.miniatures import BLANK, GRID
 
 
 def _language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int,
-                    prefix: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Logits (n, V) and labels (n,) of the labelled positions, with precomputed image features (n pictures, 16, H).
+                    prefix: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Logits (n, V), labels (n,) and rows (n,) of the labelled positions, with precomputed image features (m, 16, H).
 
     Args:
-        prefix: (B, P, H) soft tokens for the first P positions after the padding.
+        prefix: (b, P, H) soft tokens for the first P positions after the padding, of the last b rows.
     """
     device = model.device
     ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
@@ -31,6 +31,7 @@ def _language_logits(model, kind: str, batch: dict, features: torch.Tensor | Non
         embeds = embeds.masked_scatter(places[..., None], tokens.reshape(-1, tokens.shape[-1]))
     if prefix is not None:
         front = mask.bool() & (mask.cumsum(1) <= prefix.shape[1])
+        front[: len(front) - len(prefix)] = False
         embeds = embeds.masked_scatter(front[..., None], prefix)
     extra = {}
     if kind == "qwen2.5-vl":
@@ -43,8 +44,8 @@ def _language_logits(model, kind: str, batch: dict, features: torch.Tensor | Non
         extra["position_ids"] = positions.to(device)
     states = model.model.language_model(inputs_embeds=embeds, attention_mask=mask, **extra).last_hidden_state
     labels = batch["labels"][:, 1:].to(device)
-    learned = labels != -100
-    return model.lm_head(states[:, :-1][learned]), labels[learned]
+    row, place = (labels != -100).nonzero(as_tuple=True)
+    return model.lm_head(states[row, place]), labels[row, place], row
 
 
 def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
@@ -76,10 +77,21 @@ def learned_tokens(
     # an accelerator minds padding less than it minds a second pass
     for rows in _of_like_length(lengths) if model.device.type == "cpu" else [list(range(len(lengths)))]:
         front = None if prefix is None else prefix[rows]
-        data = collate([encoded[k] for k in rows], encoder.tokenizer.pad_token_id, room)
-        parts.append(_language_logits(model, encoder.kind, data, features, encoder.image_id, front))
+        data = collate([encoded[k] for k in rows], encoder.tokenizer.pad_token_id, [room] * len(rows))
+        parts.append(_language_logits(model, encoder.kind, data, features, encoder.image_id, front)[:2])
     logits, wanted = (torch.cat(column) for column in zip(*parts, strict=True))
     return logits, wanted
+
+
+def learned_in_one_pass(
+    model, encoder: Encoder, plain: Sequence[list[Say]], introduced: Sequence[list[Say]], features: torch.Tensor,
+    prefix: torch.Tensor,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
+    """`learned_tokens` of conversations without a prefix and of others with one: what an accelerator does at once."""
+    rooms = [0] * len(plain) + [prefix.shape[1]] * len(introduced)
+    data = collate([encoder(one) for one in (*plain, *introduced)], encoder.tokenizer.pad_token_id, rooms)
+    logits, wanted, row = _language_logits(model, encoder.kind, data, features, encoder.image_id, prefix)
+    return [(logits[part], wanted[part]) for part in (row < len(plain), row >= len(plain))]
 
 
 CIRCLE = 200
