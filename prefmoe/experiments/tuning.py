@@ -143,7 +143,7 @@ def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) 
 def choose(trials: pd.DataFrame, criterion: str) -> pd.DataFrame:
     """Adds ``chosen`` (0/1): per method the settings with the best mean of the criterion over the backbones.
 
-    An edition holds one configuration of a method for all its backbones; the first of equals is taken.
+    An edition holds one configuration of a method for all backbones it runs on; the first of equals is taken.
     """
     means = trials.groupby(["method", "settings"], sort=False)[criterion].mean()
     best = {method: means[method].idxmax() for method in trials["method"].unique()}
@@ -196,6 +196,8 @@ def tune(
     for backbone in backbones or edition.backbones:
         workbench = Workbench(edition, backbone, results=results)
         for method in methods or grid.methods:
+            if (backbone, method) not in edition.runs():  # a rival, say
+                continue
             for settings in _points(grid.methods[method]):
                 trial = run_trial(workbench, method, settings, grid.seed)
                 log.info("%s %s %s: %s %.3f", backbone, method, settings, grid.criterion, trial[grid.criterion])
