@@ -143,9 +143,10 @@ def test_an_editions_gains_are_the_rows_of_its_comparisons():
     rows = [
         {"method": "PrefMoE", "baseline": b, "backbone": "llava-mini", "turns": 0, "metric": m, "difference": 0.1,
          "low": 0.0, "high": 0.2, "n": 40, "p_users_holm": 0.03 if b == "LoRA" else 0.2}
-        for b in ("LoRA", "Non-tuned", "an ablation") for m in ("overall", "recall", "collapse")
+        for b in ("LoRA", "Non-tuned", "an ablation", "Popular choice") for m in ("overall", "recall", "collapse")
     ]  # fmt: skip
-    main = pd.DataFrame({"method": ["LoRA", "Non-tuned", "PrefMoE"], "type": ["PEFT", "NT", "PEFT"]})
+    kinds = {"LoRA": "PEFT", "Non-tuned": "NT", "PrefMoE": "PEFT", "Popular choice": "Reference"}
+    main = pd.DataFrame({"method": kinds.keys(), "type": kinds.values()})
     table = audit.edition_gains(main, pd.DataFrame(rows))
     assert set(table["metric"]) == {"overall", "collapse"} and set(table["baseline"]) == {"LoRA", "Non-tuned"}
     assert table.set_index("baseline")["type"].to_dict() == {"LoRA": "PEFT", "Non-tuned": "NT"}

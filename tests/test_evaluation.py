@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from prefmoe.running.evaluation import (
     answer_probabilities,
     evaluate,
     first_tokens,
+    question_columns,
     small_talk,
 )
 
@@ -81,6 +83,24 @@ def test_rows_come_in_the_order_of_the_questions_with_all_columns():
     scored = metrics.score(frame)
     readable = [pred in ("yes", "no", "a", "b", "c", "d") for pred in scored["pred"]]
     assert frame["unparsed"].tolist() == [not value for value in readable]
+
+
+def test_predictions_say_what_profiles_tell_where_the_benchmark_does():
+    benchmark, examples = small_benchmark(), questions(4)
+    assert not {"item", "told", "seen_pair"} & set(question_columns(benchmark, examples))
+    told = ["untold", *["other"] * (len(benchmark.annotations) - 1)]
+    first = examples[0].index
+    order = [first, *(index for index in benchmark.annotations.index if index != first)]
+    annotations = benchmark.annotations.loc[order].assign(told=told).sort_index()
+    secret = replace(benchmark, annotations=annotations)
+    stranger = examples[1].model_copy(update={"question": "another one"})
+    found = question_columns(secret, [*examples, stranger]).set_index([pd.Index([*range(len(examples)), "own"])])
+    for row, example in enumerate(examples):
+        expected = annotations.loc[example.index, ["item", "told", "seen_pair"]].tolist()
+        assert found.loc[row, ["item", "told", "seen_pair"]].tolist() == expected
+    assert found.loc["own", ["item", "told", "seen_pair"]].tolist() == ["", "", 0]
+    nothing = replace(benchmark, annotations=annotations.assign(told="told"))
+    assert "told" not in question_columns(nothing, examples)  # profiles tell everything
 
 
 def test_probabilities_are_those_of_a_plain_forward_pass():

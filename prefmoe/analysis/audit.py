@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from prefmoe.analysis import published, statistics
+from prefmoe.analysis.answers import REFERENCE
 from prefmoe.analysis.published import QUESTIONS
 
 DECIMALS = 4
@@ -217,7 +218,7 @@ def edition_gains(table1: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFra
         (p < .05 in the permutation test over users, Holm-corrected); the methods of Table 1 only, and the metrics
         that the paper prints.
     """
-    types = table1.drop_duplicates("method").set_index("method")["type"]
+    types = table1[table1["type"] != REFERENCE].drop_duplicates("method").set_index("method")["type"]
     chosen = comparisons[comparisons["baseline"].isin(types.index) & comparisons["metric"].isin(QUESTIONS)]
     clear = (chosen["p_users_holm"] < 0.05).astype(int)
     chosen = chosen.assign(type=chosen["baseline"].map(types), clear=clear)

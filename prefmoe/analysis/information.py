@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,17 +27,14 @@ def information_table(edition: Edition, results: str | Path, references: Iterabl
     """A row per run of an edition, and one per reference: the columns of `INFORMATION_COLUMNS`.
 
     context_tokens: how many tokens of a prompt tell the model of its user, on average, trainable_parameters: both as
-    the first seed's run.json has them, empty without it. practice: what the backbone's card says of soft prefixes,
+    run.json of the first seed has them, empty without it. practice: what the backbone's card says of soft prefixes,
     empty without a card. Of a reference only what it is shown is known.
     """
     practice = {backbone: _practice(backbone) for backbone in edition.backbones}
     rows = []
     for backbone, key in edition.runs():
-        method, story = edition.methods[key], {}
-        try:
-            story = read_story(run_folder(results, edition.name, backbone, key, edition.seeds[0]))
-        except RunFileError:
-            pass  # of the only seed that a non-tuned model needs, another one may be there
+        method = edition.methods[key]
+        story = _story([run_folder(results, edition.name, backbone, key, seed) for seed in edition.seeds])
         rows.append({
             "method": method.label, "type": type_of(method), "backbone": backbone,
             "in_training": method.information_in_training, "at_test": method.information,
@@ -47,6 +45,16 @@ def information_table(edition: Edition, results: str | Path, references: Iterabl
     for name in references:
         rows.append({"method": name, "type": REFERENCE, "backbone": NO_BACKBONE, "at_test": KNOWN[name]})
     return pd.DataFrame(rows, columns=list(INFORMATION_COLUMNS))
+
+
+def _story(folders: Iterable[Path]) -> dict[str, Any]:
+    """The first of some runs that is finished; a non-tuned model needs one alone, and it may be any."""
+    for folder in folders:
+        try:
+            return read_story(folder)
+        except RunFileError:
+            continue
+    return {}
 
 
 def _practice(backbone: str) -> str:

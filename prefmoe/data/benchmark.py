@@ -169,11 +169,13 @@ class Benchmark:
     def told(self, indices: Sequence[int]) -> pd.DataFrame:
         """Whether profiles tell what questions are about: item, told and seen_pair of each, by ``index``.
 
-        No columns where the annotations do not say; empty (and 0) for questions that are not annotated.
+        No columns where the annotations do not say, or profiles tell everything; empty (and 0) for questions that are
+        not annotated.
         """
-        if self.annotations is None or "told" not in self.annotations:
+        known = self.annotations
+        if known is None or "told" not in known or not (known["told"] == "untold").any():
             return pd.DataFrame(index=pd.Index(indices, name="index"))
-        found = self.annotations[["item", "told", "seen_pair"]].reindex(indices)
+        found = known[["item", "told", "seen_pair"]].reindex(indices)
         return found.fillna({"item": "", "told": "", "seen_pair": 0}).astype({"seen_pair": int})
 
     @cached_property
