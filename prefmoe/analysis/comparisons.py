@@ -114,13 +114,13 @@ def _exchanged(first: Duels, second: Duels, swap: NDArray) -> tuple[float, NDArr
 
 
 def focus_method(edition: Edition) -> str | None:
-    """The complete PrefMoE of an edition (all components, trained, no facet label), or None."""
+    """The complete PrefMoE of an edition (all components, trained), one without facet label if there is; or None."""
+    found = {}
     for key in (*edition.table1, *edition.table2):
         method = edition.methods[key]
-        complete = isinstance(method, PrefMoEMethod) and method.components == COMPONENTS
-        if complete and is_trained(method) and method.facet_label == "none":
-            return key
-    return None
+        if isinstance(method, PrefMoEMethod) and method.components == COMPONENTS and is_trained(method):
+            found.setdefault(method.facet_label, key)
+    return found.get("none", found.get("oracle"))
 
 
 def compared(edition: Edition, answers: Sequence[Answers]) -> list[tuple[Answers, Answers]]:

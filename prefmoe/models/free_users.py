@@ -52,7 +52,7 @@ class SparseRows(torch.autograd.Function):
 
 
 class FreeUsers(nn.Module):
-    """Free vectors per user, with neither anchors nor structure: 13 of them are ablation "E".
+    """Free vectors per user, with neither anchors nor structure: 13 of them are our row "E" (`user_embedding: free`).
 
     Drawn from N(0, rms^2), rms being that of the backbone's input embeddings. Users without training
     questions get the mean of the trained users' vectors: nothing is known of them.
