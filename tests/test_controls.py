@@ -22,15 +22,22 @@ from prefmoe.running.evaluation import evaluate
 ALL = ("other_user", "zero_prefix", "shuffled_facets", "swapped_name", "blank_picture")
 TEXT = {**KINDS["LoRA"], "profile": "text"}
 STATEMENT = {**KINDS["LoRA"], "profile": "statement"}
+PUBLISHED = {
+    **PREFMOE, "routers": "published", "facet_label": "oracle", "query": "prompt", "residual": "published",
+    "correction": "absolute", "anchor_texts": "published",
+}  # fmt: skip
 EXPECTED = {
     "PrefMoE": ALL,
+    "published": ALL,
+    "E of anchors": ("other_user", "zero_prefix", "swapped_name", "blank_picture"),
     "EPICD": ALL,
     "E": ("other_user", "zero_prefix", "swapped_name", "blank_picture"),
     "soft prompt": ("other_user", "zero_prefix", "swapped_name", "blank_picture"),
     "Yo'LLaVA": ("other_user", "zero_prefix", "blank_picture"),
     "NT": ("other_user", "swapped_name", "blank_picture"),
 }
-CONTENTS = KINDS | {"text": TEXT, "statement": STATEMENT}
+CONTENTS = KINDS | {"text": TEXT, "statement": STATEMENT, "published": PUBLISHED}
+CONTENTS |= {"E of anchors": {**PREFMOE, "components": "E", "user_embedding": "anchors"}}
 EXPECTED |= {"text": EXPECTED["NT"], "statement": EXPECTED["NT"]}
 
 
@@ -89,8 +96,14 @@ def test_whoever_is_alone_has_no_stand_in():
             pass
 
 
-@pytest.mark.parametrize("name", ["PrefMoE", "EPICD", "E", "soft prompt", "Yo'LLaVA"])
-@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "llava") for name in ("PrefMoE", "published", "EPICD", "E", "E of anchors", "soft prompt")),
+        ("Yo'LLaVA", "llava"),
+        ("published", "qwen2_5_vl"), ("Yo'LLaVA", "qwen2_5_vl"),
+    ],
+)  # fmt: skip
 def test_other_user_is_asking_with_the_others_row(name, kind):
     asked = method(name, kind)
     plain = logits(asked, questions())
@@ -135,7 +148,7 @@ def test_swapped_name_asks_about_the_other_with_the_users_own_context(name):
         assert torch.equal(batch.user, rows)
 
 
-@pytest.mark.parametrize("name", ["PrefMoE", "EPICD", "E", "soft prompt"])
+@pytest.mark.parametrize("name", ["PrefMoE", "published", "EPICD", "E", "E of anchors", "soft prompt"])
 def test_zero_prefix_is_zeros_in_the_prompt(name):
     asked = method(name)
     batch = asked.collator(questions(), with_answer=False)
@@ -162,8 +175,7 @@ def test_without_its_words_yollava_reads_zeros():
     assert torch.equal(found, logits(asked, questions()))
 
 
-@pytest.mark.parametrize("name", ["PrefMoE", "EPICD"])
-@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize(("name", "seed"), [("PrefMoE", 0), ("published", 3), ("EPICD", 1)])
 def test_shuffled_facets_are_other_facets_residuals_everywhere(name, seed):
     asked = method(name)
     plain = logits(asked, questions())
@@ -185,9 +197,10 @@ def test_shuffled_facets_are_other_facets_residuals_everywhere(name, seed):
     assert not torch.allclose(found, plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "idefics3", "deepseek_vl2"])
-@pytest.mark.parametrize("name", ["E", "text"])
-def test_a_blank_picture_is_of_the_same_size_and_all_of_one_colour(name, kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "name"), [("llava", "E"), ("qwen2_5_vl", "text"), ("idefics3", "E"), ("deepseek_vl2", "text")]
+)
+def test_a_blank_picture_is_of_the_same_size_and_all_of_one_colour(kind, name, tmp_path):
     asked = method(name, kind)
     mean = np.array(asked.backbone.processor.image_processor.image_mean)
     for example in questions(2):
@@ -236,17 +249,30 @@ def test_nothing_of_one_control_is_left_in_another(name):
 
     asked = method(name)
     alone = {kind: answers(method(name), kind, False) for kind in (None, *kinds)}
-    for order in ((None, *kinds, None), (*reversed(kinds), None, *kinds)):
-        for kind in order:
-            for reuse in (True, False):
-                found = answers(asked, kind, reuse)
-                numbers = ["p_yes", "p_a", "p_allowed"]
-                np.testing.assert_allclose(found[numbers], alone[kind][numbers], rtol=0, atol=1e-5)
-                assert found["prediction"].tolist() == alone[kind]["prediction"].tolist()
-                assert (found["name"] == alone[None]["name"]).all() and (found["user"] == alone[None]["user"]).all()
+    for kind in (*kinds, None, *reversed(kinds), None):
+        found, numbers = answers(asked, kind, True), ["p_yes", "p_a", "p_allowed"]
+        np.testing.assert_allclose(found[numbers], alone[kind][numbers], rtol=0, atol=1e-5)
+        assert found["prediction"].tolist() == alone[kind]["prediction"].tolist()
+        assert (found["name"] == alone[None]["name"]).all() and (found["user"] == alone[None]["user"]).all()
     shares = {kind: frame["p_yes"].to_numpy() for kind, frame in alone.items()}
     for kind in kinds:
         assert np.nanmax(np.abs(shares[kind] - shares[None])) > 1e-4, kind
+
+
+def test_what_was_read_under_a_control_is_kept_for_the_same_control_alone():
+    first, again = method("text"), small_backbone()
+    again.adopt_caches(first.backbone)
+    second = method_of(TEXT, again)
+    example, found = questions(1)[0], {}
+    for asked in (first, second):
+        for kind in EXPECTED["text"]:
+            for seed in (0, 1):
+                with controlled(asked, kind, seed):
+                    found.setdefault((kind, seed), []).append(asked.collator.encode(example))
+    assert all(one is other for one, other in found.values())
+    assert len({id(one) for one, _ in found.values()}) == len(found) == 6
+    plain = asked.collator.encode(example)
+    assert all(plain is not one for one, _ in found.values())
 
 
 def test_after_an_error_a_method_is_asked_as_before():

@@ -163,8 +163,9 @@ class Collator:
         self.backbone, self.benchmark = backbone, benchmark
         self.prefix_length, self.profile, self.wording, self.cache = prefix_length, profile, wording, cache
         shared = cache and benchmark.digest
-        known = backbone.encodings.benchmarks[benchmark.digest] if shared else BenchmarkEncodings()
-        self._examples, self._pictures = known.examples[prefix_length, profile, wording], known.pictures
+        self._known = backbone.encodings.benchmarks[benchmark.digest] if shared else BenchmarkEncodings()
+        self._examples = self._known.examples[prefix_length, profile, wording]
+        self._pictures = self._known.pictures
 
     def of(self, benchmark: Benchmark) -> Collator:
         """A collator like this one for another benchmark; pictures that are prepared stay so."""

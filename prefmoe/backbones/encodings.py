@@ -73,7 +73,8 @@ class BenchmarkEncodings:
     """What was read of one benchmark.
 
     Attributes:
-        examples: by the form of the prompts (length of the prefix, profile, wording), examples by what they ask.
+        examples: by the form of the prompts (length of the prefix, profile, wording, and the control that they are put
+            under, if any), examples by what they ask.
         pictures: prepared ones by their files.
     """
 

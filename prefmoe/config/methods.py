@@ -191,7 +191,7 @@ class PrefMoEMethod(MethodSettings):
 
     @property
     def information(self) -> str:
-        free = self.components == COMPONENTS[0]  # no anchors yet: users are vectors that start at random
+        free = self._free  # no anchors: users are vectors that start at random
         if free and (self.user_state == "frozen" or not is_trained(self)):
             shown = "random tokens"
         else:
@@ -200,8 +200,12 @@ class PrefMoEMethod(MethodSettings):
 
     @property
     def information_in_training(self) -> str:
-        free = self.components == COMPONENTS[0] and self.facet_label == "none"
+        free = self._free and self.facet_label == "none"
         return "answers" if free and is_trained(self) else super().information_in_training
+
+    @property
+    def _free(self) -> bool:
+        return self.components == COMPONENTS[0] and self.user_embedding == "free"
 
     @field_validator("components")
     @classmethod

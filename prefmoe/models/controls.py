@@ -82,8 +82,8 @@ class ControlledCollator(Collator):
         self._stand_ins = control.stand_ins(plain.benchmark) if exchanged else {}
         says_the_same = control.kind in ("zero_prefix", "shuffled_facets")
         says_the_same |= control.kind == "other_user" and plain.profile == "none"
-        if not says_the_same:  # what is encoded under a control is nobody else's
-            self._examples = {}
+        if not says_the_same:
+            self._examples = self._known.examples[plain.prefix_length, plain.profile, plain.wording, control]
         if control.kind == "blank_picture":
             self._pictures = {}
 
