@@ -16,7 +16,7 @@ from notebook_cells import text
 from PIL import Image
 
 from prefmoe import metrics
-from prefmoe.figures import forms, style
+from prefmoe.figures import forms, reproduction, style
 
 CAPTION = "n = 3."
 
@@ -268,3 +268,19 @@ def test_style_and_pyplot_state_do_not_leak():
     before = dict(plt.rcParams)
     small(), style.notice("nothing")
     assert dict(plt.rcParams) == before and not plt.get_fignums()
+
+
+def test_a_reproduction_has_a_panel_per_metric_that_both_tables_have():
+    cells = pd.DataFrame(
+        [{"table": "table1", "cell": f"LoRA, b, 0, {metric}", "committed": 0.1 * k, "here": 0.1 * k + 0.05,
+          "low": 0.1 * k - 0.02, "high": 0.1 * k + 0.02, "state": "within" if k else "too far"}
+         for k, metric in enumerate((*metrics.METRICS, "auc_same", "new"))]
+    )  # fmt: skip
+    figure = reproduction.draw(cells, "Reproduced", "mini")
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[-2:] == ["AUC, same preference (population = 0.5)", "new"] and len(titles) == 8
+    for k, axis in enumerate(figure.axes):
+        (dots,) = (c for c in axis.collections if isinstance(c, PathCollection))
+        assert np.asarray(dots.get_offsets()) == pytest.approx(np.array([[0.1 * k, 0.1 * k + 0.05]]))
+    assert "8 numbers" in text(figure)
+    assert "share no number" in reproduction.draw(cells.assign(here=np.nan), "Not", "mini").get_label()

@@ -18,9 +18,12 @@ def draw(cells: pd.DataFrame, title: str, edition: str) -> Figure:
         cells: of a `reproduction.Comparison`. title: its verdict.
     """
     rows = cells[(cells["table"] == "table1") & cells["committed"].notna() & cells["here"].notna()]
+    if rows.empty:
+        return style.notice(f"{title}: Table 1 as committed and as made here share no number.")
     rows = rows.assign(metric=rows["cell"].str.rpartition(", ")[2], far=rows["state"] == "too far")
-    figure = Figure((8.4, 5.8), dpi=style.DPI, layout="constrained")
-    plot = so.Plot(rows, x="committed", y="here").facet("metric", order=list(style.METRIC_LABELS), wrap=3)
+    names = list(rows["metric"].unique())
+    figure = Figure((8.4, 0.2 + 2.8 * -(-len(names) // 3)), dpi=style.DPI, layout="constrained")
+    plot = so.Plot(rows, x="committed", y="here").facet("metric", order=names, wrap=3)
     if rows[["low", "high"]].notna().all(axis=1).any():
         plot = plot.add(so.Range(color="#BBBBBB", linewidth=0.8), xmin="low", xmax="high", orient="y")
     near, far = style.SERIES[0], style.SERIES[5]
@@ -30,12 +33,14 @@ def draw(cells: pd.DataFrame, title: str, edition: str) -> Figure:
         pointsize=so.Nominal({False: 4, True: 7}, order=[False, True]),
     )
     plot.share(x=False, y=False).theme(style.STYLE).on(figure).plot()
-    for axis, label in zip(figure.axes, style.METRIC_LABELS.values(), strict=True):
+    for axis, name in zip(figure.axes, names, strict=True):
         axis.set(xscale="linear", yscale="linear")
         for marks in (c for c in axis.collections if isinstance(c, PathCollection)):
             marks.set_zorder(3)  # over the intervals
         axis.axline((0, 0), slope=1, color=style.MUTED, linewidth=0.8, zorder=1)
-        axis.set(title=label.replace("\n", " "), xlabel="committed", ylabel="this machine")
+        axis.set(
+            title=style.METRIC_LABELS.get(name, name).replace("\n", " "), xlabel="committed", ylabel="this machine"
+        )
         style.light_grid(axis, "both")
     return style.finish(
         figure,

@@ -105,6 +105,10 @@ METRIC_LABELS = {
     "collapse": "Collapse\n(lower is better)",
     "recall": "Recall",
     "sensitivity": "Sensitivity\n(recall − collapse)",
+    "auc_same": "AUC, same preference\n(population = 0.5)",
+    "auc_told": "AUC, told in the profile\n(population = 0.5)",
+    "auc_untold": "AUC, told to nobody\n(profile reader = 0.5)",
+    "auc_untold_fresh": "AUC, told to nobody, never\nasked in training (0.5)",
 }
 INTERVAL = "Bars: 95 % cluster bootstrap over users."
 
