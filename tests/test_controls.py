@@ -284,10 +284,13 @@ def test_after_an_error_a_method_is_asked_as_before():
     assert asked.collator is plain
 
 
-def test_somebody_who_was_added_stands_in_too():
+def test_somebody_who_was_added_stands_in_too_and_nobody_is_added_under_a_control():
     asked = method_of({**PREFMOE, "components": "EP"}, small_backbone())
     first = next(iter(small_benchmark().users.values()))
-    asked.add_user(first.model_copy(update={"name": "Zoe"}))
+    zoe = first.model_copy(update={"name": "Zoe"})
+    with controlled(asked, "other_user"), pytest.raises(MethodError, match="'other_user' nobody can be added"):
+        asked.add_user(zoe)
+    asked.add_user(zoe)
     found = Control("other_user").stand_ins(asked.benchmark)
     unseen = next(name for name in small_benchmark().users if name not in small_benchmark().trained_users)
     assert found["Zoe"] == unseen and found[unseen] == "Zoe"

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from method_checks import fit, logits, moved_by, trained_names
+from method_checks import batch_of, fit, logits, moved_by, trained_names
 from pydantic import ValidationError
 from small_world import small_backbone, small_benchmark
 from test_prefix_cache import ask, assert_same, method_of
 
 from prefmoe.config import FullFineTuningMethod, LoRAMethod, SoftPromptMethod, TGLLaVAMethod
 from prefmoe.data import prompts
-from prefmoe.models.base import Method, build_method
+from prefmoe.data.benchmark import Preference
+from prefmoe.models.base import Method, MethodError, build_method
 from prefmoe.models.lora import matching_rank, merged_lora
 
 LORA = {"kind": "lora", "label": "LoRA", "lr": 3e-3, "rank": 4, "alpha": 8, "dropout": 0.0}
@@ -120,6 +121,30 @@ def test_lora_as_published_trains_the_projector_merges_and_comes_back(kind, tmp_
     loaded = Method.from_pretrained(tmp_path, small_backbone(kind), small_benchmark())
     assert torch.equal(logits(loaded), apart)
     assert loaded.config == method.config
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+def test_the_gradients_of_lora_as_published_are_those_of_the_models_own_loss(kind):
+    method = method_of(PUBLISHED, small_backbone(kind))
+    batch = batch_of(method)
+    wanted = [p for group in method.parameter_groups() for p in group["params"]]
+    ours = torch.autograd.grad(method.training_losses(batch)["answer"], wanted, allow_unused=True)
+    theirs = torch.autograd.grad(method.model(**batch.inputs, labels=batch.labels).loss, wanted, allow_unused=True)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert sum(one is not None and float(one.abs().max()) > 0 for one in ours) > 0.8 * len(wanted)
+
+
+def test_a_preference_that_cannot_be_said_is_refused_whatever_shows_it():
+    benchmark = small_benchmark()
+    odd = Preference(likes=("tea, jam",), dislikes=())
+    first = next(iter(benchmark.users.values()))
+    for profile in ("text", "statement"):
+        method = method_of({**LORA, "profile": profile}, small_backbone())
+        with pytest.raises(MethodError, match="'Zoe' cannot be added: .*'tea, jam' would read as several"):
+            method.add_user(first.model_copy(update={"name": "Zoe", "preferences": {"travel": odd}}))
 
 
 def test_the_projector_may_learn_at_a_rate_of_its_own():

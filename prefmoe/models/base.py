@@ -231,7 +231,7 @@ class Method(nn.Module):
             raise ValueError(f"unknown facet {unknown[0]!r}, expected one of {', '.join(FACETS)}")
         for picture in user.images:
             load_pictures([picture])
-        if self.profile in ("text", "both"):
+        if self.profile in ("text", "statement", "both"):
             profile_text(user)
 
     def _encode_user(self, user: User) -> Any:

@@ -24,7 +24,7 @@ from prefmoe.backbones.batches import Batch, Collator
 from prefmoe.backbones.encodings import Encoded
 from prefmoe.backbones.pictures import load_pictures, mean_picture
 from prefmoe.config import ControlKind
-from prefmoe.data.benchmark import Example
+from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.controls import Control
 from prefmoe.models.base import Method, MethodError
 from prefmoe.models.free_users import UserTokens, prefix_of
@@ -86,6 +86,13 @@ class ControlledCollator(Collator):
             self._examples = self._known.examples[plain.prefix_length, plain.profile, plain.wording, control]
         if control.kind == "blank_picture":
             self._pictures = {}
+
+    def of(self, benchmark: Benchmark) -> Collator:
+        """
+        Raises:
+            MethodError: who is exchanged with whom would have to be drawn anew.
+        """
+        raise MethodError(f"under control {self.control.kind!r} nobody can be added; add users before or after it")
 
     def pad(self, encoded: Sequence[Encoded], examples: Sequence[Example]) -> Batch:
         return replace(super().pad(encoded, examples), control=self.control)

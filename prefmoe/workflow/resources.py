@@ -326,7 +326,7 @@ def _hours(
         passes = (3 if method.table_type == "FFT" else 2) + (1 if training.gradient_checkpointing else 0)
         operations += examples * length * passes * forward
     reading = 0.0
-    for turns in evaluation.turns:
+    for turns in (*evaluation.turns, *(0 for _ in evaluation.controls)):
         operations += questions * prompt_tokens(method, shape, turns) * forward
         reads = math.ceil(questions / evaluation.batch_size) * evaluation.max_new_tokens
         reading += reads * weight_bytes(shape, width, four_bit)
