@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from prefmoe.config import (
     COMPONENTS,
@@ -14,6 +15,7 @@ from prefmoe.config import (
     KINDS,
     ConfigError,
     Edition,
+    Method,
     MethodSettings,
     PrefMoEMethod,
     load_edition,
@@ -204,3 +206,30 @@ def test_every_kind_of_method_has_a_type_in_the_tables():
 def test_known_backbones_are_those_of_the_registry():
     registry = yaml.safe_load((CONFIG_FOLDER.parent / "prefmoe/config/registry.yaml").read_text(encoding="utf-8"))
     assert set(known_backbones()) == set(registry["backbones"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "in_training", "at_test"),
+    [
+        ({"kind": "nontuned", "profile": "both"}, "nothing", "profile text and picture"),
+        ({"kind": "nontuned", "profile": "none"}, "nothing", "name"),
+        ({"kind": "fft", "lr": 1e-3}, "name and answers", "name"),
+        ({"kind": "fft", "lr": 1e-3, "profile": "text"}, "profile text and answers", "profile text"),
+        ({"kind": "soft_prompt", "lr": 1e-3}, "answers", "tokens learned from answers"),
+        ({"kind": "soft_prompt", "lr": 1e-3, "profile": "text"}, "profile text and answers",
+         "profile text and tokens learned from answers"),
+        ({"kind": "prefmoe", "lr": 1e-3, "lr_user": 1e-3}, "anchors of profile text and picture and answers",
+         "anchors of profile text and picture"),
+        ({"kind": "prefmoe", "lr": 1e-3, "lr_user": 1e-3, "components": "E"}, "answers",
+         "tokens learned from answers"),
+        ({"kind": "prefmoe", "lr": 1e-3, "lr_user": 1e-3, "components": "E", "user_embedding": "anchors"},
+         "anchors of profile text and picture and answers", "anchors of profile text and picture"),
+        ({"kind": "prefmoe", "lr": 1e-3, "lr_user": 1e-3, "components": "E", "steps_factor": 0}, "nothing",
+         "random tokens"),
+        ({"kind": "prefmoe", "lr": 1e-3, "lr_user": 1e-3, "facet_label": "oracle", "steps_factor": 0}, "nothing",
+         "anchors of profile text and picture, facet of the question"),
+    ],
+)  # fmt: skip
+def test_settings_say_what_a_method_is_shown_of_users(settings, in_training, at_test):
+    method = TypeAdapter(Method).validate_python({"label": "x", **settings})
+    assert (method.information_in_training, method.information) == (in_training, at_test)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from prefmoe.analysis.references import GROUP, READER, references
 from prefmoe.config import MiniatureData
 from prefmoe.data import miniature, mmpb, people
 from prefmoe.data.benchmark import FACETS
@@ -164,6 +165,15 @@ def test_no_question_takes_an_untold_like_for_none_and_holders_hold_what_they_do
             holders = {name for name in (*trained, row["name"]) if item in likes[name]}
             assert set(untold.examples[index].bucket_names) == holders
         assert untold.annotations["popularity"][index] == sum(item in likes[name] for name in trained)
+
+
+@pytest.mark.parametrize("split", ["test", "unseen"])
+def test_who_knows_what_groups_like_is_always_right_and_the_profile_reader_misses_what_is_untold(untold, split):
+    found = references(untold, split)
+    asked = {name: found[name][0].query("category == 'preference'") for name in (READER, GROUP)}
+    assert asked[GROUP]["hit"].all()
+    yes_no = asked[READER].query("`l2-category` != 'inconsistency'")
+    assert ((yes_no["told"] == "untold") == (yes_no["hit"] == 0)).all() and (yes_no["told"] == "untold").any()
 
 
 def test_the_test_asks_about_enough_untold_pairs_that_were_never_asked_in_training(tmp_path, monkeypatch):

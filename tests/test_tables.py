@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from prefmoe.analysis.groupings import (
     popularity_groups,
     questions,
 )
+from prefmoe.analysis.information import information_table
 from prefmoe.analysis.references import (
     CHANCE,
     GROUP,
@@ -47,6 +49,7 @@ from prefmoe.analysis.text import group_rises, markdown, readable, verdicts
 from prefmoe.config import Edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Preference, User
 from prefmoe.system import run_files
+from prefmoe.system.places import weights_folder
 
 LIKES = {"ann": ("tea", "jam"), "bob": ("tea", "jam"), "cid": ("tea", "kites"), "dan": ("ice", "kites")}
 DISLIKES = {"ann": ("ice",), "bob": ("ice",), "cid": ("maps",), "dan": ("tea",)}
@@ -255,7 +258,7 @@ def test_every_run_is_read_once_and_every_answer_scored_once(benchmark, results,
     monkeypatch.setattr(answers, "read_predictions", lambda at, *a, **k: read.append(at) or originals[0](at, *a, **k))
     monkeypatch.setattr(metrics, "score", lambda frame: scored.append(len(frame)) or originals[1](frame))
     tables.build(EDITION, benchmark, results=results)
-    assert len(read) == len(set(read)) == 8  # one of them, a second seed of the non-tuned model, is not there
+    assert len(read) == len(set(read)) == 7  # the non-tuned model has one seed
     references = 2 * (1 + 12 + 1 + 1)  # of two splits: the training answers, chance's copies, two readers
     assert len(scored) == 7 + references
 
@@ -453,6 +456,23 @@ def test_every_row_says_what_it_is_shown_and_a_main_table_without_that_is_refuse
         markdown("tiny", figures=tmp_path / "figures")
     with pytest.raises(TableError, match="no column information"):
         tables.read_table(folder / "table1.csv")
+
+
+def test_information_has_sizes_from_runs_and_practice_from_cards(benchmark, results):
+    path = run_folder(results, "tiny", "llava-mini", "full", 0)
+    story = {"edition": "tiny", "backbone": "llava-mini", "method": "full", "seed": 0}
+    run_files.seal(path, story | {"parameters": {"trainable_total": 77}, "context_tokens": 13.5})
+    table = information_table(EDITION, results).set_index("method")
+    columns = ["context_tokens", "trainable_parameters"]
+    assert table.loc["PrefMoE", columns].tolist() == [13.5, 77] and table.loc["Non-tuned", columns].isna().all()
+    card = json.loads((weights_folder("llava-mini") / "miniature.json").read_text())
+    steps = 0
+    for phase in card["recipe"]["joint"]["phases"]:
+        steps += phase["steps"] if phase.get("prefix") else 0
+    assert set(table["practice"]) == {f"prefixes like PrefMoE's, {steps} steps"} and steps > 0
+    shutil.move(results / "tiny/runs/llava-mini", results / "tiny/runs/llava-1.5-7b")
+    hub = EDITION.model_copy(update={"backbones": ("llava-1.5-7b",), "ablation_backbone": "llava-1.5-7b"})
+    assert set(information_table(hub, results)["practice"]) == {""}
 
 
 def test_the_popular_choice_is_tested_like_every_other_row(benchmark, results, built):

@@ -128,7 +128,7 @@ def told_statistics(benchmark: Benchmark) -> pd.DataFrame:
 
 
 def item_popularity(benchmark: Benchmark) -> pd.DataFrame:
-    """How many users like each item that anybody mentions: columns facet, item, users."""
+    """How many users like each item that any profile mentions, as profiles tell it: columns facet, item, users."""
     likes: Counter[tuple[str, str]] = Counter()
     for user in benchmark.users.values():
         for facet, preference in user.preferences.items():

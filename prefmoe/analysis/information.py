@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from prefmoe.analysis.references import KNOWN
 from prefmoe.config import Edition, run_folder
 from prefmoe.system.files import FileError, read_json
 from prefmoe.system.places import weights_folder
-from prefmoe.system.run_files import RunFileError, read_story
+from prefmoe.system.run_files import read_story
 
 INFORMATION_COLUMNS = (
     "method", "type", "backbone", "in_training", "at_test", "context_tokens", "trainable_parameters", "practice"
@@ -29,12 +28,15 @@ def information_table(edition: Edition, results: str | Path, references: Iterabl
     context_tokens: how many tokens of a prompt tell the model of its user, on average, trainable_parameters: both as
     run.json of the first seed has them, empty without it. practice: what the backbone's card says of soft prefixes,
     empty without a card. Of a reference only what it is shown is known.
+
+    Raises:
+        RunFileError: if a run is not finished.
     """
     practice = {backbone: _practice(backbone) for backbone in edition.backbones}
     rows = []
     for backbone, key in edition.runs():
         method = edition.methods[key]
-        story = _story([run_folder(results, edition.name, backbone, key, seed) for seed in edition.seeds])
+        story = read_story(run_folder(results, edition.name, backbone, key, edition.seeds_of(key)[0]))
         rows.append({
             "method": method.label, "type": type_of(method), "backbone": backbone,
             "in_training": method.information_in_training, "at_test": method.information,
@@ -45,16 +47,6 @@ def information_table(edition: Edition, results: str | Path, references: Iterabl
     for name in references:
         rows.append({"method": name, "type": REFERENCE, "backbone": NO_BACKBONE, "at_test": KNOWN[name]})
     return pd.DataFrame(rows, columns=list(INFORMATION_COLUMNS))
-
-
-def _story(folders: Iterable[Path]) -> dict[str, Any]:
-    """The first of some runs that is finished; a non-tuned model needs one alone, and it may be any."""
-    for folder in folders:
-        try:
-            return read_story(folder)
-        except RunFileError:
-            continue
-    return {}
 
 
 def _practice(backbone: str) -> str:

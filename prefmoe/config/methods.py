@@ -191,17 +191,15 @@ class PrefMoEMethod(MethodSettings):
 
     @property
     def information(self) -> str:
-        free = self._free  # no anchors: users are vectors that start at random
-        if free and (self.user_state == "frozen" or not is_trained(self)):
-            shown = "random tokens"
-        else:
-            shown = "tokens learned from answers" if free else "anchors of profile text and picture"
-        return shown if self.facet_label == "none" else f"{shown}; the question's facet"
+        told = "" if self.facet_label == "none" else ", facet of the question"
+        if not self._free:
+            return f"anchors of profile text and picture{told}"
+        learned = is_trained(self) and self.user_state == "trained"
+        return f"{'tokens learned from answers' if learned else 'random tokens'}{told}"
 
     @property
     def information_in_training(self) -> str:
-        free = self._free and self.facet_label == "none"
-        return "answers" if free and is_trained(self) else super().information_in_training
+        return "answers" if self.information.startswith("tokens learned") else super().information_in_training
 
     @property
     def _free(self) -> bool:

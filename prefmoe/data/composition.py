@@ -58,7 +58,7 @@ def group_sizes(benchmark: Benchmark) -> pd.DataFrame:
 
 
 def item_popularity(benchmark: Benchmark) -> pd.DataFrame:
-    """How many users like and dislike each item.
+    """How many users like and dislike each item, as their profiles tell.
 
     Returns:
         columns facet, item, likes, dislikes; per facet, the most liked first.

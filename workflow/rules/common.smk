@@ -62,12 +62,13 @@ UNSEEN_TABLE = ["unseen"] if ASKS_UNSEEN else []
 COMMITTED_TABLES = sorted(f"figures/{EDITION.name}/{path.name}" for path in committed_folder(EDITION.name).glob("*.csv"))
 VERDICT = f"{RESULTS}/reproduction/verdict.txt"
 SHORTENED_TABLE = [] if EDITION.evaluation.too_long == "refuse" else ["shortened"]
+TOLD_TABLE = ["told_statistics"] if EDITION.data.kind == "miniature" and EDITION.data.untold else []
 CONTROLS_TABLE = ["controls"] if EDITION.evaluation.controls else []
 TABLES = {  # by category of the report
-    "Tables": ["table1", "table2", "table1_seeds", "comparisons", "breakdown", "dataset_statistics"],
+    "Tables": ["table1", "table2", "information", "table1_seeds", "comparisons", "breakdown", "dataset_statistics"],
     "Uncertainty": ["turns", "forest", "detectable", "calibration", "reliability", "unparsed", "separation"],
 }
-TABLES["Tables"] += SHORTENED_TABLE + CONTROLS_TABLE + UNSEEN_TABLE
+TABLES["Tables"] += TOLD_TABLE + SHORTENED_TABLE + CONTROLS_TABLE + UNSEEN_TABLE
 
 
 PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}
