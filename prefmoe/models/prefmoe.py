@@ -188,8 +188,9 @@ class PrefMoE(Method, settings=PrefMoEMethod):
         (batch, tokens), embeddings = self._active, kwargs["inputs_embeds"]
         generated = embeddings.shape[1] - batch.query_mask.shape[1]
         if generated == 0 or (generated > 0 and self.config.query == "prompt"):
-            mask = nn.functional.pad(self._query_mask(batch), (0, generated), value=True)
-            before = self.routing.gates
+            mask, before = self._query_mask(batch), self.routing.gates
+            if generated:
+                mask = nn.functional.pad(mask, (0, generated), value=True)
             self.router(self.routing, tokens, masked_mean(embeddings, mask), batch.facet)
             if generated:  # what is read of the gates afterwards are the prompt's
                 self.routing.gates = before
