@@ -13,6 +13,7 @@ import torch
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference, User
+from prefmoe.data.sizes import ANCHORS
 from prefmoe.models.anchors import encode_counterfactual_users
 from prefmoe.models.base import Method
 from prefmoe.running.order import plan_batches
@@ -94,11 +95,11 @@ def counterfactuals(backbone: Backbone, counts: Sequence[int]) -> Iterator[dict[
     """Making `COUNTERFACTUAL_USERS` from so many real users, and encoding them."""
     for count in counts:
         crowd = population(count)
-        faces = torch.randn(count, backbone.hidden_size, device=backbone.device)
+        anchors = torch.randn(count, len(ANCHORS), backbone.hidden_size, device=backbone.device)
 
-        def make(crowd: Benchmark = crowd, faces: torch.Tensor = faces) -> None:
+        def make(crowd: Benchmark = crowd, anchors: torch.Tensor = anchors) -> None:
             pseudo = counterfactual.generate(crowd, COUNTERFACTUAL_USERS)
-            encode_counterfactual_users(backbone, pseudo, "hidden", faces)
+            encode_counterfactual_users(backbone, pseudo, "hidden", anchors)
             counterfactual.groups(pseudo, crowd)
 
         yield _row(f"{COUNTERFACTUAL_USERS} counterfactual users", count, _timed(make))
