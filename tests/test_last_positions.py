@@ -48,10 +48,18 @@ def test_a_step_is_that_of_all_positions(kind, content, monkeypatch):
 
 
 @EVERY
-def test_states_are_right_at_the_end_alone_and_the_mlp_sees_no_others(kind):
+@pytest.mark.parametrize("count", [5, 1], ids=["padded", "one"])
+def test_states_are_right_at_the_end_alone_and_neither_mlp_nor_attention_sees_others(kind, count, monkeypatch):
     method = build(kind, METHODS["FFT"])
-    batch = method.collator(small_benchmark().select("train")[:5], with_answer=True)
-    model, seen = method.model.base_model, []
+    batch = method.collator(small_benchmark().select("train")[:count], with_answer=True)
+    model, seen, queries = method.model.base_model, [], []
+    usual = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query, *args, **named):
+        queries.append(query.shape[2])
+        return usual(query, *args, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
     (mlp,) = (part for name, part in method.backbone.layers[-1].named_modules() if name == "mlp")
     handle = mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]), prepend=False)
     with torch.no_grad():
@@ -64,6 +72,8 @@ def test_states_are_right_at_the_end_alone_and_the_mlp_sees_no_others(kind):
     assert not torch.allclose(short[:, :-3], whole[:, :-3], atol=1e-3)
     assert torch.equal(again, whole)
     assert len(seen) == 3 and seen[0] == seen[2] == batch.labels.shape[1]
+    passes = len(queries) // 3  # of the three, each has as many attentions, and the last layer's comes last
+    assert [queries[k * passes - 1] for k in (1, 2, 3)] == [len(batch.labels[0]), 3, len(batch.labels[0])]
 
 
 def test_spans_reach_back_to_the_answers_and_to_the_question():

@@ -25,6 +25,7 @@ from torch.nn.functional import gelu, linear, normalize, rms_norm
 
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import PROFILE_EXPERTS, Ranks
+from prefmoe.models.adapted_linear import AdaptedLinear, is_plain
 from prefmoe.models.free_users import UserTokens
 from prefmoe.models.published_routers import published_gates as published_gates
 from prefmoe.models.routing import Routing
@@ -94,12 +95,14 @@ class MixtureOfLoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, ..., in) to (B, ..., out); the plain layer while the routing is empty."""
-        output = self.base(x)
         routing = self.routing
         if routing.scale is None:
-            return output
+            return self.base(x)
         # layers of a large backbone may live on different devices; the routing is made on the first
         scale, context = routing.scale.to(x.device), routing.context.to(x.device)
+        if is_plain(self.base, self.A, x):
+            return AdaptedLinear.apply(x, self.base.weight, self.base.bias, self.A, self.B, scale, context)
+        output = self.base(x)
         update = scaled_low_rank(x.to(self.A.dtype), self.A, self.B, scale, context)
         return output + update.to(output.dtype)
 
