@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
-from prefmoe.config import LoRAMethod, PrefMoEMethod, Training, load_edition
+from prefmoe.analysis.comparisons import focus_method
+from prefmoe.config import LoRAMethod, Method, PrefMoEMethod, Training, load_edition
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/departures.md").read_text(encoding="utf-8")
 SETTINGS = [pair for row in re.findall(r"^\|[^|]*\|([^|]*)\|[^|]*\|$", PAGE.partition("## What differs")[0], re.M)
@@ -64,3 +66,22 @@ def test_the_paper_edition_has_them_in_every_row_of_the_ablation():
     trained = [m for m in edition.methods.values() if m.table_type != "NT"]
     assert {method.answers for method in trained} == {"lower"}
     assert edition.evaluation.max_new_tokens == 32
+
+
+def test_the_row_on_the_page_is_the_paper_editions_but_for_the_file_of_counterfactual_users():
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.S | re.M)
+    ((name, content),) = yaml.safe_load(block).items()
+    row, paper = TypeAdapter(Method).validate_python(content), load_edition("paper").methods["PrefMoE"]
+    assert name == "PrefMoE-published" and row.counterfactual_source == "drawn"
+    other = {"label": row.label, "counterfactual_source": "drawn"}
+    assert paper.model_copy(update=other) == row
+
+
+def test_prefmoe_as_published_is_compared_where_no_other_is():
+    paper, smoke = load_edition("paper"), load_edition("smoke")
+    assert focus_method(paper) == "PrefMoE"
+    told = smoke.methods["PrefMoE"].model_copy(update={"facet_label": "oracle", "label": "told"})
+    both = smoke.model_copy(
+        update={"methods": {"told": told, **smoke.methods}, "table1": ("told", *smoke.table1), "table2": ()}
+    )
+    assert focus_method(both) == "PrefMoE"
