@@ -133,8 +133,9 @@ def untold_likes(benchmark: Benchmark) -> dict[tuple[str, Preference], set[str]]
     found: dict[tuple[str, Preference], set[str]] = {}
     annotated = benchmark.told(list(benchmark.frame.index))
     if "told" in annotated:
-        for index, item in annotated.loc[annotated["told"] == "untold", "item"].items():
-            name, facet = benchmark.frame.loc[index, ["name", "concept"]]
+        items = annotated.loc[annotated["told"] == "untold", "item"]
+        asked = benchmark.frame.loc[items.index]
+        for item, name, facet in zip(items, asked["name"], asked["concept"], strict=True):
             found.setdefault((facet, benchmark.users[name].preferences[facet]), set()).add(item)
     return found
 
