@@ -23,9 +23,11 @@ from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Batch, Collator
 from prefmoe.backbones.last_positions import last_positions_only
 from prefmoe.backbones.pictures import load_pictures
-from prefmoe.data.benchmark import FACETS, Benchmark, Example, GrowingBenchmark, User, name_mistake
-from prefmoe.data.prompts import PLAIN, Profile, Wording, profile_text
+from prefmoe.config import Profile
+from prefmoe.data.benchmark import Benchmark, Example, GrowingBenchmark, User
+from prefmoe.data.prompts import PLAIN, Wording
 from prefmoe.models import saved
+from prefmoe.models.profiles import check_profile
 from prefmoe.models.saved import CONFIG_FILE, WEIGHTS_FILE
 from prefmoe.system import distributed
 from prefmoe.system.files import whole_file, write_json
@@ -209,7 +211,7 @@ class Method(nn.Module):
         """
         self._check_new(user.name)
         try:
-            self._check_profile(user)
+            check_profile(user, self.profile)
             encoded = self._encode_user(user)
         except ValueError as error:
             raise MethodError(f"user {user.name!r} cannot be added: {error}") from error
@@ -220,19 +222,6 @@ class Method(nn.Module):
             raise MethodError(f"{self.config.label} cannot add {name!r}: {self.users_need_training}")
         if name in self.benchmark.users:
             raise MethodError(f"user {name!r} is known already (row {self.benchmark.row(name)})")
-
-    def _check_profile(self, user: User) -> None:
-        """Raises ValueError if something of a profile cannot be shown."""
-        if mistake := name_mistake(user.name):  # a user's model_copy checks nothing
-            raise ValueError(f"expected {mistake}")
-        if not user.images:
-            raise ValueError("expected at least one picture in images")
-        if unknown := [facet for facet in user.preferences if facet not in FACETS]:
-            raise ValueError(f"unknown facet {unknown[0]!r}, expected one of {', '.join(FACETS)}")
-        for picture in user.images:
-            load_pictures([picture])
-        if self.profile in ("text", "statement", "both"):
-            profile_text(user)
 
     def _encode_user(self, user: User) -> Any:
         """What the method computes from a profile; nothing is changed by that."""
