@@ -53,16 +53,16 @@ def question_groups(frame: pd.DataFrame) -> pd.Series:
     return frame["category"] + " " + kind
 
 
-def told_groups(benchmark: Benchmark, split: str) -> pd.Series | None:
+def told_groups(benchmark: Benchmark) -> pd.Series | None:
     """Whether a profile tells what a question is about (`TOLD_GROUPS`), by index: of everything that the user likes,
     and of disliked right options; None where profiles tell everything."""
-    frame = questions(benchmark, split).set_index("index")
-    if "told" not in frame:
+    frame = benchmark.frame
+    held = frame.index[(frame["category"] == "preference") & (frame["l2-category"] != "overconcept")]
+    known = benchmark.told(held)
+    if "told" not in known:
         return None
-    held = frame[(frame["category"] == "preference") & (frame["l2-category"] != "overconcept")]
-    untold = np.where(held["seen_pair"] == 1, TOLD_GROUPS[1], TOLD_GROUPS[2])
-    labels = np.where(held["told"] == "untold", untold, np.where(held["told"] == "told", TOLD_GROUPS[0], ""))
-    return pd.Series(labels, index=held.index, dtype=object)
+    untold = known["seen_pair"].map({1: TOLD_GROUPS[1], 0: TOLD_GROUPS[2]})
+    return untold.where(known["told"] == "untold", known["told"].where(known["told"] == TOLD_GROUPS[0], ""))
 
 
 def breakdowns(benchmark: Benchmark, split: str) -> list[tuple[str, pd.Series, tuple[str, ...], tuple[str, ...]]]:
@@ -85,7 +85,7 @@ def breakdowns(benchmark: Benchmark, split: str) -> list[tuple[str, pd.Series, t
             ),
             ("pair", pairs, PAIR_GROUPS, ("preference", "collapse")),
         ]
-    if (told := told_groups(benchmark, split)) is not None:
+    if (told := told_groups(benchmark)) is not None:
         groupings.append(("told", told, TOLD_GROUPS, ("preference", "recall")))
     return groupings
 

@@ -15,7 +15,14 @@ from prefmoe import metrics
 from prefmoe.analysis import statistics, tables
 from prefmoe.analysis.answers import Answers, type_of
 from prefmoe.analysis.comparisons import compare
-from prefmoe.analysis.groupings import PAIR_GROUPS, POPULARITY_GROUPS, group_sizes, popularity_groups
+from prefmoe.analysis.groupings import (
+    PAIR_GROUPS,
+    POPULARITY_GROUPS,
+    TOLD_GROUPS,
+    group_sizes,
+    popularity_groups,
+    told_groups,
+)
 from prefmoe.analysis.text import verdict_grid, verdict_words
 from prefmoe.config import CONFIG_FOLDER, RESULTS, Edition, load_edition
 from prefmoe.config.outputs import made_folder
@@ -109,6 +116,8 @@ def question_labels(benchmark: Benchmark) -> Labels:
         pairs = shown["seen_pair"].map(dict(enumerate(PAIR_GROUPS)))
         labels["item"] = (popularity_groups(benchmark), POPULARITY_GROUPS)
         labels["pair"] = (pairs, PAIR_GROUPS)
+    if (told := told_groups(benchmark)) is not None:
+        labels["told"] = (told, TOLD_GROUPS)
     return labels
 
 
