@@ -24,6 +24,7 @@ from prefmoe.models.prefmoe import PrefMoE
 from prefmoe.models.published_counterfactual import mixed_images
 from prefmoe.models.user_state import FactorisedUsers
 from prefmoe.running import training
+from prefmoe.running.checkpoints import CheckpointError
 from prefmoe.running.evaluation import evaluate, first_tokens
 from prefmoe.running.order import plan_batches
 
@@ -317,6 +318,17 @@ def test_tensors_of_other_routers_than_the_settings_say_are_refused(
     )
     with pytest.raises(MethodError, match=message):
         PrefMoE.from_pretrained(tmp_path, tiny_backbone(), tiny_benchmark)
+
+
+def test_a_checkpoint_of_other_routers_is_refused(build, tmp_path):
+    for routers in ("published", "own"):
+        method = build(routers=routers)
+        arguments = (method, method.benchmark.select("train"), settings(steps=2))
+        if routers == "published":
+            training.train(*arguments, folder=tmp_path, seed=0)
+            continue
+        with pytest.raises(CheckpointError, match=r"step-000002.*method.routers is 'published' there, 'own' here"):
+            training.train(*arguments, folder=tmp_path, seed=0)
 
 
 def test_published_routers_have_a_user_context():

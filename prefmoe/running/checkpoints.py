@@ -37,6 +37,17 @@ class CheckpointError(TrainingError):
     """A checkpoint that belongs to another method, backbone, seed or set of examples."""
 
 
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first field, by its path, that has another value: a.b where a is a mapping; None if none has."""
+    for key in sorted(there.keys() | here.keys()):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict) and (inner := _difference(old, new)):
+            return f"{key}.{inner[0]}", *inner[1:]
+        if old != new:
+            return key, old, new
+    return None
+
+
 class Checkpoints:
     """Numbered folders ``step-NNNNNN`` under one folder, each complete from the moment it has its name.
 
@@ -151,12 +162,12 @@ class Checkpoints:
             return None
         state = read_json(path / STATE_FILE, "the state of a checkpoint")
         found = state["identity"]
-        for key in sorted(self.identity.keys() | found.keys()):
-            if found.get(key) != self.identity.get(key):
-                raise CheckpointError(
-                    f"{path}: written for another run: {key} is {found.get(key)!r} there, "
-                    f"{self.identity.get(key)!r} here; delete the folder to start again"
-                )
+        if different := _difference(found, self.identity):
+            key, there, here = different
+            raise CheckpointError(
+                f"{path}: written for another run: {key} is {there!r} there, {here!r} here; delete the folder to start "
+                "again"
+            )
         process = distributed.state().process_index if self.sharded else 0
         files = [*self._files(path, 0), *(self._files(path, process) if process else ())]
         if not all([is_intact(file) for file in (path / LOSSES_FILE, *files)]):
