@@ -169,8 +169,7 @@ def test_a_seed_without_controls_is_named(monkeypatch, tmp_path):
         controls_table(only, "results", [])
 
 
-def test_tables_have_controls_where_an_edition_asks_for_them(place, monkeypatch):
-    monkeypatch.setattr(tables, "information_table", lambda *_: pd.DataFrame())  # a folder is no registered backbone
+def test_tables_have_controls_where_an_edition_asks_for_them(place):
     benchmark = Workbench(EDITION, "tiny-llava", results="results").benchmark
     assert "controls" in tables.build(EDITION, benchmark, results="results")
     without = EDITION.model_copy(update={"evaluation": EDITION.evaluation.model_copy(update={"controls": ()})})

@@ -12,7 +12,7 @@ from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE, type_of
 from prefmoe.analysis.references import KNOWN
 from prefmoe.config import Edition, run_folder
 from prefmoe.system.files import FileError, read_json
-from prefmoe.system.places import weights_folder
+from prefmoe.system.places import known_backbones, weights_folder
 from prefmoe.system.run_files import read_story
 
 INFORMATION_COLUMNS = (
@@ -51,7 +51,7 @@ def information_table(edition: Edition, results: str | Path, references: Iterabl
 
 def _practice(backbone: str) -> str:
     """What a backbone's card says of soft prefixes: whether it has practised reading them, and how long."""
-    folder = weights_folder(backbone)
+    folder = weights_folder(backbone) if backbone in known_backbones() else None  # a folder that nobody registered
     try:
         recipe = read_json(folder / CARD, "the card of a backbone")["recipe"] if folder else {}
     except (FileError, KeyError):
