@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.conversations import check_words, encode
@@ -85,42 +86,36 @@ def pad(
     answered = [one.labels is not None for one in encoded]
     if any(answered) != all(answered):
         raise ValueError("expected an answer in every conversation of a batch or in none")
-    size, length = len(encoded), max(map(len, encoded))
-    input_ids = torch.full((size, length), pad_token_id)
-    masks = torch.zeros(3, size, length, dtype=torch.bool)  # attention, prefix, query
-    labels = torch.full((size, length), -100) if all(answered) else None
-    typed = encoded[0].token_types is not None
-    token_types = torch.zeros(size, length, dtype=torch.long) if typed else None
-    for row, one in enumerate(encoded):
-        first = length - len(one)
-        input_ids[row, first:] = one.input_ids
-        masks[0, row, first:] = True
-        masks[1, row, first:] = one.prefix_mask
-        masks[2, row, first:] = one.query_mask
-        if labels is not None:
-            labels[row, first:] = one.labels
-        if token_types is not None:
-            token_types[row, first:] = one.token_types
-    inputs = {"input_ids": input_ids, "attention_mask": masks[0].long()}
-    if token_types is not None:
-        inputs["mm_token_type_ids"] = token_types
+    lengths = torch.tensor([len(one) for one in encoded])
+    length = int(lengths.max())
+    attention = torch.arange(length) >= length - lengths[:, None]  # (B, T)
+
+    def column(name: str, padding: int = 0) -> Tensor:
+        """One tensor of every conversation, (B, T, ...)."""
+        values = [getattr(one, name) for one in encoded]
+        return pad_sequence(values, batch_first=True, padding_value=padding, padding_side="left")
+
+    labels, query_mask = column("labels", -100) if all(answered) else None, column("query_mask")
+    inputs = {"input_ids": column("input_ids", pad_token_id), "attention_mask": attention.long()}
+    if encoded[0].token_types is not None:
+        inputs["mm_token_type_ids"] = column("token_types")
     if encoded[0].positions is not None:
         places = [F.pad(one.positions, (length - len(one), 0)) for one in encoded if one.positions is not None]
         inputs["position_ids"] = torch.stack(places, dim=1)
     inputs |= stack_pictures([one.pictures for one in encoded])
-    none = [-1] * size
+    none = [-1] * len(encoded)
     answer_span = 1 if labels is None else _span(labels != -100) + 1  # a token is predicted where the one before it is
     return Batch(
         inputs=inputs,
         labels=labels,
-        prefix_mask=masks[1],
-        query_mask=masks[2],
+        prefix_mask=column("prefix_mask"),
+        query_mask=query_mask,
         user=torch.tensor(list(user) if user is not None else none),
         facet=torch.tensor(list(facet) if facet is not None else none),
         index=torch.tensor(list(index) if index is not None else none),
         prompt_digest=[one.prompt_digest for one in encoded],
         answer_span=answer_span,
-        question_span=max(answer_span, _span(masks[2])),
+        question_span=max(answer_span, _span(query_mask)),
     )
 
 
