@@ -36,6 +36,7 @@ class Grid(Strict):
     Attributes:
         trials: number of trials of every method; each grid must have exactly this many points.
         seed: the one seed of all trials.
+        backbones: of the edition, on which they are made; all where none are given.
         criterion: the validation metric to maximise; the earlier trial wins a tie.
         methods: method -> setting (dotted for a nested one, "losses.alignment") -> values; the trials of a
             method are the product of its settings' values.
@@ -43,6 +44,7 @@ class Grid(Strict):
 
     trials: int = Field(ge=1)
     seed: Seed = 0
+    backbones: Annotated[tuple[str, ...], Once] = ()
     criterion: str = Field("overall", pattern="^(overall|preference|profile|sensitivity)$")
     methods: dict[str, dict[str, Annotated[tuple[Setting, ...], Field(min_length=1), Once]]] = Field(min_length=1)
 
@@ -63,6 +65,9 @@ def load_grid(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Grid:
 
 
 def _mistakes(grid: Grid, edition: Edition) -> Iterator[str]:
+    for name in grid.backbones:
+        if name not in edition.backbones:
+            yield f"backbones: {name!r} is not one of the edition's: {', '.join(edition.backbones)}"
     for name, settings in grid.methods.items():
         if name not in edition.methods:
             near = did_you_mean(name, edition.methods)
@@ -194,6 +199,8 @@ def tune(
             raise TuningError(f"{method!r} is not in the grid; it has {known}")
     trials = []
     for backbone in backbones or edition.backbones:
+        if backbone not in (grid.backbones or edition.backbones):
+            continue
         workbench = Workbench(edition, backbone, results=results)
         for method in methods or grid.methods:
             if (backbone, method) not in edition.runs():  # a rival, say
