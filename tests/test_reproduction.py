@@ -20,6 +20,7 @@ from prefmoe.workflow.reproduction import NOT, REPRODUCED, WITHIN, ReproductionE
 NAMES = ("table1", "table2", "table1_seeds", "comparisons", "breakdown", "dataset_statistics", "user_space")
 SENSITIVITY = {"method": "PrefMoE", "backbone": "llava-mini", "turns": 0, "metric": "sensitivity"}
 READER = {"method": "Profile reader", "turns": 0, "metric": "profile"}
+LONE_SEED = SENSITIVITY | {"method": "LOVA3"}
 WITHOUT_SEEDS = SENSITIVITY | {"method": "Non-tuned with profile", "metric": "recall"}
 WRITTEN: dict[int, tuple[pd.DataFrame, Path]] = {}
 
@@ -74,11 +75,12 @@ def moved(table: pd.DataFrame, about: dict, by: float, column: str = "value") ->
 
 
 def expected_unit(committed, about: dict) -> float:
-    """Two means of three seeds each, with the larger of the cell's spread and the usual one; computed another way."""
+    """Two means of a cell's seeds, with the larger of its spread and the usual one; computed another way."""
     seeds = committed["table1_seeds"]
-    own = seeds.loc[where(seeds, about), "sd"].item()
+    (row,) = seeds[where(seeds, about)].to_dict("records")
     alike = seeds[(seeds["metric"] == about["metric"]) & (seeds["turns"] == about["turns"])]["sd"].dropna()
-    return max(own, float(np.linalg.norm(alike) / len(alike) ** 0.5)) * (2 / 3) ** 0.5
+    usual = float(np.linalg.norm(alike) / len(alike) ** 0.5)
+    return (usual if np.isnan(row["sd"]) else max(row["sd"], usual)) * (2 / row["seeds"]) ** 0.5
 
 
 def test_equal_tables_are_reproduced_whatever_the_order_of_their_rows(tmp_path, committed):
@@ -95,9 +97,15 @@ def test_the_last_printed_decimal_is_no_difference(tmp_path, committed):
     assert both(tmp_path, committed, table1=moved(committed["table1"], SENSITIVITY, 3e-6)).verdict == WITHIN
 
 
-def test_what_other_seeds_would_give_is_reproduced_within_seeds(tmp_path, committed):
-    unit = expected_unit(committed, SENSITIVITY)
-    found = both(tmp_path, committed, table1=moved(committed["table1"], SENSITIVITY, 2 * unit))
+@pytest.mark.parametrize("about", [SENSITIVITY, LONE_SEED])
+def test_what_other_seeds_would_give_is_reproduced_within_seeds(tmp_path, committed, about):
+    if about == LONE_SEED:
+        seeds = committed["table1_seeds"]
+        lone = where(seeds, {k: v for k, v in about.items() if k in ("method", "backbone")})
+        bare = seeds.assign(sd=seeds["sd"].mask(lone), seeds=seeds["seeds"].mask(lone, 1))
+        committed = committed | {"table1_seeds": bare}
+    unit = expected_unit(committed, about)
+    found = both(tmp_path, committed, table1=moved(committed["table1"], about, 2 * unit))
     assert found.verdict == WITHIN
     (cell,) = found.cells[found.cells["state"] == "within"].to_dict("records")
     assert cell["units"] == pytest.approx(2, rel=1e-3) and cell["scale"] == "seeds"
@@ -122,13 +130,16 @@ def test_a_number_that_is_too_far_is_named(tmp_path, committed, table, about, co
 
 
 def test_two_runs_with_other_seeds_are_seldom_called_different(tmp_path, committed):
-    """Both runs drawn from the same distribution, 3 seeds each, of every trained method: no alarm in ten draws."""
+    """Both runs drawn from the same distribution, with the seeds of every trained method: no alarm in ten draws."""
     rng, table, seeds = np.random.default_rng(0), committed["table1"], committed["table1_seeds"]
     keys = ["method", "backbone", "turns", "metric"]
-    spread = table.merge(seeds[[*keys, "sd"]], on=keys, how="left")["sd"].fillna(0).to_numpy()
+    found = table.merge(seeds[[*keys, "sd", "seeds"]], on=keys, how="left", suffixes=("", " of"))
+    usual = found.groupby(["metric", "turns"])["sd"].transform(lambda sd: (sd**2).mean() ** 0.5)
+    trained = ~table["type"].isin(["NT", "Reference"]).to_numpy()
+    spread = (found["sd"].fillna(usual) * (2 / found["seeds of"]) ** 0.5).where(trained, 0).fillna(0).to_numpy()
     verdicts = []
     for draw in range(10):
-        change = rng.normal(size=len(table)) * spread * (2 / 3) ** 0.5
+        change = rng.normal(size=len(table)) * spread
         drawn = table.assign(value=table["value"] + change)
         verdicts.append(both(tmp_path / str(draw), committed, table1=drawn, breakdown=None).cells["state"])
     assert sum((states == "too far").any() for states in verdicts) <= 1

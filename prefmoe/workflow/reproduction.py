@@ -2,10 +2,11 @@
 
 Training on another processor adds in another order, and after some steps every answer near a tie may be another one:
 as if other seeds had been drawn. The yardstick is therefore the spread over seeds of the committed run. A value is a
-mean over K seeds; two means over different seeds differ by about spread x sqrt(1/K + 1/K), the *unit* here. The
-spread of three seeds is itself uncertain, so that a cell's spread is never taken to be smaller than the usual one (root
-mean square over methods) of its metric and turns. With hundreds of cells some differ by two units by chance: the
-limit is the number of units that, in nineteen of twenty repetitions, no cell exceeds (Bonferroni).
+mean over K seeds; two means over different seeds differ by about spread x sqrt(1/K + 1/K), the *unit* here. The spread
+of three seeds is itself uncertain, so that a cell's spread is never taken to be smaller than the usual one (root mean
+square over methods) of its metric and turns, which is also that of a method with a single seed. With hundreds of cells
+some differ by two units by chance: the limit is the number of units that, in nineteen of twenty repetitions, no cell
+exceeds (Bonferroni).
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ EXACT = ("dataset_statistics", "told_statistics", "published_intervals")
 
 ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened")
 """Tables that may have other rows without anything being wrong, such as bins that nobody's probability fell into."""
+
+NOT_TRAINED = "NT"
+"""The type of methods without seeds."""
 
 REPRODUCED, WITHIN, NOT = "reproduced", "reproduced within seeds", "not reproduced"
 EQUAL, ALLOWED, FAR, SHOWN = "equal", "within", "too far", "not judged"
@@ -150,9 +154,12 @@ class _Scale:
         square = (trained["sd"] ** 2).groupby([trained["metric"], trained["turns"]]).mean()
         self.usual = np.sqrt(square).to_dict()
         here = {} if made is None else {self._place(row): row["seeds"] for row in made.to_dict("records")}
-        for row in trained.to_dict("records"):
+        for row in committed[committed["type"] != NOT_TRAINED].to_dict("records"):
             place, seeds = self._place(row), row["seeds"]
-            spread = max(row["sd"], self.usual[row["metric"], row["turns"]])
+            usual = self.usual.get((row["metric"], row["turns"]), np.nan)
+            spread = np.fmax(row["sd"], usual)  # a lone seed has no spread of its own
+            if np.isnan(spread):
+                continue
             self.own[place] = spread * np.sqrt(1 / seeds + 1 / here.get(place, seeds))
 
     @staticmethod
