@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
     protocol = command("protocol", _protocol, "Make the tables of an edition's protocol experiments from their runs.")
     protocol.add_argument("edition")
+    protocol.add_argument("--questions", type=Path, help="another YAML file than config/protocol/<edition>.yaml")
     instead = protocol.add_mutually_exclusive_group()
     instead.add_argument("--run", nargs=2, metavar=("BACKBONE", "PLAN"), help="make one plan's runs instead")
     instead.add_argument("--budget", action="store_true", help="say how many runs and steps they need instead")
@@ -240,22 +241,27 @@ def _tune(options: argparse.Namespace) -> None:
 
 
 def _protocol(options: argparse.Namespace) -> None:
+    from prefmoe.config import CONFIG_FOLDER, load_edition
+    from prefmoe.config.strict import ConfigError
+
+    questions = options.questions or CONFIG_FOLDER
+    if options.questions and questions.suffix != ".yaml":
+        raise ConfigError(f"--questions {questions}: expected a file whose name ends in .yaml")
     if options.run:
         from prefmoe.experiments.protocol import run
 
-        for folder in run(options.edition, *options.run):
+        for folder in run(options.edition, *options.run, config_folder=questions):
             print(folder)
         return
     if options.budget:
-        from prefmoe.config import load_edition
         from prefmoe.experiments.protocol import budget, load_protocol
 
         edition = load_edition(options.edition)
-        print(budget(edition, load_protocol(edition)).to_string())
+        print(budget(edition, load_protocol(edition, questions)).to_string())
         return
     from prefmoe.experiments.protocol_tables import build
 
-    for path in build(options.edition).values():
+    for path in build(options.edition, config_folder=questions).values():
         print(path)
 
 

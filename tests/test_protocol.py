@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,7 @@ def changed(place: str, value) -> dict:
 def test_the_committed_questions_are_those_of_the_notebook(edition):
     asked = load_protocol(load_edition(edition)).experiments
     notebook = (config.ROOT / "notebooks/13_protocol_questions.ipynb").read_text(encoding="utf-8")
-    assert all(f'name = \\"{name}\\"' in notebook for name in asked)
-    assert list(asked) == list(load_protocol(load_edition("mini")).experiments)
+    assert re.findall(r'"name = \\"(\w+)\\"', notebook) == list(asked)
 
 
 def test_the_default_editions_references_are_its_methods_as_they_are():
@@ -97,8 +97,18 @@ def test_the_default_editions_references_are_its_methods_as_they_are():
                     edition,
                     edition.methods[method],
                 ), name
-    sizes = [settings["data.users"] for settings in asked.experiments["population"].variants.values()]
-    assert (min(sizes), max(sizes)) == (10, 300)
+    steps = [settings["training.steps"] for settings in asked.experiments["more_training"].variants.values()]
+    assert steps[0] == edition.training.steps and sorted(steps) == [100, 200, 400, 800, 1600]
+
+
+def test_what_was_asked_earlier_can_be_asked_of_the_default_edition():
+    edition, earlier = load_edition("mini"), CONFIG_FOLDER / "protocol" / "earlier.yaml"
+    asked = load_protocol(edition, earlier)
+    assert not set(asked.experiments) & set(load_protocol(edition).experiments)
+    assert protocol.budget(edition, asked)["runs"].min() >= 0
+    every = asked.experiments.values()
+    axes = {one.axis for one in every} | {split for one in every for split in one.splits}
+    assert {"data.users", "unseen"} <= axes
 
 
 @pytest.mark.parametrize(
@@ -183,14 +193,70 @@ def test_equal_settings_are_one_plan_and_others_are_not():
     asked = load_protocol(EDITION, "config")
     assert asked.seeds == EDITION.seeds
     assert [one.config.rank for one in plans(EDITION, asked).values()] == [4, 2, 8]
-    a, c = (plan(EDITION, asked, *place, "tiny-llava") for place in (("first", "LoRA", "a"), ("second", "LoRA", "c")))
+    (a,), (c,) = (
+        plan(EDITION, asked, *place, "tiny-llava") for place in (("first", "LoRA", "a"), ("second", "LoRA", "c"))
+    )
     assert a.folders("results") == c.folders("results") and len(a.folders("results")) == 2
+
+
+def test_seeds_that_the_edition_lacks_are_made_beside_its_own():
+    write(changed("seeds", [2, 0, 1]))
+    alone = EDITION.model_copy(update={"seeds": (0,)})
+    more = EDITION.model_copy(update={"seeds": (0,), "more_seeds": {"LoRA": (0, 2, 1)}})
+    for edition, expected in ((alone, {True: [0], False: [1, 2]}), (more, {True: [0, 1, 2]})):
+        asked = load_protocol(edition, "config")
+        parts = plan(edition, asked, "rank", "LoRA", "4", "tiny-llava")
+        assert {one.own: sorted(one.seeds) for one in parts} == expected
+        assert [one.key == "LoRA" for one in parts] == list(expected)
+        folders = [folder.as_posix() for one in parts for folder in one.folders("results")]
+        assert len(set(folders)) == 3 and folders[0].startswith("results/small-world/runs/tiny-llava/LoRA/seed")
+        own, steps = len(expected[True]), edition.training.steps
+        assert protocol.budget(edition, asked).loc["rank"].tolist() == [own, 6 - own, 2 * 3 + steps * (3 - own)]
+        (other,) = plan(edition, asked, "rank", "LoRA", "2", "tiny-llava")
+        assert not other.own and other.seeds == (2, 0, 1)
+
+
+def test_tables_put_the_editions_seeds_and_those_made_for_them_in_one_order():
+    edition = EDITION.model_copy(update={"seeds": (1,)})
+    only = {"rank": {**CONTENT["experiments"]["rank"], "variants": {"4": {"rank": 4}}}}
+    write({**CONTENT, "seeds": [1, 0], "experiments": only})
+    asked = load_protocol(edition, "config")
+    keys = [key for _, key in plans(edition, asked)]
+    assert keys[0] == "LoRA" and len(keys) == 2
+    run(edition, "tiny-llava", "LoRA", results="results", config_folder="config")
+    with pytest.raises(ProtocolError, match=r"rank: 1 run.* missing.*\n.*seed0"):
+        protocol_tables.build(edition, results="results", config_folder="config")
+    (made,) = run(edition, "tiny-llava", keys[1], results="results", config_folder="config")
+    assert made.name == "seed0" and "protocol" in made.parts
+    (cell,) = protocol_tables.read_cells(edition, asked, "rank", "results")
+    own = Path("results/small-world/runs/tiny-llava/LoRA/seed1")
+    for frame, folder in zip(cell.answers.frames, (made, own), strict=True):
+        kept = pd.read_parquet(folder / "predictions.parquet")
+        kept = kept[(kept["split"] == "test") & (kept["turns"] == 0)].sort_values("index")
+        assert frame["prediction"].tolist() == kept["prediction"].tolist()
+
+
+def test_other_questions_come_from_a_file_and_go_to_a_folder_of_its_name():
+    file = Path("config/asked.yaml")
+    file.parent.mkdir(exist_ok=True)
+    reading = {"question": "?", "methods": ["NT"], "variants": {"as it is": {}}}
+    file.write_text(yaml.safe_dump({"backbones": ["tiny-llava"], "experiments": {"reading": reading}}))
+    assert list(load_protocol(EDITION, file).experiments) == ["reading"]
+    run(EDITION, "tiny-llava", "NT", results="results", config_folder=file)
+    written = protocol_tables.build(EDITION, results="results", config_folder=file)
+    folder = "results/small-world/figures/protocol/asked"
+    assert {path.as_posix() for path in written.values()} == {
+        f"{folder}/{name}.csv" for name in ("reading", "differences", "trends")
+    }
+    with pytest.raises(ConfigError, match="no protocol experiments"):
+        load_protocol(EDITION, "config/missing.yaml")
 
 
 def test_a_run_of_the_edition_serves_an_experiment_that_asks_no_more_than_it_answered():
     write(CONTENT)
     for edition, own in ((EDITION, True), (NEW_USERS_ALONE, False)):
-        assert plan(edition, load_protocol(edition, "config"), "rate", "LoRA", "as it is", "tiny-llava").own is own
+        (one,) = plan(edition, load_protocol(edition, "config"), "rate", "LoRA", "as it is", "tiny-llava")
+        assert one.own is own
 
 
 # --- runs and tables
@@ -226,7 +292,7 @@ def test_runs_are_made_once_and_their_tables_are_those_of_the_predictions(monkey
         for name in ("rank", "rate", "population", "differences", "trends")
     }
     made = {name: tables.read_table(path) for name, path in written.items()}
-    folders = plan(EDITION, asked, "rate", "LoRA", "as it is", "tiny-llava").folders("results")
+    folders = plan(EDITION, asked, "rate", "LoRA", "as it is", "tiny-llava")[0].folders("results")
     for split in ("test", "unseen"):
         frames = [pd.read_parquet(folder / "predictions.parquet").query("turns == 0") for folder in folders]
         values = [metrics.summarize(metrics.score(f[f["split"] == split]), resamples=2) for f in frames]
@@ -301,9 +367,7 @@ def test_variants_on_the_same_questions_are_paired_and_their_tests_corrected():
 
 def test_other_users_are_compared_without_pairing_by_draws_of_their_own():
     names = sorted(set(scored(0)["name"]))
-    first, second = (
-        Cell(v, answers_of(k, names=n)) for k, (v, n) in enumerate((("a", names[:3]), ("b", names[3:])))
-    )
+    first, second = (Cell(v, answers_of(k, names=n)) for k, (v, n) in enumerate((("a", names[:3]), ("b", names[3:]))))
     rows = list(difference_rows([first, second], experiment_of({"a": {}, "b": {}})))
     assert {row["paired"] for row in rows} == {0}
     overall = next(row for row in rows if row["metric"] == "overall")

@@ -2,7 +2,8 @@
 
 config/protocol/<edition>.yaml holds the questions. Runs are made by `prefmoe.running.runs` below
 results/<edition>/protocol, each of them once, whatever experiments ask for it, and an interrupted one goes on
-where it stopped. A variant that is a method of the edition as it is takes the edition's own runs.
+where it stopped. A variant that is a method of the edition as it is takes the edition's own runs; seeds that the
+edition does not have are made in addition.
 """
 
 from __future__ import annotations
@@ -92,12 +93,15 @@ class Protocol(Strict):
 
 
 def protocol_path(edition: str, folder: str | Path = CONFIG_FOLDER) -> Path:
-    """Where the questions asked of an edition are written down."""
-    return Path(folder) / "protocol" / f"{edition}.yaml"
+    """Where the questions asked of an edition are written down; ``folder`` itself if it is a file of questions."""
+    return Path(folder) if Path(folder).suffix == ".yaml" else Path(folder) / "protocol" / f"{edition}.yaml"
 
 
 def load_protocol(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Protocol:
     """Reads and checks the questions asked of an edition.
+
+    Args:
+        folder: that of the configuration, or a file with other questions.
 
     Raises:
         ConfigError: if the file is missing or malformed, or with one line per unknown method, setting, value,
@@ -170,11 +174,12 @@ def apply_variant(edition: Edition, experiment: Experiment, method: str, variant
 
 @dataclass(frozen=True)
 class Plan:
-    """One method as some variants want it, on one backbone; trained and asked with every seed.
+    """One method as some variants want it, on one backbone; trained and asked with every one of its seeds.
 
     Attributes:
         edition: with the variant's data and training. own: the runs are the edition's, which may have been asked
-            more than is wanted here. key: the method's name for own runs, else with a digest of all settings.
+            more than is wanted here. key: the method's name for own runs, else with a digest of all settings but the
+            seeds.
     """
 
     backbone: str
@@ -214,26 +219,31 @@ class Plan:
         return len(self.seeds) * round(self.edition.training.steps * getattr(self.config, "steps_factor", 1.0))
 
 
-def plan(edition: Edition, protocol: Protocol, experiment: str, method: str, variant: str, backbone: str) -> Plan:
-    """The runs behind one variant of an experiment."""
+def plan(
+    edition: Edition, protocol: Protocol, experiment: str, method: str, variant: str, backbone: str
+) -> tuple[Plan, ...]:
+    """The runs behind one variant of an experiment: those that are the edition's own, then those to be made."""
     asked = protocol.experiments[experiment]
     changed, config = apply_variant(edition, asked, method, variant)
     seeds = protocol.seeds if is_trained(config) else protocol.seeds[:1]
     own = (changed, config) == (edition, edition.methods[method]) and (backbone, method) in edition.runs()
     answered = edition.evaluation.asked
     own = own and all(set(asked.turns) <= set(answered.get(split, ())) for split in asked.splits)
-    own = own and set(seeds) <= set(edition.seeds_of(method))
-    return Plan(backbone, method, config, changed, asked.splits, asked.turns, seeds, own)
+    there = [seed for seed in seeds if own and seed in edition.seeds_of(method)]
+    parts = {True: there, False: [seed for seed in seeds if seed not in there]}
+    where = backbone, method, config, changed, asked.splits, asked.turns
+    return tuple(Plan(*where, tuple(some), mine) for mine, some in parts.items() if some)
 
 
 def plans(edition: Edition, protocol: Protocol) -> dict[tuple[str, str], Plan]:
     """Everything that has to be run, once each, by (backbone, key)."""
     every = (
-        plan(edition, protocol, name, method, variant, backbone)
+        one
         for name, experiment in protocol.experiments.items()
         for backbone in experiment.backbones
         for method in experiment.methods
         for variant in experiment.variants
+        for one in plan(edition, protocol, name, method, variant, backbone)
     )
     return {(one.backbone, one.key): one for one in every}
 
@@ -289,6 +299,9 @@ def run(
     """Makes the runs of one plan's seeds; complete, unchanged ones are left alone, interrupted ones go on.
 
     The edition's own runs are made as for its tables.
+
+    Args:
+        config_folder: or a file with other questions (`load_protocol`).
 
     Returns:
         the run folders.

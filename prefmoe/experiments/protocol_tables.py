@@ -27,7 +27,15 @@ from prefmoe.analysis.text import verdict_grid, verdict_words
 from prefmoe.config import CONFIG_FOLDER, RESULTS, Edition, load_edition
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
-from prefmoe.experiments.protocol import Experiment, Protocol, ProtocolError, load_protocol, plan, read_benchmark
+from prefmoe.experiments.protocol import (
+    Experiment,
+    Protocol,
+    ProtocolError,
+    load_protocol,
+    plan,
+    protocol_path,
+    read_benchmark,
+)
 from prefmoe.system.run_files import RunFileError, read_predictions
 
 RESULT_COLUMNS = (
@@ -133,22 +141,22 @@ def read_cells(edition: Edition, protocol: Protocol, experiment: str, results: s
     for variant in asked.variants:
         labels: Labels = {}
         if broken_down:
-            first = plan(edition, protocol, experiment, asked.methods[0], variant, asked.backbones[0])
+            first, *_ = plan(edition, protocol, experiment, asked.methods[0], variant, asked.backbones[0])
             labels = question_labels(read_benchmark(first.edition, edition, results))
         for backbone in asked.backbones:
             for method in asked.methods:
                 planned = plan(edition, protocol, experiment, method, variant, backbone)
-                folders = planned.folders(results)
+                runs = [run for one in planned for run in zip(one.seeds, one.folders(results), strict=True)]
                 frames = []
-                for folder, seed in zip(folders, planned.seeds, strict=True):
+                for seed, folder in sorted(runs):
                     try:
                         frames.append(read_predictions(folder, backbone=backbone, method=method, seed=seed))
                     except RunFileError as error:
                         missing.append(error)
-                if len(frames) < len(folders):
+                if len(frames) < len(runs):
                     continue
-                where = {"method": planned.config.label, "key": method, "backbone": backbone}
-                where |= {"type": type_of(planned.config)}
+                config = planned[0].config
+                where = {"method": config.label, "key": method, "backbone": backbone, "type": type_of(config)}
                 for split in asked.splits:
                     for turns in asked.turns:
                         copies = [
@@ -172,6 +180,9 @@ def build(
     """Writes every experiment's results, and all differences and trends, to
     <results>/<edition>/figures/protocol/.
 
+    Args:
+        config_folder: or a file with other questions; its tables go to a folder of its name in that one.
+
     Returns:
         name -> CSV file: one per experiment (`RESULT_COLUMNS`), "differences" and "trends".
 
@@ -191,7 +202,8 @@ def build(
         trends += [here | row for row in trend_rows(cells, experiment)]
     made["differences"] = corrected(differences)
     made["trends"] = pd.DataFrame(trends, columns=list(TREND_COLUMNS))
-    folder = made_folder(edition.name, results) / "protocol"
+    path = protocol_path(edition.name, config_folder)
+    folder = made_folder(edition.name, results) / "protocol" / ("" if path.stem == edition.name else path.stem)
     return {name: tables.write_csv(table, folder / f"{name}.csv") for name, table in made.items()}
 
 

@@ -172,9 +172,9 @@ def table_inputs(wildcards):
 def plan_inputs(wildcards):
     """A digest of what the runs of a protocol experiment depend on besides the settings that their name stands for."""
     evaluation = EDITION.evaluation.model_dump(mode="json")
-    source = PLANS[wildcards.backbone, wildcards.plan].config.source()
-    code_behind = provenance.code_digest(methods=(source,))
-    return provenance.digest([code_behind, PROTOCOL.seeds, evaluation, weights(wildcards.backbone)])
+    chosen = PLANS[wildcards.backbone, wildcards.plan]
+    code_behind = provenance.code_digest(methods=(chosen.config.source(),))
+    return provenance.digest([code_behind, chosen.seeds, evaluation, weights(wildcards.backbone)])
 
 
 def protocol_inputs(wildcards):

@@ -1,4 +1,4 @@
-# Experiments about the protocol (config/protocol/<edition>.yaml): a target of its own, because they take an hour. A run
+# Experiments about the protocol (config/protocol/<edition>.yaml): a target of its own, because they take hours. A run
 # that several experiments ask for is one job, and the edition's own runs are taken where a variant wants no others; run
 # folders are not outputs, so that snakemake never deletes one.
 
