@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     notebook.add_argument("--threads", type=int, help="CPU threads the kernel may use (default: all)")
 
     publish = command(
-        "publish", _publish, "Put an edition's results where they are committed: figures/, notebooks/, README.md."
+        "publish", _publish, "Put an edition's results where they are committed: figures/, notebooks/, README.md, docs."
     )
     publish.add_argument("edition", help='or "speed", for what workflow/scripts/speed.py measured')
 
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
     tables = command("tables", _tables, "Make an edition's tables from its runs.")
     tables.add_argument("edition")
-    tables.add_argument("--readme", action="store_true", help="bring README.md's tables up to date from figures/")
+    tables.add_argument("--readme", action="store_true", help="bring those of README.md and docs/results.md up to date")
 
     ask = command("ask", _ask, "Ask one question about one picture for one user.")
     ask.add_argument("picture", type=Path)
@@ -182,13 +182,16 @@ def _check(options: argparse.Namespace) -> None:
 
 def _tables(options: argparse.Namespace) -> None:
     from prefmoe.analysis import tables
-    from prefmoe.config import load_edition
+    from prefmoe.config import DEFAULT_EDITION, load_edition
     from prefmoe.data.sources import load_benchmark
     from prefmoe.workflow import publishing
 
     edition = load_edition(options.edition)
     if options.readme:
-        print(publishing.update_readme(edition.name))
+        if edition.name != DEFAULT_EDITION:
+            raise tables.TableError(f"README.md shows edition {DEFAULT_EDITION!r}, and not {edition.name!r}")
+        for page in publishing.update_pages():
+            print(page)
         return
     for path in tables.build(edition, load_benchmark(edition)).values():
         print(path)

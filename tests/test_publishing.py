@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from prefmoe.analysis import tables
-from prefmoe.analysis.text import with_tables
+from prefmoe.analysis.pages import PAGES, with_tables
 from prefmoe.config import DEFAULT_EDITION, FIGURES, ROOT, load_edition, outputs
 from prefmoe.config.outputs import OutputError, figures_folder, made_folder, tables_folder
 from prefmoe.workflow import notebooks, publishing
@@ -33,7 +33,10 @@ def clone(tmp_path) -> Path:
     (made / ".half.png.partial").write_text("not finished")
     for name in ("forest.png", "renamed.png", "protocol/differences.csv", "protocol/anchors.png", "note.md"):
         (committed / name).write_text("old")
-    shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "docs").mkdir()
+    for name in PAGES:
+        shutil.copy(ROOT / name, tmp_path / name)
+    publishing.update_pages(root=tmp_path)
     return tmp_path
 
 
@@ -42,15 +45,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_figures_are_those_that_were_made_and_what_was_not_made_stays(clone):
+    pages = {name: (clone / name).read_text(encoding="utf-8") for name in PAGES}
     written = publishing.publish("mini", root=clone)
     made, committed = contents(clone / "results/mini/figures"), contents(clone / "figures/mini")
     del made[".half.png.partial"]
     assert set(committed) == {*made, "protocol/differences.csv", "protocol/anchors.png", "note.md"}
     assert {name: committed[name] for name in made} == made and committed["protocol/anchors.png"] == b"old"
-    assert clone / "figures/mini/forest.png" in written and clone / "README.md" in written
-    readme = (clone / "README.md").read_text(encoding="utf-8")
-    assert readme != (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == with_tables(readme, "mini", figures=clone / "figures")
+    assert {clone / name for name in ("figures/mini/forest.png", *PAGES)} <= set(written)
+    for name in PAGES:
+        text = (clone / name).read_text(encoding="utf-8")
+        assert text != pages[name] and text == with_tables(text, figures=clone / "figures")
 
 
 def test_protocol_experiments_are_replaced_once_they_were_made(clone):
@@ -70,11 +74,13 @@ def test_trials_of_settings_and_measurements_of_speed_go_to_their_places(clone):
     command = "python workflow/scripts/speed.py"
     with pytest.raises(OutputError, match=f"no measurements in .*results/speed; make them with `{command}`"):
         publishing.publish("speed", root=clone)
-    (clone / "results/speed/cpu.csv").write_text("new")
+    measured = (FIGURES / "speed/cpu.csv").read_bytes()
+    (clone / "results/speed/cpu.csv").write_bytes(measured)
     (clone / "figures/speed").mkdir()
     (clone / "figures/speed/cuda.csv").write_text("another machine's")
     publishing.publish("speed", root=clone)
-    assert contents(clone / "figures/speed") == {"cpu.csv": b"new", "cuda.csv": b"another machine's"}
+    assert contents(clone / "figures/speed") == {"cpu.csv": measured, "cuda.csv": b"another machine's"}
+    assert "adapted projection" in (clone / "docs/results.md").read_text(encoding="utf-8")
 
 
 def test_nothing_is_changed_where_nothing_was_made_or_a_notebook_is_another(clone):
@@ -95,13 +101,13 @@ def test_nothing_is_changed_where_nothing_was_made_or_a_notebook_is_another(clon
     assert contents(clone) == before
 
 
-def test_another_edition_leaves_notebooks_and_readme_alone(clone):
+def test_another_edition_leaves_notebooks_and_the_front_page_alone(clone):
     shutil.copytree(clone / "results/mini", clone / "results/small")
     before = contents(clone)
     publishing.publish("small", root=clone)
     after = contents(clone)
     assert {name for name in after if after[name] != before.get(name)} == {
-        f"figures/small/{name}" for name in ("table1.csv", "table2.csv", "forest.png")
+        "docs/results.md", *(f"figures/small/{name}" for name in ("table1.csv", "table2.csv", "forest.png"))
     }
 
 

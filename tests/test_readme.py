@@ -1,4 +1,4 @@
-"""README.md says nothing that does not hold: its tables are those of the CSV files, its commands and paths exist."""
+"""README.md says nothing that does not hold: tables are those of the CSV files, commands and paths exist."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefmoe.analysis.answers import TableError
-from prefmoe.analysis.text import README_BEGIN, README_END, with_tables
-from prefmoe.cli import _parser
-from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, load_edition
+from prefmoe.analysis.pages import PAGES, TABLES, with_tables
+from prefmoe.cli import _parser, main
+from prefmoe.config import CONFIG_FOLDER, load_edition
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -20,22 +19,22 @@ RULES = "\n".join(p.read_text(encoding="utf-8") for p in (REPOSITORY / "workflow
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 
 
-def test_the_tables_are_those_of_the_csv_files():
-    assert with_tables(README, "mini") == README, "run `prefmoe tables mini --readme`"
+@pytest.mark.parametrize("name", PAGES)
+def test_the_tables_are_those_of_the_csv_files(name):
+    page = (REPOSITORY / name).read_text(encoding="utf-8")
+    assert with_tables(page) == page, "run `prefmoe tables mini --readme`"
 
 
-def test_tables_of_another_edition_are_refused():
-    with pytest.raises(TableError, match="shows the tables of edition 'mini', and not those of 'smoke'"):
-        with_tables(README, "smoke")
-    shown = README.split("## Results of the default edition")[1]
-    assert f"`prefmoe tables {DEFAULT_EDITION} --readme`" in shown
+def test_the_front_page_is_short_and_has_one_kind_of_table_and_the_other_page_has_all_others():
+    assert len(README.splitlines()) < 200
+    assert re.findall("<!-- table: (.*) -->", README) == ["headline"]
+    results = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
+    assert sorted(["headline", *re.findall("<!-- table: (.*) -->", results)]) == sorted(TABLES)
 
 
-def test_tables_go_between_the_markers_and_nowhere_else():
-    with pytest.raises(TableError, match="expected one"):
-        with_tables("no markers", "mini")
-    with pytest.raises(TableError, match="expected one"):
-        with_tables(f"{README_END} {README_BEGIN}", "mini")
+def test_tables_of_another_edition_are_refused(capsys):
+    assert main(["tables", "smoke", "--readme"]) != 0
+    assert "README.md shows edition 'mini', and not 'smoke'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("prefmoe ")])

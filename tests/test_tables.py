@@ -45,7 +45,7 @@ from prefmoe.analysis.references import (
     references,
     untold_likes,
 )
-from prefmoe.analysis.text import group_rises, markdown, readable, verdicts
+from prefmoe.analysis.text import group_rises, readable, verdicts
 from prefmoe.config import Edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Preference, User
 from prefmoe.system import run_files
@@ -453,8 +453,6 @@ def test_every_row_says_what_it_is_shown_and_a_main_table_without_that_is_refuse
     shutil.copytree(built[0] / "tiny" / "figures", folder)
     made["table1"].drop(columns="information").to_csv(folder / "table1.csv", index=False)
     with pytest.raises(TableError, match=r"tiny/table1.csv: no column information, .* expected method, type, .*again"):
-        markdown("tiny", figures=tmp_path / "figures")
-    with pytest.raises(TableError, match="no column information"):
         tables.read_table(folder / "table1.csv")
 
 
@@ -714,17 +712,6 @@ def test_a_story_that_was_edited_is_refused_by_name(benchmark, results):
     path.write_text(path.read_text().replace('"seed": 1', '"seed": 1, "steps": 3'))
     with pytest.raises(TableError, match="e/seed1/run.json: changed since"):
         read_runs(EDITION, results, "test")
-
-
-def test_markdown_repeats_the_csv(built, tmp_path):
-    shutil.copytree(built[0] / "tiny" / "figures", tmp_path / "figures" / "tiny")
-    text = markdown("tiny", figures=tmp_path / "figures")
-    table = tables.read_table(tmp_path / "figures" / "tiny" / "table1.csv")
-    row = table[(table["method"] == "PrefMoE") & (table["turns"] == 0) & (table["metric"] == "preference")].iloc[0]
-    line = next(line for line in text.splitlines() if line.startswith("| PrefMoE |"))
-    assert f"| {row['value']:.3f} ± {(row['high'] - row['low']) / 2:.3f} |" in line
-    assert f"preference {row['n']}" in text and "mean of 2 seeds" in text
-    assert "| EPICDM |" in text and "| Profile reader | Reference |" in text and "-0.000" not in text
 
 
 def test_gates_are_averaged_over_seeds(benchmark, results):

@@ -1,25 +1,18 @@
-"""Tables as text: cells with their intervals, verdicts in words, and the Markdown of README.md."""
+"""Tables as text: cells with their intervals, and verdicts in words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe import metrics
-from prefmoe.analysis.answers import REFERENCE, TableError
 from prefmoe.analysis.groupings import POPULARITY_GROUPS
-from prefmoe.analysis.tables import TABLE2_COLUMNS, read_table
-from prefmoe.config import DEFAULT_EDITION, FIGURES
-from prefmoe.config.outputs import committed_folder
 from prefmoe.metrics import LOWER_IS_BETTER
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not told apart"
-
-README_BEGIN, README_END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def readable(table: pd.DataFrame, *, rows: str | Sequence[str] = "method", columns: str = "metric") -> pd.DataFrame:
@@ -101,73 +94,3 @@ def _change(before: pd.Series, after: pd.Series) -> str:
     if before[["low", "high"]].isna().any() or after[["low", "high"]].isna().any():
         return "–"
     return "rises" if after["low"] > before["high"] else "falls" if after["high"] < before["low"] else UNDECIDED
-
-
-def markdown(edition: str, *, figures: str | Path = FIGURES, turns: int = 0) -> str:
-    """Tables 1 and 2 of an edition as Markdown, from the committed ``figures/<edition>/table1.csv`` and
-    ``table2.csv`` alone.
-
-    A cell is value ± half the width of its 95 % interval; n and seeds stand in the caption of each table.
-    """
-    folder = committed_folder(edition, figures)
-    main = read_table(folder / "table1.csv")
-    main = main[main["turns"] == turns]
-    parts = []
-    reference = main[main["type"] == REFERENCE]
-    for backbone in main.loc[main["type"] != REFERENCE, "backbone"].unique():
-        rows = pd.concat([main[main["backbone"] == backbone], reference])
-        title = f"**{backbone}, {turns} turns of small talk.** {_sizes(rows)}"
-        parts.append(title + "\n\n" + _grid(rows, ["method", "type", "information"]))
-    path = folder / "table2.csv"
-    ablation = read_table(path) if path.is_file() else pd.DataFrame(columns=list(TABLE2_COLUMNS))
-    ablation = ablation[ablation["turns"] == turns]
-    if len(ablation):
-        title = f"**Ablation, {turns} turns of small talk.** {_sizes(ablation)}"
-        parts.append(title + "\n\n" + _grid(ablation, ["components"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def with_tables(readme: str, edition: str, *, figures: str | Path = FIGURES) -> str:
-    """The text of README.md with `markdown` of all turns between its two markers.
-
-    Raises:
-        TableError: if README.md shows another edition, or the markers are not there, once and in order.
-    """
-    if edition != DEFAULT_EDITION:
-        raise TableError(f"README.md shows the tables of edition {DEFAULT_EDITION!r}, and not those of {edition!r}")
-    before, begin, rest = readme.partition(README_BEGIN)
-    _, end, after = rest.partition(README_END)
-    if not begin or not end or README_BEGIN in after or README_END in after:
-        raise TableError(f"README.md: expected one {README_BEGIN} and, after it, one {README_END}")
-    turns = sorted(read_table(committed_folder(edition, figures) / "table1.csv")["turns"].unique())
-    tables = "\n".join(markdown(edition, figures=figures, turns=int(turn)) for turn in turns)
-    return f"{before}{begin}\n\n{tables}\n{end}{after}"
-
-
-def _sizes(rows: pd.DataFrame) -> str:
-    counts = rows.groupby("metric")["n"].max()
-    shown = (metric for metric in rows["metric"].unique() if metric != "sensitivity")
-    sizes = ", ".join(f"{metric} {counts[metric]}" for metric in shown)
-    trained = rows if "type" not in rows else rows[~rows["type"].isin((REFERENCE, "NT"))]
-    seeds = sorted(trained["seeds"].unique())
-    return f"Questions: {sizes}. Trained methods: mean of {'/'.join(map(str, seeds)) or 1} seeds."
-
-
-def _grid(rows: pd.DataFrame, keys: list[str]) -> str:
-    names = list(rows["metric"].unique())
-    heads = [*keys, *(f"{m} ↓" if m in LOWER_IS_BETTER else m for m in names)]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(keys) + "--:|" * len(names)]
-    for key, group in rows.groupby(keys, sort=False):
-        cells = group.set_index("metric")
-        values = [_cell(cells.loc[metric]) if metric in cells.index else "" for metric in names]
-        lines.append("| " + " | ".join([*map(str, key), *values]) + " |")
-    return "\n".join(lines)
-
-
-def _cell(row: pd.Series) -> str:
-    if pd.isna(row["value"]):
-        return "–"
-    value = round(float(row["value"]), 3) + 0.0  # no "-0.000"
-    if pd.isna(row["low"]) or pd.isna(row["high"]):
-        return f"{value:.3f}"
-    return f"{value:.3f} ± {(row['high'] - row['low']) / 2:.3f}"

@@ -1,4 +1,4 @@
-"""Puts what was made under results/ where it is committed: figures/, notebooks/, config/tuning/ and README.md."""
+"""Puts what was made under results/ where it is committed: figures/, notebooks/, config/tuning/ and tables of pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prefmoe.analysis import tables
-from prefmoe.analysis.text import with_tables
+from prefmoe.analysis.pages import PAGES, with_tables
 from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, FIGURES, RESULTS, ROOT, Edition, load_edition
 from prefmoe.config.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
 from prefmoe.system.files import whole_file
@@ -20,7 +20,8 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
     """Copies an edition's tables and figures to figures/<edition>/, whole: what is no longer made is removed.
 
     A part that this machine has not made (`outputs.PARTS`) stays as it is. Of real data only tables are copied that
-    name nobody. The committed notebooks and README.md show the default edition, and are brought up to date with it.
+    name nobody. The committed notebooks show the default edition, and are brought up to date with it; the pages' tables
+    (`pages.PAGES`) with whatever was published.
 
     Args:
         what: an edition, or `outputs.SPEED` for what workflow/scripts/speed.py measured.
@@ -38,7 +39,7 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
         if not (measured := sorted(speed_folder(results).glob("*.csv"))):
             command = "python workflow/scripts/speed.py"
             raise OutputError(f"there are no measurements in {speed_folder(results)}; make them with `{command}`")
-        return [_copy(path, figures / SPEED / path.name) for path in measured]
+        return [*(_copy(path, figures / SPEED / path.name) for path in measured), *update_pages(root=root)]
     edition = load_edition(what)
     made, committed = made_folder(edition.name, results), committed_folder(edition.name, figures)
     if not (made / PARTS[""]).is_file():
@@ -52,22 +53,21 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
             written += _replace(made / part, committed / part, sorted(_names(made / part, edition)))
     if (trials := trials_file(edition.name, results)).is_file():
         written.append(_copy(trials, root / CONFIG_FOLDER.name / "tuning" / f"{edition.name}.csv"))
-    if edition.name == DEFAULT_EDITION:
-        written.append(update_readme(edition.name, root=root))
-    return written
+    return [*written, *update_pages(root=root)]
 
 
-def update_readme(edition: str, *, root: Path = ROOT) -> Path:
-    """Brings README.md's tables up to date with the committed CSV files; returns its path.
+def update_pages(*, root: Path = ROOT) -> list[Path]:
+    """Brings the tables of README.md and docs/results.md up to date with the committed CSV files; returns their paths.
 
     Raises:
         TableError: see `with_tables`.
     """
-    readme = root / "README.md"
-    text = with_tables(readme.read_text(encoding="utf-8"), edition, figures=root / FIGURES.name)
-    with whole_file(readme) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return readme
+    pages = [root / name for name in PAGES]
+    texts = [with_tables(page.read_text(encoding="utf-8"), figures=root / FIGURES.name) for page in pages]
+    for page, text in zip(pages, texts, strict=True):
+        with whole_file(page) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return pages
 
 
 def _names(folder: Path, edition: Edition) -> Iterator[str]:

@@ -1,0 +1,221 @@
+"""The tables of README.md and docs/results.md as Markdown, made from the committed CSV files alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from prefmoe.analysis.answers import REFERENCE, TableError
+from prefmoe.analysis.pairs import AUC_SAME
+from prefmoe.analysis.tables import read_table
+from prefmoe.analysis.text import verdicts
+from prefmoe.config import FIGURES
+from prefmoe.config.outputs import SPEED
+from prefmoe.metrics import LOWER_IS_BETTER
+
+PAGES = ("README.md", "docs/results.md")
+"""The pages of a clone that have marked places for tables."""
+
+HEADLINE = (AUC_SAME, "auc_told", "auc_untold_fresh", "collapse", "recall", "profile", "overall")
+"""Measures of the short table, in its order."""
+
+_MARKED = re.compile(r"(<!-- table: ([\w -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_MARKS = re.compile(r"<!-- (?:table: .*?|end) -->")
+
+
+def with_tables(page: str, *, figures: str | Path = FIGURES) -> str:
+    """A page in which every part between ``<!-- table: NAME -->`` and ``<!-- end -->`` is the table of that name.
+
+    Args:
+        page: its text.
+        figures: the folder of committed tables, one folder per edition.
+
+    Raises:
+        TableError: if there is no marked part, one is not closed, or its name is not one of `TABLES`.
+    """
+    marked = list(_MARKED.finditer(page))
+    if not marked or len(_MARKS.findall(page)) != 2 * len(marked):
+        raise TableError("expected one <!-- end --> after every <!-- table: NAME -->, and at least one of them")
+    if unknown := [part[2] for part in marked if part[2] not in TABLES]:
+        raise TableError(f"there is no table {unknown[0]!r}; expected one of {', '.join(TABLES)}")
+    return _MARKED.sub(lambda part: f"{part[1]}\n{TABLES[part[2]](Path(figures))}\n{part[4]}", page)
+
+
+def main_tables(table: pd.DataFrame, turns: int, metrics: Sequence[str] | None = None, digits: int = 3) -> str:
+    """Rows of table1.csv after so many turns: a table per backbone, references last.
+
+    Args:
+        metrics: the columns, of which those that the table lacks are left out; all that it has when absent.
+    """
+    table = table[table["turns"] == turns]
+    shown = [m for m in metrics or table["metric"].unique() if (table["metric"] == m).any()]
+    table = table[table["metric"].isin(shown)]
+    reference = table["type"] == REFERENCE
+    return "\n".join(
+        f"**{backbone}.** {_sizes(rows, shown)}\n\n{_grid(rows, ['method', 'information'], shown, digits)}\n"
+        for backbone in table.loc[~reference, "backbone"].unique()
+        for rows in [pd.concat([table[table["backbone"] == backbone], table[reference]])]
+    )
+
+
+def _main(edition: str, turns: int = 0, metrics: Sequence[str] | None = None, digits: int = 3) -> Callable:
+    return _from(f"{edition}/table1.csv", lambda table: main_tables(table, turns, metrics, digits))
+
+
+def _ablation(edition: str, turns: int = 0) -> Callable:
+    def written(table: pd.DataFrame) -> str:
+        table = table[table["turns"] == turns]
+        shown = list(table["metric"].unique())
+        return f"{_sizes(table, shown)}\n\n{_grid(table, ['components'], shown)}\n"
+
+    return _from(f"{edition}/table2.csv", written)
+
+
+def _comparisons(table: pd.DataFrame) -> str:
+    words = verdicts(table[table["turns"] == 0]).drop(columns=["profile"], errors="ignore").reset_index()
+    return _lines(words) + "\n"
+
+
+def _seeds(table: pd.DataFrame) -> str:
+    table = table[(table["turns"] == 0) & (table["seeds"] > 1)]
+    cells = [f"{row.value:.3f} (sd {row.sd:.3f}; {row.minimum:.3f} to {row.maximum:.3f})" for row in table.itertuples()]
+    grid = table.assign(cell=cells).pivot(index=["method", "backbone", "seeds"], columns="metric", values="cell")
+    return _lines(grid[[m for m in HEADLINE if m in grid]].reset_index()) + "\n"
+
+
+def _controls(table: pd.DataFrame) -> str:
+    shown = [metric for metric in HEADLINE if (table["metric"] == metric).any()]
+    return _grid(table, ["method", "backbone", "control"], shown) + "\n"
+
+
+def _unseen(table: pd.DataFrame) -> str:
+    return main_tables(table, 0, HEADLINE)
+
+
+def _information(table: pd.DataFrame) -> str:
+    whole = table.astype({name: "Int64" for name in ("trainable_parameters",)})
+    whole["context_tokens"] = whole["context_tokens"].map("{:.0f}".format)
+    return _lines(whole.drop(columns="type").astype(object).where(whole.notna(), "–").replace("nan", "–")) + "\n"
+
+
+def _told(table: pd.DataFrame) -> str:
+    table = table[(table["grouping"] == "told") & (table["turns"] == 0)]
+    if table.empty:
+        return "Profiles tell everything that is asked about.\n"
+    return _grid(table, ["method", "backbone", "group"], list(table["metric"].unique())) + "\n"
+
+
+def _curves(table: pd.DataFrame) -> str:
+    table = table[(table["turns"] == 0) & (table["grouping"] == "all")]
+    shown = [metric for metric in HEADLINE if (table["metric"] == metric).any()]
+    table = table.sort_values("x", kind="stable").assign(steps=lambda rows: rows["x"].astype(int))
+    order = {method: place for place, method in enumerate(table["method"].unique())}
+    table = table.sort_values("method", key=lambda names: names.map(order), kind="stable")
+    return f"{_sizes(table, shown)}\n\n{_grid(table, ['method', 'steps', 'seeds'], shown)}\n"
+
+
+def _full_size(table: pd.DataFrame) -> str:
+    planned, took = table["planned_training_bytes"], table["training_bytes"]
+    columns = {
+        "method": table["method"],
+        "gradient checkpointing": table["gradient_checkpointing"].map({True: "yes", False: "no"}),
+        "trained parameters": table["parameters_trained"].map("{:,}".format),
+        "s per step": table["seconds_per_step"].map("{:.3f}".format),
+        "GB measured": (took / 1e9).map("{:.1f}".format),
+        "GB planned": (planned / 1e9).map("{:.1f}".format),
+        "planned : measured": (planned / took).map("{:.2f}".format),
+    }
+    first = table.iloc[0]
+    where = f"{first['backbone']}; batches of {first['batch_size']}, {first['steps']} steps. {first['hardware']}."
+    return f"{where}\n\n{_lines(pd.DataFrame(columns))}\n"
+
+
+def _cpu(table: pd.DataFrame) -> str:
+    columns = {
+        "benchmark": table["benchmark"], "setting": table["setting"], "variant": table["variant"],
+        "ms (median)": table["median_ms"].map("{:,.2f}".format), "ratio": table["ratio"].map("{:.2f}".format),
+        "rounds": table["rounds"].map("{:.0f}".format),
+    }  # fmt: skip
+    rows = pd.DataFrame(columns).replace("nan", "–")
+    return f"{table['hardware'][0]}.\n\n{_lines(rows)}\n"
+
+
+def _from(name: str, written: Callable[[pd.DataFrame], str]) -> Callable[[Path], str]:
+    """The Markdown of one committed CSV file; a line that says so where nobody has committed it."""
+
+    def made(figures: Path) -> str:
+        path = figures / name
+        return written(read_table(path)) if path.is_file() else f"Nobody has committed `{FIGURES.name}/{name}` yet.\n"
+
+    return made
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "headline": _main("mini", metrics=HEADLINE, digits=2),
+    "main": _main("mini"),
+    "ablation": _ablation("mini"),
+    "main after small talk": _main("mini", 10),
+    "ablation after small talk": _ablation("mini", 10),
+    "comparisons": _from("mini/comparisons.csv", _comparisons),
+    "controls": _from("mini/controls.csv", _controls),
+    "told": _from("mini/breakdown.csv", _told),
+    "unseen": _from("mini/unseen.csv", _unseen),
+    "seeds": _from("mini/table1_seeds.csv", _seeds),
+    "information": _from("mini/information.csv", _information),
+    "curves": _from("mini/protocol/more_training.csv", _curves),
+    "small": _main("small"),
+    "small ablation": _ablation("small"),
+    "small controls": _from("small/controls.csv", _controls),
+    "full size": _from(f"{SPEED}/full_size.csv", _full_size),
+    "cpu": _from(f"{SPEED}/cpu.csv", _cpu),
+}
+"""What a page may have between its marks, from a folder of committed tables."""
+
+
+def _sizes(rows: pd.DataFrame, metrics: Iterable[str]) -> str:
+    counts = rows.groupby("metric")["n"].max()
+    sizes = ", ".join(
+        f"{metric} {counts[metric]}" for metric in metrics if metric in counts and metric != "sensitivity"
+    )
+    trained = rows if "type" not in rows else rows[~rows["type"].isin((REFERENCE, "NT"))]
+    row = "method" if "method" in rows else "components"
+    seeds = trained.groupby(row, sort=False)["seeds"].max()
+    counts = sorted(set(seeds), reverse=True)
+    if len(counts) == 1:
+        return f"Questions: {sizes}. Trained rows: {_plural(counts[0])}."
+    words = [f"{', '.join(seeds.index[seeds == count])}: {_plural(count)}" for count in counts[:-1]]
+    return f"Questions: {sizes}. {'; '.join(words)}; other trained rows: {_plural(counts[-1])}."
+
+
+def _plural(seeds: int) -> str:
+    return "one seed" if seeds == 1 else f"mean of {seeds} seeds"
+
+
+def _grid(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str], digits: int = 3) -> str:
+    lines = []
+    for key, group in rows.groupby(keys, sort=False, dropna=False):
+        cells = group.set_index("metric")
+        values = [_cell(cells.loc[metric], digits) if metric in cells.index else "–" for metric in metrics]
+        lines.append([*("" if pd.isna(part) else part for part in key), *values])
+    heads = [*keys, *(f"{metric} ↓" if metric in LOWER_IS_BETTER else metric for metric in metrics)]
+    return _lines(pd.DataFrame(lines, columns=heads), numbers=len(metrics))
+
+
+def _lines(table: pd.DataFrame, numbers: int = 0) -> str:
+    """Rows between bars; the last ``numbers`` columns are set to the right."""
+    words = len(table.columns) - numbers
+    rows = [table.columns, *table.itertuples(index=False)]
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * words + "--:|" * numbers, *lines[1:]])
+
+
+def _cell(row: pd.Series, digits: int) -> str:
+    if pd.isna(row["value"]):
+        return "–"
+    value = round(float(row["value"]), digits) + 0.0  # no "-0.000"
+    if pd.isna(row["low"]) or pd.isna(row["high"]):
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} ± {(row['high'] - row['low']) / 2:.{digits}f}"
