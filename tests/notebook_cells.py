@@ -58,6 +58,12 @@ def cells(notebook: str, *ids: str, folder: Path | None = None, **given: Any) ->
     return found
 
 
+SHOWN = {
+    "Non-tuned": "profile text", "LoRA": "name", "PrefMoE": "anchors of profile text and picture", "Chance": "nobody",
+}  # fmt: skip
+TRAINED = ["LoRA", "PrefMoE"]
+
+
 def table1(seeds: int = 2) -> pd.DataFrame:
     """A table of three methods on one backbone and a reference, every number of it told by its place."""
     rows = []
@@ -68,7 +74,8 @@ def table1(seeds: int = 2) -> pd.DataFrame:
                 value = 0.2 + 0.1 * k + 0.03 * m - turns / 200
                 bounds = {"low": value - 0.04, "high": value + 0.05}
                 row = {"method": method, "type": kind, "backbone": backbone, "turns": turns, "metric": metric}
-                rows.append({**row, "value": value, **bounds, "n": 100 + m, "seeds": seeds})
+                row |= {"value": value, **bounds, "n": 100 + m, "seeds": seeds, "information": SHOWN[method]}
+                rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
-from notebook_cells import cells, ends, filled, one_line, table1, text, values
+from notebook_cells import SHOWN, TRAINED, cells, ends, filled, one_line, table1, text, upright, values
 from PIL import Image
 
 from prefmoe import metrics
@@ -148,10 +148,49 @@ def test_the_conversations_question_is_shown_first(picture, monkeypatch):
 # Notebook 4
 
 
+GIVEN = {"backbone": "b", "turns": 0, "trained": TRAINED, "other_prefixes": ["Free user embedding"]}
+PLANE = ("auc-function", "labels-function", "collapse-recall")
+
+
+def pairs_of_users() -> pd.DataFrame:
+    """Table 1 with AUCs; LoRA's interval includes .5 in each, PrefMoE's and Non-tuned's lie above it but in one."""
+    rows = []
+    for k, (method, kind) in enumerate((("Non-tuned", "NT"), ("LoRA", "PEFT"), ("PrefMoE", "PEFT"))):
+        for m, metric in enumerate(("auc_same", "auc_told", "auc_untold", "auc_untold_fresh")):
+            value = 0.5 + 0.1 * abs(k - 1) + 0.02 * m
+            row = {"method": method, "type": kind, "backbone": "b", "turns": 0, "metric": metric, "n": 50 + m}
+            row |= {"value": value, "low": value - 0.09, "high": value + 0.05, "seeds": 3 if method == "PrefMoE" else 1}
+            rows.append(row | {"information": SHOWN[method]})
+    return pd.DataFrame(rows)
+
+
+def test_who_is_told_apart_stands_beside_what_it_is_shown(tmp_path):
+    table = pairs_of_users()
+    ids = ("auc-function", "auc-figure", "told-figure")
+    first, parts = cells("04", *ids, **GIVEN, table1=table, folder=tmp_path).figures
+    for axis, metric in zip([*first.axes, *parts.axes], table["metric"].unique(), strict=True):
+        rows = table[table["metric"] == metric]
+        assert values(axis) == pytest.approx(sorted(rows["value"])) and upright(axis) == [0.5]
+        assert ends(axis) == pytest.approx(sorted([*rows["low"], *rows["high"]]))
+    written = one_line(first)
+    assert "0 of 1 that know names alone, 1 of 1 that know the profile" in written
+    assert "50 auc_same questions" in written and "mean of 3 seeds for PrefMoE, one seed for all others" in written
+    beside = {place.xy[1]: place.get_text() for place in first.axes[-1].texts}
+    assert beside == {-1: "is shown of the user:", **dict(enumerate(list(SHOWN.values())[:3]))}
+    assert "LoRA: name" in first.get_label()
+    assert "nobody was asked is known to PrefMoE (b, 0 turns)" in one_line(parts)
+    assert [p.name for p in tmp_path.iterdir()] == ["who_is_told_apart.png"]
+
+
+def test_without_untold_likes_or_pairs_there_is_one_figure_that_says_so(capsys):
+    table = table1().query("turns == 0")
+    (figure,) = cells("04", "auc-function", "auc-figure", "told-figure", **GIVEN, table1=table).figures
+    assert "nothing to draw" in one_line(figure) and "tell everything" in capsys.readouterr().out
+
+
 def plane(table: pd.DataFrame):
     """The figure of collapse and recall, and its marks, sorted."""
-    given = {"table1": table, "backbone": "b", "turns": 0}
-    (figure,) = cells("04", "labels-function", "collapse-recall", **given).figures
+    (figure,) = cells("04", *PLANE, **GIVEN, table1=table).figures
     dots = [c.get_offsets() for c in figure.axes[0].collections if isinstance(c, PathCollection)]
     return figure, np.array(sorted(map(tuple, np.concatenate(dots))))
 
@@ -173,7 +212,8 @@ def test_every_method_stands_where_its_collapse_and_recall_are():
     assert np.array(drawn) == pytest.approx(np.array(sorted(crosses)))
     levels = sorted(round(line.get_xy1()[1] - line.get_xy1()[0], 3) for line in figure.axes[0].lines)
     assert levels == pytest.approx(np.arange(-0.8, 0.81, 0.2)) and 'always "no"' in text(figure)
-    assert "2 of 2 trained methods" in one_line(figure) and "104 recall questions" in one_line(figure)
+    assert "1 of 1 that know names alone, 1 of 1 that know the profile" in one_line(figure)
+    assert "104 recall questions" in one_line(figure)
 
 
 def test_a_method_without_readable_answers_is_named_instead_of_drawn():
@@ -183,16 +223,22 @@ def test_a_method_without_readable_answers_is_named_instead_of_drawn():
     figure, points = plane(table.assign(value=table["value"].mask(blank)))
     assert len(points) == table["method"].nunique() - 1
     assert f"Not shown, for want of readable answers: {silent}" in one_line(figure)
-    given = {"table1": table.assign(value=np.nan), "backbone": "b", "turns": 0}
-    (nobody,) = cells("04", "labels-function", "collapse-recall", **given).figures
+    (nobody,) = cells("04", *PLANE, **GIVEN, table1=table.assign(value=np.nan)).figures
     assert "No method has readable answers" in one_line(nobody)
 
 
 def test_further_metrics_change_nothing():
     table = table1().query("turns == 0")
     more = pd.concat([table, table[table["metric"] == "recall"].assign(metric="auc_same")])
-    figure, points = plane(more.assign(information="nothing"))
+    figure, points = plane(more)
     assert np.array_equal(points, plane(table)[1]) and "auc" not in text(figure)
+
+
+def test_of_the_methods_with_a_prefix_prefmoe_alone_is_in_the_plane():
+    table = table1().query("turns == 0")
+    other = table[table["method"] == "LoRA"].assign(method="Free user embedding", value=0.9)
+    figure, points = plane(pd.concat([table, other]))
+    assert np.array_equal(points, plane(table)[1]) and "Free user" not in text(figure)
 
 
 def test_labels_keep_off_points_and_one_another():
@@ -223,8 +269,9 @@ def test_groups_have_a_mark_per_method_and_group(tmp_path):
     assert values(size.axes[0]) == pytest.approx(sorted(expected["value"]))
     assert ends(size.axes[0]) == pytest.approx(sorted([*expected["low"], *expected["high"]]))
     assert "held by at most 4 (n = 30)" in text(size) and "held by 9 or more (n = 32)" in text(size)
-    assert "Collapse rises from small to large groups in PrefMoE; b, 0 turns" in one_line(size)
-    assert "Recall rises from rare to popular items in no method" in one_line(recall) and "rare items" in text(popular)
+    assert "Collapse rises from small to large groups in 1 of 2 rows; b, 0 turns" in one_line(size)
+    assert "Recall rises from rare to popular items in 0 of 2 rows" in one_line(recall)
+    assert "rare items" in text(popular)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["collapse_by_group_size.png", "collapse_by_popularity.png"]
     nothing = cells("04", *ids, **given | {"breakdown": table.assign(value=np.nan)}).figures
     assert all("no question of this benchmark" in one_line(figure) for figure in nothing)

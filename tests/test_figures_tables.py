@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
-from notebook_cells import Cells, cells, ends, filled, one_line, table1, text, upright, values
+from notebook_cells import TRAINED, Cells, cells, ends, filled, one_line, table1, text, upright, values
 
 from prefmoe import metrics
 from prefmoe.analysis import published, tables
@@ -40,7 +40,7 @@ def main_table(table: pd.DataFrame, seeds: pd.DataFrame | None = None, turns: in
     if seeds is None:
         seeds = pd.DataFrame(columns=["method", "backbone", "turns", "metric", "minimum", "maximum", "seeds"])
         seeds = seeds.astype({"turns": int})
-    return cells("07", "main-function", table1=table, seeds=seeds, turns=turns, settings=EDITION)
+    return cells("07", "main-function", table1=table, seeds=seeds, turns=turns, settings=EDITION, trained=TRAINED)
 
 
 def test_main_table_draws_values_intervals_references_and_seeds():
@@ -57,7 +57,7 @@ def test_main_table_draws_values_intervals_references_and_seeds():
         chance = table[(table["metric"] == metric) & (table["method"] == "Chance") & (table["turns"] == 0)]
         assert upright(axis) == pytest.approx(list(chance["value"]))
     written = one_line(figure)
-    assert "100 overall" in written and "95 % cluster bootstrap" in written and "mean of 2 seed(s)" in written
+    assert "100 overall" in written and "95 % cluster bootstrap" in written and "mean of 2 seeds" in written
     assert "lowest and highest seed" in written and "10 turns" in written and "Chance" in written
 
 
@@ -80,32 +80,72 @@ def test_undefined_metrics_are_left_out():
     assert "nothing to draw" in one_line(draw("b", ["recall", "sensitivity"]))
 
 
+def told_apart(table: pd.DataFrame) -> pd.DataFrame:
+    """With rows of the AUC, which are those of preference accuracy."""
+    return pd.concat([table, table[table["metric"] == "preference"].assign(metric="auc_same")], ignore_index=True)
+
+
 def test_the_notebook_saves_two_panels_per_backbone_and_shows_the_rest(tmp_path):
-    compared = differences(backbones=(("b", 0.0, 0.04),))
+    compared, table = told_apart(differences(backbones=(("b", 0.0, 0.04),))), told_apart(table1())
     found = cells(
         "07", "main-function", "main-figure", "detail-figure", "paired-function", "paired-figure", "paired-detail",
-        table1=table1(), seeds=table1().assign(minimum=0.1, maximum=0.2), comparisons=compared, turns=0,
-        settings=EDITION, folder=tmp_path,
+        table1=table, seeds=table.assign(minimum=0.1, maximum=0.2), comparisons=compared, turns=0,
+        settings=EDITION, trained=TRAINED, folder=tmp_path,
     )  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == ["main_table_b.png", "paired_differences_b.png"]
-    assert [len(figure.axes) for figure in found.figures] == [2] * 6
+    assert [len(figure.axes) for figure in found.figures] == [2] * 6  # none about what is told and what is not
     labels = {axis.get_xlabel() for figure in found.figures[:3] for axis in figure.axes}
-    assert labels == {style.METRIC_LABELS[metric] for metric in metrics.METRICS}
+    shown = {*metrics.METRICS, "auc_same"} - {"preference"}
+    assert labels == {style.METRIC_LABELS[metric] for metric in shown}
+    assert all("PrefMoE: anchors of profile text" in f.get_label() for f in found.figures[:3])
+    assert all("LoRA: name" in f.get_label() for f in found.figures)
 
 
 def test_paired_differences_fill_what_is_clear():
     rows = [
         {"method": "PrefMoE", "baseline": b, "backbone": "b", "turns": 0, "metric": m, "difference": d, "low": d - 0.1,
          "high": d + 0.1, "n": 40, "p_users_holm": p}
-        for m in metrics.METRICS for b, d, p in (("LoRA", 0.2, 0.01), ("FFT", 0.05, 0.4))
+        for m in metrics.METRICS for b, d, p in (("LoRA", 0.2, 0.01), ("Popular choice", 0.05, 0.4))
     ]  # fmt: skip
-    given = {"comparisons": pd.DataFrame(rows), "turns": 0}
+    table = table1(seeds=3).assign(seeds=lambda t: t["seeds"].where(t["method"] == "PrefMoE", 1))
+    given = {"comparisons": pd.DataFrame(rows), "turns": 0, "table1": table}
     figure = cells("07", "paired-function", **given)["paired"]("b", ["preference", "collapse"])
     for axis in figure.axes:
         assert values(axis) == pytest.approx([0.05, 0.2]) and filled(axis) == pytest.approx([0.2])
     assert "better than 1, worse than 0 in preference; better than 0, worse than 1 in collapse" in one_line(figure)
+    assert "mean of 3 seeds for PrefMoE, one seed for all others" in one_line(figure)
     other = cells("07", "paired-function", **given)["paired"]("another", ["preference"])
     assert "not told apart from any" in one_line(other)
+
+
+def under_controls(folder: Path, kinds: tuple[str, ...]) -> Cells:
+    """The cells about controls, with a table of two methods on one backbone in a folder."""
+    rows = [
+        {"method": m, "backbone": "b", "control": kind, "metric": metric, "value": 0.8 - 0.1 * k - 0.05 * j,
+         "low": 0.7 - 0.1 * k - 0.05 * j, "high": 0.9 - 0.1 * k - 0.05 * j, "n": 44, "seeds": 1}
+        for j, m in enumerate(("LoRA", "PrefMoE")) for k, kind in enumerate(kinds) for metric in ("auc_same", "profile")
+    ]  # fmt: skip
+    if rows:
+        pd.DataFrame(rows).to_csv(folder / "controls.csv", index=False)
+    given = {"source": folder, "table1": table1(), "settings": EDITION, "turns": 0, "folder": folder}
+    return cells("07", "controls-function", "controls-figure", "controls-detail", **given)
+
+
+def test_controls_have_a_mark_per_method_and_control(tmp_path):
+    apart, faces = under_controls(tmp_path, ("none", "other_user", "zero_prefix")).figures
+    for figure in (apart, faces):
+        (axis,) = figure.axes
+        assert values(axis) == pytest.approx([0.55, 0.6, 0.65, 0.7, 0.75, 0.8])
+        assert "44" in one_line(figure) and "one seed" in one_line(figure)
+    assert upright(apart.axes[0])[0] == 0.5
+    written = one_line(apart)
+    assert "is 0.75, and 0.65 with somebody else's prefix or profile and 0.55 with zeros as soft tokens (b)" in written
+    assert (tmp_path / "under_controls.png").is_file()
+
+
+def test_without_controls_the_figure_says_so(tmp_path):
+    shown = under_controls(tmp_path, ()).figures
+    assert len(shown) == 2 and all("no questions under controls" in one_line(figure) for figure in shown)
 
 
 # Notebook 8
@@ -131,7 +171,8 @@ def test_ablation_follows_the_table_and_the_published_numbers_theirs(tmp_path):
     for metric, axis in zip(("preference", "collapse", "overall", "profile"), [*printed.axes, *rest.axes], strict=True):
         expected = table[(table["turns"] == 0) & (table["metric"] == metric)]["value"]
         assert values(axis) == pytest.approx(sorted(expected))
-    assert "n = 2145" in one_line(printed) and "50 preference" in one_line(first) and "3 seed(s)" in one_line(first)
+    assert "n = 2145" in one_line(printed) and "50 preference" in one_line(first)
+    assert "mean of 3 seeds" in one_line(first)
     assert [path.name for path in tmp_path.iterdir()] == ["ablation.png"]
 
 
@@ -140,6 +181,22 @@ def test_an_ablation_of_one_row_has_no_step():
     draw = cells("08", "ablation-function", turns=0)["ablation"]
     figure = draw(pd.DataFrame([row]), ["preference"], "b", "n = 50.")
     assert values(figure.axes[0]) == [0.5] and "Components added one after the other" in one_line(figure)
+
+
+def test_what_stands_before_the_first_step_is_drawn_with_what_it_is_told():
+    names = {"Free user embedding": "answers", "LoRA": "name", "PrefMoE": "anchors"}
+    rows = [
+        {"method": m, "type": "PEFT", "backbone": backbone, "turns": 0, "metric": metric, "value": 0.5 + 0.1 * k,
+         "low": 0.4 + 0.1 * k, "high": 0.6 + 0.1 * k, "n": 20, "seeds": 1, "information": shown}
+        for k, (m, shown) in enumerate([*names.items(), ("Full fine-tuning", "name")])
+        for metric in ("auc_told", "auc_untold_fresh", "profile") for backbone in ("b", "another")
+    ]  # fmt: skip
+    methods = {m: SimpleNamespace(label=m, kind="lora" if m == "LoRA" else "prefmoe") for m in names}
+    edition = SimpleNamespace(ablation_backbone="b", methods=methods)
+    (figure,) = cells("08", "before-figure", table1=pd.DataFrame(rows), turns=0, settings=edition).figures
+    assert [values(axis) for axis in figure.axes] == [pytest.approx([0.5, 0.6, 0.7])] * 2
+    assert all(upright(axis) == [0.5] for axis in figure.axes) and "LoRA: name" in figure.get_label()
+    assert "Free user embedding 0.50, LoRA 0.60, PrefMoE 0.70 (b, 0 turns)" in one_line(figure)
 
 
 # Notebook 13
@@ -219,7 +276,7 @@ def test_curves_along_an_axis_hold_the_tables_values():
 
 
 def uncertain(*ids: str, names: dict[str, pd.DataFrame], folder: Path | None = None) -> Cells:
-    given = {"content": names, "main_rows": names.get, "first": "b", "turns": 0}
+    given = {"content": names, "main_rows": names.get, "first": "b", "turns": 0, "seeds": "one seed for all"}
     return cells("14", *ids, folder=folder, **given)
 
 
@@ -245,6 +302,15 @@ def test_the_forest_of_one_backbone_has_its_numbers_and_no_diamond():
     figure = uncertain("forest-function", names={"forest": one})["forest"](["preference", "collapse"])
     assert "+0.100 [+0.060, +0.140]" in text(figure) and "nan" not in text(figure)
     assert "mean of all" not in text(figure)
+
+
+def test_the_forest_counts_a_row_of_one_backbone_by_that_backbone():
+    table = differences()
+    rival = table[(table["backbone"] == "a") & (table["baseline"] == "LoRA")].assign(baseline="Soft prompt")
+    table = pd.concat([table, rival.assign(low=0.01)])
+    figure = uncertain("forest-function", names={"forest": table})["forest"](["preference"])
+    assert "better than 2 in preference of 3 methods (mean of all or a, 0 turns)" in one_line(figure)
+    assert len(values(figure.axes[0])) == 7 and "+0.020 [+0.010, +0.120]" in text(figure)
 
 
 def test_detectable_differences_are_drawn_as_they_are(tmp_path):
@@ -329,7 +395,7 @@ def test_the_cells_of_these_notebooks_draw_with_the_committed_small_tables():
     shown = cells(
         "07", "main-function", "main-figure", "detail-figure", "paired-function", "paired-figure",
         table1=content["table1"], seeds=content["table1_seeds"], comparisons=content["comparisons"], turns=0,
-        settings=edition,
+        settings=edition, trained=TRAINED,
     ).figures  # fmt: skip
     ids = [c["id"] for c in json.loads(next(Path(folder.parent.parent, "notebooks").glob("14_*")).read_text())["cells"]]
     ids = [i for i in ids if i.endswith(("-figure", "-function", "-detail", "-curves", "-diagrams"))]
@@ -340,6 +406,7 @@ def test_the_cells_of_these_notebooks_draw_with_the_committed_small_tables():
         main_rows=content.get,
         first=backbone,
         turns=0,
+        seeds="one seed for all",
     ).figures
     assert len(shown) >= 12 and all(figure.axes and figure.get_label() for figure in shown)
 
@@ -351,12 +418,13 @@ def test_an_edition_where_nobody_has_a_preference_still_has_its_figures():
         blank = [c for c in ("value", "difference", "low", "high", "unpaired", "p_users_holm") if c in table]
         return table.assign(**{c: table[c].mask(table["metric"].isin(undefined)) for c in blank})
 
-    edition = {"settings": SimpleNamespace(backbones=["b"]), "turns": 0}
+    edition = {"settings": SimpleNamespace(backbones=["b"]), "turns": 0, "trained": TRAINED}
     compared = without(differences(backbones=(("b", 0.0, 0.04),)))
     ids = ("main-function", "main-figure", "detail-figure", "paired-function", "paired-figure", "paired-detail")
     seeds = table1().assign(minimum=np.nan, maximum=np.nan)
     shown = cells("07", *ids, table1=without(table1()), seeds=seeds, comparisons=compared, **edition).figures
-    assert "nothing to draw" in one_line(shown[0]) and len(shown[1].axes) == 2 and len(shown) == 6
+    assert len(shown[0].axes) == 1 and len(shown[1].axes) == 1 and "nothing to draw" in one_line(shown[2])
+    assert len(shown) == 6
 
     detectable = pd.DataFrame(
         [{"backbone": "b", "turns": 0, "metric": m, "grouping": "all", "group": "all", "n": 9, "users": 3, "methods": 2,

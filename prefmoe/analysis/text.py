@@ -42,6 +42,28 @@ def _interval(row: Mapping, value: str) -> str:
     return f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
+def seeds_in_words(table: pd.DataFrame, rows: str = "method") -> str:
+    """How many seeds stand behind the rows of a table: "mean of 3 seeds for LoRA and PrefMoE, one seed for all others".
+
+    Args:
+        table: with columns seeds and ``rows``; rows without training (column type) have one run and do not count.
+    """
+    if "type" in table:
+        table = table[~table["type"].isin((REFERENCE, "NT"))]
+    names = table.groupby(rows, sort=False)["seeds"].max()
+    counts = names.value_counts()
+    if counts.empty:
+        return "nothing here is trained"
+    usual, parts = counts.index[0], []
+    for seeds in sorted(set(counts.index) - {usual}, reverse=True):
+        parts.append(f"{_seeds(seeds)} for {' and '.join(names.index[names == seeds])}")
+    return ", ".join([*parts, _seeds(usual) + " for all others" * bool(parts)])
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean of {count} seeds"
+
+
 def verdicts(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
     """What the paired tests of comparisons.csv allow to say, in words.
 
