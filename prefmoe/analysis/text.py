@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe import metrics
+from prefmoe.analysis.answers import REFERENCE
 from prefmoe.analysis.groupings import POPULARITY_GROUPS
 from prefmoe.metrics import LOWER_IS_BETTER
 
