@@ -212,6 +212,26 @@ def test_a_backbone_that_is_no_miniature_is_refused():
         pretraining.pretrain("llava-1.5-7b")
 
 
+def test_a_text_stage_that_has_not_learned_to_read_ends_the_pretraining(tmp_path, monkeypatch):
+    monkeypatch.setattr(Place, "EVERY", 1)
+    model, _, tokenizer = miniatures.build_model("llava")
+    for _ in range(2):  # going on from the place where it stood tells it again
+        with pytest.raises(pretraining.PretrainingError, match=r"lesson 1, .* of 0\.\d+ where 1.05 .* --seed 8"):
+            language.train_text(model, "llava", tokenizer, lessons=((0, 0.5, 1), (1, 1.05, 1)), seed=7,
+                                path=tmp_path / "text.place")  # fmt: skip
+    reached = language.train_text(model, "llava", tokenizer, lessons=((0, 9.0, 1), (1, 0.1, 1)))
+    assert 0 <= reached <= 1
+
+
+def test_another_seed_is_another_model_with_stages_of_its_own():
+    first, again, other = (
+        miniatures.build_model("llava", seed)[0].state_dict()["lm_head.weight"] for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    folders = {pretraining.work_folder(name, seed) for name in miniatures.FOLDERS.values() for seed in (0, 1, 2)}
+    assert len(folders) == 6 and pretraining.work_folder("llava-mini").name == "llava-mini"
+
+
 def test_the_recipe_makes_a_backbone_that_loads_and_goes_on_where_it_stopped(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(abilities, "unseen_pictures", lambda: pool)  # and one conversation of each kind on few of them
     for module in (pretraining, language):
@@ -219,7 +239,7 @@ def test_the_recipe_makes_a_backbone_that_loads_and_goes_on_where_it_stopped(poo
     recipe = {
         "pool": {"items": 60, "quarters": 4, "groups": 16, "people": 6},
         "vision": {"steps": 2, "batch": 4, "lr": 1e-3},
-        "lessons": ((0, 1.1, 2), (4, 1.1, 1)),
+        "lessons": ((0, 1.1, 2), (4, 0.0, 1)),
         "joint": {
             "phases": [
                 {"steps": 2, "lr": 1e-3, "shares": [1, 1, 1, 1], "recognition": {"level": 1}},
@@ -259,7 +279,7 @@ def test_a_stage_goes_on_from_the_step_it_had_reached(pool, tmp_path, monkeypatc
         model, image_processor, tokenizer = miniatures.build_model("llava")
         stages = {
             "text": lambda path: language.train_text(
-                model, "llava", tokenizer, lessons=((0, 1.1, 2), (1, 1.1, 2)), path=path
+                model, "llava", tokenizer, lessons=((0, 1.1, 2), (1, 0.0, 2)), path=path
             ),
             "vision": lambda path: vision.train_vision(
                 model, image_processor, tokenizer, pool, steps=3, lr=1e-3, batch=4, path=path

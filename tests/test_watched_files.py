@@ -18,7 +18,7 @@ from prefmoe.config.backbone_files import registered_identity
 from prefmoe.config.registry import find_backbone
 from prefmoe.system import file_digests
 from prefmoe.system.file_digests import FileDigests, content_digest, content_digests, files_below
-from prefmoe.system.places import known_backbones
+from prefmoe.system.places import known_backbones, made_backbones
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_every_file_of_a_benchmark_counts(tmp_path):
 
 def test_the_workflow_and_a_run_identify_backbones_alike(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFMOE_WEIGHTS", str(tmp_path))
-    for name in ("llava-1.5-7b", "smollm2-lite"):
+    for name in ("llava-1.5-7b", *made_backbones()):
         shutil.copytree(model_folder(), tmp_path / name)
     for name in known_backbones():
         assert registered_identity(name, content_digests) == weights_digest(find_backbone(name))

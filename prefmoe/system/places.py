@@ -60,6 +60,11 @@ def made_backbones() -> dict[str, str]:
     return {name: entry["made_by"] for name, entry in registered().items() if "made_by" in entry}
 
 
+def is_miniature(name: str) -> bool:
+    """Whether a registered backbone is as small as the shipped ones, so that no job needs an accelerator for it."""
+    return registered()[name].get("parameters") == "miniature"
+
+
 def weights_folder(name: str) -> Path | None:
     """The folder with a registered backbone's files: its entry's, or $PREFMOE_WEIGHTS/<name> if that is there.
 

@@ -14,7 +14,8 @@ from prefmoe.workflow import workflow_lock
 from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, ConfigError, PrefMoEMethod, load_edition)
 from prefmoe.config.backbone_files import registered_identity
 from prefmoe.config.outputs import committed_folder
-from prefmoe.system.places import (MINIATURES, data_folder, from_environment, made_backbones, weights_folder)
+from prefmoe.system.places import (MINIATURES, data_folder, from_environment, is_miniature, made_backbones,
+                                   weights_folder)
 from prefmoe.experiments.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
@@ -260,7 +261,7 @@ def projector_folder():
 
 def job_resources(pairs, training):
     """What a job asks the cluster for that works on (backbone, method) pairs one after the other."""
-    if all(backbone in MINIATURES for backbone, _ in pairs):
+    if all(is_miniature(backbone) for backbone, _ in pairs):
         return {"gpus": 0, "mem_mb": 8000, "runtime": 240}
     from prefmoe.workflow import resources  # and the registry, for which plans of the miniatures need not wait
 

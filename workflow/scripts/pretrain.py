@@ -1,4 +1,4 @@
-"""Makes a miniature's weights again, or the ladder of readers (hours; can be stopped): `pretrain.py llava-mini`."""
+"""Makes a miniature, or a rung of the ladder of readers, in hours (can be stopped): `pretrain.py llava-mini`."""
 
 from __future__ import annotations
 
@@ -8,34 +8,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefmoe.cli import call
-from prefmoe.system.places import MINIATURES
+from prefmoe.system.places import MINIATURES, made_backbones
+
+RUNGS = [name for name, command in made_backbones().items() if "pretrain.py" in command]
+LADDER = "ladder"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("backbone", choices=[*MINIATURES, "ladder"])
+    parser.add_argument("backbone", choices=[*MINIATURES, *RUNGS, LADDER], help="ladder: all of its rungs")
     parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
-    parser.add_argument("--only", help="one rung of the ladder; all of them by default")
-    parser.add_argument("--folder", type=Path, help="where rungs go: what PREFMOE_WEIGHTS will name")
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the conversations")
+    parser.add_argument(
+        "--folder", type=Path, help="where the weights go (for all rungs: what PREFMOE_WEIGHTS will name); of the two "
+        "miniatures, the package by default"
+    )  # fmt: skip
     return call(_pretrain, parser.parse_args(arguments), own=("prefmoe", "pretraining"))
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from pretraining import RECIPES, pretrain
-    from pretraining.ladder import RUNGS, climb
+    from pretraining import RECIPES, pretrain, work_folder
+    from pretraining.errors import PretrainingError
+    from pretraining.ladder import climb
 
-    from prefmoe.config import RESULTS
-    from prefmoe.config.strict import ConfigError
-
-    if options.backbone != "ladder":
-        pretrain(options.backbone, device=options.device)
+    if options.seed < 0:
+        raise PretrainingError(f"--seed {options.seed}: expected a whole number from 0")
+    made = {"device": options.device, "seed": options.seed}
+    if options.backbone in MINIATURES:
+        pretrain(options.backbone, folder=options.folder, **made)
         return
-    if options.folder is None or (options.only and options.only not in RUNGS):
-        raise ConfigError(f"ladder: expected --folder, and --only one of {', '.join(RUNGS)}")
-    for name in [options.only] if options.only else RUNGS:
-        work = RESULTS / "pretraining" / "llava-mini"
-        climb(name, options.folder / name, work=work, pool=RECIPES["llava"]["pool"], device=options.device)
+    if options.folder is None:
+        raise PretrainingError(f"{options.backbone}: expected --folder, as no rung is part of the package")
+    for name in RUNGS if options.backbone == LADDER else [options.backbone]:
+        folder = options.folder / name if options.backbone == LADDER else options.folder
+        work = work_folder("llava-mini", options.seed)
+        climb(name, folder, work=work, pool=RECIPES["llava"]["pool"], **made)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from prefmoe.running.record import hardware
 from prefmoe.system.files import is_intact, seal_of, whole_file
 from pretraining.abilities import measure_abilities
 from pretraining.drawings import draw_pool
+from pretraining.errors import PretrainingError
 from pretraining.language import LESSONS, train_joint, train_text
 from pretraining.miniatures import FOLDERS, WEIGHTS, adopt_language_model, build_model, save
 from pretraining.place import read
@@ -84,8 +85,12 @@ RECIPES: dict[str, dict] = {
 """Sizes of the stages. The Qwen2.5-VL text model starts from what the LLaVA miniature's has learned in stage 1."""
 
 
-class PretrainingError(ValueError):
-    """A backbone that nothing here knows how to make."""
+MADE_BY = "snakemake --cores all pretrain"
+
+
+def work_folder(backbone: str, seed: int = 0) -> Path:
+    """Where a backbone's stages are kept; another seed's are others."""
+    return RESULTS / "pretraining" / (backbone if seed == 0 else f"{backbone}-seed{seed}")
 
 
 def pretrain(
@@ -95,21 +100,24 @@ def pretrain(
     work: Path | None = None,
     recipe: dict | None = None,
     device: str = "cpu",
+    seed: int = 0,
 ) -> Path:
     """Makes a miniature backbone from nothing; a finished stage is kept and not repeated.
 
     Args:
         backbone: "llava-mini" or "qwen2.5-vl-mini" (which needs what llava-mini has kept of its first stage).
         folder: where the weights go; the package's own by default.
-        work: where the stages are kept; results/pretraining/<backbone> by default.
+        work: where the stages are kept; `work_folder` by default.
         recipe: another entry than that of RECIPES, for trying things out.
         device: where to train; the card says which it was.
+        seed: of the first weights and of everything that is drawn but the pictures, which all seeds share.
 
     Returns:
         ``folder``.
 
     Raises:
-        PretrainingError: if the backbone is not one of the two, or llava-mini has not come so far.
+        PretrainingError: if the backbone is not one of the two, llava-mini has not come so far, or its text stage
+            has not learned to read (`train_text`).
     """
     kinds = {name: kind for kind, name in FOLDERS.items()}
     if backbone not in kinds:
@@ -117,9 +125,9 @@ def pretrain(
     kind = kinds[backbone]
     recipe = recipe or RECIPES[kind]
     folder = folder or WEIGHTS / backbone
-    work = work or RESULTS / "pretraining" / backbone
+    work = work or work_folder(backbone, seed)
     work.mkdir(parents=True, exist_ok=True)
-    model, image_processor, tokenizer = build_model(kind)
+    model, image_processor, tokenizer = build_model(kind, seed)
     model.to(device)
     seconds = 0.0
 
@@ -144,9 +152,11 @@ def pretrain(
             seconds += float((file.metadata() or {}).get("seconds", 0))
 
     def adopt_text(place: Path) -> None:
-        learned = work.parent / "llava-mini" / "text.safetensors"
+        learned = work.parent / work_folder("llava-mini", seed).name / "text.safetensors"
         if not is_intact(learned):
-            raise PretrainingError(f"{learned} is missing: llava-mini comes first, whose words {backbone} starts from")
+            raise PretrainingError(
+                f"{learned} is missing: llava-mini comes first (of the same --seed), whose words {backbone} starts from"
+            )
         llava, _, words = build_model("llava")
         load_model(llava, learned)
         adopt_language_model(model, tokenizer, llava, words)
@@ -156,17 +166,20 @@ def pretrain(
     pool = draw_pool(**recipe["pool"], seed=0, avoid=avoid, folder=work.parent)
     if kind == "llava":
         lessons = recipe.get("lessons", LESSONS)
-        stage("text", lambda place: train_text(model, kind, tokenizer, lessons=lessons, path=place, keep=keep))
+        stage("text", lambda place: train_text(model, kind, tokenizer, seed=seed, lessons=lessons, path=place,
+                                               keep=keep))  # fmt: skip
     else:
         stage("text", adopt_text)
     seeing, talking = recipe["vision"], recipe["joint"]
-    stage("vision", lambda place: train_vision(model, image_processor, tokenizer, pool, **seeing, path=place))
+    stage("vision", lambda place: train_vision(model, image_processor, tokenizer, pool, **seeing, seed=seed,
+                                                 path=place))  # fmt: skip
     features = pool_features(model, image_processor, pool)
     stage("joint", lambda place: train_joint(model, kind, image_processor, tokenizer, pool, features, **talking,
-                                             path=place, keep=keep))  # fmt: skip
+                                             seed=seed, path=place, keep=keep))  # fmt: skip
     card = {
         "backbone": backbone,
-        "made_by": "snakemake --cores all pretrain",
+        "made_by": f"python workflow/scripts/pretrain.py {backbone} --seed {seed}" if seed else MADE_BY,
+        "seed": seed,
         "recipe": recipe,
         "parameters": sum(p.numel() for p in model.parameters()),
         "minutes": round(seconds / 60, 1),

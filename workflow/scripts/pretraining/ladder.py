@@ -2,9 +2,8 @@
 
 How well a backbone reads a profile text, and whether it has practised reading soft prefixes, are variables of the
 experiments that compare a text with a compressed profile. Each rung starts from what `pretrain` kept on its way; all
-rungs of one height see the same number of steps of each kind.
+rungs of one height take the same number of steps, with the same shares of each kind of conversation.
 """
-
 
 from __future__ import annotations
 
@@ -70,7 +69,8 @@ def phases_of(rung: Rung) -> list[dict]:
     return [*([joint] if rung.steps else []), *({**phase, "shares": shares} for phase in _PRACTICE)]
 
 
-def climb(name: str, folder: Path, *, work: Path, pool: dict, device: str = "cpu", phases: list | None = None) -> Path:
+def climb(name: str, folder: Path, *, work: Path, pool: dict, device: str = "cpu", phases: list | None = None,
+          seed: int = 0) -> Path:  # fmt: skip
     """Makes the backbone of a rung.
 
     Args:
@@ -78,16 +78,19 @@ def climb(name: str, folder: Path, *, work: Path, pool: dict, device: str = "cpu
         work: of the run of `pretrain` for llava-mini, whose snapshots are needed.
         pool: sizes of the drawings, as in that run's recipe.
         phases: in the place of `phases_of`, for trying things out.
+        seed: of what is drawn but the pictures; of that run, too.
 
     Raises:
         FileError: if that run has not come so far.
     """
     rung = RUNGS[name]
-    model, image_processor, tokenizer = build_model("llava")
+    model, image_processor, tokenizer = build_model("llava", seed)
     model.to(device)
     for snapshot in ("vision", rung.language):
         if not is_intact(work / f"{snapshot}.safetensors"):
-            raise FileError(f"{work / snapshot}.safetensors is missing: run `pretrain.py llava-mini` first")
+            raise FileError(
+                f"{work / snapshot}.safetensors is missing: make llava-mini first, with the same --seed"
+            )
     load_model(model, work / "vision.safetensors")
     if rung.steps:  # the language model alone: the tower aims at words that no lesson moves
         learned = load_file(work / f"{rung.language}.safetensors", device=device)
@@ -100,11 +103,12 @@ def climb(name: str, folder: Path, *, work: Path, pool: dict, device: str = "cpu
     features, began = pool_features(model, image_processor, drawings), time.time()
     steps = phases_of(rung) if phases is None else phases
     train_joint(model, "llava", image_processor, tokenizer, drawings, features, phases=steps, practice=rung.practice,
-                path=work / f"{name}.place")  # fmt: skip
+                seed=seed, path=work / f"{name}.place")  # fmt: skip
     (work / f"{name}.place").unlink(missing_ok=True)
     card = {
         "backbone": name,
-        "made_by": f"python workflow/scripts/pretrain.py ladder --only {name}",
+        "made_by": f"python workflow/scripts/pretrain.py {name} --seed {seed}",
+        "seed": seed,
         "recipe": {"language": rung.language, "practice": rung.practice, "phases": steps},
         "minutes": round((time.time() - began) / 60, 1),
         "hardware": hardware(model.device),

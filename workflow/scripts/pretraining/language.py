@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from pretraining.abilities import measure_abilities
 from pretraining.conversations import Conversations, Encoder, Say
 from pretraining.drawings import Pictures
+from pretraining.errors import PretrainingError
 from pretraining.miniatures import BLANK
 from pretraining.place import Place
 from pretraining.reading import CIRCLE, FreePeople, learned_in_one_pass, learned_tokens, soft_prefix
@@ -83,6 +84,9 @@ LESSONS = (
 """Stage 1: level, the accuracy at which the next level begins, and the most steps a level may take."""
 
 
+SHORT_OF_GOAL = 0.1
+"""How far below its goal the last lesson may end: a model further below has not learned to read."""
+
 Snapshot = Callable[[str], object]
 """Keeps the model as it is, under a name."""
 
@@ -99,6 +103,9 @@ def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, 
 
     Returns:
         the last level's accuracy.
+
+    Raises:
+        PretrainingError: if it is more than `SHORT_OF_GOAL` below the last lesson's goal.
     """
     rng = np.random.default_rng([seed, 31])
     conversations = Conversations(None, rng)
@@ -129,7 +136,14 @@ def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, 
         log.info("lesson %d: accuracy %.3f, %d steps so far", level, np.mean(hits[-25:]), done)
         if keep:
             keep(f"lesson{number}")
-    return float(np.mean(hits[-25:]))
+    reached = float(np.mean(hits[-25:]))
+    level, goal, _ = lessons[-1]
+    if reached < goal - SHORT_OF_GOAL:
+        raise PretrainingError(
+            f"lesson {level}, the last one, ended at an accuracy of {reached:.3f} where {goal} was wanted: this model "
+            f"has not learned to read, and nothing that follows would teach it; another seed may: --seed {seed + 1}"
+        )
+    return reached
 
 
 def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, features: torch.Tensor, *,
