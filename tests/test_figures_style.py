@@ -16,6 +16,7 @@ from notebook_cells import text
 from PIL import Image
 
 from prefmoe import metrics
+from prefmoe.config import load_edition
 from prefmoe.figures import forms, reproduction, style
 
 CAPTION = "n = 3."
@@ -55,6 +56,10 @@ def test_every_look_can_be_seen_and_no_two_methods_share_one():
     assert min(contrast(look.colour) for look in looks) >= 3
     assert len(set(style.METHODS.values())) == len(style.METHODS) and len(set(style.SERIES)) == len(style.SERIES)
     assert contrast(style.MUTED) >= 3
+
+
+def test_every_method_of_the_default_edition_has_a_look_of_its_own():
+    assert {method.label for method in load_edition("mini").methods.values()} <= set(style.METHODS)
 
 
 def test_a_method_looks_the_same_everywhere_and_others_take_what_is_left():

@@ -47,9 +47,13 @@ class Look(NamedTuple):
 METHODS = {
     "Non-tuned with profile": Look("#4D4D4D", "o"),
     "Non-tuned with profile picture": Look("#6B6B6B", "p"),
+    "Non-tuned with the statement asked about": Look("#5C5C5C", "X"),
     "Non-tuned without profile": Look("#8A8A8A", "8"),
     "PrefMoE before training": Look("#D2691E", "d"),
+    "Full fine-tuning with profile": Look("#5E4100", "d"),
     "Full fine-tuning": Look("#A87400", "s"),
+    "LoRA with profile": Look("#002F4A", "h"),
+    "LoRA with the statement asked about": Look("#4A7FA7", "H"),
     "LoRA": Look("#0072B2", "^"),
     "LoRA matched in parameters": Look("#2E8BC9", "v"),
     "LoRA matched in training time": Look("#00466E", ">"),
@@ -57,6 +61,8 @@ METHODS = {
     "Yo'LLaVA": Look("#2A9C74", "X"),
     "LOVA3": Look("#B0568C", "<"),
     "TG-LLaVA": Look("#7B3294", "h"),
+    "LoRA that reads frozen anchors": Look("#D2466E", "X"),
+    "Free user embedding": Look("#3F6212", "P"),
     "User embedding only": Look("#6B7F0E", "*"),
     "+ profile and preference factors": Look("#867312", "H"),
     "+ imbalance-aware term": Look("#97651A", "p"),
@@ -66,6 +72,7 @@ METHODS = {
     "Chance": Look(MUTED, "o"),
     "Popular choice": Look(MUTED, "s"),
     "Profile reader": Look(MUTED, "^"),
+    "Group's likes": Look(MUTED, "D"),
 }
 """Every method's look, in all notebooks, under the label that the editions give it."""
 
