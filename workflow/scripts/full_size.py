@@ -73,6 +73,8 @@ def random_backbone(shape: Shape, device: str, folder: Path) -> Backbone:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with torch.device(device):
         model = LlavaForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    with torch.no_grad():  # never the likeliest: an answer with a picture's place in it would want a picture
+        model.lm_head.weight[config.image_token_index] = 0
     backbone = Backbone(find_backbone(folder), model.eval(), processor)
     backbone.freeze()
     return backbone
