@@ -94,6 +94,32 @@ def test_every_pair_is_run_once():
     assert len(edition.runs()) == len(set(edition.runs())) == 2 * len(edition.table1) - len(edition.rivals) + 4
 
 
+def test_a_rival_is_run_on_the_ablation_backbone_alone(tmp_path):
+    rival = ("table1:", "rivals: [FFT, LOVA3]\ntable1:")
+    edition, before = load_edition(_changed(tmp_path, rival)), load_edition("smoke")
+    left_out = [("qwen2.5-vl-mini", "FFT"), ("qwen2.5-vl-mini", "LOVA3")]
+    assert edition.ablation_backbone == "llava-mini"
+    assert edition.runs() == [pair for pair in before.runs() if pair not in left_out]
+    assert set(left_out) < set(before.runs()) and len(before.runs()) - len(edition.runs()) == 2
+
+
+def test_rivals_need_an_ablation_backbone(tmp_path):
+    text = _changed(tmp_path).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith(("table2:", "ablation_backbone:"))]
+    path = tmp_path / "changed.yaml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert load_edition(path).ablation_backbone is None
+    path.write_text("\n".join([*lines, "rivals: [FFT]"]), encoding="utf-8")
+    with pytest.raises(ConfigError, match="ablation_backbone must be one of llava-mini, qwen2.5-vl-mini"):
+        load_edition(path)
+
+
+def test_more_seeds_are_those_of_a_method_in_the_place_of_the_editions(tmp_path):
+    edition = load_edition(_changed(tmp_path, ("seeds: [0]", "seeds: [0]\nmore_seeds: {LoRA: [2, 0], NT: [0, 1]}")))
+    assert edition.seeds_of("LoRA") == (2, 0) and edition.seeds_of("PrefMoE") == (0,)
+    assert edition.seeds_of("NT") == (0,), "nothing is trained, hence nothing random"
+
+
 def test_an_unknown_edition_lists_the_known_ones():
     with pytest.raises(ConfigError, match="edition 'minni' is unknown.*known editions: .*mini.*smoke"):
         load_edition("minni")
@@ -145,6 +171,15 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
         ("seeds: [0]", "seeds: [0]\nhardware: {launch: ddp, processes: 1}", "hardware.processes: .*than or equal to 2"),
         ("seeds: [0]", "seeds: [0]\nhardware: {launch: ddp, processes: 3}",
          "training.batch_size 8 cannot be shared equally among hardware.processes 3"),
+        ("table1:", "rivals: [Lora]\ntable1:", "rivals names methods that are not defined: Lora.*did you mean 'LoRA'"),
+        ("table1:", "rivals: [EP]\ntable1:", "rivals names methods that table1 does not: EP"),
+        ("table1:", "rivals: [FFT, FFT]\ntable1:", "rivals: given more than once: FFT"),
+        ("seeds: [0]", "seeds: [0]\nmore_seeds: {Lora: [0, 1]}", "more_seeds names methods that are not defined: Lora"),
+        ("seeds: [0]", "seeds: [0]\nmore_seeds: {LoRA: [1, 2]}",
+         "more_seeds has to hold the edition's seeds too, for LoRA"),
+        ("seeds: [0]", "seeds: [0]\nmore_seeds: {LoRA: [0, 1, 1]}", "more_seeds.LoRA: given more than once: 1"),
+        ("seeds: [0]", "seeds: [0]\nmore_seeds: {LoRA: []}", "more_seeds.LoRA: Tuple should have at least 1 item"),
+        ("seeds: [0]", "seeds: [0]\nmore_seeds: {LoRA: [0, -1]}", "more_seeds.LoRA.1: Input should be greater than or"),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else None,
 )  # fmt: skip

@@ -13,7 +13,9 @@ from small_world import lay_out, small_edition
 
 from prefmoe import metrics
 from prefmoe.config import ConfigError
+from prefmoe.experiments import tuning
 from prefmoe.experiments.tuning import TuningError, apply_settings, choose, disagreements, load_grid, run_trial, tune
+from prefmoe.running import answers as running_answers
 from prefmoe.running import runs
 
 EDITION = small_edition(
@@ -45,13 +47,13 @@ def tune_here(**options):
 def test_every_trial_is_recorded_and_the_best_of_each_method_marked(monkeypatch):
     write(GRID)
     evaluated = []
-    original = runs.evaluate
+    original = running_answers.evaluate
 
     def watch(method, examples, **options):
         evaluated.append({example.index for example in examples})
         return original(method, examples, **options)
 
-    monkeypatch.setattr(runs, "evaluate", watch)
+    monkeypatch.setattr(running_answers, "evaluate", watch)
     path = tune_here()
     assert path.as_posix() == "results/small-world/tuning/trials.csv"
     table = pd.read_csv(path)
@@ -86,6 +88,41 @@ def test_parts_of_the_grid_can_be_shared_out_and_are_collected_at_the_end():
     assert finished == {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")}
     with pytest.raises(TuningError, match="'FFT' is not in the grid; it has LoRA, PrefMoE"):
         tune_here(methods=["FFT"])
+
+
+def test_trials_are_made_on_the_grids_backbones_and_of_what_runs_there(monkeypatch):
+    tables = {"table1": ("LoRA", "PrefMoE"), "rivals": ("LoRA",), "ablation_backbone": "tiny-llava"}
+    edition = EDITION.model_copy(update={"backbones": ("tiny-llava", "llava-mini"), "table2": (), **tables})
+    made: list[tuple] = []
+
+    def trial(workbench, method, settings, seed):
+        made.append((workbench.backbone_name, method))
+        row = {"backbone": workbench.backbone_name, "method": method, "settings": json.dumps(settings)}
+        return row | dict.fromkeys(metrics.METRICS, 0.5)
+
+    monkeypatch.setattr(tuning, "run_trial", trial)
+    both = [("tiny-llava", "LoRA")] * 2 + [("tiny-llava", "PrefMoE")] * 2 + [("llava-mini", "PrefMoE")] * 2
+    for given, expected in (([], both), (["tiny-llava"], both[:4]), (["llava-mini"], both[4:])):
+        made.clear()
+        write(GRID | ({"backbones": given} if given else {}))
+        table = pd.read_csv(tune(edition, results="results", config_folder="config"))
+        assert made == expected == list(zip(table["backbone"], table["method"], strict=True))
+    made.clear()
+    assert tune(edition, results="results", config_folder="config", backbones=["tiny-llava"]) is None
+    assert made == [], "another backbone than the grid's is nobody's part of the work"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["lava"], "backbones: 'lava' is not one of the edition's: tiny-llava"),
+        (["tiny-llava", "tiny-llava"], "backbones: .*given more than once: tiny-llava"),
+    ],
+)
+def test_a_grids_backbones_are_the_editions(given, message):
+    write(GRID | {"backbones": given})
+    with pytest.raises(ConfigError, match=message):
+        load_grid(EDITION, "config")
 
 
 def test_settings_are_chosen_by_the_mean_over_backbones_the_first_of_equals():
