@@ -109,12 +109,12 @@ def test_paired_differences_fill_what_is_clear():
     ]  # fmt: skip
     table = table1(seeds=3).assign(seeds=lambda t: t["seeds"].where(t["method"] == "PrefMoE", 1))
     given = {"comparisons": pd.DataFrame(rows), "turns": 0, "table1": table}
-    figure = cells("07", "paired-function", **given)["paired"]("b", ["preference", "collapse"])
+    figure = cells("07", "main-function", "paired-function", **given)["paired"]("b", ["preference", "collapse"])
     for axis in figure.axes:
         assert values(axis) == pytest.approx([0.05, 0.2]) and filled(axis) == pytest.approx([0.2])
     assert "better than 1, worse than 0 in preference; better than 0, worse than 1 in collapse" in one_line(figure)
     assert "mean of 3 seeds for PrefMoE, one seed for all others" in one_line(figure)
-    other = cells("07", "paired-function", **given)["paired"]("another", ["preference"])
+    other = cells("07", "main-function", "paired-function", **given)["paired"]("another", ["preference"])
     assert "not told apart from any" in one_line(other)
 
 
@@ -127,8 +127,8 @@ def under_controls(folder: Path, kinds: tuple[str, ...]) -> Cells:
     ]  # fmt: skip
     if rows:
         pd.DataFrame(rows).to_csv(folder / "controls.csv", index=False)
-    given = {"source": folder, "table1": table1(), "settings": EDITION, "turns": 0, "folder": folder}
-    return cells("07", "controls-function", "controls-figure", "controls-detail", **given)
+    given = {"source": folder, "table1": table1(), "settings": EDITION, "turns": 0, "trained": TRAINED}
+    return cells("07", "controls-function", "controls-figure", "controls-detail", **given, folder=folder)
 
 
 def test_controls_have_a_mark_per_method_and_control(tmp_path):

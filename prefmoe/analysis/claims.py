@@ -88,7 +88,8 @@ def _refuting(main: pd.DataFrame, under: pd.DataFrame, paired: pd.DataFrame) -> 
         )
     if (one := _row(paired, (ANCHORS, FRESH))) is not None:
         measured = f"{PREFMOE} minus it: {_text(one.rename({'difference': 'value'}), '+.3f')}"
-        yield "b", REFUTING, ANCHORS, f"as good as {PREFMOE} in {FRESH}", measured, _yes(one["low"] <= 0)
+        said = f"as good as {PREFMOE} in {FRESH}: the paired interval is not above 0"
+        yield "b", REFUTING, ANCHORS, said, measured, _yes(one["low"] <= 0)
 
 
 def _row(table: pd.DataFrame, key: str | tuple[str, str]) -> pd.Series | None:

@@ -107,7 +107,7 @@ def intervals(
 
 def _reference(label: str, labels: Sequence[str]) -> dict:
     """How the vertical line of this label looks; that without a label, 0 for instance, is a plain thin one."""
-    dashes = [":", "--", "-."][[name for name in labels if name].index(label) % 3] if label else "-"
+    dashes = [":", "--", "-.", (0, (8, 3))][[name for name in labels if name].index(label) % 4] if label else "-"
     return {"color": MUTED, "linestyle": dashes, "linewidth": 1.2 if label else 0.9}
 
 

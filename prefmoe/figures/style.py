@@ -52,7 +52,7 @@ METHODS = {
     "PrefMoE before training": Look("#D2691E", "d"),
     "Full fine-tuning with profile": Look("#5E4100", "d"),
     "Full fine-tuning": Look("#A87400", "s"),
-    "LoRA with profile": Look("#002F4A", "h"),
+    "LoRA with profile": Look("#002F4A", "v"),
     "LoRA with the statement asked about": Look("#4A7FA7", "H"),
     "LoRA": Look("#0072B2", "^"),
     "LoRA matched in parameters": Look("#2E8BC9", "v"),
