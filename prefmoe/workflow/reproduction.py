@@ -32,7 +32,7 @@ TOLERANCE = 1.5e-6
 KEYS = (
     "method", "type", "baseline", "components", "backbone", "turns", "metric", "measure", "grouping", "group", "split",
     "stage", "tokens", "colour", "neighbours", "router", "expert", "question_type", "bin_low", "bin_high", "index",
-    "user", "question", "origin", "layer", "token", "liked", "told", "fresh",
+    "user", "question", "origin", "layer", "token", "liked", "told", "fresh", "control",
 )  # fmt: skip
 """Columns that say what a row is about; rows are matched by those that a table has, never by position."""
 
