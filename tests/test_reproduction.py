@@ -196,12 +196,12 @@ def test_a_blank_equals_a_blank_and_nothing_else(tmp_path, committed):
 
 
 def test_conclusions_that_change_are_said_and_decide_nothing(tmp_path, committed):
-    about = SENSITIVITY | {"baseline": "LoRA"}
+    about = SENSITIVITY | {"metric": "profile", "baseline": "LoRA"}
     table = moved(committed["comparisons"], about, 1, "p_users_holm")
     found = both(tmp_path, committed, comparisons=table)
     assert found.verdict == REPRODUCED
     assert found.conclusions == [
-        "PrefMoE against LoRA, llava-mini, 0 turns, sensitivity: better as committed, not told apart here"
+        "PrefMoE against LoRA, llava-mini, 0 turns, profile: better as committed, not told apart here"
     ]
 
 
