@@ -9,6 +9,7 @@ import pytest
 import torch
 from pretraining import MADE_BY, abilities, drawings, ladder, language, miniatures, vision
 from pretraining.abilities import measure_abilities
+from pretraining.place import Place
 from safetensors.torch import save_model
 
 from prefmoe.analysis.information import _practice
@@ -101,6 +102,7 @@ def test_a_rung_is_climbed_from_what_the_miniature_had_learned(tmp_path, monkeyp
             save_model(kept[snapshot], str(partial))
     assert seal_of(work / "lesson0.safetensors").is_file()
     phases = [{**phase, "steps": 1} for phase in ladder.phases_of(ladder.RUNGS[name])]
+    monkeypatch.setattr(Place, "EVERY", 1)
     trained: list[dict] = []
 
     def watched(*model, **asked):
@@ -119,6 +121,7 @@ def test_a_rung_is_climbed_from_what_the_miniature_had_learned(tmp_path, monkeyp
     card = json.loads((tmp_path / name / miniatures.CARD).read_text())
     assert (card["seed"], card["recipe"]["language"]) == (5, "lesson0") and card["made_by"].endswith(f"{name} --seed 5")
     assert _practice(name) == "prefixes like PrefMoE's, 2 steps"
+    assert {path.name.partition(".")[0] for path in work.iterdir()} == {"vision", "lesson0"}, "nothing of its place"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ from prefmoe.config import MiniatureData
 from prefmoe.data.benchmark import Turn, join_holders
 from prefmoe.data.columns import COLUMNS
 from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_people
-from prefmoe.data.people import NAMES as NAMES  # of invented people, too, in the backbones' pre-training
 from prefmoe.data.people import Person, people
 from prefmoe.data.prompts import format_preferences
 from prefmoe.system.files import FileError, one_at_a_time, read_json

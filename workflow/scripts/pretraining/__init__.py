@@ -22,44 +22,43 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 
-from prefmoe.config import RESULTS, MiniatureData
-from prefmoe.data import miniature as world
+from prefmoe.config import RESULTS
 from prefmoe.running.record import hardware
-from prefmoe.system.files import is_intact, seal_of, whole_file
+from prefmoe.system.files import is_intact, whole_file
 from pretraining.abilities import measure_abilities
-from pretraining.drawings import draw_pool
+from pretraining.drawings import pool_without_users
 from pretraining.errors import PretrainingError
 from pretraining.language import LESSONS, train_joint, train_text
 from pretraining.miniatures import FOLDERS, WEIGHTS, adopt_language_model, build_model, save
-from pretraining.place import read
+from pretraining.place import forget, read
 from pretraining.vision import pool_features, train_vision
 
 _POOL = {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250}
 """The drawings, which both miniatures share."""
 
-_MIXED = {"level": 2, "places": 0.5, "in_words": 0.2}
+MIXED = {"level": 2, "places": 0.5, "in_words": 0.2}
 """Recognition with lookalikes, in all forms of question."""
 
 _SPELLED = {
     "steps": 600, "lr": 1e-3, "shares": [4, 11, 1], "recognition": {"level": 1, "places": 0.7, "in_words": 0.6},
 }  # fmt: skip
 _STRANGERS = {
-    "steps": 1000, "lr": 1e-3, "shares": [5, 8, 1, 2], "recognition": _MIXED,
+    "steps": 1000, "lr": 1e-3, "shares": [5, 8, 1, 2], "recognition": MIXED,
 }  # fmt: skip
 
 _TALKATIVE = {
     "name": "before practice", "steps": 500, "lr": 6e-4, "shares": [4, 6, 1, 5], "talk_every": 2,
-    "recognition": _MIXED,
+    "recognition": MIXED,
 }  # fmt: skip
 
 _INTRODUCED = {
     "steps": 1300, "lr": 8e-4, "shares": [4, 8, 1, 3], "prefix": {"steps": 800, "goal": 0.83},
-    "recognition": _MIXED,
+    "recognition": MIXED,
 }  # fmt: skip
 
 _READ = {
     "steps": 2000, "lr": 9e-4, "shares": [6, 7, 1, 2], "prefix": {"steps": 800, "goal": 0.74},
-    "recognition": _MIXED,
+    "recognition": MIXED,
 }  # fmt: skip
 
 _PHASES = [
@@ -145,8 +144,7 @@ def pretrain(
             train(place)
             with whole_file(path, sealed=True) as partial:
                 save_model(model, str(partial), metadata={"seconds": f"{time.time() - began:.0f}"})
-            for done in (place, seal_of(place)):
-                done.unlink(missing_ok=True)
+            forget(place)
         load_model(model, path)
         with safe_open(path, "pt") as file:
             seconds += float((file.metadata() or {}).get("seconds", 0))
@@ -161,9 +159,7 @@ def pretrain(
         load_model(llava, learned)
         adopt_language_model(model, tokenizer, llava, words)
 
-    trained, unseen = world.people(MiniatureData(kind="miniature"))
-    avoid = {person.face for person in trained + unseen}
-    pool = draw_pool(**recipe["pool"], seed=0, avoid=avoid, folder=work.parent)
+    pool = pool_without_users(recipe["pool"], work.parent)
     if kind == "llava":
         lessons = recipe.get("lessons", LESSONS)
         stage("text", lambda place: train_text(model, kind, tokenizer, seed=seed, lessons=lessons, path=place,

@@ -12,6 +12,7 @@ import torch
 from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS, Preference
 from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face
+from prefmoe.data.people import NAMES
 from prefmoe.data.prompts import format_preferences
 from pretraining.drawings import Pictures
 from pretraining.miniatures import CAPTION_QUESTIONS, FACE_QUESTION, GRID
@@ -120,7 +121,7 @@ class Conversations:
 
     def preferences(self, facets: int, questions: int, talk: bool = False, choices: float = 0.3) -> list[Say]:
         """A profile text with some facets, then questions about likings."""
-        name = self._pick(world.NAMES)
+        name = self._pick(NAMES)
         chosen = sorted(self.rng.choice(len(FACETS), facets, replace=False))
         held = invented_preferences(self.rng, [FACETS[f] for f in chosen])
         if self.rng.random() < 0.15:
@@ -153,7 +154,7 @@ class Conversations:
             turns = [Say("user", text), Say("assistant", "I got it.")]
             if level == 2:
                 return turns + self._drill(truth, 8, chat=True)
-            name = self._pick(world.NAMES)
+            name = self._pick(NAMES)
             for item in [self._pick(list(truth)) for _ in range(6)]:
                 question = _named(self._pick(world.LIKES_QUESTIONS), name)
                 turns += self._ask(question, truth[item], **self._shown(item))
@@ -213,7 +214,7 @@ class Conversations:
         ``places`` is the share of questions about where somebody is (none at level 0), ``in_words`` the share of
         these that are answered with the place itself and not with the letter of an option; the others ask whether.
         """
-        name, person = self._pick(world.NAMES), self._pick(self.known)
+        name, person = self._pick(NAMES), self._pick(self.known)
         draw = {"portrait": 0.0, "description": 1.0, None: self.rng.random()}[source]
         text = _named(self.pool.faces[person].description(), name) if draw > 0.5 else f"This is {name}."
         pictures = (self._pick(self.portraits[person]),) if draw < 0.8 else ()
@@ -243,7 +244,7 @@ class Conversations:
 
     def introduced(self, questions: int, talk: bool = False) -> tuple[Introduced, list[Say]]:
         """Somebody whom a soft prefix introduces, and questions about the liking of things."""
-        name, person = self._pick(world.NAMES), self._pick(self.known)
+        name, person = self._pick(NAMES), self._pick(self.known)
         facets = [FACETS[f] for f in sorted(self.rng.choice(len(FACETS), int(self.rng.integers(1, 6)), replace=False))]
         held = invented_preferences(self.rng, facets)
         turns = self.about(name, held, questions, talk)

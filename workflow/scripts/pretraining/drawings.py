@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from joblib import Parallel, delayed
 from PIL import Image
 from tqdm.auto import tqdm
 
+from prefmoe.config import MiniatureData
 from prefmoe.data import miniature as world
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET, Face, draw_items, draw_people
 from prefmoe.system import provenance
@@ -134,6 +135,12 @@ def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, av
         else:
             pool.quarters[k] = content
     return pool
+
+
+def pool_without_users(sizes: Mapping[str, int], folder: Path) -> Pictures:
+    """The drawings of a recipe, the same for every backbone: nobody in them has the face of a benchmark user."""
+    trained, unseen = world.people(MiniatureData(kind="miniature"))
+    return draw_pool(**sizes, seed=0, avoid={person.face for person in trained + unseen}, folder=folder)
 
 
 @lru_cache(maxsize=1)

@@ -13,21 +13,19 @@ from pathlib import Path
 
 from safetensors.torch import load_file, load_model
 
-from prefmoe.config import MiniatureData
-from prefmoe.data import miniature as world
 from prefmoe.running.record import hardware
 from prefmoe.system.files import FileError, is_intact
+from pretraining import MIXED
 from pretraining.abilities import measure_abilities
-from pretraining.drawings import draw_pool
+from pretraining.drawings import pool_without_users
 from pretraining.language import Practice, train_joint
-from pretraining.miniatures import build_model, save
+from pretraining.miniatures import build_model, of_language_model, save
+from pretraining.place import forget
 from pretraining.vision import pool_features
 
-_MIXED = {"level": 2, "places": 0.5, "in_words": 0.2}
-
 _PRACTICE = [
-    {"steps": 900, "lr": 8e-4, "prefix": {"steps": 600, "goal": 0.8}, "recognition": _MIXED},
-    {"steps": 1100, "lr": 8e-4, "prefix": {"steps": 600, "goal": 0.74}, "recognition": _MIXED},
+    {"steps": 900, "lr": 8e-4, "prefix": {"steps": 600, "goal": 0.8}, "recognition": MIXED},
+    {"steps": 1100, "lr": 8e-4, "prefix": {"steps": 600, "goal": 0.74}, "recognition": MIXED},
 ]
 """The last phases of every rung; with practice "none" they are phases without prefixes, of equal length."""
 
@@ -94,17 +92,16 @@ def climb(name: str, folder: Path, *, work: Path, pool: dict, device: str = "cpu
     load_model(model, work / "vision.safetensors")
     if rung.steps:  # the language model alone: the tower aims at words that no lesson moves
         learned = load_file(work / f"{rung.language}.safetensors", device=device)
-        own = {k: v for k, v in learned.items() if "language_model" in k or k.startswith("lm_head")}
+        own = {key: value for key, value in learned.items() if of_language_model(key)}
         model.load_state_dict(own, strict=False)
     else:
         load_model(model, work / f"{rung.language}.safetensors")
-    trained, unseen = world.people(MiniatureData(kind="miniature"))
-    drawings = draw_pool(**pool, seed=0, avoid={p.face for p in trained + unseen}, folder=work.parent)
+    drawings = pool_without_users(pool, work.parent)
     features, began = pool_features(model, image_processor, drawings), time.time()
     steps = phases_of(rung) if phases is None else phases
     train_joint(model, "llava", image_processor, tokenizer, drawings, features, phases=steps, practice=rung.practice,
                 seed=seed, path=work / f"{name}.place")  # fmt: skip
-    (work / f"{name}.place").unlink(missing_ok=True)
+    forget(work / f"{name}.place")
     card = {
         "backbone": name,
         "made_by": f"python workflow/scripts/pretrain.py {name} --seed {seed}",

@@ -16,7 +16,7 @@ from pretraining.abilities import measure_abilities
 from pretraining.conversations import Conversations, Encoder, Say
 from pretraining.drawings import Pictures
 from pretraining.errors import PretrainingError
-from pretraining.miniatures import BLANK
+from pretraining.miniatures import BLANK, of_language_model
 from pretraining.place import Place
 from pretraining.reading import CIRCLE, FreePeople, learned_in_one_pass, learned_tokens, soft_prefix
 from pretraining.vision import word_ids
@@ -37,7 +37,7 @@ class LanguageTrainer:
                  fixed_words: torch.Tensor | None = None):  # fmt: skip
         self.model, self.features = model, features
         self.encoder = Encoder(kind, tokenizer)
-        self.parameters = [p for n, p in model.named_parameters() if "language_model" in n or n.startswith("lm_head")]
+        self.parameters = [p for n, p in model.named_parameters() if of_language_model(n)]
         fused = self.parameters[0].is_cuda or None
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
         if fixed_words is not None:

@@ -26,9 +26,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from prefmoe.backbones.loading import pictures_only
+from prefmoe.config.backbone_files import MINIATURE_CARD as CARD
 from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
+from prefmoe.data.people import NAMES
 from prefmoe.system.files import write_json
 from prefmoe.system.places import MINIATURES, PACKAGE
 
@@ -56,7 +58,6 @@ CAPTION_QUESTIONS = ("What is this?", "Name the thing in this picture.")
 FACE_QUESTION = "Describe the person."
 
 FOLDERS = dict(zip(("llava", "qwen2.5-vl"), MINIATURES, strict=True))
-CARD = "miniature.json"
 WEIGHTS = PACKAGE / "weights"
 
 
@@ -73,7 +74,7 @@ def vocabulary() -> list[str]:
         f"{BLANK} nothing unknown someone enjoy dislike suits there are people picture the this that"
     )
     words = [w for v in ATTRIBUTES.values() for w in v] + list(ITEM_FACET) + list(world.PLACE_OPTIONS)
-    words += [*FACETS, *world.NAMES, *re.findall(r"[A-Za-z]+|[0-9]+", phrases)]
+    words += [*FACETS, *NAMES, *re.findall(r"[A-Za-z]+|[0-9]+", phrases)]
     return list(dict.fromkeys(words))
 
 
@@ -165,6 +166,11 @@ def build_model(kind: str, seed: int = 0):
             attention = layer.self_attn
             attention.k_proj.weight.copy_(attention.q_proj.weight + 0.01 * torch.randn_like(attention.q_proj.weight))
     return model, images, tokenizer
+
+
+def of_language_model(name: str) -> bool:
+    """Whether a parameter belongs to the language model, its output included; the others are the tower's side."""
+    return "language_model" in name or name.startswith("lm_head")
 
 
 def adopt_language_model(model, tokenizer, source, source_tokenizer) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from prefmoe.system.files import is_intact, whole_file
+from prefmoe.system.files import is_intact, seal_of, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,12 @@ def read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     with safe_open(path, "pt") as file:
         told = {key: json.loads(value) for key, value in file.metadata().items()}
         return told, {name: file.get_tensor(name) for name in file.keys()}
+
+
+def forget(path: Path) -> None:
+    """Removes the place of a stage that is finished, and its seal."""
+    for file in (path, seal_of(path)):
+        file.unlink(missing_ok=True)
 
 
 class Place:
