@@ -58,6 +58,17 @@ def models_are_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A picture of four by four pixels, all of them different."""
+    import numpy as np
+    from PIL import Image
+
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """tiny_folder(architecture): the folder of a saved tiny model, one of ARCHITECTURES."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,13 +55,6 @@ def test_a_title_about_the_printed_numbers_follows_them():
 
 
 # Notebook 2
-
-
-@pytest.fixture
-def picture(tmp_path) -> Path:
-    path = tmp_path / "picture.png"
-    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(path)
-    return path
 
 
 def test_users_and_questions_are_shown_with_their_own_pictures(picture, monkeypatch, tmp_path):

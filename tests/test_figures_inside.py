@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,14 +14,6 @@ from PIL import Image
 from prefmoe.data.benchmark import FACETS
 from prefmoe.figures import forms, style
 from prefmoe.inspection import users
-
-
-@pytest.fixture
-def picture(tmp_path) -> Path:
-    path = tmp_path / "picture.png"
-    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(path)
-    return path
-
 
 # Notebooks 5 and 6
 

@@ -11,6 +11,7 @@ import pandas as pd
 from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE, type_of
 from prefmoe.analysis.references import KNOWN
 from prefmoe.config import Edition, run_folder
+from prefmoe.config.backbone_files import MINIATURE_CARD
 from prefmoe.system.files import FileError, read_json
 from prefmoe.system.places import known_backbones, weights_folder
 from prefmoe.system.run_files import read_story
@@ -18,8 +19,6 @@ from prefmoe.system.run_files import read_story
 INFORMATION_COLUMNS = (
     "method", "type", "backbone", "in_training", "at_test", "context_tokens", "trainable_parameters", "practice"
 )  # fmt: skip
-
-CARD = "miniature.json"
 
 
 def information_table(edition: Edition, results: str | Path, references: Iterable[str] = ()) -> pd.DataFrame:
@@ -53,7 +52,7 @@ def _practice(backbone: str) -> str:
     """What a backbone's card says of soft prefixes: whether it has practised reading them, and how long."""
     folder = weights_folder(backbone) if backbone in known_backbones() else None  # a folder that nobody registered
     try:
-        recipe = read_json(folder / CARD, "the card of a backbone")["recipe"] if folder else {}
+        recipe = read_json(folder / MINIATURE_CARD, "the card of a backbone")["recipe"] if folder else {}
     except (FileError, KeyError):
         return ""
     phases = recipe.get("phases", recipe.get("joint", {}).get("phases", []))

@@ -11,7 +11,7 @@ import pandas as pd
 from prefmoe.analysis.answers import REFERENCE, TableError
 from prefmoe.analysis.pairs import AUC_SAME
 from prefmoe.analysis.tables import read_table
-from prefmoe.analysis.text import verdicts
+from prefmoe.analysis.text import mean_of_seeds, verdicts
 from prefmoe.config import FIGURES
 from prefmoe.config.outputs import SPEED
 from prefmoe.metrics import LOWER_IS_BETTER
@@ -185,13 +185,9 @@ def _sizes(rows: pd.DataFrame, metrics: Iterable[str]) -> str:
     seeds = trained.groupby(row, sort=False)["seeds"].max()
     counts = sorted(set(seeds), reverse=True)
     if len(counts) == 1:
-        return f"Questions: {sizes}. Trained rows: {_plural(counts[0])}."
-    words = [f"{', '.join(seeds.index[seeds == count])}: {_plural(count)}" for count in counts[:-1]]
-    return f"Questions: {sizes}. {'; '.join(words)}; other trained rows: {_plural(counts[-1])}."
-
-
-def _plural(seeds: int) -> str:
-    return "one seed" if seeds == 1 else f"mean of {seeds} seeds"
+        return f"Questions: {sizes}. Trained rows: {mean_of_seeds(counts[0])}."
+    words = [f"{', '.join(seeds.index[seeds == count])}: {mean_of_seeds(count)}" for count in counts[:-1]]
+    return f"Questions: {sizes}. {'; '.join(words)}; other trained rows: {mean_of_seeds(counts[-1])}."
 
 
 def _grid(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str], digits: int = 3) -> str:

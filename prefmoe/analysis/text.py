@@ -57,11 +57,12 @@ def seeds_in_words(table: pd.DataFrame, rows: str = "method") -> str:
         return "nothing here is trained"
     usual, parts = counts.index[0], []
     for seeds in sorted(set(counts.index) - {usual}, reverse=True):
-        parts.append(f"{_seeds(seeds)} for {' and '.join(names.index[names == seeds])}")
-    return ", ".join([*parts, _seeds(usual) + " for all others" * bool(parts)])
+        parts.append(f"{mean_of_seeds(seeds)} for {' and '.join(names.index[names == seeds])}")
+    return ", ".join([*parts, mean_of_seeds(usual) + " for all others" * bool(parts)])
 
 
-def _seeds(count: int) -> str:
+def mean_of_seeds(count: int) -> str:
+    """What a value is that stands for so many seeds."""
     return "one seed" if count == 1 else f"mean of {count} seeds"
 
 

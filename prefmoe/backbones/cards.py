@@ -9,11 +9,10 @@ import pandas as pd
 from torch import nn
 
 from prefmoe.backbones.backbone import Backbone
+from prefmoe.config.backbone_files import MINIATURE_CARD as CARD
 from prefmoe.config.registry import BackboneError, find_backbone, read_registry
 from prefmoe.data.drawing import ITEM_FACET
 from prefmoe.system.files import FileError, read_json
-
-CARD = "miniature.json"
 
 CHANCE = {"choice": 1 / 4, "place": 1 / 4, "yes/no": 1 / 2, "presence": 1 / 2, "naming": 1 / len(ITEM_FACET)}
 """What guessing gets, by a word of the ability's name: four options, two answers, every item of the world."""

@@ -12,7 +12,10 @@ from prefmoe.system.file_digests import content_digests
 LOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """What is downloaded of a repository, and read of a folder."""
 
-CARDS = ("miniature.json", "projector.json", "origin.json")
+MINIATURE_CARD = "miniature.json"
+"""Where a miniature's folder says by which recipe its weights were made, and what they can do."""
+
+CARDS = (MINIATURE_CARD, "projector.json", "origin.json")
 """What a folder says about how its weights were made: nothing reads it when a backbone is loaded."""
 
 Digests = Callable[[Iterable[Path]], Mapping[Path, str]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from prefmoe.data.benchmark import FACETS, Benchmark, Preference, User
 from prefmoe.data.prompts import parse_preferences, preference_phrase
 from prefmoe.data.rows import Columns, Mistakes, Row, read_rows
+from prefmoe.system.file_digests import content_digest
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def write(users: Sequence[PseudoUser], path: str | Path) -> None:
 def file_digest(root: Path) -> str:
     """A hash of a data folder's counterfactual users; empty where it has none."""
     path = root / FILE
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
+    return content_digest(path) if path.is_file() else ""
 
 
 def read(path: str | Path) -> list[PseudoUser]:
