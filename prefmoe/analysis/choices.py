@@ -1,0 +1,248 @@
+"""What was chosen for users: top-k accuracies, seen users beside unseen ones, and collapse, from rated candidates.
+
+An answer is a score for each candidate of a choice, the liked one first. Choices of one user are not independent:
+intervals resample users. Each history drawn for a user counts as much as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from prefmoe.analysis import statistics
+from prefmoe.analysis.answers import TableError
+from prefmoe.config import Edition, run_folder
+from prefmoe.system.run_files import RunFileError, read_predictions
+
+COLUMNS = ("index", "split", "user", "n_ref", "draw", "candidate", "score")
+"""What a prediction of one candidate says."""
+
+CASE = ["index", "split", "user", "n_ref", "draw"]
+"""What tells the sets of candidates apart."""
+
+USERS: dict[str, tuple[str, ...]] = {"seen": ("test",), "unseen": ("unseen",), "all": ("test", "unseen")}
+"""Groups of users by the splits with their choices."""
+
+RANKED = ((2, 1), (4, 1), (4, 2), (4, 3))
+"""The accuracies of the tables: among how many candidates, and in the first how many places."""
+
+TABLE1_COLUMNS = ("method", "users", "n_ref", "candidates", "k", "value", "low", "high", "n", "seeds")
+
+DIFFERENCE_COLUMNS = ("method", "n_ref", "difference", "low", "high", "seen", "unseen")
+
+COMPARISON_COLUMNS = (
+    "method", "baseline", "users", "n_ref", "difference", "low", "high", "n", "p_users", "p_users_holm"
+)  # fmt: skip
+
+COLLAPSE_COLUMNS = ("method", "users", "n_ref", "measure", "value", "low", "high", "n", "seeds")
+
+
+def cases(frame: pd.DataFrame) -> pd.DataFrame:
+    """The scores of each set of candidates side by side: CASE as index, candidates 0 (liked) to C - 1 as columns.
+
+    Raises:
+        TableError: if a candidate is missing or there twice, or a score is not finite.
+    """
+    if (twice := frame.duplicated([*CASE, "candidate"])).any():
+        first = frame[twice].iloc[0]
+        raise TableError(f"choice {first['index']}: candidate {first['candidate']} is rated twice")
+    table = frame.pivot(index=CASE, columns="candidate", values="score").sort_index()
+    if list(table.columns) != list(range(table.shape[1])) or table.shape[1] < 2:
+        raise TableError(f"expected candidates 0, 1, ..., found {', '.join(map(str, table.columns))}")
+    two = table[[0, 1]]  # only some choices have more than two candidates, and those have all of them
+    bad = ~np.isfinite(two).all(axis=1) | (table.notna().sum(axis=1).isin((2, table.shape[1])) == False)  # noqa: E712
+    if bad.any():
+        index, _, user, n_ref, draw = table.index[bad][0]
+        raise TableError(f"choice {index} of {user} (n_ref {n_ref}, draw {draw}): a score is missing or not finite")
+    return table
+
+
+def hits(scores: NDArray, k: int) -> NDArray:
+    """The probability that the liked picture is among the first k, ties in random order.
+
+    Args:
+        scores: (N, C), the liked picture's in column 0.
+
+    Returns:
+        (N,): 0 or 1 where nothing is tied with the liked picture.
+    """
+    liked, others = scores[:, :1], scores[:, 1:]
+    above, tied = (others > liked).sum(1), (others == liked).sum(1)
+    return np.clip((k - above) / (tied + 1), 0, 1)
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """What one method said of the same candidates with each of its seeds.
+
+    Attributes:
+        method: label shown in tables. key: its name in the configuration; "" for a reference.
+        frames: a frame with `COLUMNS` per seed.
+        seeds: how many seeds stand behind them; 1 for what is not trained.
+    """
+
+    method: str
+    key: str
+    frames: tuple[pd.DataFrame, ...]
+    seeds: int = 1
+
+    @cached_property
+    def cases(self) -> list[pd.DataFrame]:
+        """`cases` of every seed.
+
+        Raises:
+            TableError: if they are not of the same candidates.
+        """
+        found = [cases(frame) for frame in self.frames]
+        if any(not one.index.equals(found[0].index) for one in found):
+            raise TableError(f"{self.method}: the seeds rated different candidates")
+        return found
+
+    def values(self, candidates: int, k: int) -> pd.Series:
+        """The mean over draws and seeds of `hits` for each choice, indexed by n_ref, split, user and index."""
+        tables = [table.dropna(subset=list(range(candidates))) for table in self.cases]
+        if not candidates <= tables[0].shape[1] or tables[0].empty:
+            return pd.Series(dtype=float, index=pd.MultiIndex.from_arrays([[]] * 4, names=GROUPS))
+        mean = np.mean([hits(table[list(range(candidates))].to_numpy(float), k) for table in tables], axis=0)
+        return pd.Series(mean, tables[0].index).groupby(GROUPS).mean()
+
+
+GROUPS = ["n_ref", "split", "user", "index"]
+
+
+def _of(values: pd.Series, splits: Sequence[str]) -> Iterable[tuple[int, pd.Series]]:
+    """The values of some splits, for each n_ref."""
+    inside = values[values.index.get_level_values("split").isin(splits)]
+    yield from inside.groupby("n_ref")
+
+
+def _estimate(values: pd.Series) -> dict[str, float]:
+    return statistics.cluster_bootstrap(values.to_numpy(), values.index.get_level_values("user"))
+
+
+def accuracy_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
+    """Top-k accuracies of every method with their intervals: `TABLE1_COLUMNS`."""
+    rows = []
+    for one in ratings:
+        for candidates, k in RANKED:
+            values = one.values(candidates, k)
+            for users, splits in USERS.items():
+                for n_ref, chosen in _of(values, splits):
+                    where = {"method": one.method, "users": users, "n_ref": n_ref, "candidates": candidates, "k": k}
+                    rows.append({**where, **_estimate(chosen), "seeds": one.seeds})
+    return pd.DataFrame(rows, columns=list(TABLE1_COLUMNS))
+
+
+def difference_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
+    """Unseen minus seen users' accuracy between two candidates: `DIFFERENCE_COLUMNS`.
+
+    The two groups share no user: they are resampled apart.
+    """
+    rows = []
+    for one in ratings:
+        values = one.values(2, 1)
+        groups = {users: dict(_of(values, USERS[users])) for users in ("seen", "unseen")}
+        for n_ref in groups["seen"].keys() & groups["unseen"].keys():
+            means, drawn = {}, {}
+            for seed, (users, of_n_ref) in enumerate(groups.items()):
+                chosen = of_n_ref[n_ref]
+                pairs = np.stack([chosen.to_numpy(), np.ones(len(chosen))], axis=-1)
+                _, sums = statistics.cluster_sums(pairs, chosen.index.get_level_values("user"))
+                means[users] = float(chosen.mean())
+                drawn[users] = statistics.ratio_bootstrap(sums[:, 0], sums[:, 1], seed=seed)
+            low, high = statistics.percentile_interval(drawn["unseen"] - drawn["seen"])
+            difference = {"difference": means["unseen"] - means["seen"], "low": float(low), "high": float(high)}
+            rows.append({"method": one.method, "n_ref": n_ref, **difference, **means})
+    return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
+
+
+def comparison_table(focus: Ratings, others: Iterable[Ratings], *, permutations: int = 9999) -> pd.DataFrame:
+    """The method of interest minus every other one on the same choices, between two candidates.
+
+    Returns:
+        `COMPARISON_COLUMNS`, for all users and the histories that both had; p_users: permutation test in which users
+        exchange the two methods' results; with Holm's correction over the rows of one length of history.
+    """
+    rows, mine = [], focus.values(2, 1)
+    for other in others:
+        theirs = other.values(2, 1)
+        for n_ref, first in _of(mine, USERS["all"]):
+            same = theirs.reindex(first.index)
+            if same.isna().any():  # a method without histories is the same at every length
+                flat = theirs.droplevel("n_ref")
+                same = flat[~flat.index.duplicated()].reindex(first.index.droplevel("n_ref")).set_axis(first.index)
+            if same.isna().any():
+                raise TableError(f"{other.method} rated other choices than {focus.method}; nothing to pair")
+            difference = first - same
+            estimate = _estimate(difference)
+            _, sums = statistics.cluster_sums(difference.to_numpy(), difference.index.get_level_values("user"))
+            swap = 1 - 2 * statistics.swap_masks(len(sums), permutations=permutations)
+            p = statistics.permutation_p(sums.sum(), swap @ sums)
+            where = {"method": focus.method, "baseline": other.method, "users": "all", "n_ref": n_ref}
+            estimate["difference"] = estimate.pop("value")
+            rows.append({**where, **estimate, "p_users": float(p)})
+    table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
+    for _, group in table.groupby("n_ref"):
+        table.loc[group.index, "p_users_holm"] = statistics.holm(group["p_users"])
+    return table
+
+
+def collapse_table(ratings: Iterable[Ratings], population: Ratings) -> pd.DataFrame:
+    """Where the population's favourite of four is not the user's: how often a method names either first.
+
+    Returns:
+        `COLLAPSE_COLUMNS`; measure: "population" (its favourite is named: collapse) and "user" (the liked picture is).
+    """
+    reference = population.cases[0].groupby("index").first().dropna()
+    favourite = reference.to_numpy().argmax(axis=1)
+    asked = pd.Series(favourite, reference.index)[favourite != 0]
+    rows = []
+    for one in ratings:
+        measured: dict[str, list[pd.Series]] = {"population": [], "user": []}
+        for table in one.cases:
+            table = table[table.index.get_level_values("index").isin(asked.index)].dropna()
+            scores = table.to_numpy(float)
+            best = scores == scores.max(axis=1, keepdims=True)
+            share = best / best.sum(axis=1, keepdims=True)  # of what is tied in the first place
+            theirs = asked.reindex(table.index.get_level_values("index")).to_numpy(int)
+            for measure, place in (("population", theirs), ("user", np.zeros(len(theirs), int))):
+                named = pd.Series(share[np.arange(len(share)), place], table.index)
+                measured[measure].append(named.groupby(GROUPS).mean())
+        for measure, of_seeds in measured.items():
+            values = sum(of_seeds) / len(of_seeds)
+            for users, splits in USERS.items():
+                for n_ref, chosen in _of(values, splits):
+                    where = {"method": one.method, "users": users, "n_ref": n_ref, "measure": measure}
+                    rows.append({**where, **_estimate(chosen), "seeds": one.seeds})
+    return pd.DataFrame(rows, columns=list(COLLAPSE_COLUMNS))
+
+
+def read_ratings(edition: Edition, results: str | Path) -> dict[str, Ratings]:
+    """What every run of an edition about choices said, by method, in the order of the configuration.
+
+    Raises:
+        TableError: naming every run that is missing, incomplete or damaged.
+    """
+    found: dict[str, Ratings] = {}
+    missing: list[str] = []
+    for backbone, key in edition.runs():
+        frames, seeds = [], edition.seeds_of(key)
+        for seed in seeds:
+            told: Mapping[str, object] = {"edition": edition.name, "backbone": backbone, "method": key, "seed": seed}
+            try:
+                folder = run_folder(results, edition.name, backbone, key, seed)
+                frames.append(read_predictions(folder, COLUMNS, **told))
+            except RunFileError as error:
+                missing.append(str(error))
+        if len(frames) == len(seeds):
+            found[key] = Ratings(edition.methods[key].label, key, tuple(frames), len(seeds))
+    if missing:
+        lines = "\n  ".join(missing)
+        raise TableError(f"{len(missing)} run(s) of edition {edition.name!r} are missing or damaged:\n  {lines}")
+    return found

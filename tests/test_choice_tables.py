@@ -1,0 +1,118 @@
+"""Tables about choices, on ratings that are known by construction and against loops by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prefmoe.analysis import choices
+from prefmoe.analysis.answers import TableError
+from prefmoe.analysis.choices import Ratings
+
+
+def frame(scores, *, split="test", n_ref=8, draws=1):
+    """A frame with two choices per user, from (choices, candidates) scores."""
+    return pd.DataFrame(
+        {
+            "index": index, "split": split, "user": f"{split} {index // 2}", "n_ref": n_ref, "draw": draw,
+            "candidate": candidate, "score": score,
+        }
+        for index, row in enumerate(scores)
+        for draw in range(draws)
+        for candidate, score in enumerate(row)
+    )  # fmt: skip
+
+
+def by_hand(row, k, tries=4000):
+    """How often the first is among the first k, with ties in an order drawn again and again."""
+    rng = np.random.default_rng(0)
+    found = [0 in np.lexsort((rng.random(len(row)), -np.array(row)))[:k] for _ in range(tries)]
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("row", [[1, 2, 3, 0], [3, 2, 1, 0], [1, 1, 2, 0], [1, 1, 1, 1], [0, 1, 1, 1]])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_ties_are_ordered_at_random(row, k):
+    assert choices.hits(np.array([row], float), k)[0] == pytest.approx(by_hand(row, k), abs=0.03)
+
+
+def test_the_table_has_every_accuracy_of_every_group():
+    seen = frame([[3, 1, 2, 0], [1, 3, 2, 0], [3, 2, 1, 0], [0, 1, 2, 3]])
+    unseen = frame([[3, 1, 2, 0]] * 2, split="unseen").assign(index=lambda rows: rows["index"] + 10)
+    table = choices.accuracy_table([Ratings("A", "a", (pd.concat([seen, unseen]),))])
+    assert tuple(table.columns) == choices.TABLE1_COLUMNS
+    found = table.set_index(["users", "candidates", "k"])["value"]
+    assert found["seen", 2, 1] == 0.5 and found["unseen", 2, 1] == 1 and found["all", 2, 1] == pytest.approx(4 / 6)
+    assert found["seen", 4, 1] == 0.5 and found["seen", 4, 2] == 0.5 and found["seen", 4, 3] == 0.75
+    assert table.set_index(["users", "candidates", "k"])["n"]["all", 4, 3] == 6
+
+
+def test_draws_and_seeds_count_alike():
+    right, wrong = [[1, 0]] * 4, [[0, 1]] * 4
+    draws = pd.concat([frame(right), frame(wrong).assign(draw=1), frame(wrong).assign(draw=2)])
+    assert Ratings("A", "a", (draws,)).values(2, 1).tolist() == pytest.approx([1 / 3] * 4)
+    assert Ratings("A", "a", (frame(right), frame(wrong)), 2).values(2, 1).tolist() == [0.5] * 4
+
+
+def test_choices_with_two_candidates_stand_beside_choices_with_four():
+    both = pd.concat([frame([[3, 1, 2, 0]] * 2), frame([[1, 0]] * 2).assign(index=lambda rows: rows["index"] + 10)])
+    table = choices.accuracy_table([Ratings("A", "a", (both,))]).set_index(["users", "candidates", "k"])
+    assert table["n"]["seen", 2, 1] == 4 and table["n"]["seen", 4, 1] == 2
+
+
+def test_the_difference_is_between_users_who_are_resampled_apart():
+    rng = np.random.default_rng(1)
+    seen, unseen = rng.normal(size=(80, 2)), rng.normal(size=(60, 2))
+    unseen[:, 0] += 1
+    both = pd.concat([frame(seen), frame(unseen, split="unseen").assign(index=lambda rows: rows["index"] + 1000)])
+    row = choices.difference_table([Ratings("A", "a", (both,))]).iloc[0]
+    expected = (unseen[:, 0] > unseen[:, 1]).mean() - (seen[:, 0] > seen[:, 1]).mean()
+    assert row["difference"] == pytest.approx(expected) and row["low"] < expected < row["high"]
+    # The width against that of independent users, worked out by the formula for the difference of two means.
+    users = [pd.Series(part[:, 0] > part[:, 1]).groupby(np.arange(len(part)) // 2).mean() for part in (seen, unseen)]
+    error = np.sqrt(sum(of_users.var() / len(of_users) for of_users in users))
+    assert (row["high"] - row["low"]) / (2 * 1.96 * error) == pytest.approx(1, abs=0.15)
+
+
+def test_methods_are_compared_on_the_same_choices():
+    rng = np.random.default_rng(2)
+    first, second = frame(rng.normal(size=(60, 2)) + [1, 0]), frame(rng.normal(size=(60, 2)))
+    table = choices.comparison_table(Ratings("A", "a", (first,)), [Ratings("B", "b", (second,))], permutations=999)
+    row = table.iloc[0]
+    values = [Ratings("", "", (part,)).values(2, 1).to_numpy() for part in (first, second)]
+    assert row["difference"] == pytest.approx((values[0] - values[1]).mean()) and row["p_users"] < 0.05
+    same = choices.comparison_table(Ratings("A", "a", (first,)), [Ratings("B", "b", (first,))], permutations=99)
+    assert same.iloc[0]["p_users"] == 1 and same.iloc[0]["difference"] == 0
+
+
+def test_a_method_without_histories_is_compared_at_every_length():
+    scores = np.random.default_rng(3).normal(size=(40, 2))
+    longer = pd.concat([frame(scores, n_ref=4), frame(scores, n_ref=8)])
+    table = choices.comparison_table(Ratings("A", "a", (longer,)), [Ratings("B", "b", (frame(-scores, n_ref=0),))])
+    assert table["n_ref"].tolist() == [4, 8] and (table["n"] == 40).all()
+
+
+def test_collapse_counts_where_the_population_likes_another():
+    population = Ratings("Population", "", (frame([[0, 1, 2, 3], [3, 2, 1, 0], [0, 3, 2, 1], [0, 1, 3, 2]]),))
+    follows = choices.collapse_table([population], population).set_index(["users", "measure"])
+    assert follows["value"]["seen", "population"] == 1 and follows["value"]["seen", "user"] == 0
+    assert follows["n"]["seen", "population"] == 3  # one favourite is the user's
+    knows = Ratings("A", "a", (frame([[9, 1, 2, 3]] * 4),))
+    found = choices.collapse_table([knows], population).set_index(["users", "measure"])["value"]
+    assert found["seen", "population"] == 0 and found["seen", "user"] == 1
+    undecided = Ratings("B", "b", (frame([[1, 1, 1, 1]] * 4),))
+    found = choices.collapse_table([undecided], population).set_index(["users", "measure"])["value"]
+    assert found["seen", "population"] == found["seen", "user"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: pd.concat([rows, rows.iloc[:1]]), "choice 0: candidate 0 is rated twice"),
+        (lambda rows: rows.iloc[1:], "choice 0 of test 0 .n_ref 8, draw 0.: a score is missing"),
+        (lambda rows: rows.assign(score=np.nan), "a score is missing or not finite"),
+        (lambda rows: rows.assign(candidate=rows["candidate"] + 1), "expected candidates 0, 1"),
+    ],
+)
+def test_ratings_that_are_not_whole_are_refused(spoil, message):
+    with pytest.raises(TableError, match=message):
+        choices.cases(spoil(frame([[1, 0, 0, 0]] * 2)))
