@@ -1,0 +1,96 @@
+"""The numbers in README's sentences are those of the committed tables."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FIGURES = ROOT / "figures" / "mini"
+LLAVA = {"backbone": "llava-mini", "turns": 0}
+QWEN = {"backbone": "qwen2.5-vl-mini", "turns": 0}
+NO_BACKBONE = {"backbone": "none", "turns": 0}
+NUMBER = r"(\.\d+)"
+
+
+def row(table, **where):
+    """The one row of a committed table."""
+    rows = pd.read_csv(FIGURES / f"{table}.csv")
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    assert len(rows) == 1, (table, where)
+    return rows.iloc[0]
+
+
+def table1(method, metric, where=LLAVA):
+    return row("table1", method=method, metric=metric, **where)
+
+
+def prefixed(control):
+    return row("controls", method="PrefMoE", backbone="llava-mini", control=control, metric="auc_told")["value"]
+
+
+def after(steps):
+    where = {"experiment": "more_training", "backbone": "llava-mini", "method": "PrefMoE", "x": steps, "turns": 0}
+    where |= {"split": "test", "grouping": "all", "metric": "auc_same"}
+    return row("protocol/more_training", **where)["value"]
+
+
+def interval(found):
+    return [found["value"], found["low"], found["high"]]
+
+
+SENTENCES = {
+    rf"PrefMoE's AUC is {NUMBER} \[{NUMBER}, {NUMBER}\] \(n": lambda: interval(table1("PrefMoE", "auc_told")),
+    rf"and {NUMBER} and {NUMBER} with somebody else's prefix and with zeros": lambda: [
+        prefixed("other_user"), prefixed("zero_prefix")
+    ],
+    rf"stays ahead \(LoRA with profile {NUMBER}\)": lambda: [table1("LoRA with profile", "auc_told")["value"]],
+    rf"rule set before: {NUMBER} \[{NUMBER}, {NUMBER}\]": lambda: interval(table1("PrefMoE", "auc_untold_fresh")),
+    rf"the other backbone {NUMBER} \[{NUMBER}, {NUMBER}\]": lambda: interval(
+        table1("PrefMoE", "auc_untold_fresh", QWEN)
+    ),
+    rf"was {NUMBER}, {NUMBER}, {NUMBER} and {NUMBER} after 100, 200, 400 and 800 steps": lambda: [
+        after(steps) for steps in (100, 200, 400, 800)
+    ],
+    rf"is learned \({NUMBER}; name-only LoRA {NUMBER}\)": lambda: [
+        table1("PrefMoE", "profile")["value"], table1("LoRA", "profile")["value"]
+    ],
+    rf"popular choice \({NUMBER}\), which knows nobody, is above PrefMoE \({NUMBER}\)": lambda: [
+        table1("Popular choice", "preference", NO_BACKBONE)["value"], table1("PrefMoE", "preference")["value"]
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text():
+    return " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_numbers_in_sentences_are_those_of_the_tables(text, sentence):
+    found = re.findall(sentence, text)
+    assert len(found) == 1, "the sentence is gone from README, or there twice"
+    said = [found[0]] if isinstance(found[0], str) else list(found[0])
+    for number, value in zip(said, SENTENCES[sentence](), strict=True):
+        places = len(number.partition(".")[2])
+        assert abs(float(number) - value) <= 0.5 * 10**-places + 1e-9, (number, value)
+
+
+def test_the_numbers_of_questions_are_those_of_the_tables(text):
+    assert re.findall(r"\(n (\d+)(?=[,;)])", text) == [
+        str(table1("PrefMoE", metric)["n"]) for metric in ("auc_told", "auc_untold_fresh")
+    ]
+
+
+def test_what_the_sentences_conclude_follows_from_the_tables():
+    fresh = table1("PrefMoE", "auc_untold_fresh")
+    assert fresh["low"] < 0.5 < fresh["high"]  # "includes .5"
+    frozen = row(
+        "comparisons", method="PrefMoE", baseline="LoRA that reads frozen anchors", metric="auc_untold_fresh", **LLAVA
+    )
+    assert frozen["p_users_holm"] > 0.05  # "is not told apart from it"
+    assert table1("LoRA with profile", "auc_told")["value"] > table1("PrefMoE", "auc_told")["value"]  # "stays ahead"
+    popular = table1("Popular choice", "preference", NO_BACKBONE)
+    assert popular["value"] > table1("PrefMoE", "preference")["value"]  # "is above"
