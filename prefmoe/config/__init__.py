@@ -1,5 +1,14 @@
 """What a person may set: editions, the registry of backbones, where results lie (without torch)."""
 
+from prefmoe.config.benchmarks import (
+    ChoiceFolderData,
+    Choices,
+    ChoicesData,
+    MiniatureData,
+    MMPBData,
+    PickAPicData,
+    Seed,
+)
 from prefmoe.config.edition import (
     CONFIG_FOLDER,
     DEFAULT_EDITION,
@@ -11,9 +20,6 @@ from prefmoe.config.edition import (
     Evaluation,
     Hardware,
     Methods,
-    MiniatureData,
-    MMPBData,
-    Seed,
     Split,
     TooLong,
     Training,
@@ -41,6 +47,9 @@ from prefmoe.system.places import ROOT
 __all__ = [
     "COMPONENTS",
     "CONFIG_FOLDER",
+    "ChoiceFolderData",
+    "Choices",
+    "ChoicesData",
     "ConfigError",
     "ControlKind",
     "DEFAULT_EDITION",
@@ -61,6 +70,7 @@ __all__ = [
     "Methods",
     "MiniatureData",
     "NonTunedMethod",
+    "PickAPicData",
     "PrefMoEMethod",
     "Profile",
     "RESULTS",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from prefmoe.config.benchmarks import Data, Seed
 from prefmoe.config.method_settings import OWN_FILES, Method, is_trained
 from prefmoe.config.own_methods import read_own_methods
 from prefmoe.config.strict import ConfigError, Strict
@@ -25,32 +26,9 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOL
 """Environment in which glibc keeps the memory of a large tensor for the next one, instead of giving it back and getting
 it again page by page."""
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Split = Literal["train", "validation", "test", "unseen"]
 Turns = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Once]
 """Numbers of exchanges of small talk."""
-
-
-class MiniatureData(Strict):
-    """The embedded miniature benchmark, drawn from a seed."""
-
-    kind: Literal["miniature"]
-    seed: Seed = 0
-    users: int = Field(40, ge=4)
-    unseen_users: int = Field(8, ge=0)
-    train_per_user: int = Field(40, ge=5)
-    validation_per_user: int = Field(10, ge=1)
-    test_per_user: int = Field(25, ge=5)
-    full_names: bool = Field(False, description="names of two words, of which there are thousands")
-    untold: int = Field(0, ge=0, le=6, description="liked items per facet and preference group that no profile tells")
-
-
-class MMPBData(Strict):
-    """A folder that holds mmpb_clean/ (from PREFMOE_DATA when none is given); a relative one starts at the clone."""
-
-    kind: Literal["mmpb"]
-    folder: str | None = None
-    csv: str = "sample.csv"
 
 
 class Training(Strict):
@@ -156,7 +134,7 @@ class Edition(Strict):
     backbones: Annotated[tuple[Name, ...], Field(min_length=1), Once]
     more_seeds: dict[Name, Annotated[tuple[Seed, ...], Field(min_length=1), Once]] = {}
     ablation_backbone: str | None = None
-    data: Annotated[MiniatureData | MMPBData, Field(discriminator="kind")]
+    data: Annotated[Data, Field(discriminator="kind")]
     training: Training
     evaluation: Evaluation = Evaluation()
     own_methods: Annotated[tuple[Path, ...], Once] = ()

@@ -91,8 +91,7 @@ def loss_logs(
 ) -> list[pd.DataFrame]:
     """The loss terms during training, a frame per seed whose run is complete."""
     folders = [
-        run_folder(results, edition.name, backbone_name, method_name, seed)
-        for seed in edition.seeds_of(method_name)
+        run_folder(results, edition.name, backbone_name, method_name, seed) for seed in edition.seeds_of(method_name)
     ]
     return [run_files.read_losses(folder) for folder in folders if (folder / run_files.RUN_FILE).is_file()]
 

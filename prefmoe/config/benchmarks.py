@@ -1,0 +1,75 @@
+"""What an edition says of its data: which benchmark is drawn or read, with which users and how many of everything."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from prefmoe.config.strict import Strict
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class MiniatureData(Strict):
+    """The embedded miniature benchmark, drawn from a seed."""
+
+    kind: Literal["miniature"]
+    seed: Seed = 0
+    users: int = Field(40, ge=4)
+    unseen_users: int = Field(8, ge=0)
+    train_per_user: int = Field(40, ge=5)
+    validation_per_user: int = Field(10, ge=1)
+    test_per_user: int = Field(25, ge=5)
+    full_names: bool = Field(False, description="names of two words, of which there are thousands")
+    untold: int = Field(0, ge=0, le=6, description="liked items per facet and preference group that no profile tells")
+
+
+class MMPBData(Strict):
+    """A folder that holds mmpb_clean/ (from PREFMOE_DATA when none is given); a relative one starts at the clone."""
+
+    kind: Literal["mmpb"]
+    folder: str | None = None
+    csv: str = "sample.csv"
+
+
+class ChoicesData(Strict):
+    """The embedded miniature of choices between pictures, drawn from a seed.
+
+    Every prompt comes with four pictures, and many users choose among the same four; the pictures of training,
+    validation, test and of unseen users' histories are different ones.
+    """
+
+    kind: Literal["choices"]
+    seed: Seed = 0
+    users: int = Field(160, ge=5)
+    unseen_users: int = Field(48, ge=0)
+    train_per_user: int = Field(24, ge=2, description="choices to train on, which are also the user's references")
+    validation_per_user: int = Field(2, ge=1)
+    test_per_user: int = Field(6, ge=1)
+    unseen_per_user: int = Field(12, ge=1, description="test choices of each unseen user")
+    unseen_references: int = Field(16, ge=1, description="choices for the histories of each unseen user")
+    train_prompts: int = Field(480, ge=2, description="prompts with four pictures each that training choices share")
+    test_prompts: int = Field(96, ge=2, description="as many again for validation and for unseen users' references")
+
+
+class ChoiceFolderData(Strict):
+    """A folder of choices of one's own: choices.csv and its pictures (docs/choices.md); from PREFMOE_DATA when none is
+    given. A relative one starts at the clone."""
+
+    kind: Literal["choice_folder"]
+    folder: str | None = None
+
+
+class PickAPicData(Strict):
+    """A folder with the hub's parquet files of Pick-a-Pic v2 (from PREFMOE_DATA when none is given)."""
+
+    kind: Literal["pick_a_pic"]
+    folder: str | None = None
+    minimum_liked: int = Field(11, ge=2, description="different liked pictures without which a user is left out")
+    unseen_references: int = Field(8, ge=1, description="choices for the history of a user whom nobody trains on")
+
+
+Data = MiniatureData | MMPBData | ChoicesData | ChoiceFolderData | PickAPicData
+Choices = ChoicesData | ChoiceFolderData | PickAPicData
+"""Benchmarks of choices between pictures, which `prefmoe.data.sources.load_choices` loads."""
