@@ -25,7 +25,9 @@ from prefmoe.config.registry import BackboneEntry
 from prefmoe.data.benchmark import FACETS
 
 DEEPSEEK_VL2 = ("deepseek_vl2_tiny", "deepseek_vl2_small", "deepseek_vl2")
-ARCHITECTURES = ("llava", "qwen2_5_vl", "llava_next", "llava_onevision", "llava_lite", "idefics3", *DEEPSEEK_VL2)
+ARCHITECTURES = (
+    "llava", "qwen2_5_vl", "llava_next", "llava_onevision", "llava_lite", "idefics2", "idefics3", *DEEPSEEK_VL2,
+)  # fmt: skip
 """llava_lite: a LLaVA with the tower of the small edition, and tied embeddings like its language model."""
 
 LLAVA_TEMPLATE = (
@@ -43,6 +45,7 @@ TEMPLATES = {
     "llava": LLAVA_TEMPLATE,
     "llava_next": LLAVA_TEMPLATE,
     "llava_lite": smollm2_lite.TEMPLATE,
+    "idefics2": LLAVA_TEMPLATE,
     "idefics3": LLAVA_TEMPLATE,
     "llava_onevision": CHATML_TEMPLATE.replace("IMAGE", "<image>"),
     "qwen2_5_vl": CHATML_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
@@ -74,6 +77,7 @@ def tiny_tokenizer(kind: str, further: str = "") -> PreTrainedTokenizerFast:
         "llava_next": ["<pad>", "<s>", "</s>", "<image>"],
         "llava_onevision": ["<pad>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"],
         "llava_lite": ["<pad>", "<|im_start|>", "<|im_end|>", "<image>"],
+        "idefics2": ["<pad>", "<s>", "</s>", "<image>", "<fake_token_around_image>", "<end_of_utterance>"],
         "idefics3": ["<pad>", "<s>", "</s>", "<image>", "<fake_token_around_image>", "<global-img>",
                      "<end_of_utterance>", *(f"<row_{y}_col_{x}>" for y in (1, 2, 3) for x in (1, 2, 3))],
         "qwen2_5_vl": ["<pad>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
@@ -141,6 +145,20 @@ def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
         )  # fmt: skip
         model = transformers.LlavaForConditionalGeneration(config)
         processor = smollm2_lite.picture_processor(tower, tokenizer)
+    elif kind == "idefics2":
+        perceiver = dict(
+            hidden_size=32, resampler_n_latents=3, resampler_depth=2, resampler_n_heads=2, resampler_head_dim=8,
+            num_key_value_heads=1, initializer_range=0.1,
+        )  # fmt: skip
+        config = transformers.Idefics2Config(
+            vision_config=vision, perceiver_config=perceiver, text_config=transformers.MistralConfig(**text),
+            image_token_id=image,
+        )  # fmt: skip
+        model = transformers.Idefics2ForConditionalGeneration(config)
+        with torch.no_grad():  # latents that are all alike would stay so
+            model.model.connector.perceiver_resampler.latents.normal_()
+        images = transformers.Idefics2ImageProcessorPil(size={"shortest_edge": 16, "longest_edge": 32})
+        processor = transformers.Idefics2Processor(images, tokenizer, image_seq_len=3, **common)
     elif kind == "idefics3":
         config = transformers.Idefics3Config(
             vision_config=vision, text_config=transformers.LlamaConfig(**text), image_token_id=image, scale_factor=2,
@@ -203,7 +221,8 @@ def save_tiny(kind: str, folder: Path, seed: int = 0, words: str = "") -> Path:
             patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 256, "longest_edge": 1024}
         )
         processor = pictures_only(transformers.Qwen2_5_VLProcessor)(images, tokenizer, **common)
-    model.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=2, do_sample=False)
+    unsaid = {"bad_words_ids": [[image], [image + 1]]} if kind == "idefics2" else {}  # as the published one's
+    model.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=2, do_sample=False, **unsaid)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -14,7 +14,7 @@ from torch import Tensor
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.encodings import Encoded
 from prefmoe.backbones.errors import CollationError, PromptError
-from prefmoe.backbones.pictures import Picture, ProcessedPictures
+from prefmoe.backbones.pictures import Picture, ProcessedPictures, between
 
 _MARK = "\u2063{}\u2063"
 """Stands for a text part while its place in a rendered prompt is looked up."""
@@ -57,15 +57,16 @@ def encode(
         raise CollationError(f"the prompt has {len(places)} places for pictures, {len(images)} were given: {prompt!r}")
 
     parts = prompt.split(token)
-    expanded = parts[0] + "".join(tokens + part for tokens, part in zip(pictures.replacements, parts[1:], strict=True))
-    growth = [len(tokens) - len(token) for tokens in pictures.replacements]
+    replacements = between(backbone.processor, pictures.replacements, parts)
+    expanded = parts[0] + "".join(tokens + part for tokens, part in zip(replacements, parts[1:], strict=True))
+    growth = [len(tokens) - len(token) for tokens in replacements]
 
     def moved(position: int) -> int:
         return position + sum(g for place, g in zip(places, growth, strict=True) if place < position)
 
     earlier_pictures = len(places) - sum(part["type"] == "image" for part in _parts(messages[-1]))
     spans = [(moved(start), moved(end)) for start, end in spans]
-    for place, tokens in list(zip(places, pictures.replacements, strict=True))[earlier_pictures:]:
+    for place, tokens in list(zip(places, replacements, strict=True))[earlier_pictures:]:
         spans.append((moved(place), moved(place) + len(tokens)))
 
     ids, offsets = _tokenize(backbone, expanded)

@@ -203,7 +203,10 @@ def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any], 
     if not original.__module__.startswith("transformers."):
         return original.from_pretrained(source, **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-    images = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False, **options)
+    whole = {"do_image_splitting": False} if entry.architecture.whole_pictures else {}
+    images = transformers.AutoImageProcessor.from_pretrained(
+        source, backend="pil", trust_remote_code=False, **whole, **options
+    )
     settings, _ = original.get_processor_dict(source, **options)
     accepted = set(inspect.signature(original.__init__).parameters) - set(original.get_attributes())
     settings = {key: value for key, value in settings.items() if key in accepted}

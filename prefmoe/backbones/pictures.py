@@ -67,9 +67,32 @@ def process_pictures(processor: Any, images: Sequence[Image.Image]) -> Processed
         inputs = stack_pictures([ProcessedPictures(part, (), ()) for part in tensors])
     else:
         inputs = processor.image_processor(images=[list(images)], return_tensors="pt")
-        replacements = tuple(processor.replace_image_token(inputs, image_idx=i) for i in range(len(images)))
+        if _fenced(processor):  # Idefics2, whose processor has no method for it
+            mark = processor.fake_image_token
+            replacements = (f"{mark}{processor.image_token * processor.image_seq_len}{mark}",) * len(images)
+        else:
+            replacements = tuple(processor.replace_image_token(inputs, image_idx=i) for i in range(len(images)))
     digests = tuple(hashlib.blake2b(i.tobytes() + repr(i.size).encode(), digest_size=16).hexdigest() for i in images)
     return ProcessedPictures(dict(inputs), replacements, digests)
+
+
+def _fenced(processor: Any) -> bool:
+    """Whether a picture's tokens stand between two marks, of which neighbouring pictures share one (Idefics2)."""
+    return hasattr(processor, "fake_image_token") and not hasattr(processor, "global_image_tag")
+
+
+def between(processor: Any, replacements: Sequence[str], parts: Sequence[str]) -> list[str]:
+    """The pictures' image tokens as text, as they stand between the parts of a prompt (one part more than pictures).
+
+    Where marks fence pictures, neighbours share one, and a blank parts the last mark from a word.
+    """
+    if not _fenced(processor):
+        return list(replacements)
+    found, mark = [], processor.fake_image_token
+    for tokens, before, after in zip(replacements, parts, parts[1:], strict=False):
+        text = tokens.removeprefix(mark) if found and not before else tokens
+        found.append(text + " " if after and not after[0].isspace() and after[0] != "<" else text)
+    return found
 
 
 def mean_picture(processor: Any, size: tuple[int, int]) -> Image.Image:
@@ -80,14 +103,17 @@ def mean_picture(processor: Any, size: tuple[int, int]) -> Image.Image:
 
 
 def stack_pictures(processed: Sequence[ProcessedPictures]) -> dict[str, Tensor]:
-    """The image tensors of several conversations, concatenated along the pictures; crops are padded with zeros."""
+    """The image tensors of several conversations, concatenated along the pictures.
+
+    Padded with zeros: crops where their numbers differ, and pictures at the right and below where the sizes do.
+    """
     stacked: dict[str, Tensor] = {}
     shown = [one.inputs for one in processed if one.inputs]
     for key in shown[0] if shown else ():
         values = [inputs[key] for inputs in shown]
-        dims = values[0].dim()
-        if dims == 5 or key == "pixel_attention_mask":  # (pictures, crops, C, H, W), (pictures, crops, H, W)
-            crops = max(value.shape[1] for value in values)
-            values = [F.pad(value, (0, 0) * (dims - 2) + (0, crops - value.shape[1])) for value in values]
+        if values[0].dim() == 5 or key == "pixel_attention_mask":  # (pictures, crops, C, H, W), (pictures, crops, H, W)
+            most = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+            missing = [[(0, want - has) for want, has in zip(most, value.shape[1:], strict=True)] for value in values]
+            values = [F.pad(v, sum(reversed(pads), ())) for v, pads in zip(values, missing, strict=True)]
         stacked[key] = torch.cat(values)
     return stacked

@@ -37,7 +37,10 @@ class Paths(BaseModel):
 
 
 class Architecture(BaseModel):
-    """What all backbones of one class share; a target module may name alternatives, of which a layer has one: a|b."""
+    """What all backbones of one class share; a target module may name alternatives, of which a layer has one: a|b.
+
+    whole_pictures: the image processor makes one picture of a picture, though its saved settings have it cut to pieces.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,6 +48,7 @@ class Architecture(BaseModel):
     image_token: str
     paths: Paths
     target_modules: tuple[str, ...]
+    whole_pictures: bool = False
 
 
 class Shape(BaseModel):
