@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefmoe.config.strict import Strict
 
@@ -51,6 +51,19 @@ class ChoicesData(Strict):
     unseen_references: int = Field(16, ge=1, description="choices for the histories of each unseen user")
     train_prompts: int = Field(480, ge=2, description="prompts with four pictures each that training choices share")
     test_prompts: int = Field(96, ge=2, description="as many again for validation and for unseen users' references")
+
+    @model_validator(mode="after")
+    def _enough_prompts(self) -> ChoicesData:
+        if self.train_per_user > self.train_prompts:
+            raise ValueError(
+                f"a user chooses once per prompt: train_per_user is more than {self.train_prompts} prompts"
+            )
+        for name in ("validation_per_user", "test_per_user", "unseen_per_user", "unseen_references"):
+            if getattr(self, name) > self.test_prompts:
+                raise ValueError(
+                    f"a user chooses once per prompt: {name} is more than {self.test_prompts} test_prompts"
+                )
+        return self
 
 
 class ChoiceFolderData(Strict):

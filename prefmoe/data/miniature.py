@@ -11,13 +11,12 @@ only who has learned from answers what people of this taste also like can know t
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,9 +26,9 @@ from prefmoe.config import MiniatureData
 from prefmoe.data.benchmark import Turn, join_holders
 from prefmoe.data.columns import COLUMNS
 from prefmoe.data.drawing import ITEM_FACET, ITEMS, Face, draw_items, draw_people
+from prefmoe.data.made_once import make_once
 from prefmoe.data.people import Person, people
 from prefmoe.data.prompts import format_preferences
-from prefmoe.system.files import FileError, one_at_a_time, read_json
 
 VERSION = 3
 """Raised whenever the same configuration would draw another benchmark."""
@@ -260,30 +259,7 @@ def build(config: MiniatureData, folder: Path) -> Path:
     """
     # A benchmark without untold likes is what it was before there were any, and is not drawn again.
     made_from = {"version": VERSION, **config.model_dump(exclude=None if config.untold else {"untold"})}
-    marker = folder / "miniature.json"
-    if _drawn_from(marker) == made_from:
-        return folder
-    with one_at_a_time(folder):  # a second process waits, and finds it drawn
-        if _drawn_from(marker) == made_from:
-            return folder
-        if folder.exists() and any(folder.iterdir()) and not marker.is_file():
-            raise FileExistsError(f"{folder} holds something else than a miniature benchmark; choose an empty folder")
-        building = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(building, ignore_errors=True)
-        (building / "mmpb_clean/images").mkdir(parents=True)
-        _write(config, building)
-        (building / "miniature.json").write_text(json.dumps(made_from, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
-    return folder
-
-
-def _drawn_from(marker: Path) -> dict[str, Any] | None:
-    """What a benchmark was drawn from; None where none was, or where that cannot be read."""
-    try:
-        return read_json(marker, "what a miniature benchmark was drawn from")
-    except FileError:
-        return None
+    return make_once(folder, "miniature.json", made_from, "a miniature benchmark", partial(_write, config))
 
 
 def _split_items(person: Person, rng: np.random.Generator) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
@@ -308,6 +284,7 @@ def _split_items(person: Person, rng: np.random.Generator) -> tuple[frozenset[st
 
 def _write(config: MiniatureData, folder: Path) -> None:
     splits: dict[str, list[int]] = {"train_idx": [], "validation_idx": [], "test_idx": [], "unseen_idx": []}
+    (folder / "mmpb_clean/images").mkdir(parents=True)
     with ThreadPoolExecutor(max_workers=1) as writer:
         questions = _Questions(config, folder, writer)
         questions.portraits()

@@ -20,17 +20,20 @@ Notes = dict[str, tuple[list[Any], str]]
 """Relative path -> state and digest of a picture that was whole."""
 
 
-def check_pictures(rows: Sequence[Row], root: Path, seen: Path | None) -> dict[str, str]:
+def check_pictures(
+    rows: Sequence[Row], root: Path, seen: Path | None, columns: Sequence[str] = IMAGE_COLUMNS
+) -> dict[str, str]:
     """Checks every picture that the rows name, once; relative path -> sha256 of its bytes.
 
     An empty field names none; whether one may be empty is not asked here.
 
     Args:
         seen: see `prefmoe.data.mmpb.read`.
+        columns: which of the fields are paths of pictures.
     """
     mentions: dict[str, tuple[Row, str]] = {}
     for row in rows:
-        for column in IMAGE_COLUMNS:
+        for column in columns:
             if row[column]:
                 mentions.setdefault(row[column], (row, column))
     states = {relative: _state(root / relative) for relative in mentions} if seen else {}

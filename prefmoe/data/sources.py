@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from prefmoe.config import RESULTS, Edition, MiniatureData
-from prefmoe.data import miniature, mmpb
+from prefmoe.config import RESULTS, ChoicesData, Edition, MiniatureData, MMPBData
+from prefmoe.data import choice_folder, choice_world, miniature, mmpb
 from prefmoe.data.benchmark import Benchmark
+from prefmoe.data.choices import ChoiceBenchmark
 from prefmoe.system import places
 
 
@@ -19,8 +20,11 @@ def prepare_data(edition: Edition, results: str | Path = RESULTS) -> Path:
     """The data folder of an edition (it holds mmpb_clean/); draws the miniature when it is not there yet.
 
     Raises:
-        SourceError: if the edition wants real data and neither its ``folder`` nor PREFMOE_DATA names a folder with it.
+        SourceError: if the edition is about choices, or wants real data and neither its ``folder`` nor PREFMOE_DATA
+            names a folder with it.
     """
+    if not isinstance(edition.data, MiniatureData | MMPBData):
+        raise SourceError(f"edition {edition.name!r} is about choices between pictures: `load_choices` loads them")
     if isinstance(edition.data, MiniatureData):
         return miniature.build(edition.data, Path(results) / edition.name / "data")
     source = "data.folder" if edition.data.folder else places.DATA_VARIABLE
@@ -47,6 +51,41 @@ def load_benchmark(edition: Edition, results: str | Path = RESULTS) -> Benchmark
     folder = prepare_data(edition, results)
     csv = {} if isinstance(edition.data, MiniatureData) else {"csv": edition.data.csv}
     return _read(folder, _files(folder), seen=Path(results) / edition.name / "pictures" / "complete.json", **csv)
+
+
+def load_choices(edition: Edition, results: str | Path = RESULTS) -> ChoiceBenchmark:
+    """An edition's choices, read and checked row by row; the miniature is drawn first when it is not there yet.
+
+    A process that asks again gets the same ones, for as long as no file of the folder changes.
+
+    Raises:
+        SourceError: if the edition is about questions, or its data are nowhere.
+        MMPBError: if the data have mistakes; the message names file, row and field of each.
+    """
+    made = Path(results) / edition.name
+    folder = _choice_folder(edition, made / "data")
+    return _read_choices(folder, _files(folder), seen=made / "pictures" / "complete.json")
+
+
+def _choice_folder(edition: Edition, drawn: Path) -> Path:
+    """The folder with an edition's choices.csv, made in ``drawn`` where it is not the user's own."""
+    data = edition.data
+    if isinstance(data, ChoicesData):
+        return choice_world.build(data, drawn)
+    if isinstance(data, MiniatureData | MMPBData):
+        raise SourceError(f"edition {edition.name!r} asks questions: `load_benchmark` loads them")
+    folder = places.data_folder(data.folder)
+    if folder is None:
+        raise SourceError(
+            f"edition {edition.name!r} needs a folder of choices: set the environment variable PREFMOE_DATA, or "
+            f"data.folder in config/{edition.name}.yaml"
+        )
+    return folder
+
+
+@lru_cache(maxsize=4)
+def _read_choices(folder: Path, files: frozenset[tuple[str, int, int]], *, seen: Path) -> ChoiceBenchmark:
+    return choice_folder.read(folder, seen=seen)
 
 
 @lru_cache(maxsize=4)
