@@ -52,7 +52,7 @@ ITEMS_CARED_ABOUT, ITEM_STRENGTH = 2, 0.8
 """Items that a group likes, as many that it dislikes, and how much."""
 COMMON_STRENGTH = 0.3
 """By which everybody likes or dislikes each value of an open attribute."""
-DEVIATION = 0.3
+DEVIATION = 0.35
 """Standard deviation of what is a user's own, in every feature."""
 AGREEMENT_UTILITY = 0.6
 """Mean utility of agreement with the prompt."""
@@ -98,10 +98,10 @@ class Tastes:
         return self.groups[groups] + rng.normal(0, DEVIATION, (len(groups), len(FEATURES)))
 
 
-def features(attributes: pd.DataFrame) -> np.ndarray:
-    """Which value of each attribute pictures have, as (pictures, features) of 0 and 1 in the order of FEATURES."""
-    columns = [*ATTRIBUTES, AGREEMENT]
-    return np.stack([(attributes[columns] == value).any(axis=1).to_numpy(float) for value in FEATURES], axis=1)
+def features(attributes: pd.DataFrame, values: Sequence[str] = FEATURES) -> np.ndarray:
+    """Which values of attributes pictures have: (pictures, values) of 0 and 1."""
+    table = attributes.to_numpy(str)
+    return np.stack([(table == value).any(axis=1) for value in values], axis=1).astype(float)
 
 
 def build(config: ChoicesData, folder: Path) -> Path:
