@@ -1,6 +1,6 @@
-"""The terms of PrefMoE's objective (Lyu et al. 2026) beside the answer loss, on profiles and preferences.
+"""The equations: PrefMoE's terms beside the answer loss (Lyu et al. 2026), and the loss of a choice between pictures.
 
-Every similarity is a cosine, every term is one number, and no term loops over users, facets or examples.
+Every similarity is a cosine, every term is one number, and no term loops over users, facets, examples or choices.
 B = examples of a batch, F = facets, N = counterfactual users, H = hidden size.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity, normalize, softplus
 
 TEMPERATURE = 0.07
 
@@ -159,6 +159,38 @@ def decorrelation(residuals: Tensor, prototypes: Tensor) -> Tensor:
     different = ~torch.eye(facets, dtype=torch.bool, device=residuals.device)
     to_prototype = (unit * normalize(prototypes, dim=-1)).sum(-1).square()  # (B, F)
     return between[:, different].mean() + to_prototype.mean()
+
+
+def pairwise_preference(
+    plus_liked: Tensor, plus_disliked: Tensor, minus_liked: Tensor, minus_disliked: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each picture of a choice judged by itself, and the two ranked (arXiv 2508.08220, Equations 4, 6 and 7).
+
+    With M+ and M- the logits of "like" and "dislike" for a picture, and softmax over these two:
+
+        base  = mean of (-log softmax(M+, M-)[+] of the liked, -log softmax(M+, M-)[-] of the disliked picture) / 2
+        plus  = -mean log sigma(M+(liked) - M+(disliked))
+        minus = -mean log sigma(M-(disliked) - M-(liked))
+
+    The paper's objective is their sum. base alone cannot tell two pictures of one choice apart by more than each
+    of them says; plus and minus depend on their differences alone.
+
+    Args:
+        plus_liked, plus_disliked, minus_liked, minus_disliked: M+ and M- of each choice's pictures, of one shape (any).
+
+    Returns:
+        (base, plus, minus), scalars.
+
+    Raises:
+        ValueError: if the shapes differ, or there is no choice.
+    """
+    shapes = [tuple(logits.shape) for logits in (plus_liked, plus_disliked, minus_liked, minus_disliked)]
+    if len(set(shapes)) > 1 or plus_liked.numel() == 0:
+        raise ValueError(f"expected four logits for each choice, in tensors of one shape, found {shapes}")
+    # -log softmax(a, b)[a] = -log sigma(a - b) = softplus(b - a), which is finite however far they are apart.
+    liked, disliked = softplus(minus_liked - plus_liked), softplus(plus_disliked - minus_disliked)
+    base = (liked + disliked).mean() / 2
+    return base, softplus(plus_disliked - plus_liked).mean(), softplus(minus_liked - minus_disliked).mean()
 
 
 def _cosines(left: Tensor, right: Tensor) -> Tensor:

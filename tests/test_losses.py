@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from prefmoe.losses import decorrelation, profile_alignment, profile_contrast, residual_contrast
+from prefmoe.losses import decorrelation, pairwise_preference, profile_alignment, profile_contrast, residual_contrast
 
 DATA = Path(__file__).parent / "data"
 
@@ -273,3 +273,59 @@ def test_descent_on_the_contrast_gathers_groups_and_parts_them():
     similarity = cosine_similarity(unit[:, None], unit[None], dim=-1)
     same = groups == groups.T
     assert similarity[same].mean() > similarity[~same].mean() + 0.5
+
+
+# --- choices between pictures -------------------------------------------------------------------------------------
+
+
+def pairwise_preference_by_loops(plus_liked, plus_disliked, minus_liked, minus_disliked):
+    base, plus, minus = [], [], []
+    for a, b, c, d in zip(
+        *(t.flatten().tolist() for t in (plus_liked, plus_disliked, minus_liked, minus_disliked)), strict=True
+    ):
+        of_liked, of_disliked = math.exp(a) / (math.exp(a) + math.exp(c)), math.exp(d) / (math.exp(b) + math.exp(d))
+        base.append((-math.log(of_liked) - math.log(of_disliked)) / 2)
+        plus.append(-math.log(1 / (1 + math.exp(b - a))))
+        minus.append(-math.log(1 / (1 + math.exp(c - d))))
+    return [sum(terms) / len(terms) for terms in (base, plus, minus)]
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 4)])
+def test_the_loss_of_choices_is_what_its_equations_say(shape):
+    logits = [3 * torch.randn(shape, dtype=torch.float64, generator=torch.manual_seed(k)) for k in range(4)]
+    assert [float(term) for term in pairwise_preference(*logits)] == pytest.approx(
+        pairwise_preference_by_loops(*logits)
+    )
+
+
+def test_an_undecided_choice_costs_log_2_in_every_term():
+    same = torch.full((5,), 0.7)
+    assert [float(term) for term in pairwise_preference(same, same, same, same)] == pytest.approx([math.log(2)] * 3)
+
+
+def test_ranking_terms_see_differences_between_pictures_and_the_base_those_within_one():
+    """M+ - M- equal in both pictures leaves the base where one error undoes the other; a shift of both pictures' M+
+    moves the base and no ranking."""
+    zeros, gap = torch.zeros(3), torch.full((3,), 2.0)
+    base, plus, minus = pairwise_preference(gap, zeros, gap, zeros)  # each picture undecided; M+ of the liked is higher
+    assert (float(base), float(plus)) == pytest.approx((math.log(2), math.log1p(math.exp(-2))))
+    assert float(minus) == pytest.approx(math.log1p(math.exp(2)))
+    shifted = pairwise_preference(gap + 1, gap + 1, zeros, zeros)
+    assert [float(t) for t in shifted] == pytest.approx(
+        [(math.log1p(math.exp(-3)) + math.log1p(math.exp(3))) / 2, math.log(2), math.log(2)]
+    )
+
+
+def test_terms_of_logits_far_apart_are_finite_and_so_are_their_gradients():
+    logits = [torch.tensor([value], requires_grad=True) for value in (-1e4, 1e4, 1e4, -1e4)]
+    terms = pairwise_preference(*logits)
+    assert [float(term.detach()) for term in terms] == pytest.approx([2e4, 2e4, 2e4])
+    sum(terms).backward()
+    # base pulls at every logit with 1/2, plus and minus at two each with 1.
+    assert [float(one.grad) for one in logits] == pytest.approx([-1.5, 1.5, 1.5, -1.5])
+
+
+@pytest.mark.parametrize("shapes", [[(2,), (2,), (2,), (3,)], [(2,), (2, 1), (2,), (2,)], [(0,)] * 4])
+def test_logits_that_are_not_those_of_the_same_choices_are_refused(shapes):
+    with pytest.raises(ValueError, match="four logits for each choice"):
+        pairwise_preference(*map(torch.zeros, shapes))
