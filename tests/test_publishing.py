@@ -107,7 +107,8 @@ def test_another_edition_leaves_notebooks_and_the_front_page_alone(clone):
     publishing.publish("small", root=clone)
     after = contents(clone)
     assert {name for name in after if after[name] != before.get(name)} == {
-        "docs/results.md", *(f"figures/small/{name}" for name in ("table1.csv", "table2.csv", "forest.png"))
+        "docs/results.md",
+        *(f"figures/small/{name}" for name in ("table1.csv", "table2.csv", "forest.png")),
     }
 
 

@@ -174,8 +174,10 @@ def _frame(rows: Mapping[str, Row], key: str) -> pd.DataFrame:
 def _numbers(rows: Mapping[str, Row]) -> pd.DataFrame:
     for row in rows.values():
         for column, text in row.fields.items():
-            if column != "user":
-                row.require(_is_number(text), column, "a whole number" if column == "group" else "a number")
+            if column == "group":
+                row.number(column, "the number of a taste group")
+            elif column != "user":
+                row.require(_is_number(text), column, "a number")
     frame = _frame(rows, "user")
     try:
         return frame.astype({column: int if column == "group" else float for column in frame})

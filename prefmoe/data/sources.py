@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from prefmoe.config import RESULTS, ChoicesData, Edition, MiniatureData, MMPBData
-from prefmoe.data import choice_folder, choice_world, miniature, mmpb
+from prefmoe.config import RESULTS, ChoicesData, Edition, MiniatureData, MMPBData, PickAPicData
+from prefmoe.data import choice_folder, choice_world, miniature, mmpb, pick_a_pic
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.choices import ChoiceBenchmark
 from prefmoe.system import places
@@ -80,7 +80,7 @@ def _choice_folder(edition: Edition, drawn: Path) -> Path:
             f"edition {edition.name!r} needs a folder of choices: set the environment variable PREFMOE_DATA, or "
             f"data.folder in config/{edition.name}.yaml"
         )
-    return folder
+    return pick_a_pic.unpack(data, folder, drawn) if isinstance(data, PickAPicData) else folder
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,253 @@
+"""Unpacks the hub's parquet files of Pick-a-Pic v2 into a folder of choices, for users with histories long enough.
+
+The hub's parts are kept: train; validation; test, which is about users who are trained on, or about unseen ones. In
+each part only users count who liked `PickAPicData.minimum_liked` different pictures there. A user whom nobody trains on
+gives the choices of the first prompts for his history and is asked about those of the others.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet
+
+from prefmoe.config import PickAPicData
+from prefmoe.data.choice_folder import COLUMNS, REFERENCE, TABLE
+from prefmoe.data.made_once import make_once
+from prefmoe.data.pictures import picture_mistake
+from prefmoe.data.rows import Mistakes
+from prefmoe.system.files import write_json
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raised whenever the same files would be unpacked into another benchmark."""
+
+PARTS = ("train", "validation", "test")
+"""Of the hub's files: train-00000-of-00645-....parquet and so on (the files of *_unique repeat some of their rows)."""
+
+SAID = (
+    "caption", "user_id", "image_0_uid", "image_1_uid", "label_0", "label_1", "has_label", "are_different"
+)  # fmt: skip
+PICTURES = ("jpg_0", "jpg_1")
+"""Columns that are read; the hub's files have more."""
+
+LEFT_OUT = "left_out.json"
+"""How many rows and users were left out, and why."""
+
+_UID = re.compile(r"[\w-]+")
+_LABELS = (0.0, 0.5, 1.0)
+
+
+def unpack(config: PickAPicData, source: Path, folder: Path) -> Path:
+    """Writes choices.csv and the pictures that it names, by uid, unless that was done from the same files already.
+
+    Args:
+        source: the folder with the hub's files, or the one above it (they lie in data/).
+        folder: becomes a folder of choices (`prefmoe.data.choice_folder.read`); takes what its pictures take.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        MMPBError: with one line per mistake: file, row, field, expectation.
+        FileExistsError: if ``folder`` holds something else.
+    """
+    files = _files(source)
+    stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for paths in files.values() for path in paths}
+    made_from = {"version": VERSION, **config.model_dump(exclude={"folder"}), "files": stats}
+    return make_once(folder, "pick_a_pic.json", made_from, "choices of Pick-a-Pic", partial(_write, config, files))
+
+
+def _files(source: Path) -> dict[str, list[Path]]:
+    """The files of each part.
+
+    Raises:
+        MMPBError: if there are none for training or none for the test.
+    """
+    root = source / "data" if (source / "data").is_dir() else source
+    files = {part: sorted(root.glob(f"{part}-*.parquet")) for part in PARTS}
+    mistakes = Mistakes(str(root))
+    for part in ("train", "test"):
+        if not files[part]:
+            mistakes.add(f"{part}-*.parquet", "no such file; expected the files of the hub's Pick-a-Pic v2")
+    mistakes.check()
+    return files
+
+
+def _write(config: PickAPicData, files: dict[str, list[Path]], folder: Path) -> None:
+    left_out: dict[str, int] = {}
+    table = _read(files, left_out)
+    table = _split(table, config, left_out)
+    table["other_1"], table["other_2"] = _others(table)
+    where = _write_pictures(table, folder)
+    rows = (
+        [index, row.user, row.caption, *(where.get(uid, "") for uid in _uids(row)), row.split]
+        for index, row in enumerate(table.itertuples())
+    )
+    with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_json(folder / LEFT_OUT, left_out)
+    log.info("%s: %d choices of %d users; left out: %s", folder, len(table), table["user"].nunique(), left_out)
+
+
+def _uids(row: Any) -> tuple[str, str, str, str]:
+    return row.liked, row.disliked, row.other_1, row.other_2
+
+
+def _read(files: dict[str, list[Path]], left_out: dict[str, int]) -> pd.DataFrame:
+    """The rows with a preference: file, row, part, user, caption, liked, disliked (uids), likes_first.
+
+    Raises:
+        MMPBError: if a column is missing, or a row says what cannot be.
+    """
+    first = next(path for paths in files.values() for path in paths)
+    mistakes, tables = Mistakes(str(first.parent)), []
+    for part, path in ((part, path) for part, paths in files.items() for path in paths):
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                there = file.schema_arrow.names
+                if missing := [column for column in (*SAID, *PICTURES) if column not in there]:
+                    mistakes.add(path.name, f"missing column(s): {', '.join(map(repr, missing))}", place="schema")
+                    continue
+                table = file.read(columns=list(SAID)).to_pandas()
+        except (pyarrow.ArrowException, OSError) as error:
+            mistakes.add(path.name, f"not a whole parquet file: {error}")
+            continue
+        tables.append(table.assign(file=path, row=range(1, len(table) + 1), part=part))
+    mistakes.check()
+    table = pd.concat(tables, ignore_index=True)
+    labelled, different = (table[column].fillna(False).astype(bool) for column in ("has_label", "are_different"))
+    left_out["rows without a label"] = int((~labelled).sum())
+    left_out["rows with the same picture twice"] = int((labelled & ~different).sum())
+    table = table[labelled & different]
+    _check(table, mistakes)
+    tied = table["label_0"] == table["label_1"]
+    left_out["ties"] = int(tied.sum())
+    table = table[~tied]
+    first = table["label_0"] == 1
+    return table.assign(
+        user=table["user_id"].astype("int64").astype(str),
+        caption=table["caption"].fillna(""),
+        likes_first=first,
+        liked=table["image_0_uid"].where(first, table["image_1_uid"]),
+        disliked=table["image_1_uid"].where(first, table["image_0_uid"]),
+    )
+
+
+def _check(table: pd.DataFrame, mistakes: Mistakes) -> None:
+    """Notes whatever a row with a label says that cannot be, and raises."""
+
+    def note(bad: pd.Series, column: str, expected: str) -> None:
+        for row in table[bad].to_dict("records"):
+            found = f"{expected}, found {row[column]!r}"
+            mistakes.add(row["file"].name, f"expected {found}", place=f"row {row['row']}", column=column)
+
+    known = [table[column].isin(_LABELS) for column in ("label_0", "label_1")]
+    for column, right in zip(("label_0", "label_1"), known, strict=True):
+        note(~right, column, "0, 0.5 or 1")
+    contrary = known[0] & known[1] & (table["label_0"] + table["label_1"] != 1)
+    note(contrary, "label_1", "a preference (1 for one picture and 0 for the other, or 0.5 for both)")
+    note(table["user_id"].isna(), "user_id", "the number of a user")
+    for column in ("image_0_uid", "image_1_uid"):
+        valid = table[column].map(lambda uid: isinstance(uid, str) and _UID.fullmatch(uid) is not None)
+        note(~valid.astype(bool), column, "letters, digits, - and _")
+    note(table["image_0_uid"] == table["image_1_uid"], "image_1_uid", "another picture than image_0_uid")
+    mistakes.check()
+
+
+def _split(table: pd.DataFrame, config: PickAPicData, left_out: dict[str, int]) -> pd.DataFrame:
+    """The rows that stay, with their column split."""
+    liked = table.groupby(["part", "user"])["liked"].transform("nunique")
+    few = liked < config.minimum_liked
+    users = table.loc[few, ["part", "user"]].drop_duplicates()
+    left_out[f"users of a part with fewer than {config.minimum_liked} liked pictures"] = len(users)
+    table = table[~few].copy()
+    trained = table["user"].isin(table.loc[table["part"] == "train", "user"])
+    table["split"] = table["part"].where((table["part"] != "test") | trained, "unseen")
+    # Of a user whom nobody trains on, whole prompts: pictures recur within a prompt.
+    new = table[~trained]
+    sizes = new.groupby(["user", "caption"], sort=False).size()
+    before = sizes.groupby("user", sort=False).cumsum() - sizes
+    history = before[before < config.unseen_references].index
+    table.loc[new.index[pd.MultiIndex.from_frame(new[["user", "caption"]]).isin(history)], "split"] = REFERENCE
+    return _apart(table, left_out)
+
+
+def _apart(table: pd.DataFrame, left_out: dict[str, int]) -> pd.DataFrame:
+    """Without targets that show a picture of training or a history, and without users of whom only a history stays."""
+    told = table["split"].isin(("train", REFERENCE))
+    known = set(table.loc[told, ["liked", "disliked"]].to_numpy().ravel())
+    seen = ~told & (table["liked"].isin(known) | table["disliked"].isin(known))
+    left_out["targets with a picture of training or a history"] = int(seen.sum())
+    table = table[~seen]
+    asked = table["user"].isin(table.loc[table["split"] != REFERENCE, "user"])
+    left_out["users of whom only a history is left"] = int(table.loc[~asked, "user"].nunique())
+    return table[asked].copy()
+
+
+def _others(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Two more pictures of a target's prompt that the user liked less than the same picture, where there are two."""
+    told = table["split"].isin(("train", REFERENCE))
+    less = table[~told].groupby(["user", "caption", "liked"])["disliked"].unique().to_dict()
+    found = []
+    for row in table.itertuples():
+        others = [uid for uid in less.get((row.user, row.caption, row.liked), ()) if uid != row.disliked]
+        found.append(others[:2] if len(others) >= 2 and row.split not in ("train", REFERENCE) else ["", ""])
+    return [pair[0] for pair in found], [pair[1] for pair in found]
+
+
+def _write_pictures(table: pd.DataFrame, folder: Path) -> dict[str, str]:
+    """Writes every picture once, and returns uid -> path in the folder.
+
+    Raises:
+        MMPBError: naming every picture that is missing or damaged.
+    """
+    sides = {"liked": table["likes_first"], "disliked": ~table["likes_first"]}
+    wanted = [
+        pd.DataFrame({"uid": table[name], "file": table["file"], "row": table["row"], "column": first.map(_COLUMN)})
+        for name, first in sides.items()
+    ]
+    places = pd.concat(wanted).drop_duplicates("uid")
+    where = {uid: f"pictures/{uid[:2]}/{uid}.jpg" for uid in places["uid"]}
+    for parent in {(folder / path).parent for path in where.values()}:
+        parent.mkdir(parents=True, exist_ok=True)
+    mistakes = Mistakes(str(places["file"].iloc[0].parent))
+    for path, own in places.groupby("file"):
+        by_row = own.groupby("row")
+        for number, pictures in _pictures(path, set(own["row"])):
+            for uid, column in by_row.get_group(number)[["uid", "column"]].itertuples(index=False):
+                data = pictures[column]
+                problem = picture_mistake(data) if data else "expected the bytes of a picture, found none"
+                if problem:
+                    mistakes.add(path.name, problem, place=f"row {number}", column=column)
+                else:
+                    (folder / where[uid]).write_bytes(data)
+    mistakes.check()
+    return where
+
+
+_COLUMN = {True: "jpg_0", False: "jpg_1"}
+
+
+def _pictures(path: Path, rows: set[int]) -> Iterator[tuple[int, dict[str, bytes | None]]]:
+    """Number and pictures of each of these rows of a file, few of which are in memory at once."""
+    with pyarrow.parquet.ParquetFile(path) as file:
+        end = 0
+        for group in range(file.num_row_groups):
+            start, end = end, end + file.metadata.row_group(group).num_rows
+            if not rows.intersection(range(start + 1, end + 1)):
+                continue
+            number = start
+            for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=list(PICTURES)):
+                for pictures in batch.to_pylist():
+                    number += 1
+                    if number in rows:
+                        yield number, pictures
