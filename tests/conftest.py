@@ -113,6 +113,12 @@ def tiny_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
 
 
 @pytest.fixture
+def coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of few dots, for tests that only ask whether a file was written or what its artists hold."""
+    monkeypatch.setattr("prefmoe.figures.style.DPI", 20)
+
+
+@pytest.fixture
 def forget_own_methods() -> Iterator[Callable[[], None]]:
     """Forgets the own methods that editions named, as a new process has: when it is called, and after the test."""
     from prefmoe.config import method_settings

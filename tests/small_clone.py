@@ -18,12 +18,13 @@ folder.mkdir(parents=True, exist_ok=True)
 log = folder / "steps"
 done = len(log.read_text().split()) if log.exists() else 0
 for step in range(done, 8):
-    time.sleep(0.5 if method == "LoRA" else 0)
     with log.open("a") as lines:
         lines.write(f"{step}\\n")
+    while method == "LoRA" and done == 0 and step == 2:
+        time.sleep(60)
 print("started from", done)
 """
-"""A run that can be interrupted: it counts to eight in a file and goes on from there."""
+"""A run that counts to eight in a file and goes on from there; that of LoRA waits half way to be killed, once."""
 
 DRAWING = """\
 from prefmoe.config.outputs import figures_folder
@@ -31,6 +32,24 @@ figures_folder(edition).mkdir(parents=True, exist_ok=True)
 for name in files:
     (figures_folder(edition) / name).write_text("drawn")
 """
+
+OWN_METHOD = """\
+from typing import Literal
+
+from prefmoe.config import MethodSettings
+from prefmoe.models.base import Method
+
+
+class Settings(MethodSettings):
+    table_type = "PEFT"
+    kind: Literal["own"]
+    size: int = 1
+
+
+class Own(Method, settings=Settings):
+    pass
+"""
+"""A file of an edition that holds a method of the kind "own"."""
 
 
 def copy_of_the_repository(folder: Path, *left_out: str) -> Path:

@@ -17,6 +17,8 @@ from prefmoe.analysis import audit, published
 from prefmoe.data import composition
 from prefmoe.data.benchmark import Preference, User
 
+pytestmark = pytest.mark.usefixtures("coarse_pictures")
+
 # Notebook 1
 
 

@@ -6,8 +6,9 @@ import full_size
 import pandas as pd
 import pytest
 import torch
+from small_world import data_folder
 
-from prefmoe.config import MiniatureData, load_edition
+from prefmoe.config import load_edition
 from prefmoe.config.registry import find_backbone
 from prefmoe.workflow import resources
 
@@ -16,9 +17,11 @@ from prefmoe.workflow import resources
 def table(tmp_path_factory) -> pd.DataFrame:
     """What the command writes of two methods, for a few users."""
     path = tmp_path_factory.mktemp("full_size") / "new" / "table.csv"
-    few = {"users": 6, "unseen_users": 0, "train_per_user": 5, "validation_per_user": 1, "test_per_user": 5}
+    short = load_edition("paper").with_settings({"evaluation.max_new_tokens": 2})
+    drawn = data_folder()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(full_size, "MiniatureData", lambda **_: MiniatureData(kind="miniature", **few))
+        patch.setattr(full_size, "load_edition", lambda name: short)
+        patch.setattr(full_size.miniature, "build", lambda data, folder: drawn)
         command = [str(path), "--device", "cpu", "--layers", "1", "--steps", "4", "--methods", "LoRA", "PrefMoE"]
         assert full_size.main(command) == 0
     return pd.read_csv(path)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import yaml
-from small_clone import copy_of_the_repository
+from small_clone import OWN_METHOD as OWN
 
 from prefmoe.config import (
     CONFIG_FOLDER,
@@ -24,23 +24,6 @@ from prefmoe.config import (
 from prefmoe.models.base import Method, MethodError, build_method
 from prefmoe.models.baselines import LoRA
 from prefmoe.system.provenance import PACKAGE, UnknownModuleError, code_digest, module_file
-
-OWN = """\
-from typing import Literal
-
-from prefmoe.config import MethodSettings
-from prefmoe.models.base import Method
-
-
-class Settings(MethodSettings):
-    table_type = "PEFT"
-    kind: Literal["own"]
-    size: int = 1
-
-
-class Own(Method, settings=Settings):
-    pass
-"""
 
 
 @pytest.fixture
@@ -234,19 +217,3 @@ def test_a_class_that_was_made_anew_takes_the_place_of_its_settings():
 
 class _Made(MethodSettings):
     table_type = "NT"
-
-
-def test_the_snakefile_plans_an_edition_with_a_method_of_one_s_own(tmp_path):
-    clone = copy_of_the_repository(tmp_path / "clone", "findings")
-    smoke = yaml.safe_load((CONFIG_FOLDER / "smoke.yaml").read_text(encoding="utf-8"))
-    smoke |= {"name": "mine", "own_methods": ["own.py"], "backbones": ["llava-mini"], "table1": ["Own"], "table2": []}
-    smoke["methods"] = {"Own": {"kind": "own", "label": "Own"}}
-    (clone / "config" / "mine.yaml").write_text(yaml.safe_dump(smoke), encoding="utf-8")
-    (clone / "config" / "own.py").write_text(OWN, encoding="utf-8")
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--config", "edition=mine"]
-    done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "backbone=llava-mini, method=Own" in done.stdout + done.stderr
-    (clone / "config" / "own.py").write_text("1 / 0\n", encoding="utf-8")
-    done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
-    assert done.returncode and "own.py, line 1: ZeroDivisionError" in done.stdout + done.stderr

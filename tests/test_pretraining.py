@@ -161,17 +161,22 @@ def test_shipped_weights_belong_to_their_card(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shipped_weights_have_the_recorded_abilities(kind):
+def test_shipped_weights_have_the_recorded_abilities(kind, pool, monkeypatch):
+    """On a quarter of the questions, about other drawings: the shares lie within four standard errors."""
+    monkeypatch.setattr(abilities, "unseen_pictures", lambda: pool)
     folder = miniatures.WEIGHTS / miniatures.FOLDERS[kind]
     recorded = json.loads((folder / miniatures.CARD).read_text())["abilities"]
     backbone = load_backbone(miniatures.FOLDERS[kind])
-    found = measure_abilities(backbone.model, kind, backbone.processor.image_processor, backbone.tokenizer)
+    found = measure_abilities(backbone.model, kind, backbone.processor.image_processor, backbone.tokenizer, count=100)
     assert found.keys() == recorded.keys()
+    asked = 5  # kinds of conversation
+    assert (sum(a["n"] for a in recorded.values()), sum(a["n"] for a in found.values())) == (400 * asked, 100 * asked)
     for name, ability in recorded.items():
-        assert found[name]["n"] == ability["n"]
-        assert found[name]["accuracy"] == pytest.approx(ability["accuracy"], abs=0.02), name
+        share = (ability["accuracy"] * ability["n"] + 1) / (ability["n"] + 2)  # a share of 1 has an error, too
+        error = (share * (1 - share) / found[name]["n"]) ** 0.5
+        assert found[name]["accuracy"] == pytest.approx(ability["accuracy"], abs=4 * error + 0.02), name
     for name in ("preference yes/no", "presence from portrait", "naming an item"):
-        assert found[name]["accuracy"] > 0.9, name
+        assert recorded[name]["accuracy"] > 0.9 and found[name]["accuracy"] > 0.8, name
 
 
 def test_parts_of_like_length_add_up_to_the_whole_batch(pool, monkeypatch):

@@ -418,6 +418,7 @@ def test_groups_of_questions_are_about_those_who_are_asked():
     assert set(labels.index) == {i for i, e in benchmark.examples.items() if e.category == "preference"}
 
 
+@pytest.mark.usefixtures("coarse_pictures")
 def test_the_notebook_runs_on_the_tables(monkeypatch):
     """On made-up answers: every cell's code, without a kernel."""
     asked = load_protocol(load_edition("smoke")).experiments

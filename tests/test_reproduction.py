@@ -205,6 +205,7 @@ def test_conclusions_that_change_are_said_and_decide_nothing(tmp_path, committed
     ]
 
 
+@pytest.mark.usefixtures("coarse_pictures")
 def test_the_command_prints_the_verdict_writes_it_and_ends_with_its_status(tmp_path, committed, capsys):
     both(tmp_path, committed, table1=moved(committed["table1"], SENSITIVITY, 0.5))
     command = ["compare", "mini", "--committed", f"{tmp_path}/committed", "--output", f"{tmp_path}/out", "--made"]

@@ -14,7 +14,6 @@ from types import ModuleType
 
 import pandas as pd
 import pytest
-import yaml
 
 from prefmoe.cli import _parser
 from prefmoe.config import ROOT, load_edition
@@ -22,7 +21,6 @@ from prefmoe.config import ROOT, load_edition
 SCRIPTS = ROOT / "workflow" / "scripts"
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-PROFILE = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8"))
 
 
 def script(name: str) -> ModuleType:
@@ -57,27 +55,6 @@ def test_every_command_of_the_page_is_understood(command):
             "python -m pip install -e '.[slurm]'", "apt-get install slurm-wlm munge", "export HF_HUB_OFFLINE=1",
             "export PREFMOE_WEIGHTS=$PWD/weights", "export PREFMOE_DATA=$PWD/data",
         }  # fmt: skip
-
-
-def test_the_pages_settings_reach_the_jobs(tmp_path):
-    """The page's YAML on top of the profile, planned without Slurm: every rule gets the partition that it says."""
-    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    settings = yaml.safe_load(block)
-    assert set(settings["default-resources"]) > set(PROFILE["default-resources"])
-    profile = {k: v for k, v in PROFILE.items() if not k.startswith(("executor", "jobs", "slurm-"))} | settings
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
-    command = [sys.executable, "-m", "snakemake", "--profile", str(tmp_path), "--dry-run", "--forceall"]
-    result = subprocess.run(
-        [*command, "--config", "edition=smoke"], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    planned = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", result.stdout + result.stderr, re.M)
-    assert result.returncode == 0 and planned, result.stdout + result.stderr
-    with_gpus = set()
-    for rule, resources in planned:
-        needs_gpus = "gpus=" in resources
-        assert f"slurm_partition={'gpu' if needs_gpus else 'cpu'}" in resources and "slurm_account=my-acc" in resources
-        with_gpus |= {rule} if needs_gpus else set()
-    assert with_gpus == set(settings["set-resources"])
 
 
 # --- the trial ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import warm_python
 import yaml
-from small_clone import REPOSITORY, copy_with_small_notebooks
+from small_clone import OWN_METHOD, REPOSITORY, copy_with_small_notebooks
 from synthetic_mmpb import make
 
 from prefmoe.config import load_edition
@@ -177,6 +177,26 @@ def test_the_protocols_runs_are_planned_once_each_and_only_when_asked_for(clone,
     assert "protocol_run" not in _planned(plans_of("smoke"))
 
 
+def test_the_settings_of_the_page_about_clusters_reach_the_jobs(tmp_path):
+    """The page's YAML on top of the profile, planned without Slurm: every rule gets the partition that it says."""
+    page, own = (REPOSITORY / name for name in ("docs/cluster.md", "profiles/slurm/config.yaml"))
+    (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    settings, own = yaml.safe_load(block), yaml.safe_load(own.read_text(encoding="utf-8"))
+    assert set(settings["default-resources"]) > set(own["default-resources"])
+    profile = {k: v for k, v in own.items() if not k.startswith(("executor", "jobs", "slurm-"))} | settings
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    command = [*SNAKEMAKE, "--profile", str(tmp_path), "--dry-run", "--forceall", "--config", "edition=smoke"]
+    result = warm_python.run(command, REPOSITORY, os.environ)
+    planned = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", result.stdout + result.stderr, re.M)
+    assert result.returncode == 0 and planned, result.stdout + result.stderr
+    with_gpus = set()
+    for rule, declared in planned:
+        needs_gpus = "gpus=" in declared
+        assert f"slurm_partition={'gpu' if needs_gpus else 'cpu'}" in declared and "slurm_account=my-acc" in declared
+        with_gpus |= {rule} if needs_gpus else set()
+    assert with_gpus == set(settings["set-resources"])
+
+
 def test_the_linter_has_no_complaint():
     result = warm_python.run([*SNAKEMAKE, "--lint"], REPOSITORY, os.environ)
     assert result.returncode == 0 and "good condition" in result.stdout + result.stderr
@@ -225,6 +245,20 @@ def test_everything_that_varies_is_quoted_for_the_shell(clone, tmp_path):
     assert f"python workflow/scripts/align.py '{folder}/smollm2-lite' drawings --ship" in result.stdout + result.stderr
 
 
+def test_an_edition_with_a_method_of_one_s_own_is_planned(clone):
+    tiny = yaml.safe_load((clone / "config/tiny.yaml").read_text(encoding="utf-8"))
+    tiny |= {"name": "mine", "own_methods": ["own.py"], "table1": ["Own"]}
+    tiny["methods"] = {"Own": {"kind": "own", "label": "Own"}}
+    (clone / "config/mine.yaml").write_text(yaml.safe_dump(tiny), encoding="utf-8")
+    (clone / "config/own.py").write_text(OWN_METHOD, encoding="utf-8")
+    result = _snakemake(clone, "--dry-run", edition="mine")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "backbone=llava-mini, method=Own" in result.stdout + result.stderr
+    (clone / "config/own.py").write_text("1 / 0\n", encoding="utf-8")
+    result = _snakemake(clone, "--dry-run", edition="mine")
+    assert result.returncode and "own.py, line 1: ZeroDivisionError" in result.stdout + result.stderr
+
+
 def test_a_mistake_in_an_edition_is_named(clone):
     text = (clone / "config/tiny.yaml").read_text(encoding="utf-8")
     (clone / "config/broken.yaml").write_text(text.replace("llava-mini", "lava-mini").replace("tiny", "broken"))
@@ -249,7 +283,7 @@ def test_a_killed_workflow_goes_on_and_a_finished_one_rests(clone):
     steps = clone / "results/tiny/runs/llava-mini/LoRA/steps"
     command = [*SNAKEMAKE, "--cores", "1", "--config", "edition=tiny", *targets[:2]]
     process = warm_python.start(command, clone, _environment())
-    _wait_for(lambda: steps.exists() and len(steps.read_text().split()) >= 2)
+    _wait_for(lambda: steps.exists() and len(steps.read_text().split()) == 3)
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
     assert not (clone / f"{RUN}/LoRA.ipynb").exists()
@@ -258,8 +292,7 @@ def test_a_killed_workflow_goes_on_and_a_finished_one_rests(clone):
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Edition 'tiny' has no committed tables: there is nothing to compare" in result.stdout + result.stderr
     assert steps.read_text().split() == [str(step) for step in range(8)], "a step was lost or done twice"
-    started = re.search(r"started from (\d)", (clone / f"{RUN}/LoRA.ipynb").read_text())
-    assert started and int(started[1]) >= 2
+    assert re.search(r"started from 3\b", (clone / f"{RUN}/LoRA.ipynb").read_text())
     assert (clone / "results/tiny/figures/backbone_abilities.png").read_text() == "drawn"
     assert not list((clone / RUN).glob("*.running.ipynb"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -14,11 +15,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 LIBRARIES = [
-    "docutils.parsers.rst.directives.images", "filelock", "nbformat", "numpy", "packaging.version", "pandas",
-    "platformdirs", "pydantic", "requests", "smart_open", "snakemake.cli", "snakemake.report.html_reporter",
-    "snakemake.storage", "sqlmodel", "tqdm.auto", "yaml", "yte",
+    "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageOps", "docutils.parsers.rst.directives.images", "filelock", "httpx2",
+    "huggingface_hub._snapshot_download", "nbformat", "numpy", "packaging.version", "pandas", "platformdirs",
+    "pyarrow.parquet", "pydantic", "python_avatars", "requests", "resvg_py", "smart_open", "snakemake.cli",
+    "snakemake.profiles", "snakemake.report.html_reporter", "snakemake.storage", "sqlmodel", "tqdm.auto", "truststore",
+    "yaml", "yte",
 ]  # fmt: skip
-"""What a workflow imports of others, except huggingface_hub, which reads the environment then."""
+"""What a workflow imports of others."""
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(LIBRARIES)
@@ -69,6 +72,7 @@ def _python(arguments: list[str], folder: Path, environment: dict[str, str], out
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    importlib.reload(sys.modules["huggingface_hub.constants"])  # it reads the environment when it is imported
     sys.path[:] = [str(folder), *(path for path in sys.path if path not in ("", str(Path(__file__).parent)))]
     kind, what, *rest = arguments
     sys.argv = [kind, *rest]
