@@ -137,17 +137,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from prefmoe.config import load_edition
-    from prefmoe.data.sources import load_benchmark
+    from prefmoe.config import Choices, load_edition
+    from prefmoe.data.sources import load_benchmark, load_choices
     from prefmoe.system.files import write_json
 
-    benchmark = load_benchmark(load_edition(options.edition))
-    summary = {
-        "digest": benchmark.digest,
-        "users": len(benchmark.users),
-        "questions": {split: len(indices) for split, indices in benchmark.splits.items()},
-        "transcripts": len(benchmark.transcripts),
-    }
+    edition = load_edition(options.edition)
+    about_choices = isinstance(edition.data, Choices)
+    benchmark = load_choices(edition) if about_choices else load_benchmark(edition)
+    asked = {split: len(indices) for split, indices in benchmark.splits.items()}
+    summary = {"digest": benchmark.digest, "users": len(benchmark.users)}
+    summary |= {"choices": asked} if about_choices else {"questions": asked, "transcripts": len(benchmark.transcripts)}
     write_json(options.output, summary)
 
 
@@ -181,9 +180,9 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from prefmoe.analysis import tables
-    from prefmoe.config import DEFAULT_EDITION, load_edition
-    from prefmoe.data.sources import load_benchmark
+    from prefmoe.analysis import choice_tables, tables
+    from prefmoe.config import DEFAULT_EDITION, Choices, load_edition
+    from prefmoe.data.sources import load_benchmark, load_choices
     from prefmoe.workflow import publishing
 
     edition = load_edition(options.edition)
@@ -193,7 +192,11 @@ def _tables(options: argparse.Namespace) -> None:
         for page in publishing.update_pages():
             print(page)
         return
-    for path in tables.build(edition, load_benchmark(edition)).values():
+    if isinstance(edition.data, Choices):
+        made = choice_tables.build(edition, load_choices(edition))
+    else:
+        made = tables.build(edition, load_benchmark(edition))
+    for path in made.values():
         print(path)
 
 
@@ -224,9 +227,11 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from prefmoe.running.runs import run_all_seeds
+    from prefmoe.config import Choices, load_edition
+    from prefmoe.running import choices, runs
 
-    for folder in run_all_seeds(options.edition, options.backbone, options.method):
+    about_choices = isinstance(load_edition(options.edition).data, Choices)
+    for folder in (choices if about_choices else runs).run_all_seeds(options.edition, options.backbone, options.method):
         print(folder)
 
 

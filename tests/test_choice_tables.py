@@ -91,6 +91,16 @@ def test_a_method_without_histories_is_compared_at_every_length():
     assert table["n_ref"].tolist() == [4, 8] and (table["n"] == 40).all()
 
 
+def test_methods_are_compared_after_histories_of_the_same_length_alone():
+    scores = np.random.default_rng(4).normal(size=(40, 2))
+    longer = pd.concat([frame(scores, n_ref=4), frame(scores, n_ref=8)])
+    other = Ratings("B", "b", (frame(-scores, n_ref=8),))
+    assert choices.comparison_table(Ratings("A", "a", (longer,)), [other])["n_ref"].tolist() == [8]
+    stranger = Ratings("B", "b", (frame(-scores[:20], n_ref=8),))
+    with pytest.raises(TableError, match="B rated other choices than A"):
+        choices.comparison_table(Ratings("A", "a", (longer,)), [stranger])
+
+
 def test_collapse_counts_where_the_population_likes_another():
     population = Ratings("Population", "", (frame([[0, 1, 2, 3], [3, 2, 1, 0], [0, 3, 2, 1], [0, 1, 3, 2]]),))
     follows = choices.collapse_table([population], population).set_index(["users", "measure"])

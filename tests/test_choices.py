@@ -43,9 +43,9 @@ def test_histories_are_random_and_a_shorter_one_begins_a_longer_one(benchmark):
 
 def test_a_history_holds_neither_the_target_nor_a_picture_of_it(benchmark):
     target = benchmark.choices[0]
-    histories = [benchmark.history("Ann", 8, draw, target) for draw in range(20)]
+    histories = [benchmark.history("Ann", 8, draw, (target,)) for draw in range(20)]
     assert {choice.index for history in histories for choice in history} == set(range(2, 10))
-    assert benchmark.history("Ann", 3, 5, target) == benchmark.history("Ann", 8, 5, target)[:3]
+    assert benchmark.history("Ann", 3, 5, (target,)) == benchmark.history("Ann", 8, 5, (target,))[:3]
 
 
 def test_other_users_do_not_change_a_history(benchmark):
@@ -57,7 +57,7 @@ def test_other_users_do_not_change_a_history(benchmark):
 
 def test_a_history_that_is_too_long_is_refused_with_user_and_numbers(benchmark):
     with pytest.raises(HistoryError, match=r"'Ann' has 8 choices for a history beside target 0, .* n_ref = 9"):
-        benchmark.history("Ann", 9, 0, benchmark.choices[0])
+        benchmark.history("Ann", 9, 0, (benchmark.choices[0],))
     with pytest.raises(HistoryError, match=r"'Bob' has 1 choices .* target 12, .* n_ref = 2"):
         benchmark.check_histories(2, ("test", "unseen"))
     with pytest.raises(HistoryError, match=r"target 0, .*and 9 more targets"):

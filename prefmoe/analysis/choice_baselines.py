@@ -119,6 +119,7 @@ class TasteFactors:
     def _kind(self, features: NDArray) -> NDArray:
         return self.kinds.predict(self.scaler.transform(features))
 
-    def score(self, user: int, features: NDArray) -> NDArray:
-        """(K, D) -> (K,): the user's factors times those of the pictures' kinds."""
-        return self.model.item_factors[self._kind(features)] @ self.model.user_factors[user]
+    def score(self, user: int | None, features: NDArray) -> NDArray:
+        """(K, D) -> (K,): the user's factors (the mean user's if None) times those of the pictures' kinds."""
+        factors = self.model.user_factors
+        return self.model.item_factors[self._kind(features)] @ (factors.mean(0) if user is None else factors[user])

@@ -173,10 +173,13 @@ def comparison_table(focus: Ratings, others: Iterable[Ratings], *, permutations:
     for other in others:
         theirs = other.values(2, 1)
         for n_ref, first in _of(mine, USERS["all"]):
-            same = theirs.reindex(first.index)
-            if same.isna().any():  # a method without histories is the same at every length
-                flat = theirs.droplevel("n_ref")
-                same = flat[~flat.index.duplicated()].reindex(first.index.droplevel("n_ref")).set_axis(first.index)
+            lengths = set(theirs.index.get_level_values("n_ref"))
+            if lengths == {0}:  # a method without histories is the same at every length
+                same = theirs.droplevel("n_ref").reindex(first.index.droplevel("n_ref")).set_axis(first.index)
+            elif n_ref in lengths:
+                same = theirs.reindex(first.index)
+            else:
+                continue
             if same.isna().any():
                 raise TableError(f"{other.method} rated other choices than {focus.method}; nothing to pair")
             difference = first - same

@@ -211,18 +211,26 @@ class HistoryCollator:
         """The pictures as the image processor prepares them, a row each."""
         prepared = []
         for file in files:
-            picture = self._pictures.get(file)
-            if picture is None:
-                try:
-                    picture = self.backbone.process_pictures([file])
-                except CollationError as error:
-                    number = next(k for k, session in enumerate(sessions) if file in shown(session))
-                    raise CollationError(f"session {number}: {error}") from error
-                size = sum(value.numel() * value.element_size() for value in picture.inputs.values())
-                if self._held + size <= MEMORY:
-                    self._pictures[file], self._held = picture, self._held + size
-            prepared.append(picture)
+            try:
+                prepared.append(self.prepared(file))
+            except CollationError as error:
+                number = next(k for k, session in enumerate(sessions) if file in shown(session))
+                raise CollationError(f"session {number}: {error}") from error
         return stack_pictures(prepared)
+
+    def prepared(self, file: Path) -> ProcessedPictures:
+        """A picture as the image processor prepares it; kept while there is room.
+
+        Raises:
+            CollationError: if it cannot be read.
+        """
+        picture = self._pictures.get(file)
+        if picture is None:
+            picture = self.backbone.process_pictures([file])
+            size = sum(value.numel() * value.element_size() for value in picture.inputs.values())
+            if self._held + size <= MEMORY:
+                self._pictures[file], self._held = picture, self._held + size
+        return picture
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from prefmoe.config.benchmarks import Data, Seed
+from prefmoe.config.benchmarks import Choices, Data, Seed
 from prefmoe.config.method_settings import OWN_FILES, Method, is_trained
 from prefmoe.config.own_methods import read_own_methods
 from prefmoe.config.strict import ConfigError, Strict
@@ -87,6 +87,26 @@ class Evaluation(Strict):
         return {split: self.unseen_turns if split == "unseen" else self.turns for split in self.splits}
 
 
+class Histories(Strict):
+    """How users are told by histories, in editions about choices between pictures.
+
+    n_ref: choices in a history. lengths: further numbers of them, after which the methods of at_lengths are asked too.
+    draws: histories of each length, drawn for each user. targets: choices of one user that are trained on behind one
+    history. batch_size: users asked about at once.
+    """
+
+    n_ref: int = Field(8, ge=1)
+    lengths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Once] = ()
+    at_lengths: Annotated[tuple[Name, ...], Once] = ()
+    draws: int = Field(3, ge=1)
+    targets: int = Field(4, ge=1)
+    batch_size: int = Field(8, ge=1)
+
+    def asked(self, method: str) -> tuple[int, ...]:
+        """The lengths of the histories after which a method is asked, ascending."""
+        return tuple(sorted({self.n_ref, *(self.lengths if method in self.at_lengths else ())}))
+
+
 class Hardware(Strict):
     """How the workflow runs backbones; what is said of accelerators holds for those from the hub, miniatures need none.
 
@@ -137,6 +157,7 @@ class Edition(Strict):
     data: Annotated[Data, Field(discriminator="kind")]
     training: Training
     evaluation: Evaluation = Evaluation()
+    histories: Histories = Histories()
     own_methods: Annotated[tuple[Path, ...], Once] = ()
     methods: dict[Name, Method] = Field(min_length=1)
     table1: Annotated[tuple[str, ...], Field(min_length=1), Once]
@@ -175,8 +196,9 @@ class Edition(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Edition:
-        for table in ("table1", "table2", "rivals", "more_seeds"):
-            unknown = [name for name in getattr(self, table) if name not in self.methods]
+        named = {table: getattr(self, table) for table in ("table1", "table2", "rivals", "more_seeds")}
+        for table, names in (named | {"histories.at_lengths": self.histories.at_lengths}).items():
+            unknown = [name for name in names if name not in self.methods]
             if unknown:
                 near = did_you_mean(unknown[0], self.methods)
                 raise ValueError(f"{table} names methods that are not defined: {', '.join(unknown)}{near}")
@@ -193,12 +215,43 @@ class Edition(Strict):
             raise ValueError(f"rivals names methods that table1 does not: {', '.join(elsewhere)}")
         if missing := [name for name, seeds in self.more_seeds.items() if not set(self.seeds) <= set(seeds)]:
             raise ValueError(f"more_seeds has to hold the edition's seeds too, for {', '.join(missing)}")
+        self._check_choices()
         if self.training.batch_size % (self.hardware.processes or 1):
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} cannot be shared equally among "
                 f"hardware.processes {self.hardware.processes}"
             )
         return self
+
+    def _check_choices(self) -> None:
+        """Methods and settings for choices between pictures, and for questions, do not mix."""
+        about = isinstance(self.data, Choices)
+        if wrong := [name for name, method in self.methods.items() if method.about_choices != about]:
+            kind = "choices between pictures" if about else "questions"
+            raise ValueError(f"data are {self.data.kind}: methods that are not for {kind}: {', '.join(wrong)}")
+        if not about and "histories" in self.model_fields_set:
+            raise ValueError(f"data are {self.data.kind}, whose users have no histories: leave the setting out")
+        if about and self.training.batch_size % self.histories.targets:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is not a multiple of "
+                f"histories.targets {self.histories.targets}"
+            )
+        for name in self.methods:
+            chain = [name]
+            while (before := getattr(self.methods[chain[-1]], "begins_with", None)) is not None:
+                if before not in self.methods:
+                    near = did_you_mean(before, self.methods)
+                    raise ValueError(f"methods.{chain[-1]}.begins_with: no method {before!r}{near}")
+                if before in chain:
+                    raise ValueError(f"methods.{chain[-1]}.begins_with: {' < '.join([*chain, before])} is a circle")
+                chain.append(before)
+            if missing := set(self.seeds_of(name)) - set(self.seeds_of(chain[-1])):
+                raise ValueError(f"methods.{name} begins with {chain[-1]}, which has no seed {min(missing)}")
+
+    def needs(self, method: str) -> tuple[str, ...]:
+        """The methods whose runs have to be finished before this one's begin."""
+        before = getattr(self.methods[method], "begins_with", None)
+        return () if before is None else (before,)
 
     def runs(self) -> list[tuple[str, str]]:
         """Every (backbone, method) pair that the edition trains or evaluates, without repetition."""
@@ -209,6 +262,7 @@ class Edition(Strict):
             if backbone == self.ablation_backbone or method not in self.rivals
         ]
         pairs += [(self.ablation_backbone, method) for method in self.table2]
+        pairs = [(backbone, before) for backbone, method in pairs for before in (*self.needs(method), method)]
         return list(dict.fromkeys(pairs))
 
     def seeds_of(self, method: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -86,20 +86,20 @@ class ChoiceBenchmark:
         seen = {self.choices[i].user for i in self.splits["train"]}
         return [name for name in self.users if name in seen]
 
-    def history(self, user: str, n_ref: int, draw: int, target: Choice | None = None) -> tuple[Choice, ...]:
+    def history(self, user: str, n_ref: int, draw: int, targets: Sequence[Choice] = ()) -> tuple[Choice, ...]:
         """A random history of a user: the same for the same user and draw, and a shorter one begins a longer one.
 
         Args:
             n_ref: how many choices.
             draw: a number that tells the histories of one user apart.
-            target: the choice that is asked about; neither it nor one with a picture of it is in the history.
+            targets: choices that are asked about; neither they nor any with a picture of theirs are in the history.
 
         Raises:
             HistoryError: if fewer than n_ref choices are left.
         """
-        usable = self._usable(user, target)
+        usable = self._usable(user, targets)
         if len(usable) < n_ref:
-            raise HistoryError(self._too_few(user, n_ref, len(usable), target))
+            raise HistoryError(self._too_few(user, n_ref, len(usable), targets))
         name = hashlib.blake2b(user.encode(), digest_size=8).digest()
         order = np.random.default_rng([draw, *name]).permutation(len(self.references[user]))
         kept = (self.references[user][k] for k in order)
@@ -113,24 +113,23 @@ class ChoiceBenchmark:
         """
         short = []
         for target in (target for split in splits for target in self.select(split)):
-            if (there := len(self._usable(target.user, target))) < n_ref:
+            if (there := len(self._usable(target.user, (target,)))) < n_ref:
                 short.append((target, there))
         if short:
             target, there = short[0]
             more = f" (and {len(short) - 1} more targets)" if len(short) > 1 else ""
-            raise HistoryError(self._too_few(target.user, n_ref, there, target) + more)
+            raise HistoryError(self._too_few(target.user, n_ref, there, (target,)) + more)
 
-    def _usable(self, user: str, target: Choice | None) -> set[int]:
+    def _usable(self, user: str, targets: Sequence[Choice]) -> set[int]:
         if user not in self.references:
             raise KeyError(f"user {user!r} is unknown to this benchmark of {len(self.users)} users")
-        if target is None:
-            return set(self.references[user])
-        hidden = set(target.candidates)
-        kept = (self.choices[i] for i in self.references[user] if i != target.index)
-        return {choice.index for choice in kept if not hidden.intersection(choice.candidates)}
+        asked = {target.index for target in targets}
+        hidden = {picture for target in targets for picture in target.candidates}
+        kept = (self.choices[i] for i in self.references[user] if i not in asked)
+        return {choice.index for choice in kept if hidden.isdisjoint(choice.candidates)}
 
-    def _too_few(self, user: str, n_ref: int, there: int, target: Choice | None) -> str:
-        about = f" beside target {target.index}" if target is not None else ""
+    def _too_few(self, user: str, n_ref: int, there: int, targets: Sequence[Choice]) -> str:
+        about = f" beside target {', '.join(str(target.index) for target in targets)}" if targets else ""
         return (
             f"{self.root}: user {user!r} has {there} choices for a history{about}, expected at least n_ref = {n_ref}: "
             "make n_ref smaller, or leave out users with so few"

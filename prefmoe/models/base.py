@@ -100,10 +100,12 @@ class Method(nn.Module):
         self.prefix_length, self.profile, self.seed = prefix_length, profile, seed
         self.model = backbone.model
         self.added_users: list[User] = []
-        wording = replace(wording, answers=config.answers)
-        self.collator = Collator(
-            backbone, benchmark, prefix_length=prefix_length, profile=profile, wording=wording, cache=cache
-        )
+        self.collator = self._make_collator(wording=replace(wording, answers=config.answers), cache=cache)
+
+    def _make_collator(self, *, wording: Wording, cache: bool) -> Any:
+        """What turns questions into batches."""
+        settings = {"prefix_length": self.prefix_length, "profile": self.profile}
+        return Collator(self.backbone, self.benchmark, **settings, wording=wording, cache=cache)
 
     # --- training and asking
 

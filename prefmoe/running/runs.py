@@ -125,7 +125,7 @@ class Workbench:
             trained: whether its own weights will be: sharded ones have to be in float32 from the start.
             look: whether all pictures will be asked about: then the tower looks at them first, for all runs.
         """
-        backbone = self._load(trained)
+        backbone = self._load(trained, cache_images=self.edition.cache_images)
         if self._latest is not None:
             backbone.adopt_caches(self._latest)
         elif self.edition.cache_images:
@@ -138,7 +138,7 @@ class Workbench:
         self._latest = backbone
         return backbone
 
-    def _load(self, trained: bool) -> Backbone:
+    def _load(self, trained: bool, *, cache_images: bool) -> Backbone:
         """In float32 on the CPU and for small backbones; else in bfloat16, a lone process taking all accelerators."""
         state, settings = distributed.state(), self.edition.hardware
         plain = find_backbone(self.backbone_name).hub_id is None or state.device.type == "cpu"
@@ -150,7 +150,7 @@ class Workbench:
             device=state.device if plain or state.num_processes > 1 else "auto",
             dtype=torch.float32 if sharded and trained else compute,
             attn="sdpa" if plain else settings.attention,
-            cache_images=self.edition.cache_images,
+            cache_images=cache_images,
             four_bit=settings.four_bit and not plain,
             shard=compute if sharded else None,
             anchors=self.results / self.edition.name / "anchors",

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.distributed.tensor import DTensor
 
+from prefmoe.backbones.batches import Batch
 from prefmoe.config import Training
 from prefmoe.data.benchmark import Example
 from prefmoe.models.base import Method
@@ -99,6 +100,45 @@ def _optimizers(method: Method, training: Training) -> list[torch.optim.Optimize
     return optimizers
 
 
+@dataclass(frozen=True)
+class Batches:
+    """Which examples each batch of a training has, and how they become one.
+
+    Attributes:
+        plan: positions of the examples, a list for each batch.
+        collate: number of the batch, this process and how many there are -> what the method's losses take.
+    """
+
+    plan: Sequence[Sequence[int]]
+    collate: Callable[[int, int, int], Any]
+
+
+def question_batches(method: Method, examples: Sequence[Example], training: Training, seed: int) -> Batches:
+    """Batches of questions in the order of `plan_batches`.
+
+    Raises:
+        PromptError: if a question and its answer are longer than the model's positions.
+    """
+    plan = plan_batches(
+        examples,
+        method.benchmark,
+        count=total_steps(training, method.config) * training.gradient_accumulation,
+        batch_size=training.batch_size,
+        seed=seed,
+        group_batches=training.group_batches,
+        one_form=training.batches_of_one_form,
+    )
+    if method.collator.cache:  # what is encoded is kept: a question that cannot be read is found before the first step
+        for place in sorted({place for batch in plan for place in batch}):
+            method.collator.encode(examples[place], with_answer=True)
+
+    def collate(number: int, rank: int, world: int) -> Batch:
+        chosen = [examples[place] for place in plan[number][rank::world]]
+        return method.collator(chosen, transcripts=None, with_answer=True)
+
+    return Batches(plan, collate)
+
+
 def _memory_explained(step: int, steps: int) -> AbstractContextManager[None]:
     return memory.explained(TrainingError, f"step {step + 1} of {steps}", memory.TRAINING_HINT)
 
@@ -111,6 +151,7 @@ def train(
     folder: str | Path,
     seed: int,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    make_batches: Callable[[Method, Sequence[Any], Training, int], Batches] | None = None,
 ) -> TrainingResult:
     """Trains a method in place and logs each loss term.
 
@@ -122,6 +163,7 @@ def train(
 
     Args:
         on_step: called after every step with the number of steps done and the weighted terms.
+        make_batches: of examples that are no questions; `question_batches` by default.
 
     Returns:
         The losses of all steps, and their time. ``folder/losses.parquet`` holds the same losses.
@@ -147,18 +189,8 @@ def train(
     folder, device = Path(folder), method.backbone.device
     steps = total_steps(training, method.config)
     micro = training.gradient_accumulation
-    plan = plan_batches(
-        examples,
-        method.benchmark,
-        count=steps * micro,
-        batch_size=training.batch_size,
-        seed=seed,
-        group_batches=training.group_batches,
-        one_form=training.batches_of_one_form,
-    )
-    if method.collator.cache:  # what is encoded is kept: a question that cannot be read is found before the first step
-        for place in sorted({place for batch in plan for place in batch}):
-            method.collator.encode(examples[place], with_answer=True)
+    batches = (make_batches or question_batches)(method, examples, training, seed)
+    plan = batches.plan
     identity = {
         "backbone": method.backbone.entry.name,
         "weights": method.backbone.digest,
@@ -187,9 +219,8 @@ def train(
             set_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
             summed: torch.Tensor | None = None
             names: list[str] = []
-            for positions in plan[step * micro : (step + 1) * micro]:
-                chosen = [examples[p] for p in positions[rank::world]]
-                batch = method.collator(chosen, transcripts=None, with_answer=True).to(device)
+            for number in range(step * micro, (step + 1) * micro):
+                batch = batches.collate(number, rank, world).to(device)
                 with _memory_explained(step, steps), method.context(batch):
                     with accelerator.autocast():
                         losses = method.training_losses(batch)

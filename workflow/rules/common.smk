@@ -11,7 +11,8 @@ from snakemake.exceptions import WorkflowError
 
 from prefmoe.system import file_digests, provenance
 from prefmoe.workflow import workflow_lock
-from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, ConfigError, PrefMoEMethod, load_edition)
+from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, Choices, ConfigError, PrefMoEMethod,
+                            load_edition)
 from prefmoe.config.backbone_files import registered_identity
 from prefmoe.config.outputs import committed_folder
 from prefmoe.system.places import (MINIATURES, data_folder, from_environment, is_miniature, made_backbones,
@@ -45,7 +46,8 @@ PYTHON_FOR_LONG = " ".join(
 # All cores that snakemake was given; where every job is given its own, on a cluster, some.
 ALL_CORES = workflow.resource_settings.cores or 8
 HOURS = 720  # of a cluster's job that goes on where a killed one stopped, in minutes
-RUN_NOTEBOOK = "06_train_and_evaluate"
+ABOUT = "choices" if isinstance(EDITION.data, Choices) else "questions"
+RUN_NOTEBOOK = {"questions": "06_train_and_evaluate", "choices": "18_train_and_choose"}[ABOUT]
 METHODS = tuple(dict.fromkeys(method.source() for method in EDITION.methods.values()))  # their code
 PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
 FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]
@@ -54,7 +56,10 @@ NOTEBOOKS = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding
 ANALYSES = [
     name
     for name, row in NOTEBOOKS.items()
-    if (FULL_RUNS or row.get("runs") != "full") and (EDITION.table2 or "table2" not in row.get("tables", ()))
+    if row.get("about", "questions") == ABOUT
+    and (FULL_RUNS or row.get("runs") != "full")
+    and (EDITION.table2 or "table2" not in row.get("tables", ()))
+    and row.get("data", EDITION.data.kind) == EDITION.data.kind
 ]
 
 ASKS_UNSEEN = EDITION.data.kind == "miniature" and EDITION.data.unseen_users and "unseen" in EDITION.evaluation.splits
@@ -70,6 +75,11 @@ TABLES = {  # by category of the report
     "Uncertainty": ["turns", "forest", "detectable", "calibration", "reliability", "unparsed", "separation"],
 }
 TABLES["Tables"] += TOLD_TABLE + SHORTENED_TABLE + CONTROLS_TABLE + UNSEEN_TABLE
+CHOICE_TABLES = {
+    "Tables": ["table1", "table2", "table3", "table4", "table5", "comparisons", "collapse", "information"],
+}
+if ABOUT == "choices":
+    TABLES = CHOICE_TABLES
 
 
 PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}

@@ -1,0 +1,93 @@
+"""The tables of an edition about choices: builds and writes the CSV files from its runs, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from prefmoe.analysis import choices
+from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE
+from prefmoe.analysis.choice_references import KNOWN, POPULATION, references
+from prefmoe.analysis.choices import Ratings
+from prefmoe.analysis.information import information_table
+from prefmoe.analysis.tables import write_csv
+from prefmoe.config import RESULTS, ChoicesData, Edition
+from prefmoe.config.outputs import made_folder
+from prefmoe.data.choice_world import Tastes
+from prefmoe.data.choices import ChoiceBenchmark
+
+NAMES = ("table1", "table2", "table3", "table4", "table5", "comparisons", "collapse", "information")
+
+
+def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path = RESULTS) -> dict[str, Path]:
+    """Reads all runs of an edition about choices and writes its tables to ``<results>/<edition>/figures/``.
+
+    table1: all accuracies of all methods, and of references where tastes are known; table2: unseen minus seen users;
+    table3: one liked picture among four; table4: the components, one after the other; table5: numbers of prototypes;
+    comparisons: the last method of table2 against every other; collapse: what is named where the population's favourite
+    is not the user's (empty where tastes are not known); information: what each row is shown.
+
+    Returns:
+        Table name -> file.
+
+    Raises:
+        TableError: see `choices.read_ratings`.
+    """
+    rated = choices.read_ratings(edition, results)
+    rows, known = list(rated.values()), _references(edition, benchmark, list(rated.values()))
+    everything = [*rows, *known.values()]
+    table1 = choices.accuracy_table(everything)
+    main = table1[table1["n_ref"].isin((0, edition.histories.n_ref))]
+    steps = [edition.methods[key].label for key in edition.table2]
+    focus = rated[edition.table2[-1]] if edition.table2 else rows[-1]
+    count = {
+        edition.methods[key].label: edition.methods[key].prototypes
+        for key in rated if hasattr(edition.methods[key], "prototypes")
+    }  # fmt: skip
+    by_number = _only(main, [name for name in count if name in _varied(edition, focus.key)])
+    one_of_two = (main["candidates"] == 2) & (main["users"] == "all")
+    tables = {
+        "table1": table1,
+        "table2": choices.difference_table(everything),
+        "table3": main[main["candidates"] == 4].drop(columns="candidates"),
+        "table4": _only(main[one_of_two], steps),
+        "table5": by_number.assign(prototypes=by_number["method"].map(count)),
+        "comparisons": choices.comparison_table(focus, [one for one in everything if one is not focus]),
+        "collapse": choices.collapse_table(everything, known[POPULATION]) if known
+        else pd.DataFrame(columns=list(choices.COLLAPSE_COLUMNS)),
+        "information": pd.concat([information_table(edition, results), _known(known)], ignore_index=True),
+    }  # fmt: skip
+    folder = made_folder(edition.name, results)
+    return {name: write_csv(tables[name], folder / f"{name}.csv") for name in NAMES}
+
+
+def _only(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """The rows of some methods, in the order in which these are named."""
+    rows = table[table["method"].isin(methods)]
+    return rows.sort_values("method", key=lambda names: names.map({name: k for k, name in enumerate(methods)}.get))
+
+
+def _varied(edition: Edition, focus: str) -> list[str]:
+    """The labels of the method of interest and of those that differ from it in the number of prototypes alone."""
+
+    def rest(key: str) -> dict:
+        return edition.methods[key].model_dump(exclude={"label", "prototypes"})
+
+    return [edition.methods[key].label for key in edition.methods if rest(key) == rest(focus)]
+
+
+def _references(edition: Edition, benchmark: ChoiceBenchmark, rows: Sequence[Ratings]) -> dict[str, Ratings]:
+    """What can be known, for the histories that methods were asked after; nothing where tastes are not known."""
+    if not isinstance(edition.data, ChoicesData):
+        return {}
+    histories = pd.concat([frame[["n_ref", "draw"]] for one in rows for frame in one.frames]).drop_duplicates()
+    n_refs = sorted(n for n in histories["n_ref"].unique() if n > 0)
+    draws = int(histories["draw"].max()) + 1
+    return references(benchmark, Tastes.of(edition.data.seed), n_refs=n_refs, draws=draws)
+
+
+def _known(known: dict[str, Ratings]) -> pd.DataFrame:
+    shown = [{"method": name, "type": REFERENCE, "backbone": NO_BACKBONE, "at_test": KNOWN[name]} for name in known]
+    return pd.DataFrame(shown, columns=["method", "type", "backbone", "at_test"])

@@ -1,0 +1,222 @@
+"""Rivals without a language model: what a frozen backbone sees of pictures, and a scorer that is fitted to choices.
+
+Whatever has to be chosen (strength of a penalty, number of neighbours or clusters) is chosen on validation choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from prefmoe.analysis.choice_baselines import PopulationScorer, TasteFactors, nearest_score, personal_weights
+from prefmoe.backbones.histories import HistoryCollator, picture_features
+from prefmoe.backbones.pictures import stack_pictures
+from prefmoe.config import FactorsMethod, NeighboursMethod, PersonalScorerMethod, ScorerMethod
+from prefmoe.data.choices import Choice, ChoiceBenchmark
+from prefmoe.models import saved
+from prefmoe.models.base import Method
+
+WIDEST = 4096
+"""Features of a picture are those of all of its tokens, one behind the other; of more than this their mean."""
+
+Items = Sequence[tuple[Path, str]]
+"""Pictures with their prompts."""
+
+
+class Scorer(Method):
+    """What all of them have in common: features of pictures, and predictions in the form of a rater's."""
+
+    benchmark: ChoiceBenchmark
+    reads_history = True
+    users_need_training = "a scorer asks about the users of its benchmark"
+
+    def _make_collator(self, **options: Any) -> HistoryCollator:
+        return HistoryCollator(self.backbone, pixels=False)
+
+    @property
+    def _own_users(self) -> saved.SavedUsers:
+        """Nobody: what is fitted is fitted anew, to the choices that are there."""
+        return saved.identify(())
+
+    @cached_property
+    def _pictures(self) -> dict[Path, torch.Tensor]:
+        """Tokens of every picture of the benchmark, (L, H) each."""
+        files = list(dict.fromkeys(p for choice in self.benchmark.choices.values() for p in choice.candidates))
+        found: dict[Path, torch.Tensor] = {}
+        with torch.inference_mode():
+            for start in range(0, len(files), 64):
+                some = files[start : start + 64]
+                inputs = stack_pictures([self.collator.prepared(file) for file in some])
+                inputs = {key: value.to(self.backbone.device) for key, value in inputs.items()}
+                found.update(zip(some, picture_features(self.backbone, inputs).float().cpu(), strict=True))
+        return found
+
+    def seen(self, items: Items) -> NDArray:
+        """Features of pictures, (N, D)."""
+        tokens = torch.stack([self._pictures[picture] for picture, _ in items])
+        return (tokens.flatten(1) if tokens[0].numel() <= WIDEST else tokens.mean(1)).numpy()
+
+    @torch.inference_mode()
+    def pooled(self, items: Items) -> tuple[NDArray, NDArray]:
+        """Mean tokens of pictures and mean word embeddings of prompts, of unit length, two (N, H)."""
+        pictures = torch.stack([self._pictures[picture].mean(0) for picture, _ in items])
+        words = {prompt: self._words(prompt) for _, prompt in items}
+        prompts = torch.stack([words[prompt] for _, prompt in items])
+        pictures, prompts = (torch.nn.functional.normalize(part, dim=-1) for part in (pictures, prompts))
+        return pictures.numpy(), prompts.numpy()
+
+    def _words(self, prompt: str) -> torch.Tensor:
+        ids = self.backbone.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if not ids:
+            return torch.zeros(self.backbone.hidden_size)
+        return self.backbone.embed_tokens(torch.tensor(ids, device=self.backbone.device)).mean(0).float().cpu()
+
+    def features(self, items: Items) -> NDArray:
+        """What the scorer reads of pictures and prompts, (N, D)."""
+        return self.seen(items)
+
+    @cached_property
+    def _population(self) -> PopulationScorer:
+        """The score for everybody, from all choices of training."""
+        trained, held = (self.benchmark.select(split) for split in ("train", "validation"))
+        return PopulationScorer().fit(*self._sides(trained), self._sides(held))
+
+    def _sides(self, choices: Sequence[Choice]) -> tuple[NDArray, NDArray]:
+        """Features of liked and of disliked pictures, two (N, D)."""
+        sides = ([(c.candidates[side], c.prompt) for c in choices] for side in range(2))
+        liked, disliked = (self.features(items) for items in sides)
+        return liked, disliked
+
+    def _best(self, values: Sequence[Any], score: Callable[[Any, str, tuple[Choice, ...], Items], NDArray]) -> Any:
+        """The value whose scores are right most often on validation choices, behind their users' whole histories."""
+        by_user: dict[str, list[Choice]] = {}
+        for choice in self.benchmark.select("validation"):
+            by_user.setdefault(choice.user, []).append(choice)
+
+        def right(value: Any) -> float:
+            found = []
+            for user, own in by_user.items():
+                n_ref = min(8, len(self.benchmark.references[user]))
+                history = self.benchmark.history(user, n_ref, 0, own)
+                items = [(picture, c.prompt) for c in own for picture in c.candidates[:2]]
+                scores = score(value, user, history, items)
+                found += list(scores[0::2] > scores[1::2])
+            return float(np.mean(found))
+
+        return max(values, key=right)
+
+    def score(self, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
+        """Scores of pictures for a user, (N,)."""
+        raise NotImplementedError
+
+    def rate(self, split: str, *, n_ref: int, draw: int) -> pd.DataFrame:
+        """Scores of all candidates of a split's choices: a row each, with the columns of predictions.
+
+        n_ref and draw are 0 for what reads no history.
+        """
+        benchmark, by_user, rows = self.benchmark, {}, []
+        for choice in benchmark.select(split):
+            by_user.setdefault(choice.user, []).append(choice)
+        for user, own in by_user.items():
+            history = benchmark.history(user, n_ref, draw, own) if self.reads_history else ()
+            items = [(picture, choice.prompt) for choice in own for picture in choice.candidates]
+            scores = iter(self.score(user, history, items).tolist())
+            told = (n_ref, draw) if self.reads_history else (0, 0)
+            rows += [(c.index, split, user, *told, k, next(scores)) for c in own for k in range(len(c.candidates))]
+        frame = pd.DataFrame(rows, columns=["index", "split", "user", "n_ref", "draw", "candidate", "score"])
+        return frame.assign(plus=np.nan, minus=np.nan)
+
+
+class Population(Scorer, settings=ScorerMethod):
+    """Scorers for everybody, after what the paper compares with.
+
+    picture: aesthetic quality, from everybody's choices. agreement: CLIP-like, how near a picture is to its prompt;
+    nothing is trained. both: PickScore-like, from everybody's choices, picture times prompt among its features.
+    """
+
+    config: ScorerMethod
+    reads_history = False
+
+    def features(self, items: Items) -> NDArray:
+        if self.config.reads == "picture":
+            return self.seen(items)
+        pictures, prompts = self.pooled(items)
+        agreement = (pictures * prompts).sum(1, keepdims=True)
+        if self.config.reads == "agreement":
+            return agreement
+        return np.concatenate([self.seen(items), agreement, pictures * prompts], axis=1)
+
+    def score(self, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
+        features = self.features(items)
+        return features[:, 0] if self.config.reads == "agreement" else self._population.score(features)
+
+
+class Neighbours(Scorer, settings=NeighboursMethod):
+    """Nearest neighbours of a picture in the user's history."""
+
+    config: NeighboursMethod
+
+    @cached_property
+    def _k(self) -> int:
+        return self._best(self.config.k, self._nearest)
+
+    def _nearest(self, k: int, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
+        shown = [(picture, c.prompt) for c in history for picture in c.candidates[:2]]
+        return nearest_score(self.features(shown), np.tile([True, False], len(history)), self.features(items), k)
+
+    def score(self, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
+        return self._nearest(self._k, user, history, items)
+
+
+class Personal(Scorer, settings=PersonalScorerMethod):
+    """The population's score, moved by the choices of a history."""
+
+    config: PersonalScorerMethod
+
+    @cached_property
+    def _penalty(self) -> float:
+        return self._best(self.config.penalties, self._moved)
+
+    def _moved(self, penalty: float, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
+        scorer = self._population
+        liked, disliked = (scorer.scaler.transform(side) for side in self._sides(history))
+        weights = personal_weights(liked - disliked, scorer.weights, penalty * liked.shape[1] / 100)
+        return scorer.scaler.transform(self.features(items)) @ weights
+
+    def score(self, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
+        return self._moved(self._penalty, user, history, items)
+
+
+class Factors(Scorer, settings=FactorsMethod):
+    """Matrix factorisation of seen users and kinds of picture; it has nothing to say of unseen users' own taste."""
+
+    config: FactorsMethod
+    reads_history = False
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.benchmark.trained_users)}
+
+    def _fitted(self, clusters: int) -> TasteFactors:
+        choices = self.benchmark.select("train")
+        users = [self._rows[choice.user] for choice in choices]
+        return TasteFactors(clusters, self.config.factors, self.seed).fit(users, *self._sides(choices))
+
+    @cached_property
+    def _model(self) -> TasteFactors:
+        models = {clusters: self._fitted(clusters) for clusters in self.config.clusters}
+        best = self._best(self.config.clusters, lambda c, user, _, items: self._scored(models[c], user, items))
+        return models[best]
+
+    def _scored(self, model: TasteFactors, user: str, items: Items) -> NDArray:
+        return model.score(self._rows.get(user), self.features(items))
+
+    def score(self, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
+        return self._scored(self._model, user, items)

@@ -1,0 +1,300 @@
+"""Runs of editions about choices between pictures: sessions of users, training in two stages, ratings of candidates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import count as count_up
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.histories import Rated, Session
+from prefmoe.config import (
+    RESULTS,
+    ControlKind,
+    Edition,
+    Histories,
+    Method,
+    RaterMethod,
+    Training,
+    is_trained,
+    load_edition,
+    run_folder,
+)
+from prefmoe.data.choices import Choice, ChoiceBenchmark
+from prefmoe.data.sources import load_choices
+from prefmoe.models.raters import RatedBatch, Rater
+from prefmoe.models.scorers import Scorer
+from prefmoe.running.evaluation import EvaluationError
+from prefmoe.running.record import circumstances
+from prefmoe.running.runs import Asked, RunError, Workbench, run_method
+from prefmoe.running.training import Batches, total_steps, train
+from prefmoe.system import distributed, memory, provenance
+from prefmoe.system.files import is_intact, write_parquet
+from prefmoe.system.progress import progress_bar
+from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, read_story, seal, verify
+
+ASKED: Asked = {"test": (0,), "unseen": (0,)}
+"""The splits whose choices are predicted."""
+
+TRAINING_DRAWS = 2**20
+"""Histories for training are drawn under numbers from here, those for questions under smaller ones."""
+
+COLUMNS = ("index", "split", "user", "n_ref", "draw", "candidate", "plus", "minus", "score")
+"""Of predictions: a row per candidate (0: liked); plus and minus: M+ and M-; score: Q = softmax(M+, M-)[+]."""
+
+
+# --- sessions
+
+
+def told(benchmark: ChoiceBenchmark, user: str, n_ref: int, draw: int, targets: Sequence[Choice]) -> tuple[Rated, ...]:
+    """A history of a user as rated pictures in random order, the same for the same draw.
+
+    Raises:
+        HistoryError: if the user has fewer choices without a picture of the targets.
+    """
+    entries = []
+    for choice in benchmark.history(user, n_ref, draw, targets):
+        entries += [Rated(choice.liked, choice.prompt, "+"), Rated(choice.disliked, choice.prompt, "-")]
+    order = np.random.default_rng([draw, n_ref, benchmark.users[user]]).permutation(len(entries))
+    return tuple(entries[place] for place in order)
+
+
+def session(benchmark: ChoiceBenchmark, choices: Sequence[Choice], *, n_ref: int, draw: int, pairs: bool) -> Session:
+    """Choices of one user behind one history.
+
+    Args:
+        pairs: only the liked and the disliked picture of each; all candidates otherwise.
+    """
+    shown = [(picture, c.prompt) for c in choices for picture in (c.candidates[:2] if pairs else c.candidates)]
+    return Session(told(benchmark, choices[0].user, n_ref, draw, choices), tuple(shown))
+
+
+def plan_sessions(
+    choices: Sequence[Choice], *, count: int, batch_size: int, targets: int, seed: int
+) -> list[list[int]]:
+    """The positions (into ``choices``) of every batch: sessions of ``targets`` choices of one user each.
+
+    Every epoch shows each choice once, in a session with others of its user that are drawn anew; a user's last session
+    is filled up with choices of this user. Batches run on across epochs.
+
+    Raises:
+        ValueError: if there are no choices.
+    """
+    if not choices:
+        raise ValueError("no choices to make batches of")
+    by_user: dict[str, list[int]] = {}
+    for place, choice in enumerate(choices):
+        by_user.setdefault(choice.user, []).append(place)
+
+    def epochs() -> Iterator[list[int]]:
+        for epoch in count_up():
+            rng, sessions = np.random.default_rng([seed, epoch]), []
+            for own in by_user.values():
+                order = [own[place] for place in rng.permutation(len(own))]
+                filled = (order * targets)[: -(-len(order) // targets) * targets]
+                sessions += [filled[start : start + targets] for start in range(0, len(filled), targets)]
+            yield from (sessions[place] for place in rng.permutation(len(sessions)))
+
+    size, stream = batch_size // targets, epochs()
+    return [[place for part in islice(stream, size) for place in part] for _ in range(count)]
+
+
+def choice_batches(settings: Histories) -> Any:
+    """What `train` makes batches of choices with: sessions with histories that are drawn anew each time."""
+
+    def make(method: Rater, choices: Sequence[Choice], training: Training, seed: int) -> Batches:
+        benchmark, targets = method.benchmark, settings.targets
+        steps = total_steps(training, method.config) * training.gradient_accumulation
+        plan = plan_sessions(choices, count=steps, batch_size=training.batch_size, targets=targets, seed=seed)
+
+        def collate(number: int, rank: int, world: int) -> RatedBatch:
+            places, sessions = plan[number], []
+            for place in range(rank * targets, len(places), world * targets):
+                chosen = [choices[k] for k in places[place : place + targets]]
+                draw = TRAINING_DRAWS + (seed * steps + number) * len(places) + place
+                sessions.append(session(benchmark, chosen, n_ref=settings.n_ref, draw=draw, pairs=True))
+            return method.collate(sessions)
+
+        return Batches(plan, collate)
+
+    return make
+
+
+# --- ratings
+
+
+@torch.inference_mode()
+def rate(
+    method: Rater, split: str, *, n_ref: int, draw: int, batch_size: int, folder: Path | None = None
+) -> pd.DataFrame:
+    """Rates all candidates of a split's choices, each user's behind one history.
+
+    Args:
+        batch_size: users at once. folder: where ratings are kept, and read from when they are asked for again.
+
+    Returns:
+        A row per candidate: `COLUMNS`.
+
+    Raises:
+        EvaluationError: if a rating is not finite, or memory does not suffice.
+        HistoryError: if a user has fewer than n_ref choices for a history.
+    """
+    path = folder / f"answers-{split}-{n_ref}-{draw}.parquet" if folder else None
+    if path is not None and is_intact(path):
+        return pd.read_parquet(path)
+    benchmark, by_user = method.benchmark, {}
+    for choice in benchmark.select(split):
+        by_user.setdefault(choice.user, []).append(choice)
+    groups, rows = list(by_user.values()), []
+    method.eval()
+    bar = progress_bar(len(groups), f"rate {split} after {n_ref} choices, draw {draw}")
+    for start in range(0, len(groups), batch_size):
+        chosen = groups[start : start + batch_size]
+        sessions = [session(benchmark, own, n_ref=n_ref, draw=draw, pairs=False) for own in chosen]
+        with memory.explained(EvaluationError, f"a batch of {len(chosen)} users", memory.EVALUATION_HINT):
+            logits = method.rate(method.collator(sessions).to(method.backbone.device)).float().cpu()
+        for own, row in zip(chosen, logits, strict=True):
+            places = [(choice, candidate) for choice in own for candidate in range(len(choice.candidates))]
+            for (choice, candidate), (plus, minus) in zip(places, row.tolist(), strict=False):
+                rows.append((choice.index, split, choice.user, n_ref, draw, candidate, plus, minus))
+        bar.update(len(chosen))
+    bar.close()
+    frame = pd.DataFrame(rows, columns=list(COLUMNS[:-1]))
+    if not np.isfinite(frame[["plus", "minus"]].to_numpy()).all():
+        bad = frame.loc[~np.isfinite(frame[["plus", "minus"]]).all(axis=1), "index"].iloc[0]
+        raise EvaluationError(f"choice {bad}: a rating is not a number (a weight is NaN or too large)")
+    frame["score"] = 1 / (1 + np.exp(frame["minus"] - frame["plus"]))
+    if path is not None:
+        write_parquet(path, frame, sealed=True)
+    return frame
+
+
+# --- runs
+
+
+class ChoiceWorkbench(Workbench):
+    """A workbench (`prefmoe.running.runs`) for choices between pictures."""
+
+    @cached_property
+    def benchmark(self) -> ChoiceBenchmark:
+        """The choices, read and checked."""
+        return load_choices(self.edition, self.results) if self._benchmark is None else self._benchmark
+
+    def backbone(self, *, trained: bool = False, look: bool = False) -> Backbone:
+        """A backbone as it was saved; what its pictures look like, methods keep for themselves."""
+        return self._load(trained, cache_images=False)
+
+    def begun_with(self, config: Method, seed: int) -> Path | None:
+        """The run that a method begins with, made first if it is not there; None for what begins with nothing."""
+        name = getattr(config, "begins_with", None)
+        if name is None:
+            return None
+        run_method(self.edition, self.backbone_name, name, seed, results=self.results, workbench=self)
+        return run_folder(self.results, self.edition.name, self.backbone_name, name, seed)
+
+    def method(self, config: Method, seed: int, *, look: bool = False) -> Rater | Scorer:
+        """An untrained method on a pristine backbone; in stage 2 with what stage 1 has learned."""
+        built = super().method(config, seed)
+        if (before := self.begun_with(config, seed)) is not None:
+            verify(before)
+            built.begin_with(before / METHOD_FOLDER)
+        return built
+
+    def inputs(self, config: Method, seed: int, asked: Asked, controls: Sequence[ControlKind] = ()) -> dict[str, Any]:
+        """Everything a run's result depends on; equal inputs, equal result."""
+        before = self.begun_with(config, seed)
+        return {
+            "method": config.model_dump(mode="json", exclude={"label"}),
+            "begins_with": read_story(before)["inputs_digest"] if before else None,
+            "training": self.edition.training.model_dump(mode="json", exclude={"checkpoint_every"}),
+            "histories": self._settings(config).model_dump(mode="json", exclude={"at_lengths"}),
+            "four_bit": self.edition.hardware.four_bit,
+            "seed": seed,
+            "data": self.benchmark.digest,
+            "weights": self.weights_digest,
+            "code": provenance.code_digest((*provenance.RUN_MODULES, __name__), methods=(config.source(),)),
+        }
+
+    def _settings(self, config: Method) -> Histories:
+        """The edition's histories, with just the lengths after which this method is asked."""
+        name = next(name for name, method in self.edition.methods.items() if method == config)
+        settings = self.edition.histories
+        return settings.model_copy(update={"lengths": settings.asked(name)})
+
+    def _work(
+        self,
+        config: Method,
+        seed: int,
+        folder: Path,
+        asked: Asked,
+        controls: Sequence[ControlKind],
+        about: dict[str, Any],
+    ) -> None:
+        """Fills a run's folder; run.json comes last."""
+        settings, training = self._settings(config), None
+        self.benchmark.check_histories(max(settings.lengths))
+        method = self.method(config, seed)
+        if is_trained(config):
+            choices = self.benchmark.select("train")
+            options = {"folder": folder, "seed": seed, "make_batches": choice_batches(settings)}
+            training = train(method, choices, self.edition.training, **options)
+        started, frames = time.perf_counter(), []
+        splits = [split for split in asked if self.benchmark.splits.get(split)]
+        if not splits:
+            raise RunError(f"{self.benchmark.root}: no choices in the split(s) {', '.join(asked)}")
+        for split in splits:
+            for n_ref, draw in ((n_ref, draw) for n_ref in settings.lengths for draw in range(settings.draws)):
+                if isinstance(method, Scorer):
+                    frames.append(method.rate(split, n_ref=n_ref, draw=draw))
+                else:
+                    sizes = {"batch_size": settings.batch_size, "folder": folder}
+                    frames.append(rate(method, split, n_ref=n_ref, draw=draw, **sizes))
+        seconds = time.perf_counter() - started
+        method.save_pretrained(folder / METHOD_FOLDER)
+        if not distributed.state().is_main_process:
+            return
+        write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True).drop_duplicates())
+        seal(
+            folder,
+            {
+                **about,
+                "seed": seed,
+                "config": {
+                    "method": config.model_dump(mode="json"),
+                    "training": self.edition.training.model_dump(mode="json"),
+                    "histories": settings.model_dump(mode="json"),
+                },
+                "parameters": method.describe(),
+                "context_tokens": self._context_tokens(config, method),
+                "steps": training.steps if training else 0,
+                "seconds": {"train": training.seconds if training else 0.0, "evaluate": seconds},
+                **circumstances(method.backbone.device),
+            },
+        )
+
+    def _context_tokens(self, config: Method, method: Rater | Scorer) -> float:
+        """How many tokens tell a rater of its user, on average; what reads no tokens has none."""
+        if not isinstance(config, RaterMethod):
+            return 0.0
+        users, n_ref = list(self.benchmark.users), self.edition.histories.n_ref
+        entries = [entry for user in users for entry in told(self.benchmark, user, n_ref, 0, ())]
+        return sum(len(method.collator.question(entry.prompt)) + 1 for entry in entries) / len(users)
+
+
+def run_all_seeds(
+    edition: Edition | str | Path, backbone_name: str, method_name: str, *, results: str | Path = RESULTS
+) -> list[Path]:
+    """Runs a method with all its seeds (`prefmoe.running.runs.run_method`), on one workbench; the folders in order."""
+    workbench = ChoiceWorkbench(load_edition(edition), backbone_name, results=results)
+    return [
+        run_method(workbench.edition, backbone_name, method_name, seed, results=results, workbench=workbench)
+        for seed in workbench.edition.seeds_of(method_name)
+    ]
