@@ -7,6 +7,8 @@ M = users drawn from the prior, R = references of a user, H = histories of a use
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -79,28 +81,24 @@ def references(
         TableError: if the benchmark does not tell the true tastes.
         HistoryError: if a user has fewer references than the longest history.
     """
-    utilities, values = _utilities(benchmark)
+    world = _World.of(benchmark)
     targets = [(split, target) for split in splits for target in benchmark.select(split)]
     candidates = pd.DataFrame(
-        [
-            (target.index, split, target.user, k, benchmark.relative(picture))
-            for split, target in targets
-            for k, picture in enumerate(target.candidates)
-        ],
-        columns=["index", "split", "user", "candidate", "picture"],
+        [(target.index, split, target.user, k) for split, target in targets for k in range(len(target.candidates))],
+        columns=["index", "split", "user", "candidate"],
     )
-    shown = features(benchmark.attributes.loc[candidates["picture"]], values)
-    seen = utilities.loc[benchmark.trained_users, list(values)].mean().to_numpy()
-    by_user = utilities.loc[candidates["user"]]
-    group = tastes.groups[by_user["group"].to_numpy()]
+    shown = world.features(picture for _, target in targets for picture in target.candidates)
+    own = world.utilities.loc[candidates["user"]]
     alike = {
         CHANCE: np.zeros(len(candidates)),
-        POPULATION: shown @ seen,
-        GROUP: (shown * group).sum(axis=1),
-        BEST: (shown * by_user[list(values)].to_numpy()).sum(axis=1),
+        POPULATION: shown @ world.utilities.loc[benchmark.trained_users, world.values].mean().to_numpy(),
+        GROUP: (shown * tastes.groups[own["group"].to_numpy()]).sum(axis=1),
+        BEST: (shown * own[world.values].to_numpy()).sum(axis=1),
     }
     frames = {name: candidates.assign(n_ref=0, draw=0, score=score) for name, score in alike.items()}
-    frames[READER] = _read_histories(benchmark, candidates, shown, values, prior_users(tastes), n_refs, draws)
+    cases = [(n_ref, draw) for n_ref in n_refs for draw in range(draws)]
+    scores = _read_histories(world, candidates["user"], shown, prior_users(tastes), cases)
+    frames[READER] = pd.concat([candidates.assign(n_ref=n, draw=d, score=scores[n, d]) for n, d in cases])
     return {name: Ratings(name, "", (frames[name][list(COLUMNS)].reset_index(drop=True),)) for name in KNOWN}
 
 
@@ -112,47 +110,57 @@ def expected_best(benchmark: ChoiceBenchmark, splits: Iterable[str] = ("test", "
     Raises:
         TableError: if the benchmark does not tell the true tastes.
     """
-    utilities, values = _utilities(benchmark)
+    world = _World.of(benchmark)
     targets = [target for split in splits for target in benchmark.select(split)]
-    own = utilities.loc[[target.user for target in targets], list(values)].to_numpy()
-    return float(expit(np.abs((_differences(benchmark, targets, values) * own).sum(axis=1))).mean())
+    own = world.utilities.loc[[target.user for target in targets], world.values].to_numpy()
+    return float(expit(np.abs((world.differences(targets) * own).sum(axis=1))).mean())
 
 
-def _utilities(benchmark: ChoiceBenchmark) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The users' utilities, and the values of attributes that they are of."""
-    if benchmark.utilities is None or benchmark.attributes is None:
-        raise TableError(
-            f"{benchmark.root}: the true tastes of its users are not known (attributes.csv, utilities.csv)"
-        )
-    return benchmark.utilities, tuple(column for column in benchmark.utilities if column != "group")
+@dataclass(frozen=True)
+class _World:
+    """A benchmark with its true tastes.
 
+    Attributes:
+        values: columns of utilities, the values of attributes that they are of.
+        rows: picture -> its row in table. table: (pictures, F).
+    """
 
-def _differences(benchmark: ChoiceBenchmark, choices: Sequence[Choice], values: Sequence[str]) -> NDArray:
-    """Features of the liked picture less those of the disliked one, (choices, F)."""
-    sides = ([benchmark.relative(choice.candidates[k]) for choice in choices] for k in range(2))
-    liked, disliked = (features(benchmark.attributes.loc[pictures], values) for pictures in sides)
-    return liked - disliked
+    benchmark: ChoiceBenchmark
+    utilities: pd.DataFrame
+    values: list[str]
+    rows: dict[Path, int]
+    table: NDArray
+
+    @classmethod
+    def of(cls, benchmark: ChoiceBenchmark) -> _World:
+        attributes, utilities = benchmark.attributes, benchmark.utilities
+        if utilities is None or attributes is None:
+            text = "the true tastes of its users are not known (attributes.csv, utilities.csv)"
+            raise TableError(f"{benchmark.root}: {text}")
+        values = [column for column in utilities if column != "group"]
+        rows = {benchmark.root / picture: row for row, picture in enumerate(attributes.index)}
+        return cls(benchmark, utilities, values, rows, features(attributes, values))
+
+    def features(self, pictures: Iterable[Path]) -> NDArray:
+        """(pictures, F)"""
+        return self.table[[self.rows[picture] for picture in pictures]]
+
+    def differences(self, choices: Sequence[Choice]) -> NDArray:
+        """Features of the liked picture less those of the disliked one, (choices, F)."""
+        return self.features(c.liked for c in choices) - self.features(c.disliked for c in choices)
 
 
 def _read_histories(
-    benchmark: ChoiceBenchmark,
-    candidates: pd.DataFrame,
-    shown: NDArray,
-    values: Sequence[str],
-    prior: NDArray,
-    n_refs: Sequence[int],
-    draws: int,
-) -> pd.DataFrame:
-    """The ideal reader's scores of the candidates, for every length and draw of a history."""
-    cases = [(n_ref, draw) for n_ref in n_refs for draw in range(draws)]
-    frames = []
-    for user, own in candidates.groupby("user", sort=False):
-        owned = benchmark.references[user]
+    world: _World, users: pd.Series, shown: NDArray, prior: NDArray, cases: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], NDArray]:
+    """The ideal reader's scores of the candidates of these users, for every length and draw of a history."""
+    scores = np.empty((len(cases), len(users)))
+    for user, own in users.groupby(users, sort=False).indices.items():
+        owned = world.benchmark.references[user]
         place = {index: k for k, index in enumerate(owned)}
         histories = np.zeros((len(cases), len(owned)))
         for row, (n_ref, draw) in zip(histories, cases, strict=True):
-            row[[place[choice.index] for choice in benchmark.history(user, n_ref, draw)]] = 1
-        differences = _differences(benchmark, [benchmark.choices[index] for index in owned], values)
-        scores = shown[own.index] @ posterior_means(differences, histories, prior).T
-        frames += [own.assign(n_ref=n, draw=d, score=column) for (n, d), column in zip(cases, scores.T, strict=True)]
-    return pd.concat(frames)
+            row[[place[choice.index] for choice in world.benchmark.history(user, n_ref, draw)]] = 1
+        differences = world.differences([world.benchmark.choices[index] for index in owned])
+        scores[:, own] = posterior_means(differences, histories, prior) @ shown[own].T
+    return dict(zip(cases, scores, strict=True))
