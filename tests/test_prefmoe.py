@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from method_checks import fit
 from safetensors.torch import load_file, save_file
 
 from prefmoe import losses
@@ -43,18 +44,7 @@ def batch_of(method: Method, split: str = "train", with_answer: bool = True, ste
 
 
 def train(method: Method, steps: int, batch=None) -> list[dict[str, float]]:
-    optimizer = torch.optim.AdamW(method.parameter_groups(), lr=0.0, weight_decay=0.0)
-    batch, log = batch or batch_of(method), []
-    method.train()
-    for _ in range(steps):
-        with method.context(batch):
-            terms = method.training_losses(batch)
-            sum(terms.values()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        log.append({name: float(term.detach()) for name, term in terms.items()})
-    method.eval()
-    return log
+    return fit(method, steps, batch or batch_of(method))
 
 
 @torch.no_grad()

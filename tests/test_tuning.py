@@ -14,7 +14,7 @@ from small_world import lay_out, small_edition
 from prefmoe import metrics
 from prefmoe.config import ConfigError
 from prefmoe.experiments import tuning
-from prefmoe.experiments.tuning import TuningError, apply_settings, choose, disagreements, load_grid, run_trial, tune
+from prefmoe.experiments.tuning import TuningError, apply_settings, choose, load_grid, run_trial, tune
 from prefmoe.running import answers as running_answers
 from prefmoe.running import runs
 
@@ -130,15 +130,6 @@ def test_settings_are_chosen_by_the_mean_over_backbones_the_first_of_equals():
     rows += [("y", "m", "1", 0.75), ("y", "m", "2", 0.5), ("y", "m", "3", 0.75), ("y", "k", "1", 0.1)]
     table = choose(pd.DataFrame(rows, columns=["backbone", "method", "settings", "overall"]), "overall")
     assert table["chosen"].tolist() == [0, 1, 0, 0, 1, 0, 1]
-
-
-def test_an_edition_that_departs_from_its_table_is_noticed():
-    lora = EDITION.methods["LoRA"]
-    rows = [("LoRA", json.dumps({"lr": lora.lr}), 1), ("LoRA", json.dumps({"lr": 0.5}), 0)]
-    table = pd.DataFrame(rows, columns=["method", "settings", "chosen"])
-    assert disagreements(EDITION, table) == []
-    assert disagreements(EDITION, table.assign(chosen=1 - table["chosen"])) == ['LoRA: the table chose {"lr": 0.5}']
-    assert disagreements(EDITION, table.assign(method="gone"))[0].startswith("gone: tuned, but not a method")
 
 
 def test_settings_reach_nested_ones_and_are_validated():

@@ -23,17 +23,15 @@ def _offline_folder(entry: BackboneEntry) -> Path | None:
     Raises:
         BackboneError: if there is none and there is no such repository either.
     """
-    root = places.from_environment(places.WEIGHTS_VARIABLE)
-    folder = root / entry.name if root else None
-    if folder is not None and folder.is_dir():
-        return folder
-    if entry.made_by is not None:
-        missing = f"{folder} does not exist" if folder else "PREFMOE_WEIGHTS is not set"
+    folder = places.given_weights(entry.name)
+    if folder is None and entry.made_by is not None:
+        root = places.from_environment(places.WEIGHTS_VARIABLE)
+        missing = f"{root / entry.name} does not exist" if root else "PREFMOE_WEIGHTS is not set"
         raise BackboneError(
             f"backbone {entry.name!r}: {missing}; make it once with `{entry.made_by} <folder>/{entry.name}` and set "
             f"PREFMOE_WEIGHTS to <folder>"
         )
-    return None
+    return folder
 
 
 def weights_digest(entry: BackboneEntry) -> str:

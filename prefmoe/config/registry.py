@@ -9,24 +9,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import model_validator
 
 from prefmoe.config.backbone_files import LOADED
 from prefmoe.system.files import FileError, read_json
 from prefmoe.system.foreign_files import ForeignFileError, check_folder
+from prefmoe.system.frozen import Frozen
 from prefmoe.system.names import NAME, RULE, did_you_mean
 from prefmoe.system.places import PACKAGE, REGISTRY
-from prefmoe.system.yaml_settings import read_settings
+from prefmoe.system.yaml_settings import read_checked
 
 
 class BackboneError(ValueError):
     """A backbone that is unknown, incomplete, or not what the registry says."""
 
 
-class Paths(BaseModel):
+class Paths(Frozen):
     """Attribute paths of a model's parts, seen from the model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     language_model: str
     layers: str
@@ -36,13 +35,11 @@ class Paths(BaseModel):
     projector: str
 
 
-class Architecture(BaseModel):
+class Architecture(Frozen):
     """What all backbones of one class share; a target module may name alternatives, of which a layer has one: a|b.
 
     whole_pictures: the image processor makes one picture of a picture, though its saved settings have it cut to pieces.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     processor_class: str
     image_token: str
@@ -51,7 +48,7 @@ class Architecture(BaseModel):
     whole_pictures: bool = False
 
 
-class Shape(BaseModel):
+class Shape(Frozen):
     """The sizes that memory and time follow from (prefmoe.workflow.resources).
 
     Attributes:
@@ -64,8 +61,6 @@ class Shape(BaseModel):
         adapted: inputs plus outputs of the adapted projections of a late layer, where they are not q, v, o, gate,
             up and down of these sizes. active: decoder parameters that one token meets, where it does not meet all.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     parameters: int
     vision: int
@@ -94,13 +89,11 @@ class Shape(BaseModel):
         return self.parameters - self.vision - (1 if self.tied else 2) * self.vocabulary * self.hidden
 
 
-class BackboneEntry(BaseModel):
+class BackboneEntry(Frozen):
     """One backbone: where its weights are and what they are.
 
     Exactly one of: hub_id; folder, inside the package; made_by, the command that makes $PREFMOE_WEIGHTS/<name>.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     name: str
     model_class: str
@@ -134,10 +127,8 @@ class BackboneEntry(BaseModel):
         return self.architecture.target_modules
 
 
-class Registry(BaseModel):
+class Registry(Frozen):
     """The architectures and backbones of a registry file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architectures: dict[str, Architecture]
     backbones: dict[str, BackboneEntry]
@@ -172,17 +163,7 @@ def read_registry(path: Path = REGISTRY) -> Registry:
     Raises:
         BackboneError: with one line per mistake in the file.
     """
-    try:
-        content, mistakes = read_settings(path)
-    except ValueError as error:
-        raise BackboneError(str(error)) from error
-    try:
-        registry = Registry.model_validate(content)
-    except ValidationError as error:
-        mistakes += [f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors()]
-    if mistakes:
-        raise BackboneError(f"{path} has {len(mistakes)} mistake(s):\n" + "\n".join(f"  {line}" for line in mistakes))
-    return registry
+    return read_checked(path, Registry, BackboneError)
 
 
 def find_backbone(name_or_folder: str | Path) -> BackboneEntry:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
+
+from prefmoe.system.frozen import Frozen
 
 Setting = bool | int | float | str
 """The value of a single setting, as a grid or a protocol varies it."""
@@ -15,12 +17,10 @@ class ConfigError(ValueError):
     """A configuration file with mistakes; the message names every one of them."""
 
 
-class Strict(BaseModel):
+class Strict(Frozen):
     """Settings that are frozen and finite, and of which none is unknown."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
+    model_config = ConfigDict(validate_default=True, protected_namespaces=(), allow_inf_nan=False)
 
     def with_settings(self, settings: Mapping[str, Setting]) -> Self:
         """A copy with some settings changed; dotted names reach nested ones.

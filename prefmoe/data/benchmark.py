@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
+
+from prefmoe.system.frozen import Frozen
 
 FACETS = ("entertainment", "travel", "lifestyle", "shopping", "fashion")
 """The five preference facets, in the order of every facet axis in this package."""
@@ -56,19 +58,15 @@ def join_holders(names: Iterable[str]) -> str:
     return HOLDER_SEPARATOR.join((*names, "") if alone else names)
 
 
-class Preference(BaseModel):
+class Preference(Frozen):
     """What a user likes and dislikes within one facet."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     likes: tuple[str, ...]
     dislikes: tuple[str, ...]
 
 
-class User(BaseModel):
+class User(Frozen):
     """A user: a name, a face and a description (profile), and up to five preferences (one per facet)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     attribute: Literal["human", "animal", "object", "character"]
@@ -95,10 +93,8 @@ class User(BaseModel):
         return self.images[0]
 
 
-class Example(BaseModel):
+class Example(Frozen):
     """One question about one user and one picture."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     index: int
     name: str

@@ -11,12 +11,12 @@ from csv import DictWriter
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from prefmoe.data.benchmark import FACETS, Benchmark, Preference, User
 from prefmoe.data.prompts import parse_preferences, preference_phrase
 from prefmoe.data.rows import Columns, Mistakes, Row, read_rows
 from prefmoe.system.file_digests import content_digest
+from prefmoe.system.frozen import Frozen
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +33,12 @@ COLUMNS = (
 _PIECES = re.compile(r"(,\s+|\.\s+)")
 
 
-class PseudoUser(BaseModel):
+class PseudoUser(Frozen):
     """Somebody who does not exist: a hard negative in the facet ``family``.
 
     ``preferences`` holds one phrase per facet, either like "enjoys a, b, dislikes c, d" or freely worded
     ("quiet travel"), where anybody real has a preference; the seeds fix what is random about this user's tokens.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pseudo_id: int
     name: str

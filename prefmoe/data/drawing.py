@@ -16,9 +16,9 @@ import numpy as np
 import python_avatars as avatars
 import resvg_py
 from PIL import Image, ImageDraw, ImageFilter
-from pydantic import BaseModel, ConfigDict
 
 from prefmoe.data.benchmark import FACETS
+from prefmoe.system.frozen import Frozen
 
 PICTURE_SIZE = 160
 """Width and height of a picture in pixels."""
@@ -89,10 +89,8 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
 """The attributes that make a face, each with its words; a face has one word of each."""
 
 
-class Face(BaseModel):
+class Face(Frozen):
     """What makes somebody recognisable: one word per attribute of ATTRIBUTES."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     hair_style: str
     hair_colour: str

@@ -32,9 +32,11 @@ from prefmoe.config import (
 )
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.sources import load_benchmark
-from prefmoe.experiments.files import Strict, read_checked, settings_key
+from prefmoe.system import provenance
 from prefmoe.system.files import one_at_a_time
+from prefmoe.system.frozen import Frozen
 from prefmoe.system.names import Name, Once, did_you_mean
+from prefmoe.system.yaml_settings import read_checked
 
 EDITION_PARTS = ("data", "training")
 """Parts of an edition that a variant may change; settings with another first name belong to the method."""
@@ -49,7 +51,7 @@ class ProtocolError(RuntimeError):
 # --- questions
 
 
-class Experiment(Strict):
+class Experiment(Frozen):
     """One question, and the variants whose comparison answers it.
 
     Attributes:
@@ -78,7 +80,7 @@ class Experiment(Strict):
     turns: Turns | None = None
 
 
-class Protocol(Strict):
+class Protocol(Frozen):
     """config/protocol/<edition>.yaml.
 
     Attributes:
@@ -107,9 +109,10 @@ def load_protocol(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Proto
         ConfigError: if the file is missing or malformed, or with one line per unknown method, setting, value,
             backbone or split.
     """
-    missing = f"edition {edition.name!r} has no protocol experiments"
     path = protocol_path(edition.name, folder)
-    protocol = read_checked(path, Protocol, missing, lambda read: _mistakes(read, edition))
+    if not path.is_file():
+        raise ConfigError(f"edition {edition.name!r} has no protocol experiments: {path} does not exist")
+    protocol = read_checked(path, Protocol, ConfigError, lambda read: _mistakes(read, edition))
     experiments = {
         name: one.model_copy(
             update={"backbones": one.backbones or protocol.backbones, "turns": one.turns or protocol.turns}
@@ -201,7 +204,7 @@ class Plan:
             "splits": self.splits,
             "turns": self.turns,
         }
-        return f"{self.method}-{settings_key(settings)}"
+        return f"{self.method}-{provenance.digest(settings, 4)}"
 
     def folders(self, results: str | Path) -> list[Path]:
         """The run folder of each seed."""
@@ -276,7 +279,7 @@ def data_edition(edition: Edition, original: Edition, results: str | Path) -> tu
     """
     if edition.data == original.data:
         return edition, Path(results)
-    name = settings_key(edition.data.model_dump(mode="json"))
+    name = provenance.digest(edition.data.model_dump(mode="json"), 4)
     folder = Path(results) / original.name / "protocol" / "benchmarks"
     return edition.model_copy(update={"name": name}), folder
 

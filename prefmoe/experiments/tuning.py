@@ -15,11 +15,13 @@ from pydantic import Field
 from prefmoe import metrics
 from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Seed, Setting, load_edition
 from prefmoe.config.outputs import trials_file
-from prefmoe.experiments.files import Strict, read_checked, settings_key
 from prefmoe.running.runs import Workbench
+from prefmoe.system import provenance
 from prefmoe.system.files import whole_file
+from prefmoe.system.frozen import Frozen
 from prefmoe.system.names import Once, did_you_mean
 from prefmoe.system.run_files import read_predictions, read_story
+from prefmoe.system.yaml_settings import read_checked
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class TuningError(RuntimeError):
     """A grid that cannot be tried, or a choice that does not fit the edition."""
 
 
-class Grid(Strict):
+class Grid(Frozen):
     """config/tuning/<edition>.yaml: which settings of which methods are tried.
 
     Attributes:
@@ -60,8 +62,10 @@ def load_grid(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Grid:
     Raises:
         ConfigError: if the file is missing or malformed, names an unknown method or setting, or budgets differ.
     """
-    missing = f"edition {edition.name!r} has no grid"
-    return read_checked(grid_path(edition.name, folder), Grid, missing, lambda grid: _mistakes(grid, edition))
+    path = grid_path(edition.name, folder)
+    if not path.is_file():
+        raise ConfigError(f"edition {edition.name!r} has no grid: {path} does not exist")
+    return read_checked(path, Grid, ConfigError, lambda grid: _mistakes(grid, edition))
 
 
 def _mistakes(grid: Grid, edition: Edition) -> Iterator[str]:
@@ -104,7 +108,7 @@ def apply_settings(config: Method, settings: Mapping[str, Setting]) -> Method:
 
 def trial_folder(edition: Edition, backbone: str, method: str, settings: Settings, results: str | Path) -> Path:
     """Where a trial's predictions are kept: a finished trial is not run again."""
-    return Path(results) / edition.name / "tuning" / backbone / method / settings_key(settings, size=6)
+    return Path(results) / edition.name / "tuning" / backbone / method / provenance.digest(settings, 6)
 
 
 def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) -> dict[str, Any]:
@@ -153,17 +157,6 @@ def choose(trials: pd.DataFrame, criterion: str) -> pd.DataFrame:
     means = trials.groupby(["method", "settings"], sort=False)[criterion].mean()
     best = {method: means[method].idxmax() for method in trials["method"].unique()}
     return trials.assign(chosen=(trials["settings"] == trials["method"].map(best)).astype(int))
-
-
-def disagreements(edition: Edition, table: pd.DataFrame) -> list[str]:
-    """What an edition sets otherwise than its tuning table chose; empty when it follows the table."""
-    found = []
-    for method, settings in table.loc[table["chosen"] == 1, ["method", "settings"]].drop_duplicates().values:
-        if method not in edition.methods:
-            found.append(f"{method}: tuned, but not a method of edition {edition.name!r}")
-        elif apply_settings(edition.methods[method], json.loads(settings)) != edition.methods[method]:
-            found.append(f"{method}: the table chose {settings}")
-    return found
 
 
 def tune(

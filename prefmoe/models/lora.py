@@ -109,12 +109,3 @@ def merged_lora(model: nn.Module) -> Iterator[None]:
         for layer, weight, plain in layers:
             layer.unmerge()
             weight.data.copy_(plain)
-
-
-def matching_rank(
-    backbone: Backbone, parameters: int, last_layers: int | None = None, targets: Targets = "projections"
-) -> int:
-    """The rank at which LoRA on a plain backbone comes nearest to a number of trainable parameters."""
-    layers = [backbone.model.get_submodule(name) for name in _targets(backbone, last_layers, targets)]
-    per_rank = sum(layer.in_features + layer.out_features for layer in layers)
-    return max(1, round(parameters / per_rank))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,6 +20,7 @@ from prefmoe.data.benchmark import Preference, User
 from prefmoe.system import hub
 from prefmoe.system.files import read_json, read_regular
 from prefmoe.system.finite import not_finite
+from prefmoe.system.frozen import Frozen
 
 CONFIG_FILE, WEIGHTS_FILE = "method.json", "method.safetensors"
 
@@ -47,10 +48,8 @@ def added_picture(number: int) -> str:
     return ADDED_PICTURES.replace("*", f"{number:05d}")
 
 
-class SavedBackbone(BaseModel):
+class SavedBackbone(Frozen):
     """The backbone an adapter was trained on. Its weights' digest identifies it; the other fields are for people."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     hub_id: str | None
@@ -58,20 +57,16 @@ class SavedBackbone(BaseModel):
     digest: str
 
 
-class SavedUsers(BaseModel):
+class SavedUsers(Frozen):
     """The users an adapter was trained with, in their order: what identifies each of their profiles."""
-
-    model_config = ConfigDict(extra="forbid")
 
     count: int
     digest: str
     profiles: dict[str, str]
 
 
-class AddedUser(BaseModel):
+class AddedUser(Frozen):
     """A user who came later: all of a profile but the pictures, of which the tensors hold what was read from them."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     attribute: Literal["human", "animal", "object", "character"]
@@ -79,10 +74,8 @@ class AddedUser(BaseModel):
     preferences: dict[str, Preference]
 
 
-class SavedMethod(BaseModel):
+class SavedMethod(Frozen):
     """The content of method.json."""
-
-    model_config = ConfigDict(extra="forbid")
 
     method: configuration.Method
     backbone: SavedBackbone

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from prefmoe import metrics
 from prefmoe.backbones.errors import PromptError
@@ -24,6 +24,7 @@ from prefmoe.models.saved import CONFIG_FILE, folder_of
 from prefmoe.running.evaluation import evaluate
 from prefmoe.running.shortening import TooLongError
 from prefmoe.system.files import FileError, read_json
+from prefmoe.system.frozen import Frozen, mistakes_of
 from prefmoe.system.names import did_you_mean
 from prefmoe.system.places import known_backbones
 from prefmoe.system.yaml_settings import read_settings
@@ -56,15 +57,13 @@ class Answer:
         return f"{self.text} ({', '.join(f'P({answer}) = {share:.2f}' for answer, share in shares.items())})"
 
 
-class Profile(BaseModel):
+class Profile(Frozen):
     """Somebody who wants to be known: what a profile file holds.
 
     Attributes:
         picture: a file, seen from the profile file's folder.
         likes, dislikes: items by facet.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     picture: Path
@@ -87,8 +86,7 @@ def read_profile(path: str | Path) -> Profile:
     except OSError as error:
         raise AskError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in error.errors())
-        raise AskError(f"{path}: {'; '.join(lines)}") from error
+        raise AskError(f"{path}: {'; '.join(mistakes_of(error))}") from error
     except ValueError as error:
         raise AskError(str(error)) from error
     if repeated:

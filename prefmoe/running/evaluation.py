@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import shutil
@@ -24,7 +23,7 @@ from prefmoe.models.base import Method
 from prefmoe.models.lora import merged_lora
 from prefmoe.running import prefix_cache
 from prefmoe.running.shortening import exchanges_left_out, fitting_talks
-from prefmoe.system import distributed, memory
+from prefmoe.system import distributed, memory, provenance
 from prefmoe.system.files import is_intact, write_parquet
 from prefmoe.system.progress import progress_bar
 
@@ -211,8 +210,7 @@ class _Shards:
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder = folder
-        key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
-        self.pattern = f"{key}-{{:05d}}.parquet"
+        self.pattern = f"{provenance.digest(identity, 8)}-{{:05d}}.parquet"
 
     def read(self, number: int) -> pd.DataFrame | None:
         path = self.folder / self.pattern.format(number)

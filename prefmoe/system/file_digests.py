@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from prefmoe.system import provenance
 from prefmoe.system.files import write_json
 
 SETTLED = 2.0
@@ -42,7 +43,7 @@ def parts_digest(folder: Path, parts: Iterable[str], digests: FileDigests) -> st
     """A hash of the names and contents of all files below some parts of a folder."""
     found = digests.of(path for part in parts for path in files_below(folder / part))
     named = {path.relative_to(folder).as_posix(): digest for path, digest in found.items()}
-    return hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return provenance.digest(named)
 
 
 class FileDigests:

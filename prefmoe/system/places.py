@@ -72,5 +72,10 @@ def weights_folder(name: str) -> Path | None:
     """
     if folder := registered()[name].get("folder"):
         return PACKAGE / Path(folder).expanduser()
+    return given_weights(name)
+
+
+def given_weights(name: str) -> Path | None:
+    """The folder $PREFMOE_WEIGHTS/<name>, where there is one."""
     root = from_environment(WEIGHTS_VARIABLE)
     return root / name if root is not None and (root / name).is_dir() else None

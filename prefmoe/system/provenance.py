@@ -151,9 +151,9 @@ def _code_cells(path: Path) -> list[tuple[int, str]]:
         raise NotebookCodeError(f"{path}: not a notebook: {error!r}") from error
 
 
-def digest(content: Any) -> str:
-    """A hash of anything JSON can hold; the order of keys does not matter."""
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+def digest(content: Any, size: int = 16) -> str:
+    """A hash of anything JSON can hold, of so many bytes; the order of keys does not matter."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=size).hexdigest()
 
 
 @cache

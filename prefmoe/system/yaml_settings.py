@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import ValidationError
+
+from prefmoe.system.frozen import Frozen, mistakes_of
+
+Content = TypeVar("Content", bound=Frozen)
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -23,6 +28,27 @@ def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
     return content, list(_repeated(root))
+
+
+def read_checked(
+    path: Path, kind: type[Content], error: type[Exception], mistakes: Callable[[Content], Iterable[str]] | None = None
+) -> Content:
+    """The settings of a file, read and checked; raises ``error`` with one line per mistake.
+
+    Args:
+        mistakes: says what is wrong with settings that are well formed.
+    """
+    try:
+        content, lines = read_settings(path)
+        read = kind.model_validate(content)
+        lines += mistakes(read) if mistakes else ()
+    except ValidationError as found:
+        lines += mistakes_of(found)
+    except ValueError as found:
+        raise error(str(found)) from found
+    if lines:
+        raise error(f"{path} has {len(lines)} mistake(s):\n" + "\n".join(f"  {line}" for line in lines))
+    return read
 
 
 def _repeated(node: yaml.Node | None, place: str = "") -> Iterator[str]:

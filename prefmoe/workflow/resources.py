@@ -239,10 +239,6 @@ class Needs:
     hours: float
     memory: int
 
-    @property
-    def gpu_memory(self) -> int:
-        return max(self.training, self.evaluation)
-
 
 def _users_and_questions(edition: Edition) -> tuple[int, int]:
     data = edition.data

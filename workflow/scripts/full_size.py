@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from speed import hardware
+from speed import hardware_line
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -122,7 +122,7 @@ def measured(
         "batch_size": training.batch_size, "steps": steps, "seconds_per_step": gaps.median(),
         "seconds_per_question": answering, "training_bytes": learning, "planned_training_bytes": planned.total,
         "evaluation_bytes": peak(device), "parameters_trained": adapted.describe()["trainable_total"],
-        "hardware": hardware(torch.device(device)),
+        "hardware": hardware_line(torch.device(device)),
     }  # fmt: skip
 
 

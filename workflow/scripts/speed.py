@@ -32,6 +32,7 @@ from prefmoe.models.base import Method
 from prefmoe.models.moe_lora import Ranks
 from prefmoe.models.user_state import FactorisedUsers
 from prefmoe.running.evaluation import evaluate
+from prefmoe.running.record import hardware
 from prefmoe.running.runs import Workbench, use_threads
 from prefmoe.system.distributed import state
 from prefmoe.system.files import read_json
@@ -39,16 +40,16 @@ from prefmoe.system.files import read_json
 PUBLISHED_RANKS = {"preference_rank": 8, "user_rank": 64, "profile_rank": 8, "last_layers": 8}
 
 
-def hardware(device: torch.device) -> str:
+def hardware_line(device: torch.device) -> str:
     """The processor or accelerator, the threads in use, and torch's version, in one line."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
+    found = hardware(device)
+    name = found.get("accelerator")
+    if name is None:
         info = Path("/proc/cpuinfo")
         lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
         models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = f"{models[0] if models else platform.processor() or platform.machine()}"
-        name += f", {torch.get_num_threads()} of {psutil.cpu_count()} threads"
+        name = f"{models[0] if models else platform.processor() or found['machine']}"
+        name += f", {found['cpu_threads_used']} of {found['cpu_cores']} threads"
     return f"{name}, torch {torch.__version__}"
 
 
@@ -309,7 +310,7 @@ def bench(
         first = table.groupby(table["variant"].str.partition(",")[0])["median_ms"].transform("first")
         table["ratio"] = table["median_ms"] / first
     add("user state", f"width {width}, 16 examples", table)
-    frame = pd.concat(tables, ignore_index=True).assign(hardware=hardware(device))
+    frame = pd.concat(tables, ignore_index=True).assign(hardware=hardware_line(device))
     columns = ["benchmark", "setting", "variant", "median_ms", "low_ms", "high_ms", "rounds", "ratio", "users",
                "state_megabytes", "note", "hardware"]  # fmt: skip
     output = Path(output or speed_folder(folder or RESULTS))
