@@ -57,11 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
     notebook.add_argument("--threads", type=int, help="CPU threads the kernel may use (default: all)")
 
-    publish = command(
-        "publish", _publish, "Put an edition's results where they are committed: figures/, notebooks/, README.md, docs."
-    )
-    publish.add_argument("edition", help='or "speed", for what workflow/scripts/speed.py measured')
-
     compare = command(
         "compare", _compare, "Say how this machine's tables differ from the committed ones; status 1: not reproduced."
     )
@@ -76,7 +71,6 @@ def _parser() -> argparse.ArgumentParser:
 
     tables = command("tables", _tables, "Make an edition's tables from its runs.")
     tables.add_argument("edition")
-    tables.add_argument("--readme", action="store_true", help="bring those of README.md and docs/results.md up to date")
 
     ask = command("ask", _ask, "Ask one question about one picture for one user.")
     ask.add_argument("picture", type=Path)
@@ -156,13 +150,6 @@ def _notebook(options: argparse.Namespace) -> None:
     execute(options.notebook, options.output, parse_parameters(options.parameter), threads=options.threads)
 
 
-def _publish(options: argparse.Namespace) -> None:
-    from prefmoe.workflow.publishing import publish
-
-    for path in publish(options.edition):
-        print(path)
-
-
 def _compare(options: argparse.Namespace) -> int:
     from prefmoe.config import RESULTS
     from prefmoe.workflow import reproduction
@@ -181,17 +168,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _tables(options: argparse.Namespace) -> None:
     from prefmoe.analysis import choice_tables, tables
-    from prefmoe.config import DEFAULT_EDITION, Choices, load_edition
+    from prefmoe.config import Choices, load_edition
     from prefmoe.data.sources import load_benchmark, load_choices
-    from prefmoe.workflow import publishing
 
     edition = load_edition(options.edition)
-    if options.readme:
-        if edition.name != DEFAULT_EDITION:
-            raise tables.TableError(f"README.md shows edition {DEFAULT_EDITION!r}, and not {edition.name!r}")
-        for page in publishing.update_pages():
-            print(page)
-        return
     if isinstance(edition.data, Choices):
         made = choice_tables.build(edition, load_choices(edition))
     else:

@@ -6,9 +6,9 @@ import re
 
 import pandas as pd
 import pytest
+from pages import TABLES, main_tables, with_tables
 
 from prefmoe.analysis.answers import TableError
-from prefmoe.analysis.pages import TABLES, main_tables, with_tables
 
 COLUMNS = ["method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds", "information"]
 ROWS = [

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import publish
 import pytest
+from pages import PAGES, with_tables
 
 from prefmoe.analysis import tables
-from prefmoe.analysis.pages import PAGES, with_tables
 from prefmoe.config import DEFAULT_EDITION, FIGURES, ROOT, load_edition, outputs
 from prefmoe.config.outputs import OutputError, figures_folder, made_folder, tables_folder
-from prefmoe.workflow import notebooks, publishing
+from prefmoe.workflow import notebooks
 from prefmoe.workflow.notebooks import NotebookError
 
 
@@ -36,7 +37,7 @@ def clone(tmp_path) -> Path:
     (tmp_path / "docs").mkdir()
     for name in PAGES:
         shutil.copy(ROOT / name, tmp_path / name)
-    publishing.update_pages(root=tmp_path)
+    publish.update_pages(root=tmp_path)
     return tmp_path
 
 
@@ -46,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_figures_are_those_that_were_made_and_what_was_not_made_stays(clone):
     pages = {name: (clone / name).read_text(encoding="utf-8") for name in PAGES}
-    written = publishing.publish("mini", root=clone)
+    written = publish.publish("mini", root=clone)
     made, committed = contents(clone / "results/mini/figures"), contents(clone / "figures/mini")
     del made[".half.png.partial"]
     assert set(committed) == {*made, "protocol/differences.csv", "protocol/anchors.png", "note.md"}
@@ -60,7 +61,7 @@ def test_figures_are_those_that_were_made_and_what_was_not_made_stays(clone):
 def test_protocol_experiments_are_replaced_once_they_were_made(clone):
     (clone / "results/mini/figures/protocol").mkdir()
     (clone / "results/mini/figures/protocol/differences.csv").write_text("experiment\nnew\n")
-    publishing.publish("mini", root=clone)
+    publish.publish("mini", root=clone)
     assert contents(clone / "figures/mini/protocol") == {"differences.csv": b"experiment\nnew\n"}
 
 
@@ -68,17 +69,17 @@ def test_trials_of_settings_and_measurements_of_speed_go_to_their_places(clone):
     trials = outputs.trials_file("mini", clone / "results")
     trials.parent.mkdir()
     trials.write_text("backbone\nnew\n")
-    publishing.publish("mini", root=clone)
+    publish.publish("mini", root=clone)
     assert (clone / "config/tuning/mini.csv").read_text() == "backbone\nnew\n"
     assert not (clone / "figures/speed").exists()
     command = "python workflow/scripts/speed.py"
     with pytest.raises(OutputError, match=f"no measurements in .*results/speed; make them with `{command}`"):
-        publishing.publish("speed", root=clone)
+        publish.publish("speed", root=clone)
     measured = (FIGURES / "speed/cpu.csv").read_bytes()
     (clone / "results/speed/cpu.csv").write_bytes(measured)
     (clone / "figures/speed").mkdir()
     (clone / "figures/speed/cuda.csv").write_text("another machine's")
-    publishing.publish("speed", root=clone)
+    publish.publish("speed", root=clone)
     assert contents(clone / "figures/speed") == {"cpu.csv": measured, "cuda.csv": b"another machine's"}
     assert "adapted projection" in (clone / "docs/results.md").read_text(encoding="utf-8")
 
@@ -95,16 +96,16 @@ def test_nothing_is_changed_where_nothing_was_made_or_a_notebook_is_another(clon
     notebooks._write(run, source)
     before = contents(clone)
     with pytest.raises(NotebookError, match="01_small.ipynb: its code differs from"):
-        publishing.publish("mini", root=clone)
+        publish.publish("mini", root=clone)
     with pytest.raises(OutputError, match="no .*results/smoke/figures/table1.csv; make it with .*edition=smoke"):
-        publishing.publish("smoke", root=clone)
+        publish.publish("smoke", root=clone)
     assert contents(clone) == before
 
 
 def test_another_edition_leaves_notebooks_and_the_front_page_alone(clone):
     shutil.copytree(clone / "results/mini", clone / "results/small")
     before = contents(clone)
-    publishing.publish("small", root=clone)
+    publish.publish("small", root=clone)
     after = contents(clone)
     assert {name for name in after if after[name] != before.get(name)} == {
         "docs/results.md",
@@ -115,7 +116,7 @@ def test_another_edition_leaves_notebooks_and_the_front_page_alone(clone):
 def test_of_real_data_only_tables_that_name_nobody_are_published(clone):
     shutil.copytree(clone / "results/mini", clone / "results/small-sample")
     pd.DataFrame({"user": ["A Person"], "x": [1.0]}).to_csv(clone / "results/small-sample/figures/user_space.csv")
-    publishing.publish("small-sample", root=clone)
+    publish.publish("small-sample", root=clone)
     assert load_edition("small-sample").data.kind == "mmpb"
     assert set(contents(clone / "figures/small-sample")) == {"table1.csv", "table2.csv"}
 
@@ -172,3 +173,10 @@ def test_no_notebook_knows_where_figures_are_committed(notebook):
 def test_the_default_edition_is_the_notebooks():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         assert notebooks.defaults(notebooks._read(path))["edition"] == DEFAULT_EDITION
+
+
+def test_the_command_names_what_it_wrote_and_refuses_what_nobody_knows(monkeypatch, capsys):
+    monkeypatch.setattr(publish, "update_pages", lambda: [Path("README.md")])
+    assert publish.main(["pages"]) == 0 and capsys.readouterr().out == "README.md\n"
+    assert publish.main(["mimi"]) == 1
+    assert "edition 'mimi' is unknown" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def made_folder(edition: str, results: str | Path = RESULTS) -> Path:
 
 
 def committed_folder(edition: str, figures: str | Path = FIGURES) -> Path:
-    """Where `prefmoe publish`, and nothing else, copies them, to be committed."""
+    """Where workflow/scripts/publish.py, and nothing else, copies them, to be committed."""
     return Path(figures) / edition
 
 

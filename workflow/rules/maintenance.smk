@@ -96,4 +96,4 @@ rule publish:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe publish {params.edition:q} > {log:q} 2>&1"
+        "python workflow/scripts/publish.py {params.edition:q} > {log:q} 2>&1"

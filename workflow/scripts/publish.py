@@ -1,12 +1,19 @@
-"""Puts what was made under results/ where it is committed: figures/, notebooks/, config/tuning/ and tables of pages."""
+"""Puts what was made under results/ where it is committed: figures/, notebooks/, config/tuning/ and tables of pages.
+
+`publish.py mini`; `publish.py speed` for what speed.py measured; `publish.py pages` for the tables of pages alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pages import PAGES, with_tables
+
 from prefmoe.analysis import tables
-from prefmoe.analysis.pages import PAGES, with_tables
+from prefmoe.cli import call
 from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, FIGURES, RESULTS, ROOT, Edition, load_edition
 from prefmoe.config.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
 from prefmoe.system.files import whole_file
@@ -14,6 +21,21 @@ from prefmoe.workflow import notebooks
 
 NAMES_SOMEBODY = {"user", "question"}
 """Columns of tables that may not leave the folder of real data."""
+
+
+ONLY_PAGES = "pages"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("what", help=f"an edition, {SPEED!r} or {ONLY_PAGES!r}")
+    return call(_publish, parser.parse_args(arguments))
+
+
+def _publish(options: argparse.Namespace) -> None:
+    for path in update_pages() if options.what == ONLY_PAGES else publish(options.what):
+        print(path)
 
 
 def publish(what: str, *, root: Path = ROOT) -> list[Path]:
@@ -94,3 +116,7 @@ def _copy(source: Path, target: Path) -> Path:
     with whole_file(target) as partial:
         partial.write_bytes(source.read_bytes())
     return target
+
+
+if __name__ == "__main__":
+    sys.exit(main())
