@@ -98,11 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     plan = command("plan", _plan, "What an edition's runs need: memory, disk, GPUs, hours; and what fits here.")
     plan.add_argument("edition", nargs="?", default="paper")
 
-    tune = command("tune", _tune, "Try an edition's grid on the validation split and record every trial.")
-    tune.add_argument("edition")
-    tune.add_argument("--backbones", nargs="+", help="only these (no table is written)")
-    tune.add_argument("--methods", nargs="+", help="only these (no table is written)")
-
     protocol = command("protocol", _protocol, "Make the tables of an edition's protocol experiments from their runs.")
     protocol.add_argument("edition")
     protocol.add_argument("--questions", type=Path, help="another YAML file than config/protocol/<edition>.yaml")
@@ -220,12 +215,6 @@ def _plan(options: argparse.Namespace) -> None:
 
     print(resources.table(options.edition).to_string(index=False))
     print(f"\nThis machine: {resources.machine()[0]}. Formulas and their accuracy: docs/scale.md.")
-
-
-def _tune(options: argparse.Namespace) -> None:
-    from prefmoe.experiments.tuning import tune
-
-    print(tune(options.edition, backbones=options.backbones, methods=options.methods) or "a part of the grid is done")
 
 
 def _protocol(options: argparse.Namespace) -> None:

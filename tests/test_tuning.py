@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tune as tuning
 import yaml
 from small_world import lay_out, small_edition
+from tune import TuningError, apply_settings, choose, load_grid, run_trial, tune
 
 from prefmoe import metrics
 from prefmoe.config import ConfigError
-from prefmoe.experiments import tuning
-from prefmoe.experiments.tuning import TuningError, apply_settings, choose, load_grid, run_trial, tune
 from prefmoe.running import answers as running_answers
 from prefmoe.running import runs
 
@@ -171,3 +171,8 @@ def test_without_a_validation_split_nothing_is_chosen():
 def test_a_missing_grid_is_an_error():
     with pytest.raises(ConfigError, match="no grid"):
         load_grid(EDITION, "config")
+
+
+def test_the_command_says_what_is_wrong_without_a_traceback(capsys):
+    assert tuning.main(["mini", "--methods", "LoRa"]) == 1
+    assert "error: 'LoRa' is not in the grid; it has" in capsys.readouterr().err

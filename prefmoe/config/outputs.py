@@ -34,7 +34,7 @@ def committed_folder(edition: str, figures: str | Path = FIGURES) -> Path:
 
 
 def trials_file(edition: str, results: str | Path = RESULTS) -> Path:
-    """Where `prefmoe tune` writes its trials; published, they stand beside the grid, config/tuning/<edition>.csv."""
+    """Where workflow/scripts/tune.py writes its trials; published, they stand beside the grid in config/tuning."""
     return Path(results) / edition / "tuning" / "trials.csv"
 
 

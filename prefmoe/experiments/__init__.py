@@ -1,1 +1,1 @@
-"""Questions about the method that take runs of their own: the protocol and tuning."""
+"""Questions about the protocol that take runs of their own."""

@@ -69,7 +69,7 @@ rule tune_backbone:
     conda:
         ENVIRONMENT
     shell:
-        f"{PYTHON_FOR_LONG} -m prefmoe tune {{params.edition:q}} --backbones {{wildcards.backbone:q}} > {{log:q}} 2>&1"
+        f"{PYTHON_FOR_LONG} workflow/scripts/tune.py {{params.edition:q}} --backbones {{wildcards.backbone:q}} > {{log:q}} 2>&1"
 
 
 rule tune:
@@ -82,7 +82,7 @@ rule tune:
     conda:
         ENVIRONMENT
     shell:
-        "python -m prefmoe tune {params.edition:q} > {log:q} 2>&1"
+        "python workflow/scripts/tune.py {params.edition:q} > {log:q} 2>&1"
 
 
 rule publish:

@@ -1,10 +1,12 @@
-"""Chooses settings on the validation split: as many trials for every method, and all of them recorded."""
+"""Chooses settings on the validation split: as many trials for every method, all of them recorded: `tune.py mini`."""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +15,7 @@ import pandas as pd
 from pydantic import Field
 
 from prefmoe import metrics
+from prefmoe.cli import call
 from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Seed, Setting, load_edition
 from prefmoe.config.outputs import trials_file
 from prefmoe.running.runs import Workbench
@@ -26,6 +29,19 @@ from prefmoe.system.yaml_settings import read_checked
 log = logging.getLogger(__name__)
 
 Settings = dict[str, Setting]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("edition")
+    parser.add_argument("--backbones", nargs="+", help="only these (no table is written)")
+    parser.add_argument("--methods", nargs="+", help="only these (no table is written)")
+    return call(_tune, parser.parse_args(arguments), own=("prefmoe", __name__))
+
+
+def _tune(options: argparse.Namespace) -> None:
+    print(tune(options.edition, backbones=options.backbones, methods=options.methods) or "a part of the grid is done")
 
 
 class TuningError(RuntimeError):
@@ -208,3 +224,7 @@ def tune(
     with whole_file(path) as partial:
         choose(pd.DataFrame(trials), grid.criterion).to_csv(partial, index=False, lineterminator="\n")
     return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
