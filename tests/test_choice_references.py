@@ -31,7 +31,7 @@ from prefmoe.data import choice_world
 from prefmoe.data.choice_world import FEATURES, Tastes, features
 from prefmoe.data.choices import HistoryError
 
-SETTINGS = ChoicesData(kind="choices", seed=3)
+SETTINGS = ChoicesData(kind="choices", seed=3, train_prompts=60, test_prompts=40)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +176,12 @@ def test_predictions_have_every_candidate_of_every_case(benchmark, found):
     targets = len(benchmark.select("test")) + len(benchmark.select("unseen"))
     assert len(cases(found[READER].frames[0])) == targets * 2 * 2
     assert len(cases(found[BEST].frames[0])) == targets
+
+
+def test_without_histories_there_is_no_reader_of_them(benchmark, found):
+    without = references(benchmark, Tastes.of(SETTINGS.seed), n_refs=(), draws=0)
+    assert list(without) == [name for name in KNOWN if name != READER]
+    assert without[BEST].frames[0].equals(found[BEST].frames[0])
 
 
 def test_without_true_tastes_and_with_short_histories_references_are_refused(benchmark):

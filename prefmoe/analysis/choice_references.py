@@ -75,7 +75,7 @@ def references(
 
     Args:
         tastes: that the benchmark's users were drawn from: ``Tastes.of(edition.data.seed)``.
-        n_refs: lengths of histories. draws: histories of each length per user.
+        n_refs: lengths of histories; without any there is no reader of them. draws: histories of each length per user.
 
     Raises:
         TableError: if the benchmark does not tell the true tastes.
@@ -97,9 +97,11 @@ def references(
     }
     frames = {name: candidates.assign(n_ref=0, draw=0, score=score) for name, score in alike.items()}
     cases = [(n_ref, draw) for n_ref in n_refs for draw in range(draws)]
-    scores = _read_histories(world, candidates["user"], shown, prior_users(tastes), cases)
-    frames[READER] = pd.concat([candidates.assign(n_ref=n, draw=d, score=scores[n, d]) for n, d in cases])
-    return {name: Ratings(name, "", (frames[name][list(COLUMNS)].reset_index(drop=True),)) for name in KNOWN}
+    if cases:
+        scores = _read_histories(world, candidates["user"], shown, prior_users(tastes), cases)
+        frames[READER] = pd.concat([candidates.assign(n_ref=n, draw=d, score=scores[n, d]) for n, d in cases])
+    rated = [(name, frames[name][list(COLUMNS)].reset_index(drop=True)) for name in KNOWN if name in frames]
+    return {name: Ratings(name, "", (frame,)) for name, frame in rated}
 
 
 def expected_best(benchmark: ChoiceBenchmark, splits: Iterable[str] = ("test", "unseen")) -> float:

@@ -33,9 +33,8 @@ VERSION = 1
 PER_PROMPT = 4
 """Pictures made for a prompt."""
 
-AGREEMENT, AGREES = "agreement", "agrees"
-"""The attribute that says whether a picture shows what its prompt names, and its value where it does."""
-CONTRADICTS = "contradicts"
+AGREEMENT, AGREES, CONTRADICTS = "agreement", "agrees", "contradicts"
+"""The attribute that says whether a picture shows what its prompt names, and its values."""
 
 FEATURES = (*(value for values in ATTRIBUTES.values() for value in values), AGREES)
 """Values of attributes that utilities are linear in, in the order of every taste."""
@@ -179,7 +178,9 @@ def _groups(users: int, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(np.repeat(np.arange(len(GROUP_SHARES)), counts))
 
 
-def _choices(user: str, utility: np.ndarray, split: str, pool: _Pool, count: int, rng: np.random.Generator) -> Iterator:
+def _choices(
+    user: str, utility: np.ndarray, split: str, pool: _Pool, count: int, rng: np.random.Generator
+) -> Iterator[list[str]]:
     """Rows of choices.csv, without their index."""
     for prompt in rng.choice(len(pool.prompts), count, replace=False):
         scores = pool.features[prompt] @ utility
