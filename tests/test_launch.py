@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from accelerate.commands import launch
 from small_clone import copy_of_the_repository
 
 from prefmoe.config import CONFIG_FOLDER, ROOT
@@ -27,14 +29,20 @@ with open(f"{sys.argv[1]}/{distributed.state().process_index}", "w") as file:
 """
 
 
-def test_the_launchers_configuration_for_cpus_starts_processes_that_work_together(tmp_path):
+def test_the_launchers_configuration_for_cpus_starts_processes_that_work_together(tmp_path, capfd):
     """accelerate's own kind for CPUs would start one process alone, and say nothing."""
     (tmp_path / "report.py").write_text(REPORTING, encoding="utf-8")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ROOT / "config/accelerate/cpu.yaml"]
-    command = [*launch, "--num_processes", "2", tmp_path / "report.py", tmp_path]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert result.returncode == 0, result.stderr
+    arguments = ["--config_file", ROOT / "config/accelerate/cpu.yaml", "--num_processes", "2"]
+
+    def launched() -> None:
+        os.environ |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+        sys.argv = ["accelerate-launch", *map(str, (*arguments, tmp_path / "report.py", tmp_path))]
+        launch.main()
+
+    process = multiprocessing.get_context("fork").Process(target=launched)  # torch is there already
+    process.start()
+    process.join(600)
+    assert process.exitcode == 0, capfd.readouterr().err
     assert {name: (tmp_path / name).read_text().split() for name in "01"} == dict.fromkeys("01", ["2", "cpu", "False"])
 
 
