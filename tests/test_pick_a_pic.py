@@ -145,6 +145,14 @@ def test_eleven_different_liked_pictures_are_asked_for_by_default(tmp_path):
     assert set(benchmark.users) == {"1", "4"} and len(benchmark.references["4"]) == 8
 
 
+def test_where_nobody_is_left_that_is_said(source, tmp_path):
+    many = FEW.model_copy(update={"minimum_liked": 50})
+    with pytest.raises(
+        MMPBError, match=r"expected users who liked 50 pictures; left out: 1 rows without a label, .* ti"
+    ):
+        pick_a_pic.unpack(many, source, tmp_path / "data")
+
+
 def test_files_are_unpacked_once_and_again_when_they_change(source, tmp_path):
     target = tmp_path / "data"
     pick_a_pic.unpack(FEW, source, target)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet
 
@@ -22,7 +23,7 @@ from prefmoe.config import PickAPicData
 from prefmoe.data.choice_folder import COLUMNS, REFERENCE, TABLE
 from prefmoe.data.made_once import make_once
 from prefmoe.data.pictures import picture_mistake
-from prefmoe.data.rows import Mistakes
+from prefmoe.data.rows import Mistakes, MMPBError
 from prefmoe.system.files import write_json
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,9 @@ def _write(config: PickAPicData, files: dict[str, list[Path]], folder: Path) -> 
     left_out: dict[str, int] = {}
     table = _read(files, left_out)
     table = _split(table, config, left_out)
+    if table.empty:
+        least, counted = config.minimum_liked, ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise MMPBError(f"{files['train'][0].parent}: expected users who liked {least} pictures; left out: {counted}")
     table["other_1"], table["other_2"] = _others(table)
     where = _write_pictures(table, folder)
     rows = (
@@ -212,7 +216,9 @@ def _write_pictures(table: pd.DataFrame, folder: Path) -> dict[str, str]:
     """
     sides = {"liked": table["likes_first"], "disliked": ~table["likes_first"]}
     wanted = [
-        pd.DataFrame({"uid": table[name], "file": table["file"], "row": table["row"], "column": first.map(_COLUMN)})
+        pd.DataFrame(
+            {"uid": table[name], "file": table["file"], "row": table["row"], "column": np.where(first, *PICTURES)}
+        )
         for name, first in sides.items()
     ]
     places = pd.concat(wanted).drop_duplicates("uid")
@@ -232,9 +238,6 @@ def _write_pictures(table: pd.DataFrame, folder: Path) -> dict[str, str]:
                     (folder / where[uid]).write_bytes(data)
     mistakes.check()
     return where
-
-
-_COLUMN = {True: "jpg_0", False: "jpg_1"}
 
 
 def _pictures(path: Path, rows: set[int]) -> Iterator[tuple[int, dict[str, bytes | None]]]:
