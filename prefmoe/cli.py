@@ -23,11 +23,8 @@ def call(
     options: argparse.Namespace,
     own: Collection[str] = ("prefmoe",),
 ) -> int:
-    """Calls what a command is for; returns the exit status. Commands of workflow/scripts end in it, too.
-
-    Args:
-        own: packages whose errors are printed without a traceback.
-    """
+    """Calls what a command is for; returns the exit status. Commands of workflow/scripts end in it, too. ``own``:
+    packages whose errors are printed without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         return function(options) or 0

@@ -68,11 +68,8 @@ class ScoringError(ValueError):
 
 
 def question_kind(l2_category: str) -> QuestionKind:
-    """The kind of question behind an l2-category.
-
-    Raises:
-        KeyError: if it is none of awareness, overconcept, inconsistency.
-    """
+    """The kind of question behind an l2-category. Raises KeyError if it is none of awareness, overconcept,
+    inconsistency."""
     return _KINDS[l2_category]
 
 
@@ -90,8 +87,7 @@ def parse_answer(text: str | None, kind: QuestionKind, options: Sequence[str] = 
         kind: "yes_no" or "multiple_choice".
         options: texts of A, B, C, ...; blank or missing ones do not exist.
 
-    Returns:
-        "yes", "no", "a" ... "d", "z", or the first word in lower case ("" for an empty answer).
+    Returns "yes", "no", "a" ... "d", "z", or the first word in lower case ("" for an empty answer).
     """
     if kind not in ("yes_no", "multiple_choice"):
         raise ValueError(f"question kind {kind!r} is unknown; expected 'yes_no' or 'multiple_choice'")
@@ -121,13 +117,9 @@ def holders(frame: pd.DataFrame) -> list[frozenset[str]]:
 def score(frame: pd.DataFrame) -> pd.DataFrame:
     """Adds the columns gt (true answer), pred (parsed answer) and hit (0/1) to a copy of the frame.
 
-    Args:
-        frame: one row per question with the columns of `COLUMNS`; `answer` holds 0-3 = A-D, 4 = yes, 5 = no,
-            or the letter or word itself.
-
-    Raises:
-        ScoringError: naming the missing columns, or the first row with an unknown l2-category, category,
-            answer or negation flag, and what was expected.
+    ``frame``: one row per question with the columns of `COLUMNS`; `answer` holds 0-3 = A-D, 4 = yes, 5 = no, or the
+    letter or word itself. Raises ScoringError naming the missing columns, or the first row with an unknown l2-category,
+    category, answer or negation flag, and what was expected.
     """
     missing = [column for column in COLUMNS if column not in frame.columns]
     if missing:
@@ -168,11 +160,10 @@ def summarize(
     overall, preference and profile (recognition) are accuracies. Collapse (FPout; PrefMoE, Lyu et al. 2026),
     recall and sensitivity = recall - collapse are defined in `question_counts`.
 
-    Returns:
-        metric -> {"value", "n", "low", "high", "unparsed"}: n is the number of questions counted (of
-        sensitivity: those of recall and collapse together), unparsed the number of answers that could not be
-        read; collapse and recall leave them out of their n, every other metric counts them as wrong. Without
-        questions value, low and high are NaN, and with fewer than two users low and high are.
+    Returns metric -> {"value", "n", "low", "high", "unparsed"}: n is the number of questions counted (of sensitivity:
+    those of recall and collapse together), unparsed the number of answers that could not be read; collapse and recall
+    leave them out of their n, every other metric counts them as wrong. Without questions value, low and high are NaN,
+    and with fewer than two users low and high are.
     """
     _, numerator, denominator = user_counts([scored], clusters=clusters)
     rows = estimates(numerator, denominator, resamples=resamples, seed=seed)
@@ -181,11 +172,8 @@ def summarize(
 
 
 def collapse_by_bucket(scored: pd.DataFrame) -> pd.DataFrame:
-    """Collapse by the number of users who share the preference.
-
-    Returns:
-        Columns bucket, value and n, one row per entry of `BUCKETS`; value is NaN where n is 0.
-    """
+    """Collapse by the number of users who share the preference. Returns columns bucket, value and n, one row per entry
+    of `BUCKETS`; value is NaN where n is 0."""
     table = collapse_by(scored, group_bucket(scored), BUCKETS, resamples=0)
     return table.rename(columns={"group": "bucket"})[["bucket", "value", "n"]]
 
@@ -206,8 +194,7 @@ def collapse_by(
         groups: (N,) a label per question.
         order: the labels to report, in this order.
 
-    Returns:
-        Columns group, value, n, low, high; low and high are NaN when resamples is 0.
+    Returns columns group, value, n, low, high; low and high are NaN when resamples is 0.
     """
     hit, counted = question_counts(scored)
     labels, column = np.asarray(groups, dtype=object), _COUNTED.index("collapse")
@@ -241,8 +228,7 @@ def question_counts(scored: pd.DataFrame) -> tuple[NDArray, NDArray]:
     target user inside S and true meaning "yes"; the share whose answered meaning is "yes". Both leave
     unreadable answers out, as the published code does of collapse: sensitivity is a difference of like things.
 
-    Returns:
-        numerator and denominator, each (N, 5) 0/1 for overall, preference, profile, collapse and recall.
+    Returns numerator and denominator, each (N, 5) 0/1 for overall, preference, profile, collapse and recall.
     """
     external, internal, answered_yes, readable = boundary(scored)
     hit = scored["hit"].to_numpy(dtype=float)
@@ -254,11 +240,8 @@ def question_counts(scored: pd.DataFrame) -> tuple[NDArray, NDArray]:
 
 
 def user_counts(runs: Sequence[pd.DataFrame], *, clusters: str = "name") -> tuple[NDArray, NDArray, NDArray]:
-    """Sums of `question_counts` per user and run (seed).
-
-    Returns:
-        (U,) users of all runs, numerator and denominator, each (U, runs, 5).
-    """
+    """Sums of `question_counts` per user and run (seed). Returns (U,) users of all runs, numerator and denominator,
+    each (U, runs, 5)."""
     names = np.unique(np.concatenate([run[clusters].to_numpy(dtype=object).astype(str) for run in runs]))
     numerator, denominator = np.zeros((2, len(names), len(runs), len(_COUNTED)))
     for position, run in enumerate(runs):
@@ -283,9 +266,8 @@ def estimates(
     Args:
         numerator, denominator: (U, seeds, 5) of `user_counts`.
 
-    Returns:
-        metric -> {"value", "n", "low", "high"}; n is the number of questions counted in one seed (their mean,
-        rounded, where unreadable answers make it differ between seeds).
+    Returns metric -> {"value", "n", "low", "high"}; n is the number of questions counted in one seed (their mean,
+    rounded, where unreadable answers make it differ between seeds).
     """
     value = with_sensitivity(statistics.ratio(numerator.sum(0), denominator.sum(0))).mean(axis=0)
     low, high = np.full((2, len(METRICS)), np.nan)
@@ -329,9 +311,8 @@ def inverted(frame: pd.DataFrame) -> NDArray:
 def boundary(scored: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Which of N scored questions collapse and recall are about, and how they were answered.
 
-    Returns:
-        (N,) masks: preference yes/no with the user outside the group and truly "no"; inside and truly "yes";
-        answered "yes"; readable. All but the last undo negated questions.
+    Returns (N,) masks: preference yes/no with the user outside the group and truly "no"; inside and truly "yes";
+    answered "yes"; readable. All but the last undo negated questions.
     """
     asked = ((scored["category"] == "preference") & (scored["l2-category"] != "inconsistency")).to_numpy()
     negated = inverted(scored)

@@ -128,11 +128,8 @@ class Answers:
         return np.column_stack([shares, *(duels.resampled(seed=seed) for duels in self.duels.values())])
 
     def influences(self, member: NDArray | None = None) -> NDArray:
-        """(N, M) how much each question moves every metric's mean over seeds (`statistics.influence`).
-
-        Args:
-            member: (N,) 0/1, the questions that the metrics are computed on; all when absent. AUCs are NaN with it.
-        """
+        """(N, M) how much each question moves every metric's mean over seeds (`statistics.influence`). ``member``: (N,)
+        0/1, the questions that the metrics are computed on; all when absent. AUCs are NaN with it."""
         chosen = np.ones(len(self.index)) if member is None else member
         weight = chosen[:, None, None]
         shares = metrics.with_sensitivity(statistics.influence(self.right * weight, self.counted * weight))
@@ -156,8 +153,7 @@ def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answe
 
     Every run is read once and each of its answers scored once, of all seeds that the edition has for its method.
 
-    Raises:
-        TableError: naming every run that is missing, incomplete or damaged, and any that answered other questions.
+    Raises TableError naming every run that is missing, incomplete or damaged, and any that answered other questions.
     """
     missing: list[str] = []
     answers: list[Answers] = []

@@ -39,12 +39,9 @@ def recovered_denominators(table: pd.DataFrame, *, smallest: int = 20, largest: 
     deviations above chance is reported, with the next best that is neither a multiple nor a divisor of it (those
     fit for the same reason).
 
-    Args:
-        table: published/table1.csv.
-
-    Returns:
-        one line per metric: questions (stated by the paper's dataset table), recovered, fitting and printed (values),
-        expected (fitting by chance), excess (standard deviations above it), runner_up and its excess.
+    ``table``: published/table1.csv. Returns one line per metric: questions (stated by the paper's dataset table),
+    recovered, fitting and printed (values), expected (fitting by chance), excess (standard deviations above it),
+    runner_up and its excess.
     """
     candidates = np.arange(smallest, largest + 1)
     chance = (candidates + 1) / 10**DECIMALS
@@ -66,13 +63,9 @@ def recovered_denominators(table: pd.DataFrame, *, smallest: int = 20, largest: 
 def values(table: pd.DataFrame) -> pd.DataFrame:
     """Every printed value with its questions, its nearest count and a 95 % interval.
 
-    Args:
-        table: published/table1.csv or table2.csv.
-
-    Returns:
-        the table with n, nearest (the whole number of questions closest to value * n), fits (0/1: nearest / n is
-        printed so) and low, high (Wilson: what n independent questions would leave open; questions about one user
-        are not independent, so the true interval is wider).
+    ``table``: published/table1.csv or table2.csv. Returns the table with n, nearest (the whole number of questions
+    closest to value * n), fits (0/1: nearest / n is printed so) and low, high (Wilson: what n independent questions
+    would leave open; questions about one user are not independent, so the true interval is wider).
     """
     n = table["metric"].map(QUESTIONS)
     low, high = statistics.wilson_interval(table["value"], n)
@@ -83,9 +76,8 @@ def values(table: pd.DataFrame) -> pd.DataFrame:
 def overall(table: pd.DataFrame) -> pd.DataFrame:
     """Overall accuracy as printed, and as the weighted mean of its two parts (750 and 1395 questions).
 
-    Returns:
-        one line per row of the table: printed, computed, difference, and fits: 0 where the difference is more than
-        rounding of all three values can make it. The largest difference first.
+    Returns one line per row of the table: printed, computed, difference, and fits: 0 where the difference is more than
+    rounding of all three values can make it. The largest difference first.
     """
     lines = published.wide(table)
     parts = lines["preference"] * QUESTIONS["preference"] + lines["profile"] * QUESTIONS["profile"]
@@ -100,10 +92,9 @@ def turn_changes(table: pd.DataFrame) -> pd.DataFrame:
 
     Two experiments of 750 and 1395 questions change by k/750 and j/1395, which rarely agree to four decimals.
 
-    Returns:
-        one line per row of the table: the change of every metric, spread (largest minus smallest change of the three
-        accuracies), constant (1 where the spread is at most one unit of the last decimal) and whole: 1 where every
-        accuracy's change can be a difference of two counts. The smallest spread first.
+    Returns one line per row of the table: the change of every metric, spread (largest minus smallest change of the
+    three accuracies), constant (1 where the spread is at most one unit of the last decimal) and whole: 1 where every
+    accuracy's change can be a difference of two counts. The smallest spread first.
     """
     lines = published.wide(table)
     change = lines.xs(10, level="turns") - lines.xs(0, level="turns")
@@ -116,11 +107,8 @@ def turn_changes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def repeated_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose three accuracies are printed, digit for digit, for another row as well.
-
-    Returns:
-        those rows with their accuracies, rows of equal numbers side by side; empty if there are none.
-    """
+    """Rows whose three accuracies are printed, digit for digit, for another row as well. Returns those rows with their
+    accuracies, rows of equal numbers side by side; empty if there are none."""
     lines = published.wide(table)[list(ACCURACIES)]
     again = lines[lines.duplicated(keep=False)]
     return again.sort_values(list(ACCURACIES), kind="stable")
@@ -133,12 +121,8 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     same questions, which usually makes the real noise smaller; questions about one user are not independent, which
     makes it larger. Neither can be undone without the answers.
 
-    Args:
-        table: published/table1.csv.
-
-    Returns:
-        columns backbone, baseline (its type: FFT, NT), turns, metric, difference, low, high, n, p, p_holm (Holm over
-        all comparisons of the metric) and clear: 1 where p_holm < .05.
+    ``table``: published/table1.csv. Returns columns backbone, baseline (its type: FFT, NT), turns, metric, difference,
+    low, high, n, p, p_holm (Holm over all comparisons of the metric) and clear: 1 where p_holm < .05.
     """
     rows = []
     for method in table.loc[table["group"] == "PrefMoE", "method"].unique():
@@ -160,14 +144,8 @@ def small_talk(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps(table: pd.DataFrame) -> pd.DataFrame:
-    """Each row of the published ablation minus the row before it.
-
-    Args:
-        table: published/table2.csv.
-
-    Returns:
-        components, step (the component added, "+P"), turns, metric and the further columns of `differences`.
-    """
+    """Each row of the published ablation minus the row before it. ``table``: published/table2.csv. Returns components,
+    step (the component added, "+P"), turns, metric and the further columns of `differences`."""
     order = list(dict.fromkeys(table["components"]))
     before = dict(zip(order[1:], order, strict=False))
     later = table[table["components"] != order[0]].assign(previous=lambda t: t["components"].map(before))
@@ -192,12 +170,9 @@ def _tested(pairs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 def detectable(share: float = 0.5) -> pd.DataFrame:
     """The smallest true difference that two rows of the published tables would show with probability .8, at p < .05.
 
-    Args:
-        share: the share from which the difference departs; at .5 the noise is largest.
-
-    Returns:
-        one line per metric: questions, half_interval (half the width of the interval of one share) and detectable;
-        both for independent questions.
+    ``share``: the share from which the difference departs; at .5 the noise is largest. Returns one line per metric:
+    questions, half_interval (half the width of the interval of one share) and detectable; both for independent
+    questions.
     """
     n = np.array(list(QUESTIONS.values()))
     low, high = statistics.wilson_interval(np.full(len(n), share), n)
@@ -213,10 +188,9 @@ def edition_gains(table1: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFra
     Args:
         table1, comparisons: CSV files of an edition's figures folder.
 
-    Returns:
-        columns backbone, baseline (label), type (of the baseline), turns, metric, difference, low, high, n, clear
-        (p < .05 in the permutation test over users, Holm-corrected); the methods of Table 1 only, and the metrics
-        that the paper prints.
+    Returns columns backbone, baseline (label), type (of the baseline), turns, metric, difference, low, high, n, clear
+    (p < .05 in the permutation test over users, Holm-corrected); the methods of Table 1 only, and the metrics that the
+    paper prints.
     """
     types = table1[table1["type"] != REFERENCE].drop_duplicates("method").set_index("method")["type"]
     chosen = comparisons[comparisons["baseline"].isin(types.index) & comparisons["metric"].isin(QUESTIONS)]

@@ -56,8 +56,7 @@ def nearest_score(history: NDArray, liked: NDArray, targets: NDArray, k: int) ->
     Args:
         history: (E, D). liked: (E,) bool. targets: (K, D).
 
-    Returns:
-        (K,) difference of mean cosines; a side without pictures counts as 0.
+    Returns (K,) difference of mean cosines; a side without pictures counts as 0.
     """
 
     def unit(rows: NDArray) -> NDArray:

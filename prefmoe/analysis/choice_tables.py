@@ -29,11 +29,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     comparisons: the last method of table2 against every other; collapse: what is named where the population's favourite
     is not the user's (empty where tastes are not known); information: what each row is shown.
 
-    Returns:
-        Table name -> file.
-
-    Raises:
-        TableError: see `choices.read_ratings`.
+    Returns table name -> file. Raises TableError: see `choices.read_ratings`.
     """
     rated = choices.read_ratings(edition, results)
     rows, known = list(rated.values()), _references(edition, benchmark, list(rated.values()))

@@ -45,10 +45,7 @@ COLLAPSE_COLUMNS = ("method", "users", "n_ref", "measure", "value", "low", "high
 
 def cases(frame: pd.DataFrame) -> pd.DataFrame:
     """The scores of each set of candidates side by side: CASE as index, candidates 0 (liked) to C - 1 as columns.
-
-    Raises:
-        TableError: if a candidate is missing or there twice, or a score is not finite.
-    """
+    Raises TableError if a candidate is missing or there twice, or a score is not finite."""
     if (twice := frame.duplicated([*CASE, "candidate"])).any():
         first = frame[twice].iloc[0]
         raise TableError(f"choice {first['index']}: candidate {first['candidate']} is rated twice")
@@ -64,14 +61,8 @@ def cases(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def hits(scores: NDArray, k: int) -> NDArray:
-    """The probability that the liked picture is among the first k, ties in random order.
-
-    Args:
-        scores: (N, C), the liked picture's in column 0.
-
-    Returns:
-        (N,): 0 or 1 where nothing is tied with the liked picture.
-    """
+    """The probability that the liked picture is among the first k, ties in random order. ``scores``: (N, C), the liked
+    picture's in column 0. Returns (N,): 0 or 1 where nothing is tied with the liked picture."""
     liked, others = scores[:, :1], scores[:, 1:]
     above, tied = (others > liked).sum(1), (others == liked).sum(1)
     return np.clip((k - above) / (tied + 1), 0, 1)
@@ -94,11 +85,7 @@ class Ratings:
 
     @cached_property
     def cases(self) -> list[pd.DataFrame]:
-        """`cases` of every seed.
-
-        Raises:
-            TableError: if they are not of the same candidates.
-        """
+        """`cases` of every seed. Raises TableError if they are not of the same candidates."""
         found = [cases(frame) for frame in self.frames]
         if any(not one.index.equals(found[0].index) for one in found):
             raise TableError(f"{self.method}: the seeds rated different candidates")
@@ -165,9 +152,8 @@ def difference_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
 def comparison_table(focus: Ratings, others: Iterable[Ratings], *, permutations: int = 9999) -> pd.DataFrame:
     """The method of interest minus every other one on the same choices, between two candidates.
 
-    Returns:
-        `COMPARISON_COLUMNS`, for all users and the histories that both had; p_users: permutation test in which users
-        exchange the two methods' results; with Holm's correction over the rows of one length of history.
+    Returns `COMPARISON_COLUMNS`, for all users and the histories that both had; p_users: permutation test in which
+    users exchange the two methods' results; with Holm's correction over the rows of one length of history.
     """
     rows, mine = [], focus.values(2, 1)
     for other in others:
@@ -197,11 +183,8 @@ def comparison_table(focus: Ratings, others: Iterable[Ratings], *, permutations:
 
 
 def collapse_table(ratings: Iterable[Ratings], population: Ratings) -> pd.DataFrame:
-    """Where the population's favourite of four is not the user's: how often a method names either first.
-
-    Returns:
-        `COLLAPSE_COLUMNS`; measure: "population" (its favourite is named: collapse) and "user" (the liked picture is).
-    """
+    """Where the population's favourite of four is not the user's: how often a method names either first. Returns
+    `COLLAPSE_COLUMNS`; measure: "population" (its favourite is named: collapse) and "user" (the liked picture is)."""
     reference = population.cases[0].groupby("index").first().dropna()
     favourite = reference.to_numpy().argmax(axis=1)
     asked = pd.Series(favourite, reference.index)[favourite != 0]
@@ -227,11 +210,8 @@ def collapse_table(ratings: Iterable[Ratings], population: Ratings) -> pd.DataFr
 
 
 def read_ratings(edition: Edition, results: str | Path) -> dict[str, Ratings]:
-    """What every run of an edition about choices said, by method, in the order of the configuration.
-
-    Raises:
-        TableError: naming every run that is missing, incomplete or damaged.
-    """
+    """What every run of an edition about choices said, by method, in the order of the configuration. Raises TableError
+    naming every run that is missing, incomplete or damaged."""
     found: dict[str, Ratings] = {}
     missing: list[str] = []
     for backbone, key in edition.runs():

@@ -30,10 +30,9 @@ def claims_table(
     Args:
         table1, controls, comparisons: as `tables.read_table` reads them.
 
-    Returns:
-        the columns of `CLAIMS_COLUMNS`: claim ("a" or "b"), kind (`EXPECTED` or `REFUTING`), about, said, measured
-        (value and interval), outcome: whether it came out so. Sentences about rows that the edition does not have are
-        left out.
+    Returns the columns of `CLAIMS_COLUMNS`: claim ("a" or "b"), kind (`EXPECTED` or `REFUTING`), about, said, measured
+    (value and interval), outcome: whether it came out so. Sentences about rows that the edition does not have are left
+    out.
     """
     main = table1[(table1["backbone"] == backbone) & (table1["turns"] == turns)].set_index(["method", "metric"])
     under = controls[(controls["backbone"] == backbone) & (controls["method"] == PREFMOE)]

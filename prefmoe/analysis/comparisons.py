@@ -47,8 +47,7 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
     AUCs are over pairs of questions (`pairs.duels`): every user of a pair brings half of it, which is what users
     exchange, and there is no test that takes questions as independent.
 
-    Raises:
-        TableError: if the questions differ, or only one of them says what profiles tell.
+    Raises TableError if the questions differ, or only one of them says what profiles tell.
     """
     if not np.array_equal(first.index, second.index):
         raise TableError(f"{first.method} and {second.method} answered different questions; nothing to pair")
@@ -102,10 +101,7 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
 
 def _exchanged(first: Duels, second: Duels, swap: NDArray) -> tuple[float, NDArray]:
     """The difference of two methods' AUCs over the same pairs, and what it is when users exchange their halves of them.
-
-    Args:
-        swap: (B, U) 0/1 of `statistics.swap_masks`.
-    """
+    ``swap``: (B, U) 0/1 of `statistics.swap_masks`."""
     halves = first.by_user[0].mean(axis=-1) - second.by_user[0].mean(axis=-1)  # (U, U) pairs won more often
     brought = (halves.sum(axis=0) + halves.sum(axis=1)) / 2 / max(1, len(first.won))
     if not len(first.won):
@@ -153,8 +149,7 @@ def forest_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
     All backbones answer the same questions about the same users, so the mean's interval resamples users in all of
     them together; it does not say how other backbones would scatter.
 
-    Returns:
-        the columns of `DIFFERENCE_COLUMNS`; backbone is `ALL_BACKBONES` for the mean, which needs all of them.
+    Returns the columns of `DIFFERENCE_COLUMNS`; backbone is `ALL_BACKBONES` for the mean, which needs all of them.
     """
     focus = focus_method(edition)
     rows = []
@@ -185,12 +180,11 @@ def detectable_table(
     From linearised standard errors over users (`statistics.standard_error`), medians over the methods of a backbone.
     References among the answers count as comparisons, and for nothing else.
 
-    Returns:
-        the columns of `DETECTABLE_COLUMNS`, for all questions and for the groups of `breakdown_table`. n: questions,
-        users: those asked any of them, design_effect: variance over that of independent questions, unpaired: between
-        two methods that answer different questions of as many other users, paired: between PrefMoE and another
-        method on the same questions, paired_corrected: the same at .05 / (comparisons of the metric in the edition),
-        the first step of Holm's correction. NaN where there is nothing to compare.
+    Returns the columns of `DETECTABLE_COLUMNS`, for all questions and for the groups of `breakdown_table`. n:
+    questions, users: those asked any of them, design_effect: variance over that of independent questions, unpaired:
+    between two methods that answer different questions of as many other users, paired: between PrefMoE and another
+    method on the same questions, paired_corrected: the same at .05 / (comparisons of the metric in the edition), the
+    first step of Holm's correction. NaN where there is nothing to compare.
     """
     focus = focus_method(edition)
     whole = pd.Series("all", index=list(benchmark.splits[split]))

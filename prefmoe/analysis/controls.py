@@ -22,14 +22,9 @@ NO_CONTROL = "none"
 def controls_table(edition: Edition, results: str | Path, answers: Sequence[Answers]) -> pd.DataFrame:
     """Every metric of every method and control: the test questions without small talk.
 
-    Args:
-        answers: as `read_runs` read them, of which those of methods with controls stand under `NO_CONTROL`.
-
-    Returns:
-        the columns of `CONTROLS_COLUMNS`; without rows where no run was asked under a control.
-
-    Raises:
-        TableError: naming the run, if its answers under controls are missing or damaged, or seeds differ in them.
+    ``answers``: as `read_runs` read them, of which those of methods with controls stand under `NO_CONTROL`. Returns the
+    columns of `CONTROLS_COLUMNS`; without rows where no run was asked under a control. Raises TableError naming the
+    run, if its answers under controls are missing or damaged, or seeds differ in them.
     """
     plain = {(a.backbone, a.key): a for a in answers if a.split == "test" and a.turns == 0}
     rows = []

@@ -107,9 +107,8 @@ def told_statistics(benchmark: Benchmark) -> pd.DataFrame:
     """Preference questions by split and kind, by whether the user likes the item, whether the user's profile tells
     anything of it, and whether training asked the user about it.
 
-    Returns:
-        columns question_type, split, liked (yes or no; of multiple choice: what is asked for), told (`Benchmark.told`),
-        fresh (1: the pair is unseen in training), count; no rows where profiles tell everything.
+    Returns columns question_type, split, liked (yes or no; of multiple choice: what is asked for), told
+    (`Benchmark.told`), fresh (1: the pair is unseen in training), count; no rows where profiles tell everything.
     """
     columns = ["question_type", "split", "liked", "told", "fresh"]
     parts = []

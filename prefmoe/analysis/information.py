@@ -28,8 +28,7 @@ def information_table(edition: Edition, results: str | Path, references: Iterabl
     run.json of the first seed has them, empty without it. practice: what the backbone's card says of soft prefixes,
     empty without a card. Of a reference only what it is shown is known.
 
-    Raises:
-        RunFileError: if a run is not finished.
+    Raises RunFileError if a run is not finished.
     """
     practice = {backbone: _practice(backbone) for backbone in edition.backbones}
     rows = []

@@ -36,11 +36,10 @@ def confidence(scored: pd.DataFrame) -> tuple[NDArray, NDArray]:
 
     That answer is nearly always the one that was given; it differs where generation began with something else.
 
-    Returns:
-        (N,) probabilities and (N,) 0/1.
-
     Raises:
         metrics.ScoringError: naming the missing columns, or the first question without any probability.
+
+    Returns (N,) probabilities and (N,) 0/1.
     """
     columns = [f"p_{answer}" for answer in ANSWERS]
     if missing := [column for column in columns if column not in scored]:
@@ -73,8 +72,7 @@ def calibration(
         answers: `confidence` of each copy (seed), about the same N questions.
         users: (N,) who is asked.
 
-    Returns:
-        value, low, high, floor, confidence and accuracy (means), n. NaN without questions.
+    Returns value, low, high, floor, confidence and accuracy (means), n. NaN without questions.
     """
     if not len(users):
         return dict.fromkeys(("value", "low", "high", "floor", "confidence", "accuracy"), np.nan) | {"n": 0}
@@ -104,9 +102,8 @@ def reliability(answers: Answered, users: NDArray) -> list[dict[str, float]]:
     Args:
         answers, users: as in `calibration`.
 
-    Returns:
-        a row per bin that is not empty: bin_low, bin_high, confidence (mean), value (accuracy), low, high (cluster
-        bootstrap over users), n (answers of all copies).
+    Returns a row per bin that is not empty: bin_low, bin_high, confidence (mean), value (accuracy), low, high (cluster
+    bootstrap over users), n (answers of all copies).
     """
     probability, right = (np.concatenate(parts) for parts in zip(*answers, strict=True))
     users = np.tile(users, len(answers))
@@ -141,12 +138,9 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
 
     Intervals resample users; for distance and alignment the population's means are held fixed.
 
-    Args:
-        copies: scored frames of the same questions, one per seed.
-
-    Returns:
-        measure -> {"value", "low", "high", "n"}: means over copies; n counts pairs (u, k) for distance and
-        alignment, questions for the others. NaN where nothing can be compared.
+    ``copies``: scored frames of the same questions, one per seed. Returns measure -> {"value", "low", "high", "n"}:
+    means over copies; n counts pairs (u, k) for distance and alignment, questions for the others. NaN where nothing can
+    be compared.
     """
     frame = copies[0]
     outside, inside, _, _ = metrics.boundary(frame)
@@ -195,8 +189,7 @@ def _deviations(
     Args:
         values: (M, S). user, preference: (M,) rows of users and preferences.
 
-    Returns:
-        (U, K, S) differences, 0 where there is nothing to compare, and (U, K) where there is something.
+    Returns (U, K, S) differences, 0 where there is nothing to compare, and (U, K) where there is something.
     """
     sums = np.zeros((users, preferences, values.shape[1]))
     asked = np.zeros((users, preferences))

@@ -11,11 +11,8 @@ QUESTIONS = {"overall": 2145, "preference": 750, "profile": 1395, "collapse": 21
 
 
 def read(name: str) -> pd.DataFrame:
-    """A table of published/: "table1", "table2", "dataset_statistics" or "identities", as printed.
-
-    Raises:
-        FileNotFoundError: if there is no such table.
-    """
+    """A table of published/: "table1", "table2", "dataset_statistics" or "identities", as printed. Raises
+    FileNotFoundError if there is no such table."""
     return pd.read_csv(ROOT / "published" / f"{name}.csv")
 
 

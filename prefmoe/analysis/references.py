@@ -32,8 +32,7 @@ def chance(frame: pd.DataFrame) -> list[pd.DataFrame]:
     The mean of a metric over the copies is its expected value, because 12 is a multiple of 2, 3 and 4
     answers.
 
-    Returns:
-        Frames with a column prediction.
+    Returns frames with a column prediction.
     """
     allowed = [_allowed(row) for row in frame.to_dict("records")]
     return [frame.assign(prediction=[answers[k % len(answers)] for answers in allowed]) for k in range(12)]
@@ -53,8 +52,7 @@ def popular_choice(train: pd.DataFrame, frame: pd.DataFrame, items: pd.Series) -
         frame: questions to answer.
         items: index -> depicted item ("" if unknown).
 
-    Returns:
-        frame with a column prediction.
+    Returns frame with a column prediction.
     """
     truth = metrics.score(train.assign(prediction=""))
     yes_no = truth[truth["l2-category"] != "inconsistency"]
@@ -106,8 +104,7 @@ def profile_reader(
         users: name -> User.
         untold: what else is liked by everybody who has a preference in a facet (`untold_likes`).
 
-    Returns:
-        the questions with a column prediction.
+    Returns the questions with a column prediction.
     """
 
     def answer(row: dict, guess: str) -> str:

@@ -66,8 +66,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     """The rows of a CSV, TSV, JSON Lines or parquet file, numbered from 1; empty cells are missing, and text is kept
     as it is ("None" and "NA" are answers).
 
-    Raises:
-        ScoringError: if there is no such file, it is of another kind or damaged, or it has no rows.
+    Raises ScoringError if there is no such file, it is of another kind or damaged, or it has no rows.
     """
     path = Path(path)
     text = {"dtype": str, "keep_default_na": False, "na_values": [""], "index_col": False}
@@ -94,11 +93,8 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 
 
 def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The frame with empty columns in the place of those that its questions do not need, and notes on them.
-
-    Raises:
-        ScoringError: naming the columns that are missing, or the first row without a user's name.
-    """
+    """The frame with empty columns in the place of those that its questions do not need, and notes on them. Raises
+    ScoringError naming the columns that are missing, or the first row without a user's name."""
     missing = [column for column in REQUIRED if column not in frame]
     choices = "l2-category" in frame and (frame["l2-category"] == "inconsistency").any()
     absent = [column for column in OPTIONS if column not in frame] if choices else []
@@ -122,11 +118,8 @@ def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _with_numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with numbers for the AUCs, which text files have as text.
-
-    Raises:
-        ScoringError: naming the first row whose probability is none.
-    """
+    """The frame with numbers for the AUCs, which text files have as text. Raises ScoringError naming the first row
+    whose probability is none."""
     columns = {}
     for column in (*pairs.PROBABILITIES, "seen_pair"):
         if column in frame:
@@ -143,11 +136,7 @@ def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int = sta
     are probabilities, collapse by size of the group that shares the preference, and accuracy by kind of question. A
     share of one user's questions has no interval.
 
-    Args:
-        holders: whether it is known who holds the preferences asked about.
-
-    Returns:
-        columns `SCORE_COLUMNS`.
+    ``holders``: whether it is known who holds the preferences asked about. Returns columns `SCORE_COLUMNS`.
     """
     rows = [
         {"measure": measure, "group": "all", **row, "unread": row["unparsed"]}
@@ -186,8 +175,7 @@ def report(
         by: columns whose values are scored apart; None for those of `SEPARATE` that the file has.
         auc: refuse a file from which the AUCs cannot be computed, rather than leave them out.
 
-    Raises:
-        ScoringError: naming the file, and the missing columns or the row, the field and what was expected.
+    Raises ScoringError naming the file, and the missing columns or the row, the field and what was expected.
     """
     try:
         read = read_predictions(path)

@@ -12,13 +12,7 @@ SHORTENED_COLUMNS = ("method", "type", "backbone", "turns", "questions", "shorte
 
 def shortened_table(answers: Iterable[Any]) -> pd.DataFrame:
     """How many questions were asked with less small talk than the others, and how many exchanges they miss in all.
-
-    Args:
-        answers: `prefmoe.analysis.answers.Answers` of runs.
-
-    Returns:
-        the columns of `SHORTENED_COLUMNS`.
-    """
+    ``answers``: `prefmoe.analysis.answers.Answers` of runs. Returns the columns of `SHORTENED_COLUMNS`."""
     rows = []
     for entry in answers:
         missing = entry.frames[0]["turns_left_out"]

@@ -28,8 +28,7 @@ def cluster_sums(values: ArrayLike, clusters: Sequence | NDArray) -> tuple[NDArr
         values: (N,) or (N, ...).
         clusters: (N,) labels, for instance users' names.
 
-    Returns:
-        (U,) sorted labels and (U, ...) sums.
+    Returns (U,) sorted labels and (U, ...) sums.
     """
     values = np.asarray(values, dtype=float)
     labels, row = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
@@ -69,8 +68,7 @@ def ratio_bootstrap(numerator: NDArray, denominator: NDArray, *, resamples: int 
         numerator: (U, ...) sums per user.
         denominator: (U, ...) counts per user.
 
-    Returns:
-        (resamples, ...) sum of the drawn users' numerators over the sum of their denominators.
+    Returns (resamples, ...) sum of the drawn users' numerators over the sum of their denominators.
     """
     counts = resample_counts(len(numerator), resamples=resamples, seed=seed)
     return ratio(np.tensordot(counts, numerator, axes=1), np.tensordot(counts, denominator, axes=1))
@@ -96,11 +94,8 @@ def cluster_bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Mean of values with an interval that resamples clusters.
-
-    Returns:
-        value, n, low and high; the bounds are NaN with fewer than two clusters, value too without any row.
-    """
+    """Mean of values with an interval that resamples clusters. Returns value, n, low and high; the bounds are NaN with
+    fewer than two clusters, value too without any row."""
     values = np.asarray(values, dtype=float)
     _, sums = cluster_sums(np.stack([values, np.ones_like(values)], axis=-1), clusters)
     value = float(ratio(sums[:, 0].sum(), sums[:, 1].sum()))
@@ -117,8 +112,7 @@ def influence(numerator: NDArray, denominator: NDArray) -> NDArray:
     Args:
         numerator, denominator: (N, ...) contributions of questions, or of users.
 
-    Returns:
-        (N, ...); NaN where the denominator's sum is 0.
+    Returns (N, ...); NaN where the denominator's sum is 0.
     """
     total = denominator.sum(axis=0)
     return ratio(numerator - ratio(numerator.sum(axis=0), total) * denominator, np.broadcast_to(total, numerator.shape))
@@ -130,11 +124,7 @@ def standard_error(influences: NDArray) -> NDArray:
     With users' `influence` it is that of a cluster sample (Taylor linearisation), with questions' the one that takes
     questions as independent; the ratio of their squares is the design effect (Kish 1965).
 
-    Args:
-        influences: (N, ...) they sum to 0.
-
-    Returns:
-        (...); NaN with fewer than two rows.
+    ``influences``: (N, ...) they sum to 0. Returns (...); NaN with fewer than two rows.
     """
     rows = len(influences)
     if rows < 2:
@@ -143,11 +133,8 @@ def standard_error(influences: NDArray) -> NDArray:
 
 
 def detectable_difference(error: ArrayLike, *, alpha: ArrayLike = 0.05, power: float = 0.8) -> NDArray:
-    """The smallest true difference that a two-sided test at ``alpha`` finds with probability ``power``.
-
-    Args:
-        error: standard error of the difference; (z(1 - alpha/2) + z(power)) times it is returned.
-    """
+    """The smallest true difference that a two-sided test at ``alpha`` finds with probability ``power``. ``error``:
+    standard error of the difference; (z(1 - alpha/2) + z(power)) times it is returned."""
     return (special.ndtri(1 - np.asarray(alpha) / 2) + special.ndtri(power)) * np.asarray(error, dtype=float)
 
 
@@ -190,8 +177,7 @@ def sign_test(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
     With 0/1 hits this is McNemar's exact test; with hits averaged over seeds a question counts for the method
     that answered it correctly in more seeds.
 
-    Returns:
-        questions that favour the first, questions that favour the second, p (1 if no question differs).
+    Returns questions that favour the first, questions that favour the second, p (1 if no question differs).
     """
     difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     wins, losses = int((difference > 1e-12).sum()), int((difference < -1e-12).sum())

@@ -144,11 +144,8 @@ def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str
 
 
 def turns_table(answers: Sequence[Answers]) -> pd.DataFrame:
-    """Every metric after every number of turns, and its change from the fewest turns on the same questions.
-
-    Returns:
-        the columns of `TURNS_COLUMNS`; the change's interval resamples users.
-    """
+    """Every metric after every number of turns, and its change from the fewest turns on the same questions. Returns the
+    columns of `TURNS_COLUMNS`; the change's interval resamples users."""
     start: dict[tuple[str, str], Answers] = {}
     for entry in sorted(answers, key=lambda entry: entry.turns):
         start.setdefault((entry.backbone, entry.method), entry)
@@ -204,10 +201,9 @@ def unparsed_table(answers: Sequence[Answers]) -> pd.DataFrame:
     """Share of answers that could not be read, by kind of question; they count as wrong in accuracies, and
     are left out of collapse and recall.
 
-    Returns:
-        the columns of `UNPARSED_COLUMNS`. Intervals are cluster bootstraps over users, except Wilson's over questions
-        where every answer or none could be read (resampling cannot leave 0 or 1). allowed_mass: the mean probability
-        that the first token begins an allowed answer.
+    Returns the columns of `UNPARSED_COLUMNS`. Intervals are cluster bootstraps over users, except Wilson's over
+    questions where every answer or none could be read (resampling cannot leave 0 or 1). allowed_mass: the mean
+    probability that the first token begins an allowed answer.
     """
     rows = []
     for entry in answers:
@@ -242,15 +238,9 @@ def separation_table(answers: Sequence[Answers]) -> pd.DataFrame:
 def gates_table(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Mean gates of every router by kind of question and facet, with cluster-bootstrap intervals over users.
 
-    Args:
-        runs: predictions of the same questions, one frame per seed, with columns gate_<router>_<position>.
-
-    Returns:
-        Columns router, group, expert (position), value, low, high, n (questions); gates are averaged
-        over seeds.
-
-    Raises:
-        TableError: if there are no gates.
+    ``runs``: predictions of the same questions, one frame per seed, with columns gate_<router>_<position>. Returns
+    columns router, group, expert (position), value, low, high, n (questions); gates are averaged over seeds. Raises
+    TableError if there are no gates.
     """
     columns = [column for column in runs[0].columns if column.startswith("gate_")]
     if not columns:
@@ -286,11 +276,7 @@ def build(
     Only the test split enters them, after `REPORTED_TURNS` of small talk, but for turns.csv (after all that the
     edition asks) and unseen.csv (questions about users without training questions, if the benchmark has any).
 
-    Returns:
-        Table name -> file.
-
-    Raises:
-        TableError: see `read_runs`.
+    Returns table name -> file. Raises TableError: see `read_runs`.
     """
     splits = [split for split in ("test", "unseen") if split == "test" or
               (benchmark.splits.get(split) and split in edition.evaluation.splits)]  # fmt: skip
@@ -342,9 +328,8 @@ def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
 def read_table(path: str | Path) -> pd.DataFrame:
     """Reads a table written by `build`; names like "none" stay text.
 
-    Raises:
-        TableError: if it is a main table that does not say what its rows are shown of users: of two rows with unlike
-            information neither can be called better without it.
+    Raises TableError if it is a main table that does not say what its rows are shown of users: of two rows with unlike
+    information neither can be called better without it.
     """
     table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     if Path(path).name == "table1.csv" and "information" not in table:

@@ -19,9 +19,8 @@ BETTER, WORSE, UNDECIDED = "better", "worse", "not told apart"
 def readable(table: pd.DataFrame, *, rows: str | Sequence[str] = "method", columns: str = "metric") -> pd.DataFrame:
     """A table to read: cells are "value [low, high]", rows and columns in the order of the table.
 
-    Args:
-        table: rows of a CSV file of `build` (or any with a column value; low and high are optional). What each row is
-            shown of the user, where the table says so, comes first.
+    ``table``: rows of a CSV file of `build` (or any with a column value; low and high are optional). What each row is
+    shown of the user, where the table says so, comes first.
     """
     keys = [rows] if isinstance(rows, str) else list(rows)
     value = "value" if "value" in table else "difference"
@@ -45,10 +44,7 @@ def _interval(row: Mapping, value: str) -> str:
 
 def seeds_in_words(table: pd.DataFrame, rows: str = "method") -> str:
     """How many seeds stand behind the rows of a table: "mean of 3 seeds for LoRA and PrefMoE, one seed for all others".
-
-    Args:
-        table: with columns seeds and ``rows``; rows without training (column type) have one run and do not count.
-    """
+    ``table``: with columns seeds and ``rows``; rows without training (column type) have one run and do not count."""
     if "type" in table:
         table = table[~table["type"].isin((REFERENCE, "NT"))]
     names = table.groupby(rows, sort=False)["seeds"].max()
@@ -69,10 +65,9 @@ def mean_of_seeds(count: int) -> str:
 def verdicts(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
     """What the paired tests of comparisons.csv allow to say, in words.
 
-    Returns:
-        one line per backbone, method and baseline, a column per metric: the method is "better" or "worse" than
-        the baseline where the corrected p of the permutation test over users is below ``alpha``, else "not told
-        apart"; "–" where there is nothing to test.
+    Returns one line per backbone, method and baseline, a column per metric: the method is "better" or "worse" than the
+    baseline where the corrected p of the permutation test over users is below ``alpha``, else "not told apart"; "–"
+    where there is nothing to test.
     """
     words = verdict_words(comparisons, comparisons["p_users_holm"] < alpha)
     words = np.where(comparisons["p_users_holm"].isna(), "–", words)
@@ -95,12 +90,9 @@ def verdict_grid(differences: pd.DataFrame, words: NDArray, keys: list[str]) -> 
 def group_rises(breakdown: pd.DataFrame) -> pd.DataFrame:
     """Whether a metric rises from rare to popular items, and from small to large sharing groups.
 
-    Args:
-        breakdown: rows of breakdown.csv for one backbone and number of turns.
-
-    Returns:
-        one line per method; "rises" or "falls" where the 95 % intervals of the two groups do not touch, else "not
-        told apart"; "–" where one of the groups has no questions.
+    ``breakdown``: rows of breakdown.csv for one backbone and number of turns. Returns one line per method; "rises" or
+    "falls" where the 95 % intervals of the two groups do not touch, else "not told apart"; "–" where one of the groups
+    has no questions.
     """
     groupings = {"popularity": POPULARITY_GROUPS, "bucket": metrics.BUCKETS}
     names = {"popularity": "rare → popular items", "bucket": "small → large groups"}

@@ -144,10 +144,7 @@ class Backbone:
 
     def adopt_caches(self, other: Backbone) -> None:
         """Goes on with what another copy of this backbone has read, and with the pictures it saw if both cache them.
-
-        Raises:
-            BackboneError: if the other one has other weights.
-        """
+        Raises BackboneError if the other one has other weights."""
         if other.digest != self.digest:
             raise BackboneError(f"{self.entry.name!r} cannot use what {other.entry.name!r} encoded: other weights")
         self.encodings = other.encodings
@@ -177,8 +174,7 @@ class Backbone:
 
         Names are paths below the language model's layers: the vision tower has projections of the same names.
 
-        Raises:
-            BackboneError: if a layer lacks one of the architecture's target modules.
+        Raises BackboneError if a layer lacks one of the architecture's target modules.
         """
         count = len(self.layers)
         first = 0 if last_layers is None else max(0, count - last_layers)
@@ -204,11 +200,8 @@ class Backbone:
         ]
 
     def process_pictures(self, pictures: Sequence[Picture]) -> ProcessedPictures:
-        """The pictures of one conversation, opened and prepared.
-
-        Raises:
-            CollationError: if a picture cannot be read, or the processor takes none of such a size.
-        """
+        """The pictures of one conversation, opened and prepared. Raises CollationError if a picture cannot be read, or
+        the processor takes none of such a size."""
         images = load_pictures(pictures)
         try:
             return process_pictures(self.processor, images)
@@ -218,11 +211,8 @@ class Backbone:
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Picture], batch_size: int = 32) -> list[Tensor]:
-        """Projected image tokens of each picture, as the language model receives them: list of (n_tokens, H).
-
-        Raises:
-            CollationError: if a picture cannot be read; the message names it.
-        """
+        """Projected image tokens of each picture, as the language model receives them: list of (n_tokens, H). Raises
+        CollationError if a picture cannot be read; the message names it."""
         features: list[Tensor] = []
         for start in range(0, len(images), batch_size):
             processed = [self.process_pictures([image]) for image in images[start : start + batch_size]]
@@ -247,9 +237,8 @@ class Backbone:
             special_tokens: count those that the tokenizer adds (such as the beginning of a sequence) in the mean.
             max_tokens: how many of a text's tokens are read, special ones included; all when None.
 
-        Raises:
-            ValueError: if a text has no tokens, or the kind is unknown.
-            PromptTooLong: if a text has more tokens than the model has positions.
+        Raises ValueError if a text has no tokens, or the kind is unknown; PromptTooLong if a text has more tokens than
+        the model has positions.
         """
         if kind not in ("hidden", "embedding"):
             raise ValueError(f"kind of text anchor: expected hidden or embedding, found {kind!r}")

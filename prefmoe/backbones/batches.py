@@ -76,11 +76,8 @@ def pad(
     facet: Sequence[int] | None = None,
     index: Sequence[int] | None = None,
 ) -> Batch:
-    """Pads encoded conversations on the left to the longest one; ids that are not given are -1.
-
-    Raises:
-        ValueError: if there is no conversation, or only some have an answer.
-    """
+    """Pads encoded conversations on the left to the longest one; ids that are not given are -1. Raises ValueError if
+    there is no conversation, or only some have an answer."""
     if not encoded:
         raise ValueError("expected at least one conversation")
     answered = [one.labels is not None for one in encoded]
@@ -136,8 +133,7 @@ class Collator:
         wording: what the method changes in the words.
         cache: keep every encoded example; collators of one backbone and one benchmark (by digest) share them.
 
-    Raises:
-        PromptError: if statements are to be shown, and no user of the benchmark has one.
+    Raises PromptError if statements are to be shown, and no user of the benchmark has one.
     """
 
     def __init__(
@@ -188,9 +184,8 @@ class Collator:
             transcripts: for each example, the small talk before its question.
             with_answer: append the true answers and make labels (training).
 
-        Raises:
-            CollationError: naming the example, if one cannot be encoded.
-            ValueError: if transcripts and examples differ in number.
+        Raises CollationError naming the example, if one cannot be encoded; ValueError if transcripts and examples
+        differ in number.
         """
         if transcripts is None:
             transcripts = [()] * len(examples)
@@ -223,11 +218,8 @@ class Collator:
         return len(self.encode(example, transcript, with_answer))
 
     def encode(self, example: Example, transcript: Sequence[Turn] = (), with_answer: bool = False) -> Encoded:
-        """One example, unpadded.
-
-        Raises:
-            CollationError, PromptError: naming the example, if it cannot be encoded, or the model could not read it.
-        """
+        """One example, unpadded. Raises CollationError, PromptError naming the example, if it cannot be encoded, or the
+        model could not read it."""
         transcript = tuple(transcript)
         key = (example, transcript, with_answer)  # not its index, which a question from elsewhere may share
         if key in self._examples:

@@ -38,10 +38,8 @@ def encode(
         prefix_length: number of placeholders before everything else, the beginning-of-sequence token included.
         memory: keeps prepared pictures that came as files, by their paths.
 
-    Raises:
-        CollationError: if a picture cannot be read, pictures and image parts disagree in number, or the template
-            does not show the final turn's text.
-        PromptTooLong: if the model has too few positions.
+    Raises CollationError if a picture cannot be read, pictures and image parts disagree in number, or the template does
+    not show the final turn's text; PromptTooLong if the model has too few positions.
     """
     prompt, spans = render(backbone, messages)
     key = tuple(map(str, images))
@@ -116,11 +114,8 @@ def encode(
 def render(backbone: Backbone, messages: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
     """The prompt as the chat template writes it, generation prompt included, and where the final turn's texts are.
 
-    Returns:
-        the prompt, and for each text part of the last message its (start, end) in it, outer blanks left out.
-
-    Raises:
-        CollationError: if the last message is not the user's or has no text, or the template changes that text.
+    Returns the prompt, and for each text part of the last message its (start, end) in it, outer blanks left out. Raises
+    CollationError if the last message is not the user's or has no text, or the template changes that text.
     """
     parts = _parts(messages[-1])
     texts = [part["text"].strip() for part in parts if part["type"] == "text"]

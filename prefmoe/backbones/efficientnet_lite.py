@@ -103,8 +103,7 @@ class EfficientNetLiteModel(PreTrainedModel):
         Args:
             pixel_values: (N, 3, H, W). options: what callers ask of transformers (attention maps); there are none.
 
-        Returns:
-            last_hidden_state (N, tokens, hidden_size), pooler_output its mean (N, hidden_size), and hidden_states.
+        Returns last_hidden_state (N, tokens, hidden_size), pooler_output its mean (N, hidden_size), and hidden_states.
         """
         x = F.relu6(self.stem(pixel_values.to(self.dtype)))
         for block in self.blocks:

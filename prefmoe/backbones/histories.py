@@ -98,9 +98,8 @@ class HistoryCollator:
         max_prompt_tokens: where a prompt is cut.
         pixels: whether batches hold the pictures themselves; without, whoever has features needs no file.
 
-    Raises:
-        BackboneError: if the model gives pictures positions in rows and columns, or the processor writes another number
-            of tokens for a picture than the model makes of it.
+    Raises BackboneError if the model gives pictures positions in rows and columns, or the processor writes another
+    number of tokens for a picture than the model makes of it.
     """
 
     def __init__(
@@ -128,9 +127,8 @@ class HistoryCollator:
     def __call__(self, sessions: Sequence[Session]) -> HistoryBatch:
         """The sessions as one batch, in their order.
 
-        Raises:
-            CollationError, PromptError: naming the session, if there is none, it has no target, a picture cannot be
-                read, a label is not one token, or the model has too few positions.
+        Raises CollationError, PromptError naming the session, if there is none, it has no target, a picture cannot be
+        read, a label is not one token, or the model has too few positions.
         """
         if not sessions:
             raise CollationError("expected at least one session, found none")
@@ -162,10 +160,7 @@ class HistoryCollator:
 
     def question(self, prompt: str) -> list[int]:
         """Token ids of an entry up to its label: the picture's tokens, its prompt (if prompts are told), the question.
-
-        Raises:
-            PromptError: if the prompt holds what stands for a picture.
-        """
+        Raises PromptError if the prompt holds what stands for a picture."""
         if not self.prompts:
             prompt = ""
         if prompt not in self._questions:
@@ -219,11 +214,8 @@ class HistoryCollator:
         return stack_pictures(prepared)
 
     def prepared(self, file: Path) -> ProcessedPictures:
-        """A picture as the image processor prepares it; kept while there is room.
-
-        Raises:
-            CollationError: if it cannot be read.
-        """
+        """A picture as the image processor prepares it; kept while there is room. Raises CollationError if it cannot be
+        read."""
         picture = self._pictures.get(file)
         if picture is None:
             picture = self.backbone.process_pictures([file])
@@ -279,11 +271,8 @@ def _places(rows: Sequence[Sequence[int]], paddings: Sequence[int]) -> Tensor:
 
 
 def label_ids(backbone: Backbone, labels: Sequence[str] = LABELS) -> list[int]:
-    """The token id of each label.
-
-    Raises:
-        PromptError: if the tokenizer makes more than one token of a label, or does not know it.
-    """
+    """The token id of each label. Raises PromptError if the tokenizer makes more than one token of a label, or does not
+    know it."""
     tokenizer, found = backbone.tokenizer, []
     for label in labels:
         ids = tokenizer(label, add_special_tokens=False)["input_ids"]
@@ -303,11 +292,8 @@ def picture_features(backbone: Backbone, pictures: dict[str, Tensor]) -> Tensor:
 def hidden_states(backbone: Backbone, batch: HistoryBatch, *, features: Tensor | None = None) -> Tensor:
     """The last hidden states (B, T, H); every picture is encoded once, and a history once for all of its targets.
 
-    Args:
-        features: (U, L, H), what `picture_features` says of ``batch.files``; computed when None.
-
-    Raises:
-        ValueError: if neither features nor pixels are there.
+    ``features``: (U, L, H), what `picture_features` says of ``batch.files``; computed when None. Raises ValueError if
+    neither features nor pixels are there.
     """
     if features is None:
         if not batch.pictures:

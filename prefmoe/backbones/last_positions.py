@@ -26,9 +26,8 @@ def last_positions_only(backbone: Backbone, count: int | None) -> Iterator[None]
     places.
     Of the miniature's four layers that saves a fifth of the products.
 
-    Args:
-        count: of positions; None leaves nothing out. So does gradient checkpointing, which computes layers once more
-            when this has ended.
+    ``count``: of positions; None leaves nothing out. So does gradient checkpointing, which computes layers once more
+    when this has ended.
     """
     layer = backbone.layers[-1]
     if count is None or getattr(layer, "gradient_checkpointing", False):

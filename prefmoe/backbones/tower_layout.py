@@ -17,11 +17,8 @@ from prefmoe.config.registry import BackboneError
 
 @torch.no_grad()
 def tower_states(backbone: Backbone, inputs: Mapping[str, Tensor]) -> Tensor:
-    """What the projector receives for pictures: (crops, tokens, D), or packed (tokens of all pictures, D).
-
-    Args:
-        inputs: image tensors, as `prefmoe.backbones.pictures.stack_pictures` gives them.
-    """
+    """What the projector receives for pictures: (crops, tokens, D), or packed (tokens of all pictures, D). ``inputs``:
+    image tensors, as `prefmoe.backbones.pictures.stack_pictures` gives them."""
     seen: list[Tensor] = []
     handle = backbone.projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
@@ -37,12 +34,9 @@ def places(backbone: Backbone, inputs: Mapping[str, Tensor], states: Tensor) -> 
     Args:
         inputs: image tensors of a batch. states: what the projector receives for them.
 
-    Returns:
-        a long tensor (height, width) per crop, whose entry at (y, x) is a row of states.view(-1, D). Pictures
-        that are not cut have one crop; the first crop of one that is shows it whole.
-
-    Raises:
-        BackboneError: if the tokens of a crop do not form a square.
+    Returns a long tensor (height, width) per crop, whose entry at (y, x) is a row of states.view(-1, D). Pictures that
+    are not cut have one crop; the first crop of one that is shows it whole. Raises BackboneError if the tokens of a
+    crop do not form a square.
     """
     if "image_grid_thw" in inputs:
         return _packed(backbone, inputs["image_grid_thw"])

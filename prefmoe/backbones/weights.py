@@ -18,11 +18,8 @@ _MAPPINGS = (
 
 
 def _offline_folder(entry: BackboneEntry) -> Path | None:
-    """The folder $PREFMOE_WEIGHTS/<name> in the place of a hub repository, where there is one.
-
-    Raises:
-        BackboneError: if there is none and there is no such repository either.
-    """
+    """The folder $PREFMOE_WEIGHTS/<name> in the place of a hub repository, where there is one. Raises BackboneError if
+    there is none and there is no such repository either."""
     folder = places.given_weights(entry.name)
     if folder is None and entry.made_by is not None:
         root = places.from_environment(places.WEIGHTS_VARIABLE)

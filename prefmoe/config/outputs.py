@@ -55,11 +55,8 @@ def figures_folder(edition: str) -> Path:
 def tables_folder(edition: str, part: str = "") -> Path:
     """Where to read an edition's tables: this machine's if it has made them, or else, with a warning, the committed.
 
-    Args:
-        part: a key of `PARTS`. Tables of one part never come from both places.
-
-    Raises:
-        OutputError: if there are none in either place.
+    ``part``: a key of `PARTS`. Tables of one part never come from both places. Raises OutputError if there are none in
+    either place.
     """
     made, committed = made_folder(edition, RESULTS) / part, committed_folder(edition, FIGURES) / part
     if (made / PARTS[part]).is_file():

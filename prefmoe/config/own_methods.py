@@ -16,9 +16,8 @@ from prefmoe.system.provenance import Source
 def read_own_methods(path: Path) -> None:
     """Runs a file that defines methods, unless it has been run and is as it was; after an error nothing has changed.
 
-    Raises:
-        ConfigError: naming file and reason, if it is missing or raises, defines no method, or one of a kind that is
-            taken, or settings and no class that does what they say.
+    Raises ConfigError naming file and reason, if it is missing or raises, defines no method, or one of a kind that is
+    taken, or settings and no class that does what they say.
     """
     name = f"prefmoe_own_{hashlib.blake2b(bytes(path), digest_size=8).hexdigest()}"
     try:

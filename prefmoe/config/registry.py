@@ -158,20 +158,14 @@ class Registry(Frozen):
 
 @lru_cache
 def read_registry(path: Path = REGISTRY) -> Registry:
-    """Reads a registry file; folders become absolute (relative ones are inside the package).
-
-    Raises:
-        BackboneError: with one line per mistake in the file.
-    """
+    """Reads a registry file; folders become absolute (relative ones are inside the package). Raises BackboneError with
+    one line per mistake in the file."""
     return read_checked(path, Registry, BackboneError)
 
 
 def find_backbone(name_or_folder: str | Path) -> BackboneEntry:
-    """The registry's entry of that name, or an entry made from the config.json of a local folder.
-
-    Raises:
-        BackboneError: if it is neither, or the folder's model is of no known class.
-    """
+    """The registry's entry of that name, or an entry made from the config.json of a local folder. Raises BackboneError
+    if it is neither, or the folder's model is of no known class."""
     registry, name = read_registry(), str(name_or_folder)
     if name in registry.backbones:
         entry = registry.backbones[name]

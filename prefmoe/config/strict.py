@@ -23,11 +23,8 @@ class Strict(Frozen):
     model_config = ConfigDict(validate_default=True, protected_namespaces=(), allow_inf_nan=False)
 
     def with_settings(self, settings: Mapping[str, Setting]) -> Self:
-        """A copy with some settings changed; dotted names reach nested ones.
-
-        Raises:
-            ConfigError: if there is no such setting, or a value is refused.
-        """
+        """A copy with some settings changed; dotted names reach nested ones. Raises ConfigError if there is no such
+        setting, or a value is refused."""
         content = self.model_dump(mode="json")
         for name, value in settings.items():
             *parents, leaf = name.split(".")

@@ -83,11 +83,8 @@ class User(Frozen):
 
     @property
     def image(self) -> Path:
-        """The profile picture: the first of the user's injection images.
-
-        Raises:
-            ValueError: if there is none, as of a user whom a loaded adapter brings.
-        """
+        """The profile picture: the first of the user's injection images. Raises ValueError if there is none, as of a
+        user whom a loaded adapter brings."""
         if not self.images:
             raise ValueError(f"user {self.name!r} has no picture")
         return self.images[0]
@@ -149,11 +146,7 @@ class Benchmark:
     digest: str = field(default="")
 
     def select(self, split: str) -> list[Example]:
-        """The examples of one split.
-
-        Raises:
-            KeyError: if the benchmark has no such split.
-        """
+        """The examples of one split. Raises KeyError if the benchmark has no such split."""
         if split not in self.splits:
             raise KeyError(f"split {split!r} is unknown; this benchmark has {', '.join(self.splits)}")
         return [self.examples[i] for i in self.splits[split]]

@@ -75,11 +75,7 @@ def draw_choice_picture(
         rng: source of what no attribute describes: hues of the ground, where shapes and stars are, small shifts.
         size: width and height in pixels.
 
-    Returns:
-        An RGB picture.
-
-    Raises:
-        ValueError: if an attribute is missing, unknown, or has a value that it does not know.
+    Returns an RGB picture. Raises ValueError if an attribute is missing, unknown, or has a value that it does not know.
     """
     _check(attributes)
     canvas = _BACKGROUNDS[attributes["background"]](rng, size)

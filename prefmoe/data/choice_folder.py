@@ -32,11 +32,8 @@ _HISTORIES = ("train", REFERENCE)
 def read(folder: str | Path, *, seen: Path | None = None) -> ChoiceBenchmark:
     """The benchmark in a folder that holds choices.csv (docs/choices.md says what is in it).
 
-    Args:
-        seen: a file that remembers which pictures are complete, as in `prefmoe.data.mmpb.read`.
-
-    Raises:
-        MMPBError: with one line per mistake: file, line, field, expectation.
+    ``seen``: a file that remembers which pictures are complete, as in `prefmoe.data.mmpb.read`. Raises MMPBError with
+    one line per mistake: file, line, field, expectation.
     """
     root = Path(folder)
     if not (root / TABLE).is_file():

@@ -67,11 +67,7 @@ class ChoiceBenchmark:
     digest: str = field(default="")
 
     def select(self, split: str) -> list[Choice]:
-        """The targets of one split.
-
-        Raises:
-            KeyError: if the benchmark has no such split.
-        """
+        """The targets of one split. Raises KeyError if the benchmark has no such split."""
         if split not in self.splits:
             raise KeyError(f"split {split!r} is unknown; this benchmark has {', '.join(self.splits)}")
         return [self.choices[i] for i in self.splits[split]]
@@ -94,8 +90,7 @@ class ChoiceBenchmark:
             draw: a number that tells the histories of one user apart.
             targets: choices that are asked about; neither they nor any with a picture of theirs are in the history.
 
-        Raises:
-            HistoryError: if fewer than n_ref choices are left.
+        Raises HistoryError if fewer than n_ref choices are left.
         """
         usable = self._usable(user, targets)
         if len(usable) < n_ref:
@@ -106,11 +101,8 @@ class ChoiceBenchmark:
         return tuple(self.choices[i] for i in kept if i in usable)[:n_ref]
 
     def check_histories(self, n_ref: int, splits: Iterable[str] = CHOICE_SPLITS) -> None:
-        """Whether every target can be asked about after n_ref choices.
-
-        Raises:
-            HistoryError: naming the first that cannot, and how many there are.
-        """
+        """Whether every target can be asked about after n_ref choices. Raises HistoryError naming the first that
+        cannot, and how many there are."""
         short = []
         for target in (target for split in splits for target in self.select(split)):
             if (there := len(self._usable(target.user, (target,)))) < n_ref:

@@ -16,12 +16,9 @@ from prefmoe.data.prompts import fill
 def question_counts(benchmark: Benchmark, by: str = "task_family") -> pd.DataFrame:
     """Questions per value of a column and split.
 
-    Args:
-        by: a column of the benchmark's frame, such as task_family, concept, attribute or answer; questions
-            where it is empty (the concept of a recognition question) are left out.
-
-    Returns:
-        columns ``by``, split, n; splits in the benchmark's order, those without questions left out.
+    ``by``: a column of the benchmark's frame, such as task_family, concept, attribute or answer; questions where it is
+    empty (the concept of a recognition question) are left out. Returns columns ``by``, split, n; splits in the
+    benchmark's order, those without questions left out.
     """
     parts = []
     for split, indices in benchmark.splits.items():
@@ -32,11 +29,8 @@ def question_counts(benchmark: Benchmark, by: str = "task_family") -> pd.DataFra
 
 
 def user_counts(benchmark: Benchmark) -> pd.DataFrame:
-    """Users per attribute.
-
-    Returns:
-        columns attribute, n, with_preferences (how many of the n have any preference), most frequent first.
-    """
+    """Users per attribute. Returns columns attribute, n, with_preferences (how many of the n have any preference), most
+    frequent first."""
     users = benchmark.users.values()
     total = Counter(user.attribute for user in users)
     informed = Counter(user.attribute for user in users if user.preferences)
@@ -45,11 +39,8 @@ def user_counts(benchmark: Benchmark) -> pd.DataFrame:
 
 
 def group_sizes(benchmark: Benchmark) -> pd.DataFrame:
-    """Preference groups: users whose annotation in a facet is the same.
-
-    Returns:
-        columns facet, group (id of benchmark.groups), size (users); per facet, largest first.
-    """
+    """Preference groups: users whose annotation in a facet is the same. Returns columns facet, group (id of
+    benchmark.groups), size (users); per facet, largest first."""
     rows = []
     for column, facet in enumerate(FACETS):
         sizes = Counter(row[column] for row in benchmark.groups if row[column] >= 0)
@@ -58,11 +49,8 @@ def group_sizes(benchmark: Benchmark) -> pd.DataFrame:
 
 
 def item_popularity(benchmark: Benchmark) -> pd.DataFrame:
-    """How many users like and dislike each item, as their profiles tell.
-
-    Returns:
-        columns facet, item, likes, dislikes; per facet, the most liked first.
-    """
+    """How many users like and dislike each item, as their profiles tell. Returns columns facet, item, likes, dislikes;
+    per facet, the most liked first."""
     rows = []
     for facet in FACETS:
         held = [user.preferences[facet] for user in benchmark.users.values() if facet in user.preferences]
@@ -76,9 +64,8 @@ def item_popularity(benchmark: Benchmark) -> pd.DataFrame:
 def sharing_sizes(benchmark: Benchmark) -> pd.DataFrame:
     """Sizes of the groups behind the collapse metric: users who hold the preference a question asks about.
 
-    Returns:
-        columns split, size, n: yes/no preference questions by the number of users in preference_bucket_names;
-        questions without that annotation are left out.
+    Returns columns split, size, n: yes/no preference questions by the number of users in preference_bucket_names;
+    questions without that annotation are left out.
     """
     rows = []
     for split in benchmark.splits:
@@ -88,11 +75,8 @@ def sharing_sizes(benchmark: Benchmark) -> pd.DataFrame:
 
 
 def specimens(benchmark: Benchmark, split: str = "test") -> dict[str, Example]:
-    """One question of every kind in a split, of different users where possible, preferences first.
-
-    Returns:
-        kind -> question, such as "preference, negated", "recognition, no, Single" or "recognition, choice, Multi".
-    """
+    """One question of every kind in a split, of different users where possible, preferences first. Returns kind ->
+    question, such as "preference, negated", "recognition, no, Single" or "recognition, choice, Multi"."""
     found: dict[str, Example] = {}
     used: Counter[str] = Counter()
     for example in benchmark.select(split):

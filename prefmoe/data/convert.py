@@ -64,13 +64,9 @@ def convert(
         folder: a name that is free, or an empty folder. csv: the name of the table in it.
         revision: of a hub repository, its full commit hash; None for the newest one.
 
-    Returns:
-        users, questions (by split), transcripts, and revision (the commit; None for what is on disk).
-
-    Raises:
-        MMPBError: with one line per mistake: the source's file, row and field, and what was expected; or if the folder
-            cannot be made.
-        HubError: if the repository cannot be downloaded.
+    Returns users, questions (by split), transcripts, and revision (the commit; None for what is on disk). Raises
+    MMPBError with one line per mistake: the source's file, row and field, and what was expected; or if the folder
+    cannot be made; HubError if the repository cannot be downloaded.
     """
     folder = Path(folder).expanduser()
     if not re.fullmatch(r"\w[\w.-]*\.csv", csv) or csv in BESIDE:
@@ -105,11 +101,8 @@ def convert(
 
 
 def _find(source: str, revision: str | None) -> Source:
-    """The tables of a source; downloads a repository of the hub into its cache.
-
-    Raises:
-        MMPBError: if there is no such thing, or no way to tell which table is meant.
-    """
+    """The tables of a source; downloads a repository of the hub into its cache. Raises MMPBError if there is no such
+    thing, or no way to tell which table is meant."""
     path, commit = Path(source).expanduser(), None
     if not path.exists():
         if not _HUB_ID.fullmatch(source):
@@ -151,11 +144,8 @@ def _split_of(table: Path, root: Path) -> str | None:
 
 
 def _write(source: Source, building: Path, csv: str, checked: Path) -> None:
-    """Fills the folder: table, pictures, splits, and what lies beside them.
-
-    Raises:
-        MMPBError: if the table has mistakes.
-    """
+    """Fills the folder: table, pictures, splits, and what lies beside them. Raises MMPBError if the table has
+    mistakes."""
     mistakes = Mistakes(source.name)
     rows: list[Row] = []
     splits: dict[str, list[int]] = {}

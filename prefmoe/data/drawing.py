@@ -208,8 +208,7 @@ def draw_items(items: Sequence[str], rng: np.random.Generator, size: int = PICTU
         rng: source of every variation.
         size: width and height in pixels.
 
-    Returns:
-        An RGB picture.
+    Returns an RGB picture.
     """
     canvas = _background(rng, size)
     if len(items) == 1:

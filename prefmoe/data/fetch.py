@@ -84,11 +84,7 @@ def fetch(folder: str | Path, *, source: str | Path | None = None, release: Rele
         source: where to take files from instead of the release's address: a folder, a zip archive (of the
             data or of the whole repository), or another address.
 
-    Returns:
-        ``folder``.
-
-    Raises:
-        FetchError: if a file cannot be had, or is not the published one.
+    Returns ``folder``. Raises FetchError if a file cannot be had, or is not the published one.
     """
     folder = Path(folder)
     read = _reader(release.url if source is None else source)
@@ -110,11 +106,8 @@ def fetch(folder: str | Path, *, source: str | Path | None = None, release: Rele
 
 
 def _complete(folder: Path, path: str, digest: str, read: Reader) -> None:
-    """Leaves the file as it is if it is the published one, and gets it otherwise.
-
-    Raises:
-        FetchError: if it cannot be had, or is not the published one.
-    """
+    """Leaves the file as it is if it is the published one, and gets it otherwise. Raises FetchError if it cannot be
+    had, or is not the published one."""
     target = folder / path
     with suppress(OSError):
         if _sha256(read_regular(target)) == digest:

@@ -21,11 +21,7 @@ def make_once(
         what: the folder should hold, for the message: "a miniature benchmark".
         write: called with the folder under a temporary name.
 
-    Returns:
-        ``folder``.
-
-    Raises:
-        FileExistsError: if ``folder`` holds something else.
+    Returns ``folder``. Raises FileExistsError if ``folder`` holds something else.
     """
     if _made_from(folder / marker, what) == made_from:
         return folder

@@ -71,11 +71,8 @@ class _Pairs:
 
 
 class _Questions:
-    """Draws the questions of one benchmark; its pictures are written meanwhile.
-
-    Args:
-        writer: of one thread, to which pictures are handed in their order.
-    """
+    """Draws the questions of one benchmark; its pictures are written meanwhile. ``writer``: of one thread, to which
+    pictures are handed in their order."""
 
     def __init__(self, config: MiniatureData, folder: Path, writer: Executor):
         self.config, self.folder, self._writer = config, folder, writer
@@ -251,11 +248,7 @@ def build(config: MiniatureData, folder: Path) -> Path:
         config: seed and sizes; the same configuration always draws the same files.
         folder: becomes the data folder (holds mmpb_clean/ and multi_turn/); written under a temporary name first.
 
-    Returns:
-        ``folder``.
-
-    Raises:
-        FileExistsError: if ``folder`` holds something that is not a miniature benchmark.
+    Returns ``folder``. Raises FileExistsError if ``folder`` holds something that is not a miniature benchmark.
     """
     # A benchmark without untold likes is what it was before there were any, and is not drawn again.
     made_from = {"version": VERSION, **config.model_dump(exclude=None if config.untold else {"untold"})}

@@ -54,8 +54,7 @@ def read(data_folder: str | Path, *, csv: str = "sample.csv", seen: Path | None 
         csv: the table's name; it may end in .tsv or .parquet. seen: a file that remembers the complete pictures, so
             that the next reading checks only those whose size or time of change is another; None checks all.
 
-    Raises:
-        MMPBError: with one line per mistake (REPORTED_MISTAKES at most): file, line, field, expectation.
+    Raises MMPBError with one line per mistake (REPORTED_MISTAKES at most): file, line, field, expectation.
     """
     root = Path(data_folder)
     if not (root / "mmpb_clean").is_dir():

@@ -19,11 +19,8 @@ _ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
 
 
 def packed_bytes(value: Any) -> bytes | None:
-    """The file that a table's field holds itself; None for an empty field and for the path of a file.
-
-    Raises:
-        ValueError: if the text is too long for a path and no base64, or the value is of another type.
-    """
+    """The file that a table's field holds itself; None for an empty field and for the path of a file. Raises ValueError
+    if the text is too long for a path and no base64, or the value is of another type."""
     if isinstance(value, dict):
         if not set(value) <= {"bytes", "path"}:
             raise ValueError(f"expected a picture as {{bytes, path}}, found fields {', '.join(map(str, value))}")
@@ -48,8 +45,7 @@ def unpack(value: Any, root: Path, folder: str) -> str | None:
 
     The file lies in ``folder`` and is named by its contents, so that a picture that many rows hold is written once.
 
-    Raises:
-        ValueError: if the field holds something else, or the file cannot be written; the message says so.
+    Raises ValueError if the field holds something else, or the file cannot be written; the message says so.
     """
     data = packed_bytes(value)
     if data is None:

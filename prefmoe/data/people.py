@@ -71,8 +71,7 @@ def _annotations(
     """Six different annotations per facet: two liked items by Zipf popularity, two disliked among the others; and,
     beside each, ``untold`` further likes by the same popularity among what it does not mention.
 
-    Args:
-        further: what untold likes are drawn from, so that the others are the same however many there are.
+    ``further``: what untold likes are drawn from, so that the others are the same however many there are.
     """
     popularity = 1.0 / np.arange(1, 13) ** ZIPF
     result: dict[str, list[tuple[Preference, tuple[str, ...]]]] = {}

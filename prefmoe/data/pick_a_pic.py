@@ -54,12 +54,8 @@ def unpack(config: PickAPicData, source: Path, folder: Path) -> Path:
         source: the folder with the hub's files, or the one above it (they lie in data/).
         folder: becomes a folder of choices (`prefmoe.data.choice_folder.read`); takes what its pictures take.
 
-    Returns:
-        ``folder``.
-
-    Raises:
-        MMPBError: with one line per mistake: file, row, field, expectation.
-        FileExistsError: if ``folder`` holds something else.
+    Returns ``folder``. Raises MMPBError with one line per mistake: file, row, field, expectation; FileExistsError if
+    ``folder`` holds something else.
     """
     files = _files(source)
     stats = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for paths in files.values() for path in paths}
@@ -68,11 +64,7 @@ def unpack(config: PickAPicData, source: Path, folder: Path) -> Path:
 
 
 def _files(source: Path) -> dict[str, list[Path]]:
-    """The files of each part.
-
-    Raises:
-        MMPBError: if there are none for training or none for the test.
-    """
+    """The files of each part. Raises MMPBError if there are none for training or none for the test."""
     root = source / "data" if (source / "data").is_dir() else source
     files = {part: sorted(root.glob(f"{part}-*.parquet")) for part in PARTS}
     mistakes = Mistakes(str(root))
@@ -107,11 +99,8 @@ def _uids(row: Any) -> tuple[str, str, str, str]:
 
 
 def _read(files: dict[str, list[Path]], left_out: dict[str, int]) -> pd.DataFrame:
-    """The rows with a preference: file, row, part, user, caption, liked, disliked (uids), likes_first.
-
-    Raises:
-        MMPBError: if a column is missing, or a row says what cannot be.
-    """
+    """The rows with a preference: file, row, part, user, caption, liked, disliked (uids), likes_first. Raises MMPBError
+    if a column is missing, or a row says what cannot be."""
     first = next(path for paths in files.values() for path in paths)
     mistakes, tables = Mistakes(str(first.parent)), []
     for part, path in ((part, path) for part, paths in files.items() for path in paths):
@@ -209,11 +198,8 @@ def _others(table: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def _write_pictures(table: pd.DataFrame, folder: Path) -> dict[str, str]:
-    """Writes every picture once, and returns uid -> path in the folder.
-
-    Raises:
-        MMPBError: naming every picture that is missing or damaged.
-    """
+    """Writes every picture once, and returns uid -> path in the folder. Raises MMPBError naming every picture that is
+    missing or damaged."""
     sides = {"liked": table["likes_first"], "disliked": ~table["likes_first"]}
     wanted = [
         pd.DataFrame(

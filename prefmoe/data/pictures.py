@@ -33,11 +33,8 @@ class PictureError(ValueError):
 
 
 def picture_bytes(path: str | Path) -> bytes:
-    """What is in a picture's file, whatever it is.
-
-    Raises:
-        PictureError: if there is no such file, or it is no regular one; the message names it.
-    """
+    """What is in a picture's file, whatever it is. Raises PictureError if there is no such file, or it is no regular
+    one; the message names it."""
     try:
         return read_regular(Path(path))
     except FileNotFoundError:
@@ -47,11 +44,8 @@ def picture_bytes(path: str | Path) -> bytes:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """The picture in a file, as RGB; see `decode`.
-
-    Raises:
-        PictureError: as `picture_bytes`, and if the file holds no whole picture in one of FORMATS; it is named.
-    """
+    """The picture in a file, as RGB; see `decode`. Raises PictureError as `picture_bytes`, and if the file holds no
+    whole picture in one of FORMATS; it is named."""
     data = picture_bytes(path)
     try:
         return decode(data)
@@ -64,9 +58,8 @@ def decode(data: bytes) -> Image.Image:
 
     Of a moving picture the first frame counts.
 
-    Raises:
-        PictureError: if the bytes are no picture in one of FORMATS, damaged, without some of its rows, or too large.
-            (A JPEG that was cut and then closed properly passes: its decoder paints the missing part grey in silence.)
+    Raises PictureError if the bytes are no picture in one of FORMATS, damaged, without some of its rows, or too large.
+    (A JPEG that was cut and then closed properly passes: its decoder paints the missing part grey in silence.)
     """
     with _opened(data) as picture:
         return as_rgb(picture)
@@ -109,11 +102,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """An opened or drawn picture as RGB: upright, scaled to 8 bits, on white.
-
-    Raises:
-        PictureError: if nothing says which of its values is white (modes I and F), or its file turns out to be damaged.
-    """
+    """An opened or drawn picture as RGB: upright, scaled to 8 bits, on white. Raises PictureError if nothing says which
+    of its values is white (modes I and F), or its file turns out to be damaged."""
     picture = _upright(picture)
     if picture.mode in SIXTEEN_BITS:
         clear = picture.info.get("transparency")
@@ -156,8 +146,7 @@ def _check_png(data: bytes) -> int:
 
     Pillow compares no checksum of picture data, and leaves rows black that are not there.
 
-    Raises:
-        PictureError: see above.
+    Raises PictureError: see above.
     """
     position, kind, header, packed = 8, b"", b"", []
     while kind != b"IEND":

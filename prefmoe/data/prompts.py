@@ -81,11 +81,8 @@ def fill(text: str, name: str) -> str:
 
 
 def split_items(text: str) -> tuple[str, ...]:
-    """The items of a list such as "a, b (c, d), 1,000 e": commas in brackets or words separate nothing.
-
-    Raises:
-        ValueError: if an item is empty or a bracket is not closed.
-    """
+    """The items of a list such as "a, b (c, d), 1,000 e": commas in brackets or words separate nothing. Raises
+    ValueError if an item is empty or a bracket is not closed."""
     items, start, closing = [], 0, []
     for position, character in enumerate(text):
         if closing and character == closing[-1]:
@@ -108,8 +105,7 @@ def parse_preferences(text: str) -> dict[str, Preference]:
 
     One statement per facet; the part about likes or the part about dislikes may be absent.
 
-    Raises:
-        ValueError: if the text has another form, or a facet is unknown or occurs twice.
+    Raises ValueError if the text has another form, or a facet is unknown or occurs twice.
     """
     text = clean(text)
     if text.rstrip(".") == UNKNOWN:
@@ -132,11 +128,8 @@ def parse_preferences(text: str) -> dict[str, Preference]:
 
 
 def format_preferences(preferences: Mapping[str, Preference], name: str = PLACEHOLDER) -> str:
-    """MMPB's ``preference`` text for these preferences: the inverse of parse_preferences.
-
-    Raises:
-        ValueError: if a preference is empty, or an item could not be told from two items when read again.
-    """
+    """MMPB's ``preference`` text for these preferences: the inverse of parse_preferences. Raises ValueError if a
+    preference is empty, or an item could not be told from two items when read again."""
     statements = []
     for facet in FACETS:
         if facet not in preferences:
@@ -165,11 +158,8 @@ def preference_phrase(preference: Preference | str | None) -> str:
 
 
 def facet_sentence(user: Profiled, facet: str) -> str:
-    """The sentence behind a facet's anchor: "User preference in travel: enjoys a, b, dislikes c, d".
-
-    Raises:
-        KeyError: if the facet is unknown.
-    """
+    """The sentence behind a facet's anchor: "User preference in travel: enjoys a, b, dislikes c, d". Raises KeyError if
+    the facet is unknown."""
     if facet not in FACETS:
         raise KeyError(f"facet {facet!r} is unknown, expected one of {', '.join(FACETS)}")
     return f"User preference in {facet}: {preference_phrase(user.preferences.get(facet))}"
@@ -189,8 +179,7 @@ def statement_text(example: Example, user: User) -> str:
     """What the profile says about what the question is about, with the name in place: the statement of its facet, of
     which nothing may be known, or for recognition the description. So a retriever that never errs would find it.
 
-    Raises:
-        ValueError: if the question is about a preference in no facet.
+    Raises ValueError if the question is about a preference in no facet.
     """
     if example.category == "recognition":
         return description_text(user)
@@ -223,9 +212,8 @@ def messages(
     The profile comes first and is acknowledged; then the small talk; then the picture and the question
     (Appendix of PrefMoE, Lyu et al. 2026; prompts of MMPB). Picture parts carry no picture: see images().
 
-    Returns:
-        messages ``{"role", "content"}`` whose content is a list of ``{"type": "image"}`` and
-        ``{"type": "text", "text"}`` parts.
+    Returns messages ``{"role", "content"}`` whose content is a list of ``{"type": "image"}`` and ``{"type": "text",
+    "text"}`` parts.
     """
     conversation = []
     if profile != "none":

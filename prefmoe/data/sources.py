@@ -19,9 +19,8 @@ class SourceError(RuntimeError):
 def prepare_data(edition: Edition, results: str | Path = RESULTS) -> Path:
     """The data folder of an edition (it holds mmpb_clean/); draws the miniature when it is not there yet.
 
-    Raises:
-        SourceError: if the edition is about choices, or wants real data and neither its ``folder`` nor PREFMOE_DATA
-            names a folder with it.
+    Raises SourceError if the edition is about choices, or wants real data and neither its ``folder`` nor PREFMOE_DATA
+    names a folder with it.
     """
     if not isinstance(edition.data, MiniatureData | MMPBData):
         raise SourceError(f"edition {edition.name!r} is about choices between pictures: `load_choices` loads them")
@@ -44,9 +43,8 @@ def load_benchmark(edition: Edition, results: str | Path = RESULTS) -> Benchmark
 
     A process that asks again gets the same one, for as long as no file of the folder changes.
 
-    Raises:
-        SourceError: see `prepare_data`.
-        MMPBError: if the data have mistakes; the message names file, row and field of each.
+    Raises SourceError: see `prepare_data`; MMPBError if the data have mistakes; the message names file, row and field
+    of each.
     """
     folder = prepare_data(edition, results)
     csv = {} if isinstance(edition.data, MiniatureData) else {"csv": edition.data.csv}
@@ -58,9 +56,8 @@ def load_choices(edition: Edition, results: str | Path = RESULTS) -> ChoiceBench
 
     A process that asks again gets the same ones, for as long as no file of the folder changes.
 
-    Raises:
-        SourceError: if the edition is about questions, or its data are nowhere.
-        MMPBError: if the data have mistakes; the message names file, row and field of each.
+    Raises SourceError if the edition is about questions, or its data are nowhere; MMPBError if the data have mistakes;
+    the message names file, row and field of each.
     """
     made = Path(results) / edition.name
     folder = _choice_folder(edition, made / "data")

@@ -52,11 +52,8 @@ def load_list(path: Path, name: str, expected: str, mistakes: Mistakes) -> list[
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON mapping; json itself would keep the last value of a key that is there twice.
-
-    Raises:
-        KeyError: naming such a key.
-    """
+    """A JSON mapping; json itself would keep the last value of a key that is there twice. Raises KeyError naming such a
+    key."""
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:

@@ -102,12 +102,8 @@ def protocol_path(edition: str, folder: str | Path = CONFIG_FOLDER) -> Path:
 def load_protocol(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Protocol:
     """Reads and checks the questions asked of an edition.
 
-    Args:
-        folder: that of the configuration, or a file with other questions.
-
-    Raises:
-        ConfigError: if the file is missing or malformed, or with one line per unknown method, setting, value,
-            backbone or split.
+    ``folder``: that of the configuration, or a file with other questions. Raises ConfigError if the file is missing or
+    malformed, or with one line per unknown method, setting, value, backbone or split.
     """
     path = protocol_path(edition.name, folder)
     if not path.is_file():
@@ -150,11 +146,8 @@ def _mistakes(protocol: Protocol, edition: Edition) -> Iterator[str]:
 
 
 def apply_variant(edition: Edition, experiment: Experiment, method: str, variant: str) -> tuple[Edition, Method]:
-    """The edition and the method's configuration as a variant wants them.
-
-    Raises:
-        ConfigError: if there is no such setting, or a value is refused.
-    """
+    """The edition and the method's configuration as a variant wants them. Raises ConfigError if there is no such
+    setting, or a value is refused."""
     settings = dict(experiment.variants[variant])
     changed: dict[str, Any] = {}
     for part in EDITION_PARTS:
@@ -254,9 +247,8 @@ def plans(edition: Edition, protocol: Protocol) -> dict[tuple[str, str], Plan]:
 def budget(edition: Edition, protocol: Protocol) -> pd.DataFrame:
     """What the experiments cost: a line per experiment, and their total.
 
-    Returns:
-        columns own (runs taken from the edition), runs (to be made) and steps (of training in them). What
-        several experiments want is counted at the first of them.
+    Returns columns own (runs taken from the edition), runs (to be made) and steps (of training in them). What several
+    experiments want is counted at the first of them.
     """
     rows, seen = {}, set()
     for name, experiment in protocol.experiments.items():
@@ -303,14 +295,8 @@ def run(
 
     The edition's own runs are made as for its tables.
 
-    Args:
-        config_folder: or a file with other questions (`load_protocol`).
-
-    Returns:
-        the run folders.
-
-    Raises:
-        ConfigError: if the protocol has mistakes. ProtocolError: if no experiment asks for such runs.
+    ``config_folder``: or a file with other questions (`load_protocol`). Returns the run folders. Raises ConfigError if
+    the protocol has mistakes; ProtocolError if no experiment asks for such runs.
     """
     from prefmoe.running.runs import Workbench, run_method
 

@@ -130,11 +130,8 @@ def question_labels(benchmark: Benchmark) -> Labels:
 
 
 def read_cells(edition: Edition, protocol: Protocol, experiment: str, results: str | Path = RESULTS) -> list[Cell]:
-    """Everything that was answered in an experiment, variants in the order of the configuration.
-
-    Raises:
-        ProtocolError: naming all runs that are missing or damaged.
-    """
+    """Everything that was answered in an experiment, variants in the order of the configuration. Raises ProtocolError
+    naming all runs that are missing or damaged."""
     asked = protocol.experiments[experiment]
     broken_down = asked.axis is not None or len(asked.splits) > 1
     cells, missing = [], []
@@ -180,14 +177,9 @@ def build(
     """Writes every experiment's results, and all differences and trends, to
     <results>/<edition>/figures/protocol/.
 
-    Args:
-        config_folder: or a file with other questions; its tables go to a folder of its name in that one.
-
-    Returns:
-        name -> CSV file: one per experiment (`RESULT_COLUMNS`), "differences" and "trends".
-
-    Raises:
-        ConfigError: if the protocol has mistakes. ProtocolError: if runs are missing.
+    ``config_folder``: or a file with other questions; its tables go to a folder of its name in that one. Returns name
+    -> CSV file: one per experiment (`RESULT_COLUMNS`), "differences" and "trends". Raises ConfigError if the protocol
+    has mistakes; ProtocolError if runs are missing.
     """
     edition = load_edition(edition)
     protocol = load_protocol(edition, config_folder)
@@ -314,10 +306,9 @@ def trend_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[dict[s
 def verdicts(differences: pd.DataFrame) -> pd.DataFrame:
     """What differences.csv allows to say of every variant against its reference, in words.
 
-    Returns:
-        a line per experiment, backbone, method, variant, turns and group, a column per metric: "better" or "worse"
-        where the corrected p of the paired test is below .05, or, without such a test, where the interval
-        leaves out 0; else "not told apart"; "–" where there is nothing to compare.
+    Returns a line per experiment, backbone, method, variant, turns and group, a column per metric: "better" or "worse"
+    where the corrected p of the paired test is below .05, or, without such a test, where the interval leaves out 0;
+    else "not told apart"; "–" where there is nothing to compare.
     """
     tested = differences["p_users_holm"] < 0.05
     apart = (differences["low"] > 0) | (differences["high"] < 0)

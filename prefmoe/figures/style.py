@@ -248,10 +248,7 @@ def _png(image: Image.Image, figure: Figure) -> bytes:
 
 def webp(image: Image.Image, colours: int = 64, error: int = 16) -> bytes:
     """The picture as WebP: in few colours if none of its dots then changes visibly, else dot by dot as it is.
-
-    Args:
-        error: the largest change of red, green or blue, of 255, that is not visible.
-    """
+    ``error``: the largest change of red, green or blue, of 255, that is not visible."""
     packed = io.BytesIO()
     fewer = image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).convert("RGB")
     if max(highest for _, highest in ImageChops.difference(image, fewer).getextrema()) <= error:
@@ -261,11 +258,8 @@ def webp(image: Image.Image, colours: int = 64, error: int = 16) -> bytes:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Writes `png` under a temporary name that is renamed when done.
-
-    Raises:
-        ValueError: for a name that does not end in .png.
-    """
+    """Writes `png` under a temporary name that is renamed when done. Raises ValueError for a name that does not end in
+    .png."""
     return _write(png(figure), path)
 
 
@@ -284,11 +278,10 @@ def show(figure: Figure, path: str | Path | None = None, *, alt: str = "") -> No
     JupyterLab gives pictures of its own making no alternative text; an <img> keeps it there, in papermill's files and
     in HTML made from them. The picture in it is a WebP, of six tenths of the PNG's bytes.
 
-    Args:
-        alt: else what `finish` was told, with title and caption.
-
     Raises:
         ValueError: without any alternative text.
+
+    ``alt``: else what `finish` was told, with title and caption.
     """
     from IPython.display import display
 

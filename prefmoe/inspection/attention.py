@@ -86,9 +86,8 @@ class Attention:
 def attention(method: Method, examples: Sequence[Example]) -> Attention:
     """Runs the questions through a method with a prefix and keeps the attention to prefix and picture.
 
-    Raises:
-        InspectionError: if the method has no prefix, the backbone was not loaded with attn="eager", or the picture's
-            tokens are no grid of patches.
+    Raises InspectionError if the method has no prefix, the backbone was not loaded with attn="eager", or the picture's
+    tokens are no grid of patches.
     """
     if not method.prefix_length:
         raise InspectionError(f"{method.config.label!r} has no prefix to attend to")
@@ -121,12 +120,8 @@ def attention(method: Method, examples: Sequence[Example]) -> Attention:
 def attention_by_group(method: Method, examples: Sequence[Example], batch_size: int = 64) -> pd.DataFrame:
     """Mean attention to each prefix token, over layers and heads, by kind of question.
 
-    Returns:
-        origin ("answer", "image"), group (the facet asked about, or "recognition"), token, value, low, high (cluster
-        bootstrap over users), n (questions).
-
-    Raises:
-        InspectionError: see `attention`.
+    Returns origin ("answer", "image"), group (the facet asked about, or "recognition"), token, value, low, high
+    (cluster bootstrap over users), n (questions). Raises InspectionError: see `attention`.
     """
     shares: dict[str, list[NDArray]] = {"answer": [], "image": []}
     for start in range(0, len(examples), batch_size):
@@ -149,12 +144,8 @@ def attention_by_group(method: Method, examples: Sequence[Example], batch_size: 
 def own_residual(by_group: pd.DataFrame, origin: str = "answer") -> pd.DataFrame:
     """Whether the residual of the facet that is asked about gets more attention than it gets otherwise.
 
-    Args:
-        by_group: from `attention_by_group`.
-
-    Returns:
-        facet, value, low, high, n (attention to its residual by questions about it), elsewhere (the mean attention to
-        the same token by questions about other facets).
+    ``by_group``: from `attention_by_group`. Returns facet, value, low, high, n (attention to its residual by questions
+    about it), elsewhere (the mean attention to the same token by questions about other facets).
     """
     shares = by_group[by_group["origin"] == origin].set_index(["group", "token"])
     facets = [facet for facet in FACETS if (facet, f"r {facet}") in shares.index]

@@ -41,12 +41,9 @@ def trained_method(
     A run on a miniature backbone that is absent, or older than its settings, is made first; that takes a minute or
     two.
 
-    Args:
-        attn: "eager" where attention maps will be asked for.
-
-    Raises:
-        InspectionError: if the run of a large backbone is absent; the message holds the command that makes it.
-        MethodError: if the run belongs to other weights or other users than those of today.
+    ``attn``: "eager" where attention maps will be asked for. Raises InspectionError if the run of a large backbone is
+    absent; the message holds the command that makes it; MethodError if the run belongs to other weights or other users
+    than those of today.
     """
     folder = _run(edition, backbone_name, method_name, seed, results)
     backbone = load_backbone(backbone_name, attn=attn)
@@ -75,8 +72,7 @@ def answers(edition: Edition, backbone_name: str, method_name: str, split: str =
 
     Runs on a miniature backbone that are absent, or older than their settings, are made first.
 
-    Raises:
-        InspectionError: if a run of a large backbone is absent.
+    Raises InspectionError if a run of a large backbone is absent.
     """
     frames = []
     for seed in edition.seeds_of(method_name):
@@ -115,11 +111,8 @@ def asked_text(example: Example) -> str:
 
 
 def same_picture(example: Example, names: Sequence[str]) -> list[Example]:
-    """A preference question and its picture, asked about each of several users, with the answer true of each.
-
-    Raises:
-        InspectionError: for another kind of question: its answer does not follow from who holds the preference.
-    """
+    """A preference question and its picture, asked about each of several users, with the answer true of each. Raises
+    InspectionError for another kind of question: its answer does not follow from who holds the preference."""
     if example.category != "preference" or example.is_multiple_choice or not example.bucket_names:
         raise InspectionError(
             f"question {example.index}: expected a preference yes/no question with its holders, found "
@@ -149,8 +142,7 @@ def shared_questions(benchmark: Benchmark, pictures: int, users: int, split: str
     Args:
         pictures: how many questions; where there are fewer they come again. users: about how many users each.
 
-    Raises:
-        InspectionError: if the split has no yes/no question of either kind.
+    Raises InspectionError if the split has no yes/no question of either kind.
     """
     trained = benchmark.trained_users
     usable = [
@@ -191,11 +183,8 @@ def _distinct(examples: Sequence[Example]) -> list[Example]:
 
 @torch.inference_mode()
 def most_probable_answers(method: Method, examples: Sequence[Example]) -> pd.DataFrame:
-    """What a method would answer to each question, by the probabilities of the allowed answers' first tokens.
-
-    Returns:
-        a row per question: user, question, answer, probability (of it, among those allowed) and right (0/1).
-    """
+    """What a method would answer to each question, by the probabilities of the allowed answers' first tokens. Returns a
+    row per question: user, question, answer, probability (of it, among those allowed) and right (0/1)."""
     batch = prompts(method, examples)
     with method.context(batch):
         logits = method.model(**batch.inputs, use_cache=False).logits[:, -1]

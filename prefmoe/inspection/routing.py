@@ -27,11 +27,8 @@ def _prefmoe(method: Method) -> PrefMoE:
 
 @torch.no_grad()
 def gates(method: Method, examples: Sequence[Example]) -> pd.DataFrame:
-    """The gates that each question gets: user, question, router, expert, gate.
-
-    Raises:
-        InspectionError: if the method has no routers.
-    """
+    """The gates that each question gets: user, question, router, expert, gate. Raises InspectionError if the method has
+    no routers."""
     method, batch = _prefmoe(method), prompts(method, examples)
     with method.context(batch):
         method.model.base_model(**batch.inputs, use_cache=False)
@@ -48,12 +45,8 @@ def gates(method: Method, examples: Sequence[Example]) -> pd.DataFrame:
 def own_expert(gates: pd.DataFrame) -> pd.DataFrame:
     """Whether the preference router favours the expert of the facet that is asked about, which no prompt names.
 
-    Args:
-        gates: mean gates per group of questions (`tables.gates_table`).
-
-    Returns:
-        facet, own (mean gate of its expert on its questions), elsewhere (the same expert's mean gate on questions
-        about other facets), difference.
+    ``gates``: mean gates per group of questions (`tables.gates_table`). Returns facet, own (mean gate of its expert on
+    its questions), elsewhere (the same expert's mean gate on questions about other facets), difference.
     """
     chosen = gates[gates["router"] == "preference"].pivot(index="group", columns="expert", values="value")
     asked = [facet for facet in FACETS if f"preference, {facet}" in chosen.index]
@@ -68,11 +61,8 @@ def own_expert(gates: pd.DataFrame) -> pd.DataFrame:
 def gate_ranges(gates: pd.DataFrame) -> pd.DataFrame:
     """How far the mean gates of an expert lie apart between kinds of questions; 0 is a mixture that never changes.
 
-    Args:
-        gates: mean gates per group of questions (`tables.gates_table`).
-
-    Returns:
-        router, expert (its name), lowest, highest, range.
+    ``gates``: mean gates per group of questions (`tables.gates_table`). Returns router, expert (its name), lowest,
+    highest, range.
     """
     table = []
     for (router, expert), values in gates.groupby(["router", "expert"], sort=False)["value"]:
@@ -85,11 +75,8 @@ def gate_ranges(gates: pd.DataFrame) -> pd.DataFrame:
 def gates_by_outcome(answers: pd.DataFrame) -> pd.DataFrame:
     """Mean gates of questions that were answered right and wrong.
 
-    Args:
-        answers: per-question answers with gate columns; seeds may be stacked.
-
-    Returns:
-        router, expert, question ("preference", "recognition"), right, wrong (NaN where there is none).
+    ``answers``: per-question answers with gate columns; seeds may be stacked. Returns router, expert, question
+    ("preference", "recognition"), right, wrong (NaN where there is none).
     """
     scored = metrics.score(answers)
     outcome = np.where(scored["hit"].astype(bool), "right", "wrong")
@@ -104,11 +91,8 @@ def gates_by_outcome(answers: pd.DataFrame) -> pd.DataFrame:
 
 @torch.no_grad()
 def mixture_effect(method: Method, examples: Sequence[Example]) -> float:
-    """The largest change of a next-token logit that the experts make; 0 before training, the B being zero.
-
-    Raises:
-        InspectionError: if the method has no experts.
-    """
+    """The largest change of a next-token logit that the experts make; 0 before training, the B being zero. Raises
+    InspectionError if the method has no experts."""
     method, batch = _prefmoe(method), prompts(method, examples)
     with method.context(batch):
         routed = method.model(**batch.inputs, use_cache=False).logits[:, -1]

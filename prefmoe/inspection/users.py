@@ -68,11 +68,8 @@ class FacetTokens:
 
 @torch.no_grad()
 def facet_tokens(method: Method) -> FacetTokens:
-    """Anchors, residuals r and full tokens p + r of every trained user's annotated facets.
-
-    Raises:
-        InspectionError: if the method's users are not factorised.
-    """
+    """Anchors, residuals r and full tokens p + r of every trained user's annotated facets. Raises InspectionError if
+    the method's users are not factorised."""
     state, rows = _factorised(method), _trained_rows(method)
     tokens = state(rows)
     groups = np.array(method.benchmark.groups)[rows.cpu().numpy()]  # (U, F)
@@ -102,11 +99,9 @@ def user_space(
         neighbours: of each token, in the full space, that purity looks at; fewer where there are not so many.
         perplexity: of the drawing alone; the purity does not depend on it.
 
-    Returns:
-        coordinates with stage, tokens, user, facet, group (rank of the preference group; 7 stands for the eighth
-        and all smaller ones), x, y;
-        purity with stage, tokens, colour ("facet", "group"), neighbours, value, low, high, n, chance and best: the
-        largest value possible, because a group of two users has one right neighbour only.
+    Returns coordinates with stage, tokens, user, facet, group (rank of the preference group; 7 stands for the eighth
+    and all smaller ones), x, y; purity with stage, tokens, colour ("facet", "group"), neighbours, value, low, high, n,
+    chance and best: the largest value possible, because a group of two users has one right neighbour only.
     """
     points, numbers = [], []
     for stage, tokens in stages.items():
@@ -135,8 +130,7 @@ def tsne(X: ArrayLike, seed: int = 0, *, perplexity: float = 30.0) -> NDArray:
     Rows are scaled to unit length (the losses compare cosines); exact gradients; started from the principal
     components; each axis flipped so that its skewness is positive.
 
-    Raises:
-        ValueError: with fewer than five vectors.
+    Raises ValueError with fewer than five vectors.
     """
     X = np.asarray(X, dtype=np.float64)
     if len(X) < 5:
@@ -163,11 +157,8 @@ def neighbourhood_purity(
         labels: (N,) for instance facets or preference groups.
         users: (N,) the user of each vector; the interval resamples users.
 
-    Returns:
-        value, n (vectors), low, high, and chance: the share of all admissible vectors that carry the label.
-
-    Raises:
-        ValueError: if a vector has fewer than k admissible neighbours.
+    Returns value, n (vectors), low, high, and chance: the share of all admissible vectors that carry the label. Raises
+    ValueError if a vector has fewer than k admissible neighbours.
     """
     X = np.asarray(X, dtype=np.float64)
     labels, users = np.asarray(labels), np.asarray(users)
@@ -185,11 +176,8 @@ def neighbourhood_purity(
 
 @torch.no_grad()
 def anchors(method: Method, name: str) -> pd.DataFrame:
-    """A user's eight anchors: anchor, made_of (the text, or the picture's file name), dimensions, rms.
-
-    Raises:
-        InspectionError: if the method's users are not factorised.
-    """
+    """A user's eight anchors: anchor, made_of (the text, or the picture's file name), dimensions, rms. Raises
+    InspectionError if the method's users are not factorised."""
     state, user = _factorised(method), method.benchmark.users[name]
     texts = [user.name, f"picture {user.image.name}", description_text(user)]
     texts += [facet_sentence(user, facet) if facet in user.preferences else "(none)" for facet in FACETS]
@@ -211,12 +199,9 @@ def prefix_similarity(method: Method, names: Sequence[str]) -> dict[str, NDArray
 def similarity_between_users(method: Method) -> pd.DataFrame:
     """How alike the same token is in two trained users, for each of the 13 tokens of the prefix.
 
-    Returns:
-        token, pairs ("same group", "other group" for a facet's residual; "all" for the rest), value (mean cosine),
-        low and high (the 10th and 90th percentile of the pairs), n (pairs).
-
-    Raises:
-        InspectionError: if the method's users are not factorised.
+    Returns token, pairs ("same group", "other group" for a facet's residual; "all" for the rest), value (mean cosine),
+    low and high (the 10th and 90th percentile of the pairs), n (pairs). Raises InspectionError if the method's users
+    are not factorised.
     """
     state, rows = _factorised(method), _trained_rows(method)
     unit = normalize(state(rows).prefix.float(), dim=-1).transpose(0, 1)  # (13, U, H)
@@ -243,12 +228,9 @@ def similarity_between_users(method: Method) -> pd.DataFrame:
 def corrections(method: Method) -> pd.DataFrame:
     """How much of the bound of the learned corrections the trained users use, per anchor.
 
-    Returns:
-        anchor, anchor_rms, bound (s times that rms), largest (correction of any user and dimension), used (share of
-        the bound, root mean square over users and dimensions).
-
-    Raises:
-        InspectionError: if the method's users are not factorised.
+    Returns anchor, anchor_rms, bound (s times that rms), largest (correction of any user and dimension), used (share of
+    the bound, root mean square over users and dimensions). Raises InspectionError if the method's users are not
+    factorised.
     """
     state, rows = _factorised(method), _trained_rows(method)
     known = torch.cat([torch.ones_like(state.known[rows, :2]), state.known[rows]], dim=1)  # (U, 7)
@@ -267,12 +249,9 @@ def corrections(method: Method) -> pd.DataFrame:
 def residual_variants(method: Method) -> pd.DataFrame:
     """What the two definitions of a residual, before any correction, do to the users' residuals of each facet.
 
-    Returns:
-        facet, variant ("published": r = anchor; "centred": r = anchor - mean), residual_rms, prototype_rms, and
-        between_users: the mean cosine between two users' residuals.
-
-    Raises:
-        InspectionError: if the method's users are not factorised.
+    Returns facet, variant ("published": r = anchor; "centred": r = anchor - mean), residual_rms, prototype_rms, and
+    between_users: the mean cosine between two users' residuals. Raises InspectionError if the method's users are not
+    factorised.
     """
     state, rows = _factorised(method), _trained_rows(method)
     table = []

@@ -26,8 +26,7 @@ class AddedTokens:
     Attributes:
         first: the first of their K consecutive ids.
 
-    Raises:
-        MethodError: if the tokenizer knows one of the words already.
+    Raises MethodError if the tokenizer knows one of the words already.
     """
 
     def __init__(self, backbone: Backbone, words: Sequence[str]) -> None:

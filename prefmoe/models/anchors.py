@@ -39,11 +39,8 @@ def encode_users(
     projected image tokens of the profile picture. Users are encoded `USERS_AT_ONCE` at a time, and those of whom
     ``backbone.anchor_cache`` knows are read from it.
 
-    Args:
-        texts: "published" for those of `published_texts`, special tokens in the mean, and a text for every facet.
-
-    Returns:
-        anchors (U, 8, H) in float32, zero where a facet has no text; known (U, F) bool, which have one.
+    ``texts``: "published" for those of `published_texts`, special tokens in the mean, and a text for every facet.
+    Returns anchors (U, 8, H) in float32, zero where a facet has no text; known (U, F) bool, which have one.
     """
     cache, parts = backbone.anchor_cache, []
     for start in range(0, len(users), USERS_AT_ONCE):
@@ -68,8 +65,7 @@ def anchors_digest(backbone: Backbone, users: Sequence[User], kind: AnchorKind, 
     That is the weights and the precision of the backbone, the users' texts, annotated facets and profile pictures (by
     content), the kind of anchor, and the code and library that compute them.
 
-    Raises:
-        PictureError: if a profile picture cannot be read; the message names it.
+    Raises PictureError if a profile picture cannot be read; the message names it.
     """
     people: list[Any] = []
     for user in users:

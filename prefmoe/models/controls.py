@@ -42,11 +42,8 @@ def controls_of(method: Method) -> tuple[ControlKind, ...]:
 
 @contextmanager
 def controlled(method: Method, kind: ControlKind, seed: int = 0) -> Iterator[None]:
-    """Within it a method's collator, and with it whoever asks, puts questions under a control.
-
-    Raises:
-        MethodError: if the control means nothing for the method, or nobody can stand in for anybody.
-    """
+    """Within it a method's collator, and with it whoever asks, puts questions under a control. Raises MethodError if
+    the control means nothing for the method, or nobody can stand in for anybody."""
     if kind not in (known := controls_of(method)):
         able = f"it has {', '.join(known)}" if known else "its prompts show nothing of a user but the name"
         raise MethodError(f"{method.config.label} has no control {kind!r}: {able}")

@@ -70,8 +70,7 @@ def install_lora(
     Args:
         alpha: the update is alpha / rank * B A x. targets: the architecture's projections, or all linear maps.
 
-    Returns:
-        The adapters' parameters, the only ones of the backbone that require a gradient.
+    Returns the adapters' parameters, the only ones of the backbone that require a gradient.
     """
     config = LoraConfig(
         r=rank,

@@ -38,8 +38,7 @@ def scaled_low_rank(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, context: Ten
         x: (B, ..., in), for example (B, T, in); latent attention has (B, 1, T, in). A: (R, in). B: (out, R).
         scale: (B, R). context: (B, C) with C <= R, or None.
 
-    Returns:
-        (B, ..., out).
+    Returns (B, ..., out).
     """
     hidden = linear(x, A)  # (B, ..., R)
     example = (len(scale), *[1] * (x.dim() - 2), -1)
@@ -56,8 +55,7 @@ def expert_mixture(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, context: Tenso
         x: (batch, tokens, in). A: (experts, rank, in). B: (experts, out, rank). gate: (batch, experts).
         context: (batch, experts, rank) or None.
 
-    Returns:
-        (batch, tokens, out), by two matrix products in all.
+    Returns (batch, tokens, out), by two matrix products in all.
     """
     scale = gate.repeat_interleave(A.shape[1], dim=1)  # (batch, experts * rank)
     stacked = B.transpose(0, 1).flatten(1)  # (out, experts * rank)
@@ -171,10 +169,7 @@ def install_mixture(
     model: nn.Module, names: list[str], ranks: Ranks, routing: Routing, std: float | None = None
 ) -> None:
     """Replaces the named linear layers of ``model`` by mixtures around them, whose A start as `MixtureOfLoRA` says.
-
-    Raises:
-        TypeError: if a name is not that of a linear layer (for example of one that is adapted already).
-    """
+    Raises TypeError if a name is not that of a linear layer (for example of one that is adapted already)."""
     found = {name: model.get_submodule(name) for name in names}
     for name, module in found.items():
         if not isinstance(module, nn.Linear):

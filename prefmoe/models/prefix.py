@@ -15,8 +15,7 @@ class PrefixHook:
     positions and the key-value cache from ``input_ids`` as always; only the rows that the input embedding returns
     there change. Outside set() ... clear() the embedding is untouched.
 
-    Args:
-        embed_tokens: the backbone's input embedding.
+    ``embed_tokens``: the backbone's input embedding.
     """
 
     def __init__(self, embed_tokens: nn.Module) -> None:
@@ -32,8 +31,7 @@ class PrefixHook:
             mask: (B, T) bool, True at the P placeholder positions of each row (Batch.prefix_mask); nowhere when the
                 T positions come behind a cached prefix.
 
-        Raises:
-            ValueError: if the shapes disagree, or some row has not exactly P placeholders and not every row none.
+        Raises ValueError if the shapes disagree, or some row has not exactly P placeholders and not every row none.
         """
         if tokens.dim() != 3 or mask.dim() != 2 or tokens.shape[0] != mask.shape[0]:
             raise ValueError(

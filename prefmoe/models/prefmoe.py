@@ -55,8 +55,7 @@ class PrefMoE(Method, settings=PrefMoEMethod):
         router: HierarchicalRouter or PublishedRouter; None without M.
         counterfactual: CounterfactualUsers; None without C, or where no user has preferences to start from.
 
-    Raises:
-        MethodError: if counterfactual users are to be read from a file that is missing or damaged.
+    Raises MethodError if counterfactual users are to be read from a file that is missing or damaged.
     """
 
     auxiliary = frozenset(
@@ -200,8 +199,7 @@ class PrefMoE(Method, settings=PrefMoEMethod):
 
         With several processes the terms beside the answer's are those of all their examples together.
 
-        Raises:
-            RuntimeError: outside ``context(batch)``.
+        Raises RuntimeError outside ``context(batch)``.
         """
         if self._active is None or self._active[0] is not batch:
             raise RuntimeError("training_losses(batch) and its backward pass belong inside context(batch)")

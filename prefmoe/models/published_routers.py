@@ -48,8 +48,7 @@ def published_gates(
         name, image, description, query: (B, H).
         facet: (B,) the gold facet; -1, recognition, is the last row of facet_embedding.
 
-    Returns:
-        task_gate (B, 2), preference_gate (B, F), profile_gate (B, 2), user_context (B, rank).
+    Returns task_gate (B, 2), preference_gate (B, F), profile_gate (B, 2), user_context (B, rank).
     """
 
     def apply(part: str, value: Tensor) -> Tensor:

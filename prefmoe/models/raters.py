@@ -97,11 +97,7 @@ class Rater(Method):
         return super().train(mode)
 
     def collate(self, sessions: Sequence[Session]) -> RatedBatch:
-        """Sessions as a batch.
-
-        Raises:
-            CollationError, PromptError: naming the session.
-        """
+        """Sessions as a batch. Raises CollationError, PromptError naming the session."""
         ratings = [torch.tensor([LABELS.index(entry.label) for entry in one.history]) for one in sessions]
         padded = nn.utils.rnn.pad_sequence(ratings, batch_first=True, padding_value=-1)
         return RatedBatch(self.collator(sessions), padded.long())
@@ -206,11 +202,8 @@ class Prototypes(Rater, settings=PrototypesMethod):
 
     @torch.no_grad()
     def begin_with(self, folder: Path) -> None:
-        """Takes what a finished stage 1 has trained, from its saved method.
-
-        Raises:
-            MethodError: if a file is damaged, or was saved by another method than one with just these parts.
-        """
+        """Takes what a finished stage 1 has trained, from its saved method. Raises MethodError if a file is damaged, or
+        was saved by another method than one with just these parts."""
         expected = self._buffers_to_save()
         try:
             found = saved.read_tensors(folder / saved.WEIGHTS_FILE, expected)

@@ -31,11 +31,8 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def folder_of(source: str | Path, revision: str | None) -> Path:
-    """The folder with an adapter's files, downloaded where the source is a repository of the hub.
-
-    Raises:
-        ValueError: if it is neither a folder nor the name of a repository. HubError: from downloading.
-    """
+    """The folder with an adapter's files, downloaded where the source is a repository of the hub. Raises ValueError if
+    it is neither a folder nor the name of a repository; HubError from downloading."""
     if (path := Path(source)).is_dir():
         return path
     if not _HUB_ID.fullmatch(str(source)):
@@ -84,12 +81,8 @@ class SavedMethod(Frozen):
 
 
 def read(path: Path) -> SavedMethod:
-    """The content of a method.json.
-
-    Raises:
-        ValueError: if it cannot be read, is no JSON of this form, or was written by a version that could not tell
-            whether profiles have changed.
-    """
+    """The content of a method.json. Raises ValueError if it cannot be read, is no JSON of this form, or was written by
+    a version that could not tell whether profiles have changed."""
     expected = "the method.json of a saved method"
     content = read_json(path, expected)
     users = content.get("users")
@@ -145,11 +138,7 @@ def users_mistake(saved: SavedUsers, found: SavedUsers) -> str | None:
 
 
 def tensor_names(path: Path) -> set[str]:
-    """The names of a file's tensors.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read.
-    """
+    """The names of a file's tensors. Raises ValueError naming the file, if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return set(file.keys())
@@ -158,11 +147,8 @@ def tensor_names(path: Path) -> set[str]:
 
 
 def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, of just these names and shapes, and finite.
-
-    Raises:
-        ValueError: naming the file and the tensor, if they are not.
-    """
+    """The tensors of a file, of just these names and shapes, and finite. Raises ValueError naming the file and the
+    tensor, if they are not."""
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:

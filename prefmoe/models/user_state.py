@@ -44,8 +44,7 @@ class FactorisedUsers(nn.Module):
             stands in the place of each prototype, and in that of each residual.
         sparse: give delta gradients that are sparse in the users of a batch.
 
-    Raises:
-        ValueError: if no user is trained.
+    Raises ValueError if no user is trained.
     """
 
     def __init__(

@@ -66,11 +66,8 @@ class YoLLaVA(Method, settings=YoLLaVAMethod):
     # --- recognition
 
     def _similar(self, trained: Tensor) -> dict[int, list[int]]:
-        """For each trained user's row, the rows of those who look most alike.
-
-        Raises:
-            MethodError: if there is nobody to confuse a user with.
-        """
+        """For each trained user's row, the rows of those who look most alike. Raises MethodError if there is nobody to
+        confuse a user with."""
         users, rows = list(self.benchmark.users.values()), trained.nonzero()[:, 0].tolist()
         if len(rows) < 2:
             raise MethodError(f"{self.config.label}: hard negatives need two users with training questions")

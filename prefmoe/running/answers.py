@@ -70,11 +70,8 @@ def answers(
 def controlled_answers(
     method: Method, settings: Evaluation, folder: Path, *, kinds: Sequence[ControlKind], benchmark: Benchmark
 ) -> tuple[pd.DataFrame | None, dict[str, float]]:
-    """Answers to the test questions without small talk, under each control that the method has.
-
-    Returns:
-        the columns of predictions and ``control``, and the seconds of each control; None where there is nothing.
-    """
+    """Answers to the test questions without small talk, under each control that the method has. Returns the columns of
+    predictions and ``control``, and the seconds of each control; None where there is nothing."""
     chosen = [kind for kind in controls_of(method) if kind in kinds]
     tested = [benchmark.examples[index] for index in benchmark.splits.get("test", ())]
     if skipped := [kind for kind in kinds if kind not in chosen]:

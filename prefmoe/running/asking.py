@@ -74,11 +74,7 @@ class Profile(Frozen):
 
 
 def read_profile(path: str | Path) -> Profile:
-    """Reads a profile from YAML (or JSON).
-
-    Raises:
-        AskError: naming the file, and the field and what was expected.
-    """
+    """Reads a profile from YAML (or JSON). Raises AskError naming the file, and the field and what was expected."""
     path = Path(path)
     try:
         content, repeated = read_settings(path)
@@ -124,10 +120,8 @@ class Assistant:
             description: how the user looks; without one the name stands for it.
             likes, dislikes: items by facet (`FACETS`).
 
-        Raises:
-            AskError: if a facet is unknown, or an item cannot be told from two.
-            CollationError: if the picture cannot be read. MethodError: if there is such a user, or the method needs
-                training questions to know one.
+        Raises AskError if a facet is unknown, or an item cannot be told from two; CollationError if the picture cannot
+        be read; MethodError if there is such a user, or the method needs training questions to know one.
         """
         if mistake := name_mistake(name):
             raise AskError(f"the name {name!r}: expected {mistake}")
@@ -165,10 +159,8 @@ class Assistant:
             question: names the user as anybody would, or as <sks>. options: the four of a multiple-choice
                 question; one without is to be answered with yes or no.
 
-        Raises:
-            AskError: if the user is unknown, the question is empty or too long, the options are not four,
-                or the picture is no file.
-            CollationError: if the picture cannot be read.
+        Raises AskError if the user is unknown, the question is empty or too long, the options are not four, or the
+        picture is no file; CollationError if the picture cannot be read.
         """
         if user not in self.method.benchmark.users:
             some = ", ".join(self.users[:5])
@@ -219,9 +211,8 @@ def assistant(
             run that made the adapter, else mini.
         options: of `load_backbone`, such as device and dtype.
 
-    Raises:
-        AskError: if the source is none of these. MethodError: if an adapter does not fit backbone or users.
-        BackboneError, HubError, SourceError: from loading.
+    Raises AskError if the source is none of these; MethodError if an adapter does not fit backbone or users;
+    BackboneError, HubError, SourceError from loading.
     """
     if str(source) in known_backbones() or (Path(source) / "config.json").is_file():
         if backbone is not None:

@@ -110,11 +110,8 @@ class Checkpoints:
                 save_file(content, partial)
 
     def save(self, step: int, seconds: float, losses: pd.DataFrame) -> None:
-        """Writes under a temporary name, renames, and only then removes the older ones; all processes call it.
-
-        Raises:
-            TrainingError: if a weight or a moment is not finite; the older checkpoint stays.
-        """
+        """Writes under a temporary name, renames, and only then removes the older ones; all processes call it. Raises
+        TrainingError if a weight or a moment is not finite; the older checkpoint stays."""
         self._check(step)
         state, older = distributed.state(), self._complete()
         target = self.folder / f"step-{step:06d}"
@@ -142,8 +139,7 @@ class Checkpoints:
 
         A damaged one is named in the log and removed.
 
-        Raises:
-            CheckpointError: if it was written for something else.
+        Raises CheckpointError if it was written for something else.
         """
         for path in reversed(self._complete()):
             found = self._read(path)

@@ -32,8 +32,7 @@ def plan_batches(
     residual contrast (PrefMoE, Lyu et al. 2026, residual losses) has no positives otherwise. With neither, batches are
     random.
 
-    Raises:
-        ValueError: if there are no examples.
+    Raises ValueError if there are no examples.
     """
     if not examples:
         raise ValueError("no examples to make batches of")
@@ -73,11 +72,8 @@ def _stream(
 
 
 class _Waiting:
-    """The examples of one preference group and form that have no partner yet, first come, first served.
-
-    Args:
-        queues: for each user the ranks of the user's examples, in rising order.
-    """
+    """The examples of one preference group and form that have no partner yet, first come, first served. ``queues``: for
+    each user the ranks of the user's examples, in rising order."""
 
     def __init__(self, queues: dict[int, deque[int]]) -> None:
         self.queues = queues
@@ -176,8 +172,7 @@ def _epoch(
 
     A question with options is half as long again as one without; a batch that holds both pads the others up to it.
 
-    Args:
-        first: the room that is left in the batch that the last epoch began.
+    ``first``: the room that is left in the batch that the last epoch began.
     """
     of_form = ([unit for unit in units if examples[unit[0]].is_multiple_choice is choice] for choice in (False, True))
     forms = [_Form(some) for some in of_form]

@@ -62,13 +62,10 @@ def generate(
 ) -> Any | None:
     """What ``method.model.generate`` returns for these conversations, with equal beginnings computed once.
 
-    Args:
-        conversations: B prompts, one per example, of ``method.collator``.
-
-    Returns:
-        The output of generate(), whose first logits belong to the end of each prompt, and whose sequences
-        (B, T + new tokens) are prompts, padded between beginning and end, and answers; or None when the
-        method cannot share, or would save less than the share `WORTHWHILE` of the tokens.
+    ``conversations``: B prompts, one per example, of ``method.collator``. Returns the output of generate(), whose first
+    logits belong to the end of each prompt, and whose sequences (B, T + new tokens) are prompts, padded between
+    beginning and end, and answers; or None when the method cannot share, or would save less than the share `WORTHWHILE`
+    of the tokens.
     """
     if method.beginning == "question" or any(map(_pictures_belong_together, conversations)):
         return None

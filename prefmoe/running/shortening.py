@@ -28,8 +28,7 @@ def fitting_talks(
         talks: for each question, the exchanges (two utterances each) that it should come after.
         too_long: "refuse", or "drop_small_talk": leave out the oldest exchanges, as few as possible.
 
-    Raises:
-        TooLongError: if a prompt is too long as it is ("refuse"), or without any small talk.
+    Raises TooLongError if a prompt is too long as it is ("refuse"), or without any small talk.
     """
     fitting, errors = [], []
     for example, asked in zip(examples, talks, strict=True):

@@ -27,8 +27,7 @@ def whole_file(path: Path, *, sealed: bool = False) -> Iterator[Path]:
     The folder is made if need be, and the file has the mode that the umask gives, whatever its writer gave it. An error
     leaves whatever had the name before. Of two processes that write the same file at once, the later one's stays.
 
-    Args:
-        sealed: note the file's digest beside it, for `is_intact`.
+    ``sealed``: note the file's digest beside it, for `is_intact`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -71,10 +70,7 @@ def is_intact(path: Path) -> bool:
 
 def keep(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a sealed `whole_file` that only saves time; where nothing can be written, that is said and nothing else.
-
-    Args:
-        write: called with the name to write to.
-    """
+    ``write``: called with the name to write to."""
     try:
         with whole_file(path, sealed=True) as partial:
             write(partial)
@@ -118,11 +114,8 @@ def write_parquet(path: Path, frame: Any, *, sealed: bool = False) -> None:
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file, or of what a link to one leads to.
-
-    Raises:
-        OSError: if it cannot be read, or is something else: a pipe would be waited for, a device never ends.
-    """
+    """The bytes of a regular file, or of what a link to one leads to. Raises OSError if it cannot be read, or is
+    something else: a pipe would be waited for, a device never ends."""
     kind = path.stat().st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
@@ -130,14 +123,8 @@ def read_regular(path: Path) -> bytes:
 
 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """The mapping that a JSON file holds.
-
-    Args:
-        expected: what it should be, for the message.
-
-    Raises:
-        FileError: if it cannot be read, is not JSON (a login page, half a file), or is no mapping (null, a list).
-    """
+    """The mapping that a JSON file holds. ``expected``: what it should be, for the message. Raises FileError if it
+    cannot be read, is not JSON (a login page, half a file), or is no mapping (null, a list)."""
     try:
         content = json.loads(read_regular(path).decode("utf-8"))
     except OSError as error:

@@ -22,10 +22,8 @@ def foreign_file(folder: Path, name: str) -> Path:
 
     A folder of the Hugging Face cache (snapshots/<commit>) links to the files in blobs/ beside snapshots/.
 
-    Raises:
-        MissingFileError: if there is no such file.
-        ForeignFileError: if the name leads elsewhere, the file is no regular one (a pipe would be waited for, a device
-            never ends), or a link that leaves the folder.
+    Raises MissingFileError if there is no such file; ForeignFileError if the name leads elsewhere, the file is no
+    regular one (a pipe would be waited for, a device never ends), or a link that leaves the folder.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
         raise ForeignFileError(f"{folder}: expected the plain name of a file in this folder, found {name!r}")
@@ -45,11 +43,8 @@ def foreign_file(folder: Path, name: str) -> Path:
 
 
 def check_folder(folder: Path, patterns: Iterable[str]) -> None:
-    """Checks every file of a folder that libraries will read, by the patterns of their names.
-
-    Raises:
-        ForeignFileError: as `foreign_file`.
-    """
+    """Checks every file of a folder that libraries will read, by the patterns of their names. Raises ForeignFileError
+    as `foreign_file`."""
     patterns = tuple(patterns)
     for name in sorted(os.listdir(folder)):
         if any(fnmatch(name, pattern) for pattern in patterns):

@@ -50,9 +50,8 @@ def download(
         revision: a commit; None for the newest one.
         otherwise: what else one can do when the hub cannot be reached, as the end of a sentence.
 
-    Raises:
-        HubError: if the repository is gated, unknown or lacks the revision, the download broke off, the hub cannot be
-            reached or something else answers in its place, no file is there, or one is not the published one.
+    Raises HubError if the repository is gated, unknown or lacks the revision, the download broke off, the hub cannot be
+    reached or something else answers in its place, no file is there, or one is not the published one.
     """
     options = {"repo_type": repo_type, "revision": revision, "local_dir": local_dir}
     options["allow_patterns"] = None if allow_patterns is None else list(allow_patterns)

@@ -17,11 +17,8 @@ LOADING_HINT = "set hardware.four_bit: true, or use more or larger GPUs (`prefmo
 
 @contextmanager
 def explained(kind: type[Exception], what: str, hint: str) -> Iterator[None]:
-    """Within it, running out of memory (of an accelerator or of the CPU) raises ``kind`` with the hint.
-
-    Args:
-        what: was being done.
-    """
+    """Within it, running out of memory (of an accelerator or of the CPU) raises ``kind`` with the hint. ``what``: was
+    being done."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -14,11 +14,8 @@ RULE = "letters, digits, dots, dashes and underscores, the first of them neither
 
 
 def check_name(name: str) -> str:
-    """The name itself, if a file and a word of a command may be called so.
-
-    Raises:
-        ValueError: if not; the message says what a name is made of.
-    """
+    """The name itself, if a file and a word of a command may be called so. Raises ValueError if not; the message says
+    what a name is made of."""
     if not NAME.fullmatch(name):
         raise ValueError(f"the name {name!r:.80} is refused: expected {RULE}")
     return name
@@ -28,11 +25,7 @@ Name = Annotated[str, AfterValidator(check_name)]
 
 
 def no_repeats(values: tuple) -> tuple:
-    """The values themselves, if each is there once.
-
-    Raises:
-        ValueError: naming those that are there twice.
-    """
+    """The values themselves, if each is there once. Raises ValueError naming those that are there twice."""
     if repeated := list(dict.fromkeys(value for value in values if values.count(value) > 1)):
         raise ValueError(f"given more than once: {', '.join(map(str, repeated))}")
     return values

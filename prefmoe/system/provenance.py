@@ -61,9 +61,8 @@ def code_digest(
         methods: the code (`MethodSettings.source`) of the methods that `IMPORTS_METHODS` may build, where that is
             among the modules or what they import.
 
-    Raises:
-        UnknownModuleError: if a module of this package that is named here, or that one of them imports, has no file;
-            or if methods may be built and are not named.
+    Raises UnknownModuleError if a module of this package that is named here, or that one of them imports, has no file;
+    or if methods may be built and are not named.
     """
     named = [*modules, *without, *(name for name in methods or () if isinstance(name, str))]
     if unknown := sorted(name for name in named if module_file(name) is None):
@@ -118,12 +117,9 @@ def notebook_digest(notebook: str | Path, methods: tuple[str | Source, ...] | No
 
     Prose, outputs, metadata and the cell that papermill injects do not change it.
 
-    Args:
-        methods: as of `code_digest`, that the notebook may build.
-
-    Raises:
-        NotebookCodeError: if the file is not a notebook, or a code cell is not valid Python.
-        UnknownModuleError: if a cell imports a module that this package does not have, or as `code_digest`.
+    ``methods``: as of `code_digest`, that the notebook may build. Raises NotebookCodeError if the file is not a
+    notebook, or a code cell is not valid Python; UnknownModuleError if a cell imports a module that this package does
+    not have, or as `code_digest`.
     """
     path, names, sources = Path(notebook), set(), []
     for number, source in _code_cells(path):

@@ -27,11 +27,8 @@ class RunFileError(FileError):
 
 
 def seal(folder: Path, story: Mapping[str, Any]) -> None:
-    """Writes run.json, by which a run is finished: its story, and the digests of all that belongs to it.
-
-    Raises:
-        RunFileError: if predictions or method are missing.
-    """
+    """Writes run.json, by which a run is finished: its story, and the digests of all that belongs to it. Raises
+    RunFileError if predictions or method are missing."""
     files = [path for name in (PREDICTIONS_FILE, CONTROLS_FILE, LOSSES_FILE) if (path := folder / name).is_file()]
     files += [path for path in sorted((folder / METHOD_FOLDER).rglob("*")) if path.is_file()]
     content = {**story, "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files}}
@@ -40,11 +37,8 @@ def seal(folder: Path, story: Mapping[str, Any]) -> None:
 
 
 def read_story(folder: Path) -> dict[str, Any]:
-    """The content of a finished run's run.json, which is as it was written.
-
-    Raises:
-        RunFileError: if there is none, or it is damaged.
-    """
+    """The content of a finished run's run.json, which is as it was written. Raises RunFileError if there is none, or it
+    is damaged."""
     path = folder / RUN_FILE
     if not path.is_file():
         raise RunFileError(f"{folder}: no finished run ({RUN_FILE} is missing)")
@@ -70,14 +64,8 @@ def _check_list(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def verify(folder: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """The story of a finished run whose files are those it left behind.
-
-    Args:
-        names: only these of its files, because no others will be read; all when None.
-
-    Raises:
-        RunFileError: for the first file that is missing or changed.
-    """
+    """The story of a finished run whose files are those it left behind. ``names``: only these of its files, because no
+    others will be read; all when None. Raises RunFileError for the first file that is missing or changed."""
     story = read_story(folder)
     for name, noted in story["files"].items():
         if names is not None and name not in names:
@@ -127,8 +115,7 @@ def read_predictions(
         columns: all when absent. optional: further ones, read where they are there.
         told: what run.json has to say (edition, backbone, method, seed): a folder may have been put in another's place.
 
-    Raises:
-        RunFileError: if the run is not finished or another one, or its answers are missing, changed or lack columns.
+    Raises RunFileError if the run is not finished or another one, or its answers are missing, changed or lack columns.
     """
     story = verify(folder, [file])
     for name, value in told.items():

@@ -15,11 +15,8 @@ Content = TypeVar("Content", bound=Frozen)
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """A YAML file's mapping of settings, and one line per setting that is given twice.
-
-    Raises:
-        ValueError: if the file is not UTF-8 text, not YAML, or holds something else than a mapping.
-    """
+    """A YAML file's mapping of settings, and one line per setting that is given twice. Raises ValueError if the file is
+    not UTF-8 text, not YAML, or holds something else than a mapping."""
     try:
         text = path.read_text(encoding="utf-8")
         content, root = yaml.safe_load(text), yaml.compose(text)
@@ -33,11 +30,8 @@ def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
 def read_checked(
     path: Path, kind: type[Content], error: type[Exception], mistakes: Callable[[Content], Iterable[str]] | None = None
 ) -> Content:
-    """The settings of a file, read and checked; raises ``error`` with one line per mistake.
-
-    Args:
-        mistakes: says what is wrong with settings that are well formed.
-    """
+    """The settings of a file, read and checked; raises ``error`` with one line per mistake. ``mistakes``: says what is
+    wrong with settings that are well formed."""
     try:
         content, lines = read_settings(path)
         read = kind.model_validate(content)

@@ -58,13 +58,9 @@ def execute(
         parameters: values for names that the cell tagged "parameters" assigns.
         threads: CPU threads the kernel may use; all when absent.
 
-    Returns:
-        ``output``.
-
-    Raises:
-        NotebookError: for an unreadable notebook, an unknown parameter, an output in the place of the notebook, a
-            failing cell, or one that never ran because an earlier one left the notebook (sys.exit); the cells
-            executed so far are then kept as ``<output>.failed.ipynb``.
+    Returns ``output``. Raises NotebookError for an unreadable notebook, an unknown parameter, an output in the place of
+    the notebook, a failing cell, or one that never ran because an earlier one left the notebook (sys.exit); the cells
+    executed so far are then kept as ``<output>.failed.ipynb``.
     """
     from filelock import FileLock
 
@@ -102,11 +98,8 @@ def execute(
 
 
 def defaults(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """The names that the cell tagged "parameters" assigns, with their values (None where not literal).
-
-    Raises:
-        NotebookError: if that cell is not valid Python.
-    """
+    """The names that the cell tagged "parameters" assigns, with their values (None where not literal). Raises
+    NotebookError if that cell is not valid Python."""
     values: dict[str, Any] = {}
     for cell in _code_cells(notebook):
         if PARAMETERS_TAG not in cell.metadata.get("tags", []):
@@ -135,11 +128,7 @@ def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
     above and with the noted parameters, and nobody edited them since; and every cell has run to its end. A notebook
     without any outputs passes.
 
-    Args:
-        executed: refuse a notebook that was never executed, too.
-
-    Raises:
-        NotebookError: with one line per mistake.
+    ``executed``: refuse a notebook that was never executed, too. Raises NotebookError with one line per mistake.
     """
     path, content = Path(notebook), _read(Path(notebook))
     record = content.metadata.get(RECORD)
@@ -167,11 +156,8 @@ def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
 def publish(executed: str | Path, notebook: str | Path) -> Path:
     """Puts the outputs of an executed notebook into its source; the source's prose is kept.
 
-    Returns:
-        ``notebook``, now without the injected parameters and with outputs that check_outputs accepts.
-
-    Raises:
-        NotebookError: if the code differs, or the run did not use the notebook's default parameters.
+    Returns ``notebook``, now without the injected parameters and with outputs that check_outputs accepts. Raises
+    NotebookError if the code differs, or the run did not use the notebook's default parameters.
     """
     _write(_with_outputs(executed, notebook), Path(notebook))
     return Path(notebook)
@@ -196,12 +182,9 @@ def _with_outputs(executed: str | Path, notebook: str | Path) -> nbformat.Notebo
 def publish_all(executed: Path, folder: Path) -> list[Path]:
     """`publish` for every notebook of a folder that was executed; one of a target of its own may not have been.
 
-    Args:
-        executed: holds <notebook>.ipynb, or <notebook>/<backbone>/<method>.ipynb for one that is executed for
-            many pairs; of these the pair that the notebook has as its defaults is taken.
-
-    Raises:
-        NotebookError: see `publish`; then no notebook has been touched.
+    ``executed``: holds <notebook>.ipynb, or <notebook>/<backbone>/<method>.ipynb for one that is executed for many
+    pairs; of these the pair that the notebook has as its defaults is taken. Raises NotebookError: see `publish`; then
+    no notebook has been touched.
     """
     published = {}
     for notebook in sorted(folder.glob("*.ipynb")):
@@ -231,11 +214,8 @@ def _unfinished(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def parse_parameters(pairs: list[str]) -> dict[str, Any]:
-    """Parameters from ``name=value`` strings; values are YAML scalars.
-
-    Raises:
-        NotebookError: for an entry without "=".
-    """
+    """Parameters from ``name=value`` strings; values are YAML scalars. Raises NotebookError for an entry without
+    "="."""
     parameters = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")

@@ -93,11 +93,8 @@ def committed_editions(figures: str | Path = FIGURES) -> list[str]:
 
 
 def compare_edition(edition: str, *, made: Path | None = None, committed: Path | None = None) -> Comparison:
-    """`compare` for an edition: its folder under results/ with its folder under figures/, or two others.
-
-    Raises:
-        ReproductionError: if either has no tables. ConfigError: if there is no such edition.
-    """
+    """`compare` for an edition: its folder under results/ with its folder under figures/, or two others. Raises
+    ReproductionError if either has no tables; ConfigError if there is no such edition."""
     settings = load_edition(edition)
     methods = {key: settings.methods[key] for key in settings.table2}
     labels = {m.components: m.label for m in methods.values() if isinstance(m, PrefMoEMethod)}
@@ -115,11 +112,8 @@ def compare_edition(edition: str, *, made: Path | None = None, committed: Path |
 
 
 def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[str, str]] = (None, {})) -> Comparison:
-    """Compares every table of one folder with the table of the same name in another.
-
-    Args:
-        ablation: the backbone of table2.csv, and the method that each of its components stands for.
-    """
+    """Compares every table of one folder with the table of the same name in another. ``ablation``: the backbone of
+    table2.csv, and the method that each of its components stands for."""
     left = {path.stem: tables.read_table(path) for path in sorted(committed.glob("*.csv"))}
     right = {path.stem: tables.read_table(path) for path in sorted(made.glob("*.csv"))}
     problems = [f"{name}.csv is missing" for name in left if name not in right]

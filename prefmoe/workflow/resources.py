@@ -45,11 +45,8 @@ class ResourceError(ValueError):
 
 
 def shape_of(entry: BackboneEntry) -> Shape:
-    """The sizes of a backbone: from the registry, or from the headers of a folder's files.
-
-    Raises:
-        ResourceError: if neither gives them.
-    """
+    """The sizes of a backbone: from the registry, or from the headers of a folder's files. Raises ResourceError if
+    neither gives them."""
     if entry.shape is not None:
         return entry.shape
     if entry.folder is None:
@@ -255,11 +252,8 @@ def prompt_tokens(method: Method, shape: Shape, turns: int) -> int:
 
 
 def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
-    """What the runs of a method on a backbone, all seeds one after the other, need.
-
-    Raises:
-        ResourceError: if the registry does not know the backbone's shape.
-    """
+    """What the runs of a method on a backbone, all seeds one after the other, need. Raises ResourceError if the
+    registry does not know the backbone's shape."""
     entry, method = find_backbone(backbone), edition.methods[method_name]
     shape, settings, training = shape_of(entry), edition.hardware, edition.training
     small = entry.hub_id is None

@@ -30,8 +30,7 @@ def hold(edition: str, *, results: str | Path = RESULTS) -> None:
 
     The operating system ends the lock with the process, however it ends, so that nothing has to be unlocked by hand.
 
-    Raises:
-        WorkflowLockError: if another process holds it; names it as far as it is known.
+    Raises WorkflowLockError if another process holds it; names it as far as it is known.
     """
     path = Path(results).resolve() / edition / ".workflow.lock"
     if path in _held:

@@ -37,11 +37,8 @@ METHODS = ("LoRA", "E", "EPICD", "PrefMoE")
 
 
 def random_backbone(shape: Shape, device: str, folder: Path) -> Backbone:
-    """A LLaVA of these sizes with random weights in bfloat16 (float32 on a CPU).
-
-    Args:
-        folder: for its configuration and processor.
-    """
+    """A LLaVA of these sizes with random weights in bfloat16 (float32 on a CPU). ``folder``: for its configuration and
+    processor."""
     from pretraining.miniatures import LLAVA_TEMPLATE, build_tokenizer
 
     tokenizer = build_tokenizer("llava")

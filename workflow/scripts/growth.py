@@ -111,9 +111,8 @@ def growth(method: Method, counts: Sequence[int]) -> pd.DataFrame:
     Args:
         method: to add users to. counts: those beyond `MOST` and `MOST_ADDED` are left out.
 
-    Returns:
-        A row each as `speed.measure` gives it. The ratio is that of the time per user whom the work passes over
-        (one in add_user, all of them otherwise) to that of the smallest number: 1 where the time is proportional.
+    Returns a row each as `speed.measure` gives it. The ratio is that of the time per user whom the work passes over
+    (one in add_user, all of them otherwise) to that of the smallest number: 1 where the time is proportional.
     """
     counts = sorted(count for count in counts if count <= MOST)
     added = [count for count in counts if count <= MOST_ADDED]

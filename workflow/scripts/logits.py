@@ -70,11 +70,10 @@ def fixed_picture(width: int, height: int) -> Image.Image:
 def measure(backbone: Backbone) -> dict[str, Any]:
     """What a backbone says to the prompts.
 
-    Returns:
-        backbone, dtype, versions, and for each prompt: messages, picture sizes, input_ids, pixel_sum and pixel_squares
-        of the prepared pictures (absolute values and squares, to which padding adds nothing), the HIGHEST logits after
-        the prompt (ids and values), log_total (log-sum-exp over the vocabulary), answer (NEW_TOKENS greedy tokens) and
-        all logits as a tensor.
+    Returns backbone, dtype, versions, and for each prompt: messages, picture sizes, input_ids, pixel_sum and
+    pixel_squares of the prepared pictures (absolute values and squares, to which padding adds nothing), the HIGHEST
+    logits after the prompt (ids and values), log_total (log-sum-exp over the vocabulary), answer (NEW_TOKENS greedy
+    tokens) and all logits as a tensor.
     """
     entry = backbone.entry
     record: dict[str, Any] = {
@@ -120,16 +119,10 @@ def record(backbone: Backbone, path: str | Path) -> None:
 def check(backbone: Backbone, path: str | Path, tolerance: float = 0.01) -> pd.DataFrame:
     """Compares a backbone with a record.
 
-    Args:
-        tolerance: largest difference of a logit. The default is for float32; bfloat16 has two to three digits.
-
-    Returns:
-        One row per prompt: tokens, largest_difference (of the recorded logits), log_total_difference, same_answer
-        (beginning tokens of the greedy answers that agree; for information).
-
-    Raises:
-        LogitsError: if the file is no record; or with one line per prompt that differs in its tokens, its prepared
-            pictures or its logits.
+    ``tolerance``: largest difference of a logit. The default is for float32; bfloat16 has two to three digits. Returns
+    one row per prompt: tokens, largest_difference (of the recorded logits), log_total_difference, same_answer
+    (beginning tokens of the greedy answers that agree; for information). Raises LogitsError if the file is no record;
+    or with one line per prompt that differs in its tokens, its prepared pictures or its logits.
     """
     path = Path(path)
     try:

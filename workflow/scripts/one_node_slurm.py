@@ -94,11 +94,7 @@ class SlurmError(RuntimeError):
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = WAIT) -> None:
-    """Returns when the condition holds.
-
-    Raises:
-        SlurmError: if it does not in time.
-    """
+    """Returns when the condition holds. Raises SlurmError if it does not in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -188,11 +184,8 @@ class Cluster:
 
 @contextmanager
 def one_node_slurm(folder: str | Path, *, cpus: int = 2, accounting: bool = False) -> Iterator[Cluster]:
-    """A Slurm of one node with two partitions, `batch` (the default) and `gpu`; ends with the block.
-
-    Raises:
-        SlurmError: if programs are missing or a daemon does not come up.
-    """
+    """A Slurm of one node with two partitions, `batch` (the default) and `gpu`; ends with the block. Raises SlurmError
+    if programs are missing or a daemon does not come up."""
     if missing := programs(accounting):
         raise SlurmError(f"not installed: {', '.join(missing)} (Debian: slurm-wlm, munge; slurmdbd, mariadb-server)")
     folder = Path(folder).resolve()

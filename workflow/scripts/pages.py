@@ -33,8 +33,7 @@ def with_tables(page: str, *, figures: str | Path = FIGURES) -> str:
         page: its text.
         figures: the folder of committed tables, one folder per edition.
 
-    Raises:
-        TableError: if there is no marked part, one is not closed, or its name is not one of `TABLES`.
+    Raises TableError if there is no marked part, one is not closed, or its name is not one of `TABLES`.
     """
     marked = list(_MARKED.finditer(page))
     if not marked or len(_MARKS.findall(page)) != 2 * len(marked):
@@ -45,11 +44,8 @@ def with_tables(page: str, *, figures: str | Path = FIGURES) -> str:
 
 
 def main_tables(table: pd.DataFrame, turns: int, metrics: Sequence[str] | None = None, digits: int = 3) -> str:
-    """Rows of table1.csv after so many turns: a table per backbone, references last.
-
-    Args:
-        metrics: the columns, of which those that the table lacks are left out; all that it has when absent.
-    """
+    """Rows of table1.csv after so many turns: a table per backbone, references last. ``metrics``: the columns, of which
+    those that the table lacks are left out; all that it has when absent."""
     table = table[table["turns"] == turns]
     shown = [m for m in metrics or table["metric"].unique() if (table["metric"] == m).any()]
     table = table[table["metric"].isin(shown)]

@@ -49,12 +49,8 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
         what: an edition, or `outputs.SPEED` for what workflow/scripts/speed.py measured.
         root: the clone.
 
-    Returns:
-        The files that were written.
-
-    Raises:
-        OutputError: if there is nothing to publish. NotebookError: if a notebook was not executed as it is now.
-            Then nothing has been changed.
+    Returns the files that were written. Raises OutputError if there is nothing to publish; NotebookError if a notebook
+    was not executed as it is now. Then nothing has been changed.
     """
     results, figures = root / RESULTS.name, root / FIGURES.name
     if what == SPEED:
@@ -80,10 +76,7 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
 
 def update_pages(*, root: Path = ROOT) -> list[Path]:
     """Brings the tables of README.md and docs/results.md up to date with the committed CSV files; returns their paths.
-
-    Raises:
-        TableError: see `with_tables`.
-    """
+    Raises TableError: see `with_tables`."""
     pages = [root / name for name in PAGES]
     texts = [with_tables(page.read_text(encoding="utf-8"), figures=root / FIGURES.name) for page in pages]
     for page, text in zip(pages, texts, strict=True):

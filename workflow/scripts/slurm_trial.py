@@ -83,11 +83,8 @@ class Copy:
 
     @contextmanager
     def snakemake(self, command: list[str]) -> Iterator[subprocess.Popen]:
-        """Snakemake in the copy, whose package comes before the installed one; ends with the block.
-
-        Raises:
-            TrialError: if it fails.
-        """
+        """Snakemake in the copy, whose package comes before the installed one; ends with the block. Raises TrialError
+        if it fails."""
         with self.log.open("a") as log:
             process = subprocess.Popen(command, cwd=self.clone, env=self.environment, stdout=log, stderr=log)
         try:
@@ -205,10 +202,7 @@ def differences(ours: dict[str, pd.DataFrame], theirs: dict[str, pd.DataFrame]) 
 
 def trial(folder: Path, *, tiny: bool = False, accounting: bool = False, kill: bool = True) -> dict[str, Any]:
     """Makes an edition with Slurm and without; what was killed, which tables were compared, and how long it took.
-
-    Raises:
-        SlurmError, TrialError: if Slurm does not start, or anything is not as it should be.
-    """
+    Raises SlurmError, TrialError if Slurm does not start, or anything is not as it should be."""
     copies = {}
     for name in ("slurm", "local"):
         shutil.rmtree(folder / name, ignore_errors=True)

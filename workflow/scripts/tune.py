@@ -73,11 +73,8 @@ def grid_path(edition: str, folder: str | Path = CONFIG_FOLDER) -> Path:
 
 
 def load_grid(edition: Edition, folder: str | Path = CONFIG_FOLDER) -> Grid:
-    """Reads and checks an edition's grid.
-
-    Raises:
-        ConfigError: if the file is missing or malformed, names an unknown method or setting, or budgets differ.
-    """
+    """Reads and checks an edition's grid. Raises ConfigError if the file is missing or malformed, names an unknown
+    method or setting, or budgets differ."""
     path = grid_path(edition.name, folder)
     if not path.is_file():
         raise ConfigError(f"edition {edition.name!r} has no grid: {path} does not exist")
@@ -111,11 +108,8 @@ def _points(settings: Mapping[str, Sequence[Setting]]) -> Iterator[Settings]:
 
 
 def apply_settings(config: Method, settings: Mapping[str, Setting]) -> Method:
-    """A method's configuration with some settings changed; dotted names reach nested ones.
-
-    Raises:
-        TuningError: if the method has no such setting, or refuses the value.
-    """
+    """A method's configuration with some settings changed; dotted names reach nested ones. Raises TuningError if the
+    method has no such setting, or refuses the value."""
     try:
         return config.with_settings(settings)
     except ConfigError as error:
@@ -130,11 +124,8 @@ def trial_folder(edition: Edition, backbone: str, method: str, settings: Setting
 def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) -> dict[str, Any]:
     """Trains with some settings and scores the validation questions, without small talk.
 
-    Returns:
-        backbone, method, the settings as JSON, seed, n (questions), and the value of each of `metrics.METRICS`.
-
-    Raises:
-        TuningError: if the benchmark has no validation split.
+    Returns backbone, method, the settings as JSON, seed, n (questions), and the value of each of `metrics.METRICS`.
+    Raises TuningError if the benchmark has no validation split.
     """
     edition = workbench.edition
     if not workbench.benchmark.splits.get("validation"):
@@ -192,13 +183,9 @@ def tune(
         backbones, methods: only these, so that several processes can share the work; no table is written
             then, and a last call without them collects all trials.
 
-    Returns:
-        The path of the table (backbone, method, settings, seed, n, the metrics of `metrics.METRICS`,
-        train_seconds, chosen), or None when only a part was asked for.
-
-    Raises:
-        ConfigError: if there is no valid grid.
-        TuningError: if a method asked for is not in the grid, or there is no validation split.
+    Returns the path of the table (backbone, method, settings, seed, n, the metrics of `metrics.METRICS`, train_seconds,
+    chosen), or None when only a part was asked for. Raises ConfigError if there is no valid grid; TuningError if a
+    method asked for is not in the grid, or there is no validation split.
     """
     edition = load_edition(edition)
     grid = load_grid(edition, config_folder)

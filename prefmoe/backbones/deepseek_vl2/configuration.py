@@ -69,9 +69,8 @@ class DeepseekVLV2Config(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The configuration in a config.json of either kind; the published one has a language_config.
 
-        Raises:
-            ValueError: naming the field and what was expected, if the published one asks for something that none of
-                the three published models has.
+        Raises ValueError naming the field and what was expected, if the published one asks for something that none of
+        the three published models has.
         """
         if "language_config" in config_dict:
             config_dict = from_published(config_dict)
@@ -79,11 +78,8 @@ class DeepseekVLV2Config(PreTrainedConfig):
 
 
 def from_published(content: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a DeepseekVLV2Config from a published config.json.
-
-    Raises:
-        ValueError: see DeepseekVLV2Config.from_dict.
-    """
+    """The fields of a DeepseekVLV2Config from a published config.json. Raises ValueError: see
+    DeepseekVLV2Config.from_dict."""
     language = PUBLISHED_LANGUAGE | content["language_config"]
     vision = PUBLISHED_VISION | content.get("vision_config", {})
     projector = PUBLISHED_PROJECTOR | content.get("projector_config", {})

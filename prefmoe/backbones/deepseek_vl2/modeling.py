@@ -140,8 +140,7 @@ class DeepseekVLV2Model(DeepseekVLV2PreTrainedModel):
             pixel_values: (P, views, 3, S, S): the global view, then the tiles row by row, then padding.
             image_tiles: (P, 2) long, tiles across and down.
 
-        Returns:
-            pooler_output: P tensors (tokens, H), newlines and separator included.
+        Returns pooler_output: P tensors (tokens, H), newlines and separator included.
         """
         tiles = image_tiles.tolist()
         counts = [1 + across * down for across, down in tiles]
@@ -164,10 +163,7 @@ class DeepseekVLV2Model(DeepseekVLV2PreTrainedModel):
         **options: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states (B, T, H) of input_ids (B, T), image tokens replaced by pictures (see get_image_features).
-
-        Raises:
-            ValueError: if image tokens and pictures disagree, or not exactly one of ids and embeddings is given.
-        """
+        Raises ValueError if image tokens and pictures disagree, or not exactly one of ids and embeddings is given."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:

@@ -62,9 +62,8 @@ class DeepseekVLV2ImageProcessor(BaseImageProcessor):
     def preprocess(self, images: Sequence[Any], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """Prepares the pictures of several conversations (a list of lists), or of one (a list).
 
-        Returns:
-            pixel_values: (pictures, views, 3, side, side): global view, tiles row by row, zeros.
-            image_tiles: (pictures, 2), tiles across and down.
+        Returns pixel_values: (pictures, views, 3, side, side): global view, tiles row by row, zeros. image_tiles:
+        (pictures, 2), tiles across and down.
         """
         conversations = [images] if isinstance(images[0], Image.Image) else images
         views, tiles = [], []

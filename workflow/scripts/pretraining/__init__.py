@@ -111,12 +111,8 @@ def pretrain(
         device: where to train; the card says which it was.
         seed: of the first weights and of everything that is drawn but the pictures, which all seeds share.
 
-    Returns:
-        ``folder``.
-
-    Raises:
-        PretrainingError: if the backbone is not one of the two, llava-mini has not come so far, or its text stage
-            has not learned to read (`train_text`).
+    Returns ``folder``. Raises PretrainingError if the backbone is not one of the two, llava-mini has not come so far,
+    or its text stage has not learned to read (`train_text`).
     """
     kinds = {name: kind for kind, name in FOLDERS.items()}
     if backbone not in kinds:

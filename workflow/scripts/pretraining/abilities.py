@@ -17,11 +17,10 @@ from pretraining.vision import pool_features
 def measure_abilities(model, kind: str, image_processor, tokenizer, count: int = 400) -> dict[str, dict[str, float]]:
     """What a miniature can do, on pictures and people of ``unseen_pictures``.
 
-    Returns:
-        ability -> {"accuracy", "n"}: naming an item, yes/no and choice questions about preferences read from a
-        profile text or (yes/no) from a soft prefix, and recognising somebody from a portrait or from a description
-        alone. A soft prefix does not tell what is liked from what is disliked (a mean has no order), so that not
-        all of its questions can be answered.
+    Returns ability -> {"accuracy", "n"}: naming an item, yes/no and choice questions about preferences read from a
+    profile text or (yes/no) from a soft prefix, and recognising somebody from a portrait or from a description alone. A
+    soft prefix does not tell what is liked from what is disliked (a mean has no order), so that not all of its
+    questions can be answered.
     """
     pool = unseen_pictures()
     was_training = model.training

@@ -98,14 +98,8 @@ def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, 
                path: Path | None = None, keep: Snapshot | None = None) -> float:  # fmt: skip
     """Stage 1; every fourth conversation repeats an earlier level. ``path`` keeps its `Place`.
 
-    Args:
-        keep: called after each lesson with its name, "lesson0" and so on.
-
-    Returns:
-        the last level's accuracy.
-
-    Raises:
-        PretrainingError: if it is more than `SHORT_OF_GOAL` below the last lesson's goal.
+    ``keep``: called after each lesson with its name, "lesson0" and so on. Returns the last level's accuracy. Raises
+    PretrainingError if it is more than `SHORT_OF_GOAL` below the last lesson's goal.
     """
     rng = np.random.default_rng([seed, 31])
     conversations = Conversations(None, rng)
@@ -162,8 +156,7 @@ def train_joint(model, kind: str, image_processor, tokenizer, pool: Pictures, fe
         keep: called with that name.
         practice: what phases with ``prefix`` practise; "none" makes them phases without it.
 
-    Returns:
-        the last steps' accuracy.
+    Returns the last steps' accuracy.
     """
     rng = np.random.default_rng([seed, 41])
     conversations = Conversations(pool, rng)

@@ -18,10 +18,7 @@ from pretraining.miniatures import BLANK, GRID
 def _language_logits(model, kind: str, batch: dict, features: torch.Tensor | None, image_id: int,
                     prefix: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Logits (n, V), labels (n,) and rows (n,) of the labelled positions, with precomputed image features (m, 16, H).
-
-    Args:
-        prefix: (b, P, H) soft tokens for the first P positions after the padding, of the last b rows.
-    """
+    ``prefix``: (b, P, H) soft tokens for the first P positions after the padding, of the last b rows."""
     device = model.device
     ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
     embeds = model.get_input_embeddings()(ids)
@@ -139,8 +136,7 @@ def soft_prefix(
         table: (V, H) input embeddings. features: (n pictures, 16, H).
         crowd: how many people m is taken over; rng invents the others. dislikes: weight in s of the things disliked.
 
-    Returns:
-        (B, 13, H).
+    Returns (B, 13, H).
     """
 
     def total(texts: Sequence[str], light: Sequence[Sequence[str]] | None = None) -> torch.Tensor:

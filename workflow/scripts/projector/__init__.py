@@ -56,9 +56,8 @@ UNSEEN = {"items": 120, "quarters": 0, "people": 60}
 def abilities(backbone: Backbone, lessons: Sequence[Lesson], states: Tensor) -> dict[str, dict[str, float | int]]:
     """What the model says about drawings it has not learned from, by its own forward path.
 
-    Returns:
-        name -> accuracy and n: of items named in the model's own words; of items whose word is the nearest to the
-        mean token; of attribute words of a lone person that the model's description has.
+    Returns name -> accuracy and n: of items named in the model's own words; of items whose word is the nearest to the
+    mean token; of attribute words of a lone person that the model's description has.
     """
     nearest, spoken, described, attributes = [], [], 0, 0
     (items, *_), common = word_vectors(backbone)
@@ -102,11 +101,8 @@ def teach(
         edition: whose benchmark has the photographs of the second stage.
         work: where features and interrupted training are kept; results/projector/<stage> by default.
 
-    Returns:
-        the card: recipe, minutes, language model, and abilities.
-
-    Raises:
-        SourceError: if the photographs are missing. BackboneError: if the folder holds no such model.
+    Returns the card: recipe, minutes, language model, and abilities. Raises SourceError if the photographs are missing;
+    BackboneError if the folder holds no such model.
     """
     folder, began = Path(folder), time.time()
     origin = smollm2_lite.read_card(folder)
@@ -171,11 +167,8 @@ def put_projector(folder: Path, projector: dict[str, Tensor], card: dict[str, An
 
 
 def ship(folder: str | Path, path: Path = smollm2_lite.PROJECTOR) -> Path:
-    """Copies a folder's projector into the package, in half precision, with a card beside it.
-
-    Raises:
-        AssemblyError: if it is not one of the first stage: photographs of the second must not be redistributed.
-    """
+    """Copies a folder's projector into the package, in half precision, with a card beside it. Raises AssemblyError if
+    it is not one of the first stage: photographs of the second must not be redistributed."""
     folder = Path(folder)
     card = smollm2_lite.read_card(folder)["projector"]
     if not isinstance(card, dict) or "drawings" not in card["recipe"]:

@@ -49,11 +49,8 @@ def fit(
     projector: nn.Module, loss: Callable[[np.random.Generator], Tensor], path: Path, *, steps: int, lr: float,
     every: int = 25,
 ) -> None:  # fmt: skip
-    """Trains a projector with AdamW and a cosine schedule; weights and moments are kept in ``path``.
-
-    Args:
-        loss: of one step; everything random in it comes from the generator, which depends on the step alone.
-    """
+    """Trains a projector with AdamW and a cosine schedule; weights and moments are kept in ``path``. ``loss``: of one
+    step; everything random in it comes from the generator, which depends on the step alone."""
     named = dict(projector.named_parameters())
     projector.requires_grad_(True)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
