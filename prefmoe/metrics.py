@@ -25,30 +25,17 @@ BUCKETS = ("small_<=4", "middle_5-8", "large_>=9")
 """Sizes of the group of users who share the preference that a question asks about."""
 
 COLUMNS = (
-    "name",
-    "category",
-    "l2-category",
-    "concept",
-    "question",
-    "A",
-    "B",
-    "C",
-    "D",
-    "answer",
-    "prediction",
-    "preference_bucket_names",
-    "preference_semantic_invert",
-)
+    "name", "category", "l2-category", "concept", "question", "A", "B", "C", "D", "answer", "prediction",
+    "preference_bucket_names", "preference_semantic_invert",
+)  # fmt: skip
 """Columns that `score` needs; others are kept as they are."""
 
 UNPARSED_OPTION = "z"
 """What a multiple-choice answer without exactly one recognisable option is parsed to."""
 
 _KINDS: Mapping[str, QuestionKind] = {
-    "awareness": "yes_no",
-    "overconcept": "yes_no",
-    "inconsistency": "multiple_choice",
-}
+    "awareness": "yes_no", "overconcept": "yes_no", "inconsistency": "multiple_choice",
+}  # fmt: skip
 _ANSWER_CODES = ("a", "b", "c", "d", "yes", "no")
 _YES = frozenset(("yes", "y", "yeah", "yep", "sure", "affirmative", "ok", "okay"))
 _NO = frozenset(("no", "n", "nope", "nah", "negative", "0", "false"))
@@ -152,9 +139,7 @@ def score(frame: pd.DataFrame) -> pd.DataFrame:
     return scored
 
 
-def summarize(
-    scored: pd.DataFrame, *, clusters: str = "name", resamples: int = statistics.RESAMPLES, seed: int = 0
-) -> dict[str, dict[str, float]]:
+def summarize(scored: pd.DataFrame, *, resamples: int = statistics.RESAMPLES) -> dict[str, dict[str, float]]:
     """Every metric of `METRICS` with its n and a 95 % cluster-bootstrap interval over users.
 
     overall, preference and profile (recognition) are accuracies. Collapse (FPout; PrefMoE, Lyu et al. 2026),
@@ -165,8 +150,8 @@ def summarize(
     leave them out of their n, every other metric counts them as wrong. Without questions value, low and high are NaN,
     and with fewer than two users low and high are.
     """
-    _, numerator, denominator = user_counts([scored], clusters=clusters)
-    rows = estimates(numerator, denominator, resamples=resamples, seed=seed)
+    _, numerator, denominator = user_counts([scored])
+    rows = estimates(numerator, denominator, resamples=resamples)
     unparsed = unparsed_counts(scored)
     return {metric: {**rows[metric], "unparsed": unparsed[metric]} for metric in METRICS}
 
@@ -179,23 +164,10 @@ def collapse_by_bucket(scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def collapse_by(
-    scored: pd.DataFrame,
-    groups: Sequence | pd.Series,
-    order: Iterable,
-    *,
-    clusters: str = "name",
-    resamples: int = statistics.RESAMPLES,
-    seed: int = 0,
+    scored: pd.DataFrame, groups: Sequence | pd.Series, order: Iterable, *, resamples: int = statistics.RESAMPLES
 ) -> pd.DataFrame:
-    """Collapse within groups of questions, with intervals.
-
-    Args:
-        scored: N scored questions.
-        groups: (N,) a label per question.
-        order: the labels to report, in this order.
-
-    Returns columns group, value, n, low, high; low and high are NaN when resamples is 0.
-    """
+    """Collapse within groups of N scored questions, with intervals. ``groups``: (N,) a label per question; ``order``:
+    those to report. Returns columns group, value, n, low, high; low and high are NaN when resamples is 0."""
     hit, counted = question_counts(scored)
     labels, column = np.asarray(groups, dtype=object), _COUNTED.index("collapse")
     rows = []
@@ -203,8 +175,7 @@ def collapse_by(
         inside = counted[:, column].astype(bool) & (labels == label)
         values = hit[inside, column]
         if resamples:
-            users = scored[clusters].to_numpy()[inside]
-            row = statistics.cluster_bootstrap(values, users, resamples=resamples, seed=seed)
+            row = statistics.cluster_bootstrap(values, scored["name"].to_numpy()[inside], resamples=resamples)
         else:
             value = float(values.mean()) if len(values) else np.nan
             row = {"value": value, "n": len(values), "low": np.nan, "high": np.nan}
@@ -239,14 +210,14 @@ def question_counts(scored: pd.DataFrame) -> tuple[NDArray, NDArray]:
     return right, counted.astype(float)
 
 
-def user_counts(runs: Sequence[pd.DataFrame], *, clusters: str = "name") -> tuple[NDArray, NDArray, NDArray]:
+def user_counts(runs: Sequence[pd.DataFrame]) -> tuple[NDArray, NDArray, NDArray]:
     """Sums of `question_counts` per user and run (seed). Returns (U,) users of all runs, numerator and denominator,
     each (U, runs, 5)."""
-    names = np.unique(np.concatenate([run[clusters].to_numpy(dtype=object).astype(str) for run in runs]))
+    names = np.unique(np.concatenate([run["name"].to_numpy(dtype=object).astype(str) for run in runs]))
     numerator, denominator = np.zeros((2, len(names), len(runs), len(_COUNTED)))
     for position, run in enumerate(runs):
         right, counted = question_counts(run)
-        users, sums = statistics.cluster_sums(np.stack([right, counted], axis=-1), run[clusters].to_numpy())
+        users, sums = statistics.cluster_sums(np.stack([right, counted], axis=-1), run["name"].to_numpy())
         rows = np.searchsorted(names, users)
         numerator[rows, position], denominator[rows, position] = sums[..., 0], sums[..., 1]
     return names, numerator, denominator
@@ -259,7 +230,7 @@ def with_sensitivity(shares: NDArray) -> NDArray:
 
 
 def estimates(
-    numerator: NDArray, denominator: NDArray, *, resamples: int = statistics.RESAMPLES, seed: int = 0
+    numerator: NDArray, denominator: NDArray, *, resamples: int = statistics.RESAMPLES
 ) -> dict[str, dict[str, float]]:
     """Mean over seeds of every metric, with a cluster-bootstrap interval of that mean.
 
@@ -272,19 +243,12 @@ def estimates(
     value = with_sensitivity(statistics.ratio(numerator.sum(0), denominator.sum(0))).mean(axis=0)
     low, high = np.full((2, len(METRICS)), np.nan)
     if len(numerator) > 1:
-        samples = statistics.ratio_bootstrap(numerator, denominator, resamples=resamples, seed=seed)
+        samples = statistics.ratio_bootstrap(numerator, denominator, resamples=resamples)
         low, high = statistics.percentile_interval(with_sensitivity(samples).mean(axis=1))
     counted = denominator.sum(0).mean(axis=0)
     n = [*counted, counted[_COUNTED.index("collapse")] + counted[_COUNTED.index("recall")]]
-    return {
-        metric: {
-            "value": float(value[column]),
-            "n": int(round(n[column])),
-            "low": float(low[column]),
-            "high": float(high[column]),
-        }
-        for column, metric in enumerate(METRICS)
-    }
+    rows = zip(METRICS, value.tolist(), n, low.tolist(), high.tolist(), strict=True)
+    return {name: {"value": mean, "n": int(round(count)), "low": a, "high": b} for name, mean, count, a, b in rows}
 
 
 def unreadable(scored: pd.DataFrame) -> NDArray:

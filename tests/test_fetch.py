@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from synthetic_mmpb import make
 
+from prefmoe.cli import main
 from prefmoe.data import fetch as module
 from prefmoe.data import mmpb
 from prefmoe.data.fetch import FetchError, Release, fetch
@@ -205,7 +206,7 @@ def test_sources_that_hold_no_data_are_refused(release, tmp_path):
 
 
 def test_the_command_reports_errors_without_a_traceback(tmp_path, capsys):
-    assert module.main([str(tmp_path / "new"), "--source", str(tmp_path / "nowhere")]) == 1
+    assert main(["fetch", "mmpb-clean", str(tmp_path / "new"), "--source", str(tmp_path / "nowhere")]) == 1
     assert "error: " in capsys.readouterr().err
 
 
@@ -232,5 +233,5 @@ def test_the_public_subset_is_pinned_picture_by_picture():
 @pytest.mark.skipif(data_folder(None) is None, reason="PREFMOE_DATA does not point to the real rows")
 def test_the_pinned_checksums_are_those_of_the_public_subset(capsys):
     folder = str(data_folder(None))
-    assert module.main([folder, "--source", folder]) == 0
+    assert main(["fetch", "mmpb-clean", folder, "--source", folder]) == 0
     assert "complete and verified" in capsys.readouterr().out

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from publish import publish_notebooks, with_outputs
 
 from prefmoe.cli import main
 from prefmoe.system.provenance import notebook_digest
 from prefmoe.workflow import notebooks
 from prefmoe.workflow.kernel import die_with
-from prefmoe.workflow.notebooks import NotebookError, check_outputs, execute, parse_parameters, publish, publish_all
+from prefmoe.workflow.notebooks import NotebookError, check_outputs, execute, parse_parameters
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -144,13 +145,13 @@ def test_an_output_of_a_runner_that_took_it_for_finished_is_refused(executed, tm
     def never_ran(content):
         content.cells[-1].execution_count = None
         content.cells[-1].outputs = []
-        notebooks._record(content, content.metadata["prefmoe"]["parameters"])
+        notebooks.record(content, content.metadata["prefmoe"]["parameters"])
 
     _edit(copy, never_ran)
     with pytest.raises(NotebookError, match="cell 6 never ran"):
         check_outputs(copy)
     with pytest.raises(NotebookError, match="cell 6 never ran"):
-        publish(copy, source)
+        notebooks.write(with_outputs(copy, source), source)
     assert main(["check", str(copy)]) == 1
     assert source.read_bytes() == executed[0].read_bytes()
 
@@ -269,7 +270,7 @@ def test_publishing_keeps_the_prose_and_brings_the_outputs(tmp_path):
     source = _notebook(tmp_path / "source.ipynb", "print(word)", parameters="word = 'a'")
     result = execute(source, tmp_path / "out.ipynb", {"word": "a"})
     _edit(source, lambda content: content.cells[0].update(source="# Better prose"))
-    publish(result, source)
+    notebooks.write(with_outputs(result, source), source)
     check_outputs(source, executed=True)
     content = nbformat.read(source, as_version=4)
     assert [cell.source for cell in content.cells] == ["# Better prose", "word = 'a'", "print(word)"]
@@ -280,10 +281,10 @@ def test_publishing_keeps_the_prose_and_brings_the_outputs(tmp_path):
 def test_publishing_refuses_other_code_and_other_parameters(executed, tmp_path):
     source, result = Path(shutil.copy(executed[0], tmp_path)), executed[1]
     with pytest.raises(NotebookError, match="ran with word='b', the default is 'a'"):
-        publish(result, source)
+        notebooks.write(with_outputs(result, source), source)
     _edit(source, lambda content: content.cells[-1].update(source="times + 2"))
     with pytest.raises(NotebookError, match="code differs"):
-        publish(result, source)
+        notebooks.write(with_outputs(result, source), source)
 
 
 def test_all_notebooks_that_were_executed_are_published(tmp_path):
@@ -296,7 +297,7 @@ def test_all_notebooks_that_were_executed_are_published(tmp_path):
     execute(once, runs / "once.ipynb")
     for method in ("LoRA", "FFT"):
         execute(many, runs / "many" / "b" / f"{method}.ipynb", {"method": method})
-    assert publish_all(runs, tmp_path / "notebooks") == [many, once]
+    assert publish_notebooks(runs, tmp_path / "notebooks") == [many, once]
     assert (_printed(once), _printed(many)) == ("once\n", "LoRA\n")
     assert never.read_bytes() == before
 

@@ -88,12 +88,12 @@ def test_nothing_is_changed_where_nothing_was_made_or_a_notebook_is_another(clon
     source = clone / "notebooks/01_small.ipynb"
     cell = nbformat.v4.new_code_cell("1", execution_count=1, id="one")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), source)
-    run = notebooks._read(source)
-    notebooks._record(run, {})
+    run = notebooks.read(source)
+    notebooks.record(run, {})
     (clone / "results/mini/notebooks").mkdir()
-    notebooks._write(run, clone / "results/mini/notebooks/01_small.ipynb")
+    notebooks.write(run, clone / "results/mini/notebooks/01_small.ipynb")
     run.cells[0].source = "2"
-    notebooks._write(run, source)
+    notebooks.write(run, source)
     before = contents(clone)
     with pytest.raises(NotebookError, match="01_small.ipynb: its code differs from"):
         publish.publish("mini", root=clone)
@@ -172,7 +172,7 @@ def test_no_notebook_knows_where_figures_are_committed(notebook):
 
 def test_the_default_edition_is_the_notebooks():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        assert notebooks.defaults(notebooks._read(path))["edition"] == DEFAULT_EDITION
+        assert notebooks.defaults(notebooks.read(path))["edition"] == DEFAULT_EDITION
 
 
 def test_the_command_names_what_it_wrote_and_refuses_what_nobody_knows(monkeypatch, capsys):

@@ -87,12 +87,7 @@ def percentile_interval(samples: NDArray, *, level: float = LEVEL) -> tuple[NDAr
 
 
 def cluster_bootstrap(
-    values: ArrayLike,
-    clusters: Sequence | NDArray,
-    *,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    seed: int = 0,
+    values: ArrayLike, clusters: Sequence | NDArray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
     """Mean of values with an interval that resamples clusters. Returns value, n, low and high; the bounds are NaN with
     fewer than two clusters, value too without any row."""
@@ -102,7 +97,7 @@ def cluster_bootstrap(
     low, high = np.nan, np.nan
     if len(sums) > 1:
         samples = ratio_bootstrap(sums[:, 0], sums[:, 1], resamples=resamples, seed=seed)
-        low, high = (float(bound) for bound in percentile_interval(samples, level=level))
+        low, high = (float(bound) for bound in percentile_interval(samples))
     return {"value": value, "n": int(len(values)), "low": low, "high": high}
 
 
@@ -138,25 +133,23 @@ def detectable_difference(error: ArrayLike, *, alpha: ArrayLike = 0.05, power: f
     return (special.ndtri(1 - np.asarray(alpha) / 2) + special.ndtri(power)) * np.asarray(error, dtype=float)
 
 
-def wilson_interval(share: ArrayLike, n: ArrayLike, *, level: float = LEVEL) -> tuple[NDArray, NDArray]:
+def wilson_interval(share: ArrayLike, n: ArrayLike) -> tuple[NDArray, NDArray]:
     """Wilson's score interval (1927) of a share of n independent questions, (...) -> two (...) arrays."""
     share, n = np.asarray(share, dtype=float), np.asarray(n, dtype=float)
-    z = special.ndtri(0.5 + level / 2)
+    z = special.ndtri(0.5 + LEVEL / 2)
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)
 
 
-def newcombe_interval(
-    first: ArrayLike, second: ArrayLike, n: ArrayLike, *, level: float = LEVEL
-) -> tuple[NDArray, NDArray]:
+def newcombe_interval(first: ArrayLike, second: ArrayLike, n: ArrayLike) -> tuple[NDArray, NDArray]:
     """Newcombe's hybrid score interval (1998, method 10) of first - second, two shares of n questions each.
 
     The two shares are taken as independent; of the same questions they are usually positively correlated, and the
     interval is then too wide.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    (low_a, high_a), (low_b, high_b) = (wilson_interval(share, n, level=level) for share in (first, second))
+    (low_a, high_a), (low_b, high_b) = (wilson_interval(share, n) for share in (first, second))
     difference = first - second
     below = np.hypot(first - low_a, high_b - second)
     return difference - below, difference + np.hypot(high_a - first, second - low_b)

@@ -1,11 +1,9 @@
-"""Fetches the public 200-row subset of MMPB-clean: ``python -m prefmoe.data.fetch FOLDER``."""
+"""Fetches the public 200-row subset of MMPB-clean."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import http.client
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -181,23 +179,3 @@ def _download(url: str) -> bytes:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m prefmoe.data.fetch", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the data folder is made or completed")
-    parser.add_argument("--source", help="a folder or zip archive with the files, instead of the internet")
-    options = parser.parse_args(arguments)
-    print(LICENCE, file=sys.stderr)
-    try:
-        fetch(options.folder, source=options.source)
-    except FetchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"complete and verified: {options.folder} (export PREFMOE_DATA={options.folder.resolve()})")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

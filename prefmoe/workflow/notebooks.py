@@ -66,7 +66,7 @@ def execute(
 
     notebook, output = Path(notebook), Path(output)
     parameters = dict(parameters or {})
-    known = defaults(_read(notebook))
+    known = defaults(read(notebook))
     if unknown := [name for name in parameters if name not in known]:
         expected = f"it has {', '.join(known)}" if known else "it has no cell tagged 'parameters'"
         raise NotebookError(f"{notebook}: unknown parameter {', '.join(map(repr, unknown))}; {expected}")
@@ -81,17 +81,17 @@ def execute(
     with FileLock(output.with_name(f".{output.stem}.lock")):
         try:
             run_in_kernel(notebook, partial, parameters, threads, _figures(notebook, output, known | parameters, known))
-            if unfinished := _unfinished(_read(partial)):
+            if unfinished := _unfinished(read(partial)):
                 raise NotebookError("; ".join(unfinished))
         except Exception as error:
             if partial.exists():
-                _write(_normalise(_read(partial)), failed)
+                write(normalise(read(partial)), failed)
                 partial.unlink()
             kept = f"; the cells that ran are in {failed}" if failed.exists() else ""
             raise NotebookError(f"{notebook}: {_reason(error)}{kept}") from error
-        executed = _normalise(_read(partial))
-        _record(executed, parameters)
-        _write(executed, partial)
+        executed = normalise(read(partial))
+        record(executed, parameters)
+        write(executed, partial)
         os.replace(partial, output)
         failed.unlink(missing_ok=True)
     return output
@@ -101,7 +101,7 @@ def defaults(notebook: nbformat.NotebookNode) -> dict[str, Any]:
     """The names that the cell tagged "parameters" assigns, with their values (None where not literal). Raises
     NotebookError if that cell is not valid Python."""
     values: dict[str, Any] = {}
-    for cell in _code_cells(notebook):
+    for cell in code_cells(notebook):
         if PARAMETERS_TAG not in cell.metadata.get("tags", []):
             continue
         try:
@@ -130,7 +130,7 @@ def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
 
     ``executed``: refuse a notebook that was never executed, too. Raises NotebookError with one line per mistake.
     """
-    path, content = Path(notebook), _read(Path(notebook))
+    path, content = Path(notebook), read(Path(notebook))
     record = content.metadata.get(RECORD)
     if record is None:
         foreign = [number for number, cell in _numbered(content) if cell.outputs]
@@ -151,52 +151,6 @@ def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
         mistakes += _unfinished(content)
     if mistakes:
         raise NotebookError(f"{path}: outputs do not belong to the cells:\n  " + "\n  ".join(mistakes))
-
-
-def publish(executed: str | Path, notebook: str | Path) -> Path:
-    """Puts the outputs of an executed notebook into its source; the source's prose is kept.
-
-    Returns ``notebook``, now without the injected parameters and with outputs that check_outputs accepts. Raises
-    NotebookError if the code differs, or the run did not use the notebook's default parameters.
-    """
-    _write(_with_outputs(executed, notebook), Path(notebook))
-    return Path(notebook)
-
-
-def _with_outputs(executed: str | Path, notebook: str | Path) -> nbformat.NotebookNode:
-    """What `publish` writes."""
-    source, run = _read(Path(notebook)), _read(Path(executed))
-    check_outputs(executed, executed=True)
-    if [c.source for c in _code_cells(source)] != [c.source for c in _code_cells(run)]:
-        raise NotebookError(f"{notebook}: its code differs from {executed}; execute it before publishing")
-    usual = defaults(source)
-    for name, value in run.metadata[RECORD]["parameters"].items():
-        if usual.get(name) != value:
-            raise NotebookError(f"{executed}: ran with {name}={value!r}, the default is {usual.get(name)!r}")
-    for mine, theirs in zip(_code_cells(source), _code_cells(run), strict=True):
-        mine.outputs, mine.execution_count = theirs.outputs, theirs.execution_count
-    _record(source, {})
-    return _normalise(source)
-
-
-def publish_all(executed: Path, folder: Path) -> list[Path]:
-    """`publish` for every notebook of a folder that was executed; one of a target of its own may not have been.
-
-    ``executed``: holds <notebook>.ipynb, or <notebook>/<backbone>/<method>.ipynb for one that is executed for many
-    pairs; of these the pair that the notebook has as its defaults is taken. Raises NotebookError: see `publish`; then
-    no notebook has been touched.
-    """
-    published = {}
-    for notebook in sorted(folder.glob("*.ipynb")):
-        run = executed / notebook.name
-        if (executed / notebook.stem).is_dir():
-            usual = defaults(_read(notebook))
-            run = executed / notebook.stem / usual["backbone"] / f"{usual['method']}.ipynb"
-        if run.is_file():
-            published[notebook] = _with_outputs(run, notebook)
-    for notebook, content in published.items():
-        _write(content, notebook)
-    return list(published)
 
 
 def _unfinished(notebook: nbformat.NotebookNode) -> list[str]:
@@ -245,7 +199,7 @@ def _reason(error: Exception) -> str:
     return f"code cell {error.exec_count} failed with {error.ename}: {error.evalue}"
 
 
-def _normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Drops what differs between two equal runs: times, paths, progress bars, kernel details."""
     notebook.metadata = nbformat.from_dict(
         {k: v for k, v in notebook.metadata.items() if k not in ("papermill", "widgets")}
@@ -282,17 +236,17 @@ def _shorten(value: Any, folders: Mapping[str, str]) -> Any:
     return value
 
 
-def _record(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> None:
+def record(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> None:
     """Notes on the notebook and on every code cell what was run and what came out."""
     notebook.metadata[RECORD] = nbformat.from_dict({"parameters": dict(parameters)})
-    for cell, digest in zip(_code_cells(notebook), _chain(notebook, parameters), strict=True):
+    for cell, digest in zip(code_cells(notebook), _chain(notebook, parameters), strict=True):
         cell.metadata[RECORD] = nbformat.from_dict({"code": digest, "outputs": _digest(cell.outputs)})
 
 
 def _chain(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> list[str]:
     """For every code cell a digest of the parameters, of all code above it and of its own."""
     digests, above = [], _digest(dict(parameters))
-    for cell in _code_cells(notebook):
+    for cell in code_cells(notebook):
         above = _digest([above, cell.source])
         digests.append(above)
     return digests
@@ -308,7 +262,7 @@ def _numbered(notebook: nbformat.NotebookNode) -> list[tuple[int, nbformat.Noteb
     return [(n, c) for n, c in enumerate(notebook.cells, 1) if c.cell_type == "code" and not _injected(c)]
 
 
-def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for _, cell in _numbered(notebook)]
 
 
@@ -316,7 +270,7 @@ def _injected(cell: nbformat.NotebookNode) -> bool:
     return INJECTED_TAG in cell.metadata.get("tags", [])
 
 
-def _read(path: Path) -> nbformat.NotebookNode:
+def read(path: Path) -> nbformat.NotebookNode:
     if not path.is_file():
         raise NotebookError(f"notebook {path} does not exist")
     try:
@@ -325,6 +279,6 @@ def _read(path: Path) -> nbformat.NotebookNode:
         raise NotebookError(f"{path}: not a notebook: {error}") from error
 
 
-def _write(notebook: nbformat.NotebookNode, path: Path) -> None:
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     with whole_file(path) as partial:
         partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")

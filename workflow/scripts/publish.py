@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from nbformat import NotebookNode
 from pages import PAGES, with_tables
 
 from prefmoe.analysis import tables
@@ -18,6 +19,7 @@ from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, FIGURES, RESULTS, ROO
 from prefmoe.config.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
 from prefmoe.system.files import whole_file
 from prefmoe.workflow import notebooks
+from prefmoe.workflow.notebooks import NotebookError
 
 NAMES_SOMEBODY = {"user", "question"}
 """Columns of tables that may not leave the folder of real data."""
@@ -65,7 +67,7 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
         raise OutputError(f"there is no {made / PARTS['']}; make it with `{command}`")
     written = []
     if edition.name == DEFAULT_EDITION:
-        written += notebooks.publish_all(results / edition.name / "notebooks", root / "notebooks")
+        written += publish_notebooks(results / edition.name / "notebooks", root / "notebooks")
     for part, last in PARTS.items():
         if (made / part / last).is_file():
             written += _replace(made / part, committed / part, sorted(_names(made / part, edition)))
@@ -83,6 +85,45 @@ def update_pages(*, root: Path = ROOT) -> list[Path]:
         with whole_file(page) as partial:
             partial.write_text(text, encoding="utf-8")
     return pages
+
+
+def publish_notebooks(executed: Path, folder: Path) -> list[Path]:
+    """Puts the outputs of every notebook of a folder that was executed into it; one of a target of its own may not
+    have been.
+
+    ``executed``: holds <notebook>.ipynb, or <notebook>/<backbone>/<method>.ipynb for one that is executed for many
+    pairs; of these the pair that the notebook has as its defaults is taken. Raises NotebookError: see `with_outputs`;
+    then no notebook has been touched.
+    """
+    published = {}
+    for notebook in sorted(folder.glob("*.ipynb")):
+        run = executed / notebook.name
+        if (executed / notebook.stem).is_dir():
+            usual = notebooks.defaults(notebooks.read(notebook))
+            run = executed / notebook.stem / usual["backbone"] / f"{usual['method']}.ipynb"
+        if run.is_file():
+            published[notebook] = with_outputs(run, notebook)
+    for notebook, content in published.items():
+        notebooks.write(content, notebook)
+    return list(published)
+
+
+def with_outputs(executed: Path, notebook: Path) -> NotebookNode:
+    """A notebook with its own prose and the outputs of an executed copy, which check_outputs accepts. Raises
+    NotebookError if the code differs, or the run did not use the notebook's default parameters."""
+    source, run = notebooks.read(notebook), notebooks.read(executed)
+    notebooks.check_outputs(executed, executed=True)
+    cells, theirs = notebooks.code_cells(source), notebooks.code_cells(run)
+    if [cell.source for cell in cells] != [cell.source for cell in theirs]:
+        raise NotebookError(f"{notebook}: its code differs from {executed}; execute it before publishing")
+    usual = notebooks.defaults(source)
+    for name, value in run.metadata[notebooks.RECORD]["parameters"].items():
+        if usual.get(name) != value:
+            raise NotebookError(f"{executed}: ran with {name}={value!r}, the default is {usual.get(name)!r}")
+    for mine, other in zip(cells, theirs, strict=True):
+        mine.outputs, mine.execution_count = other.outputs, other.execution_count
+    notebooks.record(source, {})
+    return notebooks.normalise(source)
 
 
 def _names(folder: Path, edition: Edition) -> Iterator[str]:
