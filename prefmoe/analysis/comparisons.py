@@ -76,12 +76,7 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
     scores = [statistics.ratio(entry.right.sum(1), entry.counted.sum(1)) for entry in (first, second)]
     rows = []
     for column, metric in enumerate(first.metrics):
-        row = {
-            "method": first.method,
-            "baseline": second.method,
-            "backbone": first.backbone,
-            "turns": first.turns,
-        }
+        row = {"method": first.method, "baseline": second.method, "backbone": first.backbone, "turns": first.turns}
         row |= {"metric": metric, "difference": difference[column], "low": low[column], "high": high[column]}
         if column < scores[0].shape[1]:
             pair = [score[:, column] for score in scores]

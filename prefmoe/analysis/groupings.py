@@ -77,12 +77,7 @@ def breakdowns(benchmark: Benchmark, split: str) -> list[tuple[str, pd.Series, t
         shown = benchmark.annotations[benchmark.annotations["item"].fillna("") != ""]
         pairs = shown["seen_pair"].map(dict(enumerate(PAIR_GROUPS)))
         groupings += [
-            (
-                "popularity",
-                popularity_groups(benchmark),
-                POPULARITY_GROUPS,
-                ("collapse", "recall", "preference"),
-            ),
+            ("popularity", popularity_groups(benchmark), POPULARITY_GROUPS, ("collapse", "recall", "preference")),
             ("pair", pairs, PAIR_GROUPS, ("preference", "collapse")),
         ]
     if (told := told_groups(benchmark)) is not None:

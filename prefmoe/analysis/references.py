@@ -73,10 +73,7 @@ def popular_choice(train: pd.DataFrame, frame: pd.DataFrame, items: pd.Series) -
             letters = _allowed(row)
             return max(
                 letters,
-                key=lambda letter: (
-                    by_wording[category, row["question"], row[letter]],
-                    by_text[category, row[letter]],
-                ),
+                key=lambda letter: (by_wording[category, row["question"], row[letter]], by_text[category, row[letter]]),
             )
         item = items.get(row["index"], "")
         known = category == "preference" and item and (category, item) in tallies

@@ -132,13 +132,7 @@ def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str
                 n = np.rint(denominator.sum(0).mean(axis=-1)).astype(int)
                 for g, group in enumerate(groups):
                     row = {**entry.where(), "metric": metric, "grouping": grouping, "group": group}
-                    row |= {
-                        "value": value[g],
-                        "low": low[g],
-                        "high": high[g],
-                        "n": n[g],
-                        "seeds": entry.seeds,
-                    }
+                    row |= {"value": value[g], "low": low[g], "high": high[g], "n": n[g], "seeds": entry.seeds}
                     rows.append(row)
     return pd.DataFrame(rows, columns=list(BREAKDOWN_COLUMNS))
 
@@ -265,12 +259,7 @@ def gates_table(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["router", "group", "expert", "value", "low", "high", "n"])
 
 
-def build(
-    edition: Edition,
-    benchmark: Benchmark,
-    *,
-    results: str | Path = RESULTS,
-) -> dict[str, Path]:
+def build(edition: Edition, benchmark: Benchmark, *, results: str | Path = RESULTS) -> dict[str, Path]:
     """Reads all runs of an edition and writes its tables to ``<results>/<edition>/figures/``.
 
     Only the test split enters them, after `REPORTED_TURNS` of small talk, but for turns.csv (after all that the

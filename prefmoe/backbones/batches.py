@@ -172,11 +172,7 @@ class Collator:
         return other
 
     def __call__(
-        self,
-        examples: Sequence[Example],
-        *,
-        transcripts: Sequence[Sequence[Turn]] | None = None,
-        with_answer: bool,
+        self, examples: Sequence[Example], *, transcripts: Sequence[Sequence[Turn]] | None = None, with_answer: bool
     ) -> Batch:
         """The examples as one batch, in their order.
 

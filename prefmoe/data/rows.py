@@ -126,11 +126,7 @@ class Columns:
 
 
 def read_rows(
-    path: Path,
-    columns: Columns,
-    mistakes: Mistakes,
-    name: str,
-    unpack: Callable[[str, Any], str | None] | None = None,
+    path: Path, columns: Columns, mistakes: Mistakes, name: str, unpack: Callable[[str, Any], str | None] | None = None
 ) -> Iterator[Row]:
     """The records of a table; whatever is malformed is noted in ``mistakes``.
 

@@ -169,10 +169,7 @@ def read_cells(edition: Edition, protocol: Protocol, experiment: str, results: s
 
 
 def build(
-    edition: Edition | str,
-    *,
-    results: str | Path = RESULTS,
-    config_folder: str | Path = CONFIG_FOLDER,
+    edition: Edition | str, *, results: str | Path = RESULTS, config_folder: str | Path = CONFIG_FOLDER
 ) -> dict[str, Path]:
     """Writes every experiment's results, and all differences and trends, to
     <results>/<edition>/figures/protocol/.

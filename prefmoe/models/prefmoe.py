@@ -109,13 +109,7 @@ class PrefMoE(Method, settings=PrefMoEMethod):
             self.router = router.to(backbone.device)
             backbone.language_model.register_forward_pre_hook(self._route, with_kwargs=True)
         else:
-            self.experts = install_lora(
-                backbone,
-                config.last_layers,
-                rank=ranks.total,
-                alpha=ranks.total,
-                dropout=0.0,
-            )
+            self.experts = install_lora(backbone, config.last_layers, rank=ranks.total, alpha=ranks.total, dropout=0.0)
         self.prefix = PrefixHook(backbone.embed_tokens)
         self._active: tuple[Batch, UserTokens] | None = None
 

@@ -145,13 +145,7 @@ class Assistant:
         )
 
     def ask(
-        self,
-        picture: str | Path,
-        question: str,
-        user: str,
-        options: Sequence[str] = (),
-        *,
-        max_new_tokens: int = 8,
+        self, picture: str | Path, question: str, user: str, options: Sequence[str] = (), *, max_new_tokens: int = 8
     ) -> Answer:
         """The answer to one question about one picture.
 

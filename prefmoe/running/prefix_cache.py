@@ -55,10 +55,7 @@ def _split_pictures(pictures: ProcessedPictures, count: int) -> tuple[ProcessedP
 
 
 def generate(
-    method: Method,
-    examples: Sequence[Example],
-    conversations: Sequence[Encoded],
-    generation: GenerationConfig,
+    method: Method, examples: Sequence[Example], conversations: Sequence[Encoded], generation: GenerationConfig
 ) -> Any | None:
     """What ``method.model.generate`` returns for these conversations, with equal beginnings computed once.
 

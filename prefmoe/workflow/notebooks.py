@@ -38,11 +38,7 @@ class NotebookError(RuntimeError):
 
 
 def execute(
-    notebook: str | Path,
-    output: str | Path,
-    parameters: Mapping[str, Any] | None = None,
-    *,
-    threads: int | None = None,
+    notebook: str | Path, output: str | Path, parameters: Mapping[str, Any] | None = None, *, threads: int | None = None
 ) -> Path:
     """Executes a notebook with papermill in the running interpreter's environment.
 

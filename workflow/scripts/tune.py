@@ -135,12 +135,7 @@ def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) 
         seed,
         trial_folder(edition, workbench.backbone_name, method, settings, workbench.results),
         asked={"validation": (0,)},
-        about={
-            "edition": edition.name,
-            "backbone": workbench.backbone_name,
-            "method": method,
-            "settings": settings,
-        },
+        about={"edition": edition.name, "backbone": workbench.backbone_name, "method": method, "settings": settings},
     )
     scored = metrics.score(read_predictions(folder))
     summary = metrics.summarize(scored)

@@ -149,14 +149,7 @@ def _text_config(language: dict[str, Any]) -> dict[str, Any]:
     if not language["use_mla"]:
         sparse = language["num_hidden_layers"] - dense
         return fields | {"mlp_layer_types": ["dense"] * dense + ["sparse"] * sparse, "topk_method": "greedy"}
-    latent = (
-        "kv_lora_rank",
-        "q_lora_rank",
-        "qk_rope_head_dim",
-        "v_head_dim",
-        "qk_nope_head_dim",
-        "norm_topk_prob",
-    )
+    latent = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "v_head_dim", "qk_nope_head_dim", "norm_topk_prob")
     fields |= {name: language[name] for name in latent} | {"first_k_dense_replace": dense}
     if fields["model_type"] == "deepseek_v2":
         return fields | {"topk_method": "greedy"}
