@@ -73,8 +73,7 @@ def personal_weights(differences: NDArray, prior: NDArray, penalty: float) -> ND
 
     Minimises -sum log sigma(w . d) + penalty / 2 |w - prior|^2 (logistic regression with a Gaussian prior).
 
-    Args:
-        differences: (N_ref, D) liked minus disliked, in the scorer's scale. prior: (D,) `PopulationScorer.weights`.
+    ``differences``: (N_ref, D) liked minus disliked, in the scorer's scale; ``prior``: (D,) `PopulationScorer.weights`.
     """
 
     def objective(weights: NDArray) -> tuple[float, NDArray]:
@@ -90,8 +89,7 @@ class TasteFactors:
 
     Pictures that nobody has rated have no factors: what is rated is the kind of a picture, a cluster of its features.
 
-    Args:
-        clusters: kinds of picture. factors: their number. seed: of clusters and factors.
+    ``clusters``: kinds of picture; ``factors``: their number; ``seed``: of clusters and factors.
     """
 
     def __init__(self, clusters: int, factors: int, seed: int) -> None:

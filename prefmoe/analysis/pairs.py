@@ -146,11 +146,7 @@ def duels(copies: Sequence[pd.DataFrame]) -> dict[str, Duels]:
 
 
 def fight(scores: NDArray, inside: NDArray, outside: NDArray, user: NDArray, users: int) -> Duels:
-    """Pairs of rows with their winners.
-
-    Args:
-        scores: (N, S). inside, outside: (P,) rows. user: (N,).
-    """
+    """Pairs of rows with their winners. ``scores``: (N, S); ``inside``, ``outside``: (P,) rows; ``user``: (N,)."""
     difference = scores[inside] - scores[outside]
     return Duels(inside, outside, (difference > 0) + 0.5 * (difference == 0), user, users)
 

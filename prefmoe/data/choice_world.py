@@ -110,11 +110,7 @@ def build(config: ChoicesData, folder: Path) -> Path:
         config: seed and sizes; the same configuration always draws the same files.
         folder: as `prefmoe.data.choice_folder.read` reads it; written under a temporary name first.
 
-    Returns:
-        ``folder``.
-
-    Raises:
-        FileExistsError: if ``folder`` holds something that is not a benchmark of choices.
+    Returns ``folder``. Raises FileExistsError if ``folder`` holds something that is not a benchmark of choices.
     """
     made_from = {"version": VERSION, **config.model_dump()}
     return make_once(folder, "choices.json", made_from, "a miniature benchmark of choices", partial(_write, config))

@@ -27,9 +27,7 @@ def check_pictures(
 
     An empty field names none; whether one may be empty is not asked here.
 
-    Args:
-        seen: see `prefmoe.data.mmpb.read`.
-        columns: which of the fields are paths of pictures.
+    ``seen``: see `prefmoe.data.mmpb.read`; ``columns``: which of the fields are paths of pictures.
     """
     mentions: dict[str, tuple[Row, str]] = {}
     for row in rows:

@@ -225,9 +225,8 @@ def curves(
 def losses(logs: Mapping[str, Sequence[pd.DataFrame]], *, window: int = 20) -> Figure:
     """Every weighted term of the loss during training, each on a scale of its own that starts at 0.
 
-    Args:
-        logs: method -> losses.parquet of each seed: step, a column per term, and columns that are no terms.
-        window: steps of the running mean.
+    ``logs``: method -> losses.parquet of each seed: step, a column per term, and columns that are no terms; ``window``:
+    steps of the running mean.
     """
     parts = []
     for method, runs in logs.items():

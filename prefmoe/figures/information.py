@@ -14,8 +14,7 @@ def beside(figure: Figure, table: pd.DataFrame, rows: str = "method") -> Figure:
     """Writes the column information right of the last panel of a figure of `forms.intervals`, and into its
     alternative text.
 
-    Args:
-        table, rows: as the form was given them.
+    ``table``, ``rows``: as the form was given them.
     """
     if table.empty or "information" not in table:
         return figure

@@ -12,11 +12,8 @@ from prefmoe.figures import style
 
 @style.house()
 def draw(cells: pd.DataFrame, title: str, edition: str) -> Figure:
-    """A panel per metric; on the diagonal both runs agree.
-
-    Args:
-        cells: of a `reproduction.Comparison`. title: its verdict.
-    """
+    """A panel per metric; on the diagonal both runs agree. ``cells``: of a `reproduction.Comparison`; ``title``: its
+    verdict."""
     rows = cells[(cells["table"] == "table1") & cells["committed"].notna() & cells["here"].notna()]
     if rows.empty:
         return style.notice(f"{title}: Table 1 as committed and as made here share no number.")

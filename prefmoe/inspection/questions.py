@@ -224,9 +224,8 @@ def answers_by_picture(
 ) -> list[tuple[Path, list[tuple[str, str, dict[str, tuple[str, bool]]]]]]:
     """The pictures with what is asked about them, what is true and what each method says.
 
-    Args:
-        questions: for each picture, its questions (`shared_questions`).
-        answers: method's label -> `most_probable_answers` to all of them, picture after picture.
+    ``questions``: for each picture, its questions (`shared_questions`); ``answers``: method's label ->
+    `most_probable_answers` to all of them, picture after picture.
     """
     rows = {label: iter(table.itertuples()) for label, table in answers.items()}
     pictures = []

@@ -92,9 +92,8 @@ def encode_counterfactual_users(
     They have no picture: the image anchor mixes those of a real user, drawn by the pseudo user's image seed,
     and of the user most like it (0.65 and 0.35), with a hint of the description and of noise (0.05 rms each).
 
-    Args:
-        real: (U, 8, H) anchors of the trained users.
-        texts: as `encode_users` has them. images: "published" for the mixture of `mixed_images` instead.
+    ``real``: (U, 8, H) anchors of the trained users; ``texts``: as `encode_users` has them; ``images``: "published" for
+    the mixture of `mixed_images` instead.
     """
     no_images = real.new_zeros(len(pseudo_users), real.shape[2])
     anchors, _ = _encode(backbone, pseudo_users, no_images, kind, texts)

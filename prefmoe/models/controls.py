@@ -59,11 +59,8 @@ def controlled(method: Method, kind: ControlKind, seed: int = 0) -> Iterator[Non
 
 
 class ControlledCollator(Collator):
-    """A collator that puts every question under a control.
-
-    Args:
-        plain: the collator of the method as it is. folder: for blank pictures.
-    """
+    """A collator that puts every question under a control. ``plain``: the collator of the method as it is; ``folder``:
+    for blank pictures."""
 
     def __init__(self, plain: Collator, control: Control, folder: Path) -> None:
         super().__init__(

@@ -21,8 +21,7 @@ def mixed_images(anchors: Tensor, real: Tensor, users: Sequence[PseudoUser]) -> 
     The two, who may be the same, are drawn by the user's seed from the `NEAREST` whose anchor in the user's family
     facet is most like the user's own. 0.1 x (description + family facet's anchor) and noise of 0.01 are added.
 
-    Args:
-        anchors: (N, 8, H) of the counterfactual users, without images. real: (U, 8, H) of the trained users.
+    ``anchors``: (N, 8, H) of the counterfactual users, without images; ``real``: (U, 8, H) of the trained users.
     """
     family = torch.tensor([3 + FACETS.index(user.family) for user in users])  # places in the anchor axis
     own = anchors[torch.arange(len(users), device=anchors.device), family.to(anchors.device)]  # (N, H)

@@ -112,11 +112,8 @@ class TGLLaVA(Method, settings=TGLLaVAMethod):
 
 
 class FeatureMask(nn.Module):
-    """Z(M_t): side^2 learned queries look at each other, then at the pooled question; one Q-Former layer.
-
-    Args:
-        text: H of the question's features. width: D of the tower's.
-    """
+    """Z(M_t): side^2 learned queries look at each other, then at the pooled question; one Q-Former layer. ``text``: H
+    of the question's features; ``width``: D of the tower's."""
 
     def __init__(self, text: int, width: int, side: int) -> None:
         super().__init__()

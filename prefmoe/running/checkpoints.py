@@ -54,9 +54,8 @@ class Checkpoints:
     The main process writes what every process has; of a sharded parameter every process writes its own part. Every
     file has its digest beside it.
 
-    Args:
-        identity: of the run, so that no other one's checkpoint is taken.
-        names: of the parameters, by their id(), for messages.
+    ``identity``: of the run, so that no other one's checkpoint is taken; ``names``: of the parameters, by their id(),
+    for messages.
     """
 
     def __init__(

@@ -28,11 +28,8 @@ KERNEL_OPTIONS = (
 def run_in_kernel(
     notebook: Path, partial: Path, parameters: dict[str, Any], threads: int | None, figures: Path
 ) -> None:
-    """Executes a notebook into ``partial`` with papermill; no kernel has to be installed under any name.
-
-    Args:
-        threads: see `prefmoe.workflow.notebooks.execute`. figures: where the notebook saves its figures.
-    """
+    """Executes a notebook into ``partial`` with papermill; no kernel has to be installed under any name. ``threads``:
+    see `prefmoe.workflow.notebooks.execute`; ``figures``: where the notebook saves its figures."""
     import papermill
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager

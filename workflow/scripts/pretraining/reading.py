@@ -64,9 +64,8 @@ def learned_tokens(
 
     The order is that of the conversations only within each part of `_of_like_length`.
 
-    Args:
-        features: (n pictures, 16, H) projected image tokens, or None without pictures.
-        prefix: (B, P, H) soft tokens in front of each conversation.
+    ``features``: (n pictures, 16, H) projected image tokens, or None without pictures; ``prefix``: (B, P, H) soft
+    tokens in front of each conversation.
     """
     encoded = [encoder(conversation) for conversation in conversations]
     parts, room = [], 0 if prefix is None else prefix.shape[1]
@@ -100,8 +99,7 @@ class FreePeople(torch.nn.Module):
 
     What stands in them comes from answers alone, as it does for methods with free tokens per user.
 
-    Args:
-        conversations: invents them. table: (V, H) input embeddings, whose root mean square the tokens start with.
+    ``conversations``: invents them; ``table``: (V, H) input embeddings, whose root mean square the tokens start with.
     """
 
     def __init__(self, conversations: Conversations, table: torch.Tensor, count: int):
