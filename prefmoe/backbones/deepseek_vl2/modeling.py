@@ -251,27 +251,19 @@ class DeepseekVLV2ForCausalLM(DeepseekVLV2PreTrainedModel, GenerationMixin):
 
 
 class _DropBatch(ConversionOps):
-    """(1, ...) in the file, (...) in the model."""
+    """(1, ...) in the file, (...) in the model; ``back``: the way back."""
+
+    def __init__(self, back: bool = False) -> None:
+        self.back = back
 
     def convert(self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str],
                 **kwargs: Any) -> dict[str, Tensor]:  # fmt: skip
-        return {target_patterns[0]: _only(input_dict).squeeze(0)}
+        value = _only(input_dict)
+        return {target_patterns[0]: value.unsqueeze(0) if self.back else value.squeeze(0)}
 
     @property
     def reverse_op(self) -> ConversionOps:
-        return _AddBatch()
-
-
-class _AddBatch(ConversionOps):
-    """The way back."""
-
-    def convert(self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str],
-                **kwargs: Any) -> dict[str, Tensor]:  # fmt: skip
-        return {target_patterns[0]: _only(input_dict).unsqueeze(0)}
-
-    @property
-    def reverse_op(self) -> ConversionOps:
-        return _DropBatch()
+        return _DropBatch(not self.back)
 
 
 class _JoinExperts(ConversionOps):
