@@ -23,10 +23,8 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 class PopulationScorer:
-    """A score for all users, from everybody's choices: w . x, by Bradley and Terry's model (1952).
-
-    P(liked over disliked) = sigma(w . (x_liked - x_disliked)), with a penalty chosen on other choices.
-    """
+    """A score for all users, from everybody's choices: w . x, by Bradley and Terry's model (1952). P(liked over
+    disliked) = sigma(w . (x_liked - x_disliked)), with a penalty chosen on other choices."""
 
     def fit(self, liked: NDArray, disliked: NDArray, validation: tuple[NDArray, NDArray]) -> PopulationScorer:
         """

@@ -127,10 +127,8 @@ def accuracy_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
 
 
 def difference_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
-    """Unseen minus seen users' accuracy between two candidates: `DIFFERENCE_COLUMNS`.
-
-    The two groups share no user: they are resampled apart.
-    """
+    """Unseen minus seen users' accuracy between two candidates: `DIFFERENCE_COLUMNS`. The two groups share no user:
+    they are resampled apart."""
     rows = []
     for one in ratings:
         values = one.values(2, 1)

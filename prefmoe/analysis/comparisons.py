@@ -127,10 +127,8 @@ def compared(edition: Edition, answers: Sequence[Answers]) -> list[tuple[Answers
 
 
 def comparisons_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
-    """PrefMoE against every other method of the same backbone and turns, and the references among the answers.
-
-    Holm's correction runs over all comparisons of the same metric in the edition, for each of the two tests.
-    """
+    """PrefMoE against every other method of the same backbone and turns, and the references among the answers. Holm's
+    correction runs over all comparisons of the same metric in the edition, for each of the two tests."""
     rows = [row for first, second in compared(edition, answers) for row in compare(first, second)]
     table = pd.DataFrame(rows, columns=[c for c in COMPARISON_COLUMNS if not c.endswith("_holm")])
     for test in ("p_questions", "p_users"):

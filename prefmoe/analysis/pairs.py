@@ -54,10 +54,8 @@ class Duels:
 
     @cached_property
     def by_question(self) -> tuple[NDArray, NDArray]:
-        """(N, S) pairs that were won, and (N, S) fought, among those that each question takes part in.
-
-        Their sums over questions count every pair twice, and their ratio is the AUC.
-        """
+        """(N, S) pairs that were won, and (N, S) fought, among those that each question takes part in. Their sums over
+        questions count every pair twice, and their ratio is the AUC."""
         won, fought = np.zeros((2, len(self.user), self.won.shape[1]))
         for rows in (self.inside, self.outside):
             np.add.at(won, rows, self.won)
@@ -87,10 +85,8 @@ class Duels:
         return statistics.ratio(drawn, ((counts @ fought) * counts).sum(axis=1)[:, None]).mean(axis=1)
 
     def influences(self) -> NDArray:
-        """(N,) how much each question moves the AUC, mean over seeds, to first order (`statistics.influence`).
-
-        Twice that of a ratio of sums over questions, in which a pair's other question would stay.
-        """
+        """(N,) how much each question moves the AUC, mean over seeds, to first order (`statistics.influence`). Twice
+        that of a ratio of sums over questions, in which a pair's other question would stay."""
         return 2 * statistics.influence(*self.by_question).mean(axis=1)
 
     def estimate(self, samples: NDArray | None = None) -> dict[str, float]:

@@ -38,10 +38,8 @@ def cluster_sums(values: ArrayLike, clusters: Sequence | NDArray) -> tuple[NDArr
 
 
 def resample_counts(clusters: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray:
-    """(resamples, clusters) how often each cluster is drawn when as many are drawn with replacement.
-
-    The same arguments give the same draws, so statistics of several methods are resampled together.
-    """
+    """(resamples, clusters) how often each cluster is drawn when as many are drawn with replacement. The same arguments
+    give the same draws, so statistics of several methods are resampled together."""
     if clusters == 0:
         return np.zeros((resamples, 0))
     return _draws(clusters, resamples, seed)
@@ -75,10 +73,8 @@ def ratio_bootstrap(numerator: NDArray, denominator: NDArray, *, resamples: int 
 
 
 def percentile_interval(samples: NDArray, *, level: float = LEVEL) -> tuple[NDArray, NDArray]:
-    """Lower and upper percentile of resampled statistics, (B, ...) -> two (...) arrays.
-
-    Resamples in which a statistic is undefined (NaN) are left out; both bounds are NaN if all are.
-    """
+    """Lower and upper percentile of resampled statistics, (B, ...) -> two (...) arrays. Resamples in which a statistic
+    is undefined (NaN) are left out; both bounds are NaN if all are."""
     tail = 50 * (1 - level)
     undefined = np.isnan(samples).all(axis=0)
     filled = np.where(undefined, 0.0, samples)
@@ -185,10 +181,8 @@ def swap_masks(clusters: int, *, permutations: int = 9999, seed: int = 0) -> NDA
 
 
 def permutation_p(observed: ArrayLike, permuted: NDArray) -> NDArray:
-    """Two-sided permutation p-values, (...) and (permutations, ...) -> (...).
-
-    The observed arrangement counts as one of the permutations, so that p is never 0.
-    """
+    """Two-sided permutation p-values, (...) and (permutations, ...) -> (...). The observed arrangement counts as one of
+    the permutations, so that p is never 0."""
     observed = np.asarray(observed, dtype=float)
     with np.errstate(invalid="ignore"):
         extreme = (np.abs(permuted) >= np.abs(observed) - 1e-12).sum(axis=0)

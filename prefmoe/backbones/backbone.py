@@ -110,10 +110,8 @@ class Backbone:
 
     @property
     def max_positions(self) -> int | None:
-        """How many positions the language model was made for; None where its configuration does not say.
-
-        Beyond them a model with rotary positions still computes, and answers with no more sense than an untrained one.
-        """
+        """How many positions the language model was made for; None where its configuration does not say. Beyond them a
+        model with rotary positions still computes, and answers with no more sense than an untrained one."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def check_length(self, count: int, what: str = "the prompt") -> None:

@@ -115,10 +115,8 @@ class EfficientNetLiteModel(PreTrainedModel):
 
 
 def folded(published: Mapping[str, Tensor], epsilon: float = 1e-3) -> dict[str, Tensor]:
-    """The tower's tensors from those of the package efficientnet-lite-pytorch; the classifier is left out.
-
-    A batch norm after a convolution W x is (s W) x + (beta - s mu) with s = gamma / sqrt(var + epsilon).
-    """
+    """The tower's tensors from those of the package efficientnet-lite-pytorch; the classifier is left out. A batch norm
+    after a convolution W x is (s W) x + (beta - s mu) with s = gamma / sqrt(var + epsilon)."""
     tensors: dict[str, Tensor] = {}
     for convolution, norm, name in _convolutions(published):
         weight = published[f"{convolution}.weight"].double()

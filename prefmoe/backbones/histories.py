@@ -313,9 +313,7 @@ def hidden_states(backbone: Backbone, batch: HistoryBatch, *, features: Tensor |
 
 def label_logits(backbone: Backbone, hidden: Tensor, positions: Tensor, labels: Sequence[str] = LABELS) -> Tensor:
     """The labels' logits (B, K, len(labels)) at some positions (B, K) of hidden states (B, T, H); 0 where these are -1.
-
-    Only these rows of the head are multiplied.
-    """
+    Only these rows of the head are multiplied."""
     head, ids = backbone.lm_head, label_ids(backbone, labels)
     where = positions.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
     logits = F.linear(hidden.gather(1, where), head.weight[ids], None if head.bias is None else head.bias[ids])

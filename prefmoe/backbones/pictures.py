@@ -77,9 +77,7 @@ def _fenced(processor: Any) -> bool:
 
 def between(processor: Any, replacements: Sequence[str], parts: Sequence[str]) -> list[str]:
     """The pictures' image tokens as text, as they stand between the parts of a prompt (one part more than pictures).
-
-    Where marks fence pictures, neighbours share one, and a blank parts the last mark from a word.
-    """
+    Where marks fence pictures, neighbours share one, and a blank parts the last mark from a word."""
     if not _fenced(processor):
         return list(replacements)
     found, mark = [], processor.fake_image_token
@@ -97,10 +95,8 @@ def mean_picture(processor: Any, size: tuple[int, int]) -> Image.Image:
 
 
 def stack_pictures(processed: Sequence[ProcessedPictures]) -> dict[str, Tensor]:
-    """The image tensors of several conversations, concatenated along the pictures.
-
-    Padded with zeros: crops where their numbers differ, and pictures at the right and below where the sizes do.
-    """
+    """The image tensors of several conversations, concatenated along the pictures. Padded with zeros: crops where their
+    numbers differ, and pictures at the right and below where the sizes do."""
     stacked: dict[str, Tensor] = {}
     shown = [one.inputs for one in processed if one.inputs]
     for key in shown[0] if shown else ():

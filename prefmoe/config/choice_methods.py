@@ -44,10 +44,8 @@ class ZeroShotMethod(RaterMethod):
 
 
 class PrototypesMethod(RaterMethod):
-    """Latent preference prototypes: arXiv 2508.08220. Without any of them it is the paper's first stage.
-
-    Stage 2 begins with a finished stage 1 and trains the prototypes alone.
-    """
+    """Latent preference prototypes: arXiv 2508.08220. Without any of them it is the paper's first stage. Stage 2 begins
+    with a finished stage 1 and trains the prototypes alone."""
 
     table_type = "PEFT"
     module = "prefmoe.models.raters"

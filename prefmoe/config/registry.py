@@ -90,10 +90,8 @@ class Shape(Frozen):
 
 
 class BackboneEntry(Frozen):
-    """One backbone: where its weights are and what they are.
-
-    Exactly one of: hub_id; folder, inside the package; made_by, the command that makes $PREFMOE_WEIGHTS/<name>.
-    """
+    """One backbone: where its weights are and what they are. Exactly one of: hub_id; folder, inside the package;
+    made_by, the command that makes $PREFMOE_WEIGHTS/<name>."""
 
     name: str
     model_class: str

@@ -49,10 +49,8 @@ def split_holders(text: str) -> tuple[str, ...]:
 
 
 def join_holders(names: Iterable[str]) -> str:
-    """The cell of these names, which `split_holders` reads back.
-
-    A single name with a comma, a semicolon or a bar is followed by a separator, so that nobody takes it for a list.
-    """
+    """The cell of these names, which `split_holders` reads back. A single name with a comma, a semicolon or a bar is
+    followed by a separator, so that nobody takes it for a list."""
     names = tuple(names)
     alone = len(names) == 1 and any(mark in names[0] for mark in ",;|")
     return HOLDER_SEPARATOR.join((*names, "") if alone else names)

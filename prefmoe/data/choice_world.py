@@ -71,10 +71,8 @@ class Tastes:
 
     @classmethod
     def of(cls, seed: int) -> Tastes:
-        """The tastes of a world.
-
-        A group likes, of an attribute that it cares about, what larger groups like least: no opinion is everybody's.
-        """
+        """The tastes of a world. A group likes, of an attribute that it cares about, what larger groups like least: no
+        opinion is everybody's."""
         rng = np.random.default_rng([seed, 0])
         column = {value: k for k, value in enumerate(FEATURES)}
         shares, groups = np.array(GROUP_SHARES), np.zeros((len(GROUP_SHARES), len(FEATURES)))

@@ -171,10 +171,8 @@ def _exchanges(preference: Preference, items: Sequence[str], rng: np.random.Gene
 
 
 def groups(users: Sequence[PseudoUser], benchmark: Benchmark) -> list[list[int]]:
-    """Preference group of each counterfactual user in each facet, (N, facets), by benchmark.groups' ids.
-
-    -1 where no user of the training split has this preference: always so in the family of a generated user.
-    """
+    """Preference group of each counterfactual user in each facet, (N, facets), by benchmark.groups' ids. -1 where no
+    user of the training split has this preference: always so in the family of a generated user."""
     known: dict[tuple[str, tuple[frozenset[str], frozenset[str]]], int] = {}
     for name in benchmark.trained_users:
         ids = benchmark.groups[benchmark.row(name)]

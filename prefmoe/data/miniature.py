@@ -60,10 +60,8 @@ def small_talk(rng: np.random.Generator, exchanges: int = 10) -> list[Turn]:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The items that one split may ask a user about: never trained for this user, and trained.
-
-    untold_share: of untold items among the liked ones asked about; as many as there are of them when None.
-    """
+    """The items that one split may ask a user about: never trained for this user, and trained. untold_share: of untold
+    items among the liked ones asked about; as many as there are of them when None."""
 
     fresh: frozenset[str]
     known: frozenset[str] = frozenset()

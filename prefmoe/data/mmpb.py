@@ -86,10 +86,8 @@ def read(data_folder: str | Path, *, csv: str = "sample.csv", seen: Path | None 
 def question_rows(
     path: Path, name: str, mistakes: Mistakes, root: Path, unpacked: str, columns: Columns = QUESTIONS
 ) -> list[Row]:
-    """The rows of a table of questions; pictures that it holds itself become files below ``root / unpacked``.
-
-    Fields that follow from others are filled in, and columns that it lacks (see prefmoe.data.columns).
-    """
+    """The rows of a table of questions; pictures that it holds itself become files below ``root / unpacked``. Fields
+    that follow from others are filled in, and columns that it lacks (see prefmoe.data.columns)."""
     pictures = partial(unpack, root=root, folder=unpacked)
     rows = list(read_rows(path, columns, mistakes, name, _only(IMAGE_COLUMNS, pictures)))
     if not rows and not mistakes.lines:

@@ -99,10 +99,8 @@ def _names(config: MiniatureData) -> Sequence[str]:
 
 
 def people(config: MiniatureData) -> tuple[list[Person], list[Person]]:
-    """The benchmark's users and the held-out unseen users; every two faces differ in at least two attributes.
-
-    Group sizes follow GROUP_SHARES exactly (rounded), in an order drawn anew for every facet.
-    """
+    """The benchmark's users and the held-out unseen users; every two faces differ in at least two attributes. Group
+    sizes follow GROUP_SHARES exactly (rounded), in an order drawn anew for every facet."""
     rng = np.random.default_rng([config.seed, 1])
     total = config.users + config.unseen_users
     if total > len(_names(config)):

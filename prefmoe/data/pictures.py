@@ -66,10 +66,8 @@ def decode(data: bytes) -> Image.Image:
 
 
 def picture_mistake(data: bytes) -> str | None:
-    """What is wrong with a picture's bytes, or None if `decode` takes them.
-
-    The pixels of a PNG are not made for that, since its checksums and its length say enough.
-    """
+    """What is wrong with a picture's bytes, or None if `decode` takes them. The pixels of a PNG are not made for that,
+    since its checksums and its length say enough."""
     try:
         with _opened(data) as picture:
             if picture.format != "PNG":

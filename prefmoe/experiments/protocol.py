@@ -265,10 +265,8 @@ def budget(edition: Edition, protocol: Protocol) -> pd.DataFrame:
 
 
 def data_edition(edition: Edition, original: Edition, results: str | Path) -> tuple[Edition, Path]:
-    """An edition's name and results folder under which its benchmark is kept.
-
-    A benchmark like the original edition's is that one; any other is drawn below the protocol's results.
-    """
+    """An edition's name and results folder under which its benchmark is kept. A benchmark like the original edition's
+    is that one; any other is drawn below the protocol's results."""
     if edition.data == original.data:
         return edition, Path(results)
     name = provenance.digest(edition.data.model_dump(mode="json"), 4)

@@ -275,10 +275,8 @@ def corrected(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def trend_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[dict[str, Any]]:
-    """The change of every metric per doubling of the experiment's axis, by least squares over its variants.
-
-    Intervals resample the users of every variant independently; they do not say whether the line is straight.
-    """
+    """The change of every metric per doubling of the experiment's axis, by least squares over its variants. Intervals
+    resample the users of every variant independently; they do not say whether the line is straight."""
     if experiment.axis is None or len(experiment.variants) < 2:
         return
     x = np.log2([float(settings[experiment.axis]) for settings in experiment.variants.values()])

@@ -134,9 +134,7 @@ def _listed(names: Sequence[str], most: int = 20) -> str:
 
 def draw(plot: so.Plot, looks: Mapping[str, Look], target: Figure | Axes) -> None:
     """Draws a plot whose colours and markers are those of the looks; its dots lie above lines, open ones hide them.
-
-    Where a plot has fill=..., its values are "filled" and "open".
-    """
+    Where a plot has fill=..., its values are "filled" and "open"."""
     colours = so.Nominal({name: look.colour for name, look in looks.items()}, order=list(looks))
     markers = so.Nominal({name: look.marker for name, look in looks.items()}, order=list(looks))
     fill = so.Nominal({"filled": True, "open": False})

@@ -121,17 +121,13 @@ class Method(nn.Module):
         yield
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the objective by name, each times its weight; "answer" is always among them.
-
-        Call it, and the backward pass, within ``context(batch)``.
-        """
+        """The terms of the objective by name, each times its weight; "answer" is always among them. Call it, and the
+        backward pass, within ``context(batch)``."""
         return {"answer": self.answer_loss(batch, batch.answer_span)[0]}
 
     def answer_loss(self, batch: Batch, span: int | None = None) -> tuple[Tensor, Tensor]:
-        """Mean cross entropy of the answer tokens, and the last hidden states (B, T, H), as in token_losses.
-
-        With several processes the mean over them is the mean over all of their answer tokens.
-        """
+        """Mean cross entropy of the answer tokens, and the last hidden states (B, T, H), as in token_losses. With
+        several processes the mean over them is the mean over all of their answer tokens."""
         losses, _, hidden = self.token_losses(batch, span)
         return distributed.share_of_all(len(losses), losses.device) * losses.mean(), hidden
 

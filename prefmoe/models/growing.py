@@ -9,9 +9,7 @@ from torch import Tensor, nn
 @torch.no_grad()
 def with_rows(module: nn.Module, name: str, rows: Tensor) -> Tensor:
     """A module's tensor (N, ...) with rows (n, ...) behind it; it is for the caller to put it into the tensor's place.
-
-    The tensor is left as it is, whatever fails. Many calls of one row each take time in proportion to their number.
-    """
+    The tensor is left as it is, whatever fails. Many calls of one row each take time in proportion to their number."""
     rooms: dict[str, Tensor] = module.__dict__.setdefault("_rooms", {})
     old, room = getattr(module, name), rooms.get(name)
     count = len(old) + len(rows)

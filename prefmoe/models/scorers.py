@@ -117,10 +117,8 @@ class Scorer(Method):
         raise NotImplementedError
 
     def rate(self, split: str, *, n_ref: int, draw: int) -> pd.DataFrame:
-        """Scores of all candidates of a split's choices: a row each, with the columns of predictions.
-
-        n_ref and draw are 0 for what reads no history.
-        """
+        """Scores of all candidates of a split's choices: a row each, with the columns of predictions. n_ref and draw
+        are 0 for what reads no history."""
         benchmark, by_user, rows = self.benchmark, {}, []
         for choice in benchmark.select(split):
             by_user.setdefault(choice.user, []).append(choice)

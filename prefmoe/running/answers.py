@@ -38,9 +38,7 @@ def answers(
     control: ControlKind | None = None,
 ) -> Kept | None:
     """Answers to questions after so much small talk, under a control if one is given; None but in the main process.
-
-    Those of an interrupted run are read.
-    """
+    Those of an interrupted run are read."""
     name = f"answers-{turns}" if control is None else f"answers-{turns}-{control}"
     file, timing = folder / f"{name}.parquet", folder / f"{name}.json"
     if (kept := _kept(file, timing)) is not None:

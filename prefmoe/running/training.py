@@ -74,10 +74,8 @@ def auxiliary_factor(step: int, steps: int, training: Training) -> float:
 
 
 def _optimizers(method: Method, training: Training) -> list[torch.optim.Optimizer]:
-    """AdamW over the method's parameter groups; SparseAdam over those that only move in the rows of a batch.
-
-    Sharded and whole parameters of a group become groups of their own, because one kernel updates a group.
-    """
+    """AdamW over the method's parameter groups; SparseAdam over those that only move in the rows of a batch. Sharded
+    and whole parameters of a group become groups of their own, because one kernel updates a group."""
     sparse = set(map(id, method.sparse_parameters()))
     parts: dict[str, list[dict[str, Any]]] = {"whole": [], "sharded": [], "sparse": []}
     for group in method.parameter_groups():

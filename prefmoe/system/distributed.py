@@ -114,10 +114,8 @@ def put(target: Tensor, value: Tensor) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replaces the gradients by their mean over processes, dense ones in one message.
-
-    Those of sharded layers are averaged by the backward pass. A sparse one becomes one over the rows of all.
-    """
+    """Replaces the gradients by their mean over processes, dense ones in one message. Those of sharded layers are
+    averaged by the backward pass. A sparse one becomes one over the rows of all."""
     world = processes()
     if world == 1:
         return
@@ -148,10 +146,8 @@ def _sparse_mean(gradient: Tensor, world: int) -> Tensor:
 
 @torch.no_grad()
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Scales all gradients so that their common norm is at most ``limit``; returns the norm before.
-
-    As torch.nn.utils.clip_grad_norm_, for dense, sparse and sharded gradients together.
-    """
+    """Scales all gradients so that their common norm is at most ``limit``; returns the norm before. As
+    torch.nn.utils.clip_grad_norm_, for dense, sparse and sharded gradients together."""
     own, shared = [], []
     for parameter in parameters:
         gradient = parameter.grad

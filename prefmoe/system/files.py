@@ -49,10 +49,8 @@ def seal_of(path: Path) -> Path:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a file that was written sealed is there, as it was written.
-
-    One that has changed since is named in the log and removed, so that it is made again.
-    """
+    """Whether a file that was written sealed is there, as it was written. One that has changed since is named in the
+    log and removed, so that it is made again."""
     if not path.is_file():
         return False
     try:

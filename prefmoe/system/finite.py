@@ -13,9 +13,7 @@ from prefmoe.system import distributed
 @torch.no_grad()
 def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Names of the tensors with a NaN or an infinity, in their order; of a sharded tensor this process's part counts.
-
-    Tensors of whole numbers, those that a quantised layer packs among them, hold nothing else.
-    """
+    Tensors of whole numbers, those that a quantised layer packs among them, hold nothing else."""
     kept = [(name, distributed.local(tensor)) for name, tensor in named if tensor.is_floating_point()]
     kept = [(name, tensor) for name, tensor in kept if tensor.numel() and not tensor.is_meta]
     if not kept:

@@ -84,10 +84,8 @@ def _remedy(story: Mapping[str, Any]) -> str:
 
 
 def is_complete(folder: Path, inputs_digest: str | None = None) -> bool:
-    """Whether a run is finished and undamaged (and, given a digest, made from just these inputs).
-
-    One that is finished and damaged is named in the log.
-    """
+    """Whether a run is finished and undamaged (and, given a digest, made from just these inputs). One that is finished
+    and damaged is named in the log."""
     if not (folder / RUN_FILE).is_file():
         return False
     try:

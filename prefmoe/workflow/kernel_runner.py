@@ -77,10 +77,8 @@ def run_in_kernel(
 
 @contextmanager
 def _signals_as_exits() -> Iterator[None]:
-    """Has a signal that would end this process at once let papermill end the kernel, with all its processes, first.
-
-    A signal that is ignored (nohup), or that somebody handles, stays so.
-    """
+    """Has a signal that would end this process at once let papermill end the kernel, with all its processes, first. A
+    signal that is ignored (nohup), or that somebody handles, stays so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

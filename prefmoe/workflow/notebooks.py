@@ -150,10 +150,8 @@ def check_outputs(notebook: str | Path, *, executed: bool = False) -> None:
 
 
 def _unfinished(notebook: nbformat.NotebookNode) -> list[str]:
-    """A line for every code cell of an executed notebook that never ran, or that left it before its own end.
-
-    papermill takes sys.exit(0) for the end of a notebook that went well.
-    """
+    """A line for every code cell of an executed notebook that never ran, or that left it before its own end. papermill
+    takes sys.exit(0) for the end of a notebook that went well."""
     found = []
     for number, cell in _numbered(notebook):
         if any(output.output_type == "error" and output.ename == "SystemExit" for output in cell.outputs):

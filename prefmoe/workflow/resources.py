@@ -328,9 +328,7 @@ def _hours(
 
 def job(edition: Edition, pairs: list[tuple[str, str]], *, training: bool) -> dict[str, Any]:
     """GPUs, main memory (MB) and minutes of a job that works on these (backbone, method) pairs one after the other.
-
-    Without training, a notebook loads finished runs. Where the registry knows no shape, a node's GPUs are asked for.
-    """
+    Without training, a notebook loads finished runs. Where the registry knows no shape, a node's GPUs are asked for."""
     gpus, memory, minutes = 0, 16000, 60.0
     for backbone, method in pairs:
         try:

@@ -267,10 +267,8 @@ class _DropBatch(ConversionOps):
 
 
 class _JoinExperts(ConversionOps):
-    """Two matrices per expert in the file, all experts as one tensor (experts, 2 * inner, H) in the model.
-
-    Where a file lacks one the tensor comes out too small, which loading reports by name.
-    """
+    """Two matrices per expert in the file, all experts as one tensor (experts, 2 * inner, H) in the model. Where a file
+    lacks one the tensor comes out too small, which loading reports by name."""
 
     def convert(self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str],
                 **kwargs: Any) -> dict[str, Tensor]:  # fmt: skip
