@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
 CAPTIONS = {path.stem for path in (ROOT / "workflow/report").glob("*.rst")}
 RULES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk")}
-OF_THEIR_OWN = {"06_train_and_evaluate", "13_protocol_questions"}
+OF_THEIR_OWN = {"06_train_and_evaluate", "13_protocol_questions", "18_train_and_choose"}
 """Notebooks whose rules are written by hand: one job per run, or a target of its own."""
 
 
@@ -24,9 +24,10 @@ def caption(file: str) -> str:
 
 def tables() -> set[str]:
     """The tables of rules/common.smk: those of every edition, and those that some promise."""
-    listed = re.search(r"^TABLES = \{.*?^\}", RULES["common.smk"], re.M | re.S)
-    assert listed
-    lists = re.findall(r"\[(.*?)\]", listed[0]) + re.findall(r"^\w+_TABLE = .*\[(.+?)\]", RULES["common.smk"], re.M)
+    listed = re.findall(r"^(?:CHOICE_)?TABLES = \{.*?^\}", RULES["common.smk"], re.M | re.S)
+    assert len(listed) == 2
+    lists = re.findall(r"\[(.*?)\]", "".join(listed))
+    lists += re.findall(r"^\w+_TABLE = .*\[(.+?)\]", RULES["common.smk"], re.M)
     return {name for names in lists for name in re.findall(r'"(\w+)"', names)}
 
 
@@ -50,7 +51,9 @@ def test_every_caption_belongs_to_a_file_and_every_file_has_one() -> None:
 def test_a_row_says_what_its_notebook_reads_and_makes(name: str) -> None:
     row = ROWS[name]
     assert (
-        {"rule", "category", "makes"} <= set(row) <= {"rule", "category", "makes", "files", "tables", "runs", "model"}
+        {"rule", "category", "makes"}
+        <= set(row)
+        <= {"rule", "category", "makes", "files", "tables", "runs", "model", "about", "data"}
     )
     assert row.get("runs") in (None, "all", "full") and row.get("model") in (None, "full", "first")
     assert {"files", "tables", "runs"} & set(row), "it reads something"

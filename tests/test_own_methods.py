@@ -47,7 +47,9 @@ def test_the_package_s_kinds_know_the_class_that_does_them():
         __import__(settings.module)
         assert settings.implementation.__module__ == settings.module
     assert LoRAMethod.implementation is LoRA
-    assert [name for name, settings in KINDS.items() if settings.table_type == "NT"] == ["nontuned"]
+    without_steps = {name for name, settings in KINDS.items() if settings.table_type == "NT"}
+    scorers = {"population_scorer", "neighbours", "personal_scorer", "factors"}
+    assert without_steps == {"nontuned", "zero_shot", *scorers}
     assert not is_trained(load_edition("smoke").methods["NT"])
 
 
@@ -126,7 +128,7 @@ def test_two_files_cannot_have_one_kind(edition_of, tmp_path):
 
 def test_an_edition_names_the_files_of_its_methods_itself(edition_of):
     with pytest.raises(
-        ConfigError, match="methods.Own: unknown kind of method 'own'; known kinds: nontuned, .*own_meth"
+        ConfigError, match="methods.Own: unknown kind of method 'own'; known kinds: .*nontuned, .*own_meth"
     ):
         edition_of(OWN, own=())
     edition_of(OWN)

@@ -229,7 +229,7 @@ class Edition(Strict):
         if wrong := [name for name, method in self.methods.items() if method.about_choices != about]:
             kind = "choices between pictures" if about else "questions"
             raise ValueError(f"data are {self.data.kind}: methods that are not for {kind}: {', '.join(wrong)}")
-        if not about and "histories" in self.model_fields_set:
+        if not about and self.histories != Histories():
             raise ValueError(f"data are {self.data.kind}, whose users have no histories: leave the setting out")
         if about and self.training.batch_size % self.histories.targets:
             raise ValueError(

@@ -16,6 +16,7 @@ import torch
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.histories import Rated, Session
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import (
     RESULTS,
     ControlKind,
@@ -298,3 +299,24 @@ def run_all_seeds(
         run_method(workbench.edition, backbone_name, method_name, seed, results=results, workbench=workbench)
         for seed in workbench.edition.seeds_of(method_name)
     ]
+
+
+def trained_rater(
+    edition: Edition | str | Path,
+    backbone_name: str,
+    method_name: str,
+    seed: int,
+    *,
+    results: str | Path = RESULTS,
+    attention: str = "sdpa",
+) -> Rater:
+    """A rater as its run left it; the run is made first if it is not there.
+
+    Args:
+        attention: "eager" for a language model that returns attention maps.
+    """
+    workbench = ChoiceWorkbench(load_edition(edition), backbone_name, results=results)
+    folder = run_method(workbench.edition, backbone_name, method_name, seed, results=results, workbench=workbench)
+    verify(folder)
+    backbone = load_backbone(backbone_name, attn=attention)
+    return Rater.from_pretrained(folder / METHOD_FOLDER, backbone, workbench.benchmark)

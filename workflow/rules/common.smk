@@ -47,6 +47,12 @@ PYTHON_FOR_LONG = " ".join(
 ALL_CORES = workflow.resource_settings.cores or 8
 HOURS = 720  # of a cluster's job that goes on where a killed one stopped, in minutes
 ABOUT = "choices" if isinstance(EDITION.data, Choices) else "questions"
+DRAWN = EDITION.data.kind in ("miniature", "choices")
+DATA_NEEDED = {
+    "mmpb": "MMPB-clean (mmpb_clean/)",
+    "pick_a_pic": "the parquet files of Pick-a-Pic v2",
+    "choice_folder": "choices.csv and its pictures",
+}
 RUN_NOTEBOOK = {"questions": "06_train_and_evaluate", "choices": "18_train_and_choose"}[ABOUT]
 METHODS = tuple(dict.fromkeys(method.source() for method in EDITION.methods.values()))  # their code
 PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
@@ -168,7 +174,8 @@ def code(name, methods=METHODS):
 
 def run_inputs(wildcards):
     """A digest of what a run depends on besides the data; runs of equal inputs are not repeated."""
-    settings = EDITION.model_dump(mode="json", include={"seeds", "training", "evaluation", "cache_images"})
+    about = {"choices": "histories", "questions": "evaluation"}[ABOUT]
+    settings = EDITION.model_dump(mode="json", include={"seeds", "training", about, "cache_images"})
     method = EDITION.methods[wildcards.method]
     code_behind = code(RUN_NOTEBOOK, (method.source(),))
     return provenance.digest([code_behind, settings, method.model_dump(mode="json"), weights(wildcards.backbone)])
@@ -177,7 +184,8 @@ def run_inputs(wildcards):
 def table_inputs(wildcards):
     """A digest of the settings and the code behind the tables."""
     settings = EDITION.model_dump(mode="json", include={"methods", "table1", "table2", "backbones", "seeds"})
-    return provenance.digest([settings, provenance.code_digest(("prefmoe.analysis.tables",), ())])
+    makers = {"choices": "prefmoe.analysis.choice_tables", "questions": "prefmoe.analysis.tables"}
+    return provenance.digest([settings, provenance.code_digest((makers[ABOUT],), ())])
 
 
 def plan_inputs(wildcards):
@@ -216,10 +224,11 @@ def data_inputs(wildcards):
 @cache
 def real_files():
     """A digest of a real benchmark's files: questions, splits, annotations, pictures, small talk."""
-    folder = None if EDITION.data.kind == "miniature" else data_folder(EDITION.data.folder)
+    folder = None if DRAWN else data_folder(EDITION.data.folder)
     if folder is None:
         return "none"
-    return file_digests.parts_digest(folder, ("mmpb_clean", "multi_turn"), DIGESTS)
+    parts = {"choices": (".",), "questions": ("mmpb_clean", "multi_turn")}[ABOUT]
+    return file_digests.parts_digest(folder, parts, DIGESTS)
 
 
 @cache
@@ -238,16 +247,16 @@ def absent(what, message):
 
 def real_data(wildcards):
     """Nothing, or an error where a real benchmark is missing; its files are watched by their digest (`real_files`)."""
-    if EDITION.data.kind == "miniature":
+    if DRAWN:
         return []
-    folder = data_folder(EDITION.data.folder)
+    folder, needed = data_folder(EDITION.data.folder), DATA_NEEDED[EDITION.data.kind]
     if folder is None:
         return absent(
             "data",
-            f"edition {EDITION.name!r} needs MMPB-clean: set the environment variable PREFMOE_DATA, or data.folder "
-            f"in config/{EDITION.name}.yaml, to the folder that holds mmpb_clean/",
+            f"edition {EDITION.name!r} needs {needed}: set the environment variable PREFMOE_DATA, or data.folder in "
+            f"config/{EDITION.name}.yaml, to the folder that holds them",
         )
-    if not (folder / "mmpb_clean").is_dir():
+    if EDITION.data.kind == "mmpb" and not (folder / "mmpb_clean").is_dir():
         return absent("data", f"edition {EDITION.name!r} needs MMPB-clean: {folder / 'mmpb_clean'} does not exist")
     return []
 

@@ -26,6 +26,7 @@ rule run:
     input:
         f"{RESULTS}/data.json",
         fetched_weights,
+        lambda wildcards: run_notebooks((wildcards.backbone, name) for name in EDITION.needs(wildcards.method)),
     output:
         f"{RESULTS}/notebooks/{RUN_NOTEBOOK}/{{backbone}}/{{method}}.ipynb",
     params:
