@@ -54,12 +54,6 @@ class ScoringError(ValueError):
     """A frame that cannot be scored; the message names the column, or the row and what was expected."""
 
 
-def question_kind(l2_category: str) -> QuestionKind:
-    """The kind of question behind an l2-category. Raises KeyError if it is none of awareness, overconcept,
-    inconsistency."""
-    return _KINDS[l2_category]
-
-
 def parse_answer(text: str | None, kind: QuestionKind, options: Sequence[str] = ()) -> str:
     """What a free-text answer says.
 

@@ -53,8 +53,7 @@ def posterior_means(differences: NDArray, histories: NDArray, prior: NDArray) ->
         histories: (H, R) 1 where a choice is in a history, else 0.
         prior: (M, F) utilities drawn from the prior.
 
-    Returns:
-        (H, F)
+    Returns (H, F).
     """
     likelihood = log_expit(differences @ prior.T)
     return softmax(histories @ likelihood, axis=1) @ prior
@@ -77,9 +76,8 @@ def references(
         tastes: that the benchmark's users were drawn from: ``Tastes.of(edition.data.seed)``.
         n_refs: lengths of histories; without any there is no reader of them. draws: histories of each length per user.
 
-    Raises:
-        TableError: if the benchmark does not tell the true tastes.
-        HistoryError: if a user has fewer references than the longest history.
+    Raises TableError if the benchmark does not tell the true tastes; HistoryError if a user has fewer references than
+    the longest history.
     """
     world = _World.of(benchmark)
     targets = [(split, target) for split in splits for target in benchmark.select(split)]
@@ -109,8 +107,7 @@ def expected_best(benchmark: ChoiceBenchmark, splits: Iterable[str] = ("test", "
 
     The best possible score's accuracy on the choices that were drawn varies around it.
 
-    Raises:
-        TableError: if the benchmark does not tell the true tastes.
+    Raises TableError if the benchmark does not tell the true tastes.
     """
     world = _World.of(benchmark)
     targets = [target for split in splits for target in benchmark.select(split)]

@@ -27,7 +27,15 @@ class Backbone:
         vision_cache: the cache of the vision tower's output, or None.
         anchor_cache: where the anchors of users are kept, or None; for as long as the weights are as loaded.
         encodings: what it has read; collators of this backbone, and of copies that adopt it, share it.
+        language_model and the others: the model's parts, where the registry says they are.
     """
+
+    language_model: nn.Module
+    layers: nn.ModuleList
+    embed_tokens: nn.Module
+    lm_head: nn.Module
+    vision_tower: nn.Module
+    projector: nn.Module
 
     def __init__(self, entry: BackboneEntry, model: nn.Module, processor: Any) -> None:
         self.entry, self.model, self.processor = entry, model, processor
@@ -35,8 +43,8 @@ class Backbone:
         self.vision_cache: VisionCache | None = None
         self.anchor_cache: AnchorCache | None = None
         self.encodings = Encodings()
-        for path in Paths.model_fields:
-            self._part(path)
+        for part in Paths.model_fields:
+            setattr(self, part, self._part(part))
         if not self.tokenizer.is_fast:
             raise BackboneError(f"backbone {entry.name!r}: expected a fast tokenizer (tokenizer.json)")
         if self.processor.chat_template is None:
@@ -61,30 +69,6 @@ class Backbone:
                 )
             part = getattr(part, name)
         return part
-
-    @cached_property
-    def language_model(self) -> nn.Module:
-        return self._part("language_model")
-
-    @cached_property
-    def layers(self) -> nn.ModuleList:
-        return self._part("layers")
-
-    @cached_property
-    def embed_tokens(self) -> nn.Module:
-        return self._part("embed_tokens")
-
-    @cached_property
-    def lm_head(self) -> nn.Module:
-        return self._part("lm_head")
-
-    @cached_property
-    def vision_tower(self) -> nn.Module:
-        return self._part("vision_tower")
-
-    @cached_property
-    def projector(self) -> nn.Module:
-        return self._part("projector")
 
     @property
     def hidden_size(self) -> int:
@@ -115,10 +99,7 @@ class Backbone:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def check_length(self, count: int, what: str = "the prompt") -> None:
-        """
-        Raises:
-            PromptTooLong: if so many positions are more than there are.
-        """
+        """Raises PromptTooLong if so many positions are more than there are."""
         limit = self.max_positions
         if limit is not None and count > limit:
             name = self.entry.name

@@ -148,10 +148,7 @@ def render(backbone: Backbone, messages: Sequence[dict[str, Any]]) -> tuple[str,
 
 
 def check_words(backbone: Backbone, encoded: Encoded, words: Sequence[str]) -> None:
-    """
-    Raises:
-        PromptError: if an added word is not in the prompt, or not one token wherever it is.
-    """
+    """Raises PromptError if an added word is not in the prompt, or not one token wherever it is."""
     for word in words:
         token = backbone.tokenizer.convert_tokens_to_ids(word)
         written, found = encoded.prompt.count(word), int((encoded.input_ids == token).sum())

@@ -76,11 +76,8 @@ class MethodSettings(Strict):
 
     @classmethod
     def source(cls) -> str | Source:
-        """The code of the class that does it, as `provenance.code_digest` follows it.
-
-        Raises:
-            ConfigError: if it is in no file (a notebook's cell, say), where nobody could tell whether it has changed.
-        """
+        """The code of the class that does it, as `provenance.code_digest` follows it. Raises ConfigError if it is in no
+        file (a notebook's cell, say), where nobody could tell whether it has changed."""
         if cls.module.partition(".")[0] == "prefmoe":
             return cls.module
         if cls.module in OWN_FILES:

@@ -138,14 +138,8 @@ def _in_8_bits(clear: int | tuple[int, ...], bits: int) -> int | tuple[int, ...]
 
 
 def _check_png(data: bytes) -> int:
-    """The bits per channel of a PNG.
-
-    One with a chunk that does not match its checksum, or with fewer rows than it should have, is refused.
-
-    Pillow compares no checksum of picture data, and leaves rows black that are not there.
-
-    Raises PictureError: see above.
-    """
+    """The bits per channel of a PNG. Raises PictureError for one with a chunk that does not match its checksum, or with
+    fewer rows than it should have: Pillow compares no checksum of picture data, and leaves missing rows black."""
     position, kind, header, packed = 8, b"", b"", []
     while kind != b"IEND":
         (length,), kind = struct.unpack_from(">I", data, position), data[position + 4 : position + 8]

@@ -54,15 +54,14 @@ class Method(nn.Module):
         seed: of what is drawn beside the initial values, which torch's random state decides.
         cache: keep encoded questions and pictures in memory.
 
-    Raises:
-        MethodError: if the backbone carries another method's adapters.
-
     Attributes:
         added_users: those who joined after the benchmark's, in their order.
         users_need_training: why nobody can be added without training; empty where somebody can.
         token_controls: the controls (`prefmoe.models.controls`) of the users' soft tokens; none without such tokens.
         auxiliary: of the class, the terms of the objective beside what the method is to do (`training.auxiliary_ramp`).
         decodes_with_cache: whether steps of decoding reuse keys and values of the tokens before.
+
+    Raises MethodError if the backbone carries another method's adapters.
     """
 
     users_need_training: ClassVar[str] = ""
@@ -137,8 +136,7 @@ class Method(nn.Module):
 
         The vocabulary is looked at where an answer stands, not at every position.
 
-        Raises:
-            ValueError: if the batch has no answers.
+        Raises ValueError if the batch has no answers.
         """
         if batch.labels is None:
             raise ValueError("the batch has no labels; collate it with_answer=True")
@@ -203,9 +201,8 @@ class Method(nn.Module):
         Everything that can fail comes first: after an error the method is as it was, and can be asked again. Each user
         takes the same time, however many there are.
 
-        Raises:
-            MethodError: if the method cannot add users, one of this name is known already, the profile lacks a picture
-                or says what cannot be shown, or a picture cannot be read.
+        Raises MethodError if the method cannot add users, one of this name is known already, the profile lacks a
+        picture or says what cannot be shown, or a picture cannot be read.
         """
         self._check_new(user.name)
         try:
@@ -226,11 +223,8 @@ class Method(nn.Module):
         return None
 
     def _append_user(self, groups: list[int], encoded: Any) -> None:
-        """Makes room for a user of these preference groups; all of it or, after an error, nothing.
-
-        Args:
-            encoded: of `_encode_user`; None where it is loaded afterwards.
-        """
+        """Makes room for a user of these preference groups; all of it or, after an error, nothing. ``encoded``: of
+        `_encode_user`; None where it is loaded afterwards."""
 
     def _register(self, user: User, encoded: Any) -> int:
         benchmark, collator = self.benchmark, self.collator
@@ -317,9 +311,8 @@ class Method(nn.Module):
 
         No picture is opened for the users that were added before: the tensors hold what was read from theirs.
 
-        Raises:
-            MethodError: if files are missing or damaged, or belong to other weights, other users or other profiles
-                (the message names them), or a class of methods other than this one.
+        Raises MethodError if files are missing or damaged, or belong to other weights, other users or other profiles
+        (the message names them), or a class of methods other than this one.
         """
         try:
             path = saved.folder_of(folder, revision)
@@ -343,11 +336,8 @@ class Method(nn.Module):
         return method.eval()
 
     def _register_saved(self, user: saved.AddedUser, folder: Path, number: int) -> None:
-        """Makes an adapter's added user known; the tensors come afterwards.
-
-        Raises:
-            MethodError: if the user is known already or cannot be added, or a picture that prompts show is missing.
-        """
+        """Makes an adapter's added user known; the tensors come afterwards. Raises MethodError if the user is known
+        already or cannot be added, or a picture that prompts show is missing."""
         place = f"{folder / CONFIG_FILE}, added_users.{number}"
         try:
             self._check_new(user.name)
@@ -396,8 +386,7 @@ def build_method(
         seed: of the initial values; the global random state is left as it was.
         cache: keep encoded questions and pictures in memory.
 
-    Raises:
-        MethodError: if no class in the settings' module names them.
+    Raises MethodError if no class in the settings' module names them.
     """
     settings = type(config)
     importlib.import_module(settings.module)

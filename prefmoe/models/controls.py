@@ -82,10 +82,7 @@ class ControlledCollator(Collator):
             self._pictures = {}
 
     def of(self, benchmark: Benchmark) -> Collator:
-        """
-        Raises:
-            MethodError: who is exchanged with whom would have to be drawn anew.
-        """
+        """Raises MethodError: who is exchanged with whom would have to be drawn anew."""
         raise MethodError(f"under control {self.control.kind!r} nobody can be added; add users before or after it")
 
     def pad(self, encoded: Sequence[Encoded], examples: Sequence[Example]) -> Batch:

@@ -9,14 +9,8 @@ from prefmoe.data.prompts import profile_text
 
 
 def check_profile(user: User, shown: Profile) -> None:
-    """
-    Args:
-        shown: what prompts show of a profile.
-
-    Raises:
-        ValueError: if the name is none, there is no picture or one that cannot be read, a facet is unknown, or what a
-            prompt has to say cannot be said.
-    """
+    """``shown``: what prompts show of a profile. Raises ValueError if the name is none, there is no picture or one that
+    cannot be read, a facet is unknown, or what a prompt has to say cannot be said."""
     if mistake := name_mistake(user.name):  # a user's model_copy checks nothing
         raise ValueError(f"expected {mistake}")
     if not user.images:

@@ -53,8 +53,7 @@ def first_tokens(
     Option letters count in one case alone, that which a method is trained to say ("a" is a word). A token that could
     begin two of the answers, or that is unknown to the tokenizer, counts for none.
 
-    Raises:
-        EvaluationError: if an answer is left without a token.
+    Raises EvaluationError if an answer is left without a token.
     """
     found: dict[str, set[int]] = {}
     for answer in answers:
@@ -77,11 +76,8 @@ def first_tokens(
 
 
 def small_talk(example: Example, transcripts: Sequence[Sequence[Turn]], turns: int) -> tuple[Turn, ...]:
-    """The first ``turns`` exchanges (two utterances each) of the transcript that belongs to a question.
-
-    Raises:
-        EvaluationError: if there is no transcript, or it is too short.
-    """
+    """The first ``turns`` exchanges (two utterances each) of the transcript that belongs to a question. Raises
+    EvaluationError if there is no transcript, or it is too short."""
     if turns == 0:
         return ()
     if not transcripts:
@@ -105,9 +101,8 @@ def answer_probabilities(
         examples: B questions.
         tokens: answer -> token ids (`first_tokens`).
 
-    Returns:
-        B rows; p_yes, p_no, p_a ... p_d: softmax restricted to what the question allows (NaN for the rest),
-        p_allowed: the mass of all allowed answers in the full softmax.
+    Returns B rows; p_yes, p_no, p_a ... p_d: softmax restricted to what the question allows (NaN for the rest),
+    p_allowed: the mass of all allowed answers in the full softmax.
     """
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
     mass = torch.stack([log_probabilities[:, tokens[answer]].logsumexp(-1) for answer in ANSWERS], dim=-1)
@@ -122,9 +117,8 @@ def answer_probabilities(
 def question_columns(benchmark: Benchmark, examples: Sequence[Example]) -> pd.DataFrame:
     """What a question says of itself, a row for each of N examples, whatever the benchmark holds under its index.
 
-    Returns:
-        split (empty for a question that is not the benchmark's), user (row in the benchmark's users),
-        `QUESTION_COLUMNS` and, where its annotations say so, item, told and seen_pair (`Benchmark.told`).
+    Returns split (empty for a question that is not the benchmark's), user (row in the benchmark's users),
+    `QUESTION_COLUMNS` and, where its annotations say so, item, told and seen_pair (`Benchmark.told`).
     """
     split = {index: split for split, indices in benchmark.splits.items() for index in indices}
     owned = [benchmark.examples.get(example.index) == example for example in examples]
@@ -252,17 +246,13 @@ def evaluate(
         folder: where answers are kept after every ``shard_batches`` batches; a second call with the same
             questions continues from there, and a finished one removes the folder. None keeps nothing.
 
-    Returns:
-        One row per question: index, split, turns, turns_left_out (because of too_long), user (row in the benchmark's
-        users), the question's columns (`QUESTION_COLUMNS`), prediction (raw text), unparsed (whether the parser cannot
-        read it), p_yes, p_no, p_a ... p_d, p_allowed (`answer_probabilities`), prompt_digest, and gate_<router>_<k>
-        for routed methods.
-
-    Raises:
-        EvaluationError: if there are no questions, one is about a user whom the method does not know, there is no small
-            talk, the tokenizer cannot say an answer, logits are not finite (the message names the questions), or memory
-            does not suffice (it says which settings help).
-        TooLongError: if prompts are longer than the model's positions, and may not or cannot be shortened.
+    Returns one row per question: index, split, turns, turns_left_out (because of too_long), user (row in the
+    benchmark's users), the question's columns (`QUESTION_COLUMNS`), prediction (raw text), unparsed (whether the parser
+    cannot read it), p_yes, p_no, p_a ... p_d, p_allowed (`answer_probabilities`), prompt_digest, and gate_<router>_<k>
+    for routed methods. Raises EvaluationError if there are no questions, one is about a user whom the method does not
+    know, there is no small talk, the tokenizer cannot say an answer, logits are not finite (the message names the
+    questions), or memory does not suffice (it says which settings help); TooLongError if prompts are longer than the
+    model's positions, and may not or cannot be shortened.
     """
     if not examples:
         raise EvaluationError("no questions to evaluate")
@@ -339,10 +329,8 @@ def evaluate(
     frame.insert(0, "index", [example.index for example in examples])
     frame.insert(2, "turns", turns)
     frame.insert(3, "turns_left_out", exchanges_left_out(whole, talks))
-    scored = metrics.score(frame)
-    kinds = scored["l2-category"].map(metrics.question_kind)
-    parsed = [metrics.is_parsed(pred, kind) for pred, kind in zip(scored["pred"], kinds, strict=True)]
-    frame.insert(frame.columns.get_loc("prediction") + 1, "unparsed", [not value for value in parsed])
+    unread = metrics.unreadable(metrics.score(frame)).tolist()
+    frame.insert(frame.columns.get_loc("prediction") + 1, "unparsed", unread)
     if shards and state.is_main_process:
         shards.clear()
     return frame

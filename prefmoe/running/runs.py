@@ -51,11 +51,8 @@ class RunError(RuntimeError):
 
 
 def use_threads() -> None:
-    """Lets torch use as many CPU threads as PREFMOE_THREADS says; as many as it likes when that is not set.
-
-    Raises:
-        RunError: if the variable is not a positive whole number.
-    """
+    """Lets torch use as many CPU threads as PREFMOE_THREADS says; as many as it likes when that is not set. Raises
+    RunError if the variable is not a positive whole number."""
     wanted = os.environ.get("PREFMOE_THREADS")
     if not wanted:
         return
@@ -94,13 +91,8 @@ class Workbench:
         results: str | Path = RESULTS,
         benchmark: Benchmark | None = None,
     ) -> None:
-        """
-        Args:
-            benchmark: with other questions than the edition's.
-
-        Raises:
-            RunError: if the backbone is not one of the edition's, or the data are missing.
-        """
+        """``benchmark``: with other questions than the edition's. Raises RunError if the backbone is not one of the
+        edition's, or the data are missing."""
         self.edition = load_edition(edition)
         if backbone_name not in self.edition.backbones:
             raise RunError(
@@ -121,9 +113,8 @@ class Workbench:
     def backbone(self, *, trained: bool = False, look: bool = False) -> Backbone:
         """A backbone as it was saved, with what earlier ones have encoded.
 
-        Args:
-            trained: whether its own weights will be: sharded ones have to be in float32 from the start.
-            look: whether all pictures will be asked about: then the tower looks at them first, for all runs.
+        ``trained``: whether its own weights will be: sharded ones have to be in float32 from the start; ``look``:
+        whether all pictures will be asked about: then the tower looks at them first, for all runs.
         """
         backbone = self._load(trained, cache_images=self.edition.cache_images)
         if self._latest is not None:
@@ -205,9 +196,8 @@ class Workbench:
             about: what else run.json says (names of edition, backbone and method).
             controls: under which the test questions are asked once more; those that the method lacks are left out.
 
-        Raises:
-            TrainingError, EvaluationError: from training and evaluation; nothing is saved as complete then.
-            RunError: if another process is working on the same run.
+        Raises TrainingError, EvaluationError from training and evaluation; nothing is saved as complete then; RunError
+        if another process is working on the same run.
         """
         inputs = self.inputs(config, seed, asked, controls)
         digest = provenance.digest(inputs)
@@ -330,17 +320,11 @@ def run_method(
 ) -> Path:
     """Trains and evaluates one method on one backbone with one seed; a complete, unchanged run is left alone.
 
-    Args:
-        workbench: an open one of the same edition and backbone, to share what is loaded.
-
-    Returns:
-        The run's folder: run.json, predictions.parquet (all turns and splits), controls.parquet (where the edition
-        asks under controls that the method has), losses.parquet (unless non-tuned) and method/ (`save_pretrained`).
-
-    Raises:
-        ConfigError: if the edition has no such method.
-        RunError: if it has no such backbone, data are missing, or somebody is at work on the run.
-        TrainingError: if a loss is not finite; the run is not complete then.
+    ``workbench``: an open one of the same edition and backbone, to share what is loaded. Returns the run's folder:
+    run.json, predictions.parquet (all turns and splits), controls.parquet (where the edition asks under controls that
+    the method has), losses.parquet (unless non-tuned) and method/ (`save_pretrained`). Raises ConfigError if the
+    edition has no such method; RunError if it has no such backbone, data are missing, or somebody is at work on the
+    run; TrainingError if a loss is not finite; the run is not complete then.
     """
     workbench = workbench or Workbench(edition, backbone_name, results=results)
     edition = workbench.edition

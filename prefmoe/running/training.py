@@ -112,11 +112,8 @@ class Batches:
 
 
 def question_batches(method: Method, examples: Sequence[Example], training: Training, seed: int) -> Batches:
-    """Batches of questions in the order of `plan_batches`.
-
-    Raises:
-        PromptError: if a question and its answer are longer than the model's positions.
-    """
+    """Batches of questions in the order of `plan_batches`. Raises PromptError if a question and its answer are longer
+    than the model's positions."""
     plan = plan_batches(
         examples,
         method.benchmark,
@@ -163,15 +160,11 @@ def train(
         on_step: called after every step with the number of steps done and the weighted terms.
         make_batches: of examples that are no questions; `question_batches` by default.
 
-    Returns:
-        The losses of all steps, and their time. ``folder/losses.parquet`` holds the same losses.
-
-    Raises:
-        TrainingError: if there is nothing to train, a loss, a gradient or a weight is not finite (the latest checkpoint
-            stays), memory does not suffice (the message says which settings help), or processes cannot share a batch
-            equally.
-        PromptError: if a question and its answer are longer than the model's positions.
-        CheckpointError: if ``folder/checkpoint`` belongs to another run.
+    Returns the losses of all steps, and their time. ``folder/losses.parquet`` holds the same losses. Raises
+    TrainingError if there is nothing to train, a loss, a gradient or a weight is not finite (the latest checkpoint
+    stays), memory does not suffice (the message says which settings help), or processes cannot share a batch equally;
+    PromptError if a question and its answer are longer than the model's positions; CheckpointError if
+    ``folder/checkpoint`` belongs to another run.
     """
     if not examples:
         raise TrainingError("no training examples: the benchmark's train split is empty")
@@ -244,13 +237,7 @@ def train(
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
             rows.append(
-                {
-                    "step": step + 1,
-                    "lr_factor": factor,
-                    "total": sum(values),
-                    **row,
-                    "gradient_norm": gradient_norm,
-                }
+                {"step": step + 1, "lr_factor": factor, "total": sum(values), **row, "gradient_norm": gradient_norm}
             )
             bar.update()
             if (step + 1) % training.checkpoint_every == 0 or step + 1 == steps:

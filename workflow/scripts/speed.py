@@ -56,9 +56,8 @@ def hardware_line(device: torch.device) -> str:
 def measure(variants: dict[str, Variant], device: torch.device, *, seconds: float, rounds: int = 200) -> pd.DataFrame:
     """Times the variants in turns, after a warm-up round, for so many seconds in all (three rounds at least).
 
-    Returns:
-        One row per variant: variant, median_ms, low_ms, high_ms (quartiles over rounds), rounds, ratio (of the medians
-        to the first variant's).
+    Returns one row per variant: variant, median_ms, low_ms, high_ms (quartiles over rounds), rounds, ratio (of the
+    medians to the first variant's).
     """
 
     def wait() -> None:

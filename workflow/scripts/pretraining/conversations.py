@@ -55,12 +55,8 @@ def _named(text: str, name: str) -> str:
 
 
 class Conversations:
-    """Draws training conversations about invented people.
-
-    Args:
-        pool: pictures, or None for stage 1, where the word of an item stands in for its picture.
-        rng: source of every choice.
-    """
+    """Draws training conversations about invented people. ``pool``: pictures, or None for stage 1, where the word of an
+    item stands in for its picture; ``rng``: source of every choice."""
 
     def __init__(self, pool: Pictures | None, rng: np.random.Generator):
         self.rng, self.pool = rng, pool
@@ -315,9 +311,7 @@ class Encoder:
 
 def collate(encoded: Sequence[tuple[list[int], list[int], list[int]]], pad: int, rooms: Sequence[int]) -> dict:
     """Left-pads conversations to (B, T), with room for so many soft tokens each, and lists their pictures in order."""
-    rows = [
-        ([pad] * room + ids, [-100] * room + labels) for room, (ids, labels, _) in zip(rooms, encoded, strict=True)
-    ]
+    rows = [([pad] * room + ids, [-100] * room + labels) for room, (ids, labels, _) in zip(rooms, encoded, strict=True)]
     length = max(len(ids) for ids, _ in rows)
     blanks = [length - len(ids) for ids, _ in rows]
     return {

@@ -78,17 +78,14 @@ def climb(name: str, folder: Path, *, work: Path, pool: dict, device: str = "cpu
         phases: in the place of `phases_of`, for trying things out.
         seed: of what is drawn but the pictures; of that run, too.
 
-    Raises:
-        FileError: if that run has not come so far.
+    Raises FileError if that run has not come so far.
     """
     rung = RUNGS[name]
     model, image_processor, tokenizer = build_model("llava", seed)
     model.to(device)
     for snapshot in ("vision", rung.language):
         if not is_intact(work / f"{snapshot}.safetensors"):
-            raise FileError(
-                f"{work / snapshot}.safetensors is missing: make llava-mini first, with the same --seed"
-            )
+            raise FileError(f"{work / snapshot}.safetensors is missing: make llava-mini first, with the same --seed")
     load_model(model, work / "vision.safetensors")
     if rung.steps:  # the language model alone: the tower aims at words that no lesson moves
         learned = load_file(work / f"{rung.language}.safetensors", device=device)
