@@ -226,9 +226,9 @@ class ChoiceWorkbench(Workbench):
 
     def _settings(self, config: Method) -> Histories:
         """The edition's histories, with just the lengths after which this method is asked."""
-        name = next(name for name, method in self.edition.methods.items() if method == config)
+        names = [name for name, method in self.edition.methods.items() if method == config]
         settings = self.edition.histories
-        return settings.model_copy(update={"lengths": settings.asked(name)})
+        return settings.model_copy(update={"lengths": settings.asked(names[0] if names else "")})
 
     def _work(
         self,

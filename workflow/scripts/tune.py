@@ -15,9 +15,11 @@ import pandas as pd
 from pydantic import Field
 
 from prefmoe import metrics
+from prefmoe.analysis.choices import Ratings
 from prefmoe.cli import call
-from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Seed, Setting, load_edition
+from prefmoe.config import CONFIG_FOLDER, RESULTS, Choices, ConfigError, Edition, Method, Seed, Setting, load_edition
 from prefmoe.config.outputs import trials_file
+from prefmoe.running.choices import ChoiceWorkbench
 from prefmoe.running.runs import Workbench
 from prefmoe.system import provenance
 from prefmoe.system.files import whole_file
@@ -55,7 +57,7 @@ class Grid(Frozen):
         trials: number of trials of every method; each grid must have exactly this many points.
         seed: the one seed of all trials.
         backbones: of the edition, on which they are made; all where none are given.
-        criterion: the validation metric to maximise; the earlier trial wins a tie.
+        criterion: the validation metric to maximise; the earlier trial wins a tie. Of choices: accuracy, of two.
         methods: method -> setting (dotted for a nested one, "losses.alignment") -> values; the trials of a
             method are the product of its settings' values.
     """
@@ -63,7 +65,7 @@ class Grid(Frozen):
     trials: int = Field(ge=1)
     seed: Seed = 0
     backbones: Annotated[tuple[str, ...], Once] = ()
-    criterion: str = Field("overall", pattern="^(overall|preference|profile|sensitivity)$")
+    criterion: str = Field("overall", pattern="^(overall|preference|profile|sensitivity|accuracy)$")
     methods: dict[str, dict[str, Annotated[tuple[Setting, ...], Field(min_length=1), Once]]] = Field(min_length=1)
 
 
@@ -137,18 +139,27 @@ def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) 
         asked={"validation": (0,)},
         about={"edition": edition.name, "backbone": workbench.backbone_name, "method": method, "settings": settings},
     )
-    scored = metrics.score(read_predictions(folder))
-    summary = metrics.summarize(scored)
+    n, measured = _measured(read_predictions(folder), isinstance(edition.data, Choices))
     seconds = read_story(folder)["seconds"]["train"]
     return {
         "backbone": workbench.backbone_name,
         "method": method,
         "settings": json.dumps(settings, sort_keys=True),
         "seed": seed,
-        "n": len(scored),
-        **{metric: round(summary[metric]["value"], 6) for metric in metrics.METRICS},
+        "n": n,
+        **{metric: round(value, 6) for metric, value in measured.items()},
         "train_seconds": round(seconds, 1),
     }
+
+
+def _measured(answers: pd.DataFrame, about_choices: bool) -> tuple[int, dict[str, float]]:
+    """The number of questions, or of choices, and each metric's value."""
+    if about_choices:
+        values = Ratings("", "", (answers,)).values(2, 1)
+        return len(values), {"accuracy": float(values.mean())}
+    scored = metrics.score(answers)
+    summary = metrics.summarize(scored)
+    return len(scored), {metric: summary[metric]["value"] for metric in metrics.METRICS}
 
 
 def choose(trials: pd.DataFrame, criterion: str) -> pd.DataFrame:
@@ -192,7 +203,8 @@ def tune(
     for backbone in backbones or edition.backbones:
         if backbone not in (grid.backbones or edition.backbones):
             continue
-        workbench = Workbench(edition, backbone, results=results)
+        bench = ChoiceWorkbench if isinstance(edition.data, Choices) else Workbench
+        workbench = bench(edition, backbone, results=results)
         for method in methods or grid.methods:
             if (backbone, method) not in edition.runs():  # a rival, say
                 continue
