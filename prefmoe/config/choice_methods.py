@@ -62,6 +62,9 @@ class PrototypesMethod(RaterMethod):
     rank: int = Field(16, ge=1)
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["projections", "all_linear"] = Field(
+        "projections", description="of each decoder layer what PrefMoE adapts, or every linear map, as published"
+    )
     vision: bool = Field(True, description="train the vision encoder in stage 1; as published")
 
     @model_validator(mode="after")
@@ -71,6 +74,14 @@ class PrototypesMethod(RaterMethod):
         if self.auxiliary and self.objective == "ratings":
             raise ValueError("auxiliary losses compare the two pictures of a choice; objective: ratings has none")
         return self
+
+    def mistakes_of_beginning(self, first: MethodSettings) -> str:
+        """Why it cannot begin with what a method has learned; empty where it can."""
+        if not isinstance(first, PrototypesMethod) or first.prototypes:
+            return "expected a method of this kind without prototypes"
+        shared = ("prompts", "max_prompt_tokens", "rank", "alpha", "targets", "vision")
+        different = [name for name in shared if getattr(first, name) != getattr(self, name)]
+        return f"expected the same {', '.join(different)}" if different else ""
 
 
 class ScorerMethod(ChoiceMethod):

@@ -244,6 +244,8 @@ class Edition(Strict):
                     raise ValueError(f"methods.{chain[-1]}.begins_with: no method {before!r}{near}")
                 if before in chain:
                     raise ValueError(f"methods.{chain[-1]}.begins_with: {' < '.join([*chain, before])} is a circle")
+                if mistake := self.methods[chain[-1]].mistakes_of_beginning(self.methods[before]):
+                    raise ValueError(f"methods.{chain[-1]}.begins_with: {before!r}: {mistake}")
                 chain.append(before)
             if missing := set(self.seeds_of(name)) - set(self.seeds_of(chain[-1])):
                 raise ValueError(f"methods.{name} begins with {chain[-1]}, which has no seed {min(missing)}")

@@ -7,7 +7,7 @@ x' = [P; x], which all tokens reach by ordinary attention. B = sessions, K = tar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,10 +44,14 @@ class RatedBatch:
 
     Attributes:
         histories: the sessions as the backbone reads them.
-        ratings: (B, E) long, 0 where an entry of the history was liked, 1 where it was not; -1 where there is none.
+        choices: (2, N) long: the session of each choice, and the place of its liked picture among the targets.
+        entries: (2, M) long: the session of each rated picture of a history, and its place there.
+        ratings: (M,) long, 0 where that picture was liked, 1 where it was not.
     """
 
     histories: HistoryBatch
+    choices: Tensor
+    entries: Tensor
     ratings: Tensor
 
     def __len__(self) -> int:
@@ -55,7 +59,8 @@ class RatedBatch:
 
     def to(self, device: str | torch.device) -> RatedBatch:
         """The batch with its tensors on a device."""
-        return replace(self, histories=self.histories.to(device), ratings=self.ratings.to(device))
+        places = {name: getattr(self, name).to(device) for name in ("choices", "entries", "ratings")}
+        return replace(self, histories=self.histories.to(device), **places)
 
 
 class Rater(Method):
@@ -75,7 +80,8 @@ class Rater(Method):
         label_ids(backbone)
         self._seen: dict[Path, Tensor] = {}
 
-    def _make_collator(self, **options: Any) -> HistoryCollator:
+    def _make_collator(self, *, cache: bool, **options: Any) -> HistoryCollator:
+        self._keeps_seen = cache
         return HistoryCollator(
             self.backbone, prefix_length=self.prefix_length, prompts=self.config.prompts,
             max_prompt_tokens=self.config.max_prompt_tokens, pixels=False,
@@ -89,29 +95,51 @@ class Rater(Method):
     @property
     def _learns_to_see(self) -> bool:
         """Whether what a picture looks like changes from step to step."""
-        return self.training and any(p.requires_grad for p in self.backbone.vision_tower.parameters())
+        return self.training and self._tower_learns
+
+    @property
+    def _tower_learns(self) -> bool:
+        return any(p.requires_grad for p in self.backbone.vision_tower.parameters())
 
     def train(self, mode: bool = True) -> Rater:
-        """What was seen before is forgotten: training changes it where the vision encoder learns."""
-        self._seen.clear()
+        """What was seen before is forgotten where training changes it."""
+        if mode != self.training and self._tower_learns:
+            self._seen.clear()
         return super().train(mode)
 
     def collate(self, sessions: Sequence[Session]) -> RatedBatch:
         """Sessions as a batch. Raises CollationError, PromptError naming the session."""
-        ratings = [torch.tensor([LABELS.index(entry.label) for entry in one.history]) for one in sessions]
-        padded = nn.utils.rnn.pad_sequence(ratings, batch_first=True, padding_value=-1)
-        return RatedBatch(self.collator(sessions), padded.long())
+        choices = [(row, 2 * k) for row, one in enumerate(sessions) for k in range(len(one.targets) // 2)]
+        entries = [(row, k) for row, one in enumerate(sessions) for k in range(len(one.history))]
+        ratings = [LABELS.index(entry.label) for one in sessions for entry in one.history]
+        places = [torch.tensor(some, dtype=torch.long).reshape(-1, 2).T for some in (choices, entries)]
+        return RatedBatch(self.collator(sessions), *places, torch.tensor(ratings, dtype=torch.long))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def look_at(self, files: Iterable[Path], *, batch_size: int = 64) -> None:
+        """Sees these pictures before they are asked about, and keeps that, in an order that depends on them alone.
+
+        What a tower says of a picture depends on the others beside it in the last bits: a run that goes on would
+        otherwise differ from one that was never interrupted. Nothing is done where nothing is kept.
+        """
+        names = sorted(set(files))
+        if not self._keeps_seen or self._learns_to_see or all(name in self._seen for name in names):
+            return
+        for start in range(0, len(names), batch_size):
+            some = names[start : start + batch_size]
+            self._seen.update(zip(some, self._look(some), strict=True))
+
+    def _look(self, files: Sequence[Path]) -> Tensor:
+        prepared = stack_pictures([self.collator.prepared(file) for file in files])
+        return picture_features(self.backbone, {key: value.to(self.backbone.device) for key, value in prepared.items()})
 
     def features(self, files: Sequence[Path]) -> Tensor:
-        """What the language model sees of U pictures, (U, L, H); kept, unless the vision encoder is learning."""
-        known = {} if self._learns_to_see else self._seen
-        new = [file for file in files if file not in known]
-        if new:
-            prepared = stack_pictures([self.collator.prepared(file) for file in new])
-            inputs = {key: value.to(self.backbone.device) for key, value in prepared.items()}
-            with torch.set_grad_enabled(self._learns_to_see):
-                known.update(zip(new, picture_features(self.backbone, inputs), strict=True))
-        return torch.stack([known[file] for file in files])
+        """What the language model sees of U pictures, (U, L, H): as `look_at` saw them, or all of them anew."""
+        if not self._learns_to_see and all(file in self._seen for file in files):
+            return torch.stack([self._seen[file] for file in files])
+        with torch.set_grad_enabled(self._learns_to_see):
+            return self._look(files)
 
     def hidden(self, batch: HistoryBatch) -> Tensor:
         """The last hidden states, (B, T, H)."""
@@ -141,10 +169,9 @@ class Prototypes(Rater, settings=PrototypesMethod):
     ) -> None:
         super().__init__(config, backbone, benchmark, prefix_length=config.prototypes, **options)
         shape = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout}
-        self.stage1 = install_lora(backbone, None, **shape)
+        self.stage1 = install_lora(backbone, None, **shape, targets=config.targets)
         if config.vision:
-            backbone.vision_tower.requires_grad_(True)
-            self.stage1 += list(backbone.vision_tower.parameters())
+            self.stage1 += _learning(backbone.vision_tower, backbone.dtype)
         self.prototypes: nn.Parameter | None = None
         self.prefix = PrefixHook(backbone.embed_tokens)
         if config.prototypes:
@@ -173,14 +200,12 @@ class Prototypes(Rater, settings=PrototypesMethod):
         """Terms by name: answer (L_base), and plus and minus (L+, L-) where the settings have them."""
         hidden = self.hidden(batch.histories)
         logits = label_logits(self.backbone, hidden, batch.histories.target).float()
-        liked, disliked = logits[:, 0::2], logits[:, 1::2]
-        there = batch.histories.target[:, 1::2] >= 0
+        row, place = batch.choices
+        liked, disliked = logits[row, place], logits[row, place + 1]  # (N, 2)
         if self.config.objective == "ratings":
-            said, rated = label_logits(self.backbone, hidden, batch.histories.rated).float(), batch.ratings >= 0
-            said = torch.cat([said[rated], liked[there], disliked[there]])
-            truth = batch.ratings.new_tensor([0, 1]).repeat_interleave(there.sum())
-            return {"answer": cross_entropy(said, torch.cat([batch.ratings[rated], truth]))}
-        liked, disliked = liked[there], disliked[there]
+            said = label_logits(self.backbone, hidden, batch.histories.rated).float()[tuple(batch.entries)]
+            truth = torch.cat([batch.ratings, torch.zeros_like(row), torch.ones_like(row)])
+            return {"answer": cross_entropy(torch.cat([said, liked, disliked]), truth)}
         base, plus, minus = pairwise_preference(liked[:, 0], disliked[:, 0], liked[:, 1], disliked[:, 1])
         return {"answer": base, **({"plus": plus, "minus": minus} if self.config.auxiliary else {})}
 
@@ -200,6 +225,9 @@ class Prototypes(Rater, settings=PrototypesMethod):
         kept = set(map(id, self.stage1))
         return {name: p for name, p in self.named_parameters() if id(p) in kept}
 
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"begins_with": self.config.begins_with}
+
     @torch.no_grad()
     def begin_with(self, folder: Path) -> None:
         """Takes what a finished stage 1 has trained, from its saved method. Raises MethodError if a file is damaged, or
@@ -212,3 +240,18 @@ class Prototypes(Rater, settings=PrototypesMethod):
         for name, tensor in expected.items():
             tensor.copy_(found[name])
         self._seen.clear()
+
+
+def _learning(tower: nn.Module, dtype: torch.dtype) -> list[nn.Parameter]:
+    """Lets a vision encoder learn, in float32 whatever the precision of what is behind it: small steps get lost."""
+    tower.requires_grad_(True)
+    if dtype != torch.float32:
+        forward = tower.float().forward
+
+        def in_float32(*args: Any, **named: Any) -> Any:
+            seen = forward(*args, **{key: v.float() if key == "pixel_values" else v for key, v in named.items()})
+            seen.last_hidden_state = seen.last_hidden_state.to(dtype)
+            return seen
+
+        tower.forward = in_float32
+    return list(tower.parameters())

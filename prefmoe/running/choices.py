@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.histories import Rated, Session
@@ -31,6 +32,7 @@ from prefmoe.config import (
 )
 from prefmoe.data.choices import Choice, ChoiceBenchmark
 from prefmoe.data.sources import load_choices
+from prefmoe.models.lora import merged_lora
 from prefmoe.models.raters import RatedBatch, Rater
 from prefmoe.models.scorers import Scorer
 from prefmoe.running.evaluation import EvaluationError
@@ -44,6 +46,8 @@ from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, read_story
 
 ASKED: Asked = {"test": (0,), "unseen": (0,)}
 """The splits whose choices are predicted."""
+
+MEMORY_HINT = "lower histories.batch_size, or set hardware.four_bit: true"
 
 TRAINING_DRAWS = 2**20
 """Histories for training are drawn under numbers from here, those for questions under smaller ones."""
@@ -108,6 +112,12 @@ def plan_sessions(
     return [[place for part in islice(stream, size) for place in part] for _ in range(count)]
 
 
+def pictures(benchmark: ChoiceBenchmark, users: set[str], targets: Sequence[Choice] = ()) -> set[Path]:
+    """All that histories of some users may show, and all candidates of some choices."""
+    told = (benchmark.choices[index] for user in users for index in benchmark.references[user])
+    return {file for c in told for file in c.candidates[:2]} | {file for c in targets for file in c.candidates}
+
+
 def choice_batches(settings: Histories) -> Any:
     """What `train` makes batches of choices with: sessions with histories that are drawn anew each time."""
 
@@ -115,6 +125,11 @@ def choice_batches(settings: Histories) -> Any:
         benchmark, targets = method.benchmark, settings.targets
         steps = total_steps(training, method.config) * training.gradient_accumulation
         plan = plan_sessions(choices, count=steps, batch_size=training.batch_size, targets=targets, seed=seed)
+        for places in plan:  # a session that is refused is found before the first step
+            for place in range(0, len(places), targets):
+                chosen = [choices[k] for k in places[place : place + targets]]
+                benchmark.history(chosen[0].user, settings.n_ref, 0, chosen)
+        method.look_at(pictures(benchmark, {choice.user for choice in choices}))
 
         def collate(number: int, rank: int, world: int) -> RatedBatch:
             places, sessions = plan[number], []
@@ -132,7 +147,6 @@ def choice_batches(settings: Histories) -> Any:
 # --- ratings
 
 
-@torch.inference_mode()
 def rate(
     method: Rater, split: str, *, n_ref: int, draw: int, batch_size: int, folder: Path | None = None
 ) -> pd.DataFrame:
@@ -151,16 +165,28 @@ def rate(
     path = folder / f"answers-{split}-{n_ref}-{draw}.parquet" if folder else None
     if path is not None and is_intact(path):
         return pd.read_parquet(path)
+    method.eval()
+    with merged_lora(method.model), torch.inference_mode():
+        frame = _rate(method, split, n_ref=n_ref, draw=draw, batch_size=batch_size)
+    if path is not None and distributed.state().is_main_process:
+        write_parquet(path, frame, sealed=True)
+    distributed.state().wait_for_everyone()
+    return frame
+
+
+def _rate(method: Rater, split: str, *, n_ref: int, draw: int, batch_size: int) -> pd.DataFrame:
     benchmark, by_user = method.benchmark, {}
     for choice in benchmark.select(split):
         by_user.setdefault(choice.user, []).append(choice)
     groups, rows = list(by_user.values()), []
-    method.eval()
+    method.look_at(pictures(benchmark, set(by_user), benchmark.select(split)))
     bar = progress_bar(len(groups), f"rate {split} after {n_ref} choices, draw {draw}")
-    for start in range(0, len(groups), batch_size):
+    state = distributed.state()
+    for start in range(state.process_index * batch_size, len(groups), state.num_processes * batch_size):
         chosen = groups[start : start + batch_size]
         sessions = [session(benchmark, own, n_ref=n_ref, draw=draw, pairs=False) for own in chosen]
-        with memory.explained(EvaluationError, f"a batch of {len(chosen)} users", memory.EVALUATION_HINT):
+        task = f"a batch of {len(chosen)} users"
+        with memory.explained(EvaluationError, task, MEMORY_HINT):
             logits = method.rate(method.collator(sessions).to(method.backbone.device)).float().cpu()
         for own, row in zip(chosen, logits, strict=True):
             places = [(choice, candidate) for choice in own for candidate in range(len(choice.candidates))]
@@ -168,13 +194,15 @@ def rate(
                 rows.append((choice.index, split, choice.user, n_ref, draw, candidate, plus, minus))
         bar.update(len(chosen))
     bar.close()
-    frame = pd.DataFrame(rows, columns=list(COLUMNS[:-1]))
+    if state.num_processes > 1:
+        rows = gather_object(rows)
+    frame = pd.DataFrame(rows, columns=list(COLUMNS[:-1])).sort_values(
+        ["user", "index", "candidate"], ignore_index=True
+    )
     if not np.isfinite(frame[["plus", "minus"]].to_numpy()).all():
         bad = frame.loc[~np.isfinite(frame[["plus", "minus"]]).all(axis=1), "index"].iloc[0]
         raise EvaluationError(f"choice {bad}: a rating is not a number (a weight is NaN or too large)")
     frame["score"] = 1 / (1 + np.exp(frame["minus"] - frame["plus"]))
-    if path is not None:
-        write_parquet(path, frame, sealed=True)
     return frame
 
 
@@ -287,7 +315,8 @@ class ChoiceWorkbench(Workbench):
             return 0.0
         users, n_ref = list(self.benchmark.users), self.edition.histories.n_ref
         entries = [entry for user in users for entry in told(self.benchmark, user, n_ref, 0, ())]
-        return sum(len(method.collator.question(entry.prompt)) + 1 for entry in entries) / len(users)
+        tokens = sum(len(method.collator.question(entry.prompt)) + 1 for entry in entries)
+        return method.prefix_length + tokens / len(users)
 
 
 def run_all_seeds(
