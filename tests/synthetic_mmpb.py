@@ -8,7 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from prefmoe.data import counterfactual
 from prefmoe.data.columns import COLUMNS, INJECTION_COLUMNS
+from prefmoe.data.counterfactual import PseudoUser
 
 USERS = {
     "Ann": ("a", "b", "c", "d"),
@@ -101,3 +103,14 @@ def make(folder: Path) -> Path:
     talk = [{"role": role, "content": f"{role} says {k}."} for k in range(3) for role in roles]
     (folder / "multi_turn" / "generic_text" / "talk.json").write_text(json.dumps(talk))
     return folder
+
+
+def write_pseudo_users(users: list[PseudoUser], path: Path) -> None:
+    """A pseudo_users.csv, as `prefmoe.data.counterfactual.read` reads it."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(counterfactual.COLUMNS)
+        for user in users:
+            texts = (user.preferences.get(facet, "") for facet in FACETS)
+            about = user.pseudo_id, user.name, user.family, user.description
+            table.writerow([*about, *texts, user.uid_seed, user.image_seed])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic_mmpb import make, rows, write_split
+from synthetic_mmpb import make, rows, write_pseudo_users, write_split
 from work import bytecodes
 
 from prefmoe.data import counterfactual, mmpb, prompts
@@ -130,7 +130,7 @@ def test_facets_in_which_nobody_has_a_preference_have_no_counterfactual_users(dr
     assert f"in {', '.join(absent)}: no user" in caplog.text
     for row in counterfactual.groups(users, small):
         assert [row[FACETS.index(facet)] for facet in absent] == [-1] * len(absent)
-    counterfactual.write(users, tmp_path / "pseudo_users.csv")
+    write_pseudo_users(users, tmp_path / "pseudo_users.csv")
     assert counterfactual.read(tmp_path / "pseudo_users.csv") == users
 
 
@@ -178,7 +178,7 @@ def test_groups_are_the_real_groups_except_in_the_family(drawn):
 
 def test_the_csv_is_read_back_exactly(drawn, tmp_path):
     users = counterfactual.generate(drawn, 7)
-    counterfactual.write(users, tmp_path / "pseudo_users.csv")
+    write_pseudo_users(users, tmp_path / "pseudo_users.csv")
     assert counterfactual.read(tmp_path / "pseudo_users.csv") == users
     assert [path.name for path in tmp_path.iterdir()] == ["pseudo_users.csv"]
 
@@ -228,5 +228,5 @@ def test_the_published_csv_survives_the_round_trip(tmp_path):
     users = counterfactual.read(path)
     assert [user.family for user in users] == list(FACETS)
     assert users[1].preferences["travel"] == "beach trips"
-    counterfactual.write(users, tmp_path / "again.csv")
+    write_pseudo_users(users, tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_bytes() == path.read_bytes()

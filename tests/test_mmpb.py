@@ -13,6 +13,7 @@ from PIL import Image
 from synthetic_mmpb import USERS, change_row, make, rows, write_csv, write_split
 
 from prefmoe import metrics
+from prefmoe.analysis import groupings
 from prefmoe.config import MMPBData, load_edition
 from prefmoe.data import composition, mmpb, shown
 from prefmoe.data.benchmark import FACETS, Preference
@@ -392,11 +393,10 @@ def test_composition_counts_questions_users_groups_and_items(drawn):
         {"attribute": "human", "n": 4, "with_preferences": 4},
         {"attribute": "object", "n": 1, "with_preferences": 0},
     ]
-    sizes = composition.group_sizes(benchmark)
-    assert sizes.groupby("facet", sort=False)["size"].apply(list).to_dict() == {f: [2, 1, 1] for f in FACETS}
-    items = composition.item_popularity(benchmark).set_index("item")
-    assert items.loc["travel a", ["likes", "dislikes"]].tolist() == [3, 1]
-    assert items.loc["travel e", ["likes", "dislikes"]].tolist() == [2, 0]
+    sizes = groupings.group_sizes(benchmark)
+    assert sizes.groupby("facet", sort=False)["users"].apply(list).to_dict() == {f: [2, 1, 1] for f in FACETS}
+    items = groupings.item_popularity(benchmark).set_index("item")
+    assert (items.loc["travel a", "users"], items.loc["travel e", "users"]) == (3, 2)
     sharing = composition.sharing_sizes(benchmark)
     assert sharing.to_dict("list") == {"split": ["train", "unseen"], "size": [2, 2], "n": [4, 1]}
 

@@ -15,6 +15,8 @@ USERS = tuple("abcdefgh")
 HOLDERS = {0: "abcdef", 1: "ab", 2: "cdgh", 3: "h"}
 """Preference -> the users who hold it."""
 
+MEASURES = ("distance", "alignment", "auc", "auc_same")
+
 
 def questions(*, negated: bool = False) -> pd.DataFrame:
     """Every user is asked twice about every preference, the second time in other words, and once whether they are
@@ -129,7 +131,7 @@ def test_reliability_bins_are_scikit_learns():
 def test_the_truth_is_at_one_and_the_populations_answer_at_zero(negated):
     frame = questions(negated=negated)
     found = probabilities.separation([answered(frame, truth(frame))])
-    assert [found[measure]["value"] for measure in probabilities.MEASURES] == pytest.approx([1, 1, 1, 1])
+    assert [found[measure]["value"] for measure in MEASURES] == pytest.approx([1, 1, 1, 1])
     found = probabilities.separation([answered(frame, popular(frame))])
     assert [found[m]["value"] for m in ("distance", "alignment", "auc_same")] == pytest.approx([0, 0, 0.5])
     assert found["auc"]["value"] > 0.5  # "yes" to what many hold is right more often than not
@@ -150,7 +152,7 @@ def test_who_always_says_no_has_no_collapse_and_no_alignment():
     scored = frame.assign(p_yes=0.01, p_no=0.99)
     assert metrics.summarize(scored)["collapse"]["value"] == 0
     found = probabilities.separation([scored])
-    assert [found[measure]["value"] for measure in probabilities.MEASURES] == pytest.approx([0, 0, 0.5, 0.5])
+    assert [found[measure]["value"] for measure in MEASURES] == pytest.approx([0, 0, 0.5, 0.5])
 
 
 def test_every_measure_against_loops_and_scikit_learn():
@@ -198,4 +200,4 @@ def test_answers_stand_in_for_missing_probabilities_and_nothing_is_compared_with
     right = metrics.score(frame.assign(prediction=frame["gt"]).drop(columns=["gt", "pred", "hit"]))
     assert probabilities.separation([right])["auc_same"]["value"] == 1
     empty = probabilities.separation([frame[frame["category"] == "recognition"]])
-    assert all(np.isnan(empty[measure]["value"]) and empty[measure]["n"] == 0 for measure in probabilities.MEASURES)
+    assert all(np.isnan(empty[measure]["value"]) and empty[measure]["n"] == 0 for measure in MEASURES)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from synthetic_mmpb import write_pseudo_users
 from test_prefmoe import BOTH, batch_of, configuration, logits, train
 
 from prefmoe import losses
@@ -280,7 +281,7 @@ def test_counterfactual_users_of_the_file_are_used_as_they_stand(build, tiny_ben
     with pytest.raises(MethodError, match=r"counterfactual_source: file: .*pseudo_users.csv"):
         build(benchmark=benchmark, counterfactual_source="file")
     before = counterfactual.file_digest(tmp_path)
-    counterfactual.write(users, tmp_path / counterfactual.FILE)
+    write_pseudo_users(users, tmp_path / counterfactual.FILE)
     assert before == "" != counterfactual.file_digest(tmp_path)
     method = build(benchmark=benchmark, counterfactual_source="file")
     made, anchors = method.counterfactual, method.user_state.anchors

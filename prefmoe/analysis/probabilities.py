@@ -24,9 +24,6 @@ Answered = Sequence[tuple[NDArray, NDArray]]
 BINS = 10
 """Bins of confidence, of equal width."""
 
-MEASURES = ("distance", "alignment", "auc", pairs.AUC_SAME)
-"""Measures of `separation`, in the order of the table."""
-
 
 # Calibration
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Benchmark, Example
+from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example
 from prefmoe.data.pictures import open_picture
 from prefmoe.data.prompts import fill
 
@@ -36,29 +36,6 @@ def user_counts(benchmark: Benchmark) -> pd.DataFrame:
     informed = Counter(user.attribute for user in users if user.preferences)
     rows = [(attribute, n, informed[attribute]) for attribute, n in total.most_common()]
     return pd.DataFrame(rows, columns=["attribute", "n", "with_preferences"])
-
-
-def group_sizes(benchmark: Benchmark) -> pd.DataFrame:
-    """Preference groups: users whose annotation in a facet is the same. Returns columns facet, group (id of
-    benchmark.groups), size (users); per facet, largest first."""
-    rows = []
-    for column, facet in enumerate(FACETS):
-        sizes = Counter(row[column] for row in benchmark.groups if row[column] >= 0)
-        rows += [(facet, group, size) for group, size in sizes.most_common()]
-    return pd.DataFrame(rows, columns=["facet", "group", "size"])
-
-
-def item_popularity(benchmark: Benchmark) -> pd.DataFrame:
-    """How many users like and dislike each item, as their profiles tell. Returns columns facet, item, likes, dislikes;
-    per facet, the most liked first."""
-    rows = []
-    for facet in FACETS:
-        held = [user.preferences[facet] for user in benchmark.users.values() if facet in user.preferences]
-        likes = Counter(item for preference in held for item in preference.likes)
-        dislikes = Counter(item for preference in held for item in preference.dislikes)
-        items = sorted(likes | dislikes, key=lambda item: (-likes[item], item))
-        rows += [(facet, item, likes[item], dislikes[item]) for item in items]
-    return pd.DataFrame(rows, columns=["facet", "item", "likes", "dislikes"])
 
 
 def sharing_sizes(benchmark: Benchmark) -> pd.DataFrame:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from csv import DictWriter
 from pathlib import Path
 
 import numpy as np
@@ -192,29 +190,6 @@ def parse_phrase(phrase: str) -> Preference | None:
         return None
     text = phrase if phrase.startswith("dislikes ") else phrase.replace(", dislikes ", ", but dislikes ", 1)
     return parse_preferences(f"In terms of travel, <sks> {text}.")["travel"]
-
-
-def write(users: Sequence[PseudoUser], path: str | Path) -> None:
-    """Writes pseudo_users.csv, under a temporary name first."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for user in users:
-            texts = {f"pref_{facet}": user.preferences.get(facet, "") for facet in FACETS}
-            writer.writerow(
-                {
-                    "pseudo_id": user.pseudo_id,
-                    "pseudo_name": user.name,
-                    "concept_family": user.family,
-                    "description_text": user.description,
-                    **texts,
-                    "uid_seed": user.uid_seed,
-                    "image_seed": user.image_seed,
-                }
-            )
-    temporary.replace(path)
 
 
 def file_digest(root: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import shutil
 from collections.abc import Sequence
@@ -26,8 +25,6 @@ from prefmoe.running.shortening import exchanges_left_out, fitting_talks
 from prefmoe.system import distributed, memory, provenance
 from prefmoe.system.files import is_intact, write_parquet
 from prefmoe.system.progress import progress_bar
-
-log = logging.getLogger(__name__)
 
 ANSWERS = ("yes", "no", *OPTION_LETTERS)
 """Every answer that some question allows; column p_<answer> holds its probability."""
