@@ -293,13 +293,16 @@ def test_all_notebooks_that_were_executed_are_published(tmp_path):
     _notebook(once, "print('once')")
     _notebook(many, "print(method)", parameters="backbone = 'b'\nmethod = 'LoRA'")
     _notebook(never, "print('never')")
+    other = _notebook(tmp_path / "notebooks" / "other.ipynb", "print('other')", parameters="edition = 'another'")
     before, runs = never.read_bytes(), tmp_path / "executed"
     execute(once, runs / "once.ipynb")
     for method in ("LoRA", "FFT"):
         execute(many, runs / "many" / "b" / f"{method}.ipynb", {"method": method})
-    assert publish_notebooks(runs, tmp_path / "notebooks") == [many, once]
+    execute(other, runs / "other.ipynb")
+    assert publish_notebooks(runs, tmp_path / "notebooks", "this") == [many, once]
     assert (_printed(once), _printed(many)) == ("once\n", "LoRA\n")
     assert never.read_bytes() == before
+    assert publish_notebooks(runs, tmp_path / "notebooks", "another") == [many, once, other]
 
 
 def test_parameters_are_yaml_scalars():

@@ -11,6 +11,7 @@ import nbformat
 import pandas as pd
 import publish
 import pytest
+import yaml
 from pages import PAGES, with_tables
 
 from prefmoe.analysis import tables
@@ -170,9 +171,13 @@ def test_no_notebook_knows_where_figures_are_committed(notebook):
     assert ("figures_folder(edition)" in code) == bool(saved)
 
 
-def test_the_default_edition_is_the_notebooks():
+def test_the_default_edition_is_the_notebooks_but_of_those_about_choices():
+    rows = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
+    about_choices = {name for name, row in rows.items() if row.get("about") == "choices"} | {"18_train_and_choose"}
+    assert len(about_choices) == 6
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        assert notebooks.defaults(notebooks.read(path))["edition"] == DEFAULT_EDITION
+        expected = "preference-mini" if path.stem in about_choices else DEFAULT_EDITION
+        assert notebooks.defaults(notebooks.read(path))["edition"] == expected
 
 
 def test_the_command_names_what_it_wrote_and_refuses_what_nobody_knows(monkeypatch, capsys):

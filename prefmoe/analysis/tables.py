@@ -321,7 +321,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     information neither can be called better without it.
     """
     table = pd.read_csv(path, keep_default_na=False, na_values=[""])
-    if Path(path).name == "table1.csv" and "information" not in table:
+    if Path(path).name == "table1.csv" and "metric" in table and "information" not in table:
         raise TableError(
             f"{path}: no column information, which says what each row is shown of the user; expected "
             f"{', '.join(TABLE1_COLUMNS)}: make the table again with `prefmoe tables`"

@@ -255,6 +255,11 @@ class Edition(Strict):
         before = getattr(self.methods[method], "begins_with", None)
         return () if before is None else (before,)
 
+    @property
+    def drawn(self) -> bool:
+        """Whether its users are invented, so that whatever shows them may leave this machine."""
+        return self.data.kind in ("miniature", "choices")
+
     def runs(self) -> list[tuple[str, str]]:
         """Every (backbone, method) pair that the edition trains or evaluates, without repetition."""
         pairs = [

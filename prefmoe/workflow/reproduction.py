@@ -32,7 +32,8 @@ TOLERANCE = 1.5e-6
 KEYS = (
     "method", "type", "baseline", "components", "backbone", "turns", "metric", "measure", "grouping", "group", "split",
     "stage", "tokens", "colour", "neighbours", "router", "expert", "question_type", "bin_low", "bin_high", "index",
-    "user", "question", "origin", "layer", "token", "liked", "told", "fresh", "control",
+    "user", "question", "origin", "layer", "token", "liked", "told", "fresh", "control", "users", "n_ref", "candidates",
+    "k", "prototypes", "prototype", "order",
 )  # fmt: skip
 """Columns that say what a row is about; rows are matched by those that a table has, never by position."""
 

@@ -47,7 +47,6 @@ PYTHON_FOR_LONG = " ".join(
 ALL_CORES = workflow.resource_settings.cores or 8
 HOURS = 720  # of a cluster's job that goes on where a killed one stopped, in minutes
 ABOUT = "choices" if isinstance(EDITION.data, Choices) else "questions"
-DRAWN = EDITION.data.kind in ("miniature", "choices")
 DATA_NEEDED = {
     "mmpb": "MMPB-clean (mmpb_clean/)",
     "pick_a_pic": "the parquet files of Pick-a-Pic v2",
@@ -224,7 +223,7 @@ def data_inputs(wildcards):
 @cache
 def real_files():
     """A digest of a real benchmark's files: questions, splits, annotations, pictures, small talk."""
-    folder = None if DRAWN else data_folder(EDITION.data.folder)
+    folder = None if EDITION.drawn else data_folder(EDITION.data.folder)
     if folder is None:
         return "none"
     parts = {"choices": (".",), "questions": ("mmpb_clean", "multi_turn")}[ABOUT]
@@ -247,7 +246,7 @@ def absent(what, message):
 
 def real_data(wildcards):
     """Nothing, or an error where a real benchmark is missing; its files are watched by their digest (`real_files`)."""
-    if DRAWN:
+    if EDITION.drawn:
         return []
     folder, needed = data_folder(EDITION.data.folder), DATA_NEEDED[EDITION.data.kind]
     if folder is None:

@@ -15,7 +15,7 @@ from pages import PAGES, with_tables
 
 from prefmoe.analysis import tables
 from prefmoe.cli import call
-from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, FIGURES, RESULTS, ROOT, Edition, load_edition
+from prefmoe.config import CONFIG_FOLDER, FIGURES, RESULTS, ROOT, Edition, load_edition
 from prefmoe.config.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
 from prefmoe.system.files import whole_file
 from prefmoe.workflow import notebooks
@@ -44,7 +44,7 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
     """Copies an edition's tables and figures to figures/<edition>/, whole: what is no longer made is removed.
 
     A part that this machine has not made (`outputs.PARTS`) stays as it is. Of real data only tables are copied that
-    name nobody. The committed notebooks show the default edition, and are brought up to date with it; the pages' tables
+    name nobody. The committed notebooks that show the edition are brought up to date with it; the pages' tables
     (`pages.PAGES`) with whatever was published.
 
     Args:
@@ -65,9 +65,7 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
     if not (made / PARTS[""]).is_file():
         command = f"snakemake --cores all --config edition={edition.name}"
         raise OutputError(f"there is no {made / PARTS['']}; make it with `{command}`")
-    written = []
-    if edition.name == DEFAULT_EDITION:
-        written += publish_notebooks(results / edition.name / "notebooks", root / "notebooks")
+    written = publish_notebooks(results / edition.name / "notebooks", root / "notebooks", edition.name)
     for part, last in PARTS.items():
         if (made / part / last).is_file():
             written += _replace(made / part, committed / part, sorted(_names(made / part, edition)))
@@ -87,9 +85,9 @@ def update_pages(*, root: Path = ROOT) -> list[Path]:
     return pages
 
 
-def publish_notebooks(executed: Path, folder: Path) -> list[Path]:
-    """Puts the outputs of every notebook of a folder that was executed into it; one of a target of its own may not
-    have been.
+def publish_notebooks(executed: Path, folder: Path, edition: str) -> list[Path]:
+    """Puts the outputs of every notebook of a folder that shows this edition into it, where it was executed; one of a
+    target of its own may not have been.
 
     ``executed``: holds <notebook>.ipynb, or <notebook>/<backbone>/<method>.ipynb for one that is executed for many
     pairs; of these the pair that the notebook has as its defaults is taken. Raises NotebookError: see `with_outputs`;
@@ -97,9 +95,11 @@ def publish_notebooks(executed: Path, folder: Path) -> list[Path]:
     """
     published = {}
     for notebook in sorted(folder.glob("*.ipynb")):
+        usual = notebooks.defaults(notebooks.read(notebook))
+        if usual.get("edition", edition) != edition:
+            continue
         run = executed / notebook.name
         if (executed / notebook.stem).is_dir():
-            usual = notebooks.defaults(notebooks.read(notebook))
             run = executed / notebook.stem / usual["backbone"] / f"{usual['method']}.ipynb"
         if run.is_file():
             published[notebook] = with_outputs(run, notebook)
@@ -129,11 +129,11 @@ def with_outputs(executed: Path, notebook: Path) -> NotebookNode:
 def _names(folder: Path, edition: Edition) -> Iterator[str]:
     """Tables and figures of a folder that may be published."""
     for path in folder.iterdir():
-        if path.suffix == ".png" and edition.data.kind == "miniature":
+        if path.suffix == ".png" and edition.drawn:
             yield path.name
         elif path.suffix == ".csv":
             somebody = NAMES_SOMEBODY & set(tables.read_table(path).columns)
-            if edition.data.kind == "miniature" or not somebody:
+            if edition.drawn or not somebody:
                 yield path.name
 
 
