@@ -348,11 +348,6 @@ def test_vision_cache_is_exact_and_encodes_each_picture_once(
     assert len(calls) == 2
     if kind != "qwen2_5_vl":
         assert sum(calls) == len(cache)
-    cache.clear()
-    assert len(cache) == 0
-    cache.remove()
-    backbone.model(**inputs[0])
-    assert len(calls) == 3 and len(cache) == 0
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])

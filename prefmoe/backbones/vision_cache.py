@@ -71,15 +71,6 @@ class VisionCache:
             keys = json.loads(file.metadata()["pictures"])
             self._states |= zip(map(bytes.fromhex, keys), file.get_tensor("states").unbind(), strict=True)
 
-    def clear(self) -> None:
-        """Forgets every picture: after a change of the tower's weights."""
-        self._states.clear()
-
-    def remove(self) -> None:
-        """Gives the tower its own forward back, and leaves pictures to the caches that share them."""
-        self._states = {}
-        self._tower.forward = self._original
-
     def _bypassed(self, options: dict[str, Any]) -> bool:
         return bool(options.get("output_attentions")) or any(p.requires_grad for p in self._frozen_parameters)
 

@@ -13,7 +13,7 @@ class PrefixHook:
 
     The prompt holds ordinary token ids at the places of the prefix, so the backbone computes masks, multimodal
     positions and the key-value cache from ``input_ids`` as always; only the rows that the input embedding returns
-    there change. Outside set() ... clear() the embedding is untouched.
+    there change. Outside active() the embedding is untouched.
 
     ``embed_tokens``: the backbone's input embedding.
     """
@@ -21,10 +21,11 @@ class PrefixHook:
     def __init__(self, embed_tokens: nn.Module) -> None:
         self.tokens: Tensor | None = None
         self.mask: Tensor | None = None
-        self._handle = embed_tokens.register_forward_hook(self._replace)
+        embed_tokens.register_forward_hook(self._replace)
 
-    def set(self, tokens: Tensor, mask: Tensor) -> None:
-        """Chooses the tokens of the coming forward passes.
+    @contextmanager
+    def active(self, tokens: Tensor, mask: Tensor) -> Iterator[None]:
+        """Within it, forward passes and the backward pass have these tokens.
 
         Args:
             tokens: (B, P, H), in the order of the prefix; gradients flow into them.
@@ -41,24 +42,10 @@ class PrefixHook:
         if mask.device.type == "cpu" and mask.any() and not bool((mask.sum(1) == tokens.shape[1]).all()):
             raise ValueError(f"expected {tokens.shape[1]} placeholders per row, found {mask.sum(1).tolist()}")
         self.tokens, self.mask = tokens, mask
-
-    def clear(self) -> None:
-        """Forgets the tokens; call it after the backward pass."""
-        self.tokens = self.mask = None
-
-    @contextmanager
-    def active(self, tokens: Tensor, mask: Tensor) -> Iterator[None]:
-        """Sets the tokens for the body of a with statement, and clears them afterwards."""
-        self.set(tokens, mask)
         try:
             yield
         finally:
-            self.clear()
-
-    def remove(self) -> None:
-        """Takes the hook off the embedding."""
-        self.clear()
-        self._handle.remove()
+            self.tokens = self.mask = None
 
     def _replace(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         tokens, mask = self.tokens, self.mask

@@ -200,9 +200,6 @@ class DeepseekVLV2ForCausalLM(DeepseekVLV2PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
     def get_image_features(
         self, pixel_values: Tensor, image_tiles: Tensor, **options: Any
     ) -> BaseModelOutputWithPooling:
