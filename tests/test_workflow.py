@@ -90,6 +90,20 @@ def test_an_edition_is_planned_without_its_data_and_not_run(clone, plans_of):
     assert "edition 'paper' needs MMPB-clean: set the environment variable" in result.stdout + result.stderr
 
 
+def test_an_edition_about_choices_is_planned_in_its_stages_without_its_data(plans_of):
+    result = plans_of("pick-a-pic")
+    settings, text = load_edition("pick-a-pic"), result.stdout + result.stderr
+    planned = _planned(result)
+    assert planned["run"] == len(settings.runs()) and planned["data"] == planned["tables"] == 1
+    assert "Planned without its data: edition 'pick-a-pic' needs the parquet files of Pick-a-Pic v2" in text
+    inputs = dict(re.findall(r"input: ([^\n]*)\n    output: results/pick-a-pic/notebooks/\S+/(\w+)\.ipynb", text))
+    needed = {name: line for line, name in inputs.items()}
+    assert needed["Prototypes10"].endswith("/idefics2-8b/Auxiliary.ipynb") and "ipynb" not in needed["Auxiliary"]
+    declared = re.search(r"method=Auxiliary\n.*?resources: ([^\n]*)", text, re.DOTALL)[1]
+    expected = resources.job(settings, [("idefics2-8b", "Auxiliary")], training=True)
+    assert all(f"{name}={value}" in declared for name, value in expected.items())
+
+
 def test_jobs_declare_gpus_memory_and_time_from_the_registry(plans_of):
     text = plans_of("paper").stdout + plans_of("paper").stderr
     jobs = dict(re.findall(r"wildcards: backbone=(\S+), method=PrefMoE\n.*?resources: ([^\n]*)", text, re.DOTALL))

@@ -7,18 +7,27 @@ and optimiser are exact, activations are within a factor of 1.5, hours are a gui
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 import psutil
-from safetensors import safe_open
 
-from prefmoe.config import Edition, LoRAMethod, Method, MiniatureData, PrefMoEMethod, load_edition
-from prefmoe.config.registry import BackboneEntry, Shape, find_backbone
+from prefmoe.config import (
+    Choices,
+    Edition,
+    LoRAMethod,
+    Method,
+    MiniatureData,
+    PrefMoEMethod,
+    PrototypesMethod,
+    load_edition,
+)
+from prefmoe.config.registry import Shape, find_backbone
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH, Ranks, published_router_shapes
-from prefmoe.system.files import FileError, read_json
+from prefmoe.workflow.sessions import learns_to_see, reading, tower_activations
+from prefmoe.workflow.shapes import ResourceError, shape_of
 
 GIGABYTE = 1e9
 WORKSPACE = 2 * GIGABYTE
@@ -34,50 +43,8 @@ USED = 0.35
 
 QUESTION_TOKENS, PROFILE_TOKENS, TURN_TOKENS = 100, 250, 40
 """Text tokens of a question with its template, of a profile, and of one exchange of small talk: rounded up."""
-MEGAPIXEL_TOKENS = 1369
-"""Of a picture of 1036 x 1036 pixels, where 28 x 28 make a token."""
 MMPB_USERS, MMPB_QUESTIONS = 111, 2145
 """Users of MMPB-clean, and its test questions (the paper's tables)."""
-
-
-class ResourceError(ValueError):
-    """A backbone whose shape is not known."""
-
-
-def shape_of(entry: BackboneEntry) -> Shape:
-    """The sizes of a backbone: from the registry, or from the headers of a folder's files. Raises ResourceError if
-    neither gives them."""
-    if entry.shape is not None:
-        return entry.shape
-    if entry.folder is None:
-        raise ResourceError(f"backbone {entry.name!r} has no `shape` in the registry")
-    total = vision = 0
-    tower, projector = (path.removeprefix("model.") + "." for path in (entry.paths.vision_tower, entry.paths.projector))
-    for path in entry.folder.glob("*.safetensors"):
-        with safe_open(path, "np") as file:  # only headers are read, for which torch need not be imported
-            for name in file.keys():
-                count = math.prod(file.get_slice(name).get_shape())
-                total += count
-                vision += count if (tower in name and projector not in name) or "image_newline" in name else 0
-    try:
-        content = read_json(entry.folder / "config.json", "the configuration of a backbone")
-    except FileError as error:
-        raise ResourceError(str(error)) from error
-    text, picture = content.get("text_config", content), content["vision_config"]
-    side = picture.get("image_size", 0) // picture["patch_size"]
-    return Shape(
-        parameters=total,
-        vision=vision,
-        layers=text["num_hidden_layers"],
-        hidden=text["hidden_size"],
-        intermediate=text["intermediate_size"],
-        heads=text["num_attention_heads"],
-        key_value_heads=text["num_key_value_heads"],
-        head_size=text.get("head_dim") or 0,
-        vocabulary=text["vocab_size"],
-        image_tokens=side * side or MEGAPIXEL_TOKENS,
-        tied=content.get("tie_word_embeddings", False),
-    )
 
 
 # --- parameters ---------------------------------------------------------------------------------------------------
@@ -113,6 +80,8 @@ def trained_parameters(method: Method, shape: Shape, users: int) -> int:
     if getattr(method, "targets", "projections") == "all_linear" and not shape.adapted:
         rows += hidden + shape.key_value_heads * shape.head_size  # k
     count = adapter_rank(method) * rows * adapted_layers(method, shape)
+    if isinstance(method, PrototypesMethod):
+        return method.prototypes * hidden or count + method.vision * shape.vision
     if getattr(method, "projector", False):
         count += 2 * hidden * (hidden + 1)  # at most: two maps, of which the first reads the tower's narrower states
     if isinstance(method, PrefMoEMethod):
@@ -129,6 +98,20 @@ def trained_parameters(method: Method, shape: Shape, users: int) -> int:
             label = (len(FACETS) + 1) * hidden if method.facet_label == "oracle" else 0
             count += task + preference + profile + context + label
     return count
+
+
+def held_parameters(method: Method, shape: Shape, users: int) -> int:
+    """How many parameters are the method's own: those that it trains, and in a second stage those of the first."""
+    trained = trained_parameters(method, shape, users)
+    if isinstance(method, PrototypesMethod) and method.prototypes:
+        return trained + trained_parameters(method.model_copy(update={"prototypes": 0}), shape, users)
+    return trained
+
+
+def _held_bytes(method: Method, shape: Shape, users: int, width: int) -> int:
+    """Of these in float32 beside the backbone's weights, which a tower that learned is among."""
+    tower = shape.vision if isinstance(method, PrototypesMethod) and method.vision else 0
+    return 4 * held_parameters(method, shape, users) - width * tower
 
 
 # --- memory -------------------------------------------------------------------------------------------------------
@@ -199,7 +182,7 @@ def training_memory(
     whole = method.table_type == "FFT"
     kept = weight_bytes(shape, 4 if whole else width, four_bit)
     if not whole:
-        kept += 4 * trained
+        kept += _held_bytes(method, shape, users, width)
         if isinstance(method, PrefMoEMethod) and "P" in method.components:
             kept += 4 * users * len(ANCHORS) * shape.hidden
     elif width < 4:
@@ -214,8 +197,9 @@ def evaluation_memory(
     method: Method, shape: Shape, *, users: int, tokens: int, width: int = 2, four_bit: bool = False
 ) -> Memory:
     """Memory of answering prompts of ``tokens`` tokens in all: weights, key-value cache, and one layer's states."""
-    trained = 0 if method.table_type == "FFT" else trained_parameters(method, shape, users)
-    kept = weight_bytes(shape, 4 if method.table_type == "FFT" else width, four_bit) + 4 * trained
+    whole = method.table_type == "FFT"
+    kept = weight_bytes(shape, 4 if whole else width, four_bit)
+    kept += 0 if whole else _held_bytes(method, shape, users, width)
     cache = 2 * shape.layers * shape.key_value_heads * shape.head_size * width
     states = (4 * shape.hidden + 3 * shape.intermediate) * max(width, 4)
     return Memory(kept, 0, 0, round(tokens * (cache + states)))
@@ -259,21 +243,29 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
     small = entry.hub_id is None
     width = 4 if small else 2
     four_bit = settings.four_bit and not small and method.table_type != "FFT"
-    users, questions = _users_and_questions(edition)
-    asked = edition.evaluation.batch_size * prompt_tokens(method, shape, max(edition.evaluation.turns))
+    length, read = prompt_tokens(method, shape, 0), None
+    if isinstance(edition.data, Choices):
+        read = reading(edition, method, method_name, shape)
+        users, asked, learned = read.users, read.asked, read.learned
+    else:
+        users, questions = _users_and_questions(edition)
+        asked = edition.evaluation.batch_size * prompt_tokens(method, shape, max(edition.evaluation.turns))
+        learned = training.batch_size * length
     answering = evaluation_memory(method, shape, users=users, tokens=asked, width=width, four_bit=four_bit)
-    length = prompt_tokens(method, shape, 0)
     learning = Memory(0, 0, 0, 0)
     if method.table_type != "NT":
         learning = training_memory(
             method,
             shape,
             users=users,
-            tokens=training.batch_size * length,
+            tokens=learned,
             width=width,
             four_bit=four_bit,
             checkpointing=training.gradient_checkpointing,
         )
+        if read is not None and learns_to_see(method):
+            pictures = tower_activations(shape, read.learned_pictures, checkpointing=training.gradient_checkpointing)
+            learning = replace(learning, activations=learning.activations + pictures)
     most = FRAGMENTATION * max(learning.total, answering.total)
     usable = settings.gpu_gigabytes * GIGABYTE - WORKSPACE
     gpus = 0 if small else math.ceil(most / usable)
@@ -282,11 +274,14 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
     elif settings.launch == "ddp" and gpus == 1:
         gpus = settings.gpus_per_node
     seeds = len(edition.seeds_of(method_name))
-    hours = seeds * _hours(edition, method, shape, length, questions, width, four_bit)
+    if read is not None:
+        hours = seeds * read.operations / (USED * H100_FLOPS) / 3600
+    else:
+        hours = seeds * _hours(edition, method, shape, length, questions, width, four_bit)
     if settings.launch != "one" and gpus > 1:
         hours /= gpus
     trained = trained_parameters(method, shape, users)
-    finished = 4 * trained + 4 * users * len(ANCHORS) * shape.hidden
+    finished = 4 * held_parameters(method, shape, users) + (0 if read else 4 * users * len(ANCHORS) * shape.hidden)
     disk = seeds * finished + 2 * 12 * trained  # two checkpoints stand side by side while the newer one is written
     copies = gpus if settings.launch == "ddp" else 1
     memory = copies * weight_bytes(shape, 4 if method.table_type == "FFT" else width) + 16 * GIGABYTE
@@ -379,7 +374,7 @@ def table(edition: Edition | str) -> pd.DataFrame:
                 for word, size in (("train", need.training), ("evaluate", need.evaluation))
                 if size and size * in_float32 <= room
             ]
-            users, _ = _users_and_questions(edition)
+            users = 0 if isinstance(edition.data, Choices) else _users_and_questions(edition)[0]
             rows.append(
                 {
                     "backbone": backbone,
