@@ -67,7 +67,8 @@ def copy_with_small_notebooks(folder: Path) -> Path:
     """This repository with an edition `tiny`, and in place of its notebooks ones that only count and touch files."""
     copy_of_the_repository(folder, "figures", "notebooks")
     (folder / "notebooks").mkdir()
-    _notebook(folder, "06_train_and_evaluate", "edition = 'tiny'\nbackbone = ''\nmethod = ''", COUNTING)
+    for name in ("06_train_and_evaluate", "18_train_and_choose"):
+        _notebook(folder, name, "edition = 'tiny'\nbackbone = ''\nmethod = ''", COUNTING)
     rows = yaml.safe_load((folder / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
     for name, row in rows.items():
         files = [file.format(backbone="llava-mini") for file in row["makes"]]

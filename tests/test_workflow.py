@@ -82,12 +82,14 @@ def test_an_edition_is_planned_without_its_data_and_not_run(clone, plans_of):
     result = plans_of("paper")
     settings, text = load_edition("paper"), result.stdout + result.stderr
     assert _planned(result)["run"] == len(settings.runs())
-    assert "Planned without its data: edition 'paper' needs MMPB-clean: set the environment variable PREFMOE_D" in text
+    assert "Planned without its data: edition 'paper' needs MMPB-clean (mmpb_clean/): set the environment var" in text
     for backbone, method in settings.runs():
         assert f"06_train_and_evaluate/{backbone}/{method}.ipynb" in text
     result = _snakemake(clone, edition="paper")
     assert result.returncode != 0
-    assert "edition 'paper' needs MMPB-clean: set the environment variable" in result.stdout + result.stderr
+    assert (
+        "edition 'paper' needs MMPB-clean (mmpb_clean/): set the environment variable" in result.stdout + result.stderr
+    )
 
 
 def test_an_edition_about_choices_is_planned_in_its_stages_without_its_data(plans_of):
@@ -96,8 +98,8 @@ def test_an_edition_about_choices_is_planned_in_its_stages_without_its_data(plan
     planned = _planned(result)
     assert planned["run"] == len(settings.runs()) and planned["data"] == planned["tables"] == 1
     assert "Planned without its data: edition 'pick-a-pic' needs the parquet files of Pick-a-Pic v2" in text
-    inputs = dict(re.findall(r"input: ([^\n]*)\n    output: results/pick-a-pic/notebooks/\S+/(\w+)\.ipynb", text))
-    needed = {name: line for line, name in inputs.items()}
+    found = re.findall(r"input: ([^\n]*)\n    output: results/pick-a-pic/notebooks/\S+/(\w+)\.ipynb", text)
+    needed = {name: line for line, name in found}
     assert needed["Prototypes10"].endswith("/idefics2-8b/Auxiliary.ipynb") and "ipynb" not in needed["Auxiliary"]
     declared = re.search(r"method=Auxiliary\n.*?resources: ([^\n]*)", text, re.DOTALL)[1]
     expected = resources.job(settings, [("idefics2-8b", "Auxiliary")], training=True)
