@@ -280,9 +280,8 @@ class Edition(Strict):
 def load_edition(name: Edition | str | Path) -> Edition:
     """Reads config/<name>.yaml (or a YAML file given by path); an edition is returned as it is.
 
-    Raises:
-        ConfigError: if the edition is unknown, a file elsewhere has the name of one in config/ (whose results it would
-            mix with its own), or with one line per mistake in the file.
+    Raises ConfigError if the edition is unknown, a file elsewhere has the name of one in config/ (whose results it
+    would mix with its own), or with one line per mistake in the file.
     """
     if isinstance(name, Edition):
         return name

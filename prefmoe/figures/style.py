@@ -249,10 +249,8 @@ def _drawn(figure: Figure) -> Image.Image:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure with twice the dots of the screen; without dates and versions, so the same from run to run.
-
-    Without pictures in it, 256 colours are more than enough and make a third of the bytes.
-    """
+    """The figure with twice the dots of the screen; without dates and versions, so the same from run to run. Without
+    pictures in it, 256 colours are more than enough and make a third of the bytes."""
     return _png(_drawn(figure), figure)
 
 

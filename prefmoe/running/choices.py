@@ -60,11 +60,8 @@ COLUMNS = ("index", "split", "user", "n_ref", "draw", "candidate", "plus", "minu
 
 
 def told(benchmark: ChoiceBenchmark, user: str, n_ref: int, draw: int, targets: Sequence[Choice]) -> tuple[Rated, ...]:
-    """A history of a user as rated pictures in random order, the same for the same draw.
-
-    Raises:
-        HistoryError: if the user has fewer choices without a picture of the targets.
-    """
+    """A history of a user as rated pictures in random order, the same for the same draw. Raises HistoryError if the
+    user has fewer choices without a picture of the targets."""
     entries = []
     for choice in benchmark.history(user, n_ref, draw, targets):
         entries += [Rated(choice.liked, choice.prompt, "+"), Rated(choice.disliked, choice.prompt, "-")]
@@ -73,11 +70,8 @@ def told(benchmark: ChoiceBenchmark, user: str, n_ref: int, draw: int, targets: 
 
 
 def session(benchmark: ChoiceBenchmark, choices: Sequence[Choice], *, n_ref: int, draw: int, pairs: bool) -> Session:
-    """Choices of one user behind one history.
-
-    Args:
-        pairs: only the liked and the disliked picture of each; all candidates otherwise.
-    """
+    """Choices of one user behind one history. ``pairs``: only the liked and the disliked picture of each; all
+    candidates otherwise."""
     shown = [(picture, c.prompt) for c in choices for picture in (c.candidates[:2] if pairs else c.candidates)]
     return Session(told(benchmark, choices[0].user, n_ref, draw, choices), tuple(shown))
 
@@ -90,8 +84,7 @@ def plan_sessions(
     Every epoch shows each choice once, in a session with others of its user that are drawn anew; a user's last session
     is filled up with choices of this user. Batches run on across epochs.
 
-    Raises:
-        ValueError: if there are no choices.
+    Raises ValueError if there are no choices.
     """
     if not choices:
         raise ValueError("no choices to make batches of")
@@ -155,12 +148,8 @@ def rate(
     Args:
         batch_size: users at once. folder: where ratings are kept, and read from when they are asked for again.
 
-    Returns:
-        A row per candidate: `COLUMNS`.
-
-    Raises:
-        EvaluationError: if a rating is not finite, or memory does not suffice.
-        HistoryError: if a user has fewer than n_ref choices for a history.
+    Returns a row per candidate: `COLUMNS`. Raises EvaluationError if a rating is not finite, or memory does not
+    suffice; HistoryError if a user has fewer than n_ref choices for a history.
     """
     path = folder / f"answers-{split}-{n_ref}-{draw}.parquet" if folder else None
     if path is not None and is_intact(path):
@@ -339,11 +328,8 @@ def trained_rater(
     results: str | Path = RESULTS,
     attention: str = "sdpa",
 ) -> Rater:
-    """A rater as its run left it; the run is made first if it is not there.
-
-    Args:
-        attention: "eager" for a language model that returns attention maps.
-    """
+    """A rater as its run left it; the run is made first if it is not there. ``attention``: "eager" for a language model
+    that returns attention maps."""
     workbench = ChoiceWorkbench(load_edition(edition), backbone_name, results=results)
     folder = run_method(workbench.edition, backbone_name, method_name, seed, results=results, workbench=workbench)
     verify(folder)
