@@ -44,7 +44,7 @@ class Backbone:
         self.anchor_cache: AnchorCache | None = None
         self.encodings = Encodings()
         for part in Paths.model_fields:
-            setattr(self, part, self._part(part))
+            self._part(part)
         if not self.tokenizer.is_fast:
             raise BackboneError(f"backbone {entry.name!r}: expected a fast tokenizer (tokenizer.json)")
         if self.processor.chat_template is None:
@@ -57,6 +57,12 @@ class Backbone:
                 f"backbone {entry.name!r}: the tokenizer has id {found} for {entry.image_token!r}, "
                 f"the model expects {model.config.image_token_id}"
             )
+
+    def __getattr__(self, name: str) -> Any:
+        """A part as it is now: a vocabulary that grows has another matrix."""
+        if name not in Paths.model_fields:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self._part(name)
 
     def _part(self, field: str) -> Any:
         path = getattr(self.entry.paths, field)

@@ -69,6 +69,14 @@ METHODS = {
     "+ counterfactual users": Look("#A5571C", "8"),
     "+ decorrelation": Look("#AE481A", "s"),
     "PrefMoE": Look("#A63603", "D"),
+    "Chance": Look(MUTED, "o"),
+    "Popular choice": Look(MUTED, "s"),
+    "Profile reader": Look(MUTED, "^"),
+    "Group's likes": Look(MUTED, "D"),
+}
+"""Every method's look, in all notebooks, under the label that the editions give it."""
+
+RATERS = {
     "Aesthetic scorer": Look("#7A7A7A", "o"),
     "Agreement with the prompt": Look("#5C5C5C", "X"),
     "Population scorer": Look("#4D4D4D", "p"),
@@ -84,15 +92,12 @@ METHODS = {
     "Prototypes (5)": Look("#D2691E", "d"),
     "Prototypes (20)": Look("#7A3E00", "s"),
     "Chance": Look(MUTED, "o"),
-    "Popular choice": Look(MUTED, "s"),
-    "Profile reader": Look(MUTED, "^"),
-    "Group's likes": Look(MUTED, "D"),
     "Population's choice": Look(MUTED, "s"),
     "Ideal reader of the history": Look(INK, "^"),
     "Group's taste": Look(MUTED, "D"),
     "Best possible": Look(MUTED, "*"),
 }
-"""Every method's look, in all notebooks, under the label that the editions give it."""
+"""The same of the methods and references of editions about choices, which never stand beside the others."""
 
 STEPS = {
     "E": "User embedding only", "EP": "+ profile and preference factors", "EPI": "+ imbalance-aware term",
@@ -147,7 +152,7 @@ def look(method: str, kind: str = "") -> Look | None:
     """A method's look: its own, PrefMoE's on any published backbone, else its kind's; None for what is no method."""
     if method.startswith("PrefMoE ("):
         method = "PrefMoE"
-    return METHODS.get(method, KINDS.get(kind))
+    return METHODS.get(method) or RATERS.get(method, KINDS.get(kind))
 
 
 def looks(names: Iterable[str], kinds: Mapping[str, str] | None = None) -> dict[str, Look]:
