@@ -13,15 +13,17 @@ from prefmoe.config.backbone_files import MINIATURE_CARD as CARD
 from prefmoe.config.registry import BackboneError, find_backbone, read_registry
 from prefmoe.data.drawing import ITEM_FACET
 from prefmoe.system.files import FileError, read_json
+from prefmoe.system.places import CHOICE_MINIATURE
 
 CHANCE = {"choice": 1 / 4, "place": 1 / 4, "yes/no": 1 / 2, "presence": 1 / 2, "naming": 1 / len(ITEM_FACET)}
 """What guessing gets, by a word of the ability's name: four options, two answers, every item of the world."""
 
 
 def shipped() -> list[str]:
-    """Names of the backbones whose weights lie inside the package."""
+    """Names of the backbones of questions about users whose weights lie inside the package."""
     folders = {name: entry.folder for name, entry in read_registry().backbones.items() if entry.folder is not None}
-    return [name for name, folder in folders.items() if not folder.expanduser().is_absolute()]
+    inside = [name for name, folder in folders.items() if not folder.expanduser().is_absolute()]
+    return [name for name in inside if name != CHOICE_MINIATURE]
 
 
 def read_card(name: str) -> dict:

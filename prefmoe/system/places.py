@@ -17,7 +17,11 @@ ROOT = PACKAGE.parent
 REGISTRY = PACKAGE / "config" / "registry.yaml"
 
 MINIATURES = ("llava-mini", "qwen2.5-vl-mini")
-"""The backbones that workflow/scripts/pretrain.py makes, in their order: the second starts from the first."""
+"""The backbones of questions about users that workflow/scripts/pretrain.py makes, in their order: the second starts
+from the first."""
+
+CHOICE_MINIATURE = "idefics2-mini"
+"""The backbone of choices between pictures, which it makes as well."""
 
 DATA_VARIABLE, WEIGHTS_VARIABLE = "PREFMOE_DATA", "PREFMOE_WEIGHTS"
 

@@ -15,7 +15,7 @@ from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, R
                             load_edition)
 from prefmoe.config.backbone_files import registered_identity
 from prefmoe.config.outputs import committed_folder
-from prefmoe.system.places import (MINIATURES, data_folder, from_environment, is_miniature, made_backbones,
+from prefmoe.system.places import (CHOICE_MINIATURE, MINIATURES, data_folder, from_environment, is_miniature, made_backbones,
                                    weights_folder)
 from prefmoe.experiments.protocol import load_protocol, plans, protocol_path
 
@@ -100,7 +100,7 @@ wildcard_constraints:
     backbone="|".join(map(re.escape, EDITION.backbones)),
     plan="|".join(re.escape(key) for _, key in PLANS) or "none",
     method="|".join(map(re.escape, EDITION.methods)),
-    miniature="|".join(map(re.escape, MINIATURES)),
+    miniature="|".join(map(re.escape, [*MINIATURES, CHOICE_MINIATURE])),
 
 
 # Jobs call the python that runs snakemake, unless snakemake makes the environment itself.
@@ -329,7 +329,7 @@ def launcher(wildcards):
 
 def made_before(miniature):
     """Miniature backbones that have to be made before this one."""
-    return MINIATURES[: MINIATURES.index(miniature)]
+    return MINIATURES[: MINIATURES.index(miniature)] if miniature in MINIATURES else ()
 
 
 RUN_NOTEBOOKS = run_notebooks(EDITION.runs())

@@ -2,10 +2,10 @@
 
 rule pretrain:
     input:
-        expand("results/pretraining/{miniature}.done", miniature=MINIATURES),
+        expand("results/pretraining/{miniature}.done", miniature=[*MINIATURES, CHOICE_MINIATURE]),
 
 
-# The second miniature starts from the first one's language model.
+# The second miniature starts from the first one's language model; that of choices from nothing.
 rule pretrain_miniature:
     input:
         lambda wildcards: [f"results/pretraining/{name}.done" for name in made_before(wildcards.miniature)],

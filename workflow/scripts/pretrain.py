@@ -1,4 +1,4 @@
-"""Makes a miniature, or a rung of the ladder of readers, in hours (can be stopped): `pretrain.py llava-mini`."""
+"""Makes a miniature, or a rung of the ladder of readers (can be stopped and goes on): `pretrain.py llava-mini`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefmoe.cli import call
-from prefmoe.system.places import MINIATURES, made_backbones
+from prefmoe.system.places import CHOICE_MINIATURE, MINIATURES, made_backbones
 
 RUNGS = [name for name, command in made_backbones().items() if "pretrain.py" in command]
 LADDER = "ladder"
@@ -17,11 +17,12 @@ LADDER = "ladder"
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("backbone", choices=[*MINIATURES, *RUNGS, LADDER], help="ladder: all of its rungs")
+    parser.add_argument("backbone", choices=[*MINIATURES, CHOICE_MINIATURE, *RUNGS, LADDER],
+                        help="ladder: all of its rungs")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the conversations")
     parser.add_argument(
-        "--folder", type=Path, help="where the weights go (for all rungs: what PREFMOE_WEIGHTS will name); of the two "
+        "--folder", type=Path, help="where the weights go (for all rungs: what PREFMOE_WEIGHTS will name); of the "
         "miniatures, the package by default"
     )  # fmt: skip
     return call(_pretrain, parser.parse_args(arguments), own=("prefmoe", "pretraining"))
@@ -29,12 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _pretrain(options: argparse.Namespace) -> None:
     from pretraining import RECIPES, pretrain, work_folder
+    from pretraining.choosing import pretrain_choices
     from pretraining.errors import PretrainingError
     from pretraining.ladder import climb
 
     if options.seed < 0:
         raise PretrainingError(f"--seed {options.seed}: expected a whole number from 0")
     made = {"device": options.device, "seed": options.seed}
+    if options.backbone == CHOICE_MINIATURE:
+        pretrain_choices(folder=options.folder, **made)
+        return
     if options.backbone in MINIATURES:
         pretrain(options.backbone, folder=options.folder, **made)
         return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -67,16 +68,22 @@ def _draw(job: tuple[str, list, int]) -> np.ndarray:
     return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC))
 
 
-def _drawn(jobs: list[tuple[str, list, int]], folder: Path | None) -> np.ndarray:
-    """The pixels (n, 64, 64, 3) of all jobs, drawn by as many processes as torch has threads."""
+def drawn_once(
+    draw: Callable[[tuple], np.ndarray], jobs: list[tuple], folder: Path | None, module: str = "prefmoe.data.drawing"
+) -> np.ndarray:
+    """The pixels (n, 64, 64, 3) of all jobs, drawn by as many processes as torch has threads.
+
+    Kept in the folder, if there is one, under a name that depends on the jobs, on the module that draws and the file
+    that holds ``draw``.
+    """
     if folder is None:
-        return np.stack([_draw(job) for job in jobs])
-    own = Path(__file__).read_text(encoding="utf-8")
-    drawing = provenance.digest([own, provenance.code_digest(("prefmoe.data.drawing",))])
+        return np.stack([draw(job) for job in jobs])
+    own = Path(inspect.getfile(draw)).read_text(encoding="utf-8")
+    drawing = provenance.digest([own, provenance.code_digest((module,))])
     path = folder / f"drawings-{provenance.digest([drawing, IMAGE_SIZE, repr(jobs)])[:16]}.npy"
     if not is_intact(path):
         drawn = Parallel(n_jobs=torch.get_num_threads(), return_as="generator", batch_size=50)(
-            delayed(_draw)(job) for job in jobs
+            delayed(draw)(job) for job in jobs
         )
         pixels = np.stack(list(tqdm(drawn, desc="drawing", total=len(jobs), mininterval=5)))
         with whole_file(path, sealed=True) as partial, partial.open("wb") as file:
@@ -114,7 +121,7 @@ def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, av
         kind = "item" if k < items + quarters else "people"
         drawn = content if kind == "item" else [faces[p] for p in content]
         jobs.append((kind, drawn, int(rng.integers(2**62))))
-    pixels = _drawn(jobs, folder)
+    pixels = drawn_once(_draw, jobs, folder)
     labels = np.full((len(jobs), GRID * GRID, 8), -1, dtype=np.int64)
     pool = Pictures(pixels, labels, {w: [] for w in words}, {}, {}, faces)
     for k, content in enumerate(members):

@@ -92,21 +92,28 @@ def build_tokenizer(kind: str) -> PreTrainedTokenizerFast:
             "<|image_pad|>",
             "<|video_pad|>",
         ]
+    template = LLAVA_TEMPLATE if kind == "llava" else QWEN_TEMPLATE
+    wrapped = word_tokenizer(special, vocabulary(), template=template, eos="</s>" if kind == "llava" else "<|im_end|>")
+    if kind == "llava":
+        wrapped.image_token = "<image>"
+    return wrapped
+
+
+def word_tokenizer(
+    special: list[str], words: list[str], *, template: str, eos: str = "</s>"
+) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer of these words; special: padding, unknown, beginning and end come first."""
     characters = [chr(c) for c in range(33, 127)]
-    entries = [*special, *characters, *(f"##{c}" for c in characters), *vocabulary()]
+    entries = [*special, *characters, *(f"##{c}" for c in characters), *words]
     ids = {token: i for i, token in enumerate(dict.fromkeys(entries))}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="<unk>", max_input_chars_per_word=60))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    extra = special[4:]
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
-        eos_token="</s>" if kind == "llava" else "<|im_end|>", additional_special_tokens=extra,
-        padding_side="left", model_max_length=1024,
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token=eos,
+        additional_special_tokens=special[4:], padding_side="left", model_max_length=1024,
     )  # fmt: skip
-    wrapped.chat_template = LLAVA_TEMPLATE if kind == "llava" else QWEN_TEMPLATE
-    if kind == "llava":
-        wrapped.image_token = "<image>"
+    wrapped.chat_template = template
     return wrapped
 
 
@@ -161,11 +168,16 @@ def build_model(kind: str, seed: int = 0):
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, do_sample=False,
     )  # fmt: skip
-    with torch.no_grad():  # keys start close to queries: equal things attend to each other from the first step
-        for layer in model.model.language_model.layers:
-            attention = layer.self_attn
-            attention.k_proj.weight.copy_(attention.q_proj.weight + 0.01 * torch.randn_like(attention.q_proj.weight))
+    keys_like_queries(model.model.language_model)
     return model, images, tokenizer
+
+
+@torch.no_grad()
+def keys_like_queries(language_model: torch.nn.Module) -> None:
+    """Keys start close to queries: equal things attend to each other from the first step."""
+    for layer in language_model.layers:
+        attention = layer.self_attn
+        attention.k_proj.weight.copy_(attention.q_proj.weight + 0.01 * torch.randn_like(attention.q_proj.weight))
 
 
 def of_language_model(name: str) -> bool:
@@ -196,11 +208,7 @@ def adopt_language_model(model, tokenizer, source, source_tokenizer) -> None:
 
 
 def save(model, image_processor, tokenizer, kind: str, folder: Path, card: dict) -> None:
-    """Writes a miniature as an ordinary folder of save_pretrained, in half precision, with a card.
-
-    The card (miniature.json) gets the digest of the weights, so that a test can tell whether the two belong together.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes a miniature with its processor (`write`)."""
     if kind == "llava":
         processor = LlavaProcessor(
             image_processor, tokenizer, patch_size=IMAGE_SIZE // GRID, vision_feature_select_strategy="default",
@@ -208,6 +216,15 @@ def save(model, image_processor, tokenizer, kind: str, folder: Path, card: dict)
         )  # fmt: skip
     else:
         processor = pictures_only(Qwen2_5_VLProcessor)(image_processor, tokenizer, chat_template=QWEN_TEMPLATE)
+    write(model, processor, folder, card)
+
+
+def write(model, processor, folder: Path, card: dict) -> None:
+    """Writes a miniature as an ordinary folder of save_pretrained, in half precision, with a card.
+
+    The card (miniature.json) gets the digest of the weights, so that a test can tell whether the two belong together.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     half = copy.deepcopy(model).half()
     half.config.dtype = torch.float16
     half.save_pretrained(folder)

@@ -58,11 +58,13 @@ class Place:
         log.info("%s: goes on from %s", path, {k: v for k, v in self.at.items() if k != "hits"})
 
     def _restore(self, told: dict, tensors: dict[str, torch.Tensor]) -> None:
-        self.model.load_state_dict({name: tensors[f"model.{name}"] for name in self.model.state_dict()})
+        own = self._own()
+        for name, tensor in own.items():
+            tensor.copy_(tensors[f"model.{name}"])
         for group, settings in zip(self.optimizer.param_groups, told["groups"], strict=True):
             group.update(settings)
         moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name in tensors.keys() - {f"model.{name}" for name in self.model.state_dict()}:
+        for name in tensors.keys() - {f"model.{name}" for name in own}:
             _, number, moment = name.split(".")
             moments.setdefault(int(number), {})[moment] = tensors[name]
         parameters = self._parameters()
@@ -72,6 +74,13 @@ class Place:
         if self.schedule is not None:
             self.schedule.load_state_dict(told["schedule"])
         self.rng.bit_generator.state, self.at = told["rng"], told["at"]
+
+    def _own(self) -> dict[str, torch.Tensor]:
+        """The model's tensors; one that has two names (tied embeddings) under the first of them."""
+        own: dict[int, tuple[str, torch.Tensor]] = {}
+        for name, tensor in self.model.state_dict().items():
+            own.setdefault(tensor.data_ptr(), (name, tensor))
+        return dict(own.values())
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -84,7 +93,7 @@ class Place:
         """Writes everything; ``at`` is whatever the stage needs to go on, as JSON can hold it."""
         if self.path is None:
             return
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = {f"model.{name}": tensor for name, tensor in self._own().items()}
         for number, parameter in enumerate(self._parameters()):
             state = self.optimizer.state.get(parameter, {})
             tensors |= {f"moments.{number}.{moment}": tensor for moment, tensor in state.items()}

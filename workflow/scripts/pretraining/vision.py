@@ -41,7 +41,7 @@ def vision_targets(labels: torch.Tensor, table: torch.Tensor, ids: Sequence[torc
     return torch.where(count > 0, total / count.clamp(min=1).sqrt(), table[blank])
 
 
-def _shifted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shifted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random translations by up to four pixels, and small changes of brightness: cheap new pictures."""
     dy, dx = rng.integers(-4, 5, 2)
     padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="edge")
@@ -72,9 +72,13 @@ def pool_features(model, image_processor, pool: Pictures) -> torch.Tensor:
 
 def whiten_patches(model, image_processor, pool: Pictures) -> None:
     """Starts the patch embedding as a PCA whitening of the pool's patches: shape is seen beside colour at once."""
-    inputs = image_processor(images=list(pool.pixels[:: max(1, len(pool.pixels) // 3000)]), return_tensors="pt")
-    pixels = inputs["pixel_values"].float()
-    vision = getattr(model.model, "vision_tower", None) or model.model.visual
+    some = pool.pixels[:: max(1, len(pool.pixels) // 3000)]
+    pixels = image_processor(images=list(some), return_tensors="pt")["pixel_values"].float()
+    whiten(getattr(model.model, "vision_tower", None) or model.model.visual, pixels)
+
+
+def whiten(vision: torch.nn.Module, pixels: torch.Tensor) -> None:
+    """Whitens a tower's first convolution for pictures (n, 3, H, W), or patches of them (n, values)."""
     convolution = next(m for m in vision.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)))
     weight = convolution.weight
     if pixels.ndim == 4:  # pictures: cut them into patches; Qwen's processor has done so already
@@ -112,7 +116,7 @@ def train_vision(
     bar = tqdm(range(first, steps), desc="vision", initial=first, total=steps, mininterval=5)
     for step in bar:
         chosen = rng.choice(train, batch, replace=False)
-        tokens = image_tokens(model, image_processor, _shifted(pool.pixels[chosen], rng))
+        tokens = image_tokens(model, image_processor, shifted(pool.pixels[chosen], rng))
         labels = torch.from_numpy(pool.labels[chosen]).to(table.device)
         target = vision_targets(labels, table, ids, blank)
         loss = 4.0 * F.mse_loss(tokens, target) / target.var()
