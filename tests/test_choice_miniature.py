@@ -29,7 +29,7 @@ SMALL = {
         {"varying": 9, "entries": 4, "goal": 1.0, "most": 3},
     ]},
     "tower": {"lr": 1e-3, "shapes": {"easy": 1, "steps": 3, "batch": 4}, "tokens": {"steps": 2, "batch": 4}},
-    "joint": {"steps": 3, "rows": 2, "entries": 4, "lr": 1e-3},
+    "joint": {"words": 1, "steps": 3, "rows": 2, "entries": 4, "lr": 1e-3},
 }  # fmt: skip
 
 
@@ -304,10 +304,12 @@ def test_shipped_weights_can_what_their_card_says_and_untrained_ones_cannot(back
 
 def test_the_page_says_what_the_card_says(card):
     page = (Path(__file__).resolve().parent.parent / "docs" / "miniatures.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|].*?) \|$", page, flags=re.M))
+    part = page[page.index("## Choices between pictures") : page.index("## The ladder")]
+    rows = {cells[1]: cells[2:-1] for line in part.splitlines() if len(cells := re.split(r" *\| *", line)) > 5}
     for name, ability in card["abilities"].items():
-        others = [ability[key] for key in ("counting", "logistic") if key in ability]
-        told = [f"{value:.3f}".lstrip("0") for value in (ability["accuracy"], *others)]
-        assert [cell for cell in rows[name].split(" | ") if cell][1:] == told, name
-    minutes = sum(card["seconds"].values()) / 60
-    assert f"about {minutes:.0f} minutes" in page
+        told = [ability.get(key) for key in ("accuracy", "counting", "logistic")]
+        numbers = ["" if value is None else f"{value:.3f}".lstrip("0") for value in told]
+        assert rows[name] == [str(ability["n"]), *numbers], name
+    minutes, moved = sum(card["seconds"].values()) / 60, card["abilities"]["another order"]["shift"]
+    assert f"about {minutes:.0f} minutes" in part and f"{card['parameters'] / 1e6:.2f} million" in part
+    assert f"moves by {moved:.2f}".replace("0.", ".") in part

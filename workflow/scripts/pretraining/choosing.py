@@ -59,13 +59,13 @@ RECIPE: dict = {
         ],
     },
     "tower": {
-        "lr": 2e-3, "shapes": {"easy": 700, "steps": 2000, "batch": 64}, "tokens": {"steps": 600, "batch": 40},
+        "lr": 2e-3, "shapes": {"easy": 700, "steps": 2500, "batch": 64}, "tokens": {"steps": 600, "batch": 40},
     },
-    "joint": {"words": 100, "steps": 400, "rows": 20, "entries": 17, "lr": 1e-3},
+    "joint": {"words": 100, "steps": 800, "rows": 24, "entries": 17, "lr": 1e-3},
 }  # fmt: skip
 """Sizes of the stages."""
 
-WEIGHTS_OF_TERMS = {"label": 1.0, "word": 0.1, "picture": 1.0, "caption": 0.2, "question": 0.2}
+WEIGHTS_OF_TERMS = {"label": 1.0, "word": 0.1, "picture": 1.0, "caption": 0.2, "question": 0.5}
 
 
 def _step(reader: EpisodeReader, optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], lr: float) -> None:

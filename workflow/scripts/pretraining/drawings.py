@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -69,17 +68,17 @@ def _draw(job: tuple[str, list, int]) -> np.ndarray:
 
 
 def drawn_once(
-    draw: Callable[[tuple], np.ndarray], jobs: list[tuple], folder: Path | None, module: str = "prefmoe.data.drawing"
+    draw: Callable[[tuple], np.ndarray], jobs: list[tuple], folder: Path | None, code: tuple[str, str]
 ) -> np.ndarray:
     """The pixels (n, 64, 64, 3) of all jobs, drawn by as many processes as torch has threads.
 
-    Kept in the folder, if there is one, under a name that depends on the jobs, on the module that draws and the file
-    that holds ``draw``.
+    Kept in the folder, if there is one, under a name that depends on the jobs and on the code: the file that holds
+    ``draw``, and the module of the package that it draws with.
     """
     if folder is None:
         return np.stack([draw(job) for job in jobs])
-    own = Path(inspect.getfile(draw)).read_text(encoding="utf-8")
-    drawing = provenance.digest([own, provenance.code_digest((module,))])
+    file, module = code
+    drawing = provenance.digest([Path(file).read_text(encoding="utf-8"), provenance.code_digest((module,))])
     path = folder / f"drawings-{provenance.digest([drawing, IMAGE_SIZE, repr(jobs)])[:16]}.npy"
     if not is_intact(path):
         drawn = Parallel(n_jobs=torch.get_num_threads(), return_as="generator", batch_size=50)(
@@ -121,7 +120,7 @@ def draw_pool(items: int, quarters: int, groups: int, people: int, seed: int, av
         kind = "item" if k < items + quarters else "people"
         drawn = content if kind == "item" else [faces[p] for p in content]
         jobs.append((kind, drawn, int(rng.integers(2**62))))
-    pixels = drawn_once(_draw, jobs, folder)
+    pixels = drawn_once(_draw, jobs, folder, (__file__, "prefmoe.data.drawing"))
     labels = np.full((len(jobs), GRID * GRID, 8), -1, dtype=np.int64)
     pool = Pictures(pixels, labels, {w: [] for w in words}, {}, {}, faces)
     for k, content in enumerate(members):

@@ -52,7 +52,7 @@ def draw_choice_pool(count: int, seed: int, folder: Path | None = None) -> Choic
     attributes = [random_attributes(rng) for _ in range(count)]
     values = np.array([[ATTRIBUTES[name].index(one[name]) for name in NAMES] for one in attributes])
     jobs = [(one, int(rng.integers(2**62))) for one in attributes]
-    return ChoicePictures(drawn_once(_draw, jobs, folder, "prefmoe.data.choice_drawing"), values)
+    return ChoicePictures(drawn_once(_draw, jobs, folder, (__file__, "prefmoe.data.choice_drawing")), values)
 
 
 @lru_cache(maxsize=2)
