@@ -61,7 +61,7 @@ RECIPE: dict = {
     "tower": {
         "lr": 2e-3, "shapes": {"easy": 700, "steps": 2500, "batch": 64}, "tokens": {"steps": 600, "batch": 40},
     },
-    "joint": {"words": 100, "steps": 800, "rows": 24, "entries": 17, "lr": 1e-3},
+    "joint": {"words": 100, "steps": 700, "rows": 24, "entries": 17, "lr": 1e-3},
 }  # fmt: skip
 """Sizes of the stages."""
 

@@ -142,20 +142,17 @@ class EpisodeReader:
 
 
 def questions_about(reader: EpisodeReader, values: np.ndarray, order: np.ndarray) -> tuple[Tensor, Tensor]:
-    """ "<image> palette? azure. size? large. ..." in the given orders (B, 9) of attributes.
+    """Pictures and, in the given orders (B, 9) of attributes, "palette azure. size large.": names are the questions.
 
     Returns:
         token ids (B, T), and the positions (9,) that predict the answers.
     """
     token = reader.tokenizer.convert_tokens_to_ids
     names, values_of = np.array(token(list(NAMES))), reader.value_ids.cpu().numpy()[values + STARTS]
-    asked = np.stack([
-        names[order], np.full_like(order, token("?")), np.take_along_axis(values_of, order, 1),
-        np.full_like(order, token(".")),
-    ], -1)  # (B, 9, 4)  # fmt: skip
+    told = np.stack([names[order], np.take_along_axis(values_of, order, 1), np.full_like(order, token("."))], -1)
     front = [reader.start, *token([MARK, *[IMAGE] * len(LATENTS), MARK])]
-    ids = np.concatenate([np.tile(front, (len(values), 1)), asked.reshape(len(values), -1)], 1)
-    return torch.from_numpy(ids).to(reader.device), len(front) + 1 + 4 * torch.arange(len(NAMES), device=reader.device)
+    ids = np.concatenate([np.tile(front, (len(values), 1)), told.reshape(len(values), -1)], 1)
+    return torch.from_numpy(ids).to(reader.device), len(front) + 3 * torch.arange(len(NAMES), device=reader.device)
 
 
 def answered(reader: EpisodeReader, ids: Tensor, where: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
