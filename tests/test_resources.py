@@ -130,7 +130,11 @@ def test_the_registrys_shapes_are_those_of_the_published_configurations():
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
         patch_size=14,
     )  # fmt: skip
-    for name, family in {"llava-1.5-7b": "Llava", "llava-next-34b": "LlavaNext", "qwen2.5-vl-7b": "Qwen2_5_VL"}.items():
+    families = {
+        "llava-1.5-7b": "Llava", "llava-next-34b": "LlavaNext", "qwen2.5-vl-7b": "Qwen2_5_VL",
+        "idefics2-8b": "Idefics2",
+    }  # fmt: skip
+    for name, family in families.items():
         shape = find_backbone(name).shape
         text = dict(
             hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
@@ -140,13 +144,19 @@ def test_the_registrys_shapes_are_those_of_the_published_configurations():
         if family == "Qwen2_5_VL":
             vision: object = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16,
                                   out_hidden_size=shape.hidden)  # fmt: skip
+        elif family == "Idefics2":
+            text = transformers.MistralConfig(**text)
+            vision = dict(hidden_size=1152, image_size=980, intermediate_size=4304, num_attention_heads=16,
+                          num_hidden_layers=27, patch_size=14)  # fmt: skip
         else:
             text, vision = transformers.LlamaConfig(**text), transformers.CLIPVisionConfig(**clip)
         config = getattr(transformers, f"{family}Config")(text_config=text, vision_config=vision)
         with torch.device("meta"):
             model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
         assert sum(p.numel() for p in model.parameters()) == shape.parameters
-        tower = model.model.visual if family == "Qwen2_5_VL" else model.model.vision_tower
+        if family == "Idefics2":
+            assert config.perceiver_config.resampler_n_latents == shape.image_tokens
+        tower = model.get_submodule(find_backbone(name).paths.vision_tower)
         merger = tower.merger.parameters() if family == "Qwen2_5_VL" else ()
         newline = [p for part, p in model.named_parameters() if part.endswith("image_newline")]
         fixed = sum(p.numel() for p in [*tower.parameters(), *newline])
