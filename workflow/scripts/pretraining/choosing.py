@@ -10,8 +10,8 @@ the labels "+" and "-", or a picture of the benchmark:
    captions and questions about attributes in between.
 
 Four layers that are shown labels alone do not learn this in as many steps. What helps is to say where a picture is to
-be known: at its question and at its label, half-way up, all of its attributes can be read. Half of the episodes have
-labels that no table of words holds, so that what is learned works for "+" and "-" as for any other word.
+be known: at its question and at its label, half-way up, all of its attributes can be read. In seven of ten episodes the
+labels are vectors that no table of words holds, so that what is learned works for "+" and "-" as for any other word.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ who share a taste, and no picture of the benchmark.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,12 +34,6 @@ class Episodes:
     told: np.ndarray
     labels: np.ndarray
     pictures: np.ndarray | None = None
-
-    def __getitem__(self, rows: slice) -> Episodes:
-        pictures = None if self.pictures is None else self.pictures[rows]
-        return replace(
-            self, values=self.values[rows], told=self.told[rows], labels=self.labels[rows], pictures=pictures
-        )
 
 
 def rules(rng: np.random.Generator, relevant: np.ndarray) -> np.ndarray:
@@ -92,7 +86,7 @@ def ruled(rng: np.random.Generator, rows: int, entries: int, varying: int, relev
 
 
 CONTRADICTED = 0.15
-"""Share of pictures of which the prompt tells another number or item."""
+"""Share of pictures for whose prompt the number or the item is drawn anew, so that it may be another one."""
 
 
 class PoolEpisodes:
@@ -109,11 +103,15 @@ class PoolEpisodes:
         self._first = np.searchsorted(content[self._order], np.arange(SIZES[0] * SIZES[1] + 1))
         self._content = content
 
-    def __call__(self, rng: np.random.Generator, rows: int, entries: int, relevant: Sequence[int], rivals: float):
-        """
+    def __call__(
+        self, rng: np.random.Generator, rows: int, entries: int, relevant: Sequence[int], rivals: float
+    ) -> Episodes:
+        """Episodes of pictures that differ in everything; in three of ten a prompt that is not true counts as well.
+
         Args:
-            relevant: how many attributes matter, from ... to. rivals: the share of episodes in which a picture's label
-                says whether it is better than another picture of its content, rather than than the average picture.
+            relevant: how many attributes matter, from ... to.
+            rivals: the share of episodes in which a label says whether a picture is better than another one of its
+                content; in the others, whether it is better than the average picture.
         """
         pictures = rng.integers(0, len(self.values), (rows, entries))
         values = self.values[pictures]
@@ -124,9 +122,9 @@ class PoolEpisodes:
         gain = utilities(weights, values) - against
         told = values[..., : len(PROMPTED)].copy()
         other = rng.integers(0, SIZES[: len(PROMPTED)], told.shape)
-        wrong = (rng.random(told.shape[:2]) < CONTRADICTED)[..., None] & (rng.permuted(
-            np.tile([True, False], (*told.shape[:2], 1)), axis=-1))  # fmt: skip
-        told = np.where(wrong, other, told)
+        untrue = rng.random(told.shape[:2]) < CONTRADICTED
+        which = rng.permuted(np.tile([True, False], (*told.shape[:2], 1)), axis=-1)  # the number or the item
+        told = np.where(untrue[..., None] & which, other, told)
         contradicted = (told != values[..., : len(PROMPTED)]).any(-1)
         gain += rng.normal(0, 1, (rows, 1)) * (rng.random((rows, 1)) < 0.3) * (contradicted - CONTRADICTED)
         labels = np.where(gain == 0, rng.integers(0, 2, gain.shape), gain > 0)
