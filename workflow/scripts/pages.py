@@ -113,6 +113,16 @@ def _curves(table: pd.DataFrame) -> str:
     return f"{_sizes(table, shown)}\n\n{_grid(table, ['method', 'steps', 'seeds'], shown)}\n"
 
 
+def _choices(table: pd.DataFrame) -> str:
+    """Accuracies after the longest history, and of what reads none."""
+    table = table[table["n_ref"].isin([0, table["n_ref"].max()])]
+    table = table.assign(metric=[f"{r.users}: {r.k} of {r.candidates}" for r in table.itertuples()])
+    shown = ["seen: 1 of 2", "unseen: 1 of 2", "all: 1 of 2", *(f"all: {k} of 4" for k in (1, 2, 3))]
+    counts = table.groupby("metric")["n"].max()
+    sizes = f"Choices: {counts['seen: 1 of 2']} of seen and {counts['unseen: 1 of 2']} of unseen users"
+    return f"{sizes}, after {table['n_ref'].max()} choices of history.\n\n{_grid(table, ['method'], shown)}\n"
+
+
 def _full_size(table: pd.DataFrame) -> str:
     planned, took = table["planned_training_bytes"], table["training_bytes"]
     columns = {
@@ -165,6 +175,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "small": _main("small"),
     "small ablation": _ablation("small"),
     "small controls": _from("small/controls.csv", _controls),
+    "choices": _from("preference-mini/table1.csv", _choices),
     "full size": _from(f"{SPEED}/full_size.csv", _full_size),
     "cpu": _from(f"{SPEED}/cpu.csv", _cpu),
 }
