@@ -41,7 +41,39 @@ def interval(found):
     return [found["value"], found["low"], found["high"]]
 
 
+def choices(method, users, table="table1"):
+    where = {"method": method, "users": users, "candidates": 2, "k": 1}
+    rows = pd.read_csv(ROOT / "figures" / "preference-mini" / f"{table}.csv")
+    rows = rows[rows["n_ref"].isin([0, 8])]
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    assert len(rows) == 1, where
+    return rows.iloc[0]
+
+
+def worth(method, before):
+    return choices(method, "all")["value"] - choices(before, "all")["value"]
+
+
+def against(baseline):
+    rows = pd.read_csv(ROOT / "figures" / "preference-mini" / "comparisons.csv")
+    rows = rows[(rows["baseline"] == baseline) & (rows["n_ref"] == 8)]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
 SENTENCES = {
+    rf"nobody trained on in {NUMBER} \[{NUMBER}, {NUMBER}\] of the cases": lambda: interval(
+        choices("Prototypes", "unseen")
+    ),
+    rf"the population's choice {NUMBER}, an ideal reader {NUMBER}\)": lambda: [
+        choices("Population's choice", "unseen")["value"], choices("Ideal reader of the history", "unseen")["value"]
+    ],
+    rf"and of seen users in {NUMBER}\.": lambda: [choices("Prototypes", "seen")["value"]],
+    rf"Losses of pairs are worth {NUMBER}, prompts nothing": lambda: [worth("+ losses of pairs", "+ prompts")],
+    rf"prototypes nothing \((-\.\d+) \[(-\.\d+), {NUMBER}\]\)": lambda: [
+        against("+ losses of pairs")[column] for column in ("difference", "low", "high")
+    ],
     rf"PrefMoE's AUC is {NUMBER} \[{NUMBER}, {NUMBER}\] \(n": lambda: interval(table1("PrefMoE", "auc_told")),
     rf"and {NUMBER} and {NUMBER} with somebody else's prefix and with zeros": lambda: [
         prefixed("other_user"), prefixed("zero_prefix")
@@ -79,9 +111,9 @@ def test_numbers_in_sentences_are_those_of_the_tables(text, sentence):
 
 
 def test_the_numbers_of_questions_are_those_of_the_tables(text):
-    assert re.findall(r"\(n (\d+)(?=[,;)])", text) == [
-        str(table1("PrefMoE", metric)["n"]) for metric in ("auc_told", "auc_untold_fresh")
-    ]
+    sizes = [table1("PrefMoE", metric)["n"] for metric in ("auc_told", "auc_untold_fresh")]
+    sizes.append(choices("Prototypes", "unseen")["n"])
+    assert re.findall(r"\(n (\d+)(?=[,;)])", text) == list(map(str, sizes))
 
 
 def test_what_the_sentences_conclude_follows_from_the_tables():
@@ -92,5 +124,7 @@ def test_what_the_sentences_conclude_follows_from_the_tables():
     )
     assert frozen["p_users_holm"] > 0.05  # "is not told apart from it"
     assert table1("LoRA with profile", "auc_told")["value"] > table1("PrefMoE", "auc_told")["value"]  # "stays ahead"
+    assert abs(worth("+ prompts", "Choices alone")) < 0.01 and against("Choices alone")["p_users_holm"] < 0.05
+    assert against("+ losses of pairs")["p_users_holm"] > 0.05  # prototypes: "nothing"
     popular = table1("Popular choice", "preference", NO_BACKBONE)
     assert popular["value"] > table1("PrefMoE", "preference")["value"]  # "is above"

@@ -155,7 +155,8 @@ def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) 
 def _measured(answers: pd.DataFrame, about_choices: bool) -> tuple[int, dict[str, float]]:
     """The number of questions, or of choices, and each metric's value."""
     if about_choices:
-        values = Ratings("", "", (answers,)).values(2, 1)
+        longest = answers[answers["n_ref"] == answers["n_ref"].max()]
+        values = Ratings("", "", (longest,)).values(2, 1)
         return len(values), {"accuracy": float(values.mean())}
     scored = metrics.score(answers)
     summary = metrics.summarize(scored)
