@@ -123,16 +123,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from prefmoe.config import Choices, load_edition
+    from prefmoe.config import load_edition
     from prefmoe.data.sources import load_benchmark, load_choices
     from prefmoe.system.files import write_json
 
     edition = load_edition(options.edition)
-    about_choices = isinstance(edition.data, Choices)
-    benchmark = load_choices(edition) if about_choices else load_benchmark(edition)
+    benchmark = load_choices(edition) if edition.about_choices else load_benchmark(edition)
     asked = {split: len(indices) for split, indices in benchmark.splits.items()}
     summary = {"digest": benchmark.digest, "users": len(benchmark.users)}
-    summary |= {"choices": asked} if about_choices else {"questions": asked, "transcripts": len(benchmark.transcripts)}
+    if edition.about_choices:
+        summary |= {"choices": asked}
+    else:
+        summary |= {"questions": asked, "transcripts": len(benchmark.transcripts)}
     write_json(options.output, summary)
 
 
@@ -160,11 +162,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _tables(options: argparse.Namespace) -> None:
     from prefmoe.analysis import choice_tables, tables
-    from prefmoe.config import Choices, load_edition
+    from prefmoe.config import load_edition
     from prefmoe.data.sources import load_benchmark, load_choices
 
     edition = load_edition(options.edition)
-    if isinstance(edition.data, Choices):
+    if edition.about_choices:
         made = choice_tables.build(edition, load_choices(edition))
     else:
         made = tables.build(edition, load_benchmark(edition))
@@ -199,11 +201,11 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from prefmoe.config import Choices, load_edition
+    from prefmoe.config import load_edition
     from prefmoe.running import choices, runs
 
-    about_choices = isinstance(load_edition(options.edition).data, Choices)
-    for folder in (choices if about_choices else runs).run_all_seeds(options.edition, options.backbone, options.method):
+    runner = choices if load_edition(options.edition).about_choices else runs
+    for folder in runner.run_all_seeds(options.edition, options.backbone, options.method):
         print(folder)
 
 

@@ -53,7 +53,7 @@ def cases(frame: pd.DataFrame) -> pd.DataFrame:
     if list(table.columns) != list(range(table.shape[1])) or table.shape[1] < 2:
         raise TableError(f"expected candidates 0, 1, ..., found {', '.join(map(str, table.columns))}")
     two = table[[0, 1]]  # only some choices have more than two candidates, and those have all of them
-    bad = ~np.isfinite(two).all(axis=1) | (table.notna().sum(axis=1).isin((2, table.shape[1])) == False)  # noqa: E712
+    bad = ~np.isfinite(two).all(axis=1) | ~table.notna().sum(axis=1).isin((2, table.shape[1]))
     if bad.any():
         index, _, user, n_ref, draw = table.index[bad][0]
         raise TableError(f"choice {index} of {user} (n_ref {n_ref}, draw {draw}): a score is missing or not finite")

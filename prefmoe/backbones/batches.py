@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,19 @@ from prefmoe.backbones.pictures import stack_pictures
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Benchmark, Example, Turn
 from prefmoe.data.controls import Control
+
+_Batch = TypeVar("_Batch")
+
+
+def moved(batch: _Batch, device: str | torch.device) -> _Batch:
+    """A dataclass whose tensors are on a device; those in dictionaries, and in batches that it holds, too."""
+
+    def there(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: there(part) for key, part in value.items()}
+        return value.to(device) if hasattr(value, "to") else value
+
+    return replace(batch, **{field.name: there(getattr(batch, field.name)) for field in fields(batch)})
 
 
 @dataclass(frozen=True)
@@ -60,12 +73,7 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         """The batch with its tensors on a device."""
-        moved: dict[str, Any] = {"inputs": {key: value.to(device) for key, value in self.inputs.items()}}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                moved[field.name] = value.to(device)
-        return replace(self, **moved)
+        return moved(self, device)
 
 
 def pad(

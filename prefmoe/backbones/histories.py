@@ -7,7 +7,7 @@ is looked at once. What comes out is what each target would get alone in a plain
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.batches import moved
 from prefmoe.backbones.errors import CollationError, PromptError
 from prefmoe.backbones.pictures import ProcessedPictures, mean_picture, stack_pictures
 from prefmoe.config.registry import BackboneError
@@ -80,12 +81,7 @@ class HistoryBatch:
 
     def to(self, device: str | torch.device) -> HistoryBatch:
         """The batch with its tensors on a device."""
-        moved: dict[str, Any] = {"pictures": {key: value.to(device) for key, value in self.pictures.items()}}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                moved[field.name] = value.to(device)
-        return replace(self, **moved)
+        return moved(self, device)
 
 
 class HistoryCollator:

@@ -225,7 +225,7 @@ class Edition(Strict):
 
     def _check_choices(self) -> None:
         """Methods and settings for choices between pictures, and for questions, do not mix."""
-        about = isinstance(self.data, Choices)
+        about = self.about_choices
         if wrong := [name for name, method in self.methods.items() if method.about_choices != about]:
             kind = "choices between pictures" if about else "questions"
             raise ValueError(f"data are {self.data.kind}: methods that are not for {kind}: {', '.join(wrong)}")
@@ -254,6 +254,11 @@ class Edition(Strict):
         """The methods whose runs have to be finished before this one's begin."""
         before = getattr(self.methods[method], "begins_with", None)
         return () if before is None else (before,)
+
+    @property
+    def about_choices(self) -> bool:
+        """Whether it is about choices between pictures, and not about questions."""
+        return isinstance(self.data, Choices)
 
     @property
     def drawn(self) -> bool:

@@ -72,6 +72,13 @@ class ChoiceBenchmark:
             raise KeyError(f"split {split!r} is unknown; this benchmark has {', '.join(self.splits)}")
         return [self.choices[i] for i in self.splits[split]]
 
+    def by_user(self, split: str) -> dict[str, list[Choice]]:
+        """The targets of one split by user, users in order of their first; see `select`."""
+        found: dict[str, list[Choice]] = {}
+        for choice in self.select(split):
+            found.setdefault(choice.user, []).append(choice)
+        return found
+
     def relative(self, picture: Path) -> str:
         """A picture's path from root, as `attributes` names it."""
         return picture.relative_to(self.root).as_posix()

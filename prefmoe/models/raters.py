@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.batches import moved
 from prefmoe.backbones.histories import (
     LABELS,
     HistoryBatch,
@@ -59,8 +60,7 @@ class RatedBatch:
 
     def to(self, device: str | torch.device) -> RatedBatch:
         """The batch with its tensors on a device."""
-        places = {name: getattr(self, name).to(device) for name in ("choices", "entries", "ratings")}
-        return replace(self, histories=self.histories.to(device), **places)
+        return moved(self, device)
 
 
 class Rater(Method):

@@ -96,9 +96,7 @@ class Scorer(Method):
 
     def _best(self, values: Sequence[Any], score: Callable[[Any, str, tuple[Choice, ...], Items], NDArray]) -> Any:
         """The value whose scores are right most often on validation choices, behind their users' whole histories."""
-        by_user: dict[str, list[Choice]] = {}
-        for choice in self.benchmark.select("validation"):
-            by_user.setdefault(choice.user, []).append(choice)
+        by_user = self.benchmark.by_user("validation")
 
         def right(value: Any) -> float:
             found = []
@@ -119,11 +117,9 @@ class Scorer(Method):
     def rate(self, split: str, *, n_ref: int, draw: int) -> pd.DataFrame:
         """Scores of all candidates of a split's choices: a row each, with the columns of predictions. n_ref and draw
         are 0 for what reads no history."""
-        benchmark, by_user, rows = self.benchmark, {}, []
-        for choice in benchmark.select(split):
-            by_user.setdefault(choice.user, []).append(choice)
-        for user, own in by_user.items():
-            history = benchmark.history(user, n_ref, draw, own) if self.reads_history else ()
+        rows = []
+        for user, own in self.benchmark.by_user(split).items():
+            history = self.benchmark.history(user, n_ref, draw, own) if self.reads_history else ()
             items = [(picture, choice.prompt) for choice in own for picture in choice.candidates]
             scores = iter(self.score(user, history, items).tolist())
             told = (n_ref, draw) if self.reads_history else (0, 0)

@@ -14,7 +14,6 @@ import pandas as pd
 import psutil
 
 from prefmoe.config import (
-    Choices,
     Edition,
     LoRAMethod,
     Method,
@@ -244,7 +243,7 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
     width = 4 if small else 2
     four_bit = settings.four_bit and not small and method.table_type != "FFT"
     length, read = prompt_tokens(method, shape, 0), None
-    if isinstance(edition.data, Choices):
+    if edition.about_choices:
         read = reading(edition, method, method_name, shape)
         users, asked, learned = read.users, read.asked, read.learned
     else:
@@ -374,7 +373,7 @@ def table(edition: Edition | str) -> pd.DataFrame:
                 for word, size in (("train", need.training), ("evaluate", need.evaluation))
                 if size and size * in_float32 <= room
             ]
-            users = 0 if isinstance(edition.data, Choices) else _users_and_questions(edition)[0]
+            users = 0 if edition.about_choices else _users_and_questions(edition)[0]
             rows.append(
                 {
                     "backbone": backbone,

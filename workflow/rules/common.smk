@@ -11,8 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 from prefmoe.system import file_digests, provenance
 from prefmoe.workflow import workflow_lock
-from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, Choices, ConfigError, PrefMoEMethod,
-                            load_edition)
+from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, ConfigError, PrefMoEMethod, load_edition)
 from prefmoe.config.backbone_files import registered_identity
 from prefmoe.config.outputs import committed_folder
 from prefmoe.system.places import (CHOICE_MINIATURE, MINIATURES, data_folder, from_environment, is_miniature, made_backbones,
@@ -46,7 +45,7 @@ PYTHON_FOR_LONG = " ".join(
 # All cores that snakemake was given; where every job is given its own, on a cluster, some.
 ALL_CORES = workflow.resource_settings.cores or 8
 HOURS = 720  # of a cluster's job that goes on where a killed one stopped, in minutes
-ABOUT = "choices" if isinstance(EDITION.data, Choices) else "questions"
+ABOUT = "choices" if EDITION.about_choices else "questions"
 DATA_NEEDED = {
     "mmpb": "MMPB-clean (mmpb_clean/)",
     "pick_a_pic": "the parquet files of Pick-a-Pic v2",

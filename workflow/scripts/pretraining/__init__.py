@@ -15,11 +15,9 @@ about people invented for one conversation.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 
 from prefmoe.config import RESULTS
@@ -30,7 +28,7 @@ from pretraining.drawings import pool_without_users
 from pretraining.errors import PretrainingError
 from pretraining.language import LESSONS, train_joint, train_text
 from pretraining.miniatures import FOLDERS, WEIGHTS, adopt_language_model, build_model, save
-from pretraining.place import forget, read
+from pretraining.place import finished
 from pretraining.vision import pool_features, train_vision
 
 _POOL = {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250}
@@ -132,18 +130,7 @@ def pretrain(
 
     def stage(name: str, train: Callable[[Path], object]) -> None:
         nonlocal seconds
-        path, place = work / f"{name}.safetensors", work / f"{name}.place"
-        if not is_intact(path):
-            began = time.time()
-            if is_intact(place):  # what an interrupted run had spent
-                began -= read(place)[0]["at"]["seconds"]
-            train(place)
-            with whole_file(path, sealed=True) as partial:
-                save_model(model, str(partial), metadata={"seconds": f"{time.time() - began:.0f}"})
-            forget(place)
-        load_model(model, path)
-        with safe_open(path, "pt") as file:
-            seconds += float((file.metadata() or {}).get("seconds", 0))
+        seconds += finished(name, work, model, train)
 
     def adopt_text(place: Path) -> None:
         learned = work.parent / work_folder("llava-mini", seed).name / "text.safetensors"

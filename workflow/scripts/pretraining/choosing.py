@@ -17,26 +17,22 @@ labels are vectors that no table of words holds, so that what is learned works f
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from prefmoe.config import RESULTS
 from prefmoe.running.record import hardware
-from prefmoe.system.files import is_intact, whole_file
 from pretraining.episodes import NAMES, Episodes, PoolEpisodes, repeated, ruled
 from pretraining.errors import PretrainingError
 from pretraining.idefics2 import FOLDER, NAME, build_model
 from pretraining.miniatures import write
-from pretraining.place import Place, forget, read
+from pretraining.place import Place, finished
 from pretraining.sorting import EpisodeReader, answered, questions_about
 from pretraining.sorting_abilities import measure_sorting
 from pretraining.tower import ChoicePictures, all_tokens, draw_choice_pool, train_tower
@@ -218,18 +214,7 @@ def pretrain_choices(
     seconds: dict[str, float] = {}
 
     def stage(name: str, train: Callable[[Path], object]) -> None:
-        path, place = work / f"{name}.safetensors", work / f"{name}.place"
-        if not is_intact(path):
-            began = time.time()
-            if is_intact(place):  # what an interrupted run had spent
-                began -= read(place)[0]["at"]["seconds"]
-            train(place)
-            with whole_file(path, sealed=True) as partial:
-                save_model(model, str(partial), metadata={"seconds": f"{time.time() - began:.0f}"})
-            forget(place)
-        load_model(model, path)
-        with safe_open(path, "pt") as file:
-            seconds[name] = float((file.metadata() or {}).get("seconds", 0))
+        seconds[name] = finished(name, work, model, train)
 
     stage("words", lambda place: train_words(model, tokenizer, **recipe["words"], seed=seed, path=place))
     pool = draw_choice_pool(recipe["pool"], seed=0, folder=work.parent)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_model, save_file, save_model
 
 from prefmoe.system.files import is_intact, seal_of, whole_file
 
@@ -28,6 +29,29 @@ def forget(path: Path) -> None:
     """Removes the place of a stage that is finished, and its seal."""
     for file in (path, seal_of(path)):
         file.unlink(missing_ok=True)
+
+
+def finished(name: str, work: Path, model: torch.nn.Module, train: Callable[[Path], object]) -> float:
+    """A stage's weights in the model: trained, or those that were kept when it was finished.
+
+    Args:
+        name: of the stage; work: the folder where its weights, and until then its place, are kept.
+        train: trains the model in place, from the `Place` of this path on.
+
+    Returns the seconds that the stage took, those of interrupted runs included.
+    """
+    path, place = work / f"{name}.safetensors", work / f"{name}.place"
+    if not is_intact(path):
+        began = time.time()
+        if is_intact(place):  # what an interrupted run had spent
+            began -= read(place)[0]["at"]["seconds"]
+        train(place)
+        with whole_file(path, sealed=True) as partial:
+            save_model(model, str(partial), metadata={"seconds": f"{time.time() - began:.0f}"})
+        forget(place)
+    load_model(model, path)
+    with safe_open(path, "pt") as file:
+        return float((file.metadata() or {}).get("seconds", 0))
 
 
 class Place:
