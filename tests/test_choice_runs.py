@@ -374,3 +374,12 @@ def test_what_a_method_begins_with_is_needed_by_it_and_run_before_it():
     assert (edition.needs("Full"), edition.needs("Ranked")) == (("Ranked",), ())
     assert edition.runs() == [("tiny", "ZeroShot"), ("tiny", "Ranked"), ("tiny", "Full")]
     assert edition.histories.asked("Full") == (1, 3) and edition.histories.asked("Ranked") == (3,)
+
+
+def test_settings_are_chosen_after_whole_histories_whatever_else_a_method_is_asked_after(copied):
+    """Also where a trial has just the edition's settings."""
+    workbench = ChoiceWorkbench(EDITION, "tiny", results="results")
+    assert workbench.asked("Full") == {"test": (1, 3), "unseen": (1, 3)}
+    assert workbench.validation() == {"validation": (3,)}
+    folder = workbench.run(EDITION.methods["Full"], 0, copied / "trial", asked=workbench.validation(), about={})
+    assert set(pd.read_parquet(folder / "predictions.parquet")["n_ref"]) == {3}

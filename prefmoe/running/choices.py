@@ -28,7 +28,6 @@ from prefmoe.config import (
     Training,
     is_trained,
     load_edition,
-    run_folder,
 )
 from prefmoe.data.choices import Choice, ChoiceBenchmark
 from prefmoe.data.sources import load_choices
@@ -43,9 +42,6 @@ from prefmoe.system import distributed, memory, provenance
 from prefmoe.system.files import is_intact, write_parquet
 from prefmoe.system.progress import progress_bar
 from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, read_story, seal, verify
-
-ASKED: Asked = {"test": (0,), "unseen": (0,)}
-"""The splits whose choices are predicted."""
 
 MEMORY_HINT = "lower histories.batch_size, or set hardware.four_bit: true"
 
@@ -215,8 +211,7 @@ class ChoiceWorkbench(Workbench):
         name = getattr(config, "begins_with", None)
         if name is None:
             return None
-        run_method(self.edition, self.backbone_name, name, seed, results=self.results, workbench=self)
-        return run_folder(self.results, self.edition.name, self.backbone_name, name, seed)
+        return run_method(self.edition, self.backbone_name, name, seed, workbench=self)
 
     def method(self, config: Method, seed: int, *, look: bool = False) -> Rater | Scorer:
         """An untrained method on a pristine backbone; in stage 2 with what stage 1 has learned."""
@@ -233,7 +228,7 @@ class ChoiceWorkbench(Workbench):
             "method": config.model_dump(mode="json", exclude={"label"}),
             "begins_with": read_story(before)["inputs_digest"] if before else None,
             "training": self.edition.training.model_dump(mode="json", exclude={"checkpoint_every"}),
-            "histories": self._settings(config).model_dump(mode="json", exclude={"at_lengths"}),
+            "histories": self._histories(asked),
             "four_bit": self.edition.hardware.four_bit,
             "seed": seed,
             "data": self.benchmark.digest,
@@ -241,11 +236,18 @@ class ChoiceWorkbench(Workbench):
             "code": provenance.code_digest((*provenance.RUN_MODULES, __name__), methods=(config.source(),)),
         }
 
-    def _settings(self, config: Method) -> Histories:
-        """The edition's histories, with just the lengths after which this method is asked."""
-        names = [name for name, method in self.edition.methods.items() if method == config]
-        settings = self.edition.histories
-        return settings.model_copy(update={"lengths": settings.asked(names[0] if names else "")})
+    def asked(self, method: str) -> Asked:
+        """The splits whose choices are predicted, after histories of the lengths that the edition has for a method."""
+        return dict.fromkeys(self.edition.evaluation.splits, self.edition.histories.asked(method))
+
+    def validation(self) -> Asked:
+        """What settings are chosen by: validation choices, after whole histories."""
+        return {"validation": (self.edition.histories.n_ref,)}
+
+    def _histories(self, asked: Asked) -> dict[str, Any]:
+        """The edition's histories in JSON types, with what is asked in the place of what others are."""
+        settings = self.edition.histories.model_dump(mode="json", exclude={"lengths", "at_lengths"})
+        return {**settings, "asked": {split: list(lengths) for split, lengths in asked.items()}}
 
     def _work(
         self,
@@ -257,8 +259,8 @@ class ChoiceWorkbench(Workbench):
         about: dict[str, Any],
     ) -> None:
         """Fills a run's folder; run.json comes last."""
-        settings, training = self._settings(config), None
-        self.benchmark.check_histories(max(settings.lengths))
+        settings, training = self.edition.histories, None
+        self.benchmark.check_histories(max(settings.n_ref, *(max(lengths) for lengths in asked.values())))
         method = self.method(config, seed)
         if is_trained(config):
             choices = self.benchmark.select("train")
@@ -269,7 +271,10 @@ class ChoiceWorkbench(Workbench):
         if not splits:
             raise RunError(f"{self.benchmark.root}: no choices in the split(s) {', '.join(asked)}")
         for split in splits:
-            for n_ref, draw in ((n_ref, draw) for n_ref in settings.lengths for draw in range(settings.draws)):
+            if isinstance(method, Scorer) and not method.reads_history:
+                frames.append(method.rate(split, n_ref=0, draw=0))
+                continue
+            for n_ref, draw in ((n_ref, draw) for n_ref in asked[split] for draw in range(settings.draws)):
                 if isinstance(method, Scorer):
                     frames.append(method.rate(split, n_ref=n_ref, draw=draw))
                 else:
@@ -279,7 +284,7 @@ class ChoiceWorkbench(Workbench):
         method.save_pretrained(folder / METHOD_FOLDER)
         if not distributed.state().is_main_process:
             return
-        write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True).drop_duplicates())
+        write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
         seal(
             folder,
             {
@@ -288,7 +293,7 @@ class ChoiceWorkbench(Workbench):
                 "config": {
                     "method": config.model_dump(mode="json"),
                     "training": self.edition.training.model_dump(mode="json"),
-                    "histories": settings.model_dump(mode="json"),
+                    "histories": self._histories(asked),
                 },
                 "parameters": method.describe(),
                 "context_tokens": self._context_tokens(config, method),

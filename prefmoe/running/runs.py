@@ -39,7 +39,8 @@ from prefmoe.system.run_files import CONTROLS_FILE, METHOD_FOLDER, PREDICTIONS_F
 log = logging.getLogger(__name__)
 
 Asked = Mapping[str, Sequence[int]]
-"""The splits whose questions are answered, each after so many exchanges of small talk."""
+"""The splits whose questions are answered, each after so many exchanges of small talk (choices: after histories of so
+many choices)."""
 
 
 APART = {"turns", "unseen_turns", "splits", "controls"}
@@ -151,6 +152,14 @@ class Workbench:
     def weights_digest(self) -> str:
         """Identifies the backbone's weights."""
         return weights_digest(find_backbone(self.backbone_name))
+
+    def asked(self, method: str) -> Asked:
+        """What a method of the edition is asked in a run of its own."""
+        return self.edition.evaluation.asked
+
+    def validation(self) -> Asked:
+        """What settings are chosen by: validation questions, without small talk."""
+        return {"validation": (0,)}
 
     def method(self, config: Method, seed: int, *, look: bool = False) -> BuiltMethod:
         """An untrained method on a pristine backbone; see `backbone`."""
@@ -332,7 +341,7 @@ def run_method(
         edition.methods[method_name],
         seed,
         run_folder(workbench.results, edition.name, workbench.backbone_name, method_name, seed),
-        asked=edition.evaluation.asked,
+        asked=workbench.asked(method_name),
         controls=edition.evaluation.controls,
         about={"edition": edition.name, "backbone": workbench.backbone_name, "method": method_name},
     )

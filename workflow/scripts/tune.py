@@ -17,7 +17,7 @@ from pydantic import Field
 from prefmoe import metrics
 from prefmoe.analysis.choices import Ratings
 from prefmoe.cli import call
-from prefmoe.config import CONFIG_FOLDER, RESULTS, Choices, ConfigError, Edition, Method, Seed, Setting, load_edition
+from prefmoe.config import CONFIG_FOLDER, RESULTS, ConfigError, Edition, Method, Seed, Setting, load_edition
 from prefmoe.config.outputs import trials_file
 from prefmoe.running.choices import ChoiceWorkbench
 from prefmoe.running.runs import Workbench
@@ -136,10 +136,10 @@ def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) 
         apply_settings(edition.methods[method], settings),
         seed,
         trial_folder(edition, workbench.backbone_name, method, settings, workbench.results),
-        asked={"validation": (0,)},
+        asked=workbench.validation(),
         about={"edition": edition.name, "backbone": workbench.backbone_name, "method": method, "settings": settings},
     )
-    n, measured = _measured(read_predictions(folder), isinstance(edition.data, Choices))
+    n, measured = _measured(read_predictions(folder), edition.about_choices)
     seconds = read_story(folder)["seconds"]["train"]
     return {
         "backbone": workbench.backbone_name,
@@ -155,8 +155,7 @@ def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) 
 def _measured(answers: pd.DataFrame, about_choices: bool) -> tuple[int, dict[str, float]]:
     """The number of questions, or of choices, and each metric's value."""
     if about_choices:
-        longest = answers[answers["n_ref"] == answers["n_ref"].max()]
-        values = Ratings("", "", (longest,)).values(2, 1)
+        values = Ratings("", "", (answers,)).values(2, 1)
         return len(values), {"accuracy": float(values.mean())}
     scored = metrics.score(answers)
     summary = metrics.summarize(scored)
@@ -204,7 +203,7 @@ def tune(
     for backbone in backbones or edition.backbones:
         if backbone not in (grid.backbones or edition.backbones):
             continue
-        bench = ChoiceWorkbench if isinstance(edition.data, Choices) else Workbench
+        bench = ChoiceWorkbench if edition.about_choices else Workbench
         workbench = bench(edition, backbone, results=results)
         for method in methods or grid.methods:
             if (backbone, method) not in edition.runs():  # a rival, say
