@@ -46,6 +46,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("edition", ["mini", "preference-mini", "small", "small-sample", "speed"])
+def test_what_pages_show_is_no_file_that_git_ignores(edition):
+    shown, other = FIGURES / edition / "table1.csv", FIGURES / "somebody-s-own" / "table1.csv"
+    if not (ROOT / ".git").exists():
+        pytest.skip("no clone")
+    assert publish.ignored_by_git([shown, other]) == [other]
+
+
 def test_figures_are_those_that_were_made_and_what_was_not_made_stays(clone):
     pages = {name: (clone / name).read_text(encoding="utf-8") for name in PAGES}
     written = publish.publish("mini", root=clone)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,8 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    for path in update_pages() if options.what == ONLY_PAGES else publish(options.what):
+    written = update_pages() if options.what == ONLY_PAGES else publish(options.what)
+    for path in written:
         print(path)
+    if ignored := ignored_by_git(written):
+        folders = ", ".join(sorted({path.parent.relative_to(ROOT).as_posix() for path in ignored}))
+        print(f"git ignores {len(ignored)} of these files, which nobody will get: except {folders} in .gitignore",
+              file=sys.stderr)  # fmt: skip
+
+
+def ignored_by_git(paths: Sequence[Path], *, root: Path = ROOT) -> list[Path]:
+    """Those of some files of a clone that a commit will not have; none outside git."""
+    names = "\n".join((root / path).relative_to(root).as_posix() for path in paths)
+    command = ["git", "-C", str(root), "check-ignore", "--stdin"]
+    try:
+        found = subprocess.run(command, input=names, capture_output=True, text=True).stdout
+    except OSError:
+        return []
+    return [root / name for name in found.splitlines()]
 
 
 def publish(what: str, *, root: Path = ROOT) -> list[Path]:
