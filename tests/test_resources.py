@@ -156,6 +156,10 @@ def test_the_registrys_shapes_are_those_of_the_published_configurations():
         assert sum(p.numel() for p in model.parameters()) == shape.parameters
         if family == "Idefics2":
             assert config.perceiver_config.resampler_n_latents == shape.image_tokens
+            assert sum(p.numel() for p in model.model.connector.parameters()) == shape.connector
+            vocabulary = sum(m.weight.numel() for m in (model.lm_head, model.get_input_embeddings()))
+            layers = sum(p.numel() for p in model.model.text_model.parameters()) - vocabulary // 2
+            assert shape.decoder == layers, "a connector of 743 million weights is not quantised"
         tower = model.get_submodule(find_backbone(name).paths.vision_tower)
         merger = tower.merger.parameters() if family == "Qwen2_5_VL" else ()
         newline = [p for part, p in model.named_parameters() if part.endswith("image_newline")]

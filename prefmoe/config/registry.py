@@ -53,7 +53,8 @@ class Shape(Frozen):
 
     Attributes:
         parameters: all of them. vision: those that nothing trains: of the tower, without the projector, and the
-            embedding of an image's line ends where there is one.
+            embedding of an image's line ends where there is one. connector: of a large part between tower and decoder,
+            which is never quantised.
         heads, key_value_heads, head_size: of the decoder's attention; head_size is hidden / heads when absent.
         intermediate: of the MLP; with routed experts, of those that one token meets.
         image_tokens: of a picture of about a megapixel; the most there can be where that is fixed.
@@ -74,6 +75,7 @@ class Shape(Frozen):
     head_size: int = 0
     adapted: int = 0
     active: int = 0
+    connector: int = 0
     tied: bool = False
 
     @model_validator(mode="before")
@@ -85,8 +87,9 @@ class Shape(Frozen):
 
     @property
     def decoder(self) -> int:
-        """Parameters beside the vision tower and the two vocabularies: decoder layers (and the small projector)."""
-        return self.parameters - self.vision - (1 if self.tied else 2) * self.vocabulary * self.hidden
+        """Parameters of the decoder layers, and of a small projector."""
+        vocabularies = (1 if self.tied else 2) * self.vocabulary * self.hidden
+        return self.parameters - self.vision - self.connector - vocabularies
 
 
 class BackboneEntry(Frozen):

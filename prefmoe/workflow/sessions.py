@@ -63,7 +63,8 @@ def reading(edition: Edition, method: Method, name: str, shape: Shape) -> Readin
     candidates = 2 if isinstance(data, PickAPicData) else 4
     longest = max(settings.asked(name))
     asked = settings.batch_size * session_tokens(method, shape, longest, candidates * most, prompt)
-    tower, decoder = 2 * shape.vision * PATCHES, 2 * (shape.active or shape.decoder)  # operations: a picture, a token
+    tower = 2 * (shape.vision * PATCHES + shape.connector * shape.image_tokens)  # operations for a picture
+    decoder = 2 * (shape.active or shape.decoder)  # and for a token
     operations, learned, pictures = 0.0, 0, 0
     if method.table_type != "NT":
         histories = training.batch_size // settings.targets
