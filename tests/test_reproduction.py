@@ -229,3 +229,23 @@ def test_an_edition_without_committed_tables_or_without_own_ones_is_said(tmp_pat
 @pytest.mark.parametrize("edition", ["mini", "preference-mini", "small", "small-sample"])
 def test_every_committed_edition_reproduces_itself(edition):
     assert compare_edition(edition, made=FIGURES / edition).verdict == REPRODUCED
+
+
+def test_tables_of_choices_without_seeds_are_held_to_their_intervals(tmp_path):
+    """They have neither a backbone nor a metric, and no spread over seeds; references know no chance at all."""
+    committed = {name: tables.read_table(FIGURES / f"preference-mini/{name}.csv")
+                 for name in ("table1", "table2", "comparisons", "references")}  # fmt: skip
+    about = {"method": "Prototypes", "users": "seen", "n_ref": 8, "candidates": 2, "k": 1}
+    row = committed["table1"][where(committed["table1"], about)].squeeze()
+    sampling = (row["high"] - row["low"]) / 2
+    near = both(tmp_path / "near", committed, table1=moved(committed["table1"], about, 0.9 * sampling))
+    assert near.verdict == WITHIN and set(near.cells["metric"]) >= {"accuracy, 1 of 2", "accuracy, 2 of 4"}
+    assert both(tmp_path / "far", committed, table1=moved(committed["table1"], about, 1.1 * sampling)).verdict == NOT
+    known = {"method": "Best possible", "users": "seen", "n_ref": 0, "candidates": 2, "k": 1}
+    other = both(tmp_path / "known", committed, references=moved(committed["references"], known, 0.001))
+    assert other.verdict == NOT, "nothing was trained for it"
+    pair = {"method": "Prototypes", "baseline": "Population scorer", "users": "all", "n_ref": 8}
+    turned = committed["comparisons"].copy()
+    turned.loc[where(turned, pair), "difference"] *= -1
+    (said,) = both(tmp_path / "turned", committed, comparisons=turned).conclusions
+    assert said.startswith("Prototypes against Population scorer, all, 8: better") and said.endswith("worse here")

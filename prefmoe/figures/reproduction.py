@@ -17,7 +17,7 @@ def draw(cells: pd.DataFrame, title: str, edition: str) -> Figure:
     rows = cells[(cells["table"] == "table1") & cells["committed"].notna() & cells["here"].notna()]
     if rows.empty:
         return style.notice(f"{title}: Table 1 as committed and as made here share no number.")
-    rows = rows.assign(metric=rows["cell"].str.rpartition(", ")[2], far=rows["state"] == "too far")
+    rows = rows.assign(far=rows["state"] == "too far")
     names = list(rows["metric"].unique())
     figure = Figure((8.4, 0.2 + 2.8 * -(-len(names) // 3)), dpi=style.DPI, layout="constrained")
     plot = so.Plot(rows, x="committed", y="here").facet("metric", order=names, wrap=3)
@@ -42,7 +42,7 @@ def draw(cells: pd.DataFrame, title: str, edition: str) -> Figure:
     return style.finish(
         figure,
         title,
-        f"Edition {edition}, Table 1: {len(rows)} numbers, a point per method, backbone and turns. Bars: the committed "
+        f"Edition {edition}, Table 1: {len(rows)} numbers, a point per row. Bars: the committed "
         "95 % interval (cluster bootstrap over users). A brown cross is further off than other seeds would take it.",
         alt="Scatter plots of what this machine made against what is committed, a panel per metric.",
     )

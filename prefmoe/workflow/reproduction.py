@@ -40,13 +40,13 @@ KEYS = (
 ESTIMATES = ("value", "difference", "change", "paired_corrected", "count", "share")
 """Columns that are compared; intervals and tests follow from the same answers."""
 
-SPREAD, MAP = "table1_seeds", "user_space"
-"""The yardstick, and the coordinates of a map, which have no meaning from one run to the next: both not compared."""
+SPREAD, MAPS = "table1_seeds", ("user_space", "liked_targets")
+"""The yardstick, and the coordinates of maps, which have no meaning from one run to the next: not compared."""
 
 JUDGED = ("table1", "table2", "comparisons")
 """Tables whose cells have a known spread over seeds. The rest repeats the same answers in finer parts, and is shown."""
 
-EXACT = ("dataset_statistics", "told_statistics", "published_intervals")
+EXACT = ("references", "dataset_statistics", "told_statistics", "published_intervals")
 """Judged too, and without any allowance: nothing in them was trained."""
 
 ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened")
@@ -67,7 +67,7 @@ class ReproductionError(ValueError):
 class Comparison:
     """Two runs' tables side by side.
 
-    cells: a row per compared number: table, cell (what it is about), column, committed, low, high (the committed
+    cells: a row per compared number: table, cell (what it is about), metric, column, committed, low, high (its
         interval), here, difference, scale ("seeds", "interval", "exact" or "unknown"), unit, units, state.
     problems: tables, columns and rows that only one side has.
     notes: what was left out.
@@ -122,7 +122,7 @@ def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[
     scale = _Scale(left.get(SPREAD), right.get(SPREAD), ablation)
     parts = []
     for name in left:
-        if name in right and name not in (SPREAD, MAP):
+        if name in right and name not in (SPREAD, *MAPS):
             cells, found = _aligned(name, left[name], right[name])
             if name in ROWS_DEPEND_ON_ANSWERS:
                 notes += found
@@ -159,7 +159,7 @@ class _Scale:
 
     @staticmethod
     def _place(row: Mapping) -> tuple:
-        return row["method"], row["backbone"], row["turns"], row["metric"]
+        return tuple(row.get(key) for key in ("method", "backbone", "turns", "metric"))
 
     def measured(self, table: str, cells: pd.DataFrame) -> pd.DataFrame:
         """The cells with their scale, unit (the standard deviation of a difference) and difference in units."""
@@ -176,10 +176,10 @@ class _Scale:
             return "exact", 0.0
         if table not in JUDGED:
             return "unknown", np.nan
-        if table == "table2":
+        if "components" in keys:
             keys = keys | {"method": self.labels.get(keys["components"]), "backbone": self.backbone}
         names = [keys["method"], *([keys["baseline"]] if "baseline" in keys else [])]
-        known = [self.own.get((name, keys["backbone"], keys["turns"], keys["metric"])) for name in names]
+        known = [self.own.get(self._place(keys | {"method": name})) for name in names]
         if any(known):
             return "seeds", float(np.sqrt(sum(unit**2 for unit in known if unit)))
         # Without training there are no seeds, and only answers at a tie may be others: no more than the sampling
@@ -194,7 +194,7 @@ def _aligned(name: str, committed: pd.DataFrame, made: pd.DataFrame) -> tuple[pd
     keys = [key for key in KEYS if key in committed and key in made]
     columns = [c for c in ESTIMATES if c in committed and c in made]
     for table, where in ((committed, "committed"), (made, "this machine's")):
-        if keys and table.duplicated(keys).any():
+        if columns and table.duplicated(keys).any():
             twice = table.loc[table.duplicated(keys), keys].iloc[0]
             raise ReproductionError(f"{where} {name}.csv: two rows for {_text(twice.to_dict())}")
     both = committed.merge(made, on=keys, how="outer", suffixes=("", " here"), indicator="side", sort=False)
@@ -209,11 +209,18 @@ def _aligned(name: str, committed: pd.DataFrame, made: pd.DataFrame) -> tuple[pd
                       for b in ("low", "high")}  # fmt: skip
             rows.append({
                 "table": name, "cell": _text(about), "column": column, "committed": row[column], **bounds,
-                "here": row[f"{column} here"], "n": row.get("n", np.nan), "keys": about,
+                "here": row[f"{column} here"], "n": row.get("n", np.nan), "keys": about, "metric": _metric(about),
             })  # fmt: skip
-    columns = ["table", "cell", "column", "committed", "low", "high", "here", "n", "keys"]
+    columns = ["table", "cell", "metric", "column", "committed", "low", "high", "here", "n", "keys"]
     cells = pd.DataFrame(rows, columns=columns)
     return cells.astype(dict.fromkeys(("committed", "low", "high", "here", "n"), float)), problems
+
+
+def _metric(about: Mapping) -> str:
+    """The measure of a row; of a table of choices that has none, among how many pictures one is right."""
+    if "metric" in about:
+        return about["metric"]
+    return f"accuracy, {about['k']} of {about['candidates']}" if {"k", "candidates"} <= about.keys() else ""
 
 
 def _text(about: Mapping) -> str:
@@ -233,9 +240,10 @@ def _changed_conclusions(committed: pd.DataFrame | None, made: pd.DataFrame | No
     """Paired comparisons whose corrected test allows to say something else in one run than in the other, in words."""
     if committed is None or made is None:
         return []
-    keys = ["method", "baseline", "backbone", "turns", "metric"]
+    keys = [key for key in KEYS if key in committed and key in made]
     both = committed.merge(made, on=keys, suffixes=("", " here"))
-    sides = [both[["metric"]].assign(difference=both[f"difference{side}"], p=both[f"p_users_holm{side}"])
+    metric = both["metric"] if "metric" in both else "accuracy"
+    sides = [both[[]].assign(metric=metric, difference=both[f"difference{side}"], p=both[f"p_users_holm{side}"])
              for side in ("", " here")]  # fmt: skip
     words = [verdict_words(side, side["p"] < 0.05) for side in sides]
     return [
