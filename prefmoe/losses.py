@@ -1,10 +1,12 @@
-"""The equations: PrefMoE's terms beside the answer loss (Lyu et al. 2026), and the loss of a choice between pictures.
+"""The equations: PrefMoE's terms beside the answer loss (Lyu et al. 2026), the loss of a choice, and MMD.
 
 Every similarity is a cosine, every term is one number, and no term loops over users, facets, examples or choices.
 B = examples of a batch, F = facets, N = counterfactual users, H = hidden size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -191,6 +193,57 @@ def pairwise_preference(
     liked, disliked = softplus(minus_liked - plus_liked), softplus(plus_disliked - minus_disliked)
     base = (liked + disliked).mean() / 2
     return base, softplus(plus_disliked - plus_liked).mean(), softplus(minus_liked - minus_disliked).mean()
+
+
+def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | Tensor) -> Tensor:
+    """Squared maximum mean discrepancy between two samples, unbiased (Gretton et al. 2012, Equation 3).
+
+    With the kernel k(a, b) = mean over s of exp(-|a - b|^2 / (2 s^2)), a mixture of RBF kernels of bandwidths s:
+
+        mmd = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
+
+    It is 0 in expectation where both samples are of one distribution (and may then be negative). Whether x_i and y_i
+    belong together plays no part: distributions are compared, not points. One bandwidth has no gradient between
+    samples that are far apart in its units; several reach further (`median_bandwidths`).
+
+    Args:
+        x: (N, H). y: (M, H). bandwidths: (S,) positive numbers, in the units of x and y.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: if a sample has fewer than two rows, their widths differ, or a bandwidth is not positive.
+    """
+    if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise ValueError(f"expected two samples of two rows or more, of one width, found {[*x.shape]} and {[*y.shape]}")
+    scales = torch.as_tensor(bandwidths, dtype=x.dtype, device=x.device).reshape(-1)
+    if not isinstance(bandwidths, Tensor) and not (len(bandwidths) and min(bandwidths) > 0):
+        raise ValueError(f"expected positive bandwidths, found {list(bandwidths)}")
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        squared = _squared_distances(a, b)
+        return torch.exp(-squared / (2 * scales[:, None, None].square())).mean(0)
+
+    def within(a: Tensor) -> Tensor:  # k(a_i, a_i) = 1
+        return (kernel(a, a).sum() - len(a)) / (len(a) * (len(a) - 1))
+
+    return within(x) + within(y) - 2 * kernel(x, y).mean()
+
+
+def median_bandwidths(x: Tensor, y: Tensor, factors: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0)) -> Tensor:
+    """Bandwidths for `mmd`, (S,): the median distance between different rows of both samples, times each factor. No
+    gradient flows through them; where all rows are equal they are the factors themselves."""
+    both = torch.cat([x, y]).detach()
+    rows, columns = torch.triu_indices(len(both), len(both), 1, device=both.device)
+    median = _squared_distances(both, both)[rows, columns].sqrt().median()
+    return torch.where(median > 0, median, torch.ones_like(median)) * torch.tensor(factors).to(median)
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """(N, H) and (M, H) to the (N, M) squared distances, with gradients where rows are equal."""
+    squares = a.square().sum(1)[:, None] + b.square().sum(1)[None, :] - 2 * a @ b.T
+    return squares.clamp_min(0)
 
 
 def _cosines(left: Tensor, right: Tensor) -> Tensor:

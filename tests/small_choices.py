@@ -16,6 +16,7 @@ from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import Edition
 from prefmoe.data import choice_folder, choice_world
+from prefmoe.data.choice_drawing import ATTRIBUTES
 from prefmoe.data.choices import ChoiceBenchmark
 from prefmoe.models.base import build_method
 from prefmoe.models.raters import Rater
@@ -51,7 +52,8 @@ def benchmark() -> ChoiceBenchmark:
 def model_folder() -> Path:
     """The folder of a random Idefics2 that knows the benchmark's prompts and both labels."""
     prompts = " ".join(sorted({choice.prompt for choice in benchmark().choices.values()}))
-    words = f"The prompt is Score for this image {prompts} + -"
+    values = " ".join(" ".join((name, *values)) for name, values in ATTRIBUTES.items())
+    words = f"The prompt is Score for this image {prompts} {values} + -"
     return save_tiny("idefics2", Path(_FOLDER.name) / "tiny", words=words)
 
 

@@ -7,7 +7,14 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from prefmoe.data.choice_drawing import ATTRIBUTES, PROMPTED, draw_choice_picture, prompt_of, random_attributes
+from prefmoe.data.choice_drawing import (
+    ATTRIBUTES,
+    PROMPTED,
+    content_of,
+    draw_choice_picture,
+    prompt_of,
+    random_attributes,
+)
 from prefmoe.data.drawing import ITEM_FACET
 
 PLAIN = {
@@ -100,3 +107,12 @@ def test_a_prompt_counts_in_the_singular():
 def test_unknown_attributes_and_values_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         draw_choice_picture({**PLAIN, **change}, np.random.default_rng(0))
+
+
+def test_what_a_prompt_names_is_read_from_it():
+    for number in ATTRIBUTES["number"]:
+        for item in ATTRIBUTES["item"]:
+            assert content_of(prompt_of(number, item)) == {"number": number, "item": item}
+    for prompt in ("four cats", "one cats", "", "a cat"):
+        with pytest.raises(ValueError, match=f"prompt '{prompt}': expected a number and an item .*'two drums'"):
+            content_of(prompt)

@@ -17,11 +17,13 @@ from prefmoe.backbones.errors import CollationError, PromptError, PromptTooLong
 from prefmoe.backbones.histories import (
     HistoryBatch,
     HistoryCollator,
+    Question,
     Rated,
     Session,
     hidden_states,
     label_ids,
     label_logits,
+    layer_states,
     picture_features,
 )
 from prefmoe.backbones.loading import load_backbone
@@ -95,6 +97,57 @@ def test_packed_targets_are_answered_as_each_alone_in_a_plain_sequence(folders, 
             expected = plain(backbone, one, k)
             torch.testing.assert_close(target[row, k], expected[-1], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(rated[row, : len(one.history)], expected[:-1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_questions_are_answered_as_alone_in_a_plain_sequence_and_move_no_target(backbone, pictures):
+    """One session has two questions, of which one has two pictures of its own and an answer of two words."""
+    which = Question("{image} one {image} two The image is", "two dogs", tuple(pictures[:2]))
+    asked = (which, Question("The image is", "cats"))
+    sessions = [session(pictures, 3, 2, seed=1), replace(session(pictures, 2, 1, seed=2), questions=asked)]
+    batch, token = HistoryCollator(backbone)(sessions), backbone.tokenizer.convert_tokens_to_ids
+    hidden = hidden_states(backbone, batch)
+    row, place, said, number = batch.answers
+    assert (row.tolist(), number.tolist()) == ([1, 1, 1], [0, 0, 1])
+    assert said.tolist() == token(["two", "dogs", "cats"])
+    found = backbone.lm_head(hidden[row, place])
+    history = "".join(f"{entry_text(entry.prompt)} {entry.label} " for entry in sessions[1].history)
+    files = [entry.picture for entry in sessions[1].history]
+    for k, (text, shown) in enumerate((
+        ("<image> one <image> two The image is", pictures[:2]),
+        ("<image> one <image> two The image is two", pictures[:2]),
+        ("The image is", []),
+    )):  # fmt: skip
+        images = [Image.open(file).convert("RGB") for file in [*files, *shown]]
+        inputs = backbone.processor(text=[history + text], images=[images], return_tensors="pt")
+        torch.testing.assert_close(found[k], backbone.model(**inputs).logits[0, -1], rtol=1e-4, atol=1e-5)
+    without = HistoryCollator(backbone)([replace(one, questions=()) for one in sessions])
+    assert without.answers.shape == (4, 0)
+    torch.testing.assert_close(answers(backbone, batch)[1], answers(backbone, without)[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "question, message",
+    [
+        (("{image} is", "one", ()), "a place {image} for each picture"),
+        (("The image is", "one", (Path("a.png"),)), "a place {image} for each picture"),
+        (("The image is", "", ()), "an answer that follows it"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(backbone, pictures, question, message):
+    text, answer, shown = question
+    one = replace(session(pictures, 2, 1), questions=(Question(text, answer, shown),))
+    with pytest.raises(PromptError, match=f"session 0: question.*{message}"):
+        HistoryCollator(backbone)([one])
+
+
+@torch.no_grad()
+def test_the_states_of_the_last_layer_are_the_hidden_states_and_the_first_layers_are_others(backbone, pictures):
+    batch = HistoryCollator(backbone)([session(pictures, 3, 2, seed=1)])
+    layers = layer_states(backbone, batch)
+    assert len(layers) == backbone.model.config.text_config.num_hidden_layers
+    torch.testing.assert_close(layers[-1], hidden_states(backbone, batch))
+    assert not torch.allclose(layers[0], layers[-1])
 
 
 def test_places_without_an_entry_or_a_target_are_marked_and_say_nothing(backbone, pictures):
@@ -220,7 +273,7 @@ def test_gradients_reach_tower_and_prefix(backbone, pictures):
 def test_a_batch_moves_as_a_whole(backbone, pictures):
     batch = HistoryCollator(backbone)([session(pictures, 2, 1)]).to("meta")
     tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
-    assert {value.device.type for value in [*tensors, *batch.pictures.values()]} == {"meta"} and len(tensors) == 8
+    assert {value.device.type for value in [*tensors, *batch.pictures.values()]} == {"meta"} and len(tensors) == 9
     assert len(batch) == 1
 
 

@@ -38,20 +38,30 @@ class Rated(NamedTuple):
     label: str
 
 
+class Question(NamedTuple):
+    """A question behind a history, about it or about pictures of its own, each in the place of one ``{image}``."""
+
+    text: str
+    answer: str
+    pictures: tuple[Path, ...] = ()
+
+
 @dataclass(frozen=True)
 class Session:
-    """Pictures with their prompts that are rated after a history, each as if it stood alone behind it."""
+    """Pictures with their prompts that are rated after a history, and questions with answers that are learned from:
+    each as if it stood alone behind the history."""
 
     history: tuple[Rated, ...]
     targets: tuple[tuple[Path, str], ...]
+    questions: tuple[Question, ...] = ()
 
 
 @dataclass(frozen=True)
 class HistoryBatch:
     """Several sessions, padded on the left.
 
-    A row reads: prefix, beginning of sequence, rated pictures with their labels, targets without. A target sees
-    prefix, history and itself, and its positions go on from the history's end.
+    A row reads: prefix, beginning of sequence, rated pictures with their labels, targets without, questions with their
+    answers. A target or question sees prefix, history and itself, and its positions go on from the history's end.
 
     Attributes:
         input_ids, position_ids: (B, T) long.
@@ -63,6 +73,8 @@ class HistoryBatch:
         rated: (B, E) long, the position that predicts the label of each entry of the history; -1 where there is none.
         target: (B, K) long, the position that predicts each target's label; -1 where there is none.
         target_image: (B, K, L) long, the positions of each target's image tokens; -1 where there is none.
+        answers: (4, A) long, of every token of an answer to a question: its row, the position that predicts it, the
+            token's id, and the place of the question in its session.
     """
 
     input_ids: Tensor
@@ -75,6 +87,7 @@ class HistoryBatch:
     rated: Tensor
     target: Tensor
     target_image: Tensor
+    answers: Tensor
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -152,6 +165,14 @@ class HistoryCollator:
                 [[p for place in row.image for p in range(place, place + self.tokens)] for row in rows],
                 [length - len(row.ids) for row in rows],
             ).unflatten(1, (-1, self.tokens)),
+            answers=torch.tensor(
+                [
+                    (number, place + length - len(row.ids), token, question)
+                    for number, row in enumerate(rows)
+                    for place, token, question in row.answers
+                ],
+                dtype=torch.long,
+            ).reshape(-1, 4).T,
         )
 
     def question(self, prompt: str) -> list[int]:
@@ -184,19 +205,40 @@ class HistoryCollator:
             rated.append(len(ids) - 1)
             ids += label_ids(self.backbone, (entry.label,))
         asked = [self.question(prompt) for _, prompt in session.targets]
-        start, ends = len(ids), list(accumulate(map(len, asked)))
-        longest = start + max(map(len, asked))
+        questions = [self._with_answer(question) for question in session.questions]
+        parts = [*asked, *(before + answer[:-1] for before, answer in questions)]
+        start, ends = len(ids), list(accumulate(map(len, parts)))
+        longest = start + max(map(len, parts))
         self.backbone.check_length(longest, f"a history of {len(session.history)} pictures with its longest target")
-        starts = [start + end - len(one) for one, end in zip(asked, ends, strict=True)]
+        starts = [start + end - len(one) for one, end in zip(parts, ends, strict=True)]
         first = asked[0].index(self.backbone.image_token_id)  # the same in all questions: it comes before any prompt
         return _Row(
-            ids=ids + [token for one in asked for token in one],
-            positions=list(range(start)) + [start + k for one in asked for k in range(len(one))],
+            ids=ids + [token for one in parts for token in one],
+            positions=list(range(start)) + [start + k for one in parts for k in range(len(one))],
             starts=starts,
             rated=rated,
-            target=[start + end - 1 for end in ends],
-            image=[place + first for place in starts],
+            target=[start + end - 1 for end in ends[: len(asked)]],
+            image=[place + first for place in starts[: len(asked)]],
+            answers=[
+                (place + len(before) - 1 + k, token, number)
+                for number, (place, (before, answer)) in enumerate(zip(starts[len(asked) :], questions, strict=True))
+                for k, token in enumerate(answer)
+            ],
         )
+
+    def _with_answer(self, question: Question) -> tuple[list[int], list[int]]:
+        """The token ids of a question and of its answer. Raises PromptError if the text has another number of places
+        than there are pictures, the answer is empty, or the tokenizer does not part the two."""
+        text, tokens = question.text.replace("{image}", self.image), self.backbone.tokenizer
+        before, whole = (
+            tokens(part, add_special_tokens=False)["input_ids"] for part in (text, f"{text} {question.answer}")
+        )
+        if before.count(self.backbone.image_token_id) != self.tokens * len(question.pictures):
+            raise PromptError(f"question {question.text!r}: expected a place {{image}} for each picture")
+        if whole[: len(before)] != before or len(whole) == len(before):
+            answer = question.answer
+            raise PromptError(f"question {question.text!r}: expected an answer that follows it, found {answer!r}")
+        return before, whole[len(before) :]
 
     def _prepared(self, files: dict[Path, int], sessions: Sequence[Session]) -> dict[str, Tensor]:
         """The pictures as the image processor prepares them, a row each."""
@@ -223,7 +265,8 @@ class HistoryCollator:
 
 @dataclass(frozen=True)
 class _Row:
-    """One session, unpadded: what it says, and where. starts: the first position of each target."""
+    """One session, unpadded: what it says, and where. starts: the first position of each target and question; answers:
+    position that predicts a token, the token, the question."""
 
     ids: list[int]
     positions: list[int]
@@ -231,11 +274,12 @@ class _Row:
     rated: list[int]
     target: list[int]
     image: list[int]
+    answers: list[tuple[int, int, int]]
 
     def attention(self, length: int) -> Tensor:
         """Which of ``length`` positions sees which, (T, T) bool, with the padding at the left."""
         padding, places = length - len(self.ids), torch.arange(length)
-        part = torch.zeros(length, dtype=torch.long)  # 0: prefix and history; 1, 2, ...: targets
+        part = torch.zeros(length, dtype=torch.long)  # 0: prefix and history; 1, 2, ...: targets and questions
         part[[start + padding for start in self.starts]] = 1
         part = part.cumsum(0)
         causal = places[:, None] >= places
@@ -247,6 +291,7 @@ def shown(session: Session) -> Iterator[Path]:
     """The pictures of a session in reading order."""
     yield from (entry.picture for entry in session.history)
     yield from (picture for picture, _ in session.targets)
+    yield from (picture for question in session.questions for picture in question.pictures)
 
 
 def image_text(backbone: Backbone) -> str:
@@ -291,6 +336,15 @@ def hidden_states(backbone: Backbone, batch: HistoryBatch, *, features: Tensor |
     ``features``: (U, L, H), what `picture_features` says of ``batch.files``; computed when None. Raises ValueError if
     neither features nor pixels are there.
     """
+    return _read(backbone, batch, features).last_hidden_state
+
+
+def layer_states(backbone: Backbone, batch: HistoryBatch, *, features: Tensor | None = None) -> tuple[Tensor, ...]:
+    """`hidden_states` behind each decoder layer, (B, T, H) each; the last one's is normalised."""
+    return _read(backbone, batch, features, output_hidden_states=True).hidden_states[1:]
+
+
+def _read(backbone: Backbone, batch: HistoryBatch, features: Tensor | None, **named: Any) -> Any:
     if features is None:
         if not batch.pictures:
             raise ValueError("a batch without pixels needs the features of its pictures")
@@ -303,8 +357,8 @@ def hidden_states(backbone: Backbone, batch: HistoryBatch, *, features: Tensor |
         least = torch.finfo(embedded.dtype).min
         attention = torch.zeros_like(attention, dtype=embedded.dtype).masked_fill(~attention, least)
     return backbone.language_model(
-        inputs_embeds=embedded, attention_mask=attention, position_ids=batch.position_ids, use_cache=False
-    ).last_hidden_state
+        inputs_embeds=embedded, attention_mask=attention, position_ids=batch.position_ids, use_cache=False, **named
+    )
 
 
 def label_logits(backbone: Backbone, hidden: Tensor, positions: Tensor, labels: Sequence[str] = LABELS) -> Tensor:

@@ -13,6 +13,7 @@ from prefmoe.config.choice_methods import (
     FactorsMethod,
     NeighboursMethod,
     PersonalScorerMethod,
+    PreferenceVQAMethod,
     PrototypesMethod,
     RaterMethod,
     ScorerMethod,

@@ -84,6 +84,22 @@ class PrototypesMethod(RaterMethod):
         return f"expected the same {', '.join(different)}" if different else ""
 
 
+class PreferenceVQAMethod(PrototypesMethod):
+    """A rater that learns from questions about several pictures, too: what the liked ones share, which is liked."""
+
+    module = "prefmoe.models.preference_vqa"
+    kind: Literal["preference_vqa"]
+    shared: float = Field(0.3, ge=0, description="weight of: which value of an attribute do the liked pictures share?")
+    which: float = Field(0.3, ge=0, description="weight of: which of two pictures would this user like?")
+    vision: bool = False
+
+    @model_validator(mode="after")
+    def _one_stage(self) -> PreferenceVQAMethod:
+        if self.prototypes or self.objective != "choices":
+            raise ValueError("preference VQA has neither prototypes nor objective: ratings")
+        return self
+
+
 class ScorerMethod(ChoiceMethod):
     """A score for everybody: of the picture, of its agreement with the prompt, or of both, from everybody's choices."""
 

@@ -60,6 +60,15 @@ def prompt_of(number: str, item: str) -> str:
     return f"{number} {item.removesuffix('s') if number == 'one' else item}"
 
 
+def content_of(prompt: str) -> dict[str, str]:
+    """Number and item that a prompt names, the reverse of `prompt_of`. Raises ValueError if it is no such prompt."""
+    known = {prompt_of(number, item): (number, item) for number in ATTRIBUTES["number"] for item in ATTRIBUTES["item"]}
+    if prompt not in known:
+        example = prompt_of(ATTRIBUTES["number"][1], ATTRIBUTES["item"][0])
+        raise ValueError(f"prompt {prompt!r}: expected a number and an item that can be drawn, such as {example!r}")
+    return dict(zip(PROMPTED, known[prompt], strict=True))
+
+
 def random_attributes(rng: np.random.Generator, **given: str) -> dict[str, str]:
     """One value of each attribute: as given, the others drawn uniformly and independently."""
     return {name: given.get(name) or values[rng.integers(len(values))] for name, values in ATTRIBUTES.items()}

@@ -198,7 +198,9 @@ class Prototypes(Rater, settings=PrototypesMethod):
 
     def training_losses(self, batch: RatedBatch) -> dict[str, Tensor]:
         """Terms by name: answer (L_base), and plus and minus (L+, L-) where the settings have them."""
-        hidden = self.hidden(batch.histories)
+        return self._losses(self.hidden(batch.histories), batch)
+
+    def _losses(self, hidden: Tensor, batch: RatedBatch) -> dict[str, Tensor]:
         logits = label_logits(self.backbone, hidden, batch.histories.target).float()
         row, place = batch.choices
         liked, disliked = logits[row, place], logits[row, place + 1]  # (N, 2)
