@@ -139,9 +139,10 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _notebook(options: argparse.Namespace) -> None:
-    from prefmoe.workflow.notebooks import execute, parse_parameters
+    from prefmoe.workflow.notebooks import defaults, execute, parse_parameters, read
 
-    execute(options.notebook, options.output, parse_parameters(options.parameter), threads=options.threads)
+    parameters = parse_parameters(options.parameter, defaults(read(options.notebook)))
+    execute(options.notebook, options.output, parameters, threads=options.threads)
 
 
 def _compare(options: argparse.Namespace) -> int:

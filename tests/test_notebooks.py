@@ -305,11 +305,15 @@ def test_all_notebooks_that_were_executed_are_published(tmp_path):
     assert publish_notebooks(runs, tmp_path / "notebooks", "another") == [many, once, other]
 
 
-def test_parameters_are_yaml_scalars():
-    expected = {"edition": "smoke", "seed": 3, "method": "E"}
-    assert parse_parameters(["edition=smoke", "seed=3", "method=E"]) == expected
+def test_parameters_are_literals_and_what_is_a_text_stays_one():
+    known = {"edition": "mini", "user": "", "seed": 0, "lr": 1e-4, "steps": None, "users": []}
+    given = ["edition=smoke", "seed=3", "lr=1e-3", "steps=None", "users=['Ann', 'No']", "other=E"]
+    expected = {"edition": "smoke", "seed": 3, "lr": 0.001, "steps": None, "users": ["Ann", "No"], "other": "E"}
+    assert parse_parameters(given, known) == expected
+    for name in ("Nan", "No", "007", "1e3", "None", "a=b", ""):
+        assert parse_parameters([f"user={name}"], known) == {"user": name}
     with pytest.raises(NotebookError, match="name=value"):
-        parse_parameters(["edition"])
+        parse_parameters(["edition"], known)
 
 
 def test_a_kernel_whose_parent_is_gone_already_ends(monkeypatch):

@@ -8,10 +8,9 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from prefmoe.config import RESULTS, ROOT
 from prefmoe.config.outputs import made_folder
@@ -161,15 +160,23 @@ def _unfinished(notebook: nbformat.NotebookNode) -> list[str]:
     return found
 
 
-def parse_parameters(pairs: list[str]) -> dict[str, Any]:
-    """Parameters from ``name=value`` strings; values are YAML scalars. Raises NotebookError for an entry without
-    "="."""
-    parameters = {}
+def parse_parameters(pairs: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters from ``name=value`` strings.
+
+    A value is a Python literal, as in the cell of parameters (3, 1e-3, [1, 2], None), and anything else is a text. A
+    parameter that is a text in ``known``, as `defaults` gives them, stays one: a user may be called Nan, No or 007.
+
+    Raises NotebookError for an entry without "=".
+    """
+    parameters: dict[str, Any] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator or not name.isidentifier():
             raise NotebookError(f"parameter {pair!r} is not of the form name=value")
-        parameters[name] = yaml.safe_load(value)
+        parameters[name] = value
+        if not isinstance(known.get(name), str):
+            with suppress(ValueError, SyntaxError):
+                parameters[name] = ast.literal_eval(value)
     return parameters
 
 
