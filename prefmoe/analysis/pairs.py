@@ -109,12 +109,12 @@ def duels(copies: Sequence[pd.DataFrame]) -> dict[str, Duels]:
     the same holders), one whose user is among the holders and one whose user is not, each truly answered so. Scores
     are the probabilities of answering as if the user held the preference (`held_probability`).
 
-    auc_same: all pairs.
-    auc_told: those whose inside question is about what the user's profile tells.
-    auc_untold: about what the user likes and no profile tells; the outside user's profile says nothing of it either,
-        so that who reads profiles, and nothing else, is at .5.
-    auc_untold_fresh: of these, the pairs in which neither user was asked about the item in training, so that who
-        reads profiles and remembers answers is at .5, too.
+    - auc_same: all pairs.
+    - auc_told: those whose inside question is about what the user's profile tells.
+    - auc_untold: about what the user likes and no profile tells; the outside user's profile says nothing of it either,
+      so that who reads profiles, and nothing else, is at .5.
+    - auc_untold_fresh: of these, the pairs in which neither user was asked about the item in training, so that who
+      reads profiles and remembers answers is at .5, too.
 
     Raises:
         metrics.ScoringError: see `held_probability`.

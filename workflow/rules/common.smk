@@ -1,5 +1,6 @@
 # What the rules share: the edition, names of files, and digests that decide what has to run again.
 
+import os
 import re
 import shlex
 import sys

@@ -1,5 +1,13 @@
 # What is not part of a default run: weights made again, settings chosen again, what is committed brought up to date.
 
+BOOK = sorted(
+    str(path)
+    for folder in ("site", "notebooks", "course", "docs", "prefmoe", "workflow/scripts")
+    for path in Path(folder).rglob("*")
+    if path.suffix in (".md", ".ipynb", ".py", ".png", ".yaml", ".css", ".svg")
+)
+
+
 rule pretrain:
     input:
         expand("results/pretraining/{miniature}.done", miniature=[*MINIATURES, CHOICE_MINIATURE]),
@@ -97,3 +105,19 @@ rule publish:
         ENVIRONMENT
     shell:
         "python workflow/scripts/publish.py {params.edition:q} > {log:q} 2>&1"
+
+
+# The book, from what is committed: no run, no edition and no network has a part in it.
+rule site:
+    input:
+        BOOK,
+    output:
+        "results/site/html/index.html",
+    params:
+        repository=os.environ.get("PREFMOE_REPOSITORY", ""),
+    log:
+        "results/site/site.log",
+    conda:
+        ENVIRONMENT
+    shell:
+        "python workflow/scripts/site_book.py > {log:q} 2>&1"

@@ -1,0 +1,94 @@
+"""How Sphinx makes the book: from committed outputs, without running anything, and without a request to anybody."""
+
+from __future__ import annotations
+
+import os
+
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from pygments.lexers.special import TextLexer
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+import prefmoe
+
+project = "PrefMoE in miniature"
+author = copyright = "The contributors to the PrefMoE companion"
+version = release = prefmoe.__version__
+html_title = project
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["conf.py", "docs/examples/**", "**/.ipynb_checkpoints"]
+nitpicky = False
+language = "en"
+
+# Notebooks are shown as they were committed.
+nb_execution_mode = "off"
+nb_render_markdown_format = "myst"
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+# Docstrings say `name` for code, and follow Google's form.
+default_role = "code"
+napoleon_google_docstring, napoleon_numpy_docstring = True, False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+add_module_names = False
+
+# Formulas become MathML, which browsers draw themselves: no script, no fonts.
+html_math_renderer = "mathml"
+html_theme = "sphinx_book_theme"
+html_static_path: list[str] = []
+html_copy_source = True
+html_show_sourcelink = False
+html_last_updated_fmt = None
+html_theme_options = {
+    "use_download_button": True,
+    "use_fullscreen_button": False,
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    "article_header_start": ["toggle-primary-sidebar.html"],
+    "navbar_persistent": [],  # the search field stands in the sidebar
+}
+
+# Buttons open a notebook elsewhere, from the repository that the book is built for; without one there are none.
+REPOSITORY = os.environ.get("PREFMOE_REPOSITORY", "").rstrip("/")
+if REPOSITORY:
+    html_theme_options |= {
+        "repository_url": REPOSITORY,
+        "repository_branch": os.environ.get("PREFMOE_BRANCH", "main"),
+        "repository_provider": "github",
+        "use_repository_button": True,
+        "launch_buttons": {
+            "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
+            "notebook_interface": "jupyterlab",
+        },
+    }
+
+
+def _formula(node: nodes.Element, *, block: bool) -> str:
+    try:
+        return tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        logging.getLogger(__name__).warning("%s: %s", error, node.astext(), location=node)
+        return ""
+
+
+def _inline(translator, node: nodes.math) -> None:
+    translator.body.append(_formula(node, block=False))
+    raise nodes.SkipNode
+
+
+def _display(translator, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="math">{_formula(node, block=True)}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    app.add_lexer("csv", TextLexer)
+    app.add_html_math_renderer("mathml", (_inline, None), (_display, None))

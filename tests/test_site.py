@@ -1,0 +1,197 @@
+"""The book: it builds without a warning, asks nobody for anything, and its links and buttons lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import yaml
+from site_book import assemble, sources
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme")
+REPOSITORY = "https://github.com/somebody/fork"
+BUILD = "snakemake --cores 1 site"
+CONTRACTS = (
+    "metrics.score", "metrics.summarize", "metrics.collapse_by_bucket", "losses.profile_alignment",
+    "losses.profile_contrast", "losses.residual_contrast", "losses.decorrelation", "models.moe_lora.expert_mixture",
+)  # fmt: skip
+FETCHED = {
+    "script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src", "srcset"), "video": ("src",),
+    "audio": ("src",), "embed": ("src",), "object": ("data",), "input": ("src",), "track": ("src",),
+}  # fmt: skip
+"""What a browser asks for by itself; of <link>, everything but what only says where the page stands."""
+
+
+def built(folder: Path, clone: Path = ROOT) -> subprocess.CompletedProcess:
+    """The command that makes the book, of a clone."""
+    places = f"Path({str(folder)!r}), Path({str(clone)!r})"
+    code = f"from pathlib import Path; import site_book; exit(site_book.build({places}))"
+    path = os.pathsep.join([str(ROOT / "workflow/scripts"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    given = os.environ | {"PREFMOE_REPOSITORY": REPOSITORY, "PREFMOE_BRANCH": "trunk", "PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_sphinx() -> None:
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"{', '.join(missing)} not installed: python -m pip install -e '.[docs]'")
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory) -> Path:
+    """The folder of the built book."""
+    folder = tmp_path_factory.mktemp("book")
+    result = built(folder)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return folder / "html"
+
+
+class Page(HTMLParser):
+    """What a page fetches, links to and shows."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.without_alt: list[str] = []
+        self.formulas = 0
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attributes}
+        self.ids.update(given[name] for name in ("id", "name") if name in given)
+        self.fetched += [given[name] for name in FETCHED.get(tag, ()) if name in given]
+        if tag == "link" and given.get("rel") not in ("canonical", "next", "prev", "index", "search", "author"):
+            self.fetched.append(given["href"])
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        if tag == "img" and not given.get("alt", "").strip():
+            self.without_alt.append(given.get("src", "")[:80])
+        self.formulas += tag == "math"
+
+
+@pytest.fixture(scope="module")
+def pages(book) -> dict[Path, Page]:
+    return {path: Page(path) for path in sorted(book.rglob("*.html")) if path.parent.name != "_static"}
+
+
+def _outside(address: str) -> bool:
+    return bool(re.match(r"(?:[a-z]+:)?//", address))
+
+
+def test_no_page_makes_a_browser_ask_anybody_for_anything(pages):
+    found = {path.name: [a for a in page.fetched if _outside(a)] for path, page in pages.items()}
+    assert not {name: addresses for name, addresses in found.items() if addresses}
+
+
+def test_no_style_fetches_anything_either(book):
+    styles = "\n".join(path.read_text(encoding="utf-8") for path in book.rglob("*.css"))
+    assert styles and not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\s]*", styles)
+
+
+def test_whatever_a_page_fetches_or_links_to_is_there(pages):
+    broken = []
+    for path, page in pages.items():
+        for address in [*page.fetched, *page.links]:
+            if _outside(address) or re.match("(?:data|mailto):", address):
+                continue
+            place, _, anchor = unquote(address).partition("#")
+            target = (path.parent / place.partition("?")[0]).resolve() if place else path
+            if not target.exists():
+                broken.append((path.name, address))
+            elif anchor and target in pages and anchor not in pages[target].ids:
+                broken.append((path.name, address))
+    assert broken == []
+
+
+def test_every_picture_has_an_alternative_text(pages):
+    assert not {path.name: page.without_alt for path, page in pages.items() if page.without_alt}
+
+
+def test_every_notebook_and_page_of_the_clone_is_a_page(book):
+    named = {place.with_suffix(".html") for _, place in sources() if place.suffix in (".md", ".ipynb")}
+    assert len(named) > 40 and not [place for place in named if not (book / place).is_file()]
+
+
+def test_notebooks_are_opened_elsewhere_from_the_repository_that_the_book_is_built_for(book):
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text = (book / "notebooks" / f"{notebook.stem}.html").read_text(encoding="utf-8")
+        place = f"notebooks/{notebook.name}"
+        assert f"https://colab.research.google.com/github/somebody/fork/blob/trunk/{place}" in text
+        assert f"https://mybinder.org/v2/gh/somebody/fork/trunk?urlpath=lab/tree/{place}" in text
+
+
+def test_formulas_are_drawn_by_the_browser(pages):
+    by_name = {path.stem: page for path, page in pages.items()}
+    assert by_name["17_prototypes_step_by_step"].formulas > 3 and by_name["glossary"].formulas > 2
+
+
+def test_outputs_are_those_of_the_committed_notebooks(book):
+    page = (book / "notebooks/07_main_table.html").read_text(encoding="utf-8")
+    assert page.count("data:image/webp;base64,") == (ROOT / "notebooks/07_main_table.ipynb").read_text(
+        encoding="utf-8"
+    ).count("data:image/webp;base64,")
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_every_function_that_checks_call_by_name_is_explained(pages, name):
+    (api,) = (page for path, page in pages.items() if path.name == "api.html")
+    assert f"prefmoe.{name}" in api.ids
+
+
+# A clone of two pages
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """A clone whose book is one page with a link."""
+    folder = tmp_path / "clone"
+    (folder / "site").mkdir(parents=True)
+    (folder / "site/conf.py").write_text((ROOT / "site/conf.py").read_text(encoding="utf-8"), encoding="utf-8")
+    start = "# Start\n\n[a page](docs/there.md), $1 + 1$\n\n```{toctree}\ndocs/there\n```\n"
+    (folder / "site/index.md").write_text(start)
+    (folder / "docs").mkdir()
+    (folder / "docs/there.md").write_text("# There\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("# There\n\n[gone](gone.md)\n", "gone.md"),
+        ("# There\n\n$\\unheard{x}$\n", "there.md.*unheard"),
+    ],
+)
+def test_a_mistake_in_a_page_ends_the_build_and_is_named(clone, tmp_path, text, named):
+    (clone / "docs/there.md").write_text(text)
+    result = built(tmp_path / "book", clone)
+    assert result.returncode != 0 and re.search(named, result.stderr, re.S)
+
+
+def test_sources_that_are_gone_leave_the_book_and_equal_ones_are_not_touched(clone, tmp_path):
+    folder = tmp_path / "source"
+    assemble(folder, clone)
+    before = (folder / "index.md").stat().st_mtime_ns
+    (clone / "docs/there.md").rename(clone / "docs/elsewhere.md")
+    assemble(folder, clone)
+    assert sorted(p.name for p in folder.rglob("*.md")) == ["elsewhere.md", "index.md"]
+    assert (folder / "index.md").stat().st_mtime_ns == before
+
+
+def test_whoever_forks_publishes_with_the_command_of_the_readme():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/site.yml").read_text(encoding="utf-8"))
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    commands = " ".join(step.get("run", "") for step in steps)
+    assert BUILD in commands and BUILD in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert BUILD in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    (upload,) = (step for step in steps if "upload-pages-artifact" in step.get("uses", ""))
+    assert upload["with"]["path"] == "results/site/html"

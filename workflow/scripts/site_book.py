@@ -1,0 +1,65 @@
+"""Makes the book in results/site/html, or in FOLDER/html: from what is committed, offline, with warnings as errors."""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefmoe.config import RESULTS, ROOT
+
+PARTS = {"site": ".", "notebooks": "notebooks", "course": "course", "docs": "docs"}
+"""Folders of the clone, and where their files stand in the book: links between them stay as they are."""
+
+KINDS = {".md", ".ipynb", ".py", ".png", ".yaml", ".css", ".svg"}
+
+
+def sources(clone: Path = ROOT) -> Iterator[tuple[Path, Path]]:
+    """Every file that the book is made of, and its place in the book."""
+    for part, place in PARTS.items():
+        for path in sorted((clone / part).rglob("*")):
+            inside = path.relative_to(clone / part)
+            if path.suffix in KINDS and not any(name.startswith((".", "__")) for name in inside.parts):
+                yield path, Path(place) / inside
+
+
+def assemble(folder: Path, clone: Path = ROOT) -> Path:
+    """Puts the sources of the book into one folder, in which nothing else is left; equal files stay untouched, so that
+    a second build reads what has changed."""
+    wanted = set()
+    for path, place in sources(clone):
+        target = folder / place
+        wanted.add(target)
+        if not (target.is_file() and filecmp.cmp(path, target, shallow=False)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in wanted:
+            path.unlink()
+    return folder
+
+
+def build(folder: Path, clone: Path = ROOT) -> int:
+    """Builds the book in `folder`/html; returns Sphinx's exit status, which is not 0 after any warning."""
+    from sphinx.cmd.build import main as sphinx
+
+    source = assemble(folder / "source", clone)
+    places = [str(source), str(folder / "html"), "--doctree-dir", str(folder / "doctrees")]
+    status = sphinx(["-b", "html", "-q", "--fail-on-warning", "--keep-going", *places])
+    if status == 0:
+        (folder / "html" / ".nojekyll").touch()  # Pages would leave out folders that begin with an underscore
+        print(f"{folder / 'html' / 'index.html'}")
+    return status
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=RESULTS / "site")
+    return build(parser.parse_args().folder.resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
