@@ -23,6 +23,9 @@ from the first."""
 CHOICE_MINIATURE = "idefics2-mini"
 """The backbone of choices between pictures, which it makes as well."""
 
+DRAWER = "drawer-mini"
+"""The text-to-image model that draws such pictures; no backbone."""
+
 DATA_VARIABLE, WEIGHTS_VARIABLE = "PREFMOE_DATA", "PREFMOE_WEIGHTS"
 
 

@@ -1,0 +1,36 @@
+"""What a drawer and its branch for users learn by: seeing the clean picture in one that noise was added to."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers.training_utils import compute_snr
+from torch import Tensor
+
+from prefmoe.generation.drawer import Drawer
+
+
+def denoising_loss(
+    drawer: Drawer, clean: Tensor, text: Tensor, rng: np.random.Generator, user_tokens: Tensor | None = None
+) -> Tensor:
+    """The squared error of the clean pictures that a drawer sees in noisy ones, at times and with noise at random.
+
+    It is weighted by the signal-to-noise ratio held between 1 and 5: at least 1 as in progressive distillation
+    (arXiv 2202.00512), at most 5 as in Min-SNR (arXiv 2303.09556). Late times, at which a picture can be known from its
+    words alone, are drawn more often: in proportion to how late they are.
+
+    Args:
+        clean: (B, 3, size, size) in [-1, 1]. text: (B, L, D), of `Drawer.encode_prompts`.
+        rng: of times and noise, so that they are the same on every device.
+        user_tokens: (B, T, D); zeros are nobody.
+
+    Returns:
+        the mean over the batch, a scalar.
+    """
+    scheduler = drawer.scheduler
+    times = (scheduler.config.num_train_timesteps * rng.random(len(clean)) ** 0.5).astype(int)
+    times = torch.from_numpy(times).to(clean.device)
+    noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(clean.device)
+    seen = drawer.predict(scheduler.add_noise(clean, noise, times), times, text, user_tokens)
+    weights = compute_snr(scheduler, times).clamp(1, 5)
+    return ((seen - clean).square().mean((1, 2, 3)) * weights).mean()

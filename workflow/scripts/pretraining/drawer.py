@@ -1,0 +1,194 @@
+"""Makes the drawer's miniature: a U-Net and a text encoder learn to draw what captions tell, from nothing.
+
+The drawings have attributes at random, each value as often as any other, and nothing here knows a user or a taste. A
+caption names the content and tells some of the attributes that it leaves open, from none to all; now and then there
+is no caption at all, for classifier-free guidance.
+
+The U-Net works on patches of 4 x 4 pixels, at 8 x 8 and 4 x 4 places, so that an hour of one processor core teaches
+something. It predicts the clean picture: with as many channels in a patch as this, noise takes more to predict than a
+picture does. Words enter twice: pooled, beside the time step, and token by token, through cross-attention.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.training_utils import EMAModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers.pre_tokenizers import Split
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from prefmoe.config import RESULTS
+from prefmoe.generation.captions import SIZE, words
+from prefmoe.generation.denoising import denoising_loss
+from prefmoe.generation.drawer import FOLDER, Drawer
+from prefmoe.system.places import DRAWER
+from pretraining.place import Place, finished
+from pretraining.small_drawings import as_pictures, draw_small_pool, told_of
+
+log = logging.getLogger(__name__)
+
+RECIPE: dict = {
+    "pool": 40000,
+    "drawer": {"steps": 12000, "batch": 32, "lr": 1e-3, "whole": 2500, "decayed": 2500, "untold": 0.1, "ema": 0.999},
+}
+"""Sizes of the stages."""
+
+PATCH, WIDTH, LENGTH = 4, 96, 11
+"""Pixels along a patch, width of text tokens, and tokens of a caption: nine words, a beginning and an end."""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words of captions; commas and spaces stand between them."""
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    ids = {token: k for k, token in enumerate([*special, *words()])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([Split(",", "removed"), pre_tokenizers.WhitespaceSplit()])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[(token, ids[token]) for token in ("<s>", "</s>")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        model_max_length=LENGTH,
+    )  # fmt: skip
+
+
+def build_drawer(seed: int = 0, channels: Sequence[int] = (96, 96), width: int = WIDTH) -> Drawer:
+    """An untrained drawer.
+
+    Args:
+        channels: of the U-Net at 8 x 8 and at 4 x 4 places.
+        width: of text tokens.
+    """
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    text_encoder = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=LENGTH, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    ))  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // PATCH, in_channels=3 * PATCH**2, out_channels=3 * PATCH**2, layers_per_block=1,
+        block_out_channels=tuple(channels), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn", up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=width, num_attention_heads=None, attention_head_dim=4, norm_num_groups=8,
+        addition_embed_type="text", addition_embed_type_num_heads=4, resnet_time_scale_shift="scale_shift",
+        time_embedding_dim=80,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=True, timestep_spacing="trailing"
+    )
+    return Drawer(unet, text_encoder, tokenizer, scheduler, patch=PATCH)
+
+
+class _Learning(nn.Module):
+    """What a `Place` keeps of a drawer: its two networks, and their moving average."""
+
+    def __init__(self, drawer: Drawer, decay: float):
+        super().__init__()
+        self.unet, self.text_encoder = drawer.unet, drawer.text_encoder
+        self.learned = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        self.ema = EMAModel(self.learned, decay=decay, use_ema_warmup=True, power=3 / 4)
+        self.averages = nn.ParameterList(nn.Parameter(p, requires_grad=False) for p in self.ema.shadow_params)
+        self.ema.shadow_params = [p.data for p in self.averages]  # restored in place
+
+
+def train_drawer(
+    drawer: Drawer, pixels: np.ndarray, attributes: Sequence[dict[str, str]], *, steps: int, batch: int, lr: float,
+    whole: int, decayed: int, untold: float, ema: float, seed: int = 0, path: Path | None = None,
+) -> float:  # fmt: skip
+    """Trains U-Net and text encoder together; what is left in the drawer is their moving average.
+
+    Args:
+        whole: in so many steps at the beginning captions tell everything: a word whose attribute is always told is
+            learned several times sooner.
+        decayed: so many steps at the end bring the learning rate from ``lr`` down to zero.
+        untold: share of drawings without a caption.
+        ema: the moving average's decay.
+        path: keeps the stage's `Place`.
+
+    Returns:
+        the mean loss of the last 200 steps.
+    """
+    rng, device = np.random.default_rng([seed, 101]), drawer.unet.device
+    learning = _Learning(drawer, ema)
+    learning.train()
+    optimizer = torch.optim.AdamW(learning.learned, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    place = Place(path, rng, learning, optimizer)
+    first, losses = place.at.get("step", 0), place.at.get("losses", [])
+    learning.ema.optimization_step = first
+    pool = as_pictures(pixels)
+    for step in tqdm(range(first, steps), desc="drawer", initial=first, total=steps, mininterval=5):
+        chosen = rng.integers(0, len(pool), batch)
+        clean = pool[torch.from_numpy(chosen)].to(device)
+        text = drawer.encode_prompts([told_of(attributes[k], rng, untold, step < whole) for k in chosen])
+        loss = denoising_loss(drawer, clean, text, rng)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learning.learned, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 100, (steps - step) / decayed)
+        optimizer.step()
+        learning.ema.step(learning.learned)
+        losses = [*losses[-199:], loss.item()]
+        if step % 100 == 99:
+            log.info("drawer %d: loss %.4f", step + 1, np.mean(losses))
+        if place.due(step + 1) and step + 1 < steps:
+            place.keep(step=step + 1, losses=losses)
+    learning.ema.copy_to(learning.learned)
+    learning.eval()
+    return float(np.mean(losses))
+
+
+def work_folder(seed: int = 0) -> Path:
+    """Where the stages are kept; another seed's are others."""
+    return RESULTS / "pretraining" / (DRAWER if seed == 0 else f"{DRAWER}-seed{seed}")
+
+
+def pretrain_drawer(
+    *,
+    folder: Path | None = None,
+    work: Path | None = None,
+    recipe: dict | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Path:
+    """Makes the drawer from nothing; a finished stage is kept and not repeated.
+
+    Args:
+        folder: where the weights go; the package's own by default.
+        work: where the stages are kept; `work_folder` by default.
+        recipe: another one than RECIPE, for trying things out.
+        device: where to train.
+        seed: of the first weights and of everything that is drawn but the pictures, which all seeds share.
+
+    Returns:
+        ``folder``.
+    """
+    recipe, folder, work = recipe or RECIPE, folder or FOLDER, work or work_folder(seed)
+    work.mkdir(parents=True, exist_ok=True)
+    drawer = build_drawer(seed)
+    parts = nn.ModuleDict({"unet": drawer.unet, "text_encoder": drawer.text_encoder}).to(device)
+    pixels, attributes = draw_small_pool(recipe["pool"], seed=0, folder=work.parent)
+
+    def learn(place: Path) -> None:
+        train_drawer(drawer, pixels, attributes, **recipe["drawer"], seed=seed, path=place)
+
+    finished("drawer", work, parts, learn)
+    write(drawer, folder)
+    return folder
+
+
+def write(drawer: Drawer, folder: Path) -> None:
+    """Writes a drawer in half precision."""
+    half = copy.deepcopy(drawer).to(torch.float16)
+    half.save_pretrained(folder)

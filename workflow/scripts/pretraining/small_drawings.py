@@ -1,0 +1,39 @@
+"""The drawings that the drawer and its reader learn from: attributes at random, as small as the drawer's pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefmoe.data.choice_drawing import random_attributes
+from prefmoe.generation.captions import OPEN, caption, small_drawing
+from pretraining.drawings import drawn_once
+
+
+def _draw(job: tuple[dict[str, str], int]) -> np.ndarray:
+    attributes, seed = job
+    return small_drawing(attributes, np.random.default_rng(seed))
+
+
+def draw_small_pool(count: int, seed: int, folder: Path | None = None) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """Drawings (count, 32, 32, 3) uint8 with their attributes; kept in the folder, if there is one (`drawn_once`)."""
+    rng = np.random.default_rng([seed, 91])
+    attributes = [random_attributes(rng) for _ in range(count)]
+    jobs = [(one, int(rng.integers(2**62))) for one in attributes]
+    return drawn_once(_draw, jobs, folder, (__file__, "prefmoe.generation.captions")), attributes
+
+
+def told_of(attributes: dict[str, str], rng: np.random.Generator, untold: float, whole: bool) -> str:
+    """A caption of a drawing: of all of its open attributes or of any number of them, or, now and then, no caption."""
+    if rng.random() < untold:
+        return ""
+    told = OPEN if whole else rng.choice(OPEN, rng.integers(len(OPEN) + 1), replace=False).tolist()
+    return caption(attributes, told)
+
+
+def as_pictures(pixels: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (n, S, S, 3) as (n, 3, S, S) in [-1, 1]."""
+    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
