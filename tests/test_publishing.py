@@ -190,6 +190,7 @@ def test_the_default_edition_is_the_notebooks_but_of_those_about_choices():
 
 def test_the_command_names_what_it_wrote_and_refuses_what_nobody_knows(monkeypatch, capsys):
     monkeypatch.setattr(publish, "update_pages", lambda: [Path("README.md")])
-    assert publish.main(["pages"]) == 0 and capsys.readouterr().out == "README.md\n"
+    monkeypatch.setattr(publish, "with_conclusions", lambda: [Path("one.ipynb")])
+    assert publish.main(["pages"]) == 0 and capsys.readouterr().out == "README.md\none.ipynb\n"
     assert publish.main(["mimi"]) == 1
     assert "edition 'mimi' is unknown" in capsys.readouterr().err

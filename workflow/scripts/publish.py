@@ -1,6 +1,7 @@
 """Puts what was made under results/ where it is committed: figures/, notebooks/, config/tuning/ and tables of pages.
 
-`publish.py mini`; `publish.py speed` for what speed.py measured; `publish.py pages` for the tables of pages alone.
+`publish.py mini`; `publish.py speed` for what speed.py measured; `publish.py pages` for the tables of pages and the
+sentences at the end of the notebooks alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from conclusions import with_conclusions
 from nbformat import NotebookNode
 from pages import PAGES, with_tables
 
@@ -38,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _publish(options: argparse.Namespace) -> None:
     written = update_pages() if options.what == ONLY_PAGES else publish(options.what)
+    written += [path for path in with_conclusions() if path not in written]
     for path in written:
         print(path)
     if ignored := ignored_by_git(written):

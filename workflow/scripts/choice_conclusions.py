@@ -1,0 +1,86 @@
+"""What came out of the notebooks about choices between pictures (`conclusions`)."""
+
+from __future__ import annotations
+
+import pandas as pd
+from committed import Tables, around, dot, holds
+
+
+def known(t: Tables) -> list[str]:
+    best, reader, first, crowd = (
+        t.choices(*which)
+        for which in (
+            ("Best possible", "all", 0), ("Ideal reader of the history",),
+            ("Ideal reader of the history", "all", 1), ("Population's choice", "all", 0),
+        )
+    )  # fmt: skip
+    holds(crowd < first < reader < best, "bounds are in their order")
+    where = {"method": "Ideal reader of the history", "users": "all", "n_ref": 8}
+    theirs, own = (t.row("preference-mini/collapse", measure=m, **where)["value"] for m in ("population", "user"))
+    return [
+        f"Nobody can name the liked of two pictures in more than {dot(best)} of the cases; whoever knows the "
+        f"population alone does in "
+        f"{dot(crowd)}.",
+        f"One choice of history brings an ideal reader to {dot(first)}, eight to {dot(reader)}.",
+        f"Where the population's favourite of four is not the user's, that reader names the population's in "
+        f"{dot(theirs)} and the user's in {dot(own)}.",
+    ]
+
+
+def liked(t: Tables) -> list[str]:
+    def against(baseline: str) -> pd.Series:
+        return t.row("preference-mini/comparisons", baseline=baseline, n_ref=8)
+
+    seen, unseen = (t.choices("Prototypes", users) for users in ("seen", "unseen"))
+    holds(abs(seen - unseen) < 0.02, "users who were trained on are not known better")
+    pairs = t.choices("+ losses of pairs") - t.choices("+ prompts")
+    holds(pairs > 0.02 and against("+ prompts")["p_users_holm"] < 0.05, "losses of pairs pay")
+    worth = against("+ losses of pairs")
+    holds(worth["p_users_holm"] > 0.05, "prototypes are worth nothing here")
+    crowd, reader = t.choices("Population's choice", n_ref=0), t.choices("Ideal reader of the history")
+    viper = against("ViPer-like")
+    holds(viper["p_users_holm"] > 0.05, "the nearest rival is not told apart")
+    return [
+        f"After eight choices the complete method names the liked of two pictures in {dot(seen)} of the cases of "
+        f"users who were trained "
+        f"on, and in {dot(unseen)} of others; the population's choice {dot(crowd)}, an ideal reader {dot(reader)}.",
+        f"Losses of pairs are worth {dot(pairs, 3)}. Prototypes are worth {around(worth, 3, 'difference')}: "
+        f"not told apart from nothing.",
+        f"The nearest rival (ViPer-like) is behind by {around(viper, 3, 'difference')}, which is not told apart "
+        f"after correction.",
+    ]
+
+
+def prototypes(t: Tables) -> list[str]:
+    attention = t.rows("preference-mini/prototype_attention").groupby(["user", "order"])["attention"].sum().mean()
+    changes = t.rows("preference-mini/order_of_history")["changes"].mean()
+    share, chance = t.printed("20", r"(\d+)% of a liked target's neighbours are the same user's; by chance (\d+)%")
+    variance = r"Between users: ([\d.]+) of the variance; if users did not matter: ([\d.]+)\."
+    between, by_chance = t.printed("20", variance)
+    holds(float(between) > float(by_chance) and int(share) > int(chance), "users differ a little")
+    holds(attention < 0.05, "prototypes get little attention")
+    return [
+        f"Prototypes get {100 * attention:.1f} % of a target picture's attention. Of its variance "
+        f"{dot(float(between))} lies between users, "
+        f"where {dot(float(by_chance))} would if users did not matter.",
+        f"The mere order of a history decides against the majority in {100 * changes:.1f} % of the readings.",
+        f"Of a liked target's ten nearest neighbours {share} % are the same user's, by chance {chance} %: a "
+        f"trace, not a map of tastes.",
+    ]
+
+
+def history(t: Tables) -> list[str]:
+    one, eight = (t.choices("Prototypes", n_ref=n) for n in (1, 8))
+    first, last = (t.choices("Ideal reader of the history", n_ref=n) for n in (1, 8))
+    near, far = (t.choices("Neighbours in the history", n_ref=n) for n in (1, 8))
+    holds(0 < eight - one < last - first, "the model gains less than the ideal reader")
+    holds(far - near > eight - one, "neighbours gain more from a lower start")
+    gaps = [t.choices("Prototypes", "seen", n) - t.choices("Prototypes", "unseen", n) for n in (1, 8)]
+    return [
+        f"From one choice of history to eight the complete method rises from {dot(one)} to {dot(eight)}, an ideal "
+        f"reader from {dot(first)} to "
+        f"{dot(last)}: it reads its history, and less well than could be.",
+        f"Neighbours in the history, which learn nothing, rise from {dot(near)} to {dot(far)}.",
+        f"Seen users are ahead of unseen ones by {dot(gaps[0], 3)} after one choice and by {dot(gaps[1], 3)} "
+        f"after eight.",
+    ]

@@ -1,0 +1,278 @@
+"""What came out: sentences at the end of the notebooks, with the numbers of the committed tables, as long as they hold.
+
+`python workflow/scripts/publish.py pages` writes them. A sentence that concludes something says under which condition
+it does; where the tables no longer meet it, the command says which sentence has to be written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import choice_conclusions as choices
+import nbformat
+import pandas as pd
+from committed import Tables, around, dot, holds
+
+from prefmoe.analysis import audit, published
+from prefmoe.analysis.answers import NO_BACKBONE, TableError
+from prefmoe.config import ROOT
+from prefmoe.system.files import whole_file
+
+CELL = "what-came-out"
+TITLE = "## What came out"
+
+
+def _collapse(t: Tables) -> list[str]:
+    name, full, reader = (t.main(m, "auc_same") for m in ("LoRA", "PrefMoE", "LoRA with profile"))
+    holds(name["low"] < 0.5 < name["high"] and full["low"] > 0.5, "names alone tell nobody apart, and PrefMoE does")
+    holds(reader["value"] > full["value"], "the reader of the text is ahead")
+    fresh = t.main("PrefMoE", "auc_untold_fresh")
+    holds(fresh["low"] < 0.5, "what nobody was told is not shown to be known")
+    where = {"method": "LoRA", "backbone": "llava-mini", "turns": 0, "grouping": "popularity"}
+    parts = {
+        (metric, group): t.row("mini/breakdown", metric=metric, group=group, **where)
+        for metric in ("collapse", "recall")
+        for group in ("rare", "popular")
+    }
+    rises = all(parts[m, "popular"]["low"] > parts[m, "rare"]["high"] for m in ("collapse", "recall"))
+    holds(rises, "LoRA's collapse and recall rise with popularity")
+    small = t.row("mini/breakdown", metric="recall", group="small_<=4", **where | {"grouping": "bucket"})
+    rare = int(parts["recall", "rare"]["n"])
+    holds(rare < 20 and small["n"] < 20, "there are few questions about rare likes")
+    values = {key: dot(row["value"]) for key, row in parts.items()}
+    return [
+        f"Whom it is asked about is not known to a model that is shown names alone: LoRA's AUC is {around(name)} "
+        f"after all "
+        f"its training. PrefMoE's is {around(full)}, that of LoRA which reads the profile's text {around(reader)}.",
+        f"LoRA answers for the population: from rare to popular things its collapse rises from "
+        f"{values['collapse', 'rare']} to "
+        f"{values['collapse', 'popular']}, and its recall from {values['recall', 'rare']} to "
+        f"{values['recall', 'popular']}.",
+        f"What no profile tells and nobody was asked is not shown to be known by PrefMoE: {around(fresh, 3)}.",
+        f"Of recall at the rare end little can be said: {rare} of its questions are about rare things, and "
+        f"{int(small['n'])} "
+        "about preferences that at most four users hold.",
+    ]
+
+
+def _training(t: Tables) -> list[str]:
+    first, last = t.printed("06", r"loss of the answer: ([\d.]+) over the first 20 steps, ([\d.]+) over the last")
+    holds(float(last) < float(first) / 2, "the answer loss falls by half")
+    full = t.main("PrefMoE", "sensitivity")
+    return [
+        f"The loss of the answer falls from {dot(float(first))} to {dot(float(last))}. The other terms are small "
+        f"beside it from the "
+        "first step on, and hardly move: anchors nearly meet what the contrasts ask for before any training.",
+        f"After 800 steps PrefMoE's sensitivity is {around(full)} (mean of {int(full['seeds'])} seeds). It is no "
+        f"measure of "
+        "knowing users: see notebook 4.",
+    ]
+
+
+def _table(t: Tables) -> list[str]:
+    rows = t.rows("mini/table1", backbone="llava-mini", turns=0, metric="auc_same").set_index("method")
+    rivals = [m for m in rows.index if m != "PrefMoE"]
+    found = {m: t.paired(m, "auc_same") for m in rivals}
+    sure = {m: r["difference"] for m, r in found.items() if r["p_users_holm"] < 0.05}
+    better, worse = [m for m, d in sure.items() if d > 0], [m for m, d in sure.items() if d < 0]
+    text = rows.loc[worse, "information"].str.contains("text|statement")
+    holds(bool(text.all()) and len(worse) > 0, "only readers of the text are ahead in the AUC")
+    popular, full = t.main("Popular choice", "preference", NO_BACKBONE), t.main("PrefMoE", "preference")
+    p = t.paired("Popular choice", "preference")["p_users_holm"]
+    holds(
+        popular["value"] > full["value"] and p > 0.05, "the popular choice is above PrefMoE and not told apart from it"
+    )
+    people = [t.main(m, "profile")["value"] for m in ("PrefMoE", "LoRA")]
+    holds(t.paired("LoRA", "profile")["p_users_holm"] < 0.05, "people are recognised better than by LoRA")
+    frozen = t.paired("LoRA that reads frozen anchors", "auc_same")
+    holds(frozen["p_users_holm"] > 0.05, "frozen anchors are not told apart")
+    return [
+        f"In the AUC over pairs of users PrefMoE is better than {len(better)} of {len(rivals)} rows, worse than "
+        f"{len(worse)}, all of "
+        f"which read the profile's text, and not told apart from {len(rivals) - len(sure)} (Holm's correction, .05).",
+        f"LoRA that reads frozen anchors is among the last: the difference is {around(frozen, 3, 'difference')}. "
+        f"That users were "
+        "learned from answers is not shown.",
+        f"In preference accuracy the popular choice, which knows nobody, has {dot(popular['value'], 3)} and PrefMoE "
+        f"{dot(full['value'], 3)}: not told apart.",
+        f"People are recognised: {dot(people[0])} of these questions, and {dot(people[1])} by LoRA with names alone.",
+    ]
+
+
+def _ablation(t: Tables) -> list[str]:
+    first = t.paired("User embedding only", "auc_same")
+    holds(first["p_users_holm"] < 0.05 and first["difference"] > 0, "the whole is ahead of its first row")
+    steps = {"EP": "+ profile and preference factors", "EPI": "+ imbalance-aware term", "EPICD": "+ decorrelation"}
+    later = {key: t.paired(label, "auc_same") for key, label in steps.items()}
+    holds(all(row["p_users_holm"] > 0.05 for row in later.values()), "later steps are not told apart from the whole")
+    counter, after = (t.row("mini/table2", components=c, metric="overall", turns=0)["value"] for c in ("EPIC", "EPICD"))
+    whole = t.row("mini/table2", components="EPICDM", metric="overall", turns=0)
+    holds(t.paired("+ counterfactual users", "overall")["p_users_holm"] < 0.05, "the row with C is behind the whole")
+    return [
+        f"Factors are what pays: from the first row to the whole the AUC rises by {around(first, 3, 'difference')}.",
+        f"No later step is shown to help: the whole minus E P is {around(later['EP'], 3, 'difference')}, minus E P I "
+        f"{around(later['EPI'], 3, 'difference')}, minus E P I C D, which is the mixture, "
+        f"{around(later['EPICD'], 3, 'difference')}.",
+        f"The row E P I C fell out: its overall accuracy is {dot(counter)}, with D added {dot(after)}, of the "
+        f"whole {dot(whole['value'])}. It is "
+        "one seed, and says how much one seed may say.",
+    ]
+
+
+def _space(t: Tables) -> list[str]:
+    def purity(colour: str, stage: str) -> pd.Series:
+        return t.row("mini/neighbourhood_purity", colour=colour, stage=stage, tokens="residual")
+
+    before, after = purity("facet", "before"), purity("facet", "after")
+    group = purity("group", "before"), purity("group", "after")
+    holds(group[0]["value"] == group[0]["best"] == group[1]["value"], "groups are at their ceiling before and after")
+    holds(abs(before["value"] - after["value"]) < 0.02, "facets are as pure after as before")
+    points = t.rows("mini/user_space", tokens="full token")
+    distinct = {s: len(p[["x", "y"]].round(3).drop_duplicates()) for s, p in points.groupby("stage")}
+    holds(distinct["before"] < distinct["after"], "points that lay on one another come apart")
+    pattern = r"after training: same group ([\d.]+), other group (-?[\d.]+)"
+    same, other = map(float, t.printed("09", pattern))
+    n = int(after["n"])
+    return [
+        f"Training leaves the space as the anchors made it: a residual's neighbours are of its facet in "
+        f"{dot(before['value'], 3)} of the "
+        f"cases before and {dot(after['value'], 3)} after, of its group in {dot(group[0]['value'], 3)} before and "
+        f"after, which is the best possible.",
+        f"Residuals of one group have a cosine of {dot(same, 3)}, of other groups {dot(other, 3)}, much as before "
+        f"training.",
+        f"The rosettes are no finding. Users of one group have the same anchor, and of {n} full tokens only "
+        f"{distinct['before']} have places of "
+        f"their own in the picture before training; afterwards {distinct['after']} have, and t-SNE arranges near "
+        f"copies in rings.",
+    ]
+
+
+def _attention(t: Tables) -> list[str]:
+    above = int(t.printed("10", r"The interval lies above the attention elsewhere in (\d) of 5 facets")[0])
+    holds(above == 0, "attention to the own facet's residual is no higher in any facet")
+    share, token = t.printed("10", r"most from the answer to (p \w+) \(([\d.]+) %\). In brackets")[::-1]
+    holds(token.startswith("p "), "most attention goes to a prototype")
+    where = {"method": "PrefMoE", "backbone": "llava-mini", "metric": "auc_told"}
+    plain, other = (t.row("mini/controls", control=c, **where) for c in ("none", "other_user"))
+    holds(other["low"] < 0.5 < other["high"] < plain["low"], "another user's prefix takes the AUC to .5")
+    return [
+        "In no facet does the answer attend more to the residual of the facet that is asked about than to the "
+        "same token "
+        "when another facet is asked about.",
+        f"The token that gets most, {share} %, is a prototype ({token.removeprefix('p ')}), the same for all users.",
+        f"Yet the prefix decides: with somebody else's the AUC on what profiles tell falls from {around(plain)} "
+        f"to {around(other)} "
+        "(notebook 7). Attention would not have told; unit 6 of the course exchanges single residuals.",
+    ]
+
+
+def _routing(t: Tables) -> list[str]:
+    gates = t.rows("mini/routing_gates").groupby(["router", "expert"])["value"]
+    widest = (gates.max() - gates.min()).groupby("router").max()
+    (difference,) = t.printed("11", r"own above elsewhere in \d of 5 facets, mean difference ([+-][\d.]+)")
+    holds(widest["preference"] < 0.02 and abs(float(difference)) < 0.005, "the preference router does not route")
+    holds(widest["task"] < 0.1, "the task router hardly routes")
+    return [
+        f"The routers do not route. Between kinds of questions, no mean gate of the preference router differs by "
+        f"more than "
+        f"{dot(widest['preference'], 3)}, of the profile router by {dot(widest['profile'], 3)}, of the task "
+        f"router by {dot(widest['task'], 3)}.",
+        f"A question about a facet does not favour the facet's expert: by {difference} on average.",
+        "What the mixture is worth (notebook 8) it is worth as a fixed mixture.",
+    ]
+
+
+def _audit(t: Tables) -> list[str]:
+    table = published.read("table1")
+    values, overall = audit.values(table), audit.overall(table)
+    found = audit.recovered_denominators(table)
+    holds(bool((found["recovered"] == found["questions"]).all()), "all four numbers of questions are recovered")
+    constant = audit.turn_changes(table)["constant"].sum()
+    n = ", ".join(f"{int(row.recovered)} {metric}" for metric, row in found.iterrows())
+    worst = overall.iloc[0]
+    return [
+        f"The printed digits give the numbers of questions away: {n}.",
+        f"{int((values['fits'] == 0).sum())} of {len(values)} printed values are no share of their questions, and "
+        f"{int((overall['fits'] == 0).sum())} of {len(overall)} Overall values are not the mean of their parts; "
+        f"the worst is printed "
+        f"{dot(worst['printed'], 4)} and computed {dot(worst['computed'], 4)}.",
+        f"In {int(constant)} rows all three accuracies change by one and the same amount with small talk. Such "
+        f"rows are read without.",
+    ]
+
+
+def _protocol(t: Tables) -> list[str]:
+    where = {"backbone": "llava-mini", "turns": 0, "split": "test", "grouping": "all", "metric": "auc_same"}
+    rows = t.rows("mini/protocol/more_training", **where).drop_duplicates(["method", "x"]).sort_values("x")
+    full, name = (rows[rows["method"] == method] for method in ("PrefMoE", "LoRA"))
+    holds(full["value"].is_monotonic_increasing, "PrefMoE rises with its training")
+    holds(name["value"].max() < full["value"].iloc[-1], "LoRA stays below it")
+    steps, values = (", ".join(texts) for texts in (full["x"].astype(int).map(str), full["value"].map(dot)))
+    return [
+        f"More training pays for PrefMoE as far as it was run: its AUC over pairs of users is {values} after "
+        f"{steps} steps. No plateau "
+        "is reached.",
+        f"LoRA with names alone lies between {dot(name['value'].min())} and {dot(name['value'].max())}, without a "
+        f"way up.",
+    ]
+
+
+def _sure(t: Tables) -> list[str]:
+    error = t.row("mini/detectable", backbone="llava-mini", turns=0, metric="overall", grouping="all")
+    holds(error["paired"] < error["unpaired"], "pairing pays")
+    talk = t.row("mini/turns", method="PrefMoE", backbone="llava-mini", turns=10, metric="overall")
+    text = t.row("mini/turns", method="LoRA with profile", backbone="llava-mini", turns=10, metric="overall")
+    seeds = t.row("mini/table1_seeds", method="PrefMoE", backbone="llava-mini", turns=0, metric="auc_same")
+    where = {"backbone": "llava-mini", "turns": 0, "metric": "preference"}
+    sure = t.row("mini/calibration", method="PrefMoE", **where)
+    holds(sure["confidence"] > sure["accuracy"], "PrefMoE is too sure")
+    change = f"{dot(talk['change'], 3)} [{dot(talk['change_low'], 3)}, {dot(talk['change_high'], 3)}]"
+    theirs = f"{dot(text['change'], 3)} [{dot(text['change_low'], 3)}, {dot(text['change_high'], 3)}]"
+    return [
+        f"With {int(error['n'])} questions about {int(error['users'])} users a difference of "
+        f"{dot(error['paired'], 3)} in overall accuracy can be "
+        f"told when both methods answer the same questions, {dot(error['unpaired'], 3)} when not.",
+        f"PrefMoE's AUC differs between seeds by a standard deviation of {dot(seeds['sd'], 3)} (from "
+        f"{dot(seeds['minimum'])} to "
+        f"{dot(seeds['maximum'])}).",
+        f"Ten turns of small talk change PrefMoE's overall accuracy by {change}, and that of LoRA with profile by "
+        f"{theirs}.",
+        f"PrefMoE is too sure of preferences: confident by {dot(sure['confidence'])} on average, and right in "
+        f"{dot(sure['accuracy'])}.",
+    ]
+
+
+CONCLUSIONS: dict[str, Callable[[Tables], list[str]]] = {
+    "04": _collapse, "06": _training, "07": _table, "08": _ablation, "09": _space, "10": _attention, "11": _routing,
+    "12": _audit, "13": _protocol, "14": _sure, "16": choices.known, "19": choices.liked, "20": choices.prototypes,
+    "21": choices.history,
+}  # fmt: skip
+"""The sentences of each notebook, by the beginning of its file name."""
+
+
+def written(notebook: str, root: Path = ROOT) -> str:
+    """The cell of a notebook. Raises TableError, naming the notebook, if a table is missing or a sentence does "
+    "not hold."""
+    try:
+        sentences = CONCLUSIONS[notebook](Tables(root))
+    except TableError as error:
+        raise TableError(f"workflow/scripts/conclusions.py, notebook {notebook}: {error}") from error
+    return "\n".join([TITLE, "", *(f"- {sentence}" for sentence in sentences)])
+
+
+def with_conclusions(root: Path = ROOT) -> list[Path]:
+    """Brings the cell `CELL` of every notebook up to date; a notebook without one gets it in front of its last cell.
+    Returns the notebooks. Raises TableError: see `written`; then no notebook is changed."""
+    paths = {name: next((root / "notebooks").glob(f"{name}_*.ipynb")) for name in CONCLUSIONS}
+    texts = {name: written(name, root) for name in paths}
+    for name, path in paths.items():
+        content = nbformat.read(path, as_version=4)
+        cells = [cell for cell in content.cells if cell.id == CELL]
+        if not cells:
+            cells = [nbformat.v4.new_markdown_cell(id=CELL)]
+            content.cells.insert(len(content.cells) - 1, cells[0])
+        cells[0].source = texts[name]
+        with whole_file(path) as partial:
+            partial.write_text(nbformat.writes(content) + "\n", encoding="utf-8")
+    return list(paths.values())
