@@ -162,13 +162,14 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from prefmoe.analysis import choice_tables, tables
+    from prefmoe.analysis import choice_tables, generation_tables, tables
     from prefmoe.config import load_edition
     from prefmoe.data.sources import load_benchmark, load_choices
 
     edition = load_edition(options.edition)
     if edition.about_choices:
-        made = choice_tables.build(edition, load_choices(edition))
+        maker = generation_tables if edition.generation else choice_tables
+        made = maker.build(edition, load_choices(edition))
     else:
         made = tables.build(edition, load_benchmark(edition))
     for path in made.values():
@@ -203,10 +204,14 @@ def _score(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from prefmoe.config import load_edition
-    from prefmoe.running import choices, runs
-
-    runner = choices if load_edition(options.edition).about_choices else runs
-    for folder in runner.run_all_seeds(options.edition, options.backbone, options.method):
+    edition = load_edition(options.edition)
+    if edition.generation:
+        from prefmoe.generation.runs import run_all_seeds
+    elif edition.about_choices:
+        from prefmoe.running.choices import run_all_seeds
+    else:
+        from prefmoe.running.runs import run_all_seeds
+    for folder in run_all_seeds(edition, options.backbone, options.method):
         print(folder)
 
 

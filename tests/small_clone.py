@@ -67,7 +67,7 @@ def copy_with_small_notebooks(folder: Path) -> Path:
     """This repository with an edition `tiny`, and in place of its notebooks ones that only count and touch files."""
     copy_of_the_repository(folder, "figures", "notebooks")
     (folder / "notebooks").mkdir()
-    for name in ("06_train_and_evaluate", "18_train_and_choose"):
+    for name in ("06_train_and_evaluate", "18_train_and_choose", "25_train_and_draw"):
         _notebook(folder, name, "edition = 'tiny'\nbackbone = ''\nmethod = ''", COUNTING)
     rows = yaml.safe_load((folder / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
     for name, row in rows.items():

@@ -52,9 +52,10 @@ def contrast(colour: str) -> float:
 
 
 def test_every_look_can_be_seen_and_no_two_methods_share_one():
-    looks = [*style.METHODS.values(), *style.RATERS.values(), *style.KINDS.values(), *style.SERIES]
+    tables = (style.METHODS, style.RATERS, style.DRAWERS, style.KINDS)
+    looks = [*(look for table in tables for look in table.values()), *style.SERIES]
     assert min(contrast(look.colour) for look in looks) >= 3
-    for some in (style.METHODS, style.RATERS):
+    for some in (style.METHODS, style.RATERS, style.DRAWERS):
         assert len(set(some.values())) == len(some)
     assert len(set(style.SERIES)) == len(style.SERIES) and set(style.METHODS) & set(style.RATERS) == {"Chance"}
     assert contrast(style.MUTED) >= 3

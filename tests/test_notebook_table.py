@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
 CAPTIONS = {path.stem for path in (ROOT / "workflow/report").glob("*.rst")}
 RULES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk")}
-OF_THEIR_OWN = {"06_train_and_evaluate", "13_protocol_questions", "18_train_and_choose"}
+OF_THEIR_OWN = {"06_train_and_evaluate", "13_protocol_questions", "18_train_and_choose", "25_train_and_draw"}
 """Notebooks whose rules are written by hand: one job per run, or a target of its own."""
 
 
@@ -24,8 +24,8 @@ def caption(file: str) -> str:
 
 def tables() -> set[str]:
     """The tables of rules/common.smk: those of every edition, and those that some promise."""
-    listed = re.findall(r"^(?:CHOICE_)?TABLES = \{.*?^\}", RULES["common.smk"], re.M | re.S)
-    assert len(listed) == 2
+    listed = re.findall(r"^(?:CHOICE_|PICTURE_)?TABLES = \{.*?^\}", RULES["common.smk"], re.M | re.S)
+    assert len(listed) == 3
     lists = re.findall(r"\[(.*?)\]", "".join(listed))
     lists += re.findall(r"^\w+_TABLE = .*\[(.+?)\]", RULES["common.smk"], re.M)
     return {name for names in lists for name in re.findall(r'"(\w+)"', names)}

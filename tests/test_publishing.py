@@ -179,12 +179,15 @@ def test_no_notebook_knows_where_figures_are_committed(notebook):
     assert ("figures_folder(edition)" in code) == bool(saved)
 
 
-def test_the_default_edition_is_the_notebooks_but_of_those_about_choices():
+def test_the_default_edition_is_the_notebooks_but_of_those_about_choices_or_pictures():
     rows = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
-    about_choices = {name for name, row in rows.items() if row.get("about") == "choices"} | {"18_train_and_choose"}
-    assert len(about_choices) == 6
+    about = {kind: {name for name, row in rows.items() if row.get("about") == kind} for kind in ("choices", "pictures")}
+    about_choices = about["choices"] | {"18_train_and_choose"}
+    about_pictures = about["pictures"] | {"25_train_and_draw"}
+    assert (len(about_choices), len(about_pictures)) == (6, 6)
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         expected = "preference-mini" if path.stem in about_choices else DEFAULT_EDITION
+        expected = "generation-mini" if path.stem in about_pictures else expected
         assert notebooks.defaults(notebooks.read(path))["edition"] == expected
 
 

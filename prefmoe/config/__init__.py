@@ -38,6 +38,15 @@ from prefmoe.config.edition import (
     load_edition,
     run_folder,
 )
+from prefmoe.config.generation import (
+    DrawingMethod,
+    Generation,
+    PlainDrawingMethod,
+    ProbesMethod,
+    RewardedMethod,
+    UserTokensMethod,
+    WrongUserMethod,
+)
 from prefmoe.config.method_settings import KINDS, Label, Method, MethodSettings, is_trained
 from prefmoe.config.methods import (
     COMPONENTS,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from prefmoe.config.benchmarks import Choices, Data, Seed
+from prefmoe.config.generation import Generation
 from prefmoe.config.method_settings import OWN_FILES, Method, is_trained
 from prefmoe.config.own_methods import read_own_methods
 from prefmoe.config.strict import ConfigError, Strict
@@ -158,6 +159,7 @@ class Edition(Strict):
     training: Training
     evaluation: Evaluation = Evaluation()
     histories: Histories = Histories()
+    generation: Generation | None = None
     own_methods: Annotated[tuple[Path, ...], Once] = ()
     methods: dict[Name, Method] = Field(min_length=1)
     table1: Annotated[tuple[str, ...], Field(min_length=1), Once]
@@ -197,7 +199,10 @@ class Edition(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Edition:
         named = {table: getattr(self, table) for table in ("table1", "table2", "rivals", "more_seeds")}
-        for table, names in (named | {"histories.at_lengths": self.histories.at_lengths}).items():
+        named["histories.at_lengths"] = self.histories.at_lengths
+        if self.generation:
+            named |= {"generation.reward": (self.generation.reward,), "generation.at_scales": self.generation.at_scales}
+        for table, names in named.items():
             unknown = [name for name in names if name not in self.methods]
             if unknown:
                 near = did_you_mean(unknown[0], self.methods)
@@ -229,6 +234,10 @@ class Edition(Strict):
         if wrong := [name for name, method in self.methods.items() if method.about_choices != about]:
             kind = "choices between pictures" if about else "questions"
             raise ValueError(f"data are {self.data.kind}: methods that are not for {kind}: {', '.join(wrong)}")
+        if self.generation is None and (wrong := [name for name, method in self.methods.items() if method.generates]):
+            raise ValueError(f"methods that draw need the section generation: {', '.join(wrong)}")
+        if self.generation is not None and not about:
+            raise ValueError(f"data are {self.data.kind}, whose users have no histories: leave generation out")
         if not about and self.histories != Histories():
             raise ValueError(f"data are {self.data.kind}, whose users have no histories: leave the setting out")
         if about and self.training.batch_size % self.histories.targets:
@@ -253,7 +262,8 @@ class Edition(Strict):
     def needs(self, method: str) -> tuple[str, ...]:
         """The methods whose runs have to be finished before this one's begin."""
         before = getattr(self.methods[method], "begins_with", None)
-        return () if before is None else (before,)
+        reward = self.generation.reward if self.generation and self.methods[method].generates else None
+        return tuple(dict.fromkeys(name for name in (before, reward) if name is not None))
 
     @property
     def about_choices(self) -> bool:
@@ -274,8 +284,12 @@ class Edition(Strict):
             if backbone == self.ablation_backbone or method not in self.rivals
         ]
         pairs += [(self.ablation_backbone, method) for method in self.table2]
-        pairs = [(backbone, before) for backbone, method in pairs for before in (*self.needs(method), method)]
-        return list(dict.fromkeys(pairs))
+        return list(dict.fromkeys(pair for backbone, method in pairs for pair in self._with_needs(backbone, method)))
+
+    def _with_needs(self, backbone: str, method: str) -> Iterator[tuple[str, str]]:
+        for before in self.needs(method):
+            yield from self._with_needs(backbone, before)
+        yield backbone, method
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """The seeds a method is run with; the first of the edition's alone when nothing is trained, hence random."""

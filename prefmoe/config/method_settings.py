@@ -34,12 +34,14 @@ class MethodSettings(Strict):
     Attributes:
         table_type: of the class, its type in Table 1 (what is not trained has "NT" there).
         about_choices: of the class, whether it chooses between pictures instead of answering questions.
+        generates: of the class, whether it draws pictures for users.
         module: of the class, where the class is that does it; by default the one with the settings.
         implementation: that class, once its module has been imported (`prefmoe.models.base.Method` notes it here).
     """
 
     table_type: ClassVar[Literal["NT", "FFT", "PEFT"]]
     about_choices: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
     module: ClassVar[str]
     implementation: ClassVar[type | None] = None
 

@@ -99,6 +99,26 @@ RATERS = {
 }
 """The same of the methods and references of editions about choices, which never stand beside the others."""
 
+DRAWERS = {
+    "Drawings at random": Look(MUTED, "o"),
+    "Drawings of the favourites": Look(MUTED, "*"),
+    "No user": Look("#4D4D4D", "p"),
+    "Favourites in the prompt": Look(INK, "^"),
+    "Words of the history in the prompt": Look("#7B3294", "h"),
+    "e_img (IP-Adapter)": Look("#2A9C74", "X"),
+    "e_sem, MMD": Look("#0072B2", "^"),
+    "e_core": Look("#2E8BC9", "v"),
+    "All, not aligned": Look("#D2691E", "d"),
+    "All, MSE": Look("#7A3E00", "s"),
+    "All, cosine": Look("#B26A00", "P"),
+    "All, MMD": Look("#A63603", "D"),
+    "Another user's history": Look("#D2466E", "8"),
+    "Best of 4 by like": Look("#B0568C", "<"),
+    "Best of 4 by dislike": Look("#6B7F0E", ">"),
+    "Noise led by like": Look("#3F6212", "H"),
+}
+"""The same of the conditions of editions that draw for users."""
+
 STEPS = {
     "E": "User embedding only", "EP": "+ profile and preference factors", "EPI": "+ imbalance-aware term",
     "EPIC": "+ counterfactual users", "EPICD": "+ decorrelation", "EPICDM": "PrefMoE",
@@ -152,7 +172,7 @@ def look(method: str, kind: str = "") -> Look | None:
     """A method's look: its own, PrefMoE's on any published backbone, else its kind's; None for what is no method."""
     if method.startswith("PrefMoE ("):
         method = "PrefMoE"
-    return METHODS.get(method) or RATERS.get(method, KINDS.get(kind))
+    return METHODS.get(method) or RATERS.get(method) or DRAWERS.get(method, KINDS.get(kind))
 
 
 def looks(names: Iterable[str], kinds: Mapping[str, str] | None = None) -> dict[str, Look]:

@@ -72,6 +72,12 @@ def is_miniature(name: str) -> bool:
     return registered()[name].get("parameters") == "miniature"
 
 
+def drawer_folder(named: str) -> Path:
+    """The folder of a drawer: of the package's weights or of $PREFMOE_WEIGHTS by its name, or the folder given."""
+    given = (PACKAGE / "weights" / named, (from_environment(WEIGHTS_VARIABLE) or PACKAGE) / named)
+    return next((folder for folder in given if folder.is_dir()), absolute(named))
+
+
 def weights_folder(name: str) -> Path | None:
     """The folder with a registered backbone's files: its entry's, or $PREFMOE_WEIGHTS/<name> if that is there.
 

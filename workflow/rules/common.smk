@@ -15,8 +15,8 @@ from prefmoe.workflow import workflow_lock
 from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, ConfigError, PrefMoEMethod, load_edition)
 from prefmoe.config.backbone_files import registered_identity
 from prefmoe.config.outputs import committed_folder
-from prefmoe.system.places import (CHOICE_MINIATURE, MINIATURES, data_folder, from_environment, is_miniature, made_backbones,
-                                   weights_folder)
+from prefmoe.system.places import (CHOICE_MINIATURE, MINIATURES, data_folder, drawer_folder, from_environment, is_miniature,
+                                   made_backbones, weights_folder)
 from prefmoe.experiments.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
@@ -46,13 +46,17 @@ PYTHON_FOR_LONG = " ".join(
 # All cores that snakemake was given; where every job is given its own, on a cluster, some.
 ALL_CORES = workflow.resource_settings.cores or 8
 HOURS = 720  # of a cluster's job that goes on where a killed one stopped, in minutes
-ABOUT = "choices" if EDITION.about_choices else "questions"
+ABOUT = "pictures" if EDITION.generation else "choices" if EDITION.about_choices else "questions"
 DATA_NEEDED = {
     "mmpb": "MMPB-clean (mmpb_clean/)",
     "pick_a_pic": "the parquet files of Pick-a-Pic v2",
     "choice_folder": "choices.csv and its pictures",
 }
-RUN_NOTEBOOK = {"questions": "06_train_and_evaluate", "choices": "18_train_and_choose"}[ABOUT]
+RUN_NOTEBOOK = {
+    "questions": "06_train_and_evaluate",
+    "choices": "18_train_and_choose",
+    "pictures": "25_train_and_draw",
+}[ABOUT]
 METHODS = tuple(dict.fromkeys(method.source() for method in EDITION.methods.values()))  # their code
 PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
 FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]
@@ -83,8 +87,13 @@ TABLES["Tables"] += TOLD_TABLE + SHORTENED_TABLE + CONTROLS_TABLE + UNSEEN_TABLE
 CHOICE_TABLES = {
     "Tables": ["table1", "table2", "table3", "table4", "table5", "comparisons", "collapse", "information"],
 }
+PICTURE_TABLES = {
+    "Tables": ["table1", "probes", "comparisons", "lengths", "scales", "raters", "information"],
+}
 if ABOUT == "choices":
     TABLES = CHOICE_TABLES
+if ABOUT == "pictures":
+    TABLES = PICTURE_TABLES
 
 
 PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}
@@ -173,17 +182,22 @@ def code(name, methods=METHODS):
 
 def run_inputs(wildcards):
     """A digest of what a run depends on besides the data; runs of equal inputs are not repeated."""
-    about = {"choices": "histories", "questions": "evaluation"}[ABOUT]
-    settings = EDITION.model_dump(mode="json", include={"seeds", "training", about, "cache_images"})
+    about = {"choices": {"histories"}, "pictures": {"histories", "generation"}, "questions": {"evaluation"}}[ABOUT]
+    settings = EDITION.model_dump(mode="json", include={"seeds", "training", "cache_images"} | about)
     method = EDITION.methods[wildcards.method]
     code_behind = code(RUN_NOTEBOOK, (method.source(),))
-    return provenance.digest([code_behind, settings, method.model_dump(mode="json"), weights(wildcards.backbone)])
+    loaded = [weights(wildcards.backbone), *([drawer()] if ABOUT == "pictures" else [])]
+    return provenance.digest([code_behind, settings, method.model_dump(mode="json"), *loaded])
 
 
 def table_inputs(wildcards):
     """A digest of the settings and the code behind the tables."""
     settings = EDITION.model_dump(mode="json", include={"methods", "table1", "table2", "backbones", "seeds"})
-    makers = {"choices": "prefmoe.analysis.choice_tables", "questions": "prefmoe.analysis.tables"}
+    makers = {
+        "choices": "prefmoe.analysis.choice_tables",
+        "pictures": "prefmoe.analysis.generation_tables",
+        "questions": "prefmoe.analysis.tables",
+    }
     return provenance.digest([settings, provenance.code_digest((makers[ABOUT],), ())])
 
 
@@ -226,8 +240,15 @@ def real_files():
     folder = None if EDITION.drawn else data_folder(EDITION.data.folder)
     if folder is None:
         return "none"
-    parts = {"choices": (".",), "questions": ("mmpb_clean", "multi_turn")}[ABOUT]
+    parts = {"questions": ("mmpb_clean", "multi_turn")}.get(ABOUT, (".",))
     return file_digests.parts_digest(folder, parts, DIGESTS)
+
+
+@cache
+def drawer():
+    """What identifies the weights that draw, and those that read what was drawn, where they are here."""
+    folder = drawer_folder(EDITION.generation.drawer)
+    return file_digests.parts_digest(folder, (".",), DIGESTS) if folder.is_dir() else EDITION.generation.drawer
 
 
 @cache

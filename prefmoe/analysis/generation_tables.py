@@ -1,0 +1,100 @@
+"""The tables of an edition that draws for users: builds and writes the CSV files from its runs, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from prefmoe.analysis import choices, drawings, statistics
+from prefmoe.analysis.choices import Ratings
+from prefmoe.analysis.drawings import Drawn
+from prefmoe.analysis.information import information_table
+from prefmoe.analysis.tables import write_csv
+from prefmoe.config import RESULTS, Edition, ProbesMethod, RaterMethod, run_folder
+from prefmoe.config.outputs import made_folder
+from prefmoe.data.choices import ChoiceBenchmark
+from prefmoe.system.run_files import read_predictions
+
+NAMES = ("table1", "probes", "comparisons", "lengths", "scales", "raters", "information")
+
+PROBE_COLUMNS = ("layer", "task", "value", "low", "high", "n", "chance", "split", "rater")
+
+LENGTH_COLUMNS = ("condition", "n_ref", *drawings.TABLE1_COLUMNS[1:])
+SCALE_COLUMNS = ("condition", "scale", *drawings.TABLE1_COLUMNS[1:])
+
+
+def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path = RESULTS) -> dict[str, Path]:
+    """Reads all runs of an edition that draws and writes its tables to ``<results>/<edition>/figures/``.
+
+    table1: every condition by measure, at whole histories and the edition's scale; probes: accuracy by layer, task and
+    rater; comparisons: the last method of table2 against every other; lengths, scales: the same measures by length of
+    history and scale of the user's guidance; raters: accuracies of the raters behind them; information: what each is
+    shown.
+
+    Returns table name -> file. Raises TableError: see `drawings.read_drawn`.
+    """
+    settings = edition.generation
+    drawn = drawings.read_drawn(edition, results)
+    plain = [one.at(edition.histories.n_ref, settings.user_scale) for one in drawn.values()]
+    reference = next((one for one in plain if one.kind == "drawings"), None)
+    focus = next((one for one in plain if one.key == edition.table2[-1]), plain[-1]) if edition.table2 else plain[-1]
+    rows = [row for one in plain for row in drawings.measure_rows(one, benchmark, reference)]
+    others = [one for one in plain if one is not focus]
+    raters = choices.accuracy_table(read_raters(edition, results).values())
+    tables = {
+        "table1": pd.DataFrame(rows, columns=list(drawings.TABLE1_COLUMNS)),
+        "probes": probe_table(edition, results),
+        "comparisons": drawings.comparison_table(focus, others, benchmark),
+        "lengths": _by_setting(drawn.values(), "n_ref", edition, benchmark, reference),
+        "scales": _by_setting(drawn.values(), "scale", edition, benchmark, reference),
+        "raters": raters,
+        "information": information_table(edition, results),
+    }
+    folder = made_folder(edition.name, results)
+    return {name: write_csv(tables[name], folder / f"{name}.csv") for name in NAMES}
+
+
+def _by_setting(
+    drawn: list[Drawn], varied: str, edition: Edition, benchmark: ChoiceBenchmark, reference: Drawn | None
+) -> pd.DataFrame:
+    """The measures of conditions that drew with several values of one setting, the other as usual."""
+    usual = {"n_ref": edition.histories.n_ref, "scale": edition.generation.user_scale}
+    rows = []
+    for one in drawn:
+        values = sorted({dict(zip(drawings.SETTING, setting, strict=True))[varied] for setting in one.settings})
+        for value in values if len(values) > 1 else ():
+            at = one.at(**{**usual, varied: value})
+            rows += [{**row, varied: value} for row in drawings.measure_rows(at, benchmark, reference)]
+    return pd.DataFrame(rows, columns=list(LENGTH_COLUMNS if varied == "n_ref" else SCALE_COLUMNS))
+
+
+def probe_table(edition: Edition, results: str | Path) -> pd.DataFrame:
+    """Accuracy of every probe with its interval over users: `PROBE_COLUMNS`, of the edition's first seed. chance: of
+    whoever guesses."""
+    rows = []
+    for backbone, key in edition.runs():
+        if not isinstance(edition.methods[key], ProbesMethod):
+            continue
+        folder = run_folder(results, edition.name, backbone, key, edition.seeds_of(key)[0])
+        frame = read_predictions(folder, edition=edition.name, backbone=backbone, method=key)
+        rater = edition.methods[edition.methods[key].begins_with].label
+        for (layer, task, split), own in frame.groupby(["layer", "task", "split"]):
+            chance = 0.5 if task == "intra" else 1 / own["user"].nunique()
+            estimate = statistics.cluster_bootstrap(own["value"], own["user"])
+            rows.append({"layer": layer, "task": task, **estimate, "chance": chance, "split": split, "rater": rater})
+    return pd.DataFrame(rows, columns=list(PROBE_COLUMNS))
+
+
+def read_raters(edition: Edition, results: str | Path) -> dict[str, Ratings]:
+    """What the edition's raters said of choices, by method. Raises RunFileError if a run is missing."""
+    rated = dict(_rated(edition, results))
+    return {key: Ratings(edition.methods[key].label, key, frames, len(frames)) for key, frames in rated.items()}
+
+
+def _rated(edition: Edition, results: str | Path) -> Iterator[tuple[str, tuple[pd.DataFrame, ...]]]:
+    for backbone, key in edition.runs():
+        if isinstance(edition.methods[key], RaterMethod):
+            folders = (run_folder(results, edition.name, backbone, key, seed) for seed in edition.seeds_of(key))
+            yield key, tuple(read_predictions(folder, choices.COLUMNS) for folder in folders)

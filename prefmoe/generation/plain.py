@@ -1,0 +1,54 @@
+"""Drawing without a user branch: nobody is known, or the user is told in words; and drawings that nobody generated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from prefmoe.config import PlainDrawingMethod
+from prefmoe.data.choice_drawing import content_of, draw_choice_picture, random_attributes
+from prefmoe.data.choice_tastes import TasteError, excess, favourites, words
+from prefmoe.generation.captions import caption, reduced
+from prefmoe.generation.drawing import Drawing
+
+
+class Plain(Drawing, settings=PlainDrawingMethod):
+    """The drawer as it is, or the drawing world itself, which shows what a perfect drawer would reach."""
+
+    config: PlainDrawingMethod
+
+    def told(self, asked: pd.DataFrame) -> list[dict[str, str]]:
+        """The open attributes that each picture is to show, attribute -> value. Raises TasteError if these are true
+        tastes, or of pictures, that nobody knows."""
+        if self.config.told == "nobody":
+            return [{} for _ in range(len(asked))]
+        known = {}
+        for user, n_ref, draw in set(zip(asked["user"], asked["n_ref"], asked["draw"], strict=True)):
+            if self.config.told == "history":
+                found = excess(self.benchmark, self.benchmark.history(user, n_ref, draw))
+                known[user, n_ref, draw] = words(found, 3)
+            elif self.benchmark.utilities is None:
+                raise TasteError(f"{self.benchmark.root}: true tastes are not known (utilities.csv)")
+            else:
+                known[user, n_ref, draw] = favourites(self.benchmark.utilities.loc[user])
+        return [known[key] for key in zip(asked["user"], asked["n_ref"], asked["draw"], strict=True)]
+
+    def prompts(self, asked: pd.DataFrame) -> list[str]:
+        """The prompt, with the attributes behind it."""
+        if self.config.told == "nobody":
+            return list(asked["prompt"])
+        told = self.told(asked)
+        return [caption({**content_of(p), **one}, one.keys()) for p, one in zip(asked["prompt"], told, strict=True)]
+
+    def draw(self, asked: pd.DataFrame) -> Tensor:
+        """As `Drawing.draw`; drawings are drawn by the world's own code, each from a number of its own."""
+        if self.config.kind == "drawer":
+            return super().draw(asked)
+        found, size = [], self.drawer.size
+        for number, (prompt, told) in enumerate(zip(asked["prompt"], self.told(asked), strict=True)):
+            rng = np.random.default_rng([self.seed, number])
+            attributes = random_attributes(rng, **content_of(prompt), **told)
+            found.append(reduced(draw_choice_picture(attributes, rng), size).astype(np.float32) / 255)
+        return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,72 @@
+"""The drawer's noise guided by what a rater likes or dislikes (Figures 6 and 8 of arXiv 2508.08220).
+
+Either the best of several noises by the rater's word, or, as ReNO (arXiv 2406.04312) does with other rewards, ascent on
+the noise along the reward's gradient, through a sampler of few steps and through the rater's eyes.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from prefmoe.config import RewardedMethod
+from prefmoe.generation.drawing import Drawing, noise_seeds
+from prefmoe.generation.judging import judged
+from prefmoe.generation.sampling import drawn, noise_of
+from prefmoe.models.raters import Rater
+
+
+class Rewarded(Drawing, settings=RewardedMethod):
+    """Draws without a user branch, from noise that a rater has chosen: "like" (M+) is to rise, or "dislike" (M-) to
+    fall."""
+
+    config: RewardedMethod
+
+    def judge(self, rater: Rater) -> None:
+        """Takes the rater that guides; its weights are not this method's."""
+        self._rater = [rater]
+
+    def said(self, asked: pd.DataFrame, pictures: Tensor) -> Tensor:
+        """M+, or minus M-, of every picture, (N,)."""
+        n_ref, draw = int(asked["n_ref"].iloc[0]), int(asked["draw"].iloc[0])
+        plus, minus = judged(self._rater[0], asked, pictures, n_ref=n_ref, draw=draw).unbind(-1)
+        return plus if self.config.by == "like" else -minus
+
+    def _batch(self, own: pd.DataFrame, start: int, scale: float) -> Tensor:
+        some = own.iloc[start : start + self.generation.batch_size]
+        noise = noise_of(self.drawer, noise_seeds(some, self.generation.prompts, self.seed))
+        return (self._best if self.config.how == "best" else self._ascent)(some, noise)
+
+    def _sample(self, asked: pd.DataFrame, noise: Tensor, steps: int) -> Tensor:
+        scale = self.generation.text_scale
+        return drawn(self.drawer, self.prompts(asked), noise=noise, steps=steps, text_scale=scale)
+
+    def _best(self, asked: pd.DataFrame, noise: Tensor) -> Tensor:
+        """Of so many pictures, the first from the noise itself, the one that the rater likes most."""
+        generator = torch.Generator().manual_seed(self.seed)
+        best = self._sample(asked, noise, self.generation.steps)
+        most = self.said(asked, best)
+        for _ in range(self.config.candidates - 1):
+            tried = self._sample(asked, torch.randn(noise.shape, generator=generator), self.generation.steps)
+            said = self.said(asked, tried)
+            better = said > most
+            best, most = torch.where(better[:, None, None, None], tried, best), torch.where(better, said, most)
+        return best.cpu()
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def _ascent(self, asked: pd.DataFrame, noise: Tensor) -> Tensor:
+        """The pictures of noise that has followed the gradient, drawn with the edition's steps. A penalty, the log
+        density of a Gaussian's length, keeps the noise as long as noise is."""
+        settings = self.config
+        start, size = noise.clone().requires_grad_(), noise[0].numel()
+        for _ in range(settings.candidates):
+            said = self.said(asked, self._sample(asked, start, settings.few_steps))
+            length = start.flatten(1).norm(dim=1)
+            stays = (size - 1) * length.log() - length.square() / 2
+            (gradient,) = torch.autograd.grad((said + settings.stay * stays).sum(), start)
+            norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-8)[:, None, None, None]
+            start = (start + settings.step_size * gradient / norm).detach().requires_grad_()
+        with torch.no_grad():
+            return self._sample(asked, start.detach(), self.generation.steps).cpu()

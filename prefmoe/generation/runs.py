@@ -1,0 +1,273 @@
+"""Runs of editions that draw for users: raters as in editions about choices, probes on their states, and what draws."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.config import (
+    RESULTS,
+    ControlKind,
+    Edition,
+    Method,
+    ProbesMethod,
+    RaterMethod,
+    UserTokensMethod,
+    WrongUserMethod,
+    is_trained,
+    load_edition,
+)
+from prefmoe.generation import probes
+from prefmoe.generation.branch import UserBranch, WrongUser, liked_batches, training_histories
+from prefmoe.generation.drawer import Drawer
+from prefmoe.generation.drawing import Drawing, requests
+from prefmoe.generation.measures import noted
+from prefmoe.generation.reader import READER, AttributeReader, load_reader
+from prefmoe.generation.rewards import Rewarded
+from prefmoe.generation.states import History, user_states
+from prefmoe.generation.user_tokens import Known
+from prefmoe.models.raters import Rater
+from prefmoe.models.saved import WEIGHTS_FILE
+from prefmoe.running.choices import ChoiceWorkbench
+from prefmoe.running.record import circumstances
+from prefmoe.running.runs import Asked, RunError, run_method
+from prefmoe.running.training import train
+from prefmoe.system import distributed, provenance
+from prefmoe.system.files import is_intact, sha256, whole_file, write_json, write_parquet
+from prefmoe.system.places import drawer_folder
+from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, read_predictions, read_story, seal, verify
+
+STATES = "states"
+"""The folder of an edition's results in which what raters know of users is kept."""
+
+
+class DrawingWorkbench(ChoiceWorkbench):
+    """A workbench for editions that draw; raters are run as `ChoiceWorkbench` runs them."""
+
+    def __init__(self, edition: Edition | str | Path, backbone_name: str, **options: Any) -> None:
+        super().__init__(edition, backbone_name, **options)
+        if self.edition.generation is None:
+            raise RunError(f"edition {self.edition.name!r} draws nothing: it has no section generation")
+
+    def drawer(self) -> Drawer:
+        """The drawer, without a user branch of an earlier run."""
+        return Drawer.from_pretrained(drawer_folder(self.edition.generation.drawer))
+
+    @cached_property
+    def reader(self) -> AttributeReader:
+        """What says which attributes a picture shows."""
+        return load_reader(drawer_folder(self.edition.generation.drawer) / READER.name)
+
+    def rater(self, name: str, seed: int) -> Rater:
+        """A rater as its run left it, which is made first if it is not there."""
+        folder = run_method(self.edition, self.backbone_name, name, seed, workbench=self)
+        verify(folder)
+        return Rater.from_pretrained(folder / METHOD_FOLDER, load_backbone(self.backbone_name), self.benchmark)
+
+    def _seed_of(self, name: str, seed: int) -> int:
+        seeds = self.edition.seeds_of(name)
+        return seed if seed in seeds else seeds[0]
+
+    def _before(self, config: Method, seed: int) -> Path:
+        """The finished run that a method begins with."""
+        name = config.begins_with
+        return run_method(self.edition, self.backbone_name, name, self._seed_of(name, seed), workbench=self)
+
+    def begun_with(self, config: Method, seed: int) -> Path | None:
+        """The run that a method begins with, made first if it is not there; None for what begins with nothing."""
+        return self._before(config, seed) if getattr(config, "begins_with", None) else None
+
+    def inputs(self, config: Method, seed: int, asked: Asked, controls: Sequence[ControlKind] = ()) -> dict[str, Any]:
+        """Everything a run's result depends on; equal inputs, equal result."""
+        found = super().inputs(config, seed, asked, controls)
+        if isinstance(config, RaterMethod):
+            return found
+        found["code"] = provenance.code_digest((*provenance.RUN_MODULES, __name__), methods=(config.source(),))
+        if config.generates:
+            reward = run_method(
+                self.edition, self.backbone_name, self.edition.generation.reward,
+                self._seed_of(self.edition.generation.reward, seed), workbench=self,
+            )  # fmt: skip
+            settings = self.edition.generation.model_dump(mode="json", exclude={"at_scales", "batch_size"})
+            found |= {
+                "generation": settings, "reward": read_story(reward)["inputs_digest"],
+                "drawer": folder_digest(drawer_folder(self.edition.generation.drawer)),
+            }  # fmt: skip
+        return found
+
+    def asked(self, method: str) -> Asked:
+        """As of `ChoiceWorkbench`; what draws is asked after histories of the edition's lengths, with its scales."""
+        lengths = super().asked(method)
+        if not self.edition.methods[method].generates:
+            return lengths
+        scaled = method in self.edition.generation.at_scales
+        return {**lengths, "scales": self.edition.generation.scales if scaled else ()}
+
+    def _work(
+        self, config: Method, seed: int, folder: Path, asked: Asked, controls: Sequence[ControlKind],
+        about: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Fills a run's folder; run.json comes last."""
+        if isinstance(config, ProbesMethod):
+            self._probe(config, seed, folder, about)
+        elif config.generates:
+            self._draw(config, seed, folder, about)
+        else:
+            super()._work(config, seed, folder, asked, controls, about)
+
+    def _probe(self, config: ProbesMethod, seed: int, folder: Path, about: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        rater = self.rater(config.begins_with, self._seed_of(config.begins_with, seed))
+        found = probes.probe(rater, config, n_ref=self.edition.histories.n_ref, seed=seed)
+        write_parquet(folder / PREDICTIONS_FILE, found)
+        described = {"rater": config.begins_with, "layers": int(found["layer"].max())}
+        write_json(folder / METHOD_FOLDER / "probes.json", described)
+        self._seal(config, seed, folder, about, {"trainable_total": 0}, 0, {"train": 0.0, "evaluate": _since(started)})
+
+    def _draw(self, config: Method, seed: int, folder: Path, about: dict[str, Any]) -> None:
+        method, training = self._built(config, seed), None
+        if is_trained(config):
+            training = self._trained(method, seed, folder)
+        name = about["method"]
+        asked = requests(self.edition, name, self.benchmark)
+        started = time.perf_counter()
+        self._tell(method, config, seed, asked)
+        pictures = method.eval().draw(asked)
+        drawn = _since(started)
+        started = time.perf_counter()
+        reward = self.edition.generation.reward
+        rater = self.rater(reward, self._seed_of(reward, seed))
+        frame = noted(asked, pictures, reader=self.reader, rater=rater, n_ref=self.edition.histories.n_ref)
+        method.save_pretrained(folder / METHOD_FOLDER)
+        write_parquet(folder / PREDICTIONS_FILE, frame)
+        seconds = {"train": training.seconds if training else 0.0, "draw": drawn, "evaluate": _since(started)}
+        steps = training.steps if training else 0
+        self._seal(config, seed, folder, {**about, "pictures": len(asked)}, method.describe(), steps, seconds)
+
+    def _seal(
+        self, config: Method, seed: int, folder: Path, about: dict[str, Any], parameters: dict[str, Any], steps: int,
+        seconds: dict[str, float],
+    ) -> None:  # fmt: skip
+        if not distributed.state().is_main_process:
+            return
+        training = self.edition.training.model_dump(mode="json")
+        settings = self.edition.generation.model_dump(mode="json")
+        story = {
+            **about, "seed": seed,
+            "config": {"method": config.model_dump(mode="json"), "training": training, "generation": settings},
+            "parameters": parameters, "context_tokens": 0.0, "steps": steps, "seconds": seconds,
+            **circumstances(torch.device("cpu")),
+        }  # fmt: skip
+        seal(folder, story)
+
+    # --- what draws
+
+    def _built(self, config: Method, seed: int) -> Drawing:
+        """A method that draws, untrained; a wrong user's and a judged one's with what they begin with."""
+        drawer, generation = self.drawer(), self.edition.generation
+        backbone = load_backbone(self.backbone_name)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            options = {"seed": seed, "drawer": drawer, "generation": generation}
+            if isinstance(config, UserTokensMethod):
+                return UserBranch(config, backbone, self.benchmark, **self._shape(config, seed, backbone), **options)
+            if isinstance(config, WrongUserMethod):
+                first = self.edition.methods[config.begins_with]
+                shape = self._shape(first, seed, backbone)
+                built = WrongUser(first, backbone, self.benchmark, **shape, **options)
+                built.load(self._before(config, seed) / METHOD_FOLDER / WEIGHTS_FILE)
+                return built
+            importlib.import_module(config.module)
+            built = type(config).implementation(config, backbone, self.benchmark, **options)
+        if isinstance(built, Rewarded):
+            built.judge(self.rater(config.begins_with, self._seed_of(config.begins_with, seed)))
+        return built
+
+    def _shape(self, config: UserTokensMethod, seed: int, backbone: Any) -> dict[str, int]:
+        """The layer of e_core, which the probes chose, how many layers there are, and the width of what it sees."""
+        found = read_predictions(self._before(config, seed))
+        layers = int(found["layer"].max())
+        middle = range(max(1, layers // 2), layers + 1)  # middle to upper
+        return {
+            "core_layer": probes.chosen_layer(found, middle), "layers": layers, "picture_width": backbone.hidden_size,
+        }  # fmt: skip
+
+    def rater_of(self, config: Method) -> str:
+        """The rater whose states user tokens are made of."""
+        while not isinstance(config, RaterMethod):
+            config, name = self.edition.methods[config.begins_with], config.begins_with
+        return name
+
+    def _trained(self, method: UserBranch, seed: int, folder: Path) -> Any:
+        settings = self.edition.histories
+        told, fitting = training_histories(
+            self.benchmark, n_ref=settings.n_ref, lengths=settings.lengths, draws=method.config.draws
+        )
+        known = self.known(self.rater_of(method.config), seed, told)
+        make = liked_batches(method, told, fitting, known)
+        choices, training = self.benchmark.select("train"), self.edition.training
+        return train(method, choices, training, folder=folder, seed=seed, make_batches=make)
+
+    def _tell(self, method: Drawing, config: Method, seed: int, asked: pd.DataFrame) -> None:
+        if isinstance(method, UserBranch):
+            told = method.histories(asked)
+            method.tell(told, self.known(self.rater_of(config), seed, told))
+
+    def known(self, rater_name: str, seed: int, histories: Sequence[History]) -> Known:
+        """What a rater knows of the users of some histories; computed once for all methods, and kept."""
+        seed = self._seed_of(rater_name, seed)
+        folder = run_method(self.edition, self.backbone_name, rater_name, seed, workbench=self)
+        named = [(one.user, one.n_ref, one.draw, [choice.index for choice in one.without]) for one in histories]
+        code = provenance.code_digest(("prefmoe.generation.states",), methods=())
+        name = provenance.digest([read_story(folder)["inputs_digest"], code, named])
+        path = self.results / self.edition.name / STATES / f"{name}.safetensors"
+        if not is_intact(path):
+            rater = self.rater(rater_name, seed)
+            pictures = [one.liked(self.benchmark) for one in histories]
+            states = user_states(rater, histories)
+            rater.look_at(set(pictures))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path, sealed=True) as partial:
+                save_file({"states": states, "picture": rater.features(pictures).float().cpu().contiguous()}, partial)
+        return Known(**load_file(path))
+
+
+def folder_digest(folder: Path) -> str:
+    """A hash of the weights and settings in a drawer's folder, its reader's among them."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+    return provenance.digest({path.relative_to(folder).as_posix(): sha256(path) for path in files})
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started
+
+
+def run_all_seeds(
+    edition: Edition | str | Path, backbone_name: str, method_name: str, *, results: str | Path = RESULTS
+) -> list[Path]:
+    """Runs a method with all its seeds (`prefmoe.running.runs.run_method`), on one workbench; the folders in order."""
+    workbench = DrawingWorkbench(load_edition(edition), backbone_name, results=results)
+    return [
+        run_method(workbench.edition, backbone_name, method_name, seed, results=results, workbench=workbench)
+        for seed in workbench.edition.seeds_of(method_name)
+    ]
+
+
+def trained_branch(
+    edition: Edition | str | Path, backbone_name: str, method_name: str, seed: int, *, results: str | Path = RESULTS
+) -> tuple[UserBranch, DrawingWorkbench]:
+    """A user branch as its run left it, and its workbench; the run is made first if it is not there."""
+    workbench = DrawingWorkbench(load_edition(edition), backbone_name, results=results)
+    folder = run_method(workbench.edition, backbone_name, method_name, seed, workbench=workbench)
+    method = workbench._built(workbench.edition.methods[method_name], seed)
+    method.load(folder / METHOD_FOLDER / WEIGHTS_FILE)
+    return method.eval(), workbench
