@@ -70,6 +70,10 @@ def test_user_space_draws_every_token_and_its_purity():
             inside = coordinates[(coordinates["stage"] == stage) & (coordinates["tokens"] == tokens)]
             expected = inside.sort_values("x")[["x", "y"]].to_numpy()
             assert points[points[:, 0].argsort()] == pytest.approx(expected)
+            words = {word.get_text(): word.xy for word in axis.texts}  # no facet is told by its colour alone
+            above = {f: (part["x"].median(), part["y"].max()) for f, part in inside.groupby("facet")}
+            assert words.keys() == (above.keys() if colour == "group" else set())
+            assert all(tuple(place) == pytest.approx(above[facet]) for facet, place in words.items())
         assert "purity 0.75 [0.70, 0.80], chance 0.20" in text(figure) and "n = 20 tokens" in text(figure)
         assert ("group 2" in text(figure)) == (colour == "group")
         assert "0.75 before, 0.75 after" in one_line(figure)
