@@ -81,6 +81,19 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     ask.add_argument("--device", default="cpu", help='"auto" spreads the model over all accelerators')
 
+    mmpb = command("mmpb", _mmpb, "Put any vision-language model through MMPB's protocol (docs/any_vlm.md).")
+    mmpb.add_argument("model", help="name, folder, or hub repository owner/name[@revision]; its code is never run")
+    mmpb.add_argument("--edition", default="mmpb", help="whose questions are asked (default: the full MMPB-clean)")
+    mmpb.add_argument("--conditions", nargs="+", default=[], metavar="NAME", help="of the edition, or else of mmpb")
+    mmpb.add_argument(
+        "--switch", action="append", default=[], metavar="SETTING=VALUE", help="of a condition of your own"
+    )
+    mmpb.add_argument("--turns", type=int, nargs="+", help="exchanges of small talk (default: the edition's)")
+    mmpb.add_argument("--splits", nargs="+", default=["test"], help="whose questions (default: test)")
+    mmpb.add_argument("--batch-size", type=int)
+    mmpb.add_argument("--max-new-tokens", type=int)
+    mmpb.add_argument("--check", action="store_true", help="stop before weights are downloaded and anything is asked")
+
     score = command("score", _score, "Score anybody's predictions: all measures of one file, and what is unread in it.")
     score.add_argument("predictions", type=Path, help="CSV, TSV, JSON Lines or parquet: docs/scoring.md")
     score.add_argument("--output", type=Path, help="also write the table to this CSV file")
@@ -191,6 +204,33 @@ def _ask(options: argparse.Namespace) -> None:
     if profile:
         model.add_user(**dict(profile))
     print(model.ask(options.picture, options.question, user, options.options))
+
+
+def _mmpb(options: argparse.Namespace) -> None:
+    from prefmoe.analysis.answers import read_runs
+    from prefmoe.analysis.mmpb_tables import as_printed, attributes_table
+    from prefmoe.analysis.tables import write_csv
+    from prefmoe.config import RESULTS
+    from prefmoe.data.sources import load_benchmark
+    from prefmoe.running import mmpb
+
+    asked = {name: getattr(options, name) for name in ("turns", "splits", "batch_size", "max_new_tokens")}
+    edition, folders = mmpb.run(
+        options.model,
+        edition=options.edition,
+        conditions=options.conditions,
+        switches=mmpb.read_switches(options.switch),
+        only_check=options.check,
+        **asked,
+    )
+    if options.check:
+        print(f"{edition.backbones[0]} can be asked: {', '.join(edition.methods)}")
+        return
+    table = attributes_table(load_benchmark(edition), read_runs(edition, RESULTS, *edition.evaluation.splits))
+    print(as_printed(table))
+    for folder in folders:
+        print(folder)
+    print(write_csv(table, RESULTS / edition.name / "mmpb" / f"{edition.backbones[0]}-{'-'.join(edition.methods)}.csv"))
 
 
 def _score(options: argparse.Namespace) -> None:

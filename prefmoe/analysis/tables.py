@@ -20,9 +20,10 @@ from prefmoe.analysis.comparisons import comparisons_table, detectable_table, fo
 from prefmoe.analysis.controls import controls_table
 from prefmoe.analysis.groupings import QUESTION_GROUPS, breakdowns, dataset_statistics, question_groups, told_statistics
 from prefmoe.analysis.information import information_table
+from prefmoe.analysis.mmpb_tables import attributes_table
 from prefmoe.analysis.references import POPULAR, read_references
 from prefmoe.analysis.shortened import shortened_table
-from prefmoe.config import RESULTS, Edition
+from prefmoe.config import RESULTS, Edition, InjectedMethod
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
 from prefmoe.system.files import whole_file
@@ -295,6 +296,8 @@ def build(edition: Edition, benchmark: Benchmark, *, results: str | Path = RESUL
     }
     if len(told := told_statistics(benchmark)):
         tables["told_statistics"] = told
+    if any(isinstance(method, InjectedMethod) for method in edition.methods.values()):
+        tables["attributes"] = attributes_table(benchmark, reported)
     if edition.evaluation.controls:
         tables["controls"] = controls_table(edition, results, tested)
     if edition.evaluation.too_long != "refuse":

@@ -43,12 +43,15 @@ class Backbone:
         self.vision_cache: VisionCache | None = None
         self.anchor_cache: AnchorCache | None = None
         self.encodings = Encodings()
-        for part in Paths.model_fields:
-            self._part(part)
+        if entry.architecture is not None:
+            for part in Paths.model_fields:
+                self._part(part)
         if not self.tokenizer.is_fast:
             raise BackboneError(f"backbone {entry.name!r}: expected a fast tokenizer (tokenizer.json)")
         if self.processor.chat_template is None:
             raise BackboneError(f"backbone {entry.name!r}: its processor has no chat template")
+        if entry.architecture is None:  # its processor was asked before its weights were loaded
+            return
         found = self.tokenizer.convert_tokens_to_ids(entry.image_token)
         if model.config.image_token_id is None:  # the model's files leave it to the tokenizer
             model.config.image_token_id = found
@@ -65,6 +68,8 @@ class Backbone:
         return self._part(name)
 
     def _part(self, field: str) -> Any:
+        if self.entry.architecture is None and field == "embed_tokens":
+            return self.model.get_input_embeddings()
         path = getattr(self.entry.paths, field)
         part: Any = self.model
         for name in path.split("."):

@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from prefmoe.backbones import whole
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.conversations import check_words, encode
 from prefmoe.backbones.encodings import BenchmarkEncodings, Encoded
 from prefmoe.backbones.errors import CollationError, PromptError
-from prefmoe.backbones.pictures import stack_pictures
+from prefmoe.backbones.pictures import Picture, stack_pictures
 from prefmoe.data import prompts
-from prefmoe.data.benchmark import Benchmark, Example, Turn
+from prefmoe.data.benchmark import Benchmark, Example, Turn, User
 from prefmoe.data.controls import Control
 
 _Batch = TypeVar("_Batch")
@@ -108,6 +109,7 @@ def pad(
         places = [F.pad(one.positions, (length - len(one), 0)) for one in encoded if one.positions is not None]
         inputs["position_ids"] = torch.stack(places, dim=1)
     inputs |= stack_pictures([one.pictures for one in encoded])
+    inputs |= whole.stacked([one.inputs for one in encoded], length)
     none = [-1] * len(encoded)
     answer_span = 1 if labels is None else _span(labels != -100) + 1  # a token is predicted where the one before it is
     return Batch(
@@ -217,6 +219,18 @@ class Collator:
         """A question as it is put."""
         return example
 
+    def conversation(
+        self, example: Example, user: User, transcript: Sequence[Turn]
+    ) -> tuple[list[dict[str, Any]], Sequence[Picture]]:
+        """The messages of a question as it is put, and the pictures of their image parts in order."""
+        words = {"profile": self.profile, "transcript": transcript, "wording": self.wording}
+        return prompts.messages(example, user, **words), prompts.images(example, user, self.profile)
+
+    def untold(self) -> Collator:
+        """A collator that shows nothing of the user: what its prompts are longer by tells the model of somebody."""
+        wording = replace(self.wording, opening="", added=())
+        return Collator(self.backbone, self.benchmark, wording=wording, cache=self.cache)
+
     def length(self, example: Example, transcript: Sequence[Turn] = (), with_answer: bool = False) -> int:
         """Number of tokens of an encoded example (to put examples of one length together)."""
         return len(self.encode(example, transcript, with_answer))
@@ -232,8 +246,7 @@ class Collator:
         try:
             encoded = encode(
                 self.backbone,
-                prompts.messages(asked, user, profile=self.profile, transcript=transcript, wording=self.wording),
-                prompts.images(asked, user, self.profile),
+                *self.conversation(asked, user, transcript),
                 self.wording.said(example.answer_text) if with_answer else None,
                 self.prefix_length,
                 memory=self._pictures if self.cache else None,

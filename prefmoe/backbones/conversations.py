@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from prefmoe.backbones import whole
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.encodings import Encoded
 from prefmoe.backbones.errors import CollationError, PromptError
@@ -42,6 +43,12 @@ def encode(
     not show the final turn's text; PromptTooLong if the model has too few positions.
     """
     prompt, spans = render(backbone, messages)
+    if backbone.entry.architecture is None:
+        if answer is not None or prefix_length:
+            raise CollationError(f"a {backbone.entry.model_class} is asked as a whole: no answer, no prefix")
+        encoded = whole.encode(backbone, messages, images, prompt)
+        backbone.check_length(len(encoded))
+        return encoded
     key = tuple(map(str, images))
     if memory is not None and key in memory:
         pictures = memory[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ class Encoded:
         earlier_pictures: how many of the pictures come before the final turn.
         prompt_digest: a hash of the rendered prompt and of its pictures.
         prompt: the rendered prompt, image tokens not expanded.
+        inputs: whatever else the processor made of it, of a class that is asked as a whole (prefmoe.backbones.whole).
     """
 
     input_ids: Tensor
@@ -46,6 +47,7 @@ class Encoded:
     earlier_pictures: int
     prompt_digest: str
     prompt: str
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -26,11 +26,11 @@ def last_positions_only(backbone: Backbone, count: int | None) -> Iterator[None]
     places.
     Of the miniature's four layers that saves a fifth of the products.
 
-    ``count``: of positions; None leaves nothing out. So does gradient checkpointing, which computes layers once more
-    when this has ended.
+    ``count``: of positions; None leaves nothing out. So do gradient checkpointing, which computes layers once more
+    when this has ended, and a backbone whose layers nobody has named.
     """
-    layer = backbone.layers[-1]
-    if count is None or getattr(layer, "gradient_checkpointing", False):
+    layer = None if backbone.entry.architecture is None else backbone.layers[-1]
+    if count is None or layer is None or getattr(layer, "gradient_checkpointing", False):
         yield
         return
     length = 0

@@ -16,9 +16,13 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from prefmoe.backbones import efficientnet_lite  # noqa: F401  makes its class known to transformers
+from prefmoe.backbones import (
+    efficientnet_lite,  # noqa: F401  makes its class known to transformers
+    whole,
+)
 from prefmoe.backbones.anchor_cache import AnchorCache
 from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.pictures import pictures_only
 from prefmoe.backbones.weights import checked_folder
 from prefmoe.config.registry import BackboneEntry, BackboneError, find_backbone
 from prefmoe.system import distributed, memory
@@ -54,6 +58,8 @@ def load_backbone(
     cannot be downloaded.
     """
     entry = find_backbone(name_or_folder)
+    if entry.architecture is None:
+        whole.check(entry)
     folder = checked_folder(entry)
     if shard is not None:
         among = distributed.mesh(torch.device(device).type)
@@ -153,23 +159,6 @@ def _class(name: str) -> Any:
     return getattr(deepseek_vl2, name)
 
 
-def pictures_only(processor_class: type) -> type:
-    """The processor class without its video part, which pictures do not need (and which needs torchvision)."""
-    if "video_processor" not in processor_class.get_attributes():
-        return processor_class
-
-    class PictureProcessor(processor_class):
-        def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
-            super().__init__(image_processor, tokenizer, None, **kwargs)
-
-    # save_pretrained writes the settings that the signature names, under the name of the class.
-    signature = inspect.signature(processor_class.__init__)
-    kept = [parameter for name, parameter in signature.parameters.items() if name != "video_processor"]
-    PictureProcessor.__init__.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-    PictureProcessor.__name__ = processor_class.__name__
-    return PictureProcessor
-
-
 def _image_token_settings(
     settings: Mapping[str, Any], accepted: Collection[str], config: Any, tower: nn.Module
 ) -> dict[str, Any]:
@@ -195,13 +184,15 @@ def _image_token_settings(
 
 def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any], model: nn.Module) -> Any:
     """The processor with pictures prepared by Pillow, so that the pixels are the same wherever it runs."""
+    if entry.architecture is None:
+        return whole.load_processor(entry, Path(source))
     original = _class(entry.architecture.processor_class)
     if not original.__module__.startswith("transformers."):
         return original.from_pretrained(source, **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-    whole = {"do_image_splitting": False} if entry.architecture.whole_pictures else {}
+    uncut = {"do_image_splitting": False} if entry.architecture.whole_pictures else {}
     images = transformers.AutoImageProcessor.from_pretrained(
-        source, backend="pil", trust_remote_code=False, **whole, **options
+        source, backend="pil", trust_remote_code=False, **uncut, **options
     )
     settings, _ = original.get_processor_dict(source, **options)
     accepted = set(inspect.signature(original.__init__).parameters) - set(original.get_attributes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,23 @@ def between(processor: Any, replacements: Sequence[str], parts: Sequence[str]) -
     return found
 
 
+def pictures_only(processor_class: type) -> type:
+    """The processor class without its video part, which pictures do not need (and which needs torchvision)."""
+    if "video_processor" not in processor_class.get_attributes():
+        return processor_class
+
+    class PictureProcessor(processor_class):
+        def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+            super().__init__(image_processor, tokenizer, None, **kwargs)
+
+    # save_pretrained writes the settings that the signature names, under the name of the class.
+    signature = inspect.signature(processor_class.__init__)
+    kept = [parameter for name, parameter in signature.parameters.items() if name != "video_processor"]
+    PictureProcessor.__init__.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    PictureProcessor.__name__ = processor_class.__name__
+    return PictureProcessor
+
+
 def mean_picture(processor: Any, size: tuple[int, int]) -> Image.Image:
     """A picture (width, height) that shows nothing: in the colour that the processor takes for the mean, else grey."""
     mean = getattr(processor.image_processor, "image_mean", None) or [0.5] * 3
@@ -101,7 +119,7 @@ def stack_pictures(processed: Sequence[ProcessedPictures]) -> dict[str, Tensor]:
     shown = [one.inputs for one in processed if one.inputs]
     for key in shown[0] if shown else ():
         values = [inputs[key] for inputs in shown]
-        if values[0].dim() == 5 or key == "pixel_attention_mask":  # (pictures, crops, C, H, W), (pictures, crops, H, W)
+        if len({value.shape[1:] for value in values}) > 1:  # (pictures, crops, C, H, W), (pictures, crops, H, W), ...
             most = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
             missing = [[(0, want - has) for want, has in zip(most, value.shape[1:], strict=True)] for value in values]
             values = [F.pad(v, sum(reversed(pads), ())) for v, pads in zip(values, missing, strict=True)]

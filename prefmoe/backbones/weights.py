@@ -17,7 +17,7 @@ _MAPPINGS = (
 """Files of which transformers does not say that they hold something else: a login page, null."""
 
 
-def _offline_folder(entry: BackboneEntry) -> Path | None:
+def offline_folder(entry: BackboneEntry) -> Path | None:
     """The folder $PREFMOE_WEIGHTS/<name> in the place of a hub repository, where there is one. Raises BackboneError if
     there is none and there is no such repository either."""
     folder = places.given_weights(entry.name)
@@ -33,7 +33,7 @@ def _offline_folder(entry: BackboneEntry) -> Path | None:
 
 def weights_digest(entry: BackboneEntry) -> str:
     """Identifies a backbone without loading it: the hub's commit, or a hash of all files that loading reads."""
-    folder = entry.folder or _offline_folder(entry)
+    folder = entry.folder or offline_folder(entry)
     if folder is not None:
         check_plain_folder(entry.name, folder)
     return identity(folder, entry.hub_id, entry.revision)
@@ -41,7 +41,7 @@ def weights_digest(entry: BackboneEntry) -> str:
 
 def checked_folder(entry: BackboneEntry) -> Path:
     """The folder with a backbone's files, downloaded if need be, and checked."""
-    folder = entry.folder or _offline_folder(entry)
+    folder = entry.folder or offline_folder(entry)
     if folder is None:
         assert entry.hub_id is not None
         otherwise = f"without the hub, put the files into $PREFMOE_WEIGHTS/{entry.name}"

@@ -47,6 +47,7 @@ from prefmoe.config.generation import (
     UserTokensMethod,
     WrongUserMethod,
 )
+from prefmoe.config.injection import InjectedMethod
 from prefmoe.config.method_settings import KINDS, Label, Method, MethodSettings, is_trained
 from prefmoe.config.methods import (
     COMPONENTS,

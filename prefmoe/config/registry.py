@@ -94,11 +94,14 @@ class Shape(Frozen):
 
 class BackboneEntry(Frozen):
     """One backbone: where its weights are and what they are. Exactly one of: hub_id; folder, inside the package;
-    made_by, the command that makes $PREFMOE_WEIGHTS/<name>."""
+    made_by, the command that makes $PREFMOE_WEIGHTS/<name>.
+
+    architecture: None of a class whose parts nobody has named: it is asked as a whole (prefmoe.backbones.whole).
+    """
 
     name: str
     model_class: str
-    architecture: Architecture
+    architecture: Architecture | None
     hub_id: str | None = None
     revision: str | None = None
     folder: Path | None = None
@@ -116,22 +119,32 @@ class BackboneEntry(Frozen):
         return self
 
     @property
+    def parts(self) -> Architecture:
+        """The architecture. Raises BackboneError if the parts of the class have no names in the registry."""
+        if self.architecture is None:
+            raise BackboneError(
+                f"backbone {self.name!r}: the registry does not say where the parts of a {self.model_class} are, so "
+                "that it can be asked and nothing can be put on it; docs/backbones.md says how to add a class"
+            )
+        return self.architecture
+
+    @property
     def paths(self) -> Paths:
-        return self.architecture.paths
+        return self.parts.paths
 
     @property
     def image_token(self) -> str:
-        return self.architecture.image_token
+        return self.parts.image_token
 
     @property
     def target_modules(self) -> tuple[str, ...]:
-        return self.architecture.target_modules
+        return self.parts.target_modules
 
 
 class Registry(Frozen):
-    """The architectures and backbones of a registry file."""
+    """The architectures and backbones of a registry file; an architecture without content is asked as a whole."""
 
-    architectures: dict[str, Architecture]
+    architectures: dict[str, Architecture | None]
     backbones: dict[str, BackboneEntry]
 
     @model_validator(mode="before")
@@ -164,10 +177,29 @@ def read_registry(path: Path = REGISTRY) -> Registry:
     return read_checked(path, Registry, BackboneError)
 
 
+_GUESTS: dict[str, BackboneEntry] = {}
+
+
+def introduce(entry: BackboneEntry) -> None:
+    """Makes a backbone known by its name, in this process. Raises BackboneError if the registry has another one."""
+    if entry.name in read_registry().backbones:
+        raise BackboneError(
+            f"the name {entry.name!r} is taken by a backbone of the registry; give the folder another one"
+        )
+    _GUESTS[entry.name] = entry
+
+
+def is_introduced(name: str) -> bool:
+    """Whether a backbone was made known in this process (`introduce`)."""
+    return name in _GUESTS
+
+
 def find_backbone(name_or_folder: str | Path) -> BackboneEntry:
-    """The registry's entry of that name, or an entry made from the config.json of a local folder. Raises BackboneError
-    if it is neither, or the folder's model is of no known class."""
+    """The registry's entry of that name, one that was introduced, or an entry made from the config.json of a local
+    folder. Raises BackboneError if it is neither, or the folder's model is of no known class."""
     registry, name = read_registry(), str(name_or_folder)
+    if name in _GUESTS:
+        return _GUESTS[name]
     if name in registry.backbones:
         entry = registry.backbones[name]
         return entry.model_copy(update={"folder": PACKAGE / entry.folder.expanduser()}) if entry.folder else entry
@@ -178,10 +210,10 @@ def find_backbone(name_or_folder: str | Path) -> BackboneEntry:
             + did_you_mean(name, registry.backbones)
         )
     model_class = model_class_of(folder)
-    if model_class not in registry.architectures:
+    if registry.architectures.get(model_class) is None:
+        known = (name for name, parts in registry.architectures.items() if parts is not None)
         raise BackboneError(
-            f"{folder / 'config.json'}, architectures: found {model_class}, expected one of "
-            f"{', '.join(registry.architectures)}"
+            f"{folder / 'config.json'}, architectures: found {model_class}, expected one of {', '.join(known)}"
         )
     return BackboneEntry(
         name=folder.name,

@@ -25,7 +25,7 @@ class Control:
     @cached_property
     def facet_order(self) -> tuple[int, ...]:
         """For each facet the one whose residual takes its place, never its own."""
-        places = _circle(range(len(FACETS)), self.seed)
+        places = derangement(range(len(FACETS)), self.seed)
         return tuple(places[facet] for facet in range(len(FACETS)))
 
     def stand_ins(self, benchmark: Benchmark) -> dict[str, str]:
@@ -36,10 +36,10 @@ class Control:
         """
         trained = set(benchmark.trained_users)
         sorts = ([name for name in benchmark.users if (name in trained) is asked] for asked in (True, False))
-        return {name: other for some in sorts if len(some) > 1 for name, other in _circle(some, self.seed).items()}
+        return {name: other for some in sorts if len(some) > 1 for name, other in derangement(some, self.seed).items()}
 
 
-def _circle(items: Sequence[T], seed: int) -> dict[T, T]:
+def derangement(items: Sequence[T], seed: int) -> dict[T, T]:
     """A derangement: each item's next one when they sit in a circle in random order."""
     order = [items[k] for k in np.random.default_rng(seed).permutation(len(items))]
     return dict(zip(order, [*order[1:], order[0]], strict=True))

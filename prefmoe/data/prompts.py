@@ -221,12 +221,12 @@ def messages(
             text = f"This is {user.name}."
         else:
             text = statement_text(example, user) if profile == "statement" else profile_text(user)
-        conversation.append(_message("user", text, picture=profile in ("image", "both")))
-        conversation.append(_message("assistant", ACKNOWLEDGEMENT))
+        conversation.append(message("user", text, pictures=int(profile in ("image", "both"))))
+        conversation.append(message("assistant", ACKNOWLEDGEMENT))
     if wording.opening:
-        conversation += [_message("user", wording.opening), _message("assistant", ACKNOWLEDGEMENT)]
-    conversation += [_message(role, text) for role, text in transcript]
-    conversation.append(_message("user", f"\n{question_text(example, wording.name)}", picture=True))
+        conversation += [message("user", wording.opening), message("assistant", ACKNOWLEDGEMENT)]
+    conversation += [message(role, text) for role, text in transcript]
+    conversation.append(message("user", f"\n{question_text(example, wording.name)}", pictures=1))
     if wording.after_picture:
         conversation[-1]["content"].insert(1, {"type": "text", "text": wording.after_picture})
     return conversation
@@ -238,6 +238,8 @@ def images(example: Example, user: User, profile: Profile = "none") -> list[Path
     return [*shown, example.image]
 
 
-def _message(role: str, text: str, *, picture: bool = False) -> dict[str, Any]:
-    content: list[dict[str, str]] = [{"type": "image"}] if picture else []
-    return {"role": role, "content": [*content, {"type": "text", "text": text}]}
+def message(role: str, text: str, *, pictures: int = 0, pictures_first: bool = True) -> dict[str, Any]:
+    """One message with places for so many pictures before its text, or behind it."""
+    places: list[dict[str, str]] = [{"type": "image"} for _ in range(pictures)]
+    words = {"type": "text", "text": text}
+    return {"role": role, "content": [*places, words] if pictures_first else [words, *places]}

@@ -6,13 +6,11 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from prefmoe.backbones.batches import Collator
 from prefmoe.config import ControlKind, Evaluation
 from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.models.base import Method
@@ -89,10 +87,9 @@ def context_tokens(method: Method, examples: Sequence[Example]) -> float:
     that a method adds, and that these were acknowledged.
     """
     collator = method.collator
-    wording = replace(collator.wording, opening="", added=())
-    if collator.profile == "none" and wording.opening == collator.wording.opening:
+    if collator.profile == "none" and not collator.wording.opening:
         return float(collator.prefix_length)
-    plain = Collator(collator.backbone, collator.benchmark, wording=wording, cache=collator.cache)
+    plain = collator.untold()
     # How long it is depends on the user, and on the facet where a statement is all that is shown.
     counts: dict[Any, int] = {}
     total = 0

@@ -20,7 +20,7 @@ from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.prepared import prepared_pictures, seen_pictures
 from prefmoe.backbones.weights import weights_digest
 from prefmoe.config import RESULTS, ControlKind, Edition, Method, is_trained, load_edition, run_folder
-from prefmoe.config.registry import find_backbone
+from prefmoe.config.registry import find_backbone, is_introduced
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.sources import load_benchmark
@@ -131,9 +131,12 @@ class Workbench:
         return backbone
 
     def _load(self, trained: bool, *, cache_images: bool) -> Backbone:
-        """In float32 on the CPU and for small backbones; else in bfloat16, a lone process taking all accelerators."""
+        """In float32 on the CPU and for small backbones, which folders hold that nobody introduced; else in bfloat16, a
+        lone process taking all accelerators."""
         state, settings = distributed.state(), self.edition.hardware
-        plain = find_backbone(self.backbone_name).hub_id is None or state.device.type == "cpu"
+        entry = find_backbone(self.backbone_name)
+        small = entry.hub_id is None and not is_introduced(self.backbone_name)
+        plain = small or state.device.type == "cpu"
         compute, sharded = torch.float32 if plain else torch.bfloat16, distributed.sharding()
         if sharded and settings.four_bit:
             raise RunError("hardware.four_bit and sharded layers exclude each other; start with ddp.yaml instead")

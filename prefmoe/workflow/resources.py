@@ -15,6 +15,7 @@ import psutil
 
 from prefmoe.config import (
     Edition,
+    InjectedMethod,
     LoRAMethod,
     Method,
     MiniatureData,
@@ -42,6 +43,8 @@ USED = 0.35
 
 QUESTION_TOKENS, PROFILE_TOKENS, TURN_TOKENS = 100, 250, 40
 """Text tokens of a question with its template, of a profile, and of one exchange of small talk: rounded up."""
+DESCRIPTION_TOKENS = {"none": 0, "simple": 50, "moderate": 100, "detailed": 250, "super_detailed": 800}
+"""Text tokens of each of MMPB's descriptions, rounded up."""
 MMPB_USERS, MMPB_QUESTIONS = 111, 2145
 """Users of MMPB-clean, and its test questions (the paper's tables)."""
 
@@ -230,8 +233,11 @@ def _users_and_questions(edition: Edition) -> tuple[int, int]:
 def prompt_tokens(method: Method, shape: Shape, turns: int) -> int:
     """An upper estimate of a prompt's length."""
     prefix = PREFIX_LENGTH if isinstance(method, PrefMoEMethod) else 0
-    profile = PROFILE_TOKENS if getattr(method, "profile", "none") != "none" else 0
-    return prefix + profile + shape.image_tokens + QUESTION_TOKENS + turns * TURN_TOKENS
+    profile, pictures = PROFILE_TOKENS if getattr(method, "profile", "none") != "none" else 0, 1
+    if isinstance(method, InjectedMethod):
+        profile, pictures = DESCRIPTION_TOKENS[method.description], 1 + method.pictures
+        profile += PROFILE_TOKENS if method.preferences else 0
+    return prefix + profile + pictures * shape.image_tokens + QUESTION_TOKENS + turns * TURN_TOKENS
 
 
 def needs(edition: Edition, backbone: str, method_name: str) -> Needs:

@@ -12,7 +12,8 @@ from snakemake.exceptions import WorkflowError
 
 from prefmoe.system import file_digests, provenance
 from prefmoe.workflow import workflow_lock
-from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, ConfigError, PrefMoEMethod, load_edition)
+from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, ConfigError, InjectedMethod, PrefMoEMethod,
+                            load_edition)
 from prefmoe.config.backbone_files import registered_identity
 from prefmoe.config.outputs import committed_folder
 from prefmoe.system.places import (CHOICE_MINIATURE, MINIATURES, data_folder, drawer_folder, from_environment, is_miniature,
@@ -79,11 +80,12 @@ VERDICT = f"{RESULTS}/reproduction/verdict.txt"
 SHORTENED_TABLE = [] if EDITION.evaluation.too_long == "refuse" else ["shortened"]
 TOLD_TABLE = ["told_statistics"] if EDITION.data.kind == "miniature" and EDITION.data.untold else []
 CONTROLS_TABLE = ["controls"] if EDITION.evaluation.controls else []
+ATTRIBUTES_TABLE = ["attributes"] if any(isinstance(m, InjectedMethod) for m in EDITION.methods.values()) else []
 TABLES = {  # by category of the report
     "Tables": ["table1", "table2", "information", "table1_seeds", "comparisons", "breakdown", "dataset_statistics"],
     "Uncertainty": ["turns", "forest", "detectable", "calibration", "reliability", "unparsed", "separation"],
 }
-TABLES["Tables"] += TOLD_TABLE + SHORTENED_TABLE + CONTROLS_TABLE + UNSEEN_TABLE
+TABLES["Tables"] += TOLD_TABLE + SHORTENED_TABLE + CONTROLS_TABLE + UNSEEN_TABLE + ATTRIBUTES_TABLE
 CHOICE_TABLES = {
     "Tables": ["table1", "table2", "table3", "table4", "table5", "comparisons", "collapse", "information"],
 }

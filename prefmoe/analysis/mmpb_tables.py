@@ -1,0 +1,117 @@
+"""MMPB's tables: accuracy by task type and attribute, what ten turns of small talk leave of it, and what is unread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from prefmoe.analysis import statistics
+from prefmoe.analysis.answers import REFERENCE, Answers
+from prefmoe.data.benchmark import Benchmark
+
+TASKS = {"awareness": "awareness", "overconcept": "appropriateness", "inconsistency": "coherency"}
+"""MMPB's task types by l2-category. Persistency, its fourth, is the change with small talk."""
+
+ATTRIBUTES = ("human", "animal", "object", "character")
+
+COLUMNS = (
+    "method", "type", "backbone", "split", "turns", "information", "category", "attribute", "task", "value",
+    "low", "high", "n", "users", "unread", "change", "change_low", "change_high", "seeds",
+)  # fmt: skip
+
+
+def attributes_table(benchmark: Benchmark, answers: Sequence[Answers]) -> pd.DataFrame:
+    """Accuracy of every category, attribute and task type, each also "all", with intervals that resample users.
+
+    unread: answers that could not be read; they count as wrong. change: from the fewest turns, in the same questions
+    and the same draws of users; NaN there. Intervals of one user's questions are NaN; where all or none are right, of
+    which no draw of users could say how sure it is, they are Wilson's over questions.
+    """
+    start: dict[tuple[str, ...], Answers] = {}
+    for entry in sorted(answers, key=lambda entry: entry.turns):
+        start.setdefault((entry.split, entry.backbone, entry.method), entry)
+    rows = []
+    for entry in answers:
+        if entry.type == REFERENCE:
+            continue
+        first = start[entry.split, entry.backbone, entry.method]
+        before = None if first is entry or not np.array_equal(first.index, entry.index) else first
+        for group, inside in _groups(benchmark, entry):
+            rows.append(
+                {
+                    **entry.where(),
+                    "split": entry.split,
+                    **group,
+                    **_estimate(entry, inside, before),
+                    "seeds": entry.seeds,
+                }
+            )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _groups(benchmark: Benchmark, entry: Answers) -> list[tuple[dict[str, str], NDArray]]:
+    """The cells of the table that questions fall into, with (N,) whether each does."""
+    frame = entry.frames[0]
+    labels = {
+        "category": frame["category"].to_numpy(dtype=object),
+        "attribute": np.array([benchmark.users[name].attribute for name in frame["name"]], dtype=object),
+        "task": frame["l2-category"].map(TASKS).to_numpy(dtype=object),
+    }
+    kinds = (("all", "recognition", "preference"), ("all", *ATTRIBUTES), ("all", *TASKS.values()))
+    found = []
+    for values in product(*kinds):
+        group = dict(zip(labels, values, strict=True))
+        inside = np.logical_and.reduce([(labels[key] == v) | (v == "all") for key, v in group.items()])
+        if inside.any():
+            found.append((group, inside))
+    return found
+
+
+def _estimate(entry: Answers, inside: NDArray, before: Answers | None) -> dict[str, float]:
+    right = entry.right[inside, :, 0].mean(axis=1)  # (n,) hits, mean over seeds
+    columns = [right, np.ones(len(right)), right if before is None else before.right[inside, :, 0].mean(axis=1)]
+    users, sums = statistics.cluster_sums(np.stack(columns, axis=-1), entry.users[inside])
+    hits, counts, earlier = sums.T
+    value, change = hits.sum() / counts.sum(), (hits - earlier).sum() / counts.sum()
+    low = high = change_low = change_high = np.nan
+    if len(users) > 1:
+        low, high = _interval(hits, counts)
+        if value in (0.0, 1.0):
+            low, high = map(float, statistics.wilson_interval(value, len(right)))
+        change_low, change_high = _interval(hits - earlier, counts)
+    if before is None:
+        change = change_low = change_high = np.nan
+    return {
+        "value": value, "low": low, "high": high, "n": int(inside.sum()), "users": len(users),
+        "unread": entry.unread[inside].mean(axis=1).sum(), "change": change, "change_low": change_low,
+        "change_high": change_high,
+    }  # fmt: skip
+
+
+def _interval(numerator: NDArray, denominator: NDArray) -> tuple[float, float]:
+    low, high = statistics.percentile_interval(statistics.ratio_bootstrap(numerator, denominator))
+    return float(low), float(high)
+
+
+def as_printed(table: pd.DataFrame) -> str:
+    """The table as the paper lays it out: a row per method and turns, a column per category, task and attribute."""
+    shown = table.assign(
+        cell=[
+            f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" if r.low == r.low else f"{r.value:.3f}"
+            for r in table.itertuples()
+        ]
+    )
+    keep = shown["category"].eq("all") & shown["attribute"].eq("all") | ~shown["category"].eq("all")
+    columns = ["category", "attribute", "task"]
+    wide = shown[keep].pivot(index=columns, columns=["backbone", "method", "split", "turns"], values="cell").fillna("")
+    order = shown[keep][columns].drop_duplicates().apply(tuple, axis=1)
+    lines = [wide.reindex(pd.MultiIndex.from_tuples(order, names=columns)).to_string()]
+    whole = table[(table[columns] == "all").all(axis=1)]
+    lines += [
+        f"{r.method}, {r.split}, {r.turns} turns: {r.unread:.0f} of {r.n} answers unread" for r in whole.itertuples()
+    ]
+    return "\n".join(lines)

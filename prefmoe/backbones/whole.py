@@ -1,0 +1,247 @@
+"""Models asked as a whole, of any class that AutoModelForImageTextToText maps: by their own processor and template.
+
+Nothing is known of such a model's parts; its processor makes the inputs of one conversation, and conversations are
+padded on the left. What can be wrong is looked for with the processor alone, before any weights are downloaded or read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from prefmoe.backbones.encodings import Encoded
+from prefmoe.backbones.errors import CollationError
+from prefmoe.backbones.pictures import Picture, ProcessedPictures, load_pictures, mean_picture, pictures_only
+from prefmoe.backbones.weights import offline_folder
+from prefmoe.config.registry import (
+    BackboneEntry,
+    BackboneError,
+    find_backbone,
+    introduce,
+    model_class_of,
+    read_registry,
+)
+from prefmoe.data import prompts
+from prefmoe.system import hub
+
+if TYPE_CHECKING:
+    from prefmoe.backbones.backbone import Backbone
+
+SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
+"""What is downloaded before the weights."""
+
+TRIAL_SIZE = (336, 336)
+"""Of the pictures that a processor is tried with."""
+
+
+# --- which model, and whether it can be asked -----------------------------------------------------------------------
+
+
+def find_any(model: str | Path) -> BackboneEntry:
+    """A backbone of the registry, a local folder, or a hub repository ``owner/name`` or ``owner/name@revision``, of
+    which the small files alone are downloaded; known by its name from now on (`introduce`).
+
+    Raises BackboneError if it is none of these; HubError if the repository cannot be reached.
+    """
+    name, registry = str(model), read_registry()
+    if name in registry.backbones:
+        return find_backbone(name)
+    folder, source = Path(model), {}
+    if folder.is_dir():
+        name, source = folder.resolve().name, {"folder": folder.resolve()}
+    elif found := re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?", name):
+        repository, revision = found.groups()
+        folder = hub.download(repository, revision=revision, allow_patterns=list(SMALL))
+        name, source = repository.replace("/", "--"), {"hub_id": repository, "revision": folder.name}
+    else:
+        return find_backbone(model)  # which says what there is
+    kind = model_class_of(folder)
+    entry = BackboneEntry(name=name, model_class=kind, architecture=registry.architectures.get(kind), **source)
+    introduce(entry)
+    return entry
+
+
+def check(entry: BackboneEntry, pictures: int = 1) -> None:
+    """Tries the processor of a backbone on a conversation of so many pictures, the question's included; no weights.
+
+    Raises BackboneError, in words of its own for each: a class that is no image-text-to-text model of transformers,
+    code that would come from the repository, no processor of pictures, no chat template, no image token, a template
+    that does not show the pictures or the words, more pictures than it takes; HubError if files cannot be downloaded.
+    """
+    folder = entry.folder or offline_folder(entry)
+    if folder is None:
+        folder = hub.download(str(entry.hub_id), revision=entry.revision, allow_patterns=list(SMALL))
+    if entry.architecture is None:
+        _check_class(entry, folder)
+    elif not hasattr(transformers, entry.model_class):
+        return  # a class of this package, which knows its processor
+    processor = load_processor(entry, folder)
+    if not processor.chat_template:
+        raise _refused(entry, "its processor has no chat template, by which it could be asked")
+    count = _tried(entry, processor, pictures)
+    limit = getattr(_config(entry, folder).get_text_config(), "max_position_embeddings", None)
+    if limit is not None and count > limit:
+        size = "{} x {}".format(*TRIAL_SIZE)
+        text = f"{pictures} of {size} pixels, the question's among them, take {count:,} positions of {limit:,}"
+        raise _refused(entry, f"more pictures than it takes: {text}; show fewer (pictures)")
+
+
+def _refused(entry: BackboneEntry, why: str) -> BackboneError:
+    return BackboneError(f"backbone {entry.name!r}: {why}")
+
+
+def _config(entry: BackboneEntry, folder: Path) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise _refused(entry, "it needs code of its repository, which is never run") from error
+        first = str(error).partition("\n")[0]
+        raise _refused(entry, f"transformers {transformers.__version__} does not know its kind: {first}") from error
+
+
+def _check_class(entry: BackboneEntry, folder: Path) -> None:
+    config = _config(entry, folder)
+    expected = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    if expected is None:
+        found = f"a {entry.model_class} (model_type {config.model_type}) is a text-only model, or has another task"
+        raise _refused(entry, f"{found}; expected a class of AutoModelForImageTextToText")
+    if expected.__name__ != entry.model_class:
+        raise _refused(entry, f"config.json, architectures: found {entry.model_class}, expected {expected.__name__}")
+
+
+def load_processor(entry: BackboneEntry, folder: Path) -> Any:
+    """A folder's processor with pictures prepared by Pillow, and without its video part, which needs more than that.
+    Raises BackboneError if there is none, or it prepares no pictures."""
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        named, _ = transformers.ProcessorMixin.get_processor_dict(folder, local_files_only=True)
+        name = named.get("processor_class") or PROCESSOR_MAPPING_NAMES.get(_config(entry, folder).model_type)
+        kind = getattr(transformers, str(name), None)
+        if kind is None or not set(kind.get_attributes()) <= {"image_processor", "tokenizer", "video_processor"}:
+            processor = transformers.AutoProcessor.from_pretrained(folder, **options)
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            images = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
+            settings, _ = kind.get_processor_dict(folder, local_files_only=True)
+            accepted = set(inspect.signature(kind.__init__).parameters) - set(kind.get_attributes())
+            settings = {key: value for key, value in settings.items() if key in accepted}
+            settings.setdefault("chat_template", tokenizer.chat_template)
+            processor = pictures_only(kind)(images, tokenizer, **settings)
+    except (OSError, ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
+        if isinstance(error, BackboneError):
+            raise
+        raise _refused(entry, f"its processor cannot be loaded from {folder}: {error}") from error
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise _refused(entry, f"a {type(processor).__name__} prepares no pictures, as that of a text-only model")
+    return processor
+
+
+def _image_token(entry: BackboneEntry, processor: Any) -> str:
+    """What stands for a picture in a prompt."""
+    token, tokenizer = getattr(processor, "image_token", None), processor.tokenizer
+    if token is None:
+        raise _refused(entry, f"no image token: its {type(processor).__name__} names nothing that stands for a picture")
+    if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+        raise _refused(entry, f"no image token: its tokenizer does not know {token!r}, which stands for a picture")
+    return str(token)
+
+
+def _tried(entry: BackboneEntry, processor: Any, pictures: int) -> int:
+    """How many tokens a conversation with so many pictures takes, all but one in its first turn."""
+    token, picture = _image_token(entry, processor), mean_picture(processor, TRIAL_SIZE)
+    messages = [prompts.message("user", "a question", pictures=1)]
+    if pictures > 1:
+        told = prompts.message("user", "somebody", pictures=pictures - 1)
+        messages = [told, prompts.message("assistant", prompts.ACKNOWLEDGEMENT), *messages]
+    try:
+        prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # whatever somebody else's template raises
+        raise _refused(entry, f"its chat template fails on {messages!r}: {error}") from error
+    if "a question" not in prompt or token not in prompt:
+        lost = "picture" if "a question" in prompt else "words"
+        raise _refused(entry, f"its chat template shows no {lost}: {prompt!r}")
+    many = f"more pictures than it takes: of {pictures} in a conversation, the question's among them,"
+    if (shown := prompt.count(token)) != pictures:
+        raise _refused(entry, f"{many} its chat template shows {shown}; show fewer (pictures)")
+    try:
+        return int(_processed(processor, messages, [picture] * pictures)["input_ids"].shape[1])
+    except CollationError:
+        raise
+    except Exception as error:  # whatever a processor raises
+        refused = f"{many} its {type(processor).__name__} takes fewer" if pictures > 1 else "it takes no picture"
+        raise _refused(entry, f"{refused}: {error}") from error
+
+
+# --- conversations --------------------------------------------------------------------------------------------------
+
+
+def _processed(processor: Any, messages: Sequence[Mapping[str, Any]], images: Sequence[Any]) -> dict[str, Tensor]:
+    """What a processor makes of one conversation, as tensors."""
+    waiting = iter(images)
+    shown = [
+        {
+            **message,
+            "content": [{**p, "image": next(waiting)} if p["type"] == "image" else dict(p) for p in _parts(message)],
+        }
+        for message in messages
+    ]
+    made = processor.apply_chat_template(
+        [shown], tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
+    )
+    if wrong := [key for key, value in made.items() if not isinstance(value, Tensor)]:
+        raise CollationError(f"{type(processor).__name__} makes no tensor of {', '.join(wrong)}")
+    return dict(made)
+
+
+def encode(backbone: Backbone, messages: Sequence[dict[str, Any]], images: Sequence[Picture], prompt: str) -> Encoded:
+    """Encodes one conversation that ends with a question, by the model's own processor.
+
+    ``prompt``: as the chat template renders it. Raises CollationError if a picture cannot be read or is not taken.
+    """
+    pictures = load_pictures(images)
+    try:
+        made = _processed(backbone.processor, messages, pictures)
+    except CollationError:
+        raise
+    except ValueError as error:
+        raise CollationError(f"the processor of {backbone.entry.name!r}: {error}") from error
+    ids = made.pop("input_ids")[0]
+    made.pop("attention_mask", None)
+    made = {key: value.to(backbone.dtype) if value.is_floating_point() else value for key, value in made.items()}
+    by_token = {key: value[0] for key, value in made.items() if value.shape[:2] == (1, len(ids))}
+    by_picture = {key: value for key, value in made.items() if key not in by_token}
+    digests = tuple(hashlib.blake2b(i.tobytes() + repr(i.size).encode(), digest_size=16).hexdigest() for i in pictures)
+    none = torch.zeros(len(ids), dtype=torch.bool)
+    return Encoded(
+        input_ids=ids, labels=None, query_mask=none, prefix_mask=none, token_types=None, positions=None,
+        pictures=ProcessedPictures(by_picture, (), digests), earlier_pictures=0,
+        prompt_digest=hashlib.blake2b("\0".join([prompt, *digests]).encode(), digest_size=16).hexdigest(),
+        prompt=prompt, inputs=by_token,
+    )  # fmt: skip
+
+
+def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+def stacked(rows: Sequence[Mapping[str, Tensor]], length: int) -> dict[str, Tensor]:
+    """What there is of each token, (T, ...) of B conversations, padded with zeros on the left to (B, length, ...)."""
+    return {
+        key: torch.stack(
+            [F.pad(row[key], (*[0] * (2 * row[key].dim() - 2), length - len(row[key]), 0)) for row in rows]
+        )
+        for key in rows[0]
+    }

@@ -1,0 +1,427 @@
+"""MMPB's protocol for any vision-language model: six classes, four of which the registry does not know."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from any_models import UNKNOWN, save_any
+from small_world import _FOLDER, lay_out, model_folder, small_benchmark, small_edition
+from tiny_models import LLAVA_TEMPLATE
+
+from prefmoe.analysis.answers import read_runs
+from prefmoe.analysis.mmpb_tables import TASKS, as_printed, attributes_table
+from prefmoe.backbones import whole
+from prefmoe.backbones.conversations import encode
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.cli import main
+from prefmoe.config import InjectedMethod, LoRAMethod, load_edition
+from prefmoe.config.registry import BackboneError, find_backbone, introduce
+from prefmoe.models.base import build_method
+from prefmoe.running import mmpb
+from prefmoe.running.evaluation import evaluate
+from prefmoe.system import hub
+from prefmoe.workflow import resources
+
+KINDS = ("llava", "qwen2_5_vl", *UNKNOWN)
+
+
+@cache
+def folder_of(kind: str) -> Path:
+    """The folder of a random model that knows the benchmark's words."""
+    if kind not in UNKNOWN:
+        return model_folder(kind)
+    frame = small_benchmark().frame
+    words = [*frame["question"], *frame["preference"], *frame["description_moderate"], *small_benchmark().users]
+    words += [text for transcript in small_benchmark().transcripts for _, text in transcript]
+    return save_any(kind, Path(_FOLDER.name) / f"any-{kind}", words=" ".join(words))
+
+
+def settings(**switches) -> InjectedMethod:
+    return InjectedMethod(kind="injected", label="condition", **switches)
+
+
+def method_of(kind: str, **switches):
+    backbone = load_backbone(whole.find_any(folder_of(kind)).name)
+    return build_method(settings(**switches), backbone, small_benchmark(), seed=0, cache=False)
+
+
+def questions(count: int = 9):
+    examples = small_benchmark().select("test")
+    return examples[:: len(examples) // count][:count]
+
+
+def conversation(method, example, talk):
+    return method.collator.conversation(example, small_benchmark().users[example.name], talk)
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_answer_like_single_questions_and_see_the_pictures(kind):
+    """Pictures of the user and of the question, text of unlike lengths, left padding, small talk."""
+    method = method_of(kind, pictures=2)
+    options = {"turns": 1, "transcripts": small_benchmark().transcripts, "max_new_tokens": 3}
+    asked = questions()
+    together = evaluate(method, asked, batch_size=5, **options)
+    alone = evaluate(method, asked, batch_size=1, **options)
+    probabilities = [column for column in together if column.startswith("p_")]
+    np.testing.assert_allclose(together[probabilities], alone[probabilities], atol=2e-5)
+    assert (together["prediction"] == alone["prediction"]).all() and len(together) == len(asked)
+    for blind in ({"question_picture": "blank"}, {"portraits": "other"}):
+        other = evaluate(method_of(kind, pictures=2, **blind), asked, batch_size=5, **options)
+        assert (np.log(other["p_allowed"]) - np.log(together["p_allowed"])).abs().max() > 1e-2, blind
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "idefics3"])
+def test_a_known_class_reads_the_same_by_its_own_processor(kind):
+    """What this package encodes for classes that it knows is what the processor and its template make."""
+    backbone = load_backbone(model_folder(kind))
+    method = build_method(settings(pictures=2), backbone, small_benchmark(), seed=0)
+    for example in questions(4):
+        messages, pictures = conversation(method, example, small_benchmark().transcripts[0][:4])
+        expected = encode(backbone, messages, pictures)
+        found = whole.encode(backbone, messages, pictures, expected.prompt)
+        assert torch.equal(found.input_ids, expected.input_ids) and found.prompt_digest == expected.prompt_digest
+        for key, value in expected.pictures.inputs.items():
+            torch.testing.assert_close(found.pictures.inputs[key].reshape(value.shape), value)
+
+
+def test_nothing_can_be_put_on_a_model_whose_parts_are_unknown():
+    backbone = load_backbone(whole.find_any(folder_of("internvl")).name)
+    lora = LoRAMethod(kind="lora", label="LoRA", lr=1e-3, rank=2, alpha=2)
+    with pytest.raises(
+        BackboneError, match=r"does not say where the parts of a InternVLFor.* are, so that it can be asked"
+    ):
+        build_method(lora, backbone, small_benchmark(), seed=0)
+
+
+def test_a_run_is_kept_read_and_left_alone(tmp_path, monkeypatch):
+    lay_out(tmp_path)
+    options = {"edition": small_edition("any"), "results": tmp_path / "results", "turns": (0, 1), "splits": ("test",)}
+    conditions = {"conditions": ["text", "five-pictures"]}
+    used, folders = mmpb.run(folder_of("mllama"), **options, **conditions)
+    answers = read_runs(used, tmp_path / "results", "test")
+    asked = small_benchmark().splits["test"]
+    assert [len(entry.index) for entry in answers] == [len(asked)] * 4
+    assert {entry.information for entry in answers} == {
+        "name, moderate description, preferences", "name, preferences, 5 pictures"
+    }  # fmt: skip
+    monkeypatch.setattr("prefmoe.running.runs.load_backbone", None)  # nothing is loaded again
+    assert mmpb.run(folder_of("mllama"), **options, **conditions)[1] == folders
+    story = json.loads((folders[1] / "run.json").read_text())
+    assert story["context_tokens"] > 5 and story["parameters"]["trainable_total"] == 0
+    assert story["backbone"] == "any-mllama"
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def said(example, turns=2, **switches) -> list[tuple[str, str, int]]:
+    """Role, words and number of pictures of every message."""
+    method = method_of("llava", **switches)
+    talk = small_benchmark().transcripts[0][: 2 * turns]
+    messages, pictures = conversation(method, example, talk)
+    found = [
+        (m["role"], "".join(p["text"] for p in m["content"] if p["type"] == "text"),
+         sum(p["type"] == "image" for p in m["content"]))
+        for m in messages
+    ]  # fmt: skip
+    assert len(pictures) == sum(count for *_, count in found)
+    return found
+
+
+def test_injection_comes_first_and_is_acknowledged_or_after_so_many_turns():
+    example = small_benchmark().select("test")[0]
+    row = small_benchmark().frame.loc[example.index]
+    words = f"{row['description_moderate']} {row['preference']}".replace("<sks>", example.name)
+    first = said(example)
+    assert first[:2] == [("user", words, 0), ("assistant", "I got it.", 0)] and len(first) == 7
+    assert first[-1][1].startswith(f"\n{row['question'].replace('<sks>', example.name)}\n") and first[-1][2] == 1
+    assert said(example, after_turns=1)[2:4] == first[:2]
+    assert said(example, after_turns=10)[4:6] == first[:2] and said(example, after_turns=10)[-1] == first[-1]
+    assert said(example, description="none", preferences=False) == first[2:]
+
+
+def test_words_and_pictures_follow_the_switches():
+    example = small_benchmark().select("test")[0]
+    row = small_benchmark().frame.loc[example.index]
+    described, preferred = (row[c].replace("<sks>", example.name) for c in ("description_moderate", "preference"))
+    assert said(example, first="preferences")[0][1] == f"{preferred} {described}"
+    assert said(example, description="none")[0][1] == preferred
+    assert said(example, preferences=False)[0][1] == described
+    several = said(example, description="none", pictures=3)[0]
+    assert several == ("user", f"These images present {example.name}. {preferred}", 3)
+    method = method_of("llava", pictures=2, pictures_first=False)
+    content = conversation(method, example, ())[0][0]["content"]
+    assert [part["type"] for part in content] == ["text", "image", "image"]
+    user = small_benchmark().users[example.name]
+    assert conversation(method, example, ())[1] == [*user.images[:2], example.image]
+
+
+@pytest.mark.parametrize("level", ["simple", "detailed", "super_detailed"])
+def test_descriptions_are_the_table_s(level):
+    protocol = method_of("llava", description=level).collator.protocol
+    frame = protocol.benchmark.frame.copy()
+    frame[f"description_{level}"] = [f"<sks> is {level} {name}." for name in frame["name"]]
+    protocol.benchmark = replace(protocol.benchmark, frame=frame)
+    example = small_benchmark().select("test")[0]
+    words = protocol.conversation(example, ()).messages[0]["content"][0]["text"]
+    assert words.startswith(f"{example.name} is {level} {example.name}. In terms of")
+
+
+@pytest.mark.parametrize(("names", "label"), [("sks", "<sks>"), ("fixed", "FixedUser"), ("neutral", "ENTITY_X")])
+def test_labels_take_the_place_of_names_everywhere(names, label):
+    for example in questions():
+        told, *_, question = said(example, names=names)
+        assert label in told[1] and example.name not in told[1] + question[1]
+
+
+def test_drawn_names_are_somebody_else_s_and_the_same_in_profile_and_question():
+    users = small_benchmark().users
+    for names in ("random", "shuffled"):
+        protocol = method_of("llava", names=names).collator.protocol
+        used = {example.index: protocol.name(example) for example in small_benchmark().examples.values()}
+        own = {example.index: example.name for example in small_benchmark().examples.values()}
+        assert all(used[k] != own[k] and used[k] in users for k in used)
+        if names == "shuffled":
+            assert len(set(zip(own.values(), used.values(), strict=True))) == len(users) == len(set(used.values()))
+        for example in questions():
+            told, *_, question = said(example, names=names)
+            assert used[example.index] in told[1] and f"{example.name} " not in told[1]
+
+
+def test_small_talk_is_about_the_question_s_topic_and_says_nothing_of_the_user():
+    for example in questions():
+        turns = said(example, talk="topic", turns=3)[2:8]
+        assert [role for role, *_ in turns] == ["user", "assistant"] * 3
+        text = " ".join(words for _, words, _ in turns)
+        assert not any(name in text for name in small_benchmark().users)
+        if example.category == "preference":
+            users = small_benchmark().users.values()
+            held = {i for u in users if (p := u.preferences.get(example.concept)) for i in (*p.likes, *p.dislikes)}
+            assert all(any(item in words for item in held) for _, words, _ in turns)
+
+
+def test_other_pictures_are_others():
+    protocol = method_of("llava", pictures=2, portraits="other", question_picture="other").collator.protocol
+    users = small_benchmark().users
+    for example in small_benchmark().select("test"):
+        *portraits, shown = protocol.conversation(example, ()).pictures
+        assert not set(portraits) & set(users[example.name].images) and len(portraits) == 2
+        assert shown in {e.image for e in small_benchmark().select("test") if e.index != example.index}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_by_task_and_attribute_is_that_of_a_plain_count(tmp_path):
+    lay_out(tmp_path)
+    used, folders = mmpb.run(
+        folder_of("gemma3"), edition=small_edition("any"), results=tmp_path / "results", turns=(0, 1), splits=("test",),
+        conditions=["text"],
+    )  # fmt: skip
+    benchmark, results = small_benchmark(), tmp_path / "results"
+    table = attributes_table(benchmark, read_runs(used, results, "test"))
+    frame = pd.read_parquet(folders[0] / "predictions.parquet")
+    frame["right"] = [
+        {"yes": 4, "no": 5, "a": 0, "b": 1, "c": 2, "d": 3}.get(text.strip().lower().rstrip(".")) == answer
+        for text, answer in zip(frame["prediction"], frame["answer"], strict=True)
+    ]
+    for turns in (0, 1):
+        some = frame[(frame["turns"] == turns) & (frame["split"] == "test")]
+        cell = table[(table["turns"] == turns) & (table["attribute"] == "all")].set_index(["category", "task"])
+        for (category, l2), expected in some.groupby(["category", "l2-category"]):
+            found = cell.loc[(category, TASKS[l2])]
+            assert found["n"] == len(expected) and found["users"] == expected["name"].nunique()
+            assert found["value"] == pytest.approx(expected["right"].mean())
+        assert cell.loc[("all", "all"), "unread"] == some["unparsed"].sum()
+    change = table[(table["turns"] == 1) & (table[["category", "attribute", "task"]] == "all").all(axis=1)].iloc[0]
+    hits = [frame[(frame["turns"] == k) & (frame["split"] == "test")]["right"].mean() for k in (0, 1)]
+    assert change["change"] == pytest.approx(hits[1] - hits[0])
+    assert (table["low"].isna() | (table["low"] <= table["value"])).all() and set(table["users"]) <= set(range(1, 8))
+    assert "answers unread" in as_printed(table)
+
+
+# --- what can be wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """broken(kind, **changes to config.json): a model's folder without weights, which nobody may ask for."""
+
+    def make(kind: str = "internvl", **config) -> Path:
+        folder = shutil.copytree(folder_of(kind), tmp_path / "model")
+        (folder / "model.safetensors").unlink()
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | config))
+        return folder
+
+    return make
+
+
+def refused(folder: Path, pictures: int = 1) -> str:
+    with pytest.raises(BackboneError) as error:
+        whole.check(whole.find_any(folder), pictures)
+    assert "\n" not in str(error.value).strip() and "model" in str(error.value)
+    return str(error.value)
+
+
+def rewrite(path: Path, **changes) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in (content | changes).items() if value is not None}))
+
+
+def test_a_whole_folder_is_taken_without_its_weights(broken):
+    whole.check(whole.find_any(broken()), 6)
+
+
+def test_a_model_without_a_chat_template_is_refused(broken):
+    folder = broken()
+    (folder / "chat_template.jinja").unlink()
+    assert "no chat template" in refused(folder)
+
+
+def test_a_text_only_model_is_refused(broken):
+    folder = broken("llava", model_type="llama", architectures=["LlamaForCausalLM"])
+    assert "a LlamaForCausalLM (model_type llama) is a text-only model" in refused(folder)
+
+
+def test_a_processor_of_text_alone_is_refused(broken):
+    folder = broken()
+    (folder / "processor_config.json").unlink()
+    assert "its processor cannot be loaded" in refused(folder)
+
+
+def test_a_model_without_an_image_token_is_refused(broken):
+    folder = broken("mllama")
+    text = (folder / "tokenizer.json").read_text().replace("<|image|>", "<|other|>")
+    (folder / "tokenizer.json").write_text(text)
+    text = (folder / "tokenizer_config.json").read_text().replace("<|image|>", "<|other|>")
+    (folder / "tokenizer_config.json").write_text(text)
+    rewrite(folder / "tokenizer_config.json", image_token=None, extra_special_tokens=None)
+    assert "no image token: its tokenizer does not know '<|image|>'" in refused(folder)
+
+
+def test_a_template_that_loses_the_picture_or_the_words_is_refused(broken):
+    folder = broken()
+    for lost, template in (
+        ("picture", "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"),
+        ("words", "<IMG_CONTEXT>"),
+    ):
+        (folder / "chat_template.jinja").write_text(template)
+        assert f"its chat template shows no {lost}" in refused(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content.no.such.thing }}")
+    assert "its chat template fails" in refused(folder)
+
+
+def test_more_pictures_than_it_takes_are_refused(broken):
+    folder = broken("llava")
+    (folder / "chat_template.jinja").write_text(LLAVA_TEMPLATE.replace("endfor %}", "endfor %}", 1).replace(
+        "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}",
+        "{% if 'image' in message['content'] | map(attribute='type') %}{{ '<image>\n' }}{% endif %}",
+    ))  # fmt: skip
+    whole.check(whole.find_any(folder), 2)
+    assert "of 3 in a conversation, the question's among them, its chat template shows 2; show fewer" in refused(
+        folder, 3
+    )
+    short = json.loads((folder / "config.json").read_text())["text_config"] | {"max_position_embeddings": 20}
+    rewrite(folder / "config.json", text_config=short)
+    assert "take 2" in (text := refused(folder, 2)) and "positions of 20" in text
+
+
+def test_code_of_a_repository_is_never_run(broken):
+    folder = broken(model_type="odd_vlm", auto_map={"AutoConfig": "odd.OddConfig"}, architectures=["OddVLM"])
+    (folder / "odd.py").write_text("raise SystemExit('run')")
+    assert "needs code of its repository, which is never run" in refused(folder)
+
+
+def test_a_name_of_the_registry_is_not_given_to_a_folder(tmp_path):
+    folder = shutil.copytree(folder_of("internvl"), tmp_path / "llava-mini")
+    with pytest.raises(BackboneError, match="the name 'llava-mini' is taken by a backbone of the registry"):
+        whole.find_any(folder)
+    with pytest.raises(BackboneError, match="'no-such-model' is unknown and no such folder exists"):
+        whole.find_any("no-such-model")
+    with pytest.raises(BackboneError, match="the name 'llava-mini' is taken"):
+        introduce(find_backbone("llava-mini"))
+
+
+def test_of_a_repository_the_small_files_come_first(monkeypatch, tmp_path):
+    commit = "0" * 40
+    folder = shutil.copytree(folder_of("internvl"), tmp_path / commit, ignore=lambda *_: ["model.safetensors"])
+    asked = []
+    monkeypatch.setattr(hub, "download", lambda *a, **options: asked.append((a, options)) or folder)
+    entry = whole.find_any("owner/some.vlm@main")
+    assert (entry.name, entry.hub_id, entry.revision, entry.architecture) == (
+        "owner--some.vlm",
+        "owner/some.vlm",
+        commit,
+        None,
+    )
+    whole.check(entry, 3)
+    assert all("*.safetensors" not in options["allow_patterns"] for _, options in asked) and len(asked) == 2
+
+
+def test_conditions_that_cannot_be_asked_are_named(tmp_path):
+    lay_out(tmp_path)
+    options = {"edition": small_edition("any"), "results": tmp_path / "results", "splits": ("test",)}
+    for wrong, message in (
+        ({"conditions": ["txt"]}, "no condition 'txt'; there are text, .*did you mean 'text'"),
+        ({"switches": {"pictures": 6}}, "pictures: .*less than or equal to 5"),
+        ({"switches": {"portraits": "other"}}, "portraits: other means pictures of somebody else"),
+        ({"edition": "preference-mini"}, "is about choices between pictures"),
+    ):
+        with pytest.raises(mmpb.ProtocolError, match=message):
+            mmpb.run(folder_of("internvl"), **options | wrong)
+    with pytest.raises(mmpb.ProtocolError, match=r"--switch pictures: expected SETTING=VALUE"):
+        mmpb.read_switches(["pictures"])
+    with pytest.raises(mmpb.ProtocolError, match=r"a setting of .*; did you mean 'pictures'|did you mean 'pictures'"):
+        mmpb.read_switches(["picture=2"])
+    assert mmpb.read_switches(["pictures=2", "preferences=false", "names=random"]) == {
+        "pictures": 2, "preferences": False, "names": "random"
+    }  # fmt: skip
+
+
+def test_a_profile_that_lacks_what_is_shown_is_named_before_anything_is_asked(tmp_path):
+    benchmark = small_benchmark()
+    users = {name: user.model_copy(update={"images": user.images[:1]}) for name, user in benchmark.users.items()}
+    poor = replace(benchmark, users=users)
+    entry = whole.find_any(folder_of("internvl"))
+    used = mmpb.edition_for(entry, small_edition("any"), {"two": settings(pictures=2)}, splits=("test",))
+    with pytest.raises(
+        mmpb.ProtocolError, match=r"two, question \d+ \(\w+\): expected 2 pictures of user '\w+', found 1"
+    ):
+        mmpb.check(entry, used, poor)
+
+
+# --- the edition and the command --------------------------------------------------------------------------------------
+
+
+def test_the_edition_is_planned_without_a_download(monkeypatch):
+    monkeypatch.setattr(hub, "download", None)
+    edition, table = load_edition("mmpb"), resources.table("mmpb")
+    assert list(dict.fromkeys(table["backbone"])) == list(edition.backbones) and len(edition.backbones) == 11
+    assert (table["GPUs"] > 0).all() and (table["download_GB"] > 10).all()
+    tokens = {
+        name: resources.prompt_tokens(edition.methods[name], resources.shape_of(find_backbone("qwen2-vl-7b")), 0)
+        for name in ("nothing", "text", "super-detailed", "five-pictures")
+    }
+    assert sorted(tokens, key=tokens.get) == list(tokens)
+    conditions, everywhere = mmpb.conditions_of("mmpb")
+    assert everywhere == ["text", "pictures"] and set(edition.table1) == set(conditions) == set(edition.methods)
+
+
+def test_the_command_says_what_is_wrong_and_what_can_be_asked(broken, capsys):
+    options = ["--edition", "smoke", "--check"]
+    assert main(["mmpb", str(broken()), *options, "--switch", "pictures=2"]) == 0
+    assert "model can be asked: pictures-2" in capsys.readouterr().out
+    assert main(["mmpb", "no-such-model", *options]) == 1
+    assert "error: backbone 'no-such-model' is unknown" in capsys.readouterr().err
