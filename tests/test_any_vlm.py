@@ -118,8 +118,7 @@ def test_a_run_is_kept_read_and_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("prefmoe.running.runs.load_backbone", None)  # nothing is loaded again
     assert mmpb.run(folder_of("mllama"), **options, **conditions)[1] == folders
     story = json.loads((folders[1] / "run.json").read_text())
-    assert story["context_tokens"] > 5 and story["parameters"]["trainable_total"] == 0
-    assert story["backbone"] == "any-mllama"
+    assert story["context_tokens"] > 5 and story["backbone"] == "any-mllama"
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -233,7 +232,7 @@ def test_the_table_by_task_and_attribute_is_that_of_a_plain_count(tmp_path):
     table = attributes_table(benchmark, read_runs(used, results, "test"))
     frame = pd.read_parquet(folders[0] / "predictions.parquet")
     frame["right"] = [
-        {"yes": 4, "no": 5, "a": 0, "b": 1, "c": 2, "d": 3}.get(text.strip().lower().rstrip(".")) == answer
+        {"yes": 4, "no": 5, "a": 0, "b": 1, "c": 2, "d": 3}.get(text.lower()) == answer
         for text, answer in zip(frame["prediction"], frame["answer"], strict=True)
     ]
     for turns in (0, 1):
@@ -247,7 +246,7 @@ def test_the_table_by_task_and_attribute_is_that_of_a_plain_count(tmp_path):
     change = table[(table["turns"] == 1) & (table[["category", "attribute", "task"]] == "all").all(axis=1)].iloc[0]
     hits = [frame[(frame["turns"] == k) & (frame["split"] == "test")]["right"].mean() for k in (0, 1)]
     assert change["change"] == pytest.approx(hits[1] - hits[0])
-    assert (table["low"].isna() | (table["low"] <= table["value"])).all() and set(table["users"]) <= set(range(1, 8))
+    assert (table["low"].isna() | (table["low"] <= table["value"])).all()
     assert "answers unread" in as_printed(table)
 
 
@@ -280,12 +279,9 @@ def rewrite(path: Path, **changes) -> None:
     path.write_text(json.dumps({key: value for key, value in (content | changes).items() if value is not None}))
 
 
-def test_a_whole_folder_is_taken_without_its_weights(broken):
-    whole.check(whole.find_any(broken()), 6)
-
-
 def test_a_model_without_a_chat_template_is_refused(broken):
     folder = broken()
+    whole.check(whole.find_any(folder), 6)
     (folder / "chat_template.jinja").unlink()
     assert "no chat template" in refused(folder)
 
@@ -325,14 +321,11 @@ def test_a_template_that_loses_the_picture_or_the_words_is_refused(broken):
 
 def test_more_pictures_than_it_takes_are_refused(broken):
     folder = broken("llava")
-    (folder / "chat_template.jinja").write_text(LLAVA_TEMPLATE.replace("endfor %}", "endfor %}", 1).replace(
-        "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}",
-        "{% if 'image' in message['content'] | map(attribute='type') %}{{ '<image>\n' }}{% endif %}",
-    ))  # fmt: skip
+    every = "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    one = "{% if 'image' in message['content'] | map(attribute='type') %}{{ '<image>\n' }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(LLAVA_TEMPLATE.replace(every, one))
     whole.check(whole.find_any(folder), 2)
-    assert "of 3 in a conversation, the question's among them, its chat template shows 2; show fewer" in refused(
-        folder, 3
-    )
+    assert "of 3 in a conversation, the question's among them, its chat template shows 2" in refused(folder, 3)
     short = json.loads((folder / "config.json").read_text())["text_config"] | {"max_position_embeddings": 20}
     rewrite(folder / "config.json", text_config=short)
     assert "take 2" in (text := refused(folder, 2)) and "positions of 20" in text

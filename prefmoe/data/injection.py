@@ -22,7 +22,7 @@ LOOKS = ("hair", "skin", "face", "clothes", "background", "left", "right", "midd
 
 
 class Conversation(NamedTuple):
-    """A conversation that ends with the question, and its pictures in order; a blank one has the last one's size."""
+    """A conversation that ends with the question, and the files of its pictures in order."""
 
     messages: list[dict[str, Any]]
     pictures: list[Path]
