@@ -31,6 +31,7 @@ KINDS = {
     "text": {"kind": "nontuned", "profile": "text"},
     "image": {"kind": "nontuned", "profile": "image"},
     "both": {"kind": "nontuned", "profile": "both"},
+    "injected": {"kind": "injected", "pictures": 1},
     "fft": {"kind": "fft"},
     "lora": {"kind": "lora"} | LORA,
     "lova3": {"kind": "lova3"} | LORA,
@@ -52,7 +53,7 @@ def test_every_kind_of_method_is_in_these_tests():
 def build(tiny_backbone, tiny_benchmark):
     def build(kind: str, benchmark=tiny_benchmark) -> Method:
         content = {"label": kind} | (KINDS | REFUSING)[kind]
-        if content["kind"] != "nontuned":
+        if content["kind"] not in ("nontuned", "injected"):
             content |= {"lr": 1e-3}
         method = TypeAdapter(config.Method).validate_python(content)
         return build_method(method, tiny_backbone(), benchmark, seed=0)
@@ -217,7 +218,7 @@ def test_an_adapter_with_added_users_travels_without_their_pictures(
         assert torch.equal(logits(loaded, asked(loaded, "Eve")), answers[1])
         loaded.save_pretrained(tmp_path / "again")
     shown = {path.name for path in (tmp_path / "again").iterdir()} - {CONFIG_FILE, WEIGHTS_FILE}
-    assert shown == ({saved.added_picture(0)} if kind in ("image", "both") else set())
+    assert shown == ({saved.added_picture(0)} if kind in ("image", "both", "injected") else set())
 
 
 def test_loading_opens_no_picture_that_the_adapter_brings(build, tiny_backbone, tiny_benchmark, eve, tmp_path):

@@ -24,6 +24,7 @@ from prefmoe.running.evaluation import evaluate
 
 KINDS = METHODS | {
     "NT-no-profile": {"kind": "nontuned", "label": "without profile", "profile": "none"},
+    "injected": {"kind": "injected", "label": "injected", "pictures": 1},
     **{name: {**PREFMOE, "label": name, "components": name} for name in ("E", "EPICD")},
     "soft prompt": {"kind": "soft_prompt", "label": "prompt", "lr": 1e-2, "tokens": 3},
     "Yo'LLaVA": {"kind": "yollava", "label": "yollava", "lr": 1e-2, "tokens": 3},
@@ -31,7 +32,7 @@ KINDS = METHODS | {
     "TG-LLaVA": {**METHODS["LoRA"], "kind": "tg_llava", "lr_guidance": 1e-3, "side": 4, "latents": 3},
 }
 SHARING = dict.fromkeys(("NT-no-profile", "FFT", "LoRA", "LOVA3", "TG-LLaVA"), "talk")
-SHARING |= dict.fromkeys(("NT", "E", "EPICD", "soft prompt", "Yo'LLaVA"), "user")
+SHARING |= dict.fromkeys(("NT", "injected", "E", "EPICD", "soft prompt", "Yo'LLaVA"), "user")
 
 
 @cache

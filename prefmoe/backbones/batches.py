@@ -170,16 +170,13 @@ class Collator:
 
     def of(self, benchmark: Benchmark) -> Collator:
         """A collator like this one for another benchmark; pictures that are prepared stay so."""
-        other = Collator(
-            self.backbone,
-            benchmark,
-            prefix_length=self.prefix_length,
-            profile=self.profile,
-            wording=self.wording,
-            cache=self.cache,
-        )
+        other = self._anew(benchmark)
         other._pictures = self._pictures
         return other
+
+    def _anew(self, benchmark: Benchmark) -> Collator:
+        settings = {"prefix_length": self.prefix_length, "profile": self.profile, "wording": self.wording}
+        return Collator(self.backbone, benchmark, **settings, cache=self.cache)
 
     def __call__(
         self, examples: Sequence[Example], *, transcripts: Sequence[Sequence[Turn]] | None = None, with_answer: bool

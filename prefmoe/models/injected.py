@@ -24,7 +24,7 @@ class InjectedCollator(Collator):
         self.profile = "none" if protocol.settings.tells_nothing else "both"
         self._examples = self._known.examples[repr(protocol.settings), protocol.seed]
 
-    def of(self, benchmark: Benchmark) -> InjectedCollator:
+    def _anew(self, benchmark: Benchmark) -> InjectedCollator:
         protocol = Protocol(self.protocol.settings, benchmark, self.protocol.seed)
         return InjectedCollator(protocol, self.backbone, cache=self.cache)
 
@@ -58,6 +58,10 @@ class Injected(Method, settings=InjectedMethod):
         """Drawn names and topics depend on the question; and models asked as a whole share nothing."""
         config, whole = self.config, self.backbone.entry.architecture is None
         return "question" if whole or config.names == "random" or config.talk == "topic" else "user"
+
+    @property
+    def _shows_pictures(self) -> bool:
+        return self.config.pictures > 0
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "profile": self.config.information}
