@@ -20,12 +20,14 @@ from prefmoe.config import (
     Method,
     MiniatureData,
     PrefMoEMethod,
+    ProbesMethod,
     PrototypesMethod,
     load_edition,
 )
 from prefmoe.config.registry import Shape, find_backbone
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH, Ranks, published_router_shapes
+from prefmoe.workflow import drawers
 from prefmoe.workflow.sessions import learns_to_see, reading, tower_activations
 from prefmoe.workflow.shapes import ResourceError, shape_of
 
@@ -245,6 +247,9 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
     registry does not know the backbone's shape."""
     entry, method = find_backbone(backbone), edition.methods[method_name]
     shape, settings, training = shape_of(entry), edition.hardware, edition.training
+    if method.generates or isinstance(method, ProbesMethod):
+        rater = needs(edition, backbone, drawers.rater_behind(edition, method_name))
+        return drawers.with_drawer(rater, edition, method_name, shape.hidden, USED * H100_FLOPS)
     small = entry.hub_id is None
     width = 4 if small else 2
     four_bit = settings.four_bit and not small and method.table_type != "FFT"
@@ -356,6 +361,12 @@ def machine() -> tuple[str, float]:
     return f"no GPU, {total / GIGABYTE:.0f} GB of main memory", 0.8 * total
 
 
+def _trained(edition: Edition, method: Method, shape: Shape, users: int) -> int:
+    if method.generates:
+        return drawers.trained(edition, method, shape.hidden)
+    return trained_parameters(method, shape, users)
+
+
 def table(edition: Edition | str) -> pd.DataFrame:
     """One row per backbone and method of an edition's tables; gigabytes (1e9 bytes), hours on an H100."""
     edition = load_edition(edition)
@@ -385,7 +396,7 @@ def table(edition: Edition | str) -> pd.DataFrame:
                     "backbone": backbone,
                     "method": name,
                     "parameters": f"{shape.parameters / 1e9:.3g}e9",
-                    "trained": f"{trained_parameters(method, shape, users) / 1e6:.4g}e6",
+                    "trained": f"{_trained(edition, method, shape, users) / 1e6:.4g}e6",
                     "train_GB": round(need.training / GIGABYTE, 2) if need.training else "-",
                     "evaluate_GB": round(need.evaluation / GIGABYTE, 2),
                     "GPUs": need.gpus,
