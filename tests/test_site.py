@@ -123,9 +123,10 @@ def test_every_notebook_and_page_of_the_clone_is_a_page(book):
 
 
 def test_notebooks_are_opened_elsewhere_from_the_repository_that_the_book_is_built_for(book):
-    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        text = (book / "notebooks" / f"{notebook.stem}.html").read_text(encoding="utf-8")
-        place = f"notebooks/{notebook.name}"
+    notebooks = [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "course").rglob("*.ipynb")]
+    assert len(notebooks) > 30
+    for place in (notebook.relative_to(ROOT).as_posix() for notebook in notebooks):
+        text = (book / place).with_suffix(".html").read_text(encoding="utf-8")
         assert f"https://colab.research.google.com/github/somebody/fork/blob/trunk/{place}" in text
         assert f"https://mybinder.org/v2/gh/somebody/fork/trunk?urlpath=lab/tree/{place}" in text
 

@@ -1,0 +1,1 @@
+"""The course: what its units read, and what they check of a student's answers."""

@@ -1,0 +1,117 @@
+"""What every check of the course does: calls a student's function, and says in a sentence what was expected."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class NotYet(AssertionError):
+    """An answer that is not right yet; a notebook shows its message and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Not yet. {self}"]
+
+
+def right(text: str) -> None:
+    print(f"Right. {text}")
+
+
+def called(function: Any, *arguments: Any, name: str) -> Any:
+    """What a student's function returns. Raises NotYet if it is none, fails, or returns nothing."""
+    if function is None or function is Ellipsis:
+        raise NotYet(f"{name} is still empty: expected a function.")
+    if not callable(function):
+        raise NotYet(f"{name} is {described(function)}: expected a function.")
+    try:
+        found = function(*arguments)
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == getattr(function, "__name__", "")]
+        line = f", in its line `{frames[-1].line}`" if frames and frames[-1].line else ""
+        raise NotYet(f"{name} stops with {type(error).__name__}: {error}{line}.") from None
+    if found is None or found is Ellipsis:
+        raise NotYet(f"{name} returned nothing: write its body, and end it with `return`.")
+    return found
+
+
+def number(found: Any, name: str, expected: str = "a number") -> float:
+    """A number that a student gave, as float. Raises NotYet for anything else, arrays and truth values included."""
+    if isinstance(found, np.ndarray | torch.Tensor) and found.ndim == 0:
+        found = found.item()
+    if found is None or found is Ellipsis:
+        raise NotYet(f"{name} is still empty: expected {expected}.")
+    if isinstance(found, bool | np.bool_) or not isinstance(found, Real):
+        raise NotYet(f"{name} is {described(found)}: expected {expected}.")
+    if np.isnan(float(found)):
+        raise NotYet(f"{name} is NaN: expected {expected}. Is something divided by zero?")
+    return float(found)
+
+
+def array(found: Any, shape: Sequence[int], name: str, kind: str = "numbers") -> np.ndarray:
+    """An array that a student gave; ``shape`` is what it has to be. Raises NotYet with both shapes otherwise."""
+    if isinstance(found, torch.Tensor):
+        found = found.detach().cpu().numpy()
+    try:
+        values = np.asarray(found)
+    except (ValueError, TypeError):
+        raise NotYet(f"{name} is {described(found)}: expected {kind} of shape {tuple(shape)}.") from None
+    if values.shape != tuple(shape):
+        raise NotYet(f"{name} has shape {values.shape}: expected {tuple(shape)}.")
+    if values.dtype == object or values.dtype.kind in "USM":
+        raise NotYet(f"{name} holds {described(values.flat[0]) if values.size else 'nothing'}: expected {kind}.")
+    if kind == "true or false" and values.dtype != bool:
+        raise NotYet(f"{name} holds {values.dtype}: expected true or false in every place.")
+    return values
+
+
+def tensor(found: Any, shape: Sequence[int], name: str) -> torch.Tensor:
+    """The same of a torch tensor."""
+    if not isinstance(found, torch.Tensor):
+        raise NotYet(f"{name} is {described(found)}: expected a tensor of shape {tuple(shape)}.")
+    if tuple(found.shape) != tuple(shape):
+        raise NotYet(f"{name} has shape {tuple(found.shape)}: expected {tuple(shape)}.")
+    return found.detach()
+
+
+def close(found: Any, expected: Any, name: str, hint: str = "", *, tolerance: float = 1e-6) -> None:
+    """Raises NotYet, with both values and a hint, if two numbers or arrays differ by more than the tolerance."""
+    values, wanted = np.asarray(found, dtype=float), np.asarray(expected, dtype=float)
+    wrong = ~(np.abs(values - wanted) <= tolerance)
+    if not wrong.any():
+        return
+    if values.ndim == 0:
+        told = f"{name} is {values:.4f}: expected {wanted:.4f}."
+    else:
+        place = tuple(int(k) for k in np.argwhere(wrong)[0])
+        told = f"{name}{list(place)} is {values[place]:.4f}: expected {wanted[place]:.4f}."
+    raise NotYet(f"{told} {hint}".strip())
+
+
+def choice(found: Any, name: str, reasons: dict[str, str], answer: str) -> None:
+    """One of several letters. ``reasons``: what is wrong with each of the others, and why ``answer`` is right."""
+    letters = ", ".join(reasons)
+    if not isinstance(found, str) or found.strip().lower() not in reasons:
+        given = "still empty" if found is None or found is Ellipsis else described(found)
+        raise NotYet(f"{name} is {given}: expected one of the letters {letters}, in quotes.")
+    letter = found.strip().lower()
+    if letter != answer:
+        raise NotYet(f"{name}: not {letter}. {reasons[letter]}")
+    right(reasons[answer])
+
+
+def described(value: Any) -> str:
+    """A value in few words: "the text 'a'", "an array of shape (3,)"."""
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return f"{'an array' if isinstance(value, np.ndarray) else 'a tensor'} of shape {tuple(value.shape)}"
+    if isinstance(value, list | tuple | set | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, Callable):
+        return "a function"
+    return f"a {type(value).__name__}, {value!r}" if len(repr(value)) < 40 else f"a {type(value).__name__}"

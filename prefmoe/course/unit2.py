@@ -1,0 +1,96 @@
+"""Checks of unit 2: the popular choice, and why it has a high sensitivity and tells nobody apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from prefmoe.analysis.pairs import AUC_SAME
+from prefmoe.analysis.references import POPULAR
+from prefmoe.course import answers, checking
+
+TRAINING = pd.DataFrame(
+    [
+        ("Ada", "kites", False, "yes"), ("Bo", "kites", True, "no"), ("Cy", "kites", False, "no"),
+        ("Ada", "hats", False, "no"), ("Bo", "hats", True, "yes"), ("Cy", "rain", False, "yes"),
+        ("Di", "rain", False, "no"), ("Di", "snow", True, "yes"),
+    ],
+    columns=["user", "item", "negated", "truth"],
+)  # fmt: skip
+ASKED = ["kites", "hats", "rain", "moon"]
+
+
+def popular(function: Callable) -> None:
+    """By hand, then the row of the committed table."""
+    test = pd.DataFrame({"user": "Eva", "item": ASKED, "negated": [False, False, True, False]})
+    found = checking.called(function, TRAINING.copy(), test.copy(), name="popular")
+    values = checking.array(found, (4,), "popular(training, questions)", "true or false")
+    told = {
+        "kites": (True, "two of three people like them (one was asked the negated question, and said no)"),
+        "hats": (False, "nobody likes them"),
+        "rain": (False, "one likes it and one does not: a tie counts as dislike"),
+        "moon": (
+            False,
+            "nobody was asked about it, and over all items fewer like than dislike what they are asked about",
+        ),
+    }
+    for value, (item, (expected, why)) in zip(values, told.items(), strict=True):
+        if bool(value) != expected:
+            raise checking.NotYet(f"popular says {bool(value)} of {item}: expected {expected}, since {why}.")
+    questions = answers.preferences(next(iter(answers.methods())))
+    likes = checking.called(function, answers.training(), questions.copy(), name="popular")
+    likes = checking.array(likes, (len(questions),), "popular(training, questions)", "true or false")
+    held = pd.Series([u in h for u, h in zip(questions["user"], questions["holders"], strict=True)])
+    truly = (questions["truth"] == "yes") != questions["negated"]
+    for metric, part in {"collapse": ~held & ~truly, "recall": held & truly}.items():
+        checking.close(likes[part].mean(), value_of(metric), f"{metric} of your popular choice")
+    checking.right(f"Collapse {value_of('collapse'):.3f} and recall {value_of('recall'):.3f}, as in the table.")
+
+
+def value_of(metric: str, method: str = POPULAR) -> float:
+    """A value of the committed main table without small talk."""
+    rows = answers.table("table1", method=method, turns=0, metric=metric)
+    return float(rows["value"].iloc[0])
+
+
+def auc(answer: Any) -> None:
+    """The AUC of the popular choice, as a number."""
+    value = checking.number(answer, "auc", "a number between 0 and 1")
+    hint = "What does it say of two users who are asked about the same thing? Who wins such a pair?"
+    checking.close(value, value_of(AUC_SAME), "auc", hint)
+    checking.right("It says the same of both users of every pair: each is a tie.")
+
+
+def why(answer: Any) -> None:
+    """How somebody who knows nobody can have a sensitivity far above zero."""
+    reasons = {
+        "a": "It never sees a name.",
+        "b": "Things that many like are asked about more often of people who do like them. Sensitivity "
+        "rewards that; "
+        "pairs about one and the same thing do not.",
+        "c": "It has both questions right and questions wrong, in shares that the table shows with intervals.",
+    }
+    checking.choice(answer, "why", reasons, "b")
+
+
+def better(answer: Any) -> None:
+    """Which methods are ahead of the popular choice in sensitivity: a set of labels."""
+    known = answers.methods()
+    bar = value_of("sensitivity")
+    backbone = answers.about()["backbone"]
+    rows = answers.table("table1", backbone=backbone, turns=0, metric="sensitivity")
+    expected = set(rows.loc[(rows["value"] > bar) & rows["method"].isin(list(known)), "method"])
+    if answer is None or answer is Ellipsis or isinstance(answer, str) or not hasattr(answer, "__iter__"):
+        raise checking.NotYet(f"better is {checking.described(answer)}: expected a set of labels, such as {{'LoRA'}}.")
+    found = set(answer)
+    if strange := found - set(known):
+        raise checking.NotYet(
+            f"better names {', '.join(map(repr, strange))}: expected labels out of {', '.join(known)}."
+        )
+    if found != expected:
+        raise checking.NotYet(
+            f"better has {len(found)} methods, {len(found & expected)} of them rightly: compare with {bar:.3f}."
+        )
+    checking.right(f"Of {len(known)} methods, {len(expected)} are ahead of somebody who knows nobody.")

@@ -1,0 +1,108 @@
+"""Checks of unit 5: the mixture of experts by two products, and whether its routers route."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.overrides import TorchFunctionMode
+
+from prefmoe.course import answers, checking
+
+PRODUCTS = {
+    "matmul",
+    "__matmul__",
+    "__rmatmul__",
+    "mm",
+    "bmm",
+    "linear",
+    "einsum",
+    "baddbmm",
+    "addmm",
+    "tensordot",
+    "mv",
+    "dot",
+}
+"""Names of torch's functions that multiply matrices."""
+
+
+class _Counted(TorchFunctionMode):
+    """Counts products of matrices while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.products += getattr(function, "__name__", "") in PRODUCTS
+        return function(*args, **(kwargs or {}))
+
+
+def loop(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """What is meant, one expert after the other. x (batch, tokens, in), A (experts, rank, in), B (experts, out, rank),
+    gate (batch, experts); returns (batch, tokens, out)."""
+    return sum(gate[:, e, None, None] * (x @ A[e].T @ B[e].T) for e in range(len(A)))
+
+
+def mixture(function: Callable) -> None:
+    """mixture(x, A, B, gate): equal to the loop, by two products of matrices."""
+    for experts in (1, 5, 8):
+        generator = torch.Generator().manual_seed(experts)
+        x, gate = torch.randn(3, 4, 6, generator=generator), torch.rand(3, experts, generator=generator)
+        A, B = (torch.randn(experts, *s, generator=generator) for s in ((2, 6), (7, 2)))
+        with _Counted() as counted:
+            found = checking.called(function, x.clone(), A.clone(), B.clone(), gate.clone(), name="mixture")
+        y = checking.tensor(found, (3, 4, 7), f"mixture(...) with {experts} experts")
+        hint = (
+            "Write all A below one another, (experts * rank, in), multiply once; scale each expert's part by its gate; "
+            "write all B beside one another, (out, experts * rank), and multiply once."
+        )
+        checking.close(y, loop(x, A, B, gate), "mixture(...)", hint, tolerance=1e-4)
+        difference = float((y - loop(x, A, B, gate)).abs().max())
+        if counted.products > 2:
+            raise checking.NotYet(
+                f"mixture is right (difference {difference:.0e}), by {counted.products} products of matrices with "
+                f"{experts} experts: expected 2. {hint}"
+            )
+    checking.right("Two products, however many experts there are.")
+
+
+def widest(function: Callable) -> None:
+    """widest(gates) -> router: the largest difference that an expert's mean gate makes between kinds of question."""
+    gates = gate_table()
+    found = checking.called(function, gates.copy(), name="widest")
+    if not isinstance(found, dict | pd.Series):
+        raise checking.NotYet(f"widest(gates) is {checking.described(found)}: expected a number for every router.")
+    for router, rows in gates.groupby("router"):
+        if router not in found:
+            raise checking.NotYet(
+                f"widest(gates) lacks {router!r}: expected one of {sorted(gates['router'].unique())} each."
+            )
+        means = rows.groupby("expert")["value"]
+        value = checking.number(found[router], f"widest(gates)[{router!r}]")
+        hint = (
+            "Per router and expert: the largest value over the groups minus the smallest; then the largest "
+            "over experts."
+        )
+        checking.close(value, (means.max() - means.min()).max(), f"widest(gates)[{router!r}]", hint)
+    checking.right("Gates sum to one: a router that told kinds of question apart would have differences near one.")
+
+
+def gate_table() -> pd.DataFrame:
+    """Mean gates by router, group of questions and expert, of the default edition."""
+    return answers.table("routing_gates")
+
+
+def routes(answer: Any) -> None:
+    """Whether anything routes."""
+    reasons = {
+        "a": "Look at the differences: a gate of .24 for everybody is a fixed weight, however much it differs "
+        "from 1/5.",
+        "b": "Look again at the preference router: no gate of it differs by more than about .01 between facets.",
+        "c": "The task router gives multiple choice about people a little more of the profile branch, and "
+        "that is all. The "
+        "experts are weighed, hardly routed.",
+    }
+    checking.choice(answer, "routes", reasons, "c")

@@ -1,0 +1,229 @@
+"""The course: solutions pass their checks, students' notebooks come from them, and every mistake is met with a "
+"sentence."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from committed import Tables, dot
+
+import course
+from prefmoe import metrics
+from prefmoe.analysis import pairs
+from prefmoe.config import FIGURES, ROOT
+from prefmoe.course import answers, checking
+from prefmoe.workflow import notebooks
+
+SOLUTIONS = sorted((ROOT / "course/solutions").glob("*.ipynb"))
+UNITS = {path.stem: importlib.import_module(f"prefmoe.course.{path.stem.partition('_')[0]}") for path in SOLUTIONS}
+
+
+def code(path: Path) -> list[str]:
+    return [
+        "".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"
+    ]
+
+
+def run(path: Path, upto: int | None = None) -> dict[str, Any]:
+    """The names that a notebook's code cells leave, executed in this process."""
+    space: dict[str, Any] = {}
+    for number, source in enumerate(code(path)[:upto]):
+        exec(compile(source, f"{path.name}[{number}]", "exec"), space)
+    return space
+
+
+def checks(path: Path) -> list[str]:
+    """The names of the checks that a notebook calls, in their order."""
+    lines = (node.value for source in code(path) for node in ast.parse(source).body if isinstance(node, ast.Expr))
+    calls = [line.func for line in lines if isinstance(line, ast.Call) and isinstance(line.func, ast.Attribute)]
+    return [call.attr for call in calls if ast.unparse(call.value) == "check"]
+
+
+CHECKS = [pytest.param(path, name, id=f"{path.stem[:5]}-{name}") for path in SOLUTIONS for name in checks(path)]
+
+
+def test_there_are_eight_units():
+    assert [path.stem[:5] for path in SOLUTIONS] == [f"unit{k}" for k in range(1, 9)]
+    assert len(CHECKS) >= 30
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_solutions_pass_every_check(path, capsys):
+    run(path)
+    told = capsys.readouterr().out
+    assert told.count("Right. ") + told.count("Noted: ") == len(checks(path))
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_a_students_notebook_is_the_one_with_solutions_without_them(path):
+    made = course.without_solutions(notebooks.read(path))
+    theirs = notebooks.read(ROOT / "course/exercises" / path.name)
+    assert made == theirs, "run `python workflow/scripts/course.py exercises`"
+    text = json.dumps(theirs)
+    assert "SOLUTION" not in text and "# yours" in text and all(not c.get("outputs") for c in theirs.cells)
+    for source in code(path):  # nothing of a solution is left but the names that are to be filled
+        for solution in re.findall(r"### BEGIN SOLUTION\n(.*?)\n[ \t]*### END", source, re.S):
+            assert solution.strip() not in text
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_the_first_check_of_an_untouched_notebook_says_that_the_cell_is_empty(path):
+    with pytest.raises(checking.NotYet, match=r"returned nothing|is still empty|expected 'asked'"):
+        run(ROOT / "course/exercises" / path.name)
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_shown_outputs_are_of_the_notebook(path):
+    notebooks.check_outputs(path, executed=True)
+
+
+WRONG = {
+    "...": ..., "None": None, "text": "a word", "list": [1, 2, 3], "object": object(), "nan": math.nan,
+    "function that returns nothing": lambda *a: None, "that returns text": lambda *a: "a word",
+    "that returns an object": lambda *a: object(), "that fails": lambda *a: 1 / 0,
+    "that returns a list": lambda *a: [[1], [2, 3]], "that takes nothing": lambda: 1,
+    "that returns another shape": lambda *a: np.zeros((2, 1, 3)),
+    "that returns a tensor of another shape": lambda *a: torch.zeros(2, 1, 3), "of NaN": lambda *a: math.nan,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "name"), CHECKS)
+def test_answers_of_a_wrong_kind_are_met_with_what_was_expected(path, name):
+    for kind, wrong in WRONG.items():
+        with pytest.raises(checking.NotYet) as told:
+            getattr(UNITS[path.stem], name)(wrong)
+        expected = r"expected|lacks|returned nothing|stops with (ZeroDivision|Type)Error"
+        assert re.search(expected, str(told.value)) and len(str(told.value)) < 500, (kind, told.value)
+
+
+NEAR = {
+    ("unit1", "said_likes"): lambda q: (q["answer"] == "yes").to_numpy(),
+    ("unit1", "collapse"): lambda q: float((q["answer"] == "yes").mean()),
+    ("unit1", "recall"): lambda q: float(((q["answer"] == "yes") & (q["truth"] == "yes")).mean()),
+    ("unit1", "auc_same"): lambda q: 0.5,
+    ("unit1", "quiet"): "a",
+    ("unit2", "popular"): lambda t, q: np.array(
+        [(t["truth"][t["item"] == i] == "yes").mean() > 0.5 for i in q["item"]]
+    ),
+    ("unit2", "auc"): 0.69,
+    ("unit2", "better"): {"LoRA", "PrefMoE", "nobody"},
+    ("unit3", "split"): lambda a, reading: (a.mean(0), a - a.mean(0)),
+    ("unit3", "prefix"): lambda profile, p, r: torch.cat([profile, p, r]),
+    ("unit4", "mass"): lambda r, g, t: (torch.softmax(r @ r.T, 1) * (g[:, None] == g)).sum(1),
+    ("unit4", "contrast"): lambda p: -p.log10().mean(),
+    ("unit4", "preservation"): lambda p, g, eta: -((1 - p) * p.log()).mean(),
+    ("unit4", "weight"): 3.3,
+    ("unit5", "mixture"): importlib.import_module("prefmoe.course.unit5").loop,
+    ("unit5", "widest"): lambda g: dict(g.groupby("router")["value"].agg(np.ptp)),
+    ("unit5", "routes"): "b",
+    ("unit6", "exchange"): lambda p, o, facet: o.clone(),
+    ("unit6", "flips"): lambda before, after: ((before > 0.5) != (after > 0.5)).mean(),
+    ("unit6", "effect"): lambda e: [0.0, 0.0],
+    ("unit7", "interval"): lambda v, u, c: (v.mean() - 0.1, v.mean() + 0.1),
+    ("unit7", "permuted"): lambda a, b, u, s: 0.05,
+    ("unit7", "holm"): lambda p: np.minimum(1, p * len(p)),
+    ("unit8", "fits"): lambda v, n: np.isclose(np.round(v * n), v * n),
+    ("unit8", "excess"): lambda v, n: 0.0,
+    ("unit8", "recovered"): {"overall": 1000, "preference": 750, "profile": 1395, "collapse": 219},
+    ("unit8", "constant"): {"LOVA3"},
+}
+
+
+@pytest.mark.parametrize(("unit", "name"), NEAR, ids="-".join)
+def test_answers_of_the_right_kind_that_are_wrong_are_told_why(unit, name):
+    module = importlib.import_module(f"prefmoe.course.{unit}")
+    with pytest.raises(checking.NotYet, match=r"expected|not a\.|not b\.|not it|of them rightly|lacks|labels"):
+        getattr(module, name)(NEAR[unit, name])
+
+
+def test_a_loop_that_is_right_is_told_how_many_products_it_needs():
+    unit5 = importlib.import_module("prefmoe.course.unit5")
+    with pytest.raises(checking.NotYet, match="is right .* by 10 products of matrices with 5 experts: expected 2"):
+        unit5.mixture(unit5.loop)
+
+
+def test_a_failing_line_of_the_student_is_named():
+    def collapse(questions):
+        return questions["no such column"]
+
+    with pytest.raises(checking.NotYet, match=r"collapse stops with KeyError.*in its line `return questions"):
+        UNITS[SOLUTIONS[0].stem].collapse(collapse)
+
+
+def test_a_notebook_shows_the_sentence_and_no_traceback():
+    assert checking.NotYet("Expected 3.")._render_traceback_() == ["Not yet. Expected 3."]
+
+
+# The answers that are shipped
+
+
+@pytest.mark.parametrize("label", answers.methods())
+def test_shipped_answers_are_those_behind_the_committed_table(label):
+    frames = [answers.scored(label, seed) for seed in answers.methods()[label]]
+    duels = pairs.duels(frames)
+    found = {name: one.values.mean() for name, one in duels.items()}
+    summaries = [metrics.summarize(frame, resamples=2) for frame in frames]
+    found |= {name: np.mean([one[name]["value"] for one in summaries]) for name in metrics.METRICS}
+    table = pd.read_csv(FIGURES / "mini/table1.csv")
+    row = table[(table["method"] == label) & (table["backbone"] == "llava-mini") & (table["turns"] == 0)]
+    assert set(row["metric"]) == set(found) and set(row["seeds"]) == {len(frames)}
+    for metric, value in zip(row["metric"], row["value"], strict=True):
+        assert found[metric] == pytest.approx(value, abs=1e-6), "run `python workflow/scripts/course.py answers`"
+
+
+def test_shipped_answers_are_small():
+    assert sum(path.stat().st_size for path in answers.FOLDER.iterdir()) < 500_000
+
+
+def test_exchanges_are_of_things_that_the_user_likes_and_the_counterpart_does_not():
+    rows = answers.exchanges()
+    asked = answers.preferences("PrefMoE")
+    likes = {(u, i): u in h for u, i, h in zip(asked["user"], asked["item"], asked["holders"], strict=True)}
+    holders = {i: h for i, h in zip(asked["item"], asked["holders"], strict=True)}
+    assert len(rows) > 100 and all(likes[user, item] for user, item in zip(rows["user"], rows["item"], strict=True))
+    assert not [1 for other, item in zip(rows["counterpart"], rows["item"], strict=True) if other in holders[item]]
+    assert rows[["own", "asked_facet", "other_facets"]].stack().between(0, 1).all()
+    own = pairs.held_probability(answers.scored("PrefMoE"))  # the same questions, as the run answered them
+    assert np.isin(rows["own"].round(3), own.round(3)).mean() > 0.99
+
+
+def test_answers_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(answers.CourseFileError, match="no such file; it ships with the repository, or is made by"):
+        answers.methods(tmp_path)
+    with pytest.raises(
+        answers.CourseFileError, match="no answers of LoRA, seed 7, control none; expected one of .*LoRA, seed"
+    ):
+        answers.scored("LoRA", 7)
+    for path in answers.FOLDER.iterdir():
+        shutil.copy(path, tmp_path)
+    rows = pd.read_parquet(tmp_path / answers.ANSWERS).drop(columns="p_yes")
+    rows.to_parquet(tmp_path / answers.ANSWERS)
+    with pytest.raises(answers.CourseFileError, match="answers.parquet: no column p_yes; expected index, method"):
+        answers.methods(tmp_path)
+
+
+def test_solutions_inside_and_outside_of_functions_leave_something_to_fill():
+    cell = "def f(x):\n    'doc'\n    ### BEGIN SOLUTION\n    return 1\n    ### END SOLUTION\n"
+    other = "a = 1\n### BEGIN SOLUTION\nb, c = 2, 3\nd = 4\n### END SOLUTION"
+    cells = [nbformat.v4.new_code_cell(source) for source in (cell, other)]
+    made = course.without_solutions(nbformat.v4.new_notebook(cells=cells))
+    assert made.cells[0].source == "def f(x):\n    'doc'\n    ...  # yours\n"
+    assert made.cells[1].source == "a = 1\n(b, c) = ...  # yours\nd = ...  # yours"
+
+
+def test_the_teachers_page_quotes_the_table():
+    text = (ROOT / "site/teachers.md").read_text(encoding="utf-8")
+    row = Tables().row("mini/table1", method="Popular choice", metric="sensitivity", turns=0)
+    assert f"have a sensitivity of {dot(row['value'])}?" in text
