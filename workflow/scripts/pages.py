@@ -123,6 +123,17 @@ def _choices(table: pd.DataFrame) -> str:
     return f"{sizes}, after {table['n_ref'].max()} choices of history.\n\n{_grid(table, ['method'], shown)}\n"
 
 
+def _pictures(table: pd.DataFrame) -> str:
+    """Pictures drawn for users: what users whom nobody trained on like, and all measures for all users."""
+    unseen = (table["users"] == "unseen") & (table["measure"] == "liked")
+    table = table[unseen | (table["users"] == "all")]
+    table = table.assign(metric=table["measure"].mask(table["users"] == "unseen", "liked (unseen)"))
+    shown = ["liked", "liked (unseen)", "utility", "reward", "faithful", "diversity", "own", "population", "distance"]
+    counts = table[table["metric"].isin(("liked", "liked (unseen)"))].groupby("metric")["n"].max()
+    sizes = f"Pictures: {counts['liked']}, of them {counts['liked (unseen)']} for unseen users."
+    return f"{sizes}\n\n{_grid(table, ['condition'], shown)}\n"
+
+
 def _full_size(table: pd.DataFrame) -> str:
     planned, took = table["planned_training_bytes"], table["training_bytes"]
     columns = {
@@ -176,6 +187,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "small ablation": _ablation("small"),
     "small controls": _from("small/controls.csv", _controls),
     "choices": _from("preference-mini/table1.csv", _choices),
+    "pictures": _from("generation-mini/table1.csv", _pictures),
     "full size": _from(f"{SPEED}/full_size.csv", _full_size),
     "cpu": _from(f"{SPEED}/cpu.csv", _cpu),
 }
