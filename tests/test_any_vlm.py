@@ -28,6 +28,7 @@ from prefmoe.models.base import build_method
 from prefmoe.running import mmpb
 from prefmoe.running.evaluation import evaluate
 from prefmoe.system import hub
+from prefmoe.system.places import data_folder
 from prefmoe.workflow import resources
 
 KINDS = ("llava", "qwen2_5_vl", *UNKNOWN)
@@ -121,102 +122,26 @@ def test_a_run_is_kept_read_and_left_alone(tmp_path, monkeypatch):
     assert story["context_tokens"] > 5 and story["backbone"] == "any-mllama"
 
 
-# --- what is said -----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def real_results(tmp_path_factory):
+    """Where it is remembered that the photographs are complete."""
+    return tmp_path_factory.mktemp("results")
 
 
-def said(example, turns=2, **switches) -> list[tuple[str, str, int]]:
-    """Role, words and number of pictures of every message."""
-    method = method_of("llava", **switches)
-    talk = small_benchmark().transcripts[0][: 2 * turns]
-    messages, pictures = conversation(method, example, talk)
-    found = [
-        (m["role"], "".join(p["text"] for p in m["content"] if p["type"] == "text"),
-         sum(p["type"] == "image" for p in m["content"]))
-        for m in messages
-    ]  # fmt: skip
-    assert len(pictures) == sum(count for *_, count in found)
-    return found
-
-
-def test_injection_comes_first_and_is_acknowledged_or_after_so_many_turns():
-    example = small_benchmark().select("test")[0]
-    row = small_benchmark().frame.loc[example.index]
-    words = f"{row['description_moderate']} {row['preference']}".replace("<sks>", example.name)
-    first = said(example)
-    assert first[:2] == [("user", words, 0), ("assistant", "I got it.", 0)] and len(first) == 7
-    assert first[-1][1].startswith(f"\n{row['question'].replace('<sks>', example.name)}\n") and first[-1][2] == 1
-    assert said(example, after_turns=1)[2:4] == first[:2]
-    assert said(example, after_turns=10)[4:6] == first[:2] and said(example, after_turns=10)[-1] == first[-1]
-    assert said(example, description="none", preferences=False) == first[2:]
-
-
-def test_words_and_pictures_follow_the_switches():
-    example = small_benchmark().select("test")[0]
-    row = small_benchmark().frame.loc[example.index]
-    described, preferred = (row[c].replace("<sks>", example.name) for c in ("description_moderate", "preference"))
-    assert said(example, first="preferences")[0][1] == f"{preferred} {described}"
-    assert said(example, description="none")[0][1] == preferred
-    assert said(example, preferences=False)[0][1] == described
-    several = said(example, description="none", pictures=3)[0]
-    assert several == ("user", f"These images present {example.name}. {preferred}", 3)
-    method = method_of("llava", pictures=2, pictures_first=False)
-    content = conversation(method, example, ())[0][0]["content"]
-    assert [part["type"] for part in content] == ["text", "image", "image"]
-    user = small_benchmark().users[example.name]
-    assert conversation(method, example, ())[1] == [*user.images[:2], example.image]
-
-
-@pytest.mark.parametrize("level", ["simple", "detailed", "super_detailed"])
-def test_descriptions_are_the_table_s(level):
-    protocol = method_of("llava", description=level).collator.protocol
-    frame = protocol.benchmark.frame.copy()
-    frame[f"description_{level}"] = [f"<sks> is {level} {name}." for name in frame["name"]]
-    protocol.benchmark = replace(protocol.benchmark, frame=frame)
-    example = small_benchmark().select("test")[0]
-    words = protocol.conversation(example, ()).messages[0]["content"][0]["text"]
-    assert words.startswith(f"{example.name} is {level} {example.name}. In terms of")
-
-
-@pytest.mark.parametrize(("names", "label"), [("sks", "<sks>"), ("fixed", "FixedUser"), ("neutral", "ENTITY_X")])
-def test_labels_take_the_place_of_names_everywhere(names, label):
-    for example in questions():
-        told, *_, question = said(example, names=names)
-        assert label in told[1] and example.name not in told[1] + question[1]
-
-
-def test_drawn_names_are_somebody_else_s_and_the_same_in_profile_and_question():
-    users = small_benchmark().users
-    for names in ("random", "shuffled"):
-        protocol = method_of("llava", names=names).collator.protocol
-        used = {example.index: protocol.name(example) for example in small_benchmark().examples.values()}
-        own = {example.index: example.name for example in small_benchmark().examples.values()}
-        assert all(used[k] != own[k] and used[k] in users for k in used)
-        if names == "shuffled":
-            assert len(set(zip(own.values(), used.values(), strict=True))) == len(users) == len(set(used.values()))
-        for example in questions():
-            told, *_, question = said(example, names=names)
-            assert used[example.index] in told[1] and f"{example.name} " not in told[1]
-
-
-def test_small_talk_is_about_the_question_s_topic_and_says_nothing_of_the_user():
-    for example in questions():
-        turns = said(example, talk="topic", turns=3)[2:8]
-        assert [role for role, *_ in turns] == ["user", "assistant"] * 3
-        text = " ".join(words for _, words, _ in turns)
-        assert not any(name in text for name in small_benchmark().users)
-        if example.category == "preference":
-            users = small_benchmark().users.values()
-            held = {i for u in users if (p := u.preferences.get(example.concept)) for i in (*p.likes, *p.dislikes)}
-            assert all(any(item in words for item in held) for _, words, _ in turns)
-
-
-def test_other_pictures_are_others():
-    protocol = method_of("llava", pictures=2, portraits="other", question_picture="other").collator.protocol
-    users = small_benchmark().users
-    for example in small_benchmark().select("test"):
-        *portraits, shown = protocol.conversation(example, ()).pictures
-        assert not set(portraits) & set(users[example.name].images) and len(portraits) == 2
-        assert shown in {e.image for e in small_benchmark().select("test") if e.index != example.index}
+@pytest.mark.skipif(data_folder(None) is None, reason="PREFMOE_DATA does not point to the real rows")
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_photographs_and_words_are_asked_about(kind, real_results):
+    """The longest description, two photographs of the user and that of the question."""
+    used, (folder,) = mmpb.run(
+        folder_of(kind), edition="sample", results=real_results, turns=(0,), splits=("test",), max_new_tokens=2,
+        switches={"description": "super_detailed", "pictures": 2},
+    )  # fmt: skip
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    assert len(frame) == 40 and frame["prompt_digest"].nunique() == 40 and frame["p_allowed"].between(0, 1).all()
+    assert (
+        read_runs(used, real_results, "test")[0].information
+        == "name, super detailed description, preferences, 2 pictures"
+    )
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
