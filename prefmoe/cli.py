@@ -244,6 +244,7 @@ def _score(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from prefmoe.config import load_edition
+
     edition = load_edition(options.edition)
     if edition.generation:
         from prefmoe.generation.runs import run_all_seeds

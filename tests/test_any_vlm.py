@@ -296,6 +296,9 @@ def test_conditions_that_cannot_be_asked_are_named(tmp_path):
         ({"switches": {"pictures": 6}}, "pictures: .*less than or equal to 5"),
         ({"switches": {"portraits": "other"}}, "portraits: other means pictures of somebody else"),
         ({"edition": "preference-mini"}, "is about choices between pictures"),
+        ({"turns": (-1,)}, "turns.0: .*greater than or equal to 0"),
+        ({"batch_size": 0}, "batch_size: .*greater than or equal to 1"),
+        ({"splits": ("tests",)}, "splits.0: Input should be 'train'"),
     ):
         with pytest.raises(mmpb.ProtocolError, match=message):
             mmpb.run(folder_of("internvl"), **options | wrong)

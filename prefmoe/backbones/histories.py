@@ -172,7 +172,9 @@ class HistoryCollator:
                     for place, token, question in row.answers
                 ],
                 dtype=torch.long,
-            ).reshape(-1, 4).T,
+            )
+            .reshape(-1, 4)
+            .T,
         )
 
     def question(self, prompt: str) -> list[int]:

@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from prefmoe.backbones import whole
-from prefmoe.config import RESULTS, Edition, InjectedMethod, Methods, load_edition
+from prefmoe.config import RESULTS, Edition, Evaluation, InjectedMethod, Methods, load_edition
 from prefmoe.config.registry import BackboneEntry
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.injection import Protocol
 from prefmoe.data.sources import load_benchmark
+from prefmoe.running.evaluation import small_talk
 from prefmoe.running.runs import Workbench, run_method
 from prefmoe.system.frozen import mistakes_of
 from prefmoe.system.names import did_you_mean
@@ -67,11 +68,15 @@ def read_switches(words: Sequence[str]) -> dict[str, Any]:
 def edition_for(
     entry: BackboneEntry, edition: Edition | str | Path, conditions: dict[str, InjectedMethod], **evaluation: Any
 ) -> Edition:
-    """An edition's data and settings, with these conditions on this backbone; ``evaluation``: settings that differ."""
+    """An edition's data and settings, with these conditions on this backbone; ``evaluation``: settings that differ.
+    Raises ProtocolError if it asks no questions, or such a setting has no such value."""
     base = load_edition(edition)
     if base.about_choices:
         raise ProtocolError(f"edition {base.name!r} is about choices between pictures, and MMPB asks questions")
-    asked = base.evaluation.model_dump() | {"controls": ()} | evaluation
+    try:
+        asked = Evaluation.model_validate(base.evaluation.model_dump() | {"controls": ()} | evaluation)
+    except ValidationError as error:
+        raise ProtocolError("; ".join(mistakes_of(error))) from error
     return base.model_copy(
         update={
             "backbones": (entry.name,),
@@ -81,7 +86,7 @@ def edition_for(
             "table2": (),
             "rivals": (),
             "more_seeds": {},
-            "evaluation": type(base.evaluation).model_validate(asked),
+            "evaluation": asked,
             "cache_images": False,
         }
     )
@@ -89,12 +94,15 @@ def edition_for(
 
 def check(entry: BackboneEntry, edition: Edition, benchmark: Benchmark) -> None:
     """Whatever would fail later: the model by its small files, and every question that will be asked. Raises
-    BackboneError about the model; ProtocolError naming condition and question."""
+    BackboneError about the model; ProtocolError naming condition and question; EvaluationError if there is too little
+    small talk."""
     methods = edition.methods.values()
     whole.check(entry, 1 + max(method.pictures for method in methods))
     asked = [example for split in edition.evaluation.splits for example in benchmark.select(split)]
     if not asked:
         raise ProtocolError(f"{benchmark.root}: no questions in the split(s) {', '.join(edition.evaluation.splits)}")
+    for example in asked:
+        small_talk(example, benchmark.transcripts, max(edition.evaluation.turns))
     for name, method in edition.methods.items():
         protocol = Protocol(method, benchmark)
         for example in asked:
@@ -135,7 +143,7 @@ def run(
             raise ProtocolError(f"no condition {unknown[0]!r}; there are {', '.join(known)}{near}")
         chosen = {name: known[name] for name in conditions or first}
     entry = whole.find_any(model)
-    used = edition_for(entry, edition, chosen, **{key: value for key, value in evaluation.items() if value})
+    used = edition_for(entry, edition, chosen, **{key: value for key, value in evaluation.items() if value is not None})
     benchmark = load_benchmark(used, results)
     check(entry, used, benchmark)
     if only_check:
