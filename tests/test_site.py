@@ -157,7 +157,9 @@ def clone(tmp_path) -> Path:
     """A clone whose book is one page with a link."""
     folder = tmp_path / "clone"
     (folder / "site").mkdir(parents=True)
-    (folder / "site/conf.py").write_text((ROOT / "site/conf.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "site/_static").mkdir()
+    for name in ("conf.py", "_static/book.css"):
+        (folder / "site" / name).write_bytes((ROOT / "site" / name).read_bytes())
     start = "# Start\n\n[a page](docs/there.md), $1 + 1$\n\n```{toctree}\ndocs/there\n```\n"
     (folder / "site/index.md").write_text(start)
     (folder / "docs").mkdir()
@@ -186,6 +188,20 @@ def test_sources_that_are_gone_leave_the_book_and_equal_ones_are_not_touched(clo
     assemble(folder, clone)
     assert sorted(p.name for p in folder.rglob("*.md")) == ["elsewhere.md", "index.md"]
     assert (folder / "index.md").stat().st_mtime_ns == before
+
+
+def test_a_second_build_has_no_page_that_is_gone_and_all_pages_know_the_new_ones(clone, tmp_path):
+    folder = tmp_path / "book"
+    assert built(folder, clone).returncode == 0
+    (clone / "docs/new.md").write_text("# Brand new\n\n[start](../index.md)\n")
+    (clone / "docs/there.md").unlink()
+    (clone / "site/index.md").write_text("# Start\n\n```{toctree}\ndocs/new\ndocs/other\n```\n")
+    (clone / "docs/other.md").write_text("# Other\n")
+    assert built(folder, clone).returncode == 0
+    (clone / "docs/new.md").write_text("# Newer still\n")
+    assert built(folder, clone).returncode == 0
+    assert not (folder / "html/docs/there.html").exists()
+    assert "Newer still" in (folder / "html/docs/other.html").read_text(encoding="utf-8")
 
 
 def test_whoever_forks_publishes_with_the_command_of_the_readme():

@@ -43,12 +43,17 @@ def assemble(folder: Path, clone: Path = ROOT) -> Path:
 
 
 def build(folder: Path, clone: Path = ROOT) -> int:
-    """Builds the book in `folder`/html; returns Sphinx's exit status, which is not 0 after any warning."""
+    """Builds the book in `folder`/html; returns Sphinx's exit status, which is not 0 after any warning.
+
+    Pages are read again where they changed, and all are written: each has the contents of the whole book at its side.
+    """
     from sphinx.cmd.build import main as sphinx
 
     source = assemble(folder / "source", clone)
+    if (folder / "html").is_dir():
+        shutil.rmtree(folder / "html")  # pages that are gone, too
     places = [str(source), str(folder / "html"), "--doctree-dir", str(folder / "doctrees")]
-    status = sphinx(["-b", "html", "-q", "--fail-on-warning", "--keep-going", *places])
+    status = sphinx(["-b", "html", "-q", "--write-all", "--fail-on-warning", "--keep-going", *places])
     if status == 0:
         (folder / "html" / ".nojekyll").touch()  # Pages would leave out folders that begin with an underscore
         print(f"{folder / 'html' / 'index.html'}")
