@@ -28,7 +28,19 @@ sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 # Imports and collected tests stay until the end: looking through them for garbage takes a sixth of a process's start.
 gc.disable()
 
-LONGEST = ("workflow", "pretraining", "distributed", "runs", "every_class", "speed", "protocol", "tables", "evaluation")
+LONGEST = (
+    "workflow",
+    "pretraining",
+    "distributed",
+    "runs",
+    "every_class",
+    "speed",
+    "protocol",
+    "tables",
+    "evaluation",
+    "site",
+    "course_answers",
+)
 """The files that take longest: begun first, so that none of them is left over when the others have ended."""
 
 
