@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prefmoe.config import RESULTS, ROOT
 
-PARTS = {"site": ".", "notebooks": "notebooks", "course": "course", "docs": "docs"}
+PARTS = {"site": ".", "notebooks": "notebooks", "course": "course", "docs": "docs", "figures/mini": "figures/mini"}
 """Folders of the clone, and where their files stand in the book: links between them stay as they are."""
 
 KINDS = {".md", ".ipynb", ".py", ".png", ".yaml", ".css", ".svg"}
