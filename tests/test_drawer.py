@@ -252,8 +252,12 @@ def test_the_loss_of_denoising_is_weighted_by_the_signal_to_noise_ratio(drawer):
         kept = float(drawer.scheduler.alphas_cumprod[time])
         noisy = kept**0.5 * clean[k] + (1 - kept) ** 0.5 * noise[k]
         seen = drawer.predict(noisy[None], torch.tensor([time]), text[k : k + 1])[0]
-        each.append(min(max(kept / (1 - kept), 1), 5) * float((seen - clean[k]).square().mean()))
-    assert got.item() == pytest.approx(np.mean(each), rel=1e-4)
+        each.append(min(max(kept / (1 - kept), 1), 5) * (seen - clean[k]).detach().square().mean(0))
+    assert got.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-4)
+    emphasis = torch.ones(3, 1, 32, 32)
+    emphasis[:, :, 5:9, 7:] = 4
+    stressed = denoising_loss(drawer, clean, text, np.random.default_rng(8), emphasis=emphasis)
+    assert stressed.item() == pytest.approx((torch.stack(each) * emphasis[:, 0]).mean().item(), rel=1e-4)
 
 
 # Folders

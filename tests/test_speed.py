@@ -11,6 +11,7 @@ import pytest
 import speed
 import torch
 from small_world import data_folder, small_edition
+from tiny_drawers import tiny_drawer
 
 from prefmoe import losses
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
@@ -39,6 +40,11 @@ def test_the_loop_over_anchors_is_the_loss():
     found = loops.loop_over_anchors(residuals, groups, query, pseudo, pseudo_groups)
     expected = losses.residual_contrast(residuals, groups, query, pseudo, pseudo_groups)
     torch.testing.assert_close(torch.stack(list(found)), torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_drawn_one_by_one_are_those_drawn_together():
+    variants = loops.drawing_variants(tiny_drawer(), 3)
+    torch.testing.assert_close(variants["one by one"](), variants["together"](), rtol=0, atol=1e-5)
 
 
 def test_variants_take_turns_and_ratios_refer_to_the_first():
@@ -114,6 +120,7 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
     monkeypatch.setattr("growth.COUNTERFACTUAL_USERS", 5)
     monkeypatch.setattr("growth.MOST_ADDED", 10)
     monkeypatch.setattr("growth.ROUNDS", 1)
+    monkeypatch.setattr(speed, "DRAWN", 2)
     measure, wide_llava = speed.measure, speed.wide_llava
     monkeypatch.setattr(speed, "measure", lambda *given, rounds=2, **more: measure(*given, rounds=2, **more))
     monkeypatch.setattr(speed, "wide_llava", lambda *given, **more: wide_llava(*given, width=64, **more))
@@ -126,6 +133,7 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
     assert list(dict.fromkeys(table["benchmark"])) == [
         "adapted projection",
         "residual terms",
+        "drawing",
         "training step",
         "evaluation",
         "prompts that begin alike",

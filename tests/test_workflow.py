@@ -170,13 +170,13 @@ with SnakemakeApi(OutputSettings(printshellcmds=True)) as api:
 def test_a_cluster_needs_no_total_number_of_cores(clone):
     """Its nodes have cores, the whole has no number of them: the command line fills one in for dry runs only."""
     result = warm_python.run(["-c", WITHOUT_CORES], clone, _environment())
-    assert _planned(result) == {"pretrain": 1, "pretrain_miniature": 3}
+    assert _planned(result) == {"pretrain": 1, "pretrain_miniature": 4}
     assert "threads: 8" in result.stdout + result.stderr
 
 
 def test_pretraining_makes_the_backbones_in_their_order(clone):
     result = _snakemake(clone, "--dry-run", "--", "pretrain")
-    assert _planned(result) == {"pretrain": 1, "pretrain_miniature": 3}
+    assert _planned(result) == {"pretrain": 1, "pretrain_miniature": 4}
     text = result.stdout + result.stderr
     assert text.index("miniature=llava-mini") < text.index("miniature=qwen2.5-vl-mini")
     alone = _snakemake(clone, "--dry-run", "--", "results/pretraining/idefics2-mini.done")

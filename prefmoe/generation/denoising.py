@@ -11,8 +11,9 @@ from prefmoe.generation.drawer import Drawer
 
 
 def denoising_loss(
-    drawer: Drawer, clean: Tensor, text: Tensor, rng: np.random.Generator, user_tokens: Tensor | None = None
-) -> Tensor:
+    drawer: Drawer, clean: Tensor, text: Tensor, rng: np.random.Generator, user_tokens: Tensor | None = None,
+    emphasis: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The squared error of the clean pictures that a drawer sees in noisy ones, at times and with noise at random.
 
     It is weighted by the signal-to-noise ratio held between 1 and 5: at least 1 as in progressive distillation
@@ -23,6 +24,7 @@ def denoising_loss(
         clean: (B, 3, size, size) in [-1, 1]. text: (B, L, D), of `Drawer.encode_prompts`.
         rng: of times and noise, so that they are the same on every device.
         user_tokens: (B, T, D); zeros are nobody.
+        emphasis: weights of pixels (B, 1, size, size); 1 everywhere by default.
 
     Returns:
         the mean over the batch, a scalar.
@@ -33,4 +35,5 @@ def denoising_loss(
     noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(clean.device)
     seen = drawer.predict(scheduler.add_noise(clean, noise, times), times, text, user_tokens)
     weights = compute_snr(scheduler, times).clamp(1, 5)
-    return ((seen - clean).square().mean((1, 2, 3)) * weights).mean()
+    errors = (seen - clean).square() * (1 if emphasis is None else emphasis)
+    return (errors.mean((1, 2, 3)) * weights).mean()

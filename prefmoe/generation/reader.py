@@ -33,7 +33,7 @@ class AttributeReader(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, channels: tuple[int, ...] = (32, 64, 128, 160), hidden: int = 192):
+    def __init__(self, channels: tuple[int, ...] = (24, 48, 96, 128), hidden: int = 192):
         super().__init__()
         layers: list[nn.Module] = []
         for k, (before, after) in enumerate(zip((3, *channels), channels, strict=False)):

@@ -16,8 +16,8 @@ from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, R
                             load_edition)
 from prefmoe.config.backbone_files import registered_identity
 from prefmoe.config.outputs import committed_folder
-from prefmoe.system.places import (CHOICE_MINIATURE, MINIATURES, data_folder, drawer_folder, from_environment, is_miniature,
-                                   made_backbones, weights_folder)
+from prefmoe.system.places import (CHOICE_MINIATURE, DRAWER, MINIATURES, data_folder, drawer_folder, from_environment,
+                                   is_miniature, made_backbones, weights_folder)
 from prefmoe.experiments.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
@@ -111,7 +111,7 @@ wildcard_constraints:
     backbone="|".join(map(re.escape, EDITION.backbones)),
     plan="|".join(re.escape(key) for _, key in PLANS) or "none",
     method="|".join(map(re.escape, EDITION.methods)),
-    miniature="|".join(map(re.escape, [*MINIATURES, CHOICE_MINIATURE])),
+    miniature="|".join(map(re.escape, [*MINIATURES, CHOICE_MINIATURE, DRAWER])),
 
 
 # Jobs call the python that runs snakemake, unless snakemake makes the environment itself.

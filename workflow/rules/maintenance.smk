@@ -10,10 +10,10 @@ BOOK = sorted(
 
 rule pretrain:
     input:
-        expand("results/pretraining/{miniature}.done", miniature=[*MINIATURES, CHOICE_MINIATURE]),
+        expand("results/pretraining/{miniature}.done", miniature=[*MINIATURES, CHOICE_MINIATURE, DRAWER]),
 
 
-# The second miniature starts from the first one's language model; that of choices from nothing.
+# The second miniature starts from the first one's language model; that of choices and the drawer from nothing.
 rule pretrain_miniature:
     input:
         lambda wildcards: [f"results/pretraining/{name}.done" for name in made_before(wildcards.miniature)],

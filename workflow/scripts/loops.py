@@ -1,4 +1,4 @@
-"""One layer and one loss, as the project computes them and in loops that say the same: what speed.py compares."""
+"""What the project computes at once, and loops that say the same: what speed.py compares."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch.nn.functional import gelu, linear
 
 from prefmoe import losses
 from prefmoe.data.benchmark import FACETS
+from prefmoe.generation.drawer import Drawer
+from prefmoe.generation.sampling import sample
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
 
 Variant = Callable[[], Any]
@@ -101,3 +103,14 @@ def loss_variants(hidden: int, batch: int, pseudo_users: int, device: torch.devi
         return run
 
     return {"vectorised": step(losses.residual_contrast), "loop over anchors": step(loop_over_anchors)}
+
+
+def drawing_variants(drawer: Drawer, count: int) -> dict[str, Variant]:
+    """As many pictures of different prompts: drawn together, and one after the other."""
+    prompts = [f"{number} dogs, {place}" for number in ("two", "three") for place in ("left", "centre", "right")]
+    prompts = [prompts[k % len(prompts)] for k in range(count)]
+
+    def one_by_one() -> Tensor:
+        return torch.cat([sample(drawer, [prompt], noise=[k]) for k, prompt in enumerate(prompts)])
+
+    return {"together": lambda: sample(drawer, prompts, noise=range(count)), "one by one": one_by_one}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefmoe.cli import call
-from prefmoe.system.places import CHOICE_MINIATURE, MINIATURES, made_backbones
+from prefmoe.system.places import CHOICE_MINIATURE, DRAWER, MINIATURES, made_backbones
 
 RUNGS = [name for name, command in made_backbones().items() if "pretrain.py" in command]
 LADDER = "ladder"
@@ -17,7 +17,7 @@ LADDER = "ladder"
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("backbone", choices=[*MINIATURES, CHOICE_MINIATURE, *RUNGS, LADDER],
+    parser.add_argument("backbone", choices=[*MINIATURES, CHOICE_MINIATURE, DRAWER, *RUNGS, LADDER],
                         help="ladder: all of its rungs")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the conversations")
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _pretrain(options: argparse.Namespace) -> None:
     from pretraining import RECIPES, pretrain, work_folder
     from pretraining.choosing import pretrain_choices
+    from pretraining.drawer import pretrain_drawer
     from pretraining.errors import PretrainingError
     from pretraining.ladder import climb
 
@@ -39,6 +40,9 @@ def _pretrain(options: argparse.Namespace) -> None:
     made = {"device": options.device, "seed": options.seed}
     if options.backbone == CHOICE_MINIATURE:
         pretrain_choices(folder=options.folder, **made)
+        return
+    if options.backbone == DRAWER:
+        pretrain_drawer(folder=options.folder, **made)
         return
     if options.backbone in MINIATURES:
         pretrain(options.backbone, folder=options.folder, **made)

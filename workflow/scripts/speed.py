@@ -20,7 +20,7 @@ import psutil
 import torch
 import transformers
 from growth import growth
-from loops import Variant, layer_variants, loss_variants
+from loops import Variant, drawing_variants, layer_variants, loss_variants
 
 from prefmoe.cli import call
 from prefmoe.config import DEFAULT_EDITION, RESULTS, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
@@ -28,6 +28,8 @@ from prefmoe.config.outputs import speed_folder
 from prefmoe.config.registry import find_backbone
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH
+from prefmoe.generation.drawer import Drawer
+from prefmoe.generation.sampling import STEPS
 from prefmoe.models.base import Method
 from prefmoe.models.moe_lora import Ranks
 from prefmoe.models.user_state import FactorisedUsers
@@ -36,6 +38,10 @@ from prefmoe.running.record import hardware
 from prefmoe.running.runs import Workbench, use_threads
 from prefmoe.system.distributed import state
 from prefmoe.system.files import read_json
+from prefmoe.system.places import DRAWER
+
+DRAWN = 64
+"""Pictures that are drawn together and one by one."""
 
 PUBLISHED_RANKS = {"preference_rank": 8, "user_rank": 64, "profile_rank": 8, "last_layers": 8}
 
@@ -281,6 +287,8 @@ def bench(
         add("adapted projection", f"width {hidden}, {batch} x {tokens} tokens, ranks 8/64/8", rows)
     rows = measure(loss_variants(hidden, 16, 20, device), device, seconds=seconds)
     add("residual terms", f"width {hidden}, 16 examples, 20 counterfactual users", rows)
+    rows = measure(drawing_variants(Drawer.from_pretrained().to(device), DRAWN), device, seconds=seconds, rounds=10)
+    add("drawing", f"{DRAWER}, {DRAWN} pictures, {STEPS} steps", rows)
     lab = Bench(settings, Path(folder or RESULTS))
     batch = settings.training.batch_size
     rows = measure(lab.training_variants(batch), device, seconds=2 * seconds)

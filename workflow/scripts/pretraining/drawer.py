@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +30,30 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from prefmoe.config import RESULTS
+from prefmoe.config.backbone_files import MINIATURE_CARD as CARD
 from prefmoe.generation.captions import SIZE, words
 from prefmoe.generation.denoising import denoising_loss
 from prefmoe.generation.drawer import FOLDER, Drawer
+from prefmoe.generation.reader import READER, AttributeReader, load_reader
+from prefmoe.generation.sampling import STEPS, TEXT_SCALE
+from prefmoe.running.record import hardware
+from prefmoe.system.files import write_json
 from prefmoe.system.places import DRAWER
+from pretraining.attribute_reader import train_reader
+from pretraining.drawer_abilities import measure_drawing, measure_reading, unseen_captions
 from pretraining.place import Place, finished
-from pretraining.small_drawings import as_pictures, draw_small_pool, told_of
+from pretraining.small_drawings import as_pictures, draw_item_masks, draw_small_pool, told_of
 
 log = logging.getLogger(__name__)
 
 RECIPE: dict = {
     "pool": 40000,
-    "drawer": {"steps": 12000, "batch": 32, "lr": 1e-3, "whole": 2500, "decayed": 2500, "untold": 0.1, "ema": 0.999},
-}
+    "drawer": {
+        "steps": 13000, "batch": 32, "lr": 1e-3, "whole": 2500, "items": {"from": 7400, "weight": 5}, "decayed": 4000,
+        "untold": 0.1, "ema": 0.999,
+    },
+    "reader": {"steps": 4500, "batch": 64, "lr": 3e-3},
+}  # fmt: skip
 """Sizes of the stages."""
 
 PATCH, WIDTH, LENGTH = 4, 96, 11
@@ -103,14 +116,17 @@ class _Learning(nn.Module):
 
 
 def train_drawer(
-    drawer: Drawer, pixels: np.ndarray, attributes: Sequence[dict[str, str]], *, steps: int, batch: int, lr: float,
-    whole: int, decayed: int, untold: float, ema: float, seed: int = 0, path: Path | None = None,
+    drawer: Drawer, pixels: np.ndarray, attributes: Sequence[dict[str, str]], *, masks: np.ndarray, steps: int,
+    batch: int, lr: float, whole: int, items: dict[str, int], decayed: int, untold: float, ema: float, seed: int = 0,
+    path: Path | None = None,
 ) -> float:  # fmt: skip
     """Trains U-Net and text encoder together; what is left in the drawer is their moving average.
 
     Args:
         whole: in so many steps at the beginning captions tell everything: a word whose attribute is always told is
             learned several times sooner.
+        items: from which step on pixels of items, where masks (n, S, S) are 1, weigh how much more than others. What
+            nobody can foretell of a ground, its hue and where its shapes are, otherwise drowns what items look like.
         decayed: so many steps at the end bring the learning rate from ``lr`` down to zero.
         untold: share of drawings without a caption.
         ema: the moving average's decay.
@@ -126,12 +142,15 @@ def train_drawer(
     place = Place(path, rng, learning, optimizer)
     first, losses = place.at.get("step", 0), place.at.get("losses", [])
     learning.ema.optimization_step = first
-    pool = as_pictures(pixels)
+    pool, of_items = as_pictures(pixels), torch.from_numpy(masks)[:, None].float()
     for step in tqdm(range(first, steps), desc="drawer", initial=first, total=steps, mininterval=5):
         chosen = rng.integers(0, len(pool), batch)
         clean = pool[torch.from_numpy(chosen)].to(device)
         text = drawer.encode_prompts([told_of(attributes[k], rng, untold, step < whole) for k in chosen])
-        loss = denoising_loss(drawer, clean, text, rng)
+        emphasis = None
+        if step >= items["from"]:
+            emphasis = 1 + (items["weight"] - 1) * of_items[torch.from_numpy(chosen)].to(device)
+        loss = denoising_loss(drawer, clean, text, rng, emphasis=emphasis)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(learning.learned, 1.0)
@@ -177,18 +196,47 @@ def pretrain_drawer(
     recipe, folder, work = recipe or RECIPE, folder or FOLDER, work or work_folder(seed)
     work.mkdir(parents=True, exist_ok=True)
     drawer = build_drawer(seed)
+    torch.manual_seed(seed)
+    reader = AttributeReader().to(device)
     parts = nn.ModuleDict({"unet": drawer.unet, "text_encoder": drawer.text_encoder}).to(device)
-    pixels, attributes = draw_small_pool(recipe["pool"], seed=0, folder=work.parent)
+    pool = draw_small_pool(recipe["pool"], seed=0, folder=work.parent)
+    seconds: dict[str, float] = {}
 
-    def learn(place: Path) -> None:
-        train_drawer(drawer, pixels, attributes, **recipe["drawer"], seed=seed, path=place)
+    def stage(name: str, learning: nn.Module, train: Callable[..., float], learner: Drawer | AttributeReader) -> None:
+        seconds[name] = finished(
+            name, work, learning, lambda place: train(learner, *pool, **recipe[name], seed=seed, path=place)
+        )
 
-    finished("drawer", work, parts, learn)
-    write(drawer, folder)
+    masks = draw_item_masks(recipe["pool"], seed=0, folder=work.parent)
+    stage("drawer", parts, partial(train_drawer, masks=masks), drawer)
+    stage("reader", reader, train_reader, reader)
+    write(drawer, reader, folder)
+    drawer, reader = Drawer.from_pretrained(folder), load_reader(folder / READER.name)  # rounded, as they ship
+    card = {
+        "drawer": DRAWER,
+        "made_by": f"python workflow/scripts/pretrain.py {DRAWER} --seed {seed}",
+        "seed": seed,
+        "recipe": recipe,
+        "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in (
+            ("unet", drawer.unet), ("text_encoder", drawer.text_encoder), ("reader", reader))},
+        "seconds": seconds,
+        "hardware": hardware(torch.device(device)),
+        "sampling": {"steps": STEPS, "text_scale": TEXT_SCALE},
+        "abilities": measure_drawing(drawer, reader, unseen_captions(1000)) | measure_reading(reader),
+        "weights_blake2b": {path.relative_to(folder).as_posix(): blake2b(path.read_bytes(), digest_size=16).hexdigest()
+                            for path in sorted(folder.rglob("*.safetensors"))},
+    }  # fmt: skip
+    write_json(folder / CARD, card)
     return folder
 
 
-def write(drawer: Drawer, folder: Path) -> None:
-    """Writes a drawer in half precision."""
-    half = copy.deepcopy(drawer).to(torch.float16)
-    half.save_pretrained(folder)
+def write(drawer: Drawer, reader: AttributeReader, folder: Path) -> None:
+    """Writes a drawer as a folder of diffusers' pipelines, in half precision, with its reader beside it."""
+    networks = (drawer.unet, drawer.text_encoder, reader)
+    states = [copy.deepcopy(network.state_dict()) for network in networks]
+    for network in networks:
+        network.half()
+    drawer.save_pretrained(folder)
+    reader.save_pretrained(folder / READER.name)
+    for network, state in zip(networks, states, strict=True):
+        network.float().load_state_dict(state)

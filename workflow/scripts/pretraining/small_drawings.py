@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import maximum_filter
 from torch import Tensor
 
 from prefmoe.data.choice_drawing import random_attributes
@@ -20,10 +21,29 @@ def _draw(job: tuple[dict[str, str], int]) -> np.ndarray:
 
 def draw_small_pool(count: int, seed: int, folder: Path | None = None) -> tuple[np.ndarray, list[dict[str, str]]]:
     """Drawings (count, 32, 32, 3) uint8 with their attributes; kept in the folder, if there is one (`drawn_once`)."""
+    jobs = _jobs(count, seed)
+    return drawn_once(_draw, jobs, folder, (__file__, "prefmoe.generation.captions")), [one for one, _ in jobs]
+
+
+def draw_item_masks(count: int, seed: int, folder: Path | None = None) -> np.ndarray:
+    """Where the items of the drawings of `draw_small_pool` are, and a pixel around them: (count, 32, 32) of 0 and 1."""
+    jobs = [(*job, "items") for job in _jobs(count, seed)]
+    return drawn_once(_item_mask, jobs, folder, (__file__, "prefmoe.generation.captions"))
+
+
+def _jobs(count: int, seed: int) -> list[tuple[dict[str, str], int]]:
+    """Attributes of drawings, and the seed of what no attribute describes."""
     rng = np.random.default_rng([seed, 91])
     attributes = [random_attributes(rng) for _ in range(count)]
-    jobs = [(one, int(rng.integers(2**62))) for one in attributes]
-    return drawn_once(_draw, jobs, folder, (__file__, "prefmoe.generation.captions")), attributes
+    return [(one, int(rng.integers(2**62))) for one in attributes]
+
+
+def _item_mask(job: tuple[dict[str, str], int, str]) -> np.ndarray:
+    """What differs when the same items on the same ground have another colour."""
+    attributes, seed, _ = job
+    other = "azure" if attributes["palette"] == "scarlet" else "scarlet"
+    drawn = [_draw((one, seed)).astype(int) for one in (attributes, {**attributes, "palette": other})]
+    return maximum_filter((np.abs(drawn[0] - drawn[1]).max(-1) > 24).astype(np.uint8), 3)
 
 
 def told_of(attributes: dict[str, str], rng: np.random.Generator, untold: float, whole: bool) -> str:
