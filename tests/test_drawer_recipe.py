@@ -26,14 +26,9 @@ from prefmoe.generation.sampling import STEPS, TEXT_SCALE, sample
 SMALL = {
     "pool": 60,
     "drawer": {
-        "steps": 4,
-        "batch": 4,
-        "lr": 1e-3,
-        "whole": 2,
-        "items": {"from": 2, "weight": 5},
-        "decayed": 2,
-        "untold": 0.1,
-        "ema": 0.9,
+        "phases": [{"steps": 2, "whole": 1, "items": 1, "large": 0, "most": 5},
+                   {"steps": 2, "whole": 0.5, "items": 5, "large": 0.5, "most": 2}],
+        "batch": 4, "lr": 1e-3, "decayed": 2, "untold": 0.1, "ema": 0.9,
     },
     "reader": {"steps": 3, "batch": 4, "lr": 1e-3},
 }  # fmt: skip
@@ -72,7 +67,7 @@ def test_drawings_show_their_attributes_and_those_of_the_abilities_are_others(po
 def test_captions_tell_any_number_of_attributes_everything_or_nothing(pool, rng):
     _, attributes = pool
     one = attributes[0]
-    captions = [small_drawings.told_of(one, rng, 0.2, whole=False) for _ in range(4000)]
+    captions = [small_drawings.told_of(one, rng, 0.2, whole=0) for _ in range(4000)]
     empty = np.mean([not text for text in captions])
     assert abs(empty - 0.2) < 5 * (0.2 * 0.8 / 4000) ** 0.5
     told = np.array([text.count(",") for text in captions if text])
@@ -81,7 +76,9 @@ def test_captions_tell_any_number_of_attributes_everything_or_nothing(pool, rng)
     for name in OPEN:  # no attribute is told more often than another
         share = np.mean([one[name] in text.split(", ") for text in captions if text])
         assert abs(share - 0.5) < 5 * (0.25 / len(told)) ** 0.5
-    assert {small_drawings.told_of(one, rng, 0.2, whole=True) for _ in range(50)} == {"", caption(one)}
+    assert {small_drawings.told_of(one, rng, 0.2, whole=1) for _ in range(50)} == {"", caption(one)}
+    whole = np.mean([small_drawings.told_of(one, rng, 0.0, whole=0.6) == caption(one) for _ in range(2000)])
+    assert abs(whole - (0.6 + 0.4 / 8)) < 5 * (0.25 / 2000) ** 0.5
 
 
 def test_pictures_are_between_minus_one_and_one(pool):
@@ -111,7 +108,8 @@ def test_masks_are_where_the_items_are(pool):
 
 def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(Place, "EVERY", 2)
-    given = dict(steps=6, batch=4, lr=1e-3, whole=2, items={"from": 3, "weight": 5}, decayed=2, untold=0.1, ema=0.9)
+    phases = [{"steps": 3, "whole": k, "items": 1 + k, "large": 0.5 * k, "most": 2} for k in (1, 0)]
+    given = dict(phases=phases, batch=4, lr=1e-3, decayed=2, untold=0.1, ema=0.9)
     given["masks"] = small_drawings.draw_item_masks(60, seed=3)
     straight, halted = tiny_drawer(), tiny_drawer()
     recipe.train_drawer(straight, *pool, **given)
@@ -139,8 +137,8 @@ def test_what_is_left_is_the_moving_average(pool):
     def weights(steps: int, ema: float) -> torch.Tensor:
         drawer = tiny_drawer()
         recipe.train_drawer(
-            drawer, *pool, masks=np.zeros((60, 32, 32), np.uint8), steps=steps, batch=4, lr=1e-3, whole=9,
-            items={"from": 0, "weight": 5}, decayed=1, untold=0.0, ema=ema,
+            drawer, *pool, masks=np.zeros((60, 32, 32), np.uint8), batch=4, lr=1e-3, decayed=1, untold=0.0, ema=ema,
+            phases=[{"steps": steps, "whole": 1, "items": 1, "large": 0, "most": 5}],
         )  # fmt: skip
         return torch.cat([p.detach().flatten() for p in (*drawer.unet.parameters(), *drawer.text_encoder.parameters())])
 

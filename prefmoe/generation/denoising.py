@@ -12,12 +12,12 @@ from prefmoe.generation.drawer import Drawer
 
 def denoising_loss(
     drawer: Drawer, clean: Tensor, text: Tensor, rng: np.random.Generator, user_tokens: Tensor | None = None,
-    emphasis: Tensor | None = None,
+    emphasis: Tensor | None = None, most: float = 2.0,
 ) -> Tensor:  # fmt: skip
     """The squared error of the clean pictures that a drawer sees in noisy ones, at times and with noise at random.
 
-    It is weighted by the signal-to-noise ratio held between 1 and 5: at least 1 as in progressive distillation
-    (arXiv 2202.00512), at most 5 as in Min-SNR (arXiv 2303.09556). Late times, at which a picture can be known from its
+    It is weighted by the signal-to-noise ratio held between 1 and ``most``: at least 1 as in progressive distillation
+    (arXiv 2202.00512), bounded as in Min-SNR (arXiv 2303.09556). Late times, at which a picture can be known from its
     words alone, are drawn more often: in proportion to how late they are.
 
     Args:
@@ -25,6 +25,7 @@ def denoising_loss(
         rng: of times and noise, so that they are the same on every device.
         user_tokens: (B, T, D); zeros are nobody.
         emphasis: weights of pixels (B, 1, size, size); 1 everywhere by default.
+        most: the largest weight of a time.
 
     Returns:
         the mean over the batch, a scalar.
@@ -34,6 +35,6 @@ def denoising_loss(
     times = torch.from_numpy(times).to(clean.device)
     noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(clean.device)
     seen = drawer.predict(scheduler.add_noise(clean, noise, times), times, text, user_tokens)
-    weights = compute_snr(scheduler, times).clamp(1, 5)
+    weights = compute_snr(scheduler, times).clamp(1, most)
     errors = (seen - clean).square() * (1 if emphasis is None else emphasis)
     return (errors.mean((1, 2, 3)) * weights).mean()

@@ -12,27 +12,22 @@ picture does. Words enter twice: pooled, beside the time step, and token by toke
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.training_utils import EMAModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tokenizers.pre_tokenizers import Split
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from prefmoe.config import RESULTS
 from prefmoe.config.backbone_files import MINIATURE_CARD as CARD
 from prefmoe.generation.captions import SIZE, words
-from prefmoe.generation.denoising import denoising_loss
 from prefmoe.generation.drawer import FOLDER, Drawer
 from prefmoe.generation.reader import READER, AttributeReader, load_reader
 from prefmoe.generation.sampling import STEPS, TEXT_SCALE
@@ -41,16 +36,21 @@ from prefmoe.system.files import write_json
 from prefmoe.system.places import DRAWER
 from pretraining.attribute_reader import train_reader
 from pretraining.drawer_abilities import measure_drawing, measure_reading, unseen_captions
-from pretraining.place import Place, finished
-from pretraining.small_drawings import as_pictures, draw_item_masks, draw_small_pool, told_of
-
-log = logging.getLogger(__name__)
+from pretraining.drawer_training import train_drawer
+from pretraining.place import finished
+from pretraining.small_drawings import draw_item_masks, draw_small_pool
 
 RECIPE: dict = {
     "pool": 40000,
     "drawer": {
-        "steps": 13000, "batch": 32, "lr": 1e-3, "whole": 2500, "items": {"from": 7400, "weight": 5}, "decayed": 4000,
-        "untold": 0.1, "ema": 0.999,
+        "phases": [
+            {"steps": 2500, "whole": 1, "items": 1, "large": 0, "most": 5},
+            {"steps": 4900, "whole": 0, "items": 1, "large": 0, "most": 5},
+            {"steps": 1000, "whole": 0, "items": 5, "large": 0, "most": 5},
+            {"steps": 3100, "whole": 0.6, "items": 5, "large": 0.75, "most": 2},
+            {"steps": 1500, "whole": 0, "items": 5, "large": 0, "most": 2},
+        ],
+        "batch": 32, "lr": 1e-3, "decayed": 3000, "untold": 0.1, "ema": 0.999,
     },
     "reader": {"steps": 4500, "batch": 64, "lr": 3e-3},
 }  # fmt: skip
@@ -101,71 +101,6 @@ def build_drawer(seed: int = 0, channels: Sequence[int] = (96, 96), width: int =
         beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=True, timestep_spacing="trailing"
     )
     return Drawer(unet, text_encoder, tokenizer, scheduler, patch=PATCH)
-
-
-class _Learning(nn.Module):
-    """What a `Place` keeps of a drawer: its two networks, and their moving average."""
-
-    def __init__(self, drawer: Drawer, decay: float):
-        super().__init__()
-        self.unet, self.text_encoder = drawer.unet, drawer.text_encoder
-        self.learned = [*self.unet.parameters(), *self.text_encoder.parameters()]
-        self.ema = EMAModel(self.learned, decay=decay, use_ema_warmup=True, power=3 / 4)
-        self.averages = nn.ParameterList(nn.Parameter(p, requires_grad=False) for p in self.ema.shadow_params)
-        self.ema.shadow_params = [p.data for p in self.averages]  # restored in place
-
-
-def train_drawer(
-    drawer: Drawer, pixels: np.ndarray, attributes: Sequence[dict[str, str]], *, masks: np.ndarray, steps: int,
-    batch: int, lr: float, whole: int, items: dict[str, int], decayed: int, untold: float, ema: float, seed: int = 0,
-    path: Path | None = None,
-) -> float:  # fmt: skip
-    """Trains U-Net and text encoder together; what is left in the drawer is their moving average.
-
-    Args:
-        whole: in so many steps at the beginning captions tell everything: a word whose attribute is always told is
-            learned several times sooner.
-        items: from which step on pixels of items, where masks (n, S, S) are 1, weigh how much more than others. What
-            nobody can foretell of a ground, its hue and where its shapes are, otherwise drowns what items look like.
-        decayed: so many steps at the end bring the learning rate from ``lr`` down to zero.
-        untold: share of drawings without a caption.
-        ema: the moving average's decay.
-        path: keeps the stage's `Place`.
-
-    Returns:
-        the mean loss of the last 200 steps.
-    """
-    rng, device = np.random.default_rng([seed, 101]), drawer.unet.device
-    learning = _Learning(drawer, ema)
-    learning.train()
-    optimizer = torch.optim.AdamW(learning.learned, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    place = Place(path, rng, learning, optimizer)
-    first, losses = place.at.get("step", 0), place.at.get("losses", [])
-    learning.ema.optimization_step = first
-    pool, of_items = as_pictures(pixels), torch.from_numpy(masks)[:, None].float()
-    for step in tqdm(range(first, steps), desc="drawer", initial=first, total=steps, mininterval=5):
-        chosen = rng.integers(0, len(pool), batch)
-        clean = pool[torch.from_numpy(chosen)].to(device)
-        text = drawer.encode_prompts([told_of(attributes[k], rng, untold, step < whole) for k in chosen])
-        emphasis = None
-        if step >= items["from"]:
-            emphasis = 1 + (items["weight"] - 1) * of_items[torch.from_numpy(chosen)].to(device)
-        loss = denoising_loss(drawer, clean, text, rng, emphasis=emphasis)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(learning.learned, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 100, (steps - step) / decayed)
-        optimizer.step()
-        learning.ema.step(learning.learned)
-        losses = [*losses[-199:], loss.item()]
-        if step % 100 == 99:
-            log.info("drawer %d: loss %.4f", step + 1, np.mean(losses))
-        if place.due(step + 1) and step + 1 < steps:
-            place.keep(step=step + 1, losses=losses)
-    learning.ema.copy_to(learning.learned)
-    learning.eval()
-    return float(np.mean(losses))
 
 
 def work_folder(seed: int = 0) -> Path:

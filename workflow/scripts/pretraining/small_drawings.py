@@ -46,11 +46,13 @@ def _item_mask(job: tuple[dict[str, str], int, str]) -> np.ndarray:
     return maximum_filter((np.abs(drawn[0] - drawn[1]).max(-1) > 24).astype(np.uint8), 3)
 
 
-def told_of(attributes: dict[str, str], rng: np.random.Generator, untold: float, whole: bool) -> str:
-    """A caption of a drawing: of all of its open attributes or of any number of them, or, now and then, no caption."""
+def told_of(attributes: dict[str, str], rng: np.random.Generator, untold: float, whole: float) -> str:
+    """A caption of a drawing: with a chance of ``whole`` it tells all of its open attributes, otherwise any number of
+    them; and now and then there is no caption."""
+    everything = rng.random() < whole if 0 < whole < 1 else bool(whole)
     if rng.random() < untold:
         return ""
-    told = OPEN if whole else rng.choice(OPEN, rng.integers(len(OPEN) + 1), replace=False).tolist()
+    told = OPEN if everything else rng.choice(OPEN, rng.integers(len(OPEN) + 1), replace=False).tolist()
     return caption(attributes, told)
 
 
