@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -286,10 +285,9 @@ def test_the_page_says_what_the_card_says(card):
     part = page.partition("## The drawer: `drawer-mini`")[2].partition("\n## ")[0]
     for name in ("the content", *ATTRIBUTES):
         drawn, read = (card["abilities"].get(f"{verb} {name}") for verb in ("drawing", "reading"))
-        cells = [f"{drawn['accuracy']:.3f}", str(drawn["n"])]
+        cells = [name, f"{drawn['accuracy']:.3f}", str(drawn["n"])]
         cells += [f"{read['accuracy']:.3f}", str(read["n"])] if read else ["", ""]
-        row = rf"\| {name} \| " + r" \| ".join(map(re.escape, cells)).replace(r"\|  ", r"\| ") + r" ?\|"
-        assert re.search(row, part), row
+        assert f"| {' | '.join(cells)} |" in part
     for stage, seconds in card["seconds"].items():
         assert f"{stage} about {seconds / 60:.0f} minutes" in part
     assert f"{card['parameters']['unet'] / 1e6:.2f} million" in part

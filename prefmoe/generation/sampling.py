@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefmoe.generation.drawer import Drawer, DrawerError
 
-STEPS, TEXT_SCALE, USER_SCALE = 12, 2.0, 1.0
+STEPS, TEXT_SCALE, USER_SCALE = 10, 2.0, 1.0
 """Steps from noise to a picture, and both scales of guidance, where nothing else is asked for."""
 
 
