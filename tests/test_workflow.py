@@ -77,18 +77,22 @@ def test_every_edition_plans_all_its_runs_and_notebooks(clone, tmp_path, edition
     assert written and all(path.startswith(f"results/{edition}/") for line in written for path in line.split(", "))
 
 
-def test_an_edition_is_planned_without_its_data_and_not_run(clone, plans_of):
-    """Neither the hub nor the data are needed to see every row of Tables 1 and 2."""
-    result = plans_of("paper")
-    settings, text = load_edition("paper"), result.stdout + result.stderr
+@pytest.mark.parametrize("edition", ["paper", "mmpb"])
+def test_an_edition_is_planned_without_its_data_and_not_run(clone, plans_of, edition):
+    """Neither the hub nor the data are needed to see every row of the tables."""
+    result = plans_of(edition)
+    settings, text = load_edition(edition), result.stdout + result.stderr
     assert _planned(result)["run"] == len(settings.runs())
-    assert "Planned without its data: edition 'paper' needs MMPB-clean (mmpb_clean/): set the environment var" in text
+    assert (
+        f"Planned without its data: edition {edition!r} needs MMPB-clean (mmpb_clean/): set the environment var" in text
+    )
     for backbone, method in settings.runs():
         assert f"06_train_and_evaluate/{backbone}/{method}.ipynb" in text
-    result = _snakemake(clone, edition="paper")
+    result = _snakemake(clone, edition=edition)
     assert result.returncode != 0
     assert (
-        "edition 'paper' needs MMPB-clean (mmpb_clean/): set the environment variable" in result.stdout + result.stderr
+        f"edition {edition!r} needs MMPB-clean (mmpb_clean/): set the environment variable"
+        in result.stdout + result.stderr
     )
 
 
