@@ -281,8 +281,8 @@ def test_style_and_pyplot_state_do_not_leak():
 
 def test_a_reproduction_has_a_panel_per_metric_that_both_tables_have():
     cells = pd.DataFrame(
-        [{"table": "table1", "cell": f"LoRA, b, 0, {metric}", "committed": 0.1 * k, "here": 0.1 * k + 0.05,
-          "low": 0.1 * k - 0.02, "high": 0.1 * k + 0.02, "state": "within" if k else "too far"}
+        [{"table": "table1", "cell": f"LoRA, b, 0, {metric}", "metric": metric, "committed": 0.1 * k,
+          "here": 0.1 * k + 0.05, "low": 0.1 * k - 0.02, "high": 0.1 * k + 0.02, "state": "within" if k else "too far"}
          for k, metric in enumerate((*metrics.METRICS, "auc_same", "new"))]
     )  # fmt: skip
     figure = reproduction.draw(cells, "Reproduced", "mini")

@@ -42,14 +42,17 @@ def edition_of(tmp_path, forget_own_methods):
 
 
 def test_the_package_s_kinds_know_the_class_that_does_them():
-    assert {settings.module.rpartition(".")[0] for settings in KINDS.values()} == {"prefmoe.models"}
-    for settings in KINDS.values():
+    wings = {settings.module.rpartition(".")[0] for settings in KINDS.values()}
+    assert wings == {"prefmoe.models", "prefmoe.generation"}
+    for kind, settings in KINDS.items():
         __import__(settings.module)
-        assert settings.implementation.__module__ == settings.module
+        made = settings.implementation
+        assert made is None if kind == "probes" else made.__module__ == settings.module, "probes are no class: measured"
     assert LoRAMethod.implementation is LoRA
     without_steps = {name for name, settings in KINDS.items() if settings.table_type == "NT"}
     scorers = {"population_scorer", "neighbours", "personal_scorer", "factors"}
-    assert without_steps == {"nontuned", "zero_shot", *scorers}
+    of_drawing = {"probes", "drawer", "drawings", "wrong_user", "rewarded"}
+    assert without_steps == {"nontuned", "zero_shot", "injected", *scorers, *of_drawing}
     assert not is_trained(load_edition("smoke").methods["NT"])
 
 

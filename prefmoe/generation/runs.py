@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -35,6 +34,7 @@ from prefmoe.generation.reader import READER, AttributeReader, load_reader
 from prefmoe.generation.rewards import Rewarded
 from prefmoe.generation.states import History, user_states
 from prefmoe.generation.user_tokens import Known
+from prefmoe.models.base import implementation_of
 from prefmoe.models.raters import Rater
 from prefmoe.models.saved import WEIGHTS_FILE
 from prefmoe.running.choices import ChoiceWorkbench
@@ -186,8 +186,7 @@ class DrawingWorkbench(ChoiceWorkbench):
                 built = WrongUser(first, backbone, self.benchmark, **shape, **options)
                 built.load(self._before(config, seed) / METHOD_FOLDER / WEIGHTS_FILE)
                 return built
-            importlib.import_module(config.module)
-            built = type(config).implementation(config, backbone, self.benchmark, **options)
+            built = implementation_of(config)(config, backbone, self.benchmark, **options)
         if isinstance(built, Rewarded):
             built.judge(self.rater(config.begins_with, self._seed_of(config.begins_with, seed)))
         return built

@@ -388,6 +388,15 @@ def build_method(
 
     Raises MethodError if no class in the settings' module names them.
     """
+    made = implementation_of(config)
+    with torch.random.fork_rng([backbone.device] if backbone.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        return made(config, backbone, benchmark, seed=seed, cache=cache)
+
+
+def implementation_of(config: configuration.MethodSettings) -> type:
+    """The class that does what settings say, imported where it has not been. Raises MethodError if no class in the
+    settings' module names them."""
     settings = type(config)
     importlib.import_module(settings.module)
     if settings.implementation is None:
@@ -395,6 +404,4 @@ def build_method(
             f"{settings.module}: nothing does what {settings.__name__} says; expected a class that opens with "
             f"class ...(Method, settings={settings.__name__})"
         )
-    with torch.random.fork_rng([backbone.device] if backbone.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        return settings.implementation(config, backbone, benchmark, seed=seed, cache=cache)
+    return settings.implementation
