@@ -135,6 +135,14 @@ def test_a_setting_is_told_from_others_and_a_missing_one_is_named():
         two.at(2, 2.0)
 
 
+def test_pictures_without_guidance_are_no_part_of_those_with_it():
+    """Found in a first run: the condition with several scales, 0 among them, was half a condition without a user."""
+    scales = Drawn("Mine", "Mine", "drawer", (pd.concat([frame(taste), frame(lambda *_: {}, scale=0.0)]),))
+    assert set(scales.at(3, 2.0).frames[0]["scale"]) == {2.0} and set(scales.at(3, 0.0).frames[0]["scale"]) == {0.0}
+    nobody = drawn("No user", n_ref=0, scale=0.0)
+    assert len(nobody.at(3, 2.0).frames[0]) == len(nobody.frames[0]), "neither histories nor guidance: all there is"
+
+
 def test_comparisons_pair_pictures_and_correct_for_how_many_they_are():
     focus, good, poor = drawn(), drawn("Good", shown=taste), drawn("Poor", shown=lambda *_: {"palette": "grey"})
     table = comparison_table(focus, [good, poor], benchmark(), permutations=999)

@@ -80,7 +80,10 @@ class Drawn:
         """What was drawn with one setting; a condition without histories or guidance has only one."""
         kept = []
         for frame in self.frames:
-            own = frame[frame["n_ref"].isin((n_ref, 0)) & frame["scale"].isin((scale, 0.0))]
+            own = frame
+            for name, value in zip(SETTING, (n_ref, scale), strict=True):
+                if (frame[name] != 0).any():  # else it has none; 0 beside others is a setting like them
+                    own = own[own[name] == value]
             if own.empty:
                 raise TableError(f"{self.condition}: nothing was drawn with n_ref {n_ref} and scale {scale}")
             kept.append(own)
