@@ -89,15 +89,13 @@ class DrawingWorkbench(ChoiceWorkbench):
     def inputs(self, config: Method, seed: int, asked: Asked, controls: Sequence[ControlKind] = ()) -> dict[str, Any]:
         """Everything a run's result depends on; equal inputs, equal result."""
         found = super().inputs(config, seed, asked, controls)
-        if isinstance(config, RaterMethod):
-            return found
-        found["code"] = provenance.code_digest((*provenance.RUN_MODULES, __name__), methods=(config.source(),))
         if config.generates:
+            found["code"] = provenance.code_digest((*provenance.RUN_MODULES, __name__), methods=(config.source(),))
             reward = run_method(
                 self.edition, self.backbone_name, self.edition.generation.reward,
                 self._seed_of(self.edition.generation.reward, seed), workbench=self,
             )  # fmt: skip
-            settings = self.edition.generation.model_dump(mode="json", exclude={"at_scales", "batch_size"})
+            settings = self.edition.generation.model_dump(mode="json", exclude={"scales", "at_scales", "batch_size"})
             found |= {
                 "generation": settings, "reward": read_story(reward)["inputs_digest"],
                 "drawer": folder_digest(drawer_folder(self.edition.generation.drawer)),
