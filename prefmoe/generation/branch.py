@@ -152,7 +152,7 @@ class UserBranch(Drawing, settings=UserTokensMethod):
         left_out = torch.rand(size, device=user.device) < self.config.drop_prompt
         text = torch.where(left_out[:, None, None], self.empty.to(user.device), batch.text)
         rng = np.random.default_rng(int(torch.randint(2**31, ())))
-        losses = {"answer": denoising_loss(self.drawer, batch.pictures, text, rng, user)}
+        losses = {"answer": denoising_loss(self.drawer, batch.pictures, text, rng, user, earliest=self.config.earliest)}
         if self.config.alignment != "none":
             apart = alignment(semantic, batch.liked, batch.disliked, self.config.alignment)
             losses["alignment"] = self.config.alignment_weight * apart

@@ -12,7 +12,7 @@ from prefmoe.generation.drawer import Drawer
 
 def denoising_loss(
     drawer: Drawer, clean: Tensor, text: Tensor, rng: np.random.Generator, user_tokens: Tensor | None = None,
-    emphasis: Tensor | None = None, most: float = 2.0,
+    emphasis: Tensor | None = None, most: float = 2.0, earliest: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """The squared error of the clean pictures that a drawer sees in noisy ones, at times and with noise at random.
 
@@ -26,12 +26,14 @@ def denoising_loss(
         user_tokens: (B, T, D); zeros are nobody.
         emphasis: weights of pixels (B, 1, size, size); 1 everywhere by default.
         most: the largest weight of a time.
+        earliest: share of the schedule before which there is not enough noise to learn from.
 
     Returns:
         the mean over the batch, a scalar.
     """
     scheduler = drawer.scheduler
-    times = (scheduler.config.num_train_timesteps * rng.random(len(clean)) ** 0.5).astype(int)
+    late = (earliest**2 + (1 - earliest**2) * rng.random(len(clean))) ** 0.5
+    times = (scheduler.config.num_train_timesteps * late).astype(int)
     times = torch.from_numpy(times).to(clean.device)
     noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(clean.device)
     seen = drawer.predict(scheduler.add_noise(clean, noise, times), times, text, user_tokens)
