@@ -127,9 +127,7 @@ class UserTokensMethod(DrawingMethod):
     hidden: int = Field(256, ge=1, description="of the MLP")
     draws: int = Field(3, ge=1, description="histories of a user for each part of the choices that they leave out")
     drop_prompt: float = Field(0.1, ge=0, lt=1)
-    earliest: float = Field(
-        0.6, ge=0, lt=1, description="share of the noise schedule from which on it learns: with less, a picture shows itself"
-    )
+    earliest: float = Field(0.6, ge=0, lt=1, description="share of the noise schedule from which on it learns")
     lr: float = Field(1e-3, gt=0)
     steps_factor: float = Field(1.0, gt=0)
 

@@ -16,6 +16,9 @@ from prefmoe.generation.judging import judged
 from prefmoe.generation.sampling import drawn, noise_of
 from prefmoe.models.raters import Rater
 
+AT_ONCE = 32
+"""Pictures whose gradient is kept in memory at once."""
+
 
 class Rewarded(Drawing, settings=RewardedMethod):
     """Draws without a user branch, from noise that a rater has chosen: "like" (M+) is to rise, or "dislike" (M-) to
@@ -36,7 +39,10 @@ class Rewarded(Drawing, settings=RewardedMethod):
     def _batch(self, own: pd.DataFrame, start: int, scale: float) -> Tensor:
         some = own.iloc[start : start + self.generation.batch_size]
         noise = noise_of(self.drawer, noise_seeds(some, self.generation.prompts, self.seed))
-        return (self._best if self.config.how == "best" else self._ascent)(some, noise)
+        if self.config.how == "best":
+            return self._best(some, noise)
+        parts = range(0, len(some), AT_ONCE)
+        return torch.cat([self._ascent(some.iloc[k : k + AT_ONCE], noise[k : k + AT_ONCE]) for k in parts])
 
     def _sample(self, asked: pd.DataFrame, noise: Tensor, steps: int) -> Tensor:
         scale = self.generation.text_scale
