@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("edition", ["mini", "preference-mini", "small", "small-sample", "speed"])
+@pytest.mark.parametrize("edition", ["generation-mini", "mini", "preference-mini", "small", "small-sample", "speed"])
 def test_what_pages_show_is_no_file_that_git_ignores(edition):
     shown, other = FIGURES / edition / "table1.csv", FIGURES / "somebody-s-own" / "table1.csv"
     if not (ROOT / ".git").exists():

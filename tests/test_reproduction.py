@@ -220,13 +220,13 @@ def test_the_command_prints_the_verdict_writes_it_and_ends_with_its_status(tmp_p
 
 
 def test_an_edition_without_committed_tables_or_without_own_ones_is_said(tmp_path, capsys):
-    with pytest.raises(ReproductionError, match=r"no tables in .*figures/smoke.*\(committed: mini, .*small"):
+    with pytest.raises(ReproductionError, match=r"no tables in .*figures/smoke.*\(committed: .*mini, .*small"):
         compare_edition("smoke", made=FIGURES / "mini")
     assert cli.main(["compare", "mini", "--made", str(tmp_path)]) == 1
     assert "make them with `snakemake --cores all --config edition=mini`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("edition", ["mini", "preference-mini", "small", "small-sample"])
+@pytest.mark.parametrize("edition", ["generation-mini", "mini", "preference-mini", "small", "small-sample"])
 def test_every_committed_edition_reproduces_itself(edition):
     assert compare_edition(edition, made=FIGURES / edition).verdict == REPRODUCED
 

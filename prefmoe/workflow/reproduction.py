@@ -33,7 +33,7 @@ KEYS = (
     "method", "type", "baseline", "components", "backbone", "turns", "metric", "measure", "grouping", "group", "split",
     "stage", "tokens", "colour", "neighbours", "router", "expert", "question_type", "bin_low", "bin_high", "index",
     "user", "question", "origin", "layer", "token", "liked", "told", "fresh", "control", "users", "n_ref", "candidates",
-    "k", "prototypes", "prototype", "order", "condition", "scale", "task", "rater",
+    "k", "prototypes", "prototype", "order", "condition", "scale", "task", "rater", "attribute",
 )  # fmt: skip
 """Columns that say what a row is about; rows are matched by those that a table has, never by position."""
 
@@ -178,7 +178,7 @@ class _Scale:
             return "unknown", np.nan
         if "components" in keys:
             keys = keys | {"method": self.labels.get(keys["components"]), "backbone": self.backbone}
-        names = [keys["method"], *([keys["baseline"]] if "baseline" in keys else [])]
+        names = [keys.get("method"), *([keys["baseline"]] if "baseline" in keys else [])]
         known = [self.own.get(self._place(keys | {"method": name})) for name in names]
         if any(known):
             return "seeds", float(np.sqrt(sum(unit**2 for unit in known if unit)))
