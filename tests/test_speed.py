@@ -141,7 +141,7 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
         "user state",
     ]
     steps = table[table["benchmark"] == "training step"]
-    assert steps["setting"].nunique() == 2 and steps["variant"].nunique() == 4  # fmt: skip
+    assert steps["setting"].nunique() == 2 and steps["variant"].nunique() == 5  # fmt: skip
     too_large = table["users"] == 10**9
     assert table.loc[too_large, "note"].str.contains("GB are free").all() and too_large.sum() == 2
     assert (table.loc[~too_large, ["median_ms", "ratio", "rounds"]] > 0).all(axis=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -165,8 +165,13 @@ class Collator:
         self.prefix_length, self.profile, self.wording, self.cache = prefix_length, profile, wording, cache
         shared = cache and benchmark.digest
         self._known = backbone.encodings.benchmarks[benchmark.digest] if shared else BenchmarkEncodings()
-        self._examples = self._known.examples[prefix_length, profile, wording]
+        self._examples = self._known.examples[self.form]
         self._pictures = self._known.pictures
+
+    @property
+    def form(self) -> tuple[Hashable, ...]:
+        """What the encoding of a question depends on beside the question: equal forms share what they have encoded."""
+        return self.prefix_length, self.profile, self.wording
 
     def of(self, benchmark: Benchmark) -> Collator:
         """A collator like this one for another benchmark; pictures that are prepared stay so."""

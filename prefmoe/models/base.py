@@ -58,6 +58,7 @@ class Method(nn.Module):
         added_users: those who joined after the benchmark's, in their order.
         users_need_training: why nobody can be added without training; empty where somebody can.
         token_controls: the controls (`prefmoe.models.controls`) of the users' soft tokens; none without such tokens.
+        adapts_to_user: of the class, whether whose question it is matters though prompts show the name alone.
         auxiliary: of the class, the terms of the objective beside what the method is to do (`training.auxiliary_ramp`).
         decodes_with_cache: whether steps of decoding reuse keys and values of the tokens before.
 
@@ -66,6 +67,7 @@ class Method(nn.Module):
 
     users_need_training: ClassVar[str] = ""
     token_controls: tuple[configuration.ControlKind, ...] = ()
+    adapts_to_user: ClassVar[bool] = False
     auxiliary: ClassVar[frozenset[str]] = frozenset()
     decodes_with_cache: bool = True
 
@@ -112,7 +114,8 @@ class Method(nn.Module):
     def beginning(self) -> Literal["talk", "user", "question"]:
         """What the hidden states of a prompt up to its final turn depend on: the small talk alone, the user as well
         (a profile or soft tokens), or even the question, so that no two questions can share them."""
-        return "user" if self.prefix_length or self.profile != "none" or self.collator.wording.opening else "talk"
+        shown = self.prefix_length or self.profile != "none" or self.collator.wording.opening
+        return "user" if shown or self.adapts_to_user else "talk"
 
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:

@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
 from prefmoe.backbones.batches import Batch, Collator
 from prefmoe.backbones.encodings import Encoded
-from prefmoe.backbones.pictures import load_pictures, mean_picture
+from prefmoe.backbones.pictures import Picture, load_pictures, mean_picture
 from prefmoe.config import ControlKind
-from prefmoe.data.benchmark import Benchmark, Example
+from prefmoe.data.benchmark import Benchmark, Example, Turn, User
 from prefmoe.data.controls import Control
 from prefmoe.models.base import Method, MethodError
 from prefmoe.models.free_users import UserTokens, prefix_of
@@ -32,7 +32,7 @@ from prefmoe.models.free_users import UserTokens, prefix_of
 
 def controls_of(method: Method) -> tuple[ControlKind, ...]:
     """The controls that a method can be asked under; none where prompts show nothing of a user but the name."""
-    if not method.token_controls and method.profile == "none":
+    if not (method.token_controls or method.adapts_to_user) and method.profile == "none":
         return ()
     known = {"other_user", "blank_picture", *method.token_controls}
     if not method.collator.wording.name:  # else no question says a name
@@ -71,15 +71,20 @@ class ControlledCollator(Collator):
             wording=plain.wording,
             cache=plain.cache,
         )
-        self.control, self._folder, self._blank = control, folder, {}
+        self.plain, self.control, self._folder, self._blank = plain, control, folder, {}
         exchanged = control.kind in ("other_user", "swapped_name")
         self._stand_ins = control.stand_ins(plain.benchmark) if exchanged else {}
         says_the_same = control.kind in ("zero_prefix", "shuffled_facets")
         says_the_same |= control.kind == "other_user" and plain.profile == "none"
         if not says_the_same:
-            self._examples = self._known.examples[plain.prefix_length, plain.profile, plain.wording, control]
+            self._examples = self._known.examples[*plain.form, control]
         if control.kind == "blank_picture":
             self._pictures = {}
+
+    def conversation(
+        self, example: Example, user: User, transcript: Sequence[Turn]
+    ) -> tuple[list[dict[str, Any]], Sequence[Picture]]:
+        return self.plain.conversation(example, user, transcript)
 
     def of(self, benchmark: Benchmark) -> Collator:
         """Raises MethodError: who is exchanged with whom would have to be drawn anew."""

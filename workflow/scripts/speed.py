@@ -23,7 +23,16 @@ from growth import growth
 from loops import Variant, drawing_variants, layer_variants, loss_variants
 
 from prefmoe.cli import call
-from prefmoe.config import DEFAULT_EDITION, RESULTS, Edition, LoRAMethod, MiniatureData, PrefMoEMethod, load_edition
+from prefmoe.config import (
+    DEFAULT_EDITION,
+    RESULTS,
+    Edition,
+    LoRAMethod,
+    MiniatureData,
+    PrefMoEMethod,
+    UserLoRAMethod,
+    load_edition,
+)
 from prefmoe.config.outputs import speed_folder
 from prefmoe.config.registry import find_backbone
 from prefmoe.data.benchmark import FACETS
@@ -146,17 +155,21 @@ class Bench:
         )  # fmt: skip
 
     def training_variants(self, batch_size: int) -> dict[str, Variant]:
-        """An optimiser's step on one batch: LoRA on the same layers and on all, with the prefix and losses, PrefMoE."""
+        """An optimiser's step on one batch: LoRA on the same layers and on all, one per user beside it, PrefMoE and its
+        parts."""
         lora = self.plain_lora()
         configs = {
             "LoRA, same layers": lora,
             "LoRA, all layers": lora.model_copy(update={"last_layers": None}),
+            "LoRA, all layers, and one per user": UserLoRAMethod(
+                kind="user_lora", label="LoRA per user", lr=lora.lr, rank=4, alpha=4.0, pooled_rank=lora.rank
+            ),
             "prefix, losses and LoRA (EPICD)": self.prefmoe.model_copy(update={"components": "EPICD"}),
             "PrefMoE": self.prefmoe,
         }
         return {name: self._step(config, batch_size) for name, config in configs.items()}
 
-    def _step(self, config: LoRAMethod | PrefMoEMethod, batch_size: int) -> Variant:
+    def _step(self, config: LoRAMethod | UserLoRAMethod | PrefMoEMethod, batch_size: int) -> Variant:
         method = self.workbench.method(config, seed=0).train()
         examples = self.workbench.benchmark.select("train")[:batch_size]
         batch = method.collator(examples, with_answer=True).to(method.backbone.device)
