@@ -40,7 +40,7 @@ def test_every_notebook_about_results_has_sentences():
 @pytest.fixture
 def clone(tmp_path) -> Path:
     """A copy of the committed tables and notebooks."""
-    for name in ("figures/mini", "figures/preference-mini", "notebooks"):
+    for name in ("figures/mini", "figures/preference-mini", "figures/generation-mini", "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.png"))
     return tmp_path
 

@@ -35,6 +35,9 @@ def clone(tmp_path) -> Path:
     (made / ".half.png.partial").write_text("not finished")
     for name in ("forest.png", "renamed.png", "protocol/differences.csv", "protocol/anchors.png", "note.md"):
         (committed / name).write_text("old")
+    for other in ("preference-mini", "generation-mini"):  # the map of the survey shows them too
+        (tmp_path / "figures" / other).mkdir()
+        shutil.copy(FIGURES / other / "table1.csv", tmp_path / "figures" / other)
     (tmp_path / "docs").mkdir()
     for name in PAGES:
         shutil.copy(ROOT / name, tmp_path / name)

@@ -14,7 +14,7 @@ import nbformat
 import pandas as pd
 from committed import Tables, around, dot, holds
 
-from prefmoe.analysis import audit, published
+from prefmoe.analysis import audit, published, survey
 from prefmoe.analysis.answers import NO_BACKBONE, TableError
 from prefmoe.config import ROOT
 from prefmoe.system.files import whole_file
@@ -243,10 +243,27 @@ def _sure(t: Tables) -> list[str]:
     ]
 
 
+def _map(t: Tables) -> list[str]:
+    found = survey.read_map()
+    numbers = survey.numbers(found, t.root / "figures").dropna(subset=["value"])
+    cells = [cell for row in found.cells.values() for cell in row.values()]
+    empty = [f"{application} by {way}" for application, row in found.cells.items() for way, c in row.items() if c.empty]
+    above, below = numbers[numbers["low"] > numbers["chance"]], numbers[numbers["low"] <= numbers["chance"]]
+    holds("PrefMoE" in " ".join(above["name"]) and 0 < len(below), "PrefMoE knows users, and something does not")
+    return [
+        f"{len(cells) - len(empty)} of the survey's {len(cells)} cells can be run here; "
+        + (f"nothing runs for {' and '.join(empty)}." if empty else "none is empty."),
+        f"Of {len(numbers)} methods with a number, the whole interval of {len(above)} lies above what knowing nobody "
+        "is worth. It does not for these, which cannot be told from a guess for everybody: "
+        + "; ".join(f"{r.name} ({dot(r.value)}, nobody known {dot(r.chance)})" for r in below.itertuples(index=False))
+        + ".",
+    ]
+
+
 CONCLUSIONS: dict[str, Callable[[Tables], list[str]]] = {
     "04": _collapse, "06": _training, "07": _table, "08": _ablation, "09": _space, "10": _attention, "11": _routing,
     "12": _audit, "13": _protocol, "14": _sure, "16": choices.known, "19": choices.liked, "20": choices.prototypes,
-    "21": choices.history,
+    "21": choices.history, "30": _map,
 }  # fmt: skip
 """The sentences of each notebook, by the beginning of its file name."""
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from prefmoe.analysis import survey
 from prefmoe.analysis.answers import REFERENCE, TableError
 from prefmoe.analysis.pairs import AUC_SAME
 from prefmoe.analysis.tables import read_table
 from prefmoe.analysis.text import mean_of_seeds, verdicts
-from prefmoe.config import FIGURES
+from prefmoe.config import FIGURES, ROOT
 from prefmoe.config.outputs import SPEED
 from prefmoe.metrics import LOWER_IS_BETTER
 
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/map.md")
 """The pages of a clone that have marked places for tables."""
 
 HEADLINE = (AUC_SAME, "auc_told", "auc_untold_fresh", "collapse", "recall", "profile", "overall")
@@ -160,6 +161,34 @@ def _cpu(table: pd.DataFrame) -> str:
     return f"{table['hardware'][0]}.\n\n{_lines(rows)}\n"
 
 
+def _survey(figures: Path) -> str:
+    """A table per application of the survey, a line for each thing that runs, or for the reason why nothing does."""
+    found = survey.read_map()
+    tables = dict.fromkeys(entry.table for *_, entry in survey.entries(found) if entry.table)
+    if missing := [table for table in tables if not (figures / f"{table}.csv").is_file()]:
+        return f"Nobody has committed `{FIGURES.name}/{missing[0]}.csv` yet.\n"
+    numbers, parts = survey.numbers(found, figures), []
+    notebooks = {path.name[:2]: path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    for application, row in found.cells.items():
+        lines = []
+        for mechanism, cell in row.items():
+            head = [mechanism, ", ".join(cell.survey)]
+            if cell.empty:
+                paper = f"[{cell.empty.read}](https://arxiv.org/abs/{cell.empty.arxiv})"
+                lines.append([*head, f"*empty:* {cell.empty.why}; see {paper}", "–", "–", "–"])
+            here = numbers[(numbers["application"] == application) & (numbers["mechanism"] == mechanism)]
+            for entry in here.itertuples():
+                link = f"[{entry.notebook}](../notebooks/{notebooks[entry.notebook]})" if entry.notebook else "–"
+                value = "–"
+                if pd.notna(entry.value):
+                    interval = f"{entry.value:.2f} [{entry.low:.2f}, {entry.high:.2f}]"
+                    value = f"{entry.measure}: {interval} (nobody known: {entry.chance:.2f}; n {entry.n:.0f})"
+                lines.append([*head, entry.name, value, f"`{entry.command}`", link])
+        columns = ["how", "in the survey", "here", "what came out", "command", "notebook"]
+        parts.append(f"**{application.capitalize()}**\n\n{_lines(pd.DataFrame(lines, columns=columns))}\n")
+    return "\n".join(parts)
+
+
 def _from(name: str, written: Callable[[pd.DataFrame], str]) -> Callable[[Path], str]:
     """The Markdown of one committed CSV file; a line that says so where nobody has committed it."""
 
@@ -188,6 +217,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "small controls": _from("small/controls.csv", _controls),
     "choices": _from("preference-mini/table1.csv", _choices),
     "pictures": _from("generation-mini/table1.csv", _pictures),
+    "survey map": _survey,
     "full size": _from(f"{SPEED}/full_size.csv", _full_size),
     "cpu": _from(f"{SPEED}/cpu.csv", _cpu),
 }
