@@ -1,0 +1,129 @@
+"""What came out of the notebooks about pictures drawn for users (`conclusions`)."""
+
+from __future__ import annotations
+
+import pandas as pd
+from committed import Tables, around, dot, holds
+
+EDITION = "generation-mini"
+FULL, NOBODY = "All, MMD", "No user"
+LEARNT = 0.9
+"""An attribute that is drawn as told this often counts as learned."""
+
+
+def main(t: Tables, condition: str, measure: str, users: str = "all") -> pd.Series:
+    """A row of the edition's Table 1."""
+    return t.row(f"{EDITION}/table1", condition=condition, measure=measure, users=users)
+
+
+def minus(t: Tables, baseline: str, measure: str, users: str = "unseen") -> pd.Series:
+    """All parts with MMD minus another condition, of the same pictures."""
+    return t.row(f"{EDITION}/comparisons", condition=FULL, baseline=baseline, measure=measure, users=users)
+
+
+def drawer(t: Tables) -> list[str]:
+    rows = t.rows(f"{EDITION}/drawer_abilities").set_index("attribute")
+    drawn = rows["the drawer's pictures"]
+    good, bad = drawn[drawn >= LEARNT], drawn[drawn < LEARNT]
+    holds(rows["drawings"].min() > 0.98, "the reader reads drawings")
+    weak = "; ".join(f"{name} {dot(drawn[name])}, by chance {dot(rows['by chance'][name])}" for name in bad.index)
+    return [
+        f"The attribute reader is right about {dot(rows['drawings'].min(), 3)} or more of drawings that it has not "
+        "seen, so what it says of the drawer's pictures is mostly the drawer's doing.",
+        f"The drawer draws {len(good)} of {len(rows)} attributes as it is told, in {dot(good.min())} to "
+        f"{dot(good.max())} of its pictures. It has not learned the others well: {weak}.",
+    ]
+
+
+def probes(t: Tables) -> list[str]:
+    def best(task: str, rater: str) -> pd.Series:
+        rows = t.rows(f"{EDITION}/probes", task=task, rater=rater, split="validation")
+        layer = int(rows.loc[rows["value"].idxmax(), "layer"])
+        return t.row(f"{EDITION}/probes", task=task, rater=rater, split="test", layer=layer)
+
+    tuned, plain = best("intra", "Preference VQA"), best("intra", "Untuned backbone")
+    last = t.rows(f"{EDITION}/probes")["layer"].max()
+    holds(tuned["layer"] == plain["layer"] == last, "taste is clearest in the last layer")
+    holds(tuned["low"] > plain["value"], "tuning makes taste clearer")
+    identity = t.rows(f"{EDITION}/probes", task="inter", split="test")
+    holds(identity["value"].max() < 0.2, "identity is faint in every layer")
+    rows = t.rows(f"{EDITION}/raters", users="unseen", candidates=2, k=1).set_index("method")
+    asked, untold = (rows.loc[name] for name in ("Preference VQA", "Untuned backbone"))
+    return [
+        f"Whether a picture was liked is clearest in the last layer, {int(last)}: {around(tuned)} with preference VQA, "
+        f"{around(plain)} in the untuned backbone.",
+        f"Whose history it is, of 40, is faint everywhere: between {dot(identity['value'].min())} and "
+        f"{dot(identity['value'].max())}, by chance {dot(identity['chance'].iloc[0], 3)}. Users of one taste group "
+        "are alike, and a history says what is liked, not by whom.",
+        f"The states are of use: the tuned rater names the liked of two pictures of users whom nobody trained on in "
+        f"{around(asked)}, the untuned backbone in {around(untold)}.",
+    ]
+
+
+def alignment(t: Tables) -> list[str]:
+    rows = t.rows(f"{EDITION}/alignment").set_index("method")
+    names = {"mmd": FULL, "mse": "All, MSE", "cosine": "All, cosine"}
+    holds(all(rows[m].idxmin() == name for m, name in names.items() if m != "cosine"), "each loss lowers its own most")
+    liked = {name: main(t, name, "liked", "unseen") for name in rows.index}
+    values = [row["value"] for row in liked.values()]
+    most, least = max(liked, key=lambda n: liked[n]["value"]), min(liked, key=lambda n: liked[n]["value"])
+    holds(liked[most]["low"] < liked[least]["high"], "their intervals overlap")
+    return [
+        f"What is trained for is reached: MMD to the text embeddings is {dot(rows.loc[FULL, 'mmd'], 3)} with MMD as "
+        f"the loss, {dot(rows.loc['All, MSE', 'mmd'], 3)} with MSE, {dot(rows.loc['All, cosine', 'mmd'], 3)} with "
+        f"cosine, and {dot(rows.loc['All, not aligned', 'mmd'], 3)} without any alignment.",
+        f"It is worth little in pictures: for unseen users liked lies between {dot(min(values))} ({least}) and "
+        f"{dot(max(values))} ({most}), and the intervals overlap.",
+    ]
+
+
+def branch(t: Tables) -> list[str]:
+    own, other = main(t, FULL, "liked", "unseen"), main(t, "Another user's history", "liked", "unseen")
+    gap = minus(t, "Another user's history", "liked")
+    holds(gap["low"] <= 0, "the own history is not told apart from another's")
+    nobody = main(t, NOBODY, "liked", "unseen")
+    return [
+        f"A trained branch changes what is drawn: for unseen users liked is {around(own)} with the user's own history "
+        f"and {around(nobody)} without a user.",
+        f"With another user's history it is {around(other)}. The difference, {around(gap, 3, 'difference')}, is not "
+        "told apart from nothing: much of what the branch has learned is what most people like.",
+    ]
+
+
+def pictures(t: Tables) -> list[str]:
+    unseen = {c: main(t, c, "liked", "unseen") for c in (FULL, NOBODY, "Favourites in the prompt")}
+    told = {c: main(t, c, "faithful", "unseen") for c in unseen}
+    gain = minus(t, NOBODY, "liked")
+    holds(gain["low"] > 0, "pictures are drawn for users")
+    holds(told[FULL]["high"] < told[NOBODY]["low"], "and are less of the prompt")
+    words = main(t, "Words of the history in the prompt", "liked", "unseen")
+    holds(words["value"] > unseen[FULL]["value"], "words of the history do as well")
+    one, eight = t.row(f"{EDITION}/lengths", condition=FULL, n_ref=1, users="all", measure="liked"), main(t, FULL, "liked")
+    own, crowd = (main(t, FULL, name) for name in ("own", "population"))
+    return [
+        f"Drawn for unseen users, pictures show {around(unseen[FULL])} of what they like; without a user "
+        f"{around(unseen[NOBODY])}, with the true favourites in the prompt {around(unseen['Favourites in the prompt'])}.",
+        f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in "
+        f"{dot(told['Favourites in the prompt']['value'])} with the favourites in the prompt, beside "
+        f"{dot(told[NOBODY]['value'])} without a user. This drawer can hardly do two things at once.",
+        f"Words read off the history and written into the prompt do as well as any branch: {around(words)}.",
+        f"One choice of history gives {around(one)}, eight {around(eight)} (all users).",
+        f"Where a user's favourite is not the population's, the user's is drawn in {dot(own['value'])} and the "
+        f"population's in {dot(crowd['value'])}.",
+    ]
+
+
+def rewards(t: Tables) -> list[str]:
+    like, dislike, led, nobody = (
+        main(t, name, "liked") for name in ("Best of 4 by like", "Best of 4 by dislike", "Noise led by like", NOBODY)
+    )
+    holds(abs(like["value"] - dislike["value"]) < 0.03, "like and dislike do the same")
+    holds(led["value"] > like["value"], "the gradient does more than choosing")
+    told = {name: main(t, name, "faithful") for name in ("Best of 4 by like", "Noise led by like")}
+    return [
+        f"The best of four noises by \"like\" shows {around(like)} of what a user likes, by \"dislike\" "
+        f"{around(dislike)}, a single noise {around(nobody)}: the two words serve alike.",
+        f"Leading the noise along the gradient of \"like\" brings {around(led)}, and costs more of the prompt: number "
+        f"and item are right in {dot(told['Noise led by like']['value'])}, and in "
+        f"{dot(told['Best of 4 by like']['value'])} of the chosen ones.",
+    ]
