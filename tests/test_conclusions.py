@@ -33,7 +33,8 @@ def test_the_sentences_of_a_notebook_are_those_of_the_committed_tables(name):
 
 def test_every_notebook_about_results_has_sentences():
     paths = (ROOT / "notebooks").glob("*.ipynb")
-    about = {path.name[:2] for path in paths if defaults(read(path)).get("edition") in ("mini", "preference-mini", "generation-mini")}
+    editions = ("mini", "preference-mini", "generation-mini")
+    about = {path.name[:2] for path in paths if defaults(read(path)).get("edition") in editions}
     assert about <= set(CONCLUSIONS) | NO_TABLES
 
 

@@ -91,20 +91,22 @@ def branch(t: Tables) -> list[str]:
 
 
 def pictures(t: Tables) -> list[str]:
-    unseen = {c: main(t, c, "liked", "unseen") for c in (FULL, NOBODY, "Favourites in the prompt")}
+    favourites = "Favourites in the prompt"
+    unseen = {c: main(t, c, "liked", "unseen") for c in (FULL, NOBODY, favourites)}
     told = {c: main(t, c, "faithful", "unseen") for c in unseen}
     gain = minus(t, NOBODY, "liked")
     holds(gain["low"] > 0, "pictures are drawn for users")
     holds(told[FULL]["high"] < told[NOBODY]["low"], "and are less of the prompt")
     words = main(t, "Words of the history in the prompt", "liked", "unseen")
     holds(words["value"] > unseen[FULL]["value"], "words of the history do as well")
-    one, eight = t.row(f"{EDITION}/lengths", condition=FULL, n_ref=1, users="all", measure="liked"), main(t, FULL, "liked")
+    one = t.row(f"{EDITION}/lengths", condition=FULL, n_ref=1, users="all", measure="liked")
+    eight = main(t, FULL, "liked")
     own, crowd = (main(t, FULL, name) for name in ("own", "population"))
     return [
         f"Drawn for unseen users, pictures show {around(unseen[FULL])} of what they like; without a user "
-        f"{around(unseen[NOBODY])}, with the true favourites in the prompt {around(unseen['Favourites in the prompt'])}.",
+        f"{around(unseen[NOBODY])}, with the true favourites in the prompt {around(unseen[favourites])}.",
         f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in "
-        f"{dot(told['Favourites in the prompt']['value'])} with the favourites in the prompt, beside "
+        f"{dot(told[favourites]['value'])} with the favourites in the prompt, beside "
         f"{dot(told[NOBODY]['value'])} without a user. This drawer can hardly do two things at once.",
         f"Words read off the history and written into the prompt do as well as any branch: {around(words)}.",
         f"One choice of history gives {around(one)}, eight {around(eight)} (all users).",
@@ -121,9 +123,9 @@ def rewards(t: Tables) -> list[str]:
     holds(led["value"] > like["value"], "the gradient does more than choosing")
     told = {name: main(t, name, "faithful") for name in ("Best of 4 by like", "Noise led by like")}
     return [
-        f"The best of four noises by \"like\" shows {around(like)} of what a user likes, by \"dislike\" "
+        f'The best of four noises by "like" shows {around(like)} of what a user likes, by "dislike" '
         f"{around(dislike)}, a single noise {around(nobody)}: the two words serve alike.",
-        f"Leading the noise along the gradient of \"like\" brings {around(led)}, and costs more of the prompt: number "
+        f'Leading the noise along the gradient of "like" brings {around(led)}, and costs more of the prompt: number '
         f"and item are right in {dot(told['Noise led by like']['value'])}, and in "
         f"{dot(told['Best of 4 by like']['value'])} of the chosen ones.",
     ]
