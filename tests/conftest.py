@@ -39,6 +39,7 @@ LONGEST = (
     "tables",
     "evaluation",
     "site",
+    "explorer",
     "course_answers",
 )
 """The files that take longest: begun first, so that none of them is left over when the others have ended."""

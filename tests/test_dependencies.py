@@ -139,7 +139,7 @@ def calls(tmp_path):
         name = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
         subprocess.run(["git", *name, *command], cwd=repository, check=True)
     programs.mkdir()
-    for name in ("python3", "python", "snakemake", "pytest", "ruff", "lint-imports", "prefmoe"):
+    for name in ("python3", "python", "snakemake", "pytest", "ruff", "lint-imports", "prefmoe", "chromium", "apt-get"):
         (programs / name).write_text(PROGRAM)
         (programs / name).chmod(0o755)
 

@@ -1,4 +1,7 @@
-"""Makes the book in results/site/html, or in FOLDER/html: from what is committed, offline, with warnings as errors."""
+"""Makes the book in results/site/html, or in FOLDER/html: from what is committed, offline, with warnings as errors.
+
+The explorer's own page goes into html/explorer/; what it lacks where there is no npm is said, and is no error.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import explorer_page
 
 from prefmoe.config import RESULTS, ROOT
 
@@ -22,6 +27,8 @@ def sources(clone: Path = ROOT) -> Iterator[tuple[Path, Path]]:
     for part, place in PARTS.items():
         for path in sorted((clone / part).rglob("*")):
             inside = path.relative_to(clone / part)
+            if path.is_relative_to(clone / explorer_page.SOURCE):
+                continue
             if path.suffix in KINDS and not any(name.startswith((".", "__")) for name in inside.parts):
                 yield path, Path(place) / inside
 
@@ -55,6 +62,9 @@ def build(folder: Path, clone: Path = ROOT) -> int:
     places = [str(source), str(folder / "html"), "--doctree-dir", str(folder / "doctrees")]
     status = sphinx(["-b", "html", "-q", "--write-all", "--fail-on-warning", "--keep-going", *places])
     if status == 0:
+        if (clone / explorer_page.SOURCE).is_dir():
+            for sentence in explorer_page.build(folder / "html" / "explorer", clone):
+                print(sentence, file=sys.stderr)
         (folder / "html" / ".nojekyll").touch()  # Pages would leave out folders that begin with an underscore
         print(f"{folder / 'html' / 'index.html'}")
     return status

@@ -1,0 +1,45 @@
+"use strict";
+/* What is chosen stands in the address, behind the #, so that a view can be sent to somebody. */
+
+{
+  const defaults = {
+    item: "", first: "", second: "", method: "PrefMoE", t: "0.5",
+    start: "", name: "", face: "", likes: "", dislikes: "", asked: "", question: "0", routing: "router", gates: "",
+    tokens: "full token", stage: "after training", perplexity: "30", seed: "0", colour: "facet",
+    one: "LoRA", other: "PrefMoE", measure: "auc_same", chance: "1",
+  };
+  const listeners = [];
+  let state = {};
+
+  const read = () => {
+    const given = new URLSearchParams(location.hash.slice(1));
+    state = { ...defaults };
+    for (const key of Object.keys(defaults)) if (given.has(key)) state[key] = given.get(key);
+  };
+
+  explorer.address = {
+    get: (key) => state[key],
+
+    /** Changes some of the state, the address with it, and tells whoever listens. */
+    set: (changes) => {
+      const changed = Object.keys(changes).filter((key) => state[key] !== String(changes[key]));
+      if (!changed.length) return;
+      for (const key of changed) state[key] = String(changes[key]);
+      const shown = Object.entries(state).filter(([key, value]) => value !== defaults[key]);
+      history.replaceState(null, "", `#${new URLSearchParams(shown)}`);
+      for (const [keys, listener] of listeners) if (keys.some((key) => changed.includes(key))) listener();
+    },
+
+    /** Calls back now and whenever one of the keys changes, whoever changes it. */
+    follow: (keys, listener) => {
+      listeners.push([keys, listener]);
+      listener();
+    },
+  };
+
+  read();
+  window.addEventListener("hashchange", () => {
+    read();
+    for (const [, listener] of listeners) listener();
+  });
+}

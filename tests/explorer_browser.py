@@ -1,0 +1,81 @@
+"""The explorer's page in a real Chromium: served from its folder, with every request written down."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *words: object) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a folder, as a static host would give it."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+
+
+@contextmanager
+def chromium() -> Iterator:
+    """A running Chromium; skips, saying so, where there is none, or no Playwright to drive it."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no Playwright: python -m pip install -e '.[browser]'"
+    )
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        pytest.skip(f"no browser here: none of {', '.join(PROGRAMS)} is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visit:
+    """A page that was opened, with what it asked for and what went wrong in it.
+
+    Attributes:
+        requests: addresses in their order. received: bytes of the answers so far. errors: that no code caught.
+    """
+
+    def __init__(self, browser, address: str, *, width: int = 1200, script: str = "") -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 800})
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.received = 0
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("requestfinished", self._count)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        if script:
+            self.page.add_init_script(script)
+        self.page.goto(address)
+
+    def _count(self, request) -> None:
+        self.received += request.sizes()["responseBodySize"]
+
+    def near(self, part: str) -> None:
+        """Scrolls to a part, and waits until what it plots is there."""
+        self.page.locator(f"#{part}").scroll_into_view_if_needed()
+
+    def load_model(self) -> None:
+        """Presses the button and waits for the model's first answers."""
+        self.near("maker")
+        self.page.click("#load-model")
+        self.page.wait_for_selector("#made-answers tbody tr", timeout=60_000)
