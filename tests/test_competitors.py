@@ -21,9 +21,10 @@ CONFIGS = {
     "yollava": dict(lr=1e-2, tokens=3, recognition=0.5, hard_negatives=2),
     "lova3": dict(**LORA, asking=0.5, assessing=0.5),
     "tg_llava": dict(**LORA, lr_guidance=3e-3, side=4, latents=3),
+    "retrieved": dict(**LORA, statements=2),
     "user_lora": dict(lr=3e-3, rank=2, alpha=2, pooled_rank=2),
 }
-SERVES_NEW_USERS = ("lova3", "tg_llava", "user_lora")
+SERVES_NEW_USERS = ("lova3", "tg_llava", "retrieved", "user_lora")
 BACKBONES = pytest.mark.parametrize("backbone", ["llava", "qwen2_5_vl"])
 KINDS = pytest.mark.parametrize("kind", CONFIGS)
 

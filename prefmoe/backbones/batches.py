@@ -221,6 +221,11 @@ class Collator:
         """A question as it is put."""
         return example
 
+    def told(self, example: Example) -> Hashable:
+        """What names the part of the profile that a question is shown with: prompts that show the same part of one
+        profile are longer by the same number of tokens."""
+        return example.facet_id if self.profile == "statement" else None
+
     def conversation(
         self, example: Example, user: User, transcript: Sequence[Turn]
     ) -> tuple[list[dict[str, Any]], Sequence[Picture]]:

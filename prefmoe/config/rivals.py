@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefmoe.config.method_settings import MethodSettings
+from prefmoe.config.methods import LoRAMethod
 
 
 class UserLoRAMethod(MethodSettings):
@@ -28,3 +29,23 @@ class UserLoRAMethod(MethodSettings):
     @property
     def information_in_training(self) -> str:
         return "answers"
+
+
+class RetrievedMethod(LoRAMethod):
+    """LoRA that is shown what a retriever finds in the user's profile."""
+
+    module = "prefmoe.models.retrieved"
+    kind: Literal["retrieved"]
+    statements: int = Field(2, ge=1, le=6, description="of a profile's five and its description, in every prompt")
+
+    @model_validator(mode="after")
+    def _frozen_index(self) -> RetrievedMethod:
+        if self.profile != "none":
+            raise ValueError("what is retrieved stands in the place of the profile: leave the setting profile out")
+        if self.projector:
+            raise ValueError("the index reads pictures by way of the projector, which has to stay as it is")
+        return self
+
+    @property
+    def information(self) -> str:
+        return f"{self.statements} retrieved statement{'s' * (self.statements > 1)} of the profile"

@@ -90,11 +90,11 @@ def context_tokens(method: Method, examples: Sequence[Example]) -> float:
     if collator.profile == "none" and not collator.wording.opening:
         return float(collator.prefix_length)
     plain = collator.untold()
-    # How long it is depends on the user, and on the facet where a statement is all that is shown.
+    # How long it is depends on the user, and on the question where a part of the profile is all that is shown.
     counts: dict[Any, int] = {}
     total = 0
     for example in examples:
-        key = example.name, example.facet_id if collator.profile == "statement" else None
+        key = example.name, collator.told(example)
         if key not in counts:
             counts[key] = collator.length(example) - plain.length(example)
         total += counts[key]
