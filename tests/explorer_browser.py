@@ -55,8 +55,8 @@ class Visit:
         requests: addresses in their order. received: bytes of the answers so far. errors: that no code caught.
     """
 
-    def __init__(self, browser, address: str, *, width: int = 1200, script: str = "") -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 800})
+    def __init__(self, browser, address: str, *, width: int = 1200, touch: bool = False, script: str = "") -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 800}, has_touch=touch)
         self.requests: list[str] = []
         self.errors: list[str] = []
         self.received = 0
@@ -79,3 +79,8 @@ class Visit:
         self.near("maker")
         self.page.click("#load-model")
         self.page.wait_for_selector("#made-answers tbody tr", timeout=60_000)
+
+    def addressed(self, *parts: str) -> None:
+        """Waits until the address has these parts: it follows what is chosen with a pause."""
+        for part in parts:
+            self.page.wait_for_function("(part) => location.hash.includes(part)", arg=part)

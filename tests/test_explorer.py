@@ -319,9 +319,29 @@ def test_a_click_on_a_picture_a_user_and_a_method_changes_what_is_shown_and_the_
     cells = page.locator("#answers tr.chosen td").all_inner_texts()
     assert f"{GRID['p_yes'][method][item][user] / 10000:.2f}".lstrip("0") in cells[1]
     assert page.inner_text("#reading").startswith("Non-tuned with profile says")
-    address = page.url
-    again = visit(address.partition("#")[2]).page
+    one.addressed("item=pizza", "second=Zoe", "method=NT-profile")
+    again = visit(page.url.partition("#")[2]).page
     assert again.inner_text("#answers") == page.inner_text("#answers")
+
+
+def test_a_finger_will_do(visit):
+    one = visit(width=390, touch=True)
+    page = one.page
+    page.tap("summary:has-text('another picture')")
+    page.tap("#pick-picture label:has(input[value=pizza])")
+    page.tap("summary:has-text('the two users')")
+    page.tap("#pick-user button:has-text('Zoe')")
+    page.tap("#answers label:has-text('Non-tuned with profile')")
+    page.tap("#cut", position={"x": 60, "y": 15})
+    one.addressed("item=pizza", "second=Zoe", "method=NT-profile", "t=0.")
+    assert float(page.inner_text("#cut-shown")) < 0.3 and "Zoe" in page.inner_text("#cards")
+
+
+def test_a_link_to_a_part_keeps_what_was_chosen(visit):
+    one = visit("item=pizza")
+    one.page.click("nav a[href='#maps']")
+    one.addressed("item=pizza")
+    assert "pizza" in one.page.inner_text("#shown-facts")
 
 
 def test_the_profiles_are_those_of_the_benchmark(visit):
@@ -347,7 +367,8 @@ def test_dragging_the_threshold_moves_methods_and_leaves_their_auc(visit, with_p
     page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + box["height"] / 2, steps=4)
     page.mouse.up()
     after = cells()
-    assert float(page.inner_text("#cut-shown")) > 0.8 and "t=0.9" in page.url
+    one.addressed("t=0.9")
+    assert float(page.inner_text("#cut-shown")) > 0.8
     assert {name: row[3] for name, row in before.items()} == {name: row[3] for name, row in after.items()}
     assert all(float(after[name][k]) < float(before[name][k]) for name in ("LoRA", "PrefMoE") for k in (0, 1))
 
@@ -359,13 +380,14 @@ def test_everything_is_done_by_keys(visit, lively):
     assert page.evaluate("document.activeElement.className") == "skip"
     page.focus("#pick-picture input[value=movies]")
     page.keyboard.press("ArrowRight")
-    assert "item=concerts" in page.url
+    one.addressed("item=concerts")
     page.focus("#pick-user button:has-text('Theo')")
     page.keyboard.press("Enter")
     assert "Theo" in page.inner_text("#cards")
     page.focus("#answers input:checked")
     page.keyboard.press("ArrowUp")
-    assert "method=LoRA" in page.url and page.evaluate("document.activeElement.value") == "LoRA"
+    one.addressed("method=LoRA")
+    assert page.evaluate("document.activeElement.value") == "LoRA"
     page.focus("#cut")
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#cut-shown") == ".51"
@@ -400,7 +422,8 @@ def test_likes_and_dislikes_exchanged_change_no_answer_and_other_things_do(livel
     even = after(lambda: page.check("input[name=routing][value=hand]"))
     page.focus("#gate-0")
     alone = after(lambda: page.keyboard.press("End"))
-    assert max(abs(alone[item] - even[item])[0] for item in even) > 1e-4 and "gates=100" in page.url
+    lively.addressed("gates=100")
+    assert max(abs(alone[item] - even[item])[0] for item in even) > 1e-4
     assert max(abs(alone[item] - even[item])[1:].max() for item in even) < 1e-6
 
 
@@ -416,7 +439,8 @@ def test_maps_change_with_perplexity_and_seed_and_purity_does_not(visit, with_pl
     other, same = read()
     page.select_option("#map-seed", "1")
     page.wait_for_function("(old) => document.getElementById('map').innerHTML !== old", arg=other)
-    assert purity == same == read()[1] and "perplexity=5" in page.url and "seed=1" in page.url
+    one.addressed("perplexity=5", "seed=1")
+    assert purity == same == read()[1]
 
 
 def test_drawing_users_gives_an_interval_about_the_books(visit, with_plots):

@@ -5,16 +5,26 @@
   const defaults = {
     item: "", first: "", second: "", method: "PrefMoE", t: "0.5",
     start: "", name: "", face: "", likes: "", dislikes: "", asked: "", question: "0", routing: "router", gates: "",
-    tokens: "full token", stage: "after training", perplexity: "30", seed: "0", colour: "facet",
+    tokens: "residual", stage: "after training", perplexity: "30", seed: "0", colour: "group",
     one: "LoRA", other: "PrefMoE", measure: "auc_same", chance: "1",
   };
+  const PAUSE = 300; // milliseconds: browsers refuse addresses that change with every step of a slider
   const listeners = [];
   let state = {};
+  let written = -PAUSE;
+  let waiting = 0;
 
   const read = () => {
     const given = new URLSearchParams(location.hash.slice(1));
     state = { ...defaults };
     for (const key of Object.keys(defaults)) if (given.has(key)) state[key] = given.get(key);
+  };
+
+  const write = () => {
+    written = performance.now();
+    waiting = 0;
+    const shown = Object.entries(state).filter(([key, value]) => value !== defaults[key]);
+    history.replaceState(null, "", `#${new URLSearchParams(shown)}`);
   };
 
   explorer.address = {
@@ -25,8 +35,8 @@
       const changed = Object.keys(changes).filter((key) => state[key] !== String(changes[key]));
       if (!changed.length) return;
       for (const key of changed) state[key] = String(changes[key]);
-      const shown = Object.entries(state).filter(([key, value]) => value !== defaults[key]);
-      history.replaceState(null, "", `#${new URLSearchParams(shown)}`);
+      if (performance.now() - written > PAUSE) write();
+      else if (!waiting) waiting = setTimeout(write, PAUSE);
       for (const [keys, listener] of listeners) if (keys.some((key) => changed.includes(key))) listener();
     },
 
@@ -39,6 +49,10 @@
 
   read();
   window.addEventListener("hashchange", () => {
+    if (document.getElementById(location.hash.slice(1))) { // a part was asked for: the state stays
+      write();
+      return;
+    }
     read();
     for (const [, listener] of listeners) listener();
   });

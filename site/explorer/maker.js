@@ -199,7 +199,7 @@
     if (!rows.length) fill("made-reading", "Choose a picture to ask about.");
     else {
       times.sort((a, b) => a - b);
-      const facet = grid.users[0] && explorer.pictures.facetOf[rows.at(-1).item];
+      const facet = explorer.pictures.facetOf[rows.at(-1).item];
       fill("made-reading", `${times.length} answers, ${times[Math.floor(times.length / 2)].toFixed(0)} ms each on this machine. ` +
         (byHand ? "The gates are yours." : `About ${rows.at(-1).item} (${facet}), the routers give that facet's expert ${share(routed.preference[facets.indexOf(facet)])}; even shares would be ${share(1 / facets.length)}.`));
     }

@@ -195,7 +195,7 @@
     const percent = (part, whole) => `${Math.round((100 * part) / whole)} %`;
     return `This is the clearest case of ${each[0].pairs.toLocaleString("en")}. Over all of them, pictures times pairs of one who likes ` +
       `what is shown and one who does not, LoRA says the same of both users in ${percent(each[0].same, each[0].pairs)} and PrefMoE in ` +
-      `${percent(each[1].same, each[1].pairs)}; yes to the right one and no to the other say ${percent(each[0].apart, each[0].pairs)} and ` +
+      `${percent(each[1].same, each[1].pairs)}; the one who likes it gets a yes and the other a no in ${percent(each[0].apart, each[0].pairs)} and ` +
       `${percent(each[1].apart, each[1].pairs)}. Choose others and see.`;
   };
 
@@ -203,7 +203,9 @@
   if (window.matchMedia("(max-width: 44rem)").matches) {
     for (const part of document.querySelectorAll("#pictures details")) part.open = false;
   }
-  fill("origin", "Every answer here was computed with the code of this repository, from runs that are named in the page's data.");
+  const { edition, backbone, seed, commits } = explorer.data.made;
+  fill("origin", `Every answer was computed with the code of this repository: edition ${edition}, ${backbone}, seed ${seed} (three seeds from the second ` +
+    `part on), runs of commit ${commits.join(", ")}.`);
   address.follow(["item", "first", "second", "method"], show);
 
   explorer.pictures = { liking, facetOf, clearest, pairsWon, counted };

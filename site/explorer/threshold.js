@@ -50,7 +50,7 @@
         x: { domain: [0, 1], label: "Collapse →" }, y: { domain: [0, 1], label: "↑ Recall" },
         marks: [
           Plot.line([[0, 0], [1, 1]], { stroke: "#767676", strokeDasharray: "4 4" }),
-          Plot.line(lines, { x: "collapse", y: "recall", z: "label", stroke: (point) => grid.looks[point.label][0], strokeOpacity: 0.55 }),
+          Plot.line(lines, { x: "collapse", y: "recall", z: "label", stroke: (point) => grid.looks[point.label][0], strokeWidth: 1.1 }),
           ...points.map((point) => Plot.dot([point], {
             x: "collapse", y: "recall", r: 7, symbol: charts.symbol(grid.looks[point.label][1]),
             fill: grid.looks[point.label][0], stroke: "white",

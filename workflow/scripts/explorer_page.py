@@ -43,6 +43,9 @@ PACKAGES = {
     "@observablehq/plot/LICENSE": "LICENCE-plot.txt",
 }
 RUNTIME = "onnxruntime-web/dist"
+RUNTIME_LICENCE = "LICENCE-onnxruntime.txt"
+"""Committed, as the package has none in it."""
+
 EXPORTED_WITH = ("torch", "transformers", "onnx", "onnxscript")
 
 
@@ -61,7 +64,10 @@ def build(target: Path, clone: Path = ROOT, cache: Path = CACHE) -> list[str]:
         missing = [*write_packages(clone, target / "vendor", cache), *write_model(clone, target / "model", cache)]
     asked_for = [target / "vendor" / name for name in ("ort.wasm.min.js", "runtime.js")]
     size = sum(path.stat().st_size for path in [*asked_for, *(target / "model").iterdir()] if path.is_file())
-    received(target / "data" / "made.js", "made", {"missing": missing, "megabytes": round(size / 1e6)})
+    about = json.loads((clone / ASSETS / "about.json").read_bytes())
+    commits = sorted({str(run["git_commit"])[:7] for run in about["runs"].values()})
+    origin = {key: about[key] for key in ("edition", "backbone", "seed")} | {"commits": commits}
+    received(target / "data" / "made.js", "made", {"missing": missing, "megabytes": round(size / 1e6)} | origin)
     return missing
 
 
@@ -128,10 +134,7 @@ def write_packages(clone: Path, folder: Path, cache: Path) -> Iterator[str]:
         "ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")}  # fmt: skip
     loader, helper, program = runtime.values()
     shutil.copyfile(loader, folder / loader.name)
-    (folder / "LICENCE-onnxruntime.txt").write_text(
-        "onnxruntime-web: MIT licence, Copyright (c) Microsoft Corporation, https://github.com/microsoft/onnxruntime\n",
-        encoding="utf-8",
-    )
+    shutil.copyfile(clone / SOURCE / RUNTIME_LICENCE, folder / RUNTIME_LICENCE)
     content = {"helper": helper.read_text(encoding="utf-8"), "program": packed(program.read_bytes())}
     received(folder / "runtime.js", "runtime", content)
 
@@ -179,7 +182,7 @@ def write_model(clone: Path, folder: Path, cache: Path) -> Iterator[str]:
 
 def exported(clone: Path, cache: Path) -> tuple[Path | None, str]:
     """The folder with the exported graphs and tables of the committed adapters, made where it is not; or None and why
-    not. Raises ValueError if the adapters do not belong to the shipped weights."""
+    not."""
     try:
         versions = {name: version(name) for name in EXPORTED_WITH}
     except PackageNotFoundError as error:
@@ -192,7 +195,11 @@ def exported(clone: Path, cache: Path) -> tuple[Path | None, str]:
     place = cache / f"model-{provenance.digest([versions, code, *map(content_digest, causes)], 8)}"
     if (finished := place / "finished").is_file():
         return place, ""
-    adapters = explorer_model.read(clone / ASSETS)
+    try:
+        adapters = explorer_model.read(clone / ASSETS)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return None, "its trained parts did not belong to the shipped weights"
     place.mkdir(parents=True, exist_ok=True)
     found = explorer_model.tables(adapters)
     tensors = {name: tensor.detach().contiguous().numpy().astype("<f4") for name, tensor in found.items()}
