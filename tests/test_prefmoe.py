@@ -18,8 +18,8 @@ from prefmoe.models.base import CONFIG_FILE, WEIGHTS_FILE, Method, MethodError, 
 from prefmoe.models.baselines import LoRA
 from prefmoe.models.free_users import FreeUsers
 from prefmoe.models.moe_lora import MixtureOfLoRA
-from prefmoe.models.prefix import PrefixHook
-from prefmoe.models.prefmoe import PrefMoE, masked_mean
+from prefmoe.models.prefix import PrefixHook, masked_mean
+from prefmoe.models.prefmoe import PrefMoE
 
 ALL = [COMPONENTS[:n] for n in range(1, 7)]
 BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])

@@ -62,6 +62,13 @@ from prefmoe.config.methods import (
     TGLLaVAMethod,
     YoLLaVAMethod,
 )
-from prefmoe.config.rivals import RetrievedMethod, UserLoRAMethod
+from prefmoe.config.rivals import (
+    EmbeddingPrefixMethod,
+    GraphExpertsMethod,
+    HistoryMethod,
+    JointTokensMethod,
+    RetrievedMethod,
+    UserLoRAMethod,
+)
 from prefmoe.config.strict import ConfigError, Setting
 from prefmoe.system.places import ROOT

@@ -49,3 +49,81 @@ class RetrievedMethod(LoRAMethod):
     @property
     def information(self) -> str:
         return f"{self.statements} retrieved statement{'s' * (self.statements > 1)} of the profile"
+
+
+class EmbeddingPrefixMethod(MethodSettings):
+    """One vector per user, fixed beforehand, that a small network turns into soft tokens."""
+
+    table_type = "PEFT"
+    module = "prefmoe.models.embedding_prefix"
+    kind: Literal["embedding_prefix"]
+    lr: float = Field(gt=0)
+    tokens: int = Field(1, ge=1, description="soft tokens made of the vector; 1 as published")
+    width: int = Field(256, ge=1, description="of the network's hidden layer")
+
+    @property
+    def information(self) -> str:
+        return "one vector of profile text and picture"
+
+
+class HistoryMethod(MethodSettings):
+    """An embedder of what a user has answered, attended to by what is asked."""
+
+    table_type = "PEFT"
+    module = "prefmoe.models.history"
+    kind: Literal["history"]
+    lr: float = Field(gt=0)
+    width: int = Field(128, ge=1, description="of keys, queries and the hidden layer that values come from")
+
+    @property
+    def information(self) -> str:
+        return "the user's answers to training questions"
+
+    @property
+    def information_in_training(self) -> str:
+        return "answers, other than the one asked for"
+
+
+class GraphExpertsMethod(MethodSettings):
+    """A graph of users and kinds of things, whose users lead the gate of LoRA experts."""
+
+    table_type = "PEFT"
+    module = "prefmoe.models.graph_experts"
+    kind: Literal["graph_experts"]
+    lr: float = Field(gt=0, description="of experts and gate")
+    lr_graph: float = Field(1e-2, gt=0, description="of the vectors of users and kinds")
+    kinds: int = Field(64, ge=1, description="kinds of pictures asked about, which are the graph's items")
+    size: int = Field(32, ge=1, description="of the vectors")
+    experts: int = Field(8, ge=1, description="between which a user's gate chooses")
+    expert_rank: int = Field(2, ge=1)
+    pooled_rank: int = Field(4, ge=0, description="of the expert that everybody has; 0 for none")
+    neighbours: int = Field(5, ge=1, description="trained users of whom an unseen one is made")
+    graph_weight: float = Field(0.5, ge=0, description="of the loss that tells liked from disliked kinds")
+    last_layers: int | None = Field(None, ge=1, description="decoder layers adapted; all when absent")
+
+    @property
+    def information(self) -> str:
+        return "answers of the user and of alike users"
+
+    @property
+    def information_in_training(self) -> str:
+        return "answers"
+
+
+class JointTokensMethod(MethodSettings):
+    """Tokens of several users in one prompt, trained together."""
+
+    table_type = "PEFT"
+    module = "prefmoe.models.joint_tokens"
+    kind: Literal["joint_tokens"]
+    lr: float = Field(gt=0)
+    tokens: int = Field(16, ge=1, description="latent tokens per user, beside the user's word")
+    together: int = Field(2, ge=1, description="users in a prompt, the one asked about among them")
+
+    @property
+    def information(self) -> str:
+        return "tokens made of profile pictures and learned from answers"
+
+    @property
+    def information_in_training(self) -> str:
+        return "profile pictures and answers"

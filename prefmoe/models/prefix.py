@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -60,3 +61,9 @@ class PrefixHook:
         # Without a cache, generation embeds the whole sequence again, longer by what it has generated.
         mask = nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]))
         return output.masked_scatter(mask.unsqueeze(-1).to(output.device), tokens.to(output))
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of values (B, T, H) over the positions in mask (B, T), as (B, H) float32; 0 without positions."""
+    total = torch.einsum("bth,bt->bh", values, mask.to(values.dtype))
+    return total.float() / mask.sum(1, keepdim=True).clamp_min(1)

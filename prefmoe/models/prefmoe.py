@@ -39,7 +39,7 @@ from prefmoe.models.free_users import FreeUsers, UserTokens
 from prefmoe.models.growing import with_rows
 from prefmoe.models.lora import install_lora
 from prefmoe.models.moe_lora import HierarchicalRouter, install_mixture
-from prefmoe.models.prefix import PrefixHook
+from prefmoe.models.prefix import PrefixHook, masked_mean
 from prefmoe.models.published_routers import STD, PublishedRouter
 from prefmoe.models.routing import Routing
 from prefmoe.models.user_state import CounterfactualUsers, FactorisedUsers
@@ -334,9 +334,3 @@ class PrefMoE(Method, settings=PrefMoEMethod):
         if self.config.user_state == "frozen":
             kept |= dict(self.user_state.named_parameters())
         return {f"user_state.{name}": tensor for name, tensor in kept.items()}
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of values (B, T, H) over the positions in mask (B, T), as (B, H) float32; 0 without positions."""
-    total = torch.einsum("bth,bt->bh", values, mask.to(values.dtype))
-    return total.float() / mask.sum(1, keepdim=True).clamp_min(1)

@@ -1,0 +1,208 @@
+"""Users who answer alike learn from each other: a graph of users and kinds of things leads a mixture of LoRA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+from torch.nn.functional import normalize, rms_norm, softplus
+
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.batches import Batch
+from prefmoe.config import GraphExpertsMethod
+from prefmoe.data.benchmark import Benchmark, Example, User
+from prefmoe.models.adapted_linear import AdaptedLinear, is_plain
+from prefmoe.models.anchors import encode_users
+from prefmoe.models.base import Method
+from prefmoe.models.free_users import trained_rows
+from prefmoe.models.growing import with_rows
+from prefmoe.models.moe_lora import scaled_low_rank
+
+LIKENESS = 0.1
+"""Temperature of the softmax over how alike profiles are."""
+
+
+class GraphExperts(Method, settings=GraphExpertsMethod):
+    """CoPL (Choi et al. 2025, arXiv 2503.01658): collaborative filtering by a graph, then a mixture of LoRA experts.
+
+    The graph has the trained users on one side and kinds of pictures on the other, which are clusters of what training
+    questions show. An edge says that a user answered to like (1) or not to like (-1) a kind more often than not.
+    Light graph convolution (He et al. 2020, arXiv 2002.02126) over two hops, with the signed edges over the
+    square roots of both degrees and no weights of its own, makes each user of kinds and of users who judge the
+    same kinds alike: the mean of the three layers is the user's vector. A gate, softmax of a linear map of it, weighs
+    LoRA experts, beside one that everybody has; and the vectors are to tell liked from disliked kinds (the term
+    ``graph``).
+
+    A user without training questions is no part of the graph. The vector is then that of the trained users whose
+    profiles are most alike: a mean weighed by the softmax of the cosines of facet anchors.
+
+    Departures: the paper first learns the graph and then the experts, here all learns at once; its items are
+    responses of models, its edges pairs of a preferred and another one; it adapts to an unseen user by a few
+    judgements of this user, here by the profile; the answer of a training question is among the edges that its own
+    user is made of.
+    """
+
+    auxiliary = frozenset({"graph"})
+    adapts_to_user = True
+
+    def __init__(self, config: GraphExpertsMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
+        super().__init__(config, backbone, benchmark, **options)
+        device, users = backbone.device, list(benchmark.users.values())
+        trained = trained_rows(benchmark, device)
+        signs = edges(backbone, benchmark, config.kinds, self.seed)[trained.cpu()].to(device)  # (T, K)
+        self.register_buffer("signs", signs, persistent=False)
+        self.register_buffer("adjacency", normalised(signs), persistent=False)  # (T, K)
+        profiles = self._profiles(users)
+        self.register_buffer("known_profiles", profiles[trained], persistent=False)  # (T, F H)
+        alike = self._alike(profiles)
+        own = torch.eye(len(signs), device=device)
+        alike[trained] = own
+        self.register_buffer("shares", alike, persistent=False)  # (U, T) of which trained users a user is made
+        self.people, self.things = (
+            nn.Parameter(torch.randn(count, config.size, device=device) / math.sqrt(config.size))
+            for count in signs.shape
+        )
+        self.gate = nn.Linear(config.size, config.experts).to(device)
+        self.gating = Gating()
+        ranks = {"rank": config.pooled_rank + config.experts * config.expert_rank}
+        for name in backbone.target_modules(config.last_layers):
+            base = self.model.get_submodule(name)
+            self.model.set_submodule(name, GatedLinear(base, self.gating, **ranks))
+        self.experts = [p for p in self.model.parameters() if p.requires_grad]
+
+    def _profiles(self, users: Sequence[User]) -> Tensor:
+        """(N, F H) the facets' anchors side by side."""
+        return encode_users(self.backbone, list(users), "embedding")[0][:, 3:].flatten(1)
+
+    def _alike(self, profiles: Tensor) -> Tensor:
+        """(N, T) the share of each trained user in somebody of such a profile."""
+        centre = self.known_profiles.mean(0)
+        likeness = normalize(profiles - centre, dim=1) @ normalize(self.known_profiles - centre, dim=1).T  # (N, T)
+        nearest = likeness.topk(min(self.config.neighbours, likeness.shape[1]), dim=1)
+        return torch.zeros_like(likeness).scatter(1, nearest.indices, (nearest.values / LIKENESS).softmax(1))
+
+    # --- training and asking
+
+    def convolved(self) -> tuple[Tensor, Tensor]:
+        """The vectors of trained users (T, D) and of kinds (K, D): means over zero, one and two hops."""
+        people, things = [self.people], [self.things]
+        for _ in range(2):
+            people, things = (
+                [*people, self.adjacency @ things[-1]],
+                [*things, self.adjacency.T @ people[-1]],
+            )
+        return torch.stack(people).mean(0), torch.stack(things).mean(0)
+
+    @contextmanager
+    def context(self, batch: Batch) -> Iterator[None]:
+        config = self.config
+        people, _ = self.convolved()
+        asked = self.shares[batch.user] @ people  # (B, D)
+        gate = self.gate(rms_norm(asked, asked.shape[1:], eps=1e-12)).softmax(1)
+        scale = config.experts * gate.repeat_interleave(config.expert_rank, dim=1)  # an even mixture is a plain LoRA
+        self.gating.scale = torch.cat([scale.new_ones(len(scale), config.pooled_rank), scale], dim=1)
+        self.gating.gates = {"experts": gate.detach()}
+        try:
+            yield
+        finally:
+            self.gating.scale = None
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The answers' loss, and the mean logistic loss of the graph's edges."""
+        terms = super().training_losses(batch)
+        people, things = self.convolved()
+        known = self.signs != 0
+        wrong = softplus(-self.signs * (people @ things.T)) * known
+        return {**terms, "graph": self.config.graph_weight * wrong.sum() / known.sum().clamp_min(1)}
+
+    def gates(self, output: Any = None) -> dict[str, Tensor]:
+        return self.gating.gates
+
+    def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        return {
+            "experts": (self.experts, self.config.lr),
+            "gate": (list(self.gate.parameters()), self.config.lr),
+            "graph": ([self.people, self.things], self.config.lr_graph),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        edges = {"likes": int((self.signs > 0).sum()), "dislikes": int((self.signs < 0).sum())}
+        return {**super().describe(), "graph": {"users": len(self.signs), "kinds": self.signs.shape[1], **edges}}
+
+    # --- users
+
+    def _encode_user(self, user: User) -> Tensor:
+        return self._alike(self._profiles([user]))
+
+    def _append_user(self, groups: list[int], encoded: Tensor | None) -> None:
+        new = self.shares.new_zeros(1, self.shares.shape[1]) if encoded is None else encoded
+        self.shares = with_rows(self, "shares", new)
+
+    def _buffers_to_save(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ("signs", "adjacency", "known_profiles", "shares")}
+
+
+def verdict(example: Example) -> int:
+    """What an answered question says of its user: 1 to like what the picture shows, -1 not to, 0 neither."""
+    if example.category != "preference" or example.is_multiple_choice:
+        return 0
+    return 1 if (example.answer == 4) != example.semantic_invert else -1
+
+
+def edges(backbone: Backbone, benchmark: Benchmark, kinds: int, seed: int) -> Tensor:
+    """(U, K) the signed edges between users and kinds of pictures, of the training questions alone; K is ``kinds``, or
+    how many different pictures there are where these are fewer."""
+    judged = [example for example in benchmark.select("train") if verdict(example)]
+    counts = torch.zeros(len(benchmark.users), 1)
+    if judged:
+        means = [tokens.float().mean(0).cpu() for tokens in backbone.image_features([e.image for e in judged])]
+        pictures = torch.stack(means)
+        count = min(kinds, len(pictures.unique(dim=0)))
+        found = KMeans(count, n_init=4, random_state=seed).fit_predict(pictures.numpy())
+        users = torch.tensor([benchmark.row(example.name) for example in judged])
+        values = torch.tensor([float(verdict(example)) for example in judged])
+        counts = torch.zeros(len(benchmark.users), count)
+        counts.index_put_((users, torch.from_numpy(found).long()), values, accumulate=True)
+    return counts.sign()
+
+
+def normalised(signs: Tensor) -> Tensor:
+    """Signed edges (T, K) over the square roots of both ends' degrees; 0 where there is no edge."""
+    degrees = [signs.abs().sum(axis, keepdim=True).clamp_min(1) for axis in (1, 0)]
+    return signs / (degrees[0] * degrees[1]).sqrt()
+
+
+class Gating:
+    """What all layers read of the gate: ``scale`` (B, R), None for the plain backbone; the latest gates stay."""
+
+    scale: Tensor | None = None
+    gates: dict[str, Tensor] = {}
+
+
+class GatedLinear(nn.Module):
+    """A frozen linear layer plus LoRA experts, side by side in one A (R, in) and one B (out, R), in its place."""
+
+    is_adapter = True
+
+    def __init__(self, base: nn.Linear, gating: Gating, rank: int) -> None:
+        super().__init__()
+        self.base_layer, self.gating = base, gating
+        device, bound = base.weight.device, 1 / math.sqrt(base.in_features)
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device).uniform_(-bound, bound))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, ..., in) to (B, ..., out)."""
+        base = self.base_layer
+        if self.gating.scale is None:
+            return base(x)
+        scale = self.gating.scale.to(x.device)
+        if is_plain(base, self.lora_A, x):
+            return AdaptedLinear.apply(x, base.weight, base.bias, self.lora_A, self.lora_B, scale, None)
+        output = base(x)
+        return output + scaled_low_rank(x.to(self.lora_A.dtype), self.lora_A, self.lora_B, scale).to(output.dtype)
