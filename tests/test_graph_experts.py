@@ -1,0 +1,141 @@
+"""The graph: convolution against a loop over edges, signs from training answers alone, gates that are the users'."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from method_checks import batch_of, logits
+from torch.nn.functional import cosine_similarity
+
+from prefmoe.config import GraphExpertsMethod
+from prefmoe.data.benchmark import Benchmark
+from prefmoe.models.anchors import encode_users
+from prefmoe.models.base import build_method
+from prefmoe.models.graph_experts import LIKENESS, GatedLinear, GraphExperts, edges, normalised, verdict
+from prefmoe.models.moe_lora import expert_mixture
+
+SETTINGS = {"kinds": 5, "size": 6, "experts": 3, "expert_rank": 2, "pooled_rank": 2, "neighbours": 2}
+BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+
+
+def build(backbone, benchmark: Benchmark, **changes) -> GraphExperts:
+    config = GraphExpertsMethod(kind="graph_experts", label="Graph", lr=1e-2, **(SETTINGS | changes))
+    return build_method(config, backbone, benchmark, seed=0).eval()
+
+
+def without(benchmark: Benchmark, name: str) -> Benchmark:
+    train = tuple(i for i in benchmark.splits["train"] if benchmark.examples[i].name != name)
+    return replace(benchmark, splits={**benchmark.splits, "train": train}, digest=f"without {name}")
+
+
+def test_convolution_is_a_loop_over_edges(tiny_backbone, tiny_benchmark):
+    method = build(tiny_backbone(), tiny_benchmark)
+    torch.manual_seed(0)
+    method.signs = torch.randint(-1, 2, (4, 5)).float()
+    method.adjacency = normalised(method.signs)
+    with torch.no_grad():
+        method.things = torch.nn.Parameter(torch.randn(5, 6))
+    pairs = [(u, k, float(method.signs[u, k])) for u in range(4) for k in range(5) if method.signs[u, k]]
+    degree = [sum(u == v for v, _, _ in pairs) for u in range(4)], [sum(k == j for _, j, _ in pairs) for k in range(5)]
+    layers = [(method.people.detach(), method.things.detach())]
+    for _ in range(2):
+        people, things = torch.zeros(4, 6), torch.zeros(5, 6)
+        for u, k, sign in pairs:
+            weight = sign / math.sqrt(degree[0][u] * degree[1][k])
+            people[u] += weight * layers[-1][1][k]
+            things[k] += weight * layers[-1][0][u]
+        layers.append((people, things))
+    for side, found in enumerate(method.convolved()):
+        torch.testing.assert_close(found.detach(), sum(layer[side] for layer in layers) / 3)
+
+
+def test_edges_are_what_training_answers_say_more_often_than_not(tiny_backbone, tiny_benchmark):
+    examples = dict(tiny_benchmark.examples)
+    first = next(e for e in tiny_benchmark.select("train") if verdict(e))
+    examples[first.index] = first.model_copy(update={"semantic_invert": True})
+    benchmark = replace(tiny_benchmark, examples=examples, digest="one asked the other way")
+    found = edges(tiny_backbone(), benchmark, 100, 0)  # as many kinds as pictures: each question has its own
+    judged = [e for e in benchmark.select("train") if e.category == "preference" and not e.options]
+    assert found.shape == (4, len({e.image for e in judged})) and judged
+    for name, row in zip(benchmark.users, found, strict=True):
+        own = [e for e in judged if e.name == name]
+        likes = sum((e.answer == 4) != e.semantic_invert for e in own)
+        assert (int((row > 0).sum()), int((row < 0).sum())) == (likes, len(own) - likes)
+    few = edges(tiny_backbone(), benchmark, 2, 0)
+    assert few.shape == (4, 2) and set(few.unique().tolist()) <= {-1.0, 0.0, 1.0}
+
+
+def test_no_test_answer_is_an_edge(tiny_backbone, tiny_benchmark):
+    tested = set(tiny_benchmark.splits["test"])
+    examples = {i: e.model_copy(update={"answer": 9 - e.answer}) if i in tested and e.answer > 3 else e
+                for i, e in tiny_benchmark.examples.items()}  # fmt: skip
+    other = build(tiny_backbone(), replace(tiny_benchmark, examples=examples, digest="other test answers"))
+    method = build(tiny_backbone(), tiny_benchmark)
+    assert method.signs.any() and torch.equal(other.signs, method.signs)
+    assert torch.equal(logits(other), logits(method))
+
+
+@BOTH
+@torch.no_grad()
+def test_layers_are_a_mixture_of_each_user_s_gate_beside_a_plain_lora(tiny_backbone, tiny_benchmark, kind):
+    method = build(tiny_backbone(kind), tiny_benchmark)
+    layer = next(module for module in method.model.modules() if isinstance(module, GatedLinear))
+    layer.lora_B.normal_()
+    method.gate.weight.mul_(20)
+    batch = batch_of(method, tiny_benchmark.select("test")[::5], with_answer=False)
+    x = torch.randn(len(batch), 3, layer.base_layer.in_features)
+    people = method.convolved()[0]
+    asked = people[batch.user]
+    gate = method.gate(asked / asked.square().mean(1, keepdim=True).sqrt()).softmax(1)
+    A, B = layer.lora_A[2:].view(3, 2, -1), layer.lora_B[:, 2:].reshape(-1, 3, 2).transpose(0, 1)
+    expected = layer.base_layer(x) + x @ layer.lora_A[:2].T @ layer.lora_B[:, :2].T
+    expected = expected + expert_mixture(x, A, B, 3 * gate)
+    with method.context(batch):
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(method.gates()["experts"], gate, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x), layer.base_layer(x))
+    assert (gate.amax(1) > 0.4).any()
+
+
+@BOTH
+def test_untrained_it_is_the_backbone(tiny_backbone, tiny_benchmark, kind):
+    method = build(tiny_backbone(kind), tiny_benchmark)
+    batch = batch_of(method, tiny_benchmark.select("test")[:4], with_answer=False)
+    with torch.no_grad():
+        plain = tiny_backbone(kind).model(**batch.inputs).logits
+    torch.testing.assert_close(logits(method), plain)
+
+
+def test_the_graph_s_loss_is_the_mean_over_its_edges(tiny_backbone, tiny_benchmark):
+    method = build(tiny_backbone(), tiny_benchmark, graph_weight=0.3)
+    batch = batch_of(method)
+    with torch.no_grad(), method.context(batch):
+        found = method.training_losses(batch)["graph"]
+        people, things = method.convolved()
+    terms = []
+    for u in range(4):
+        for k in range(things.shape[0]):
+            if sign := float(method.signs[u, k]):
+                terms.append(math.log1p(math.exp(-sign * float(people[u] @ things[k]))))
+    assert float(found) == pytest.approx(0.3 * sum(terms) / len(terms), rel=1e-4)
+
+
+@torch.no_grad()
+def test_an_unseen_user_is_made_of_those_with_the_most_alike_profiles(tiny_backbone, tiny_benchmark):
+    benchmark = without(tiny_benchmark, "Bob")
+    method = build(tiny_backbone(), benchmark)
+    assert method.signs.shape[0] == 3 and torch.equal(method.shares[[0, 2, 3]], torch.eye(3))
+    profiles = encode_users(tiny_backbone(), list(benchmark.users.values()), "embedding")[0][:, 3:].flatten(1)
+    known = profiles[[0, 2, 3]]
+    likeness = [float(cosine_similarity(profiles[1] - known.mean(0), one - known.mean(0), dim=0)) for one in known]
+    best = sorted(range(3), key=lambda place: -likeness[place])[:2]
+    weights = torch.tensor([likeness[place] for place in best]).div(LIKENESS).softmax(0)
+    expected = torch.zeros(3)
+    expected[best] = weights
+    torch.testing.assert_close(method.shares[1], expected, rtol=1e-3, atol=1e-4)
+    assert method.shares[1].argmax() == 0  # Ann, whose preferences are Bob's
+    row = method.add_user(benchmark.users["Bob"].model_copy(update={"name": "Eve"}))
+    torch.testing.assert_close(method.shares[row], method.shares[1])
