@@ -52,23 +52,18 @@ class Visit:
     """A page that was opened, with what it asked for and what went wrong in it.
 
     Attributes:
-        requests: addresses in their order. received: bytes of the answers so far. errors: that no code caught.
+        requests: addresses in their order. errors: that no code caught.
     """
 
     def __init__(self, browser, address: str, *, width: int = 1200, touch: bool = False, script: str = "") -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 800}, has_touch=touch)
         self.requests: list[str] = []
         self.errors: list[str] = []
-        self.received = 0
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("requestfinished", self._count)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         if script:
             self.page.add_init_script(script)
         self.page.goto(address)
-
-    def _count(self, request) -> None:
-        self.received += request.sizes()["responseBodySize"]
 
     def near(self, part: str) -> None:
         """Scrolls to a part, and waits until what it plots is there."""

@@ -74,10 +74,10 @@ def with_model(made) -> None:
 
 @pytest.fixture(scope="module")
 def lively(browser, address, with_model) -> Iterator[Visit]:
-    """A page that has been scrolled through, with the model loaded; ``first_view``: bytes before all that."""
+    """A page that has been scrolled through, with the model loaded; ``first_view``: what it asked for before that."""
     one = Visit(browser, address)
     one.page.wait_for_load_state("networkidle")
-    one.first_view, one.first_requests = one.received, list(one.requests)
+    one.first_view = list(one.requests)
     for part in ("threshold", "maps", "resample"):
         one.near(part)
         one.page.wait_for_selector(f"#{part} .chart svg")
@@ -344,6 +344,25 @@ def test_a_link_to_a_part_keeps_what_was_chosen(visit):
     assert "pizza" in one.page.inner_text("#shown-facts")
 
 
+def test_an_address_with_nonsense_shows_what_is_shown_without_it(visit, with_plots):
+    keys = "item first second method t tokens stage perplexity seed colour one other measure chance".split()
+    shown = []
+    for chosen in ("", "&".join(f"{key}=n.o-n<sense" for key in keys)):
+        one = visit(chosen)
+        for part in ("threshold", "maps", "resample"):
+            one.near(part)
+            one.page.wait_for_selector(f"#{part} .chart svg")
+        shown.append([one.page.inner_text(f"#{part}") for part in ("pictures", "threshold", "maps", "resample")])
+    assert shown[0] == shown[1]
+
+
+def test_a_method_compared_with_itself_differs_by_nothing(visit, with_plots):
+    one = visit("one=LoRA&other=LoRA&measure=recall&first=Uma&second=Uma")
+    one.near("resample")
+    one.page.click("text=Draw 100 times")
+    assert "between .000 and .000" in one.page.inner_text("#resample-reading")
+
+
 def test_the_profiles_are_those_of_the_benchmark(visit):
     page = visit("first=Uma&second=Hana").page
     for user in (one for one in PEOPLE["users"] if one["name"] in ("Uma", "Hana")):
@@ -461,10 +480,13 @@ def test_drawing_users_gives_an_interval_about_the_books(visit, with_plots):
 # What it asks for, and what it says when something is missing
 
 
-def test_no_request_leaves_the_folder_and_the_first_view_is_small(lively, address):
-    assert 0 < lively.first_view < 300_000
-    assert not [name for name in lively.first_requests if "/vendor/" in name or "/model/" in name]
-    inside = (address.rpartition("/")[0], "data:", "blob:")
+def test_no_request_leaves_the_folder_and_the_first_view_is_small(lively, made, address):
+    place = address.removesuffix("index.html")
+    inside = (place, "data:", "blob:")
+    first = [made[0] / name.removeprefix(place) for name in lively.first_view if name.startswith(place)]
+    assert {path.name for path in first} >= {"index.html", "explorer.css", "grid.js", "pictures.webp", "faces.webp"}
+    assert not {path.parent.name for path in first} & {"vendor", "model"}
+    assert sum(path.stat().st_size for path in first) < 300_000
     assert [name for name in lively.requests if not name.startswith(inside)] == []
     assert {name.rpartition("/")[2] for name in lively.requests} >= {
         "ask.js",

@@ -30,6 +30,12 @@
   explorer.address = {
     get: (key) => state[key],
 
+    /** The same, of some values alone: what is chosen before all choice where the address says something else. */
+    among: (key, values) => {
+      const known = values.map(String);
+      return [state[key], defaults[key], known[0]].find((value) => known.includes(value));
+    },
+
     /** Changes some of the state, the address with it, and tells whoever listens. */
     set: (changes) => {
       const changed = Object.keys(changes).filter((key) => state[key] !== String(changes[key]));

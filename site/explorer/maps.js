@@ -20,7 +20,7 @@
       return;
     }
     const { maps, points, perplexities, seeds, neighbours } = explorer.data.maps;
-    const pick = (name, values) => (values.map(String).includes(address.get(name)) ? address.get(name) : String(values[0]));
+    const pick = address.among;
     const stages = [...new Set(maps.map((map) => map.stage))];
     const kinds = [...new Set(maps.map((map) => map.tokens))];
     const options = (values) => values.map((value) => [String(value), String(value)]);

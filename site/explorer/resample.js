@@ -29,15 +29,15 @@
     const labels = [...runs.keys()];
     const name = (label) => grid.methods.find((method) => method.label === label).name;
     const byName = new Map(labels.map((label) => [name(label), label]));
-    const picked = (key, otherwise) => byName.get(address.get(key)) || otherwise;
+    const picked = (key) => byName.get(address.among(key, [...byName.keys()]));
     let draws = [];
     let counts = null;
     let random = null;
     let estimate = null;
 
     const reset = () => {
-      const measure = MEASURES.some(([key]) => key === address.get("measure")) ? address.get("measure") : "auc_same";
-      const [one, other] = [picked("one", "LoRA"), picked("other", "PrefMoE")];
+      const measure = address.among("measure", MEASURES.map(([key]) => key));
+      const [one, other] = [picked("one"), picked("other")];
       const [first, second] = [one, other].map((label) => estimator(asked, runs.get(label), measure));
       estimate = { measure, one, other, first, second, difference: (drawn) => second(drawn) - first(drawn) };
       random = statistics.generator(Number(address.get("chance")) || 1);
@@ -85,8 +85,8 @@
 
     const options = labels.map((label) => [name(label), label]);
     fill("resample-controls",
-      chooser("Compare", "resample-one", options, name(picked("one", "LoRA")), (one) => address.set({ one })),
-      chooser("with", "resample-other", options, name(picked("other", "PrefMoE")), (other) => address.set({ other })),
+      chooser("Compare", "resample-one", options, name(picked("one")), (one) => address.set({ one })),
+      chooser("with", "resample-other", options, name(picked("other")), (other) => address.set({ other })),
       chooser("by", "resample-measure", MEASURES, address.get("measure"), (measure) => address.set({ measure })),
       ...[1, 100, 1000].map((times) => node("button", { type: "button", onclick: () => draw(times) }, times === 1 ? "Draw once" : `Draw ${times.toLocaleString("en")} times`)),
       node("button", { type: "button", onclick: () => address.set({ chance: (Number(address.get("chance")) || 1) + 1 }) }, "Begin anew"));

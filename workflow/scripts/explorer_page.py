@@ -187,14 +187,15 @@ def exported(clone: Path, cache: Path) -> tuple[Path | None, str]:
         versions = {name: version(name) for name in EXPORTED_WITH}
     except PackageNotFoundError as error:
         return None, f"{error.name} was not installed (python -m pip install -e '.[docs]')"
-    import explorer_model
-
+    weights = ROOT / "prefmoe" / "weights" / json.loads((clone / ASSETS / "about.json").read_bytes())["backbone"]
     causes = sorted((clone / ASSETS).glob("*/method.*"))
-    causes += [Path(explorer_model.__file__), *files_below(ROOT / "prefmoe/weights/llava-mini")]
+    causes += [Path(__file__).with_name("explorer_model.py"), *files_below(weights)]
     code = provenance.code_digest(("prefmoe.models.moe_lora", "prefmoe.models.user_state", "prefmoe.backbones.loading"))
     place = cache / f"model-{provenance.digest([versions, code, *map(content_digest, causes)], 8)}"
     if (finished := place / "finished").is_file():
         return place, ""
+    import explorer_model  # and with it torch, which takes seconds
+
     try:
         adapters = explorer_model.read(clone / ASSETS)
     except ValueError as error:
