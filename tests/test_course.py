@@ -23,7 +23,7 @@ import course
 from prefmoe import metrics
 from prefmoe.analysis import pairs
 from prefmoe.config import FIGURES, ROOT
-from prefmoe.course import answers, checking
+from prefmoe.course import answers, checking, one_picture
 from prefmoe.workflow import notebooks
 
 SOLUTIONS = sorted((ROOT / "course/solutions").glob("*.ipynb"))
@@ -54,9 +54,9 @@ def checks(path: Path) -> list[str]:
 CHECKS = [pytest.param(path, name, id=f"{path.stem[:5]}-{name}") for path in SOLUTIONS for name in checks(path)]
 
 
-def test_there_are_eight_units():
-    assert [path.stem[:5] for path in SOLUTIONS] == [f"unit{k}" for k in range(1, 9)]
-    assert len(CHECKS) >= 30
+def test_there_are_nine_units():
+    assert [path.stem[:5] for path in SOLUTIONS] == [f"unit{k}" for k in range(9)]
+    assert len(CHECKS) >= 37
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
@@ -109,6 +109,13 @@ def test_answers_of_a_wrong_kind_are_met_with_what_was_expected(path, name):
 
 
 NEAR = {
+    ("unit0", "guess"): {"LoRA": {"Carla"}},
+    ("unit0", "both_right"): 1,
+    ("unit0", "alike"): {"LoRA", "PrefMoE"},
+    ("unit0", "strangers"): 0.5,
+    ("unit0", "silent"): [0.0, 1.0],
+    ("unit0", "pairs"): 8,
+    ("unit0", "whom"): "a",
     ("unit1", "said_likes"): lambda q: (q["answer"] == "yes").to_numpy(),
     ("unit1", "collapse"): lambda q: float((q["answer"] == "yes").mean()),
     ("unit1", "recall"): lambda q: float(((q["answer"] == "yes") & (q["truth"] == "yes")).mean()),
@@ -159,7 +166,7 @@ def test_a_failing_line_of_the_student_is_named():
         return questions["no such column"]
 
     with pytest.raises(checking.NotYet, match=r"collapse stops with KeyError.*in its line `return questions"):
-        UNITS[SOLUTIONS[0].stem].collapse(collapse)
+        UNITS[SOLUTIONS[1].stem].collapse(collapse)
 
 
 def test_a_notebook_shows_the_sentence_and_no_traceback():
@@ -167,6 +174,26 @@ def test_a_notebook_shows_the_sentence_and_no_traceback():
 
 
 # The answers that are shipped
+
+
+def test_the_two_users_are_asked_about_what_most_like_and_are_told_apart_by_whoever_is_right_about_both():
+    shown, unit0 = one_picture.chosen(), UNITS[SOLUTIONS[0].stem]
+    frames = {label: answers.preferences(label) for label in answers.methods()}
+    likes = {label: rows[~rows["negated"] & (rows["item"] == shown.item)] for label, rows in frames.items()}
+    rows = next(iter(likes.values()))
+    assert len(rows) >= 8 and 2 * (rows["truth"] == "yes").sum() == len(rows)
+    assert all((shown.likes in held) and (shown.other not in held) for held in rows["holders"])
+    said = {label: dict(zip(one["user"], one["answer"], strict=True)) for label, one in likes.items()}
+    pair = [(one[shown.likes], one[shown.other]) for one in said.values()]
+    unit0.both_right(sum(both == ("yes", "no") for both in pair))
+    unit0.alike({label for label, (first, second) in zip(said, pair, strict=True) if first == second})
+    others = [user for user, true in zip(rows["user"], rows["truth"], strict=True) if true == "no"]
+    unit0.strangers(np.mean([said["LoRA"][user] == "yes" for user in others]))
+
+
+@pytest.mark.parametrize(("recall", "collapse", "letter"), [(0.9, 0.1, "a"), (1.0, 0.9, "b"), (0.2, 0.1, "c")])
+def test_what_answers_go_by_follows_from_them(recall, collapse, letter):
+    assert UNITS[SOLUTIONS[0].stem]._goes_by(recall, collapse) == letter
 
 
 @pytest.mark.parametrize("label", answers.methods())
