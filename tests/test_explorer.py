@@ -344,6 +344,23 @@ def test_a_link_to_a_part_keeps_what_was_chosen(visit):
     assert "pizza" in one.page.inner_text("#shown-facts")
 
 
+def test_the_questions_at_the_end_of_the_first_part_say_at_once_what_is_right_and_why(visit):
+    page = visit().page
+    page.click("summary:has-text('Three questions')")
+    questions = page.locator("#quiz .question")
+    assert questions.count() == 3
+    values = np.array(GRID["p_yes"][[method["name"] for method in GRID["methods"]].index("LoRA")]) / 10_000
+    spread = f"{np.ptp(values, axis=1).mean():.2f}".lstrip("0")
+    for question in questions.all():
+        said = []
+        for option in question.locator("input").all():
+            option.check()
+            said.append(question.locator(".verdict").inner_text())
+        assert sorted(text.partition(". ")[0] for text in said) == ["Not so", "Not so", "Right"]
+        assert len({text.partition(". ")[2] for text in said}) == 1
+    assert f"by {spread} at most" in questions.first.inner_text()
+
+
 def test_an_address_with_nonsense_shows_what_is_shown_without_it(visit, with_plots):
     keys = "item first second method t tokens stage perplexity seed colour one other measure chance".split()
     shown = []
