@@ -105,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("backbone")
     run.add_argument("method")
 
+    rank = command("rank", _rank, "Rank all items for all users with an edition's runs, beside recommenders.")
+    rank.add_argument("edition")
+    rank.add_argument("--k", type=int, nargs="+", metavar="N", help="items in a list (default: 5 and 10)")
+
     plan = command("plan", _plan, "What an edition's runs need: memory, disk, GPUs, hours; and what fits here.")
     plan.add_argument("edition", nargs="?", default="paper")
 
@@ -254,6 +258,14 @@ def _run(options: argparse.Namespace) -> None:
         from prefmoe.running.runs import run_all_seeds
     for folder in run_all_seeds(edition, options.backbone, options.method):
         print(folder)
+
+
+def _rank(options: argparse.Namespace) -> None:
+    from prefmoe.analysis.ranking import DEPTHS
+    from prefmoe.running.ranking import rank
+
+    for path in rank(options.edition, depths=options.k or DEPTHS):
+        print(path)
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -1,0 +1,321 @@
+"""Recommendation and retrieval: all items ranked for every user, measured, with recommenders that see answers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import comb
+from sklearn.metrics import ndcg_score
+
+from prefmoe.analysis import recommenders, statistics
+from prefmoe.analysis.answers import NO_BACKBONE
+from prefmoe.analysis.comparisons import focus_method
+from prefmoe.analysis.references import CHANCE
+from prefmoe.analysis.tables import write_csv
+from prefmoe.config import RESULTS, Edition, MiniatureData
+from prefmoe.config.outputs import made_folder
+from prefmoe.data.benchmark import Benchmark
+from prefmoe.data.drawing import ITEM_FACET
+from prefmoe.data.people import people
+
+RANKING_COLUMNS = (
+    "method", "backbone", "information", "users", "items", "liked", "k", "measure", "value", "low", "high", "n",
+    "seeds", "difference", "difference_low", "difference_high", "p_users", "p_users_holm",
+)  # fmt: skip
+
+RECOMMENDED_COLUMNS = ("user", "users", "method", "place", "item", "liked")
+
+DEPTHS = (5, 10)
+"""How many items a list holds: the k of every measure."""
+
+OTHERS = 3
+"""Pictures beside the liked one, of which it is to be picked."""
+
+TRAINED, UNSEEN = "trained", "unseen"
+FRESH, ALL = "fresh", "all"
+TOLD, UNTOLD = "told", "untold"
+
+
+class RankingError(ValueError):
+    """Items that cannot be ranked as asked; the message says what was expected."""
+
+
+@dataclass(frozen=True)
+class Taste:
+    """What U users truly like of I items, and what training and validation answers say of it.
+
+    Attributes:
+        told, untold: (U, I) bool, whether it is liked and the user's profile tells so, or no profile does.
+        training, validation: (U, I) 1 where an answer of the split says that the user likes the item, -1 where one
+            says the opposite, 0 where it was not asked about.
+        trained: (U,) bool, whether there are training questions about the user.
+    """
+
+    users: tuple[str, ...]
+    items: tuple[str, ...]
+    told: NDArray
+    untold: NDArray
+    training: NDArray
+    validation: NDArray
+    trained: NDArray
+
+    @property
+    def likes(self) -> NDArray:
+        return self.told | self.untold
+
+    @property
+    def popularity(self) -> NDArray:
+        """(I,) how many users liked an item in their training answers."""
+        return (self.training > 0).sum(axis=0).astype(float)
+
+    def chosen(self, items: str, liked: str) -> tuple[NDArray, NDArray]:
+        """(U, I) candidates, and the relevant ones among them.
+
+        ``items``: "fresh", never asked about in training of this user, or "all". ``liked``: "all" likes; those that
+        are "told" or "untold", where likes of the other kind are no candidates.
+        """
+        relevant = {ALL: self.likes, TOLD: self.told, UNTOLD: self.untold}[liked]
+        candidates = (self.training == 0) | (items == ALL)
+        candidates = candidates & (relevant | ~self.likes)
+        return candidates, relevant & candidates
+
+
+def check(edition: Edition, depths: Sequence[int] = DEPTHS) -> None:
+    """Raises RankingError if the edition is not about the miniature, or a depth is none of 1 to the number of items."""
+    if not isinstance(edition.data, MiniatureData):
+        raise RankingError(
+            f"edition {edition.name!r}: data are {edition.data.kind}; expected a miniature, whose true tastes are known"
+        )
+    for k in depths:
+        if not 1 <= k <= len(ITEM_FACET):
+            raise RankingError(f"k = {k}: expected a number from 1 to {len(ITEM_FACET)}, the items there are")
+
+
+def taste_of(edition: Edition, benchmark: Benchmark) -> Taste:
+    """The true tastes behind an edition's benchmark, and its answers. Raises RankingError if they are unknown."""
+    check(edition, ())
+    seen, unseen = people(edition.data)
+    persons = {person.name: person for person in (*seen, *unseen)}
+    if strangers := [name for name in benchmark.users if name not in persons]:
+        raise RankingError(f"the benchmark has users who are not of edition {edition.name!r}: {', '.join(strangers)}")
+    users, items = tuple(benchmark.users), tuple(ITEM_FACET)
+
+    def marked(name: str) -> NDArray:
+        return np.array([[item in getattr(persons[user], name) for item in items] for user in users])
+
+    training, validation = (answered(benchmark, split, items) for split in ("train", "validation"))
+    return Taste(
+        users, items, marked("told_likes"), marked("untold_likes"), training, validation, (training != 0).any(axis=1)
+    )
+
+
+def answered(benchmark: Benchmark, split: str, items: Sequence[str]) -> NDArray:
+    """(U, I) what the true answers of a split say: 1 liked, -1 not, 0 not asked. What a choice among four is about
+    counts as liked or not, as it is asked; the pictures beside it do not count."""
+    place = {item: column for column, item in enumerate(items)}
+    found = np.zeros((len(benchmark.users), len(items)), dtype=int)
+    for index, item in benchmark.annotations["item"].reindex(benchmark.splits[split]).items():
+        example = benchmark.examples[index]
+        if item and example.category == "preference":
+            liked = example.target == "like" if example.is_multiple_choice else example.l2_category == "awareness"
+            found[benchmark.row(example.name), place[item]] = 1 if liked else -1
+    return found
+
+
+# --- measures; ties are broken by chance: what is measured is the mean over all orders of tied items
+
+
+def exposure(scores: NDArray, candidates: NDArray, k: int) -> NDArray:
+    """(U, I) the probability that an item is among the k best candidates of a user.
+
+    Raises RankingError if a user has fewer than k candidates, or a score is not a number.
+    """
+    if np.isnan(scores[candidates]).any():
+        raise RankingError("a score is not a number")
+    if (few := candidates.sum(axis=1) < k).any():
+        row = int(np.argmax(few))
+        raise RankingError(f"k = {k}: user {row} has {candidates[row].sum()} items to rank; expected as many at least")
+    masked = np.where(candidates, scores, -np.inf)
+    last = -np.sort(-masked, axis=1)[:, k - 1 : k]  # the k-th best
+    above, tied = masked > last, candidates & (masked == last)
+    return above + tied * (k - above.sum(axis=1, keepdims=True)) / tied.sum(axis=1, keepdims=True)
+
+
+def ndcg(scores: NDArray, candidates: NDArray, relevant: NDArray, k: int) -> NDArray:
+    """(U,) NDCG@k (Jarvelin and Kekalainen 2002) of every user; NaN without a relevant item."""
+    found = np.full(len(scores), np.nan)
+    for row in np.flatnonzero(relevant.any(axis=1)):
+        inside = candidates[row]
+        found[row] = ndcg_score(relevant[row][None, inside], scores[row][None, inside], k=k)
+    return found
+
+
+def picked(scores: NDArray, candidates: NDArray, relevant: NDArray, others: int = OTHERS) -> NDArray:
+    """(U,) the probability that a relevant item has a higher score than ``others`` irrelevant ones, mean over all
+    such sets; t of them that are tied with it share the pick. NaN without a relevant item or enough others."""
+    found = np.full(len(scores), np.nan)
+    for row in range(len(scores)):
+        right, wrong = scores[row][relevant[row]], scores[row][candidates[row] & ~relevant[row]]
+        if len(right) and len(wrong) >= others:
+            below, tied = ((right[:, None] > wrong).sum(axis=1), (right[:, None] == wrong).sum(axis=1))
+            ways = sum(comb(below, others - t) * comb(tied, t) / (t + 1) for t in range(others + 1))
+            found[row] = (ways / comb(len(wrong), others)).mean()
+    return found
+
+
+def measures(taste: Taste, scores: NDArray, items: str, liked: str, depths: Sequence[int]) -> dict[tuple, NDArray]:
+    """By measure and k (0 without): (U, 2) numerators and denominators, whose sums' ratio over users is the measure.
+
+    ndcg, recall (share of the relevant items in the list) and pick are means over users; lift is how much more popular
+    a list is than what the user likes of the candidates, as a ratio (Abdollahpouri et al. 2020, less their 1).
+    """
+    candidates, relevant = taste.chosen(items, liked)
+    popularity, count = taste.popularity, relevant.sum(axis=1)
+    found: dict[tuple, NDArray] = {}
+
+    def mean(values: NDArray) -> NDArray:
+        known = ~np.isnan(values)
+        return np.stack([np.where(known, values, 0.0), known], axis=1)
+
+    for k in depths:
+        shown = exposure(scores, candidates, k)
+        found["ndcg", k] = mean(ndcg(scores, candidates, relevant, k))
+        found["recall", k] = mean(statistics.ratio((shown * relevant).sum(axis=1), count))
+        if liked == ALL:
+            own = statistics.ratio(relevant @ popularity, count)
+            lists = np.where(np.isnan(own), np.nan, shown @ popularity / k)
+            found["lift", k] = np.stack([mean(lists)[:, 0], mean(own)[:, 0]], axis=1)
+    found["pick", 0] = mean(picked(scores, candidates, relevant))
+    return found
+
+
+def coverage(taste: Taste, scores: NDArray, items: str, k: int, rows: NDArray) -> float:
+    """Share of all items that are in some user's list, expected where ties are broken by chance. ``rows``: (U,)."""
+    shown = exposure(scores, taste.chosen(items, ALL)[0], k)[rows]
+    return float((1 - (1 - shown).prod(axis=0)).mean())
+
+
+# --- tables
+
+
+def ranking_table(
+    edition: Edition, taste: Taste, scores: Mapping[tuple[str, str], Sequence[NDArray]], depths: Sequence[int] = DEPTHS
+) -> pd.DataFrame:
+    """The columns of `RANKING_COLUMNS`: a row per method, users, items, likes, measure and k.
+
+    Intervals resample users; coverage, which is of all users at once, has none. difference: the edition's PrefMoE
+    minus the row's method, on the same users; p_users exchanges two methods' results of whole users, with Holm's
+    correction over the methods of the same measure, k, users, items and likes.
+
+    ``scores``: (U, I) of every seed, by backbone and method of the edition.
+    """
+    entries = [
+        (edition.methods[key].label, backbone, edition.methods[key].information, list(copies), key)
+        for (backbone, key), copies in scores.items()
+    ]
+    for name, (information, found) in references(taste).items():
+        entries.append((name, NO_BACKBONE, information, [found], ""))
+    rows = []
+    for users, items, liked in _parts(taste):
+        member = taste.trained == (users == TRAINED)
+        sums = [_mean([measures(taste, copy, items, liked, depths) for copy in copies]) for *_, copies, _ in entries]
+        focus = {b: sums[n] for n, (_, b, _, _, key) in enumerate(entries) if key and key == focus_method(edition)}
+        for (method, backbone, information, copies, key), found in zip(entries, sums, strict=True):
+            first = {"method": method, "backbone": backbone, "information": information, "users": users}
+            first |= {"items": items, "liked": liked, "seeds": len(copies)}
+            others = focus.get(backbone) if key else next(iter(focus.values()), None)
+            for (measure, k), values in found.items():
+                row = first | {"measure": measure, "k": k} | _estimate(values[member], measure)
+                if others is not None and others is not found:
+                    row |= _difference(others[measure, k][member], values[member])
+                rows.append(row)
+            for k in depths if liked == ALL else ():
+                value = np.mean([coverage(taste, copy, items, k, member) for copy in copies])
+                rows.append(first | {"measure": "coverage", "k": k, "value": value, "n": int(member.sum())})
+    table = pd.DataFrame(rows, columns=list(RANKING_COLUMNS[:-1]))
+    family = table.groupby(["users", "items", "liked", "measure", "k"])["p_users"]
+    table["p_users_holm"] = family.transform(lambda p: statistics.holm(p.to_numpy()))
+    return table
+
+
+def references(taste: Taste) -> dict[str, tuple[str, NDArray]]:
+    """Chance, recommenders and the taste itself by name: what they know of users, and their scores (U, I)."""
+    found = {CHANCE: ("nobody", np.zeros(taste.told.shape))}
+    known = (taste.training, taste.validation)
+    found |= {name: (recommenders.KNOWN[name], scores) for name, scores in recommenders.fit(*known).items()}
+    return found | {"True taste": ("everything", taste.likes.astype(float))}
+
+
+def _parts(taste: Taste) -> list[tuple[str, str, str]]:
+    """Users, items and likes that are looked at; of unseen users nothing was asked, and all items are fresh."""
+    groups = [(TRAINED, FRESH), (TRAINED, ALL), (UNSEEN, FRESH)]
+    there = [group for group in groups if (taste.trained == (group[0] == TRAINED)).any()]
+    kinds = (ALL, TOLD, UNTOLD) if taste.untold.any() else (ALL,)  # without untold likes all of them are told
+    return [(*group, liked) for group in there for liked in kinds]
+
+
+def _mean(seeds: Sequence[dict[tuple, NDArray]]) -> dict[tuple, NDArray]:
+    return {key: np.mean([one[key] for one in seeds], axis=0) for key in seeds[0]}
+
+
+def _estimate(values: NDArray, measure: str) -> dict[str, float]:
+    """value, low, high and n of a ratio of sums over users, (U, 2); lift is the ratio minus 1."""
+    less = float(measure == "lift")
+    value = statistics.ratio(*values.sum(axis=0)) - less
+    low, high = np.nan, np.nan
+    if len(values) > 1:
+        low, high = statistics.percentile_interval(statistics.ratio_bootstrap(*values.T) - less)
+    return {"value": float(value), "low": float(low), "high": float(high), "n": int((values[:, 1] > 0).sum())}
+
+
+def _difference(first: NDArray, second: NDArray) -> dict[str, float]:
+    """How much the first of two ratios is larger, on the same users (their denominators are equal), and its p."""
+    apart, total = first[:, 0] - second[:, 0], first[:, 1].sum()
+    swapped = (apart.sum() - 2 * statistics.swap_masks(len(apart)) @ apart) / total
+    observed = apart.sum() / total
+    row = {"difference": observed, "p_users": float(statistics.permutation_p(observed, swapped))}
+    if len(apart) > 1:
+        low, high = statistics.percentile_interval(statistics.ratio_bootstrap(apart, first[:, 1]))
+        row |= {"difference_low": float(low), "difference_high": float(high)}
+    return row
+
+
+def recommended_table(
+    edition: Edition, taste: Taste, scores: Mapping[tuple[str, str], Sequence[NDArray]], k: int = 5
+) -> pd.DataFrame:
+    """The k best fresh items for the first two trained users and the first unseen one, and whether they are liked: the
+    columns of `RECOMMENDED_COLUMNS`, of the first backbone and seed."""
+    backbone = edition.backbones[0]
+    lists = {edition.methods[key].label: copies[0] for (where, key), copies in scores.items() if where == backbone}
+    lists |= {name: found for name, (_, found) in references(taste).items() if name in recommenders.KNOWN}
+    candidates, _ = taste.chosen(FRESH, ALL)
+    rows = []
+    for row in [*np.flatnonzero(taste.trained)[:2], *np.flatnonzero(~taste.trained)[:1]]:
+        for method, found in lists.items():
+            best = np.argsort(np.where(candidates[row], -found[row], np.inf), kind="stable")[:k]
+            for place, item in enumerate(best, 1):
+                liked = TOLD if taste.told[row, item] else UNTOLD if taste.untold[row, item] else "no"
+                where = {"user": taste.users[row], "users": TRAINED if taste.trained[row] else UNSEEN, "method": method}
+                rows.append(where | {"place": place, "item": taste.items[item], "liked": liked})
+    return pd.DataFrame(rows, columns=list(RECOMMENDED_COLUMNS))
+
+
+def write(
+    edition: Edition,
+    taste: Taste,
+    scores: Mapping[tuple[str, str], Sequence[NDArray]],
+    *,
+    results: str | Path = RESULTS,
+    depths: Sequence[int] = DEPTHS,
+) -> list[Path]:
+    """Writes ranking.csv and recommended.csv among the edition's tables; returns their paths."""
+    folder = made_folder(edition.name, results)
+    return [
+        write_csv(ranking_table(edition, taste, scores, depths), folder / "ranking.csv"),
+        write_csv(recommended_table(edition, taste, scores), folder / "recommended.csv"),
+    ]

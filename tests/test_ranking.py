@@ -1,0 +1,269 @@
+"""Recommendation: measures by their definitions, recommenders that see no test answer, all items asked at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations, permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_world import lay_out, small_backbone, small_benchmark, small_edition
+
+from prefmoe.analysis import ranking, recommenders, statistics
+from prefmoe.analysis.ranking import ALL, FRESH, TOLD, TRAINED, UNSEEN, UNTOLD, RankingError
+from prefmoe.backbones.batches import Collator
+from prefmoe.cli import main
+from prefmoe.config import load_edition
+from prefmoe.models.base import build_method
+from prefmoe.running import ranking as asking
+from prefmoe.running.evaluation import EvaluationError, evaluate
+from prefmoe.running.runs import run_method
+from prefmoe.system.run_files import RunFileError
+
+SCORES = np.array([3, 1, 2, 2, 1, 2, 0.0])
+RELEVANT = np.array([0, 1, 1, 0, 0, 1, 0], dtype=bool)
+EVERYTHING = np.ones((1, 7), dtype=bool)
+
+
+def orders() -> list[list[int]]:
+    """The seven items from the best to the worst, once for every way to break ties."""
+    keys = permutations(range(7))
+    return [sorted(range(7), key=lambda item: (-SCORES[item], key[item])) for key in keys]
+
+
+def taste(users: int = 12, items: int = 20, seed: int = 0, unseen: int = 2) -> ranking.Taste:
+    """Users who like about half of the items, some of them told, and were asked about half of them."""
+    rng = np.random.default_rng(seed)
+    told, untold = rng.random((2, users, items)) < 0.3
+    untold &= ~told
+    answers = np.where(told | untold, 1, -1)
+    asked = rng.random((users, items)) < np.linspace(0.2, 0.6, items)
+    asked[users - unseen :] = False
+    names, words = tuple(f"user{n}" for n in range(users)), tuple(f"item{n}" for n in range(items))
+    validation = np.where(~asked & (rng.random(asked.shape) < 0.3), answers, 0)
+    return ranking.Taste(names, words, told, untold, answers * asked, validation, asked.any(axis=1))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 7])
+def test_measures_are_means_over_all_ways_to_break_ties(k):
+    discounts = 1 / np.log2(np.arange(k) + 2)
+    lists = [order[:k] for order in orders()]
+    best = discounts[: RELEVANT.sum()].sum()
+    by_hand = np.mean([(RELEVANT[shown] * discounts).sum() / best for shown in lists])
+    found = ranking.ndcg(SCORES[None], EVERYTHING, RELEVANT[None], k)
+    assert found == pytest.approx([by_hand])
+    shown = ranking.exposure(SCORES[None], EVERYTHING, k)[0]
+    assert shown == pytest.approx([np.mean([item in some for some in lists]) for item in range(7)])
+    assert shown.sum() == pytest.approx(k)
+
+
+def test_a_pick_is_the_mean_over_all_sets_of_other_pictures():
+    by_hand = []
+    for right in np.flatnonzero(RELEVANT):
+        for others in combinations(np.flatnonzero(~RELEVANT), 3):
+            best = max(SCORES[[right, *others]])
+            ahead = [item for item in (right, *others) if SCORES[item] == best]
+            by_hand.append((right in ahead) / len(ahead))
+    assert ranking.picked(SCORES[None], EVERYTHING, RELEVANT[None]) == pytest.approx([np.mean(by_hand)])
+    assert ranking.picked(np.zeros((1, 7)), EVERYTHING, RELEVANT[None]) == pytest.approx([0.25])
+    few = EVERYTHING & (RELEVANT | (np.arange(7) == 0))  # one other item is left
+    assert np.isnan(ranking.picked(SCORES[None], few, RELEVANT[None])).all()
+
+
+def test_the_order_of_items_changes_nothing():
+    one, rng = taste(), np.random.default_rng(1)
+    scores, moved = rng.integers(0, 6, one.told.shape).astype(float), rng.permutation(20)
+    columns = {name: getattr(one, name)[:, moved] for name in ("told", "untold", "training", "validation")}
+    other = replace(one, items=tuple(np.array(one.items)[moved]), **columns)
+    for liked in (ALL, TOLD, UNTOLD):
+        first = ranking.measures(one, scores, FRESH, liked, (3,))
+        second = ranking.measures(other, scores[:, moved], FRESH, liked, (3,))
+        assert first.keys() == second.keys() and len(first) == (4 if liked == ALL else 3)
+        for key, values in first.items():
+            assert values == pytest.approx(second[key]), key
+    everybody = np.ones(12, dtype=bool)
+    shares = [ranking.coverage(t, s, ALL, 3, everybody) for t, s in ((one, scores), (other, scores[:, moved]))]
+    assert shares[0] == pytest.approx(shares[1])
+
+
+def test_recall_and_coverage_count_lists():
+    one = taste()
+    scores = np.random.default_rng(2).random(one.told.shape)  # no ties
+    candidates, relevant = one.chosen(FRESH, ALL)
+    lists = [sorted(np.flatnonzero(row), key=lambda i: -score[i])[:4] for row, score in zip(candidates, scores)]  # noqa: B905
+    by_hand = [relevant[u, shown].sum() / relevant[u].sum() for u, shown in enumerate(lists)]
+    sums = ranking.measures(one, scores, FRESH, ALL, (4,))["recall", 4]
+    assert sums[:, 0] / sums[:, 1] == pytest.approx(by_hand)
+    shared = ranking.coverage(one, scores, FRESH, 4, np.ones(12, dtype=bool))
+    assert shared == pytest.approx(len({item for shown in lists for item in shown}) / 20)
+
+
+@pytest.mark.parametrize("items", [FRESH, ALL])
+def test_nothing_is_lifted_more_than_popularity(items):
+    one = taste(users=30)
+    references = {name: scores for name, (_, scores) in ranking.references(one).items()}
+    references["random"] = np.random.default_rng(3).random(one.told.shape)
+    lifts = {}
+    for name, scores in references.items():
+        sums = ranking.measures(one, scores, items, ALL, (5,))["lift", 5].sum(axis=0)
+        lifts[name] = sums[0] / sums[1] - 1
+    assert len(lifts) == 6 and max(lifts, key=lifts.__getitem__) == recommenders.POPULARITY
+    assert lifts[recommenders.POPULARITY] > lifts["random"] + 0.05
+
+
+def test_candidates_were_not_asked_about_and_likes_of_the_other_kind_are_none():
+    one = taste()
+    for liked, own, other in ((TOLD, one.told, one.untold), (UNTOLD, one.untold, one.told)):
+        candidates, relevant = one.chosen(FRESH, liked)
+        assert not (candidates & (one.training != 0)).any() and not (candidates & other).any()
+        assert np.array_equal(relevant, own & (one.training == 0))
+    candidates, relevant = one.chosen(ALL, ALL)
+    assert candidates.all() and np.array_equal(relevant, one.told | one.untold)
+
+
+def test_recommenders_find_groups_of_taste_and_give_strangers_what_is_popular():
+    group = np.arange(24) % 2
+    likes = group[:, None] == (np.arange(16) % 2)[None]
+    rng = np.random.default_rng(4)
+    asked = rng.random(likes.shape) < 0.6
+    asked[-2:] = False
+    answers = np.where(likes, 1, -1)
+    found = recommenders.fit(answers * asked, answers * ~asked)
+    popular = found[recommenders.POPULARITY]
+    assert np.array_equal(popular[0], (likes & asked).sum(axis=0))
+    for name in (recommenders.ALS, recommenders.BPR):
+        ahead = found[name][:-2, :, None] > found[name][:-2, None, :]
+        pairs = (likes & ~asked)[:-2, :, None] & (~likes & ~asked)[:-2, None, :]
+        assert ahead[pairs].mean() > 0.8, name
+        assert np.array_equal(found[name][-2:], popular[-2:])
+        assert np.array_equal(found[name], recommenders.fit(answers * asked, answers * ~asked)[name]), "seeded"
+
+
+def test_no_answer_of_the_test_reaches_a_recommender():
+    benchmark, edition = small_benchmark(), small_edition("tiny-llava")
+    held_back = {*benchmark.splits["test"], *benchmark.splits["unseen"]}
+    turned = {"awareness": "overconcept", "overconcept": "awareness", "inconsistency": "inconsistency"}
+    lies = {
+        index: one.model_copy(
+            update={"l2_category": turned[one.l2_category], "target": {"like": "dislike"}.get(one.target, "like")}
+        )
+        if index in held_back else one
+        for index, one in benchmark.examples.items()
+    }  # fmt: skip
+    first, second = (ranking.taste_of(edition, b) for b in (benchmark, replace(benchmark, examples=lies)))
+    for name, (_, scores) in ranking.references(first).items():
+        assert np.array_equal(scores, ranking.references(second)[name][1]), name
+    assert first.trained.tolist() == [True] * 6 + [False]
+    # What was answered in training, read from the table of questions instead of the examples.
+    rows = benchmark.frame.loc[list(benchmark.splits["train"])]
+    yes = rows[rows["preference_bucket_kind"] == "positive_bucket"]
+    no = rows[rows["preference_bucket_kind"] == "negative_bucket"]
+    for part, answer in ((yes, 1), (no, -1)):
+        assert len(part)
+        for name, item in zip(part["name"], part["preference_common_items"], strict=True):
+            assert first.training[benchmark.row(name), first.items.index(item)] == answer
+    assert (first.training > 0).sum() <= len(yes) + (rows["task_family"] == "preference_mcq").sum()
+    assert not (first.training[first.likes] < 0).any() and not (first.training[~first.likes] > 0).any()
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    benchmark = small_benchmark()
+    pictures = asking.item_pictures(tmp_path_factory.mktemp("items") / "pictures")
+    chosen = dict(list(pictures.items())[::6])
+    return asking.questions(list(benchmark.users)[:4], chosen)
+
+
+KINDS = {"NT": {}, "LoRA": {}, "PrefMoE": {}, "image": {"kind": "nontuned", "label": "shown", "profile": "image"}}
+
+
+@pytest.mark.parametrize("backbone", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_items_at_once_are_the_questions_one_by_one(kind, backbone, asked):
+    methods = small_edition("tiny-llava", methods={"NT": KINDS["image"]}, table1=["NT"]).methods if KINDS[kind] else {}
+    config = methods["NT"] if KINDS[kind] else small_edition("tiny-llava").methods[kind]
+    method = build_method(config, small_backbone(backbone), small_benchmark(), seed=1)
+    found = asking.score(method, asked, batch_size=17)
+    alone = [evaluate(method, [one], turns=0, batch_size=1, max_new_tokens=2)["p_yes"].item() for one in asked]
+    assert found == pytest.approx(alone, abs=1e-4) and np.ptp(found) > 1e-3
+
+
+def test_a_user_is_put_into_words_once_and_a_picture_is_prepared_once(asked, monkeypatch):
+    method = build_method(small_edition("tiny-llava").methods["NT"], small_backbone(), small_benchmark(), seed=1)
+    encoded, prepared = [], []
+    plain, pictures = Collator.encode, method.backbone.process_pictures
+    monkeypatch.setattr(
+        method.backbone, "process_pictures", lambda images: (prepared.append(images), pictures(images))[1]
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Collator, "encode", lambda self, one, *more: (encoded.append(one.name), plain(self, one, *more))[1]
+        )
+        asking.score(method, asked)
+    assert encoded == list(dict.fromkeys(one.name for one in asked)) and len(encoded) == 4
+    assert len({tuple(map(str, images)) for images in prepared}) == 10 and len(prepared) <= 10 + len(encoded)
+
+
+def test_an_edition_is_ranked_from_its_finished_runs(tmp_path, monkeypatch, capsys):
+    lay_out(tmp_path, "llava")
+    monkeypatch.chdir(tmp_path)
+    edition = small_edition("tiny-llava", table1=["NT", "PrefMoE"], seeds=[0], table2=[])
+    with pytest.raises(RunFileError, match="no finished run"):
+        asking.rank(edition, results="results")
+    for key in edition.table1:
+        folder = run_method(edition, "tiny-llava", key, 0, results="results")
+    path, examples = asking.rank(edition, results="results", depths=(2, 5))
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    assert list(table) == list(ranking.RANKING_COLUMNS) and set(table["k"]) == {0, 2, 5}
+    names = ["non-tuned", "full", "Chance", "Popularity", "ALS", "BPR", "True taste"]
+    assert list(dict.fromkeys(table["method"])) == names and (table["information"] != "").all()
+    assert {*zip(table["users"], table["items"], strict=True)} == {(TRAINED, FRESH), (TRAINED, ALL), (UNSEEN, FRESH)}
+    row = table.set_index(["method", "users", "items", "measure", "k"]).sort_index()
+    assert row.loc[("True taste", TRAINED, ALL, "ndcg", 5), "value"].item() == 1
+    assert row.loc[("Chance", TRAINED, FRESH, "pick", 0), "value"].item() == pytest.approx(0.25)
+    pair = row.loc[[("full", TRAINED, FRESH, "ndcg", 5), ("non-tuned", TRAINED, FRESH, "ndcg", 5)]]
+    assert pair["difference"].iloc[1] == pytest.approx(pair["value"].iloc[0] - pair["value"].iloc[1], abs=2e-6)
+    assert np.isnan(pair["difference"].iloc[0]) and 0 < pair["p_users"].iloc[1] <= pair["p_users_holm"].iloc[1] <= 1
+    lists = pd.read_csv(examples)
+    assert lists.groupby(["user", "method"])["place"].apply(list).map(lambda places: places == [1, 2, 3, 4, 5]).all()
+    (folder / "method" / "method.safetensors").unlink()
+    with pytest.raises(RunFileError, match=r"method\.safetensors: missing in a finished run.*prefmoe run small-world"):
+        asking.rank(edition, results="results")
+
+
+def test_what_cannot_be_ranked_is_said(asked, capsys):
+    one = taste()
+    with pytest.raises(RankingError, match=r"k = 21: user 0 has \d+ items to rank"):
+        ranking.exposure(np.zeros(one.told.shape), one.chosen(ALL, ALL)[0], 21)
+    broken = np.where(np.arange(20) == 3, np.nan, 1.0) * np.ones(one.told.shape)
+    with pytest.raises(RankingError, match="a score is not a number"):
+        ranking.exposure(broken, one.chosen(ALL, ALL)[0], 3)
+    method = build_method(small_edition("tiny-llava").methods["NT"], small_backbone(), small_benchmark(), seed=1)
+    with pytest.raises(EvaluationError, match="question 0: the method knows no user 'Nobody'"):
+        asking.score(method, [asked[0].model_copy(update={"name": "Nobody"})])
+    assert (
+        main(["rank", "mini", "--k", "61"]) == 1 and "k = 61: expected a number from 1 to 60" in capsys.readouterr().err
+    )
+    assert main(["rank", "preference-mini"]) == 1 and "expected a miniature" in capsys.readouterr().err
+    benchmark = small_benchmark()
+    stranger = replace(benchmark, users={"Nobody": next(iter(benchmark.users.values())), **benchmark.users})
+    with pytest.raises(RankingError, match="users who are not of edition 'small-world': Nobody"):
+        ranking.taste_of(small_edition("tiny-llava"), stranger)
+
+
+def test_differences_are_of_the_same_users():
+    rng = np.random.default_rng(6)
+    first, second = (np.stack([rng.random(15), np.ones(15)], axis=1) for _ in range(2))
+    row = ranking._difference(first, second)
+    interval = statistics.cluster_bootstrap(first[:, 0] - second[:, 0], [f"{n:02d}" for n in range(15)])
+    assert row["difference"] == pytest.approx(interval["value"])
+    assert row["difference_low"] == pytest.approx(interval["low"], abs=0.02)
+    assert ranking._difference(first, first)["p_users"] == 1
+    assert ranking._difference(first + [[0.5, 0]], first)["p_users"] < 0.01
+
+
+def test_the_edition_has_the_benchmark_the_steps_and_the_methods_of_the_default_one():
+    mine, usual = load_edition("ranking"), load_edition("mini")
+    assert (mine.data, mine.training) == (usual.data, usual.training) and mine.seeds == usual.seeds
+    assert all(method == usual.methods[key] for key, method in mine.methods.items())
