@@ -213,18 +213,24 @@ def test_an_edition_is_ranked_from_its_finished_runs(tmp_path, monkeypatch, caps
         asking.rank(edition, results="results")
     for key in edition.table1:
         folder = run_method(edition, "tiny-llava", key, 0, results="results")
-    path, examples = asking.rank(edition, results="results", depths=(2, 5))
+    path, compared, examples = asking.rank(edition, results="results", depths=(2, 5))
     table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     assert list(table) == list(ranking.RANKING_COLUMNS) and set(table["k"]) == {0, 2, 5}
     names = ["non-tuned", "full", "Chance", "Popularity", "ALS", "BPR", "True taste"]
     assert list(dict.fromkeys(table["method"])) == names and (table["information"] != "").all()
     assert {*zip(table["users"], table["items"], strict=True)} == {(TRAINED, FRESH), (TRAINED, ALL), (UNSEEN, FRESH)}
-    row = table.set_index(["method", "users", "items", "measure", "k"]).sort_index()
-    assert row.loc[("True taste", TRAINED, ALL, "ndcg", 5), "value"].item() == 1
-    assert row.loc[("Chance", TRAINED, FRESH, "pick", 0), "value"].item() == pytest.approx(0.25)
-    pair = row.loc[[("full", TRAINED, FRESH, "ndcg", 5), ("non-tuned", TRAINED, FRESH, "ndcg", 5)]]
-    assert pair["difference"].iloc[1] == pytest.approx(pair["value"].iloc[0] - pair["value"].iloc[1], abs=2e-6)
-    assert np.isnan(pair["difference"].iloc[0]) and 0 < pair["p_users"].iloc[1] <= pair["p_users_holm"].iloc[1] <= 1
+    part = ["users", "items", "measure", "k"]
+    values = table.set_index(["method", *part])["value"]
+    assert values["True taste", TRAINED, ALL, "ndcg", 5] == 1
+    assert values["Chance", TRAINED, FRESH, "pick", 0] == pytest.approx(0.25)
+    pairs = pd.read_csv(compared)
+    assert list(pairs) == list(ranking.COMPARISON_COLUMNS) and pairs["p_users"].between(0, 1).all()
+    assert (pairs["p_users"] <= pairs["p_users_holm"]).all()
+    beside = {key: list(dict.fromkeys(rows["baseline"])) for key, rows in pairs.groupby("method")}
+    assert beside == {"full": [n for n in names if n != "full"], "non-tuned": ["Popularity", "ALS", "BPR"]}
+    for row in pairs.itertuples():
+        of = (row.users, row.items, row.measure, row.k)
+        assert row.difference == pytest.approx(values[row.method, *of] - values[row.baseline, *of], abs=3e-6)
     lists = pd.read_csv(examples)
     assert lists.groupby(["user", "method"])["place"].apply(list).map(lambda places: places == [1, 2, 3, 4, 5]).all()
     (folder / "method" / "method.safetensors").unlink()
@@ -258,7 +264,7 @@ def test_differences_are_of_the_same_users():
     row = ranking._difference(first, second)
     interval = statistics.cluster_bootstrap(first[:, 0] - second[:, 0], [f"{n:02d}" for n in range(15)])
     assert row["difference"] == pytest.approx(interval["value"])
-    assert row["difference_low"] == pytest.approx(interval["low"], abs=0.02)
+    assert row["low"] == pytest.approx(interval["low"], abs=0.02)
     assert ranking._difference(first, first)["p_users"] == 1
     assert ranking._difference(first + [[0.5, 0]], first)["p_users"] < 0.01
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,12 @@ from prefmoe.data.people import people
 
 RANKING_COLUMNS = (
     "method", "backbone", "information", "users", "items", "liked", "k", "measure", "value", "low", "high", "n",
-    "seeds", "difference", "difference_low", "difference_high", "p_users", "p_users_holm",
+    "seeds",
+)  # fmt: skip
+
+COMPARISON_COLUMNS = (
+    "method", "baseline", "backbone", "users", "items", "liked", "k", "measure", "difference", "low", "high", "n",
+    "p_users", "p_users_holm",
 )  # fmt: skip
 
 RECOMMENDED_COLUMNS = ("user", "users", "method", "place", "item", "liked")
@@ -203,44 +209,61 @@ def coverage(taste: Taste, scores: NDArray, items: str, k: int, rows: NDArray) -
 # --- tables
 
 
-def ranking_table(
-    edition: Edition, taste: Taste, scores: Mapping[tuple[str, str], Sequence[NDArray]], depths: Sequence[int] = DEPTHS
-) -> pd.DataFrame:
-    """The columns of `RANKING_COLUMNS`: a row per method, users, items, likes, measure and k.
+@dataclass(frozen=True)
+class Row:
+    """Whose scores, (U, I) of each of S seeds, a row of the tables is about; ``key`` is empty for a reference."""
 
-    Intervals resample users; coverage, which is of all users at once, has none. difference: the edition's PrefMoE
-    minus the row's method, on the same users; p_users exchanges two methods' results of whole users, with Holm's
-    correction over the methods of the same measure, k, users, items and likes.
+    method: str
+    backbone: str
+    information: str
+    key: str
+    scores: Sequence[NDArray]
 
-    ``scores``: (U, I) of every seed, by backbone and method of the edition.
-    """
-    entries = [
-        (edition.methods[key].label, backbone, edition.methods[key].information, list(copies), key)
-        for (backbone, key), copies in scores.items()
-    ]
-    for name, (information, found) in references(taste).items():
-        entries.append((name, NO_BACKBONE, information, [found], ""))
+
+def rows_of(edition: Edition, taste: Taste, scores: Mapping[tuple[str, str], Sequence[NDArray]]) -> list[Row]:
+    """The methods whose scores are given by backbone and key, and the references beside them."""
     rows = []
+    for (backbone, key), copies in scores.items():
+        method = edition.methods[key]
+        rows.append(Row(method.label, backbone, method.information, key, copies))
+    known = references(taste).items()
+    return rows + [Row(name, NO_BACKBONE, information, "", (found,)) for name, (information, found) in known]
+
+
+def tables(edition: Edition, taste: Taste, rows: Sequence[Row], depths: Sequence[int]) -> list[pd.DataFrame]:
+    """What every row comes to, and some rows beside others: the columns of `RANKING_COLUMNS` and `COMPARISON_COLUMNS`.
+
+    Intervals resample users; coverage, which is of all users at once, has none. The edition's PrefMoE is compared with
+    every other row of its backbone, every method with every recommender: difference is the method's value minus the
+    baseline's on the same users, p_users exchanges two rows' results of whole users, and Holm's correction runs over
+    the comparisons of the same measure, k, users, items and likes.
+    """
+    focus, estimates, comparisons = focus_method(edition), [], []
     for users, items, liked in _parts(taste):
         member = taste.trained == (users == TRAINED)
-        sums = [_mean([measures(taste, copy, items, liked, depths) for copy in copies]) for *_, copies, _ in entries]
-        focus = {b: sums[n] for n, (_, b, _, _, key) in enumerate(entries) if key and key == focus_method(edition)}
-        for (method, backbone, information, copies, key), found in zip(entries, sums, strict=True):
-            first = {"method": method, "backbone": backbone, "information": information, "users": users}
-            first |= {"items": items, "liked": liked, "seeds": len(copies)}
-            others = focus.get(backbone) if key else next(iter(focus.values()), None)
-            for (measure, k), values in found.items():
-                row = first | {"measure": measure, "k": k} | _estimate(values[member], measure)
-                if others is not None and others is not found:
-                    row |= _difference(others[measure, k][member], values[member])
-                rows.append(row)
+        part = {"users": users, "items": items, "liked": liked}
+        sums = []
+        for row in rows:
+            seeds = [measures(taste, copy, items, liked, depths) for copy in row.scores]
+            sums.append({key: np.mean([one[key] for one in seeds], axis=0)[member] for key in seeds[0]})
+            first = {"method": row.method, "backbone": row.backbone, "information": row.information, **part}
+            first["seeds"] = len(row.scores)
+            for (measure, k), values in sums[-1].items():
+                estimates.append(first | {"measure": measure, "k": k} | _estimate(values, measure))
             for k in depths if liked == ALL else ():
-                value = np.mean([coverage(taste, copy, items, k, member) for copy in copies])
-                rows.append(first | {"measure": "coverage", "k": k, "value": value, "n": int(member.sum())})
-    table = pd.DataFrame(rows, columns=list(RANKING_COLUMNS[:-1]))
-    family = table.groupby(["users", "items", "liked", "measure", "k"])["p_users"]
-    table["p_users_holm"] = family.transform(lambda p: statistics.holm(p.to_numpy()))
-    return table
+                value = float(np.mean([coverage(taste, copy, items, k, member) for copy in row.scores]))
+                estimates.append(first | {"measure": "coverage", "k": k, "value": value, "n": int(member.sum())})
+        for (one, mine), (other, theirs) in product(zip(rows, sums, strict=True), repeat=2):
+            beside = other.backbone in (one.backbone, NO_BACKBONE) and other is not one
+            if one.key and beside and (one.key == focus or other.method in recommenders.KNOWN):
+                who = {"method": one.method, "baseline": other.method, "backbone": one.backbone, **part}
+                for (measure, k), values in mine.items():
+                    where = who | {"measure": measure, "k": k}
+                    comparisons.append(where | _difference(values, theirs[measure, k]))
+    compared = pd.DataFrame(comparisons, columns=list(COMPARISON_COLUMNS[:-1]))
+    family = compared.groupby(["users", "items", "liked", "measure", "k"])["p_users"]
+    compared["p_users_holm"] = family.transform(lambda p: statistics.holm(p.to_numpy()))
+    return [pd.DataFrame(estimates, columns=list(RANKING_COLUMNS)), compared]
 
 
 def references(taste: Taste) -> dict[str, tuple[str, NDArray]]:
@@ -259,10 +282,6 @@ def _parts(taste: Taste) -> list[tuple[str, str, str]]:
     return [(*group, liked) for group in there for liked in kinds]
 
 
-def _mean(seeds: Sequence[dict[tuple, NDArray]]) -> dict[tuple, NDArray]:
-    return {key: np.mean([one[key] for one in seeds], axis=0) for key in seeds[0]}
-
-
 def _estimate(values: NDArray, measure: str) -> dict[str, float]:
     """value, low, high and n of a ratio of sums over users, (U, 2); lift is the ratio minus 1."""
     less = float(measure == "lift")
@@ -278,31 +297,27 @@ def _difference(first: NDArray, second: NDArray) -> dict[str, float]:
     apart, total = first[:, 0] - second[:, 0], first[:, 1].sum()
     swapped = (apart.sum() - 2 * statistics.swap_masks(len(apart)) @ apart) / total
     observed = apart.sum() / total
-    row = {"difference": observed, "p_users": float(statistics.permutation_p(observed, swapped))}
+    row = {"difference": observed, "n": int((first[:, 1] > 0).sum())}
     if len(apart) > 1:
         low, high = statistics.percentile_interval(statistics.ratio_bootstrap(apart, first[:, 1]))
-        row |= {"difference_low": float(low), "difference_high": float(high)}
-    return row
+        row |= {"low": float(low), "high": float(high)}
+    return row | {"p_users": float(statistics.permutation_p(observed, swapped))}
 
 
-def recommended_table(
-    edition: Edition, taste: Taste, scores: Mapping[tuple[str, str], Sequence[NDArray]], k: int = 5
-) -> pd.DataFrame:
+def recommended_table(taste: Taste, rows: Sequence[Row], k: int = 5) -> pd.DataFrame:
     """The k best fresh items for the first two trained users and the first unseen one, and whether they are liked: the
-    columns of `RECOMMENDED_COLUMNS`, of the first backbone and seed."""
-    backbone = edition.backbones[0]
-    lists = {edition.methods[key].label: copies[0] for (where, key), copies in scores.items() if where == backbone}
-    lists |= {name: found for name, (_, found) in references(taste).items() if name in recommenders.KNOWN}
+    columns of `RECOMMENDED_COLUMNS`, of every row's first seed; ties in the order of items."""
     candidates, _ = taste.chosen(FRESH, ALL)
-    rows = []
-    for row in [*np.flatnonzero(taste.trained)[:2], *np.flatnonzero(~taste.trained)[:1]]:
-        for method, found in lists.items():
-            best = np.argsort(np.where(candidates[row], -found[row], np.inf), kind="stable")[:k]
+    found = []
+    for user in [*np.flatnonzero(taste.trained)[:2], *np.flatnonzero(~taste.trained)[:1]]:
+        where = {"user": taste.users[user], "users": TRAINED if taste.trained[user] else UNSEEN}
+        for row in rows:
+            best = np.argsort(np.where(candidates[user], -row.scores[0][user], np.inf), kind="stable")[:k]
             for place, item in enumerate(best, 1):
-                liked = TOLD if taste.told[row, item] else UNTOLD if taste.untold[row, item] else "no"
-                where = {"user": taste.users[row], "users": TRAINED if taste.trained[row] else UNSEEN, "method": method}
-                rows.append(where | {"place": place, "item": taste.items[item], "liked": liked})
-    return pd.DataFrame(rows, columns=list(RECOMMENDED_COLUMNS))
+                liked = TOLD if taste.told[user, item] else UNTOLD if taste.untold[user, item] else "no"
+                shown = {"method": row.method, "place": place, "item": taste.items[item], "liked": liked}
+                found.append(where | shown)
+    return pd.DataFrame(found, columns=list(RECOMMENDED_COLUMNS))
 
 
 def write(
@@ -313,9 +328,12 @@ def write(
     results: str | Path = RESULTS,
     depths: Sequence[int] = DEPTHS,
 ) -> list[Path]:
-    """Writes ranking.csv and recommended.csv among the edition's tables; returns their paths."""
-    folder = made_folder(edition.name, results)
-    return [
-        write_csv(ranking_table(edition, taste, scores, depths), folder / "ranking.csv"),
-        write_csv(recommended_table(edition, taste, scores), folder / "recommended.csv"),
-    ]
+    """Writes ranking.csv, ranking_comparisons.csv and recommended.csv among the edition's tables; returns their paths.
+
+    ``scores``: (U, I) of every seed, by backbone and method of the edition.
+    """
+    folder, rows = made_folder(edition.name, results), rows_of(edition, taste, scores)
+    ranked, compared = tables(edition, taste, rows, depths)
+    models = [row for row in rows if row.key or row.method in recommenders.KNOWN]
+    made = {"ranking": ranked, "ranking_comparisons": compared, "recommended": recommended_table(taste, models)}
+    return [write_csv(table, folder / f"{name}.csv") for name, table in made.items()]
