@@ -70,8 +70,27 @@ def test_smoke_has_every_kind_of_method_and_both_tables_of_the_default_edition()
     assert {method.kind for method in smoke.methods.values()} == {method.kind for method in mini.methods.values()}
     asking = {kind for kind, settings in KINDS.items() if not settings.about_choices}
     asking -= {method.kind for method in load_edition("mmpb").methods.values()}  # a protocol with an edition of its own
+    asking -= rivals()
     assert {method.kind for method in smoke.methods.values()} == asking
     assert set(smoke.table1) <= set(mini.table1)
+
+
+def rivals() -> set[str]:
+    """The kinds of method that an edition of their own has beside the default edition's."""
+    default = {method.kind for method in load_edition("mini").methods.values()}
+    return {method.kind for method in load_edition("rivals").methods.values()} - default
+
+
+def test_the_rivals_are_asked_what_the_default_edition_asks():
+    edition, mini = load_edition("rivals"), load_edition("mini")
+    for part in ("data", "training", "evaluation", "seeds"):
+        assert getattr(edition, part) == getattr(mini, part), part
+    for name in set(edition.methods) & set(mini.methods):
+        assert edition.methods[name] == mini.methods[name], name
+    assert len(rivals()) == 6
+    smoke = load_edition("rivals-smoke")
+    assert {method.kind for method in smoke.methods.values()} >= rivals()
+    assert smoke.table1 == tuple(smoke.methods) and set(smoke.methods) <= set(edition.methods)
 
 
 def test_the_paper_edition_has_the_published_hyper_parameters():
