@@ -15,6 +15,7 @@ import psutil
 
 from prefmoe.config import (
     Edition,
+    GraphExpertsMethod,
     InjectedMethod,
     LoRAMethod,
     Method,
@@ -27,7 +28,7 @@ from prefmoe.config import (
 from prefmoe.config.registry import Shape, find_backbone
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH, Ranks, published_router_shapes
-from prefmoe.workflow import drawers
+from prefmoe.workflow import drawers, rivals
 from prefmoe.workflow.sessions import learns_to_see, reading, tower_activations
 from prefmoe.workflow.shapes import ResourceError, shape_of
 
@@ -72,7 +73,9 @@ def adapter_rank(method: Method) -> int:
     """Total rank of the adapters of one projection; 0 without."""
     if isinstance(method, PrefMoEMethod):
         return Ranks(method.preference_rank, method.user_rank, method.profile_rank).total
-    return getattr(method, "rank", 0)
+    if isinstance(method, GraphExpertsMethod):
+        return method.pooled_rank + method.experts * method.expert_rank
+    return getattr(method, "rank", 0) + getattr(method, "pooled_rank", 0)
 
 
 def trained_parameters(method: Method, shape: Shape, users: int) -> int:
@@ -84,6 +87,8 @@ def trained_parameters(method: Method, shape: Shape, users: int) -> int:
     if getattr(method, "targets", "projections") == "all_linear" and not shape.adapted:
         rows += hidden + shape.key_value_heads * shape.head_size  # k
     count = adapter_rank(method) * rows * adapted_layers(method, shape)
+    if (of_rival := rivals.parameters(method, hidden, rows * adapted_layers(method, shape), users)) is not None:
+        return of_rival
     if isinstance(method, PrototypesMethod):
         return method.prototypes * hidden or count + method.vision * shape.vision
     if getattr(method, "projector", False):
