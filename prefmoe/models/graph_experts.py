@@ -98,12 +98,15 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
             )
         return torch.stack(people).mean(0), torch.stack(things).mean(0)
 
+    def user_gates(self, rows: Tensor) -> Tensor:
+        """(B, E) the shares of the experts for users, by row; rows (B,)."""
+        asked = self.shares[rows] @ self.convolved()[0]  # (B, D)
+        return self.gate(rms_norm(asked, asked.shape[1:], eps=1e-12)).softmax(1)
+
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:
         config = self.config
-        people, _ = self.convolved()
-        asked = self.shares[batch.user] @ people  # (B, D)
-        gate = self.gate(rms_norm(asked, asked.shape[1:], eps=1e-12)).softmax(1)
+        gate = self.user_gates(batch.user)
         scale = config.experts * gate.repeat_interleave(config.expert_rank, dim=1)  # an even mixture is a plain LoRA
         self.gating.scale = torch.cat([scale.new_ones(len(scale), config.pooled_rank), scale], dim=1)
         self.gating.gates = {"experts": gate.detach()}
