@@ -180,10 +180,10 @@ def test_users_made_of_chips_and_gates_set_by_hand_get_the_answers_of_the_module
     from prefmoe.models.routing import Routing
 
     rng = np.random.default_rng(3)
-    people = [somebody_new(rng) | {"item": int(rng.integers(60))} for _ in range(12)]
+    people = [somebody_new(rng) | {"item": int(rng.integers(60))} for _ in range(8)]
     for one in people:
         one["question"] = f"Would {one['name']} like this?"
-    people += [one | {"gates": gates_by_hand(rng)} for one in people[:6]]
+    people += [one | {"gates": gates_by_hand(rng)} for one in people[:4]]
     found = asking.evaluate(MAKE, people)
 
     adapters = explorer_model.read(ASSETS)
