@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from prefmoe.generation.drawer import Drawer
@@ -31,6 +30,8 @@ def denoising_loss(
     Returns:
         the mean over the batch, a scalar.
     """
+    from diffusers.training_utils import compute_snr  # a second and a half, which only those who learn spend
+
     scheduler = drawer.scheduler
     late = (earliest**2 + (1 - earliest**2) * rng.random(len(clean))) ** 0.5
     times = (scheduler.config.num_train_timesteps * late).astype(int)

@@ -13,7 +13,7 @@ from torch import Tensor
 from prefmoe.config import RewardedMethod
 from prefmoe.generation.drawing import Drawing, noise_seeds
 from prefmoe.generation.judging import judged
-from prefmoe.generation.sampling import drawn, noise_of
+from prefmoe.generation.sampling import drawn, noise_of, sample
 from prefmoe.models.raters import Rater
 
 AT_ONCE = 32
@@ -44,17 +44,17 @@ class Rewarded(Drawing, settings=RewardedMethod):
         parts = range(0, len(some), AT_ONCE)
         return torch.cat([self._ascent(some.iloc[k : k + AT_ONCE], noise[k : k + AT_ONCE]) for k in parts])
 
-    def _sample(self, asked: pd.DataFrame, noise: Tensor, steps: int) -> Tensor:
-        scale = self.generation.text_scale
-        return drawn(self.drawer, self.prompts(asked), noise=noise, steps=steps, text_scale=scale)
+    def _sample(self, asked: pd.DataFrame, noise: Tensor) -> Tensor:
+        wanted = {"steps": self.generation.steps, "text_scale": self.generation.text_scale}
+        return sample(self.drawer, self.prompts(asked), noise=noise, **wanted)
 
     def _best(self, asked: pd.DataFrame, noise: Tensor) -> Tensor:
         """Of so many pictures, the first from the noise itself, the one that the rater likes most."""
         generator = torch.Generator().manual_seed(self.seed)
-        best = self._sample(asked, noise, self.generation.steps)
+        best = self._sample(asked, noise)
         most = self.said(asked, best)
         for _ in range(self.config.candidates - 1):
-            tried = self._sample(asked, torch.randn(noise.shape, generator=generator), self.generation.steps)
+            tried = self._sample(asked, torch.randn(noise.shape, generator=generator))
             said = self.said(asked, tried)
             better = said > most
             best, most = torch.where(better[:, None, None, None], tried, best), torch.where(better, said, most)
@@ -68,11 +68,11 @@ class Rewarded(Drawing, settings=RewardedMethod):
         settings = self.config
         start, size = noise.clone().requires_grad_(), noise[0].numel()
         for _ in range(settings.candidates):
-            said = self.said(asked, self._sample(asked, start, settings.few_steps))
+            wanted = {"steps": settings.few_steps, "text_scale": self.generation.text_scale}
+            said = self.said(asked, drawn(self.drawer, self.prompts(asked), noise=start, **wanted))
             length = start.flatten(1).norm(dim=1)
             stays = (size - 1) * length.log() - length.square() / 2
             (gradient,) = torch.autograd.grad((said + settings.stay * stays).sum(), start)
             norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-8)[:, None, None, None]
             start = (start + settings.step_size * gradient / norm).detach().requires_grad_()
-        with torch.no_grad():
-            return self._sample(asked, start.detach(), self.generation.steps).cpu()
+        return self._sample(asked, start.detach()).cpu()
