@@ -12,6 +12,7 @@ from tiny_drawers import PROMPTS, some_users, tiny_drawer
 from torch.nn import functional as F
 
 from prefmoe.data.choice_drawing import ATTRIBUTES, draw_choice_picture, random_attributes
+from prefmoe.generation import sampling
 from prefmoe.generation.captions import OPEN, caption, reduced, words
 from prefmoe.generation.denoising import denoising_loss
 from prefmoe.generation.drawer import Drawer, DrawerError
@@ -148,6 +149,34 @@ def test_guidance_has_two_scales(personal, text_scale, user_scale):
     wanted = (noise - (1 - kept).sqrt() * guided) / kept.sqrt()
     # alpha is tiny at the last step, which amplifies rounding of the noise
     torch.testing.assert_close(got, wanted.clamp(-1, 1) / 2 + 0.5, rtol=0, atol=2e-2)
+
+
+def test_what_users_share_is_computed_once(personal, monkeypatch):
+    """Rows that the network sees: two conditions of each kind and one of each user at first, three of each after."""
+    drawer, branch = personal
+    _trained(branch)
+    prompts, seeds, users = [PROMPTS[0], PROMPTS[1]] * 3, [5, 6] * 3, some_users(drawer, 6)
+    alone = [
+        sample(drawer, [p], noise=[n], user_tokens=u[None], steps=3)
+        for p, n, u in zip(prompts, seeds, users, strict=True)
+    ]
+    nobody = sample(drawer, prompts[:2], noise=seeds[:2], steps=3)
+    asked, predict = [], drawer.predict
+    monkeypatch.setattr(drawer, "predict", lambda *given: asked.append(len(given[0])) or predict(*given))
+    together = sample(drawer, prompts, noise=seeds, user_tokens=users, steps=3)
+    assert asked == [2 + 2 + 6, 18, 18]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+    for given in ({}, {"user_tokens": users, "user_scale": 0.0}):
+        asked.clear()
+        pictures = sample(drawer, prompts, noise=seeds, steps=3, **given)
+        assert asked == [4, 4, 4]
+        torch.testing.assert_close(pictures, nobody.repeat(3, 1, 1, 1), rtol=0, atol=1e-5)
+
+
+def test_so_many_pictures_as_fit_take_their_steps_together(drawer, monkeypatch):
+    whole = sample(drawer, PROMPTS, noise=SEEDS, steps=2)
+    monkeypatch.setattr(sampling, "AT_ONCE", 2)
+    torch.testing.assert_close(sample(drawer, PROMPTS, noise=SEEDS, steps=2), whole, rtol=0, atol=1e-5)
 
 
 def test_a_gradient_goes_back_to_the_noise(drawer):

@@ -14,6 +14,7 @@ from small_world import data_folder, small_edition
 from tiny_drawers import tiny_drawer
 
 from prefmoe import losses
+from prefmoe.generation.user_branch import add_user_branch
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
 from prefmoe.models.user_state import FactorisedUsers
 
@@ -43,8 +44,22 @@ def test_the_loop_over_anchors_is_the_loss():
 
 
 def test_pictures_drawn_one_by_one_are_those_drawn_together():
-    variants = loops.drawing_variants(tiny_drawer(), 3)
-    torch.testing.assert_close(variants["one by one"](), variants["together"](), rtol=0, atol=1e-5)
+    drawer = tiny_drawer()
+    branch = add_user_branch(drawer)
+    with torch.no_grad():
+        for one in branch.values():
+            one.to_v_ip[0].weight.normal_(generator=torch.Generator().manual_seed(1))
+    variants = loops.drawing_variants(drawer, 6)
+    users, nobody = variants["users one by one"](), variants["nobody one by one"]()
+    torch.testing.assert_close(users, variants["users together"](), rtol=0, atol=1e-5)
+    torch.testing.assert_close(nobody, variants["nobody together"](), rtol=0, atol=1e-5)
+    assert (users[0] - users[4]).abs().max() > 1e-3  # the same prompt and noise, another user
+
+
+def test_any_clock_is_read_around_each_variant():
+    ticks = iter(range(100))
+    table = speed.measure({"a": lambda: next(ticks)}, CPU, seconds=0.0, clock=lambda: float(next(ticks)))
+    assert table["median_ms"].tolist() == [2000.0]
 
 
 def test_variants_take_turns_and_ratios_refer_to_the_first():

@@ -106,11 +106,22 @@ def loss_variants(hidden: int, batch: int, pseudo_users: int, device: torch.devi
 
 
 def drawing_variants(drawer: Drawer, count: int) -> dict[str, Variant]:
-    """As many pictures of different prompts: drawn together, and one after the other."""
-    prompts = [f"{number} dogs, {place}" for number in ("two", "three") for place in ("left", "centre", "right")]
+    """Pictures of four prompts, each from one noise, for ``count`` users: drawn together, and one after the other.
+
+    First for users with tokens of their own, then for nobody, from as many noises.
+    """
+    prompts = [f"{number} dogs, {place}" for number in ("two", "three") for place in ("left", "right")]
     prompts = [prompts[k % len(prompts)] for k in range(count)]
+    users = torch.randn(count, 4, drawer.width, generator=torch.Generator().manual_seed(0)).to(drawer.device)
+    alike, different = [k % 4 for k in range(count)], list(range(count))
 
-    def one_by_one() -> Tensor:
-        return torch.cat([sample(drawer, [prompt], noise=[k]) for k, prompt in enumerate(prompts)])
+    def drawn(noise: list[int], users: Tensor | None, size: int) -> Variant:
+        parts = [slice(start, start + size) for start in range(0, count, size)]
+        told = [None if users is None else users[part] for part in parts]
+        asked = [(prompts[part], noise[part], own) for part, own in zip(parts, told, strict=True)]
+        return lambda: torch.cat([sample(drawer, p, noise=n, user_tokens=u) for p, n, u in asked])
 
-    return {"together": lambda: sample(drawer, prompts, noise=range(count)), "one by one": one_by_one}
+    return {
+        "users together": drawn(alike, users, count), "users one by one": drawn(alike, users, 1),
+        "nobody together": drawn(different, None, count), "nobody one by one": drawn(different, None, 1),
+    }  # fmt: skip

@@ -10,7 +10,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,6 +39,7 @@ from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH
 from prefmoe.generation.drawer import Drawer
 from prefmoe.generation.sampling import STEPS
+from prefmoe.generation.user_branch import add_user_branch
 from prefmoe.models.base import Method
 from prefmoe.models.moe_lora import Ranks
 from prefmoe.models.user_state import FactorisedUsers
@@ -68,8 +69,13 @@ def hardware_line(device: torch.device) -> str:
     return f"{name}, torch {torch.__version__}"
 
 
-def measure(variants: dict[str, Variant], device: torch.device, *, seconds: float, rounds: int = 200) -> pd.DataFrame:
+def measure(
+    variants: dict[str, Variant], device: torch.device, *, seconds: float, rounds: int = 200,
+    clock: Callable[[], float] = time.perf_counter,
+) -> pd.DataFrame:  # fmt: skip
     """Times the variants in turns, after a warm-up round, for so many seconds in all (three rounds at least).
+
+    ``clock``: what is measured; `time.process_time` is the work of this process alone, whatever else the machine does.
 
     Returns one row per variant: variant, median_ms, low_ms, high_ms (quartiles over rounds), rounds, ratio (of the
     medians to the first variant's).
@@ -84,11 +90,11 @@ def measure(variants: dict[str, Variant], device: torch.device, *, seconds: floa
     for turn in range(rounds + 1):
         for name, variant in variants.items():
             wait()
-            started = time.perf_counter()
+            started = clock()
             variant()
             wait()
             if turn:
-                times[name].append(1000 * (time.perf_counter() - started))
+                times[name].append(1000 * (clock() - started))
         if turn >= 3 and time.perf_counter() > end:
             break
     first = statistics.median(next(iter(times.values())))
@@ -219,6 +225,23 @@ class Bench:
         }
 
 
+# --- drawing ------------------------------------------------------------------------------------------------------
+
+
+def drawing_rows(device: torch.device, count: int, *, seconds: float) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Pictures drawn together and one by one: in processor time where there is no accelerator, and on the clock with
+    all the threads of the machine. A setting and its rows, the ratios to the users who are drawn for together."""
+    drawer = Drawer.from_pretrained().to(device)
+    add_user_branch(drawer)
+    variants, about = drawing_variants(drawer, count), f"{DRAWER}, {count} pictures, {STEPS} steps"
+    if device.type == "cpu":
+        yield f"{about}, processor time", measure(variants, device, seconds=seconds, rounds=10, clock=time.process_time)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads, psutil.cpu_count() or 1))
+    yield f"{about}, clock, {torch.get_num_threads()} threads", measure(variants, device, seconds=seconds, rounds=10)
+    torch.set_num_threads(threads)
+
+
 # --- users --------------------------------------------------------------------------------------------------------
 
 
@@ -300,8 +323,8 @@ def bench(
         add("adapted projection", f"width {hidden}, {batch} x {tokens} tokens, ranks 8/64/8", rows)
     rows = measure(loss_variants(hidden, 16, 20, device), device, seconds=seconds)
     add("residual terms", f"width {hidden}, 16 examples, 20 counterfactual users", rows)
-    rows = measure(drawing_variants(Drawer.from_pretrained().to(device), DRAWN), device, seconds=seconds, rounds=10)
-    add("drawing", f"{DRAWER}, {DRAWN} pictures, {STEPS} steps", rows)
+    for setting, rows in drawing_rows(device, DRAWN, seconds=seconds):
+        add("drawing", setting, rows)
     lab = Bench(settings, Path(folder or RESULTS))
     batch = settings.training.batch_size
     rows = measure(lab.training_variants(batch), device, seconds=2 * seconds)
