@@ -18,8 +18,11 @@ from prefmoe.config import ROOT
 from prefmoe.workflow.notebooks import check_outputs, defaults, read
 
 NOTEBOOKS = {name: next((ROOT / "notebooks").glob(f"{name}_*.ipynb")) for name in CONCLUSIONS}
-NO_TABLES = {"01", "02", "03", "05", "15", "17", "18"}
-"""Notebooks that explain, or show examples."""
+NO_TABLES = {
+    "03": "a backbone's abilities stand in its card, which notebook 3 and docs/miniatures.md read; no table has them",
+    "05": "each number is worked out by hand beside the package's; 8, 9 and 11 have the tables",
+}
+"""Notebooks that explain: why no committed table holds a number that they are about."""
 
 
 @pytest.mark.parametrize("name", CONCLUSIONS)
@@ -35,7 +38,8 @@ def test_every_notebook_about_results_has_sentences():
     paths = (ROOT / "notebooks").glob("*.ipynb")
     editions = ("mini", "preference-mini", "generation-mini")
     about = {path.name[:2] for path in paths if defaults(read(path)).get("edition") in editions}
-    assert about <= set(CONCLUSIONS) | NO_TABLES
+    assert about <= set(CONCLUSIONS) | set(NO_TABLES)
+    assert not set(CONCLUSIONS) & set(NO_TABLES)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import choice_conclusions as choices
+import explained_conclusions as explained
 import nbformat
 import pandas as pd
 import picture_conclusions as pictures
@@ -262,10 +263,12 @@ def _map(t: Tables) -> list[str]:
 
 
 CONCLUSIONS: dict[str, Callable[[Tables], list[str]]] = {
-    "04": _collapse, "06": _training, "07": _table, "08": _ablation, "09": _space, "10": _attention, "11": _routing,
-    "12": _audit, "13": _protocol, "14": _sure, "16": choices.known, "19": choices.liked, "20": choices.prototypes,
-    "21": choices.history, "22": pictures.drawer, "23": pictures.probes, "24": pictures.alignment,
-    "25": pictures.branch, "26": pictures.pictures, "27": pictures.rewards, "30": _map,
+    "01": explained.paper, "02": explained.benchmark, "04": _collapse, "06": _training, "07": _table, "08": _ablation,
+    "09": _space, "10": _attention, "11": _routing, "12": _audit, "13": _protocol, "14": _sure,
+    "15": explained.two_users, "16": choices.known, "17": explained.prototypes, "18": explained.one_run,
+    "19": choices.liked, "20": choices.prototypes, "21": choices.history, "22": pictures.drawer,
+    "23": pictures.probes, "24": pictures.alignment, "25": pictures.branch, "26": pictures.pictures,
+    "27": pictures.rewards, "30": _map,
 }  # fmt: skip
 """The sentences of each notebook, by the beginning of its file name."""
 

@@ -1,0 +1,97 @@
+"""What came out of notebooks that explain, where a table holds the number that they are about (`conclusions`)."""
+
+from __future__ import annotations
+
+import pandas as pd
+from committed import Tables, around, dot, holds
+
+from prefmoe.analysis import published
+
+
+def paper(t: Tables) -> list[str]:
+    table = published.read("table1")
+    table = table[table["turns"] == 0]
+    medians = table.groupby(["type", "group", "metric"])["value"].median()
+
+    def of(kind: str, metric: str, group: str | None = None) -> float:
+        found = medians[kind].xs(metric, level="metric")
+        return float(found[group] if group else found.drop("PrefMoE", errors="ignore").iloc[0])
+
+    frozen, tuned = (of(kind, "collapse") for kind in ("NT", "FFT"))
+    full, others = of("PEFT", "collapse", "PrefMoE"), of("PEFT", "collapse")
+    holds(full < others < tuned < frozen, "printed collapse falls from the non-tuned models to PrefMoE")
+    steps = published.read("table2").query("turns == 0").pivot(index="components", columns="metric", values="value")
+    one, factors, whole = (steps.loc[name] for name in ("E", "EP", "EPICDM"))
+    falls = steps["collapse"].diff().drop("E")
+    holds(falls.idxmin() == "EP", "factors are the ablation's largest step")
+    return [
+        f"As printed, collapse is {dot(frozen)} in the median of the non-tuned models, {dot(tuned)} after full "
+        f"fine-tuning, {dot(others)} in the other parameter-efficient methods and {dot(full)} in PrefMoE's rows.",
+        f"Preference accuracy goes the other way: {dot(of('NT', 'preference'))}, {dot(of('FFT', 'preference'))}, "
+        f"{dot(of('PEFT', 'preference'))} and {dot(of('PEFT', 'preference', 'PrefMoE'))}.",
+        f"In the printed ablation factors alone take collapse from {dot(one['collapse'])} to "
+        f"{dot(factors['collapse'])}; all later steps together end at {dot(whole['collapse'])}.",
+    ]
+
+
+def benchmark(t: Tables) -> list[str]:
+    asked = t.rows("mini/dataset_statistics").groupby("question_type")["count"].sum()
+    about = asked[asked.index.str.startswith("preference")].sum()
+    test = t.rows("mini/told_statistics", split="test", question_type="preference_yesno")
+    liked = test[test["liked"] == "yes"].groupby("told")["count"].sum()
+    fresh = test[(test["liked"] == "yes") & (test["told"] == "untold") & (test["fresh"] == 1)]["count"].sum()
+    sharing = t.rows("mini/breakdown", metric="collapse", grouping="bucket", turns=0).drop_duplicates("group")
+    sizes = sharing.set_index("group")["n"]
+    wide = next(name for name in sizes.index if name.startswith("large"))
+    holds(sizes[wide] > sizes.drop(wide).sum() / 2, "most collapse questions are about widely held preferences")
+    return [
+        f"Of {asked.sum()} questions {about} are about preferences, a share of {dot(about / asked.sum())}; the others "
+        "ask who is in a picture.",
+        f"Of {liked.sum()} test questions about something that the user likes, the profile tells {liked['told']} and "
+        f"leaves {liked['untold']} untold; {fresh} of these were never asked in training: only there would knowing "
+        "somebody go beyond reading and remembering.",
+        f"Of the {int(sizes.sum())} questions that measure collapse, {int(sizes[wide])} are about preferences which "
+        f"nine users or more hold, a share of {dot(sizes[wide] / sizes.sum())}.",
+    ]
+
+
+def two_users(t: Tables) -> list[str]:
+    full, name = (t.main(method, "auc_same") for method in ("PrefMoE", "LoRA"))
+    holds(full["low"] > 0.5 > name["low"], "PrefMoE tells two users of one picture apart, names alone do not")
+    crowd = t.rows("mini/table1", method="Popular choice", metric="auc_same", turns=0).iloc[0]
+    holds(crowd["value"] == 0.5, "who knows nobody is at .5")
+    return [
+        f"Over all {int(full['n'])} pairs of users who are asked the same, PrefMoE gives the one who likes it the "
+        f"higher probability in {around(full)}; the popular choice, which says the same of both, has "
+        f"{dot(crowd['value'])}.",
+        f"LoRA, which reads the name alone, has {around(name)}: ten questions can look better or worse.",
+    ]
+
+
+def prototypes(t: Tables) -> list[str]:
+    worth = t.row("preference-mini/comparisons", baseline="+ losses of pairs", n_ref=8, users="all")
+    holds(worth["p_users_holm"] > 0.05, "the second stage is worth nothing that can be told")
+    pairs, base = t.choices("+ losses of pairs"), t.choices("+ prompts")
+    holds(pairs > base, "losses of pairs pay")
+    return [
+        f"The losses of pairs are worth having: one of two pictures is named rightly in {dot(pairs)} with them and in "
+        f"{dot(base)} without.",
+        f"Prototypes, trained alone in the second stage, change that by {around(worth, 3, 'difference')}: not told "
+        "apart from nothing.",
+    ]
+
+
+def one_run(t: Tables) -> list[str]:
+    def at(users: str, n_ref: int) -> pd.Series:
+        where = {"method": "+ losses of pairs", "users": users, "n_ref": n_ref, "candidates": 2, "k": 1}
+        return t.row("preference-mini/table1", **where)
+
+    few, many, unseen = at("seen", 1), at("seen", 8), at("unseen", 8)
+    holds(many["low"] > few["high"], "more history is better")
+    holds(unseen["high"] > many["low"], "users whom nobody trained on are not told apart")
+    return [
+        f"The run shown here names the liked of two pictures in {around(few)} of the cases after one choice of "
+        f"history and in {around(many)} after eight.",
+        f"Of users whom it was not trained on, in {around(unseen)} after eight: what was learned is how to read a "
+        "history, not who the users are.",
+    ]
