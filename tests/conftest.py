@@ -40,6 +40,7 @@ LONGEST = (
     "evaluation",
     "site",
     "explorer",
+    "explorer_numbers",
     "course_answers",
 )
 """The files that take longest: begun first, so that none of them is left over when the others have ended."""

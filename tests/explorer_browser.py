@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import explorer_page
 import pytest
 
+ASSETS = explorer_page.ROOT / explorer_page.ASSETS
+GRID, PEOPLE = (json.loads((ASSETS / f"{name}.json").read_text(encoding="utf-8")) for name in ("grid", "people"))
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
