@@ -16,6 +16,9 @@ import pytest
 
 ASSETS = explorer_page.ROOT / explorer_page.ASSETS
 GRID, PEOPLE = (json.loads((ASSETS / f"{name}.json").read_text(encoding="utf-8")) for name in ("grid", "people"))
+PATIENCE = 120_000
+"""Milliseconds until a page that does not do what is waited for has failed: tests share their processor."""
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -61,6 +64,7 @@ class Visit:
 
     def __init__(self, browser, address: str, *, width: int = 1200, touch: bool = False, script: str = "") -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 800}, has_touch=touch)
+        self.page.set_default_timeout(PATIENCE)
         self.requests: list[str] = []
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -77,7 +81,7 @@ class Visit:
         """Presses the button and waits for the model's first answers."""
         self.near("maker")
         self.page.click("#load-model")
-        self.page.wait_for_selector("#made-answers tbody tr", timeout=60_000)
+        self.page.wait_for_selector("#made-answers tbody tr")
 
     def addressed(self, *parts: str) -> None:
         """Waits until the address has these parts: it follows what is chosen with a pause."""
