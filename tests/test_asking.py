@@ -99,6 +99,40 @@ def test_a_damaged_method_json_is_named(tmp_path):
         assistant(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["PrefMoE", "NT", "LoRA"])
+def test_pictures_are_ranked_by_the_answers_to_single_questions(kind):
+    model = Assistant(build_method(small_edition("tiny").methods[kind], small_backbone(), small_benchmark(), seed=0))
+    model.add_user("Ada", EXAMPLES / "ada.png", "<sks> is a person.", LIKES, DISLIKES)
+    pictures = [EXAMPLES / "camping.png", str(EXAMPLES / "flights.png"), small_benchmark().select("test")[0].image]
+    ranked = model.rank(pictures, "Ada")
+    assert {picture for picture, _ in ranked} == set(pictures) and [p for _, p in ranked] == sorted(
+        (p for _, p in ranked), reverse=True
+    )
+    for picture, p_yes in ranked:
+        assert p_yes == pytest.approx(model.ask(picture, "Would <sks> like this?", "Ada").p_yes, abs=1e-4)
+    assert model.rank([EXAMPLES / "ada.png"] * 2, "Ada", "Is Ada here?")[0][1] == pytest.approx(
+        model.ask(EXAMPLES / "ada.png", "Is Ada here?", "Ada").p_yes, abs=1e-4
+    )
+
+
+def test_what_cannot_be_ranked_is_named():
+    model = assistant(model_folder())
+    known, picture = model.users[0], EXAMPLES / "camping.png"
+    with pytest.raises(AskError, match="nobody is called 'Eve' here"):
+        model.rank([picture], "Eve")
+    for nothing in ([], picture, str(picture)):
+        with pytest.raises(AskError, match="expected a list of pictures, found"):
+            model.rank(nothing, known)
+    with pytest.raises(AskError, match="the question is empty"):
+        model.rank([picture], known, " ")
+    with pytest.raises(AskError, match=r"^the question: .*positions"):
+        model.rank([picture], known, "Does this suit you? " * 2000)
+    with pytest.raises(AskError, match="expected the file of a picture, found PngImageFile"):
+        model.rank([picture, Image.open(picture)], known)
+    with pytest.raises(CollationError, match="none.png: no such picture"):
+        model.rank([picture, "none.png"], known)
+
+
 def test_mistakes_are_named_and_leave_nobody_half_known():
     model = assistant(model_folder())
     known, picture = model.users, EXAMPLES / "camping.png"

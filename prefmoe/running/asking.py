@@ -18,10 +18,12 @@ from prefmoe.backbones.pictures import load_pictures
 from prefmoe.config import Edition, PrefMoEMethod, load_edition
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Benchmark, Example, Preference, User, name_mistake
+from prefmoe.data.miniature import LIKES_QUESTIONS
 from prefmoe.data.sources import load_benchmark
 from prefmoe.models.base import Method, build_method
 from prefmoe.models.saved import CONFIG_FILE, folder_of
 from prefmoe.running.evaluation import evaluate
+from prefmoe.running.ranking import score
 from prefmoe.running.shortening import TooLongError
 from prefmoe.system.files import FileError, read_json
 from prefmoe.system.frozen import Frozen, mistakes_of
@@ -156,23 +158,12 @@ class Assistant:
         Raises AskError if the user is unknown, the question is empty or too long, the options are not four, or the
         picture is no file; CollationError if the picture cannot be read.
         """
-        if user not in self.method.benchmark.users:
-            some = ", ".join(self.users[:5])
-            raise AskError(
-                f"nobody is called {user!r} here; add_user makes somebody known, and {len(self.users)} are: {some}, ..."
-                f"{did_you_mean(user, self.users)}"
-            )
-        if not question.strip():
-            raise AskError("the question is empty")
+        self._check(user, question)
         if len(options) not in (0, len(OPTION_LETTERS)):
             raise AskError(f"expected no options, or {len(OPTION_LETTERS)}; found {len(options)}")
         _check_file(picture)
         load_pictures([picture])
-        example = Example(
-            index=0, name=user, category="recognition", l2_category="inconsistency" if options else "awareness",
-            concept="", target="", question=question, options=tuple(options), answer=0 if options else 4,
-            image=Path(picture), semantic_invert=False, bucket_names=(),
-        )  # fmt: skip
+        example = _example(0, user, question, Path(picture), tuple(options))
         try:
             row = evaluate(self.method, [example], turns=0, batch_size=1, max_new_tokens=max_new_tokens).iloc[0]
         except (PromptError, TooLongError) as error:
@@ -186,6 +177,43 @@ class Assistant:
             p_yes=None if options else float(row["p_yes"]),
             probabilities={answer: float(row[f"p_{answer.lower()}"]) for answer in allowed},
         )
+
+    def rank(
+        self, pictures: Sequence[str | Path], user: str, question: str = LIKES_QUESTIONS[0]
+    ) -> list[tuple[str | Path, float]]:
+        """Pictures in the order in which a user would like them, each with P(yes); of equals the earlier one first.
+
+        The probabilities are those of `ask`, in few passes: what stands before the picture is computed once.
+
+        Args:
+            question: to be answered with yes or no; names the user as anybody would, or as <sks>.
+
+        Raises AskError if the user is unknown, the question is empty or too long, there is no picture, or one is no
+        file; CollationError if a picture cannot be read.
+        """
+        self._check(user, question)
+        if isinstance(pictures, str | Path) or not len(pictures):
+            raise AskError(f"expected a list of pictures, found {pictures!r}")
+        for picture in pictures:
+            _check_file(picture)
+        load_pictures(pictures)
+        examples = [_example(index, user, question, Path(picture)) for index, picture in enumerate(pictures)]
+        try:
+            scores = score(self.method, examples)
+        except PromptError as error:
+            raise AskError(f"the question: {error}") from error
+        return sorted(zip(pictures, scores.tolist(), strict=True), key=lambda pair: -pair[1])
+
+    def _check(self, user: str, question: str) -> None:
+        """Raises AskError unless the user is known and something is asked."""
+        if user not in self.method.benchmark.users:
+            some = ", ".join(self.users[:5])
+            raise AskError(
+                f"nobody is called {user!r} here; add_user makes somebody known, and {len(self.users)} are: {some}, ..."
+                f"{did_you_mean(user, self.users)}"
+            )
+        if not question.strip():
+            raise AskError("the question is empty")
 
 
 def assistant(
@@ -247,6 +275,15 @@ def _adapter_folder(source: str | Path) -> Path:
         f"{source}: expected a folder with {CONFIG_FILE} (such as method/ of a finished run), a hub repository "
         f"owner/name, or a backbone: {', '.join(known_backbones())}{did_you_mean(str(source), known_backbones())}"
     )
+
+
+def _example(index: int, user: str, question: str, picture: Path, options: tuple[str, ...] = ()) -> Example:
+    """A question that nobody has answered."""
+    return Example(
+        index=index, name=user, category="recognition", l2_category="inconsistency" if options else "awareness",
+        concept="", target="", question=question, options=options, answer=0 if options else 4, image=picture,
+        semantic_invert=False, bucket_names=(),
+    )  # fmt: skip
 
 
 def _check_file(picture: str | Path) -> None:
