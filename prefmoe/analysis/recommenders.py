@@ -32,11 +32,13 @@ def fit(training: NDArray, validation: NDArray, seed: int = 0) -> dict[str, NDAr
     Args:
         training: (U, I) 1 where an answer says that the user likes the item; -1 (does not) and 0 (not asked) are one
             to recommenders, which learn from likes alone.
-        validation: the same of other answers, by which factors and regularisation are chosen.
+        validation: the same of other answers, by which factors and regularisation are chosen where training did not
+            ask about the item, too.
 
     Users without a training answer have no factors, and are given what is popular.
     """
     liked = training > 0
+    validation = np.where(training == 0, validation, 0)  # what is asked again would reward remembering alone
     popularity = np.broadcast_to(liked.sum(axis=0).astype(float), training.shape)
     found = {POPULARITY: popularity}
     known = liked.any(axis=1)

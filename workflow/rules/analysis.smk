@@ -21,6 +21,33 @@ rule tables:
         "python -m prefmoe tables {params.edition:q} > {log:q} 2>&1"
 
 
+# All items for all users; for the notebook of the one edition that shows it, or where somebody names its tables.
+rule ranking:
+    input:
+        f"{RESULTS}/data.json",
+        RUN_NOTEBOOKS,
+    output:
+        report(
+            [f"{FIGURES}/{name}.csv" for name in ("ranking", "ranking_comparisons", "recommended")],
+            caption="../report/ranking.rst",
+            category="Recommendation",
+        ),
+    params:
+        code=lambda wildcards: provenance.code_digest(("prefmoe.running.ranking",), (), METHODS),
+        edition=EDITION.name,
+    log:
+        f"{RESULTS}/logs/ranking.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ranking.tsv"
+    threads: 1
+    resources:
+        mem_mb=8000,
+    conda:
+        ENVIRONMENT
+    shell:
+        "OMP_NUM_THREADS={threads} python -m prefmoe rank {params.edition:q} > {log:q} 2>&1"
+
+
 for name, row in NOTEBOOKS.items():
 
     rule:

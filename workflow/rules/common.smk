@@ -70,6 +70,7 @@ ANALYSES = [
     and (FULL_RUNS or row.get("runs") != "full")
     and (EDITION.table2 or "table2" not in row.get("tables", ()))
     and row.get("data", EDITION.data.kind) == EDITION.data.kind
+    and row.get("edition", EDITION.name) == EDITION.name
 ]
 
 ASKS_UNSEEN = EDITION.data.kind == "miniature" and EDITION.data.unseen_users and "unseen" in EDITION.evaluation.splits

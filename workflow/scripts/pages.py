@@ -135,6 +135,27 @@ def _pictures(table: pd.DataFrame) -> str:
     return f"{sizes}\n\n{_grid(table, ['condition'], shown)}\n"
 
 
+def _ranking(table: pd.DataFrame) -> str:
+    """Orders of the items that users were not asked about, ten of them where a list is meant."""
+    table = table[(table["items"] == "fresh") & table["k"].isin([0, 10])]
+    wanted = {
+        "NDCG@10": ("trained", "all", "ndcg"),
+        "told": ("trained", "told", "ndcg"),
+        "untold": ("trained", "untold", "ndcg"),
+        "recall@10": ("trained", "all", "recall"),
+        "1 of 4": ("trained", "all", "pick"),
+        "lift": ("trained", "all", "lift"),
+        "coverage": ("trained", "all", "coverage"),
+        "unseen: NDCG@10": ("unseen", "all", "ndcg"),
+    }
+    names = {where: name for name, where in wanted.items()}
+    places = zip(table["users"], table["liked"], table["measure"], strict=True)
+    table = table.assign(metric=[names.get(place, "") for place in places])
+    counts = table.groupby("metric")["n"].max()
+    sizes = f"Users: {counts['NDCG@10']} who were trained on, {counts['unseen: NDCG@10']} who were not."
+    return f"{sizes}\n\n{_grid(table[table['metric'] != ''], ['method', 'information'], list(wanted))}\n"
+
+
 def _full_size(table: pd.DataFrame) -> str:
     planned, took = table["planned_training_bytes"], table["training_bytes"]
     columns = {
@@ -217,6 +238,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "small controls": _from("small/controls.csv", _controls),
     "choices": _from("preference-mini/table1.csv", _choices),
     "pictures": _from("generation-mini/table1.csv", _pictures),
+    "ranking": _from("ranking/ranking.csv", _ranking),
     "survey map": _survey,
     "full size": _from(f"{SPEED}/full_size.csv", _full_size),
     "cpu": _from(f"{SPEED}/cpu.csv", _cpu),
