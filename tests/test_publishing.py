@@ -35,9 +35,10 @@ def clone(tmp_path) -> Path:
     (made / ".half.png.partial").write_text("not finished")
     for name in ("forest.png", "renamed.png", "protocol/differences.csv", "protocol/anchors.png", "note.md"):
         (committed / name).write_text("old")
-    for other in ("preference-mini", "generation-mini"):  # the map of the survey shows them too
-        (tmp_path / "figures" / other).mkdir()
-        shutil.copy(FIGURES / other / "table1.csv", tmp_path / "figures" / other)
+    # The map of the survey shows them too.
+    for other in ("preference-mini/table1.csv", "generation-mini/table1.csv", "ranking/ranking.csv"):
+        (tmp_path / "figures" / other).parent.mkdir()
+        shutil.copy(FIGURES / other, tmp_path / "figures" / other)
     (tmp_path / "docs").mkdir()
     for name in PAGES:
         shutil.copy(ROOT / name, tmp_path / name)
@@ -49,7 +50,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("edition", ["generation-mini", "mini", "preference-mini", "small", "small-sample", "speed"])
+@pytest.mark.parametrize(
+    "edition", ["generation-mini", "mini", "preference-mini", "ranking", "small", "small-sample", "speed"]
+)
 def test_what_pages_show_is_no_file_that_git_ignores(edition):
     shown, other = FIGURES / edition / "table1.csv", FIGURES / "somebody-s-own" / "table1.csv"
     if not (ROOT / ".git").exists():
@@ -191,6 +194,7 @@ def test_the_default_edition_is_the_notebooks_but_of_those_about_choices_or_pict
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         expected = "preference-mini" if path.stem in about_choices else DEFAULT_EDITION
         expected = "generation-mini" if path.stem in about_pictures else expected
+        expected = rows.get(path.stem, {}).get("edition", expected)
         assert notebooks.defaults(notebooks.read(path))["edition"] == expected
 
 

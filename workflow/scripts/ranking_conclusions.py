@@ -1,0 +1,49 @@
+"""What came out of the notebook about recommendation (`conclusions`)."""
+
+from __future__ import annotations
+
+import pandas as pd
+from committed import Tables, around, dot, holds
+
+
+def value(t: Tables, method: str, measure: str = "ndcg", liked: str = "all", k: int = 10) -> pd.Series:
+    """A row about trained users and things that they were not asked about."""
+    where = {"users": "trained", "items": "fresh", "liked": liked, "measure": measure, "k": k}
+    return t.row("ranking/ranking", method=method, **where)
+
+
+def minus(t: Tables, method: str, baseline: str, measure: str = "ndcg", liked: str = "all") -> pd.Series:
+    where = {"users": "trained", "items": "fresh", "liked": liked, "measure": measure, "k": 10}
+    return t.row("ranking/ranking_comparisons", method=method, baseline=baseline, **where)
+
+
+def recommendation(t: Tables) -> list[str]:
+    full, popular, chance = (value(t, method) for method in ("PrefMoE", "Popularity", "Chance"))
+    rows = t.rows("ranking/ranking_comparisons", baseline="Popularity", measure="ndcg", k=10, liked="all")
+    rows = rows[(rows["users"] == "trained") & (rows["items"] == "fresh") & (rows["p_users_holm"] < 0.05)]
+    holds(list(rows.loc[rows["difference"] > 0, "method"]) == ["LoRA with profile"], "one reader is above popularity")
+    beside, reader = minus(t, "PrefMoE", "Popularity"), minus(t, "LoRA with profile", "Popularity")
+    holds(beside["p_users_holm"] > 0.05, "PrefMoE is not told apart from the popular list")
+    told, untold = (value(t, "Non-tuned with profile", liked=liked) for liked in ("told", "untold"))
+    nobody = value(t, "Chance", liked="untold")
+    holds(told["low"] > 0.9 and untold["low"] < nobody["value"], "who only reads knows nothing that is not told")
+    learned = minus(t, "PrefMoE", "LoRA that reads frozen anchors", liked="untold")
+    still = minus(t, "PrefMoE", "Popularity", liked="untold")
+    holds(learned["low"] > 0 > still["high"], "PrefMoE is between frozen anchors and popularity")
+    lift = minus(t, "PrefMoE", "LoRA", "lift")
+    name = value(t, "LoRA", "lift")
+    covered = [value(t, method, "coverage", k=5)["value"] for method in ("LoRA", "PrefMoE", "True taste")]
+    holds(name["high"] < 0 < lift["low"] and 2 * covered[0] < covered[1], "name-only LoRA repeats itself without lift")
+    return [
+        f"The popular list is hard to beat: its NDCG is {dot(popular['value'])} (chance {dot(chance['value'])}), and "
+        f"only LoRA with the profile's text is above it, by {around(reader, name='difference')}. PrefMoE has "
+        f"{dot(full['value'])}, not told apart from it ({around(beside, name='difference')}).",
+        f"Who only reads finds what is told ({dot(told['value'])}) and nothing else: {dot(untold['value'])} of what no "
+        f"profile tells, chance {dot(nobody['value'])}.",
+        f"Untold things show that PrefMoE's users were trained: it is {around(learned, name='difference')} above LoRA "
+        f"that reads frozen anchors. It stays behind the popular list, {around(still, name='difference')}, so that "
+        "this may be knowledge of the population.",
+        f"Name-only LoRA does not recommend what is popular (lift {around(name)}), it recommends the same to "
+        f"everybody: five things for each of 40 users are {dot(covered[0])} of all things, PrefMoE's "
+        f"{dot(covered[1])}, five that each user likes {dot(covered[2])}.",
+    ]
