@@ -7,16 +7,18 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import site_zip
 import yaml
 from site_book import assemble, sources
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme")
+NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_revealjs")
 REPOSITORY = "https://github.com/somebody/fork"
 BUILD = "snakemake --cores 1 site"
 CONTRACTS = (
@@ -79,9 +81,13 @@ class Page(HTMLParser):
         self.formulas += tag == "math"
 
 
+def read(folder: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in sorted(folder.rglob("*.html")) if path.parent.name != "_static"}
+
+
 @pytest.fixture(scope="module")
 def pages(book) -> dict[Path, Page]:
-    return {path: Page(path) for path in sorted(book.rglob("*.html")) if path.parent.name != "_static"}
+    return read(book)
 
 
 def _outside(address: str) -> bool:
@@ -98,19 +104,54 @@ def test_no_style_fetches_anything_either(book):
     assert styles and not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\s]*", styles)
 
 
-def test_whatever_a_page_fetches_or_links_to_is_there(pages):
-    broken = []
+def broken(folder: Path, pages: dict[Path, Page]) -> list[tuple[str, str]]:
+    """Addresses that lead nowhere, or out of the folder."""
+    found = []
     for path, page in pages.items():
         for address in [*page.fetched, *page.links]:
             if _outside(address) or re.match("(?:data|mailto):", address):
                 continue
             place, _, anchor = unquote(address).partition("#")
             target = (path.parent / place.partition("?")[0]).resolve() if place else path
-            if not target.exists():
-                broken.append((path.name, address))
+            if not (target.exists() and target.is_relative_to(folder)):
+                found.append((path.name, address))
             elif anchor and target in pages and anchor not in pages[target].ids:
-                broken.append((path.name, address))
-    assert broken == []
+                found.append((path.name, address))
+    return found
+
+
+def test_whatever_a_page_fetches_or_links_to_is_there(book, pages):
+    assert broken(book.resolve(), pages) == []
+
+
+def test_the_zip_is_the_whole_book_and_its_links_lead_to_what_is_in_it(book, pages, tmp_path):
+    with zipfile.ZipFile(book / site_zip.NAME) as archive:
+        archive.extractall(tmp_path)
+    inside = (tmp_path / site_zip.FOLDER).resolve()
+    files = {path.relative_to(inside) for path in inside.rglob("*") if path.is_file()}
+    assert files | {Path(site_zip.NAME)} == {path.relative_to(book) for path in book.rglob("*") if path.is_file()}
+    assert broken(inside, read(inside)) == []
+
+
+def test_the_teachers_page_links_to_the_zip_with_its_size(book):
+    text = (book / "teachers.html").read_text(encoding="utf-8")
+    (megabytes,) = re.findall(rf'href="{site_zip.NAME}".*?, (\d+) MB', text)
+    assert abs(int(megabytes) - (book / site_zip.NAME).stat().st_size / 1e6) <= 0.5
+
+
+def test_a_teachers_page_without_a_place_for_the_zip_is_named(tmp_path):
+    (tmp_path / "teachers.html").write_text("<p>Nothing.</p>")
+    with pytest.raises(ValueError, match='teachers.html: expected one <p id="offline-zip">'):
+        site_zip.pack(tmp_path)
+
+
+def test_the_book_has_the_slides_with_their_notes_and_no_more_of_reveal_than_they_ask_for(book, pages):
+    source = (ROOT / "site/slides/index.md").read_text(encoding="utf-8")
+    text = (book / "slides/index.html").read_text(encoding="utf-8")
+    assert text.count("<h1>") + text.count("<h2>") == len(re.findall("^##? ", source, re.M)) >= 14
+    assert text.count('<aside class="notes">') == source.count(":::{revealjs-notes}")
+    assert "slides/index.html" in pages[book / "teachers.html"].links
+    assert sum(path.stat().st_size for path in (book / "slides").rglob("*") if path.is_file()) < 4e6
 
 
 def test_every_picture_has_an_alternative_text(pages):

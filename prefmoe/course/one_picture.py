@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from prefmoe.config import load_edition
 from prefmoe.course import answers
@@ -59,20 +60,25 @@ def chosen() -> Scene:
 
 
 def show() -> None:
+    """Shows `drawn` as a notebook's output."""
+    style.show(drawn())
+
+
+def drawn() -> Figure:
     """The picture, and beside it the two users with what their profiles tell of the facet."""
     shown, everybody = chosen(), _people()
     cells: list[Any] = [(draw_items([shown.item], np.random.default_rng(0)), f"Would this user like {shown.item}?")]
     for name in (shown.likes, shown.other):
         told = everybody[name].preferences[shown.facet]
         profile = f"{name}: likes {', '.join(told.likes)}; dislikes {', '.join(told.dislikes)}"
-        cells.append((face_image(everybody[name].face), profile))
+        face = face_image(everybody[name].face)
+        cells.append((face.crop((0, 0, face.width, face.width)), profile))
     held, of = shown.holders
-    figure = forms.pictures(
+    return forms.pictures(
         [cells], widths=[2.2] * 3, text_width=34, title="One picture, two users: who of them likes it",
         caption=f"Below the faces: what the profiles tell of {shown.facet}. {held} of {of} users like "
         f"{shown.item}, and a profile need not mention all that somebody likes.",
     )  # fmt: skip
-    style.show(figure)
 
 
 def both() -> pd.DataFrame:

@@ -15,6 +15,7 @@ from pathlib import Path
 from conclusions import with_conclusions
 from nbformat import NotebookNode
 from pages import PAGES, with_tables
+from slides import update as update_slides
 
 from prefmoe.analysis import tables
 from prefmoe.cli import call
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _publish(options: argparse.Namespace) -> None:
     written = update_pages() if options.what == ONLY_PAGES else publish(options.what)
     written += [path for path in with_conclusions() if path not in written]
+    written += update_slides()
     for path in written:
         print(path)
     if ignored := ignored_by_git(written):

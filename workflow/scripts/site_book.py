@@ -1,6 +1,8 @@
 """Makes the book in results/site/html, or in FOLDER/html: from what is committed, offline, with warnings as errors.
 
-The explorer's own page goes into html/explorer/; what it lacks where there is no npm is said, and is no error.
+The explorer's own page goes into html/explorer/; what it lacks where there is no npm is said, and is no error. Slides
+go into html/slides/, and
+the whole book once more into one zip.
 """
 
 from __future__ import annotations
@@ -13,11 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import explorer_page
+import site_zip
 
 from prefmoe.config import RESULTS, ROOT
 
 PARTS = {"site": ".", "notebooks": "notebooks", "course": "course", "docs": "docs", "figures/mini": "figures/mini"}
 """Folders of the clone, and where their files stand in the book: links between them stay as they are."""
+
+SLIDES = Path("site/slides")
+APART = (explorer_page.SOURCE, SLIDES)
+"""Parts of site/ that are made by themselves, and stand in the book's folder as they are."""
 
 KINDS = {".md", ".ipynb", ".py", ".png", ".yaml", ".css", ".svg"}
 
@@ -27,7 +34,7 @@ def sources(clone: Path = ROOT) -> Iterator[tuple[Path, Path]]:
     for part, place in PARTS.items():
         for path in sorted((clone / part).rglob("*")):
             inside = path.relative_to(clone / part)
-            if path.is_relative_to(clone / explorer_page.SOURCE):
+            if any(path.is_relative_to(clone / apart) for apart in APART):
                 continue
             if path.suffix in KINDS and not any(name.startswith((".", "__")) for name in inside.parts):
                 yield path, Path(place) / inside
@@ -65,7 +72,13 @@ def build(folder: Path, clone: Path = ROOT) -> int:
         if (clone / explorer_page.SOURCE).is_dir():
             for sentence in explorer_page.build(folder / "html" / "explorer", clone):
                 print(sentence, file=sys.stderr)
+        if (clone / SLIDES).is_dir():
+            import slides
+
+            status = slides.build(folder / "slides", folder / "html" / "slides", clone)
         (folder / "html" / ".nojekyll").touch()  # Pages would leave out folders that begin with an underscore
+        if (folder / "html" / site_zip.PAGE).is_file():
+            site_zip.pack(folder / "html")
         print(f"{folder / 'html' / 'index.html'}")
     return status
 

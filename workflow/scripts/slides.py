@@ -1,0 +1,310 @@
+"""The slides for 90 minutes: what they say in numbers and show, from what is committed, and how they are built.
+
+`python workflow/scripts/publish.py pages` fills what stands between ``<!-- said: NAME -->`` and ``<!-- end -->`` in
+site/slides/index.md. As at the end of the notebooks, a sentence that concludes something says under which condition.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from committed import Tables, around, dot, holds
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from prefmoe.analysis.answers import NO_BACKBONE, TableError
+from prefmoe.config import ROOT
+from prefmoe.course import one_picture
+from prefmoe.course.unit3 import BY_HAND
+from prefmoe.data.benchmark import FACETS
+from prefmoe.figures import forms, style
+from prefmoe.system.files import whole_file
+
+SOURCE = Path("site/slides")
+PAGE = SOURCE / "index.md"
+MADE = "made"
+"""The folder of pictures that are drawn while the slides are built."""
+
+ROWS = ("LoRA", "Popular choice", "LoRA that reads frozen anchors", "PrefMoE", "Non-tuned with profile",
+        "LoRA with profile")  # fmt: skip
+"""Of the main table, those that the slides compare: from who is shown a name to who is shown the text."""
+
+KEPT = ("dist/reset.css", "dist/reveal.css", "dist/reveal.js", "dist/theme/white.css",
+        "dist/theme/fonts/source-sans-pro", "plugin/notes/notes.js", "LICENSE")  # fmt: skip
+"""What slides need of reveal.js; other themes would ask others for their fonts."""
+
+_MARKED = re.compile(r"(<!-- said: ([\w() -]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+# What is said
+
+
+def _row(t: Tables, method: str, metric: str) -> pd.Series:
+    return t.main(method, metric, NO_BACKBONE if method == "Popular choice" else "llava-mini")
+
+
+def _answers(t: Tables) -> str:
+    """The probability of yes about two users, a row per method."""
+    both = one_picture.both()
+    first, second = both.columns
+    rows = [f"| {label} | {dot(row[first])} | {dot(row[second])} |" for label, row in both.iterrows()]
+    return "\n".join([f'| P("yes") | {first} | {second} |', "|---|--:|--:|", *rows])
+
+
+def _collapse(t: Tables) -> str:
+    shown = one_picture.chosen()
+    said = (shown.table["LoRA"] > 0.5).groupby(shown.truly).sum()
+    of = shown.truly.value_counts()
+    holds(said[False] > of[False] / 2, "LoRA says yes to most of those who do not like the thing")
+    held, users = shown.holders
+    return (
+        f"{held} of {users} users like {shown.item}. LoRA, which is shown names alone, says yes to {said[True]} of "
+        f"{of[True]} who do, and to {said[False]} of {of[False]} who do not."
+    )
+
+
+def _measures(t: Tables) -> str:
+    lines = ["| | is shown | collapse | recall | AUC |", "|---|---|--:|--:|--:|"]
+    for method in ROWS:
+        values = [_row(t, method, metric) for metric in ("collapse", "recall", "auc_same")]
+        shown = [method, values[0]["information"], *(dot(row["value"]) for row in values)]
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _popular(t: Tables) -> str:
+    popular, full = (_row(t, method, "sensitivity") for method in ("Popular choice", "PrefMoE"))
+    accuracy, other = (_row(t, method, "preference")["value"] for method in ("Popular choice", "PrefMoE"))
+    auc = _row(t, "Popular choice", "auc_same")["value"]
+    holds(auc == 0.5 and popular["low"] > 0, "the popular choice is sensitive and tells nobody apart")
+    holds(t.paired("Popular choice", "sensitivity")["p_users_holm"] > 0.05, "PrefMoE's sensitivity is not told apart")
+    holds(accuracy > other, "the popular choice has the higher preference accuracy")
+    return "\n".join(
+        [
+            f"- Its recall minus its collapse is {around(popular)}: far from zero. PrefMoE's, {around(full)}, is not "
+            "told apart from it.",
+            f"- Its accuracy in questions about preferences is {dot(accuracy, 3)}, PrefMoE's {dot(other, 3)}.",
+            f"- Its AUC is {dot(auc)}: of two users who are asked about one thing it says the same.",
+            "",
+            "What many like is asked about more often of people who like it. Whoever knows what is popular wins there, "
+            "and knows nobody.",
+        ]
+    )
+
+
+def _gates(t: Tables) -> str:
+    gates = t.rows("mini/routing_gates", router="preference")
+    gates = gates[gates["group"].str.startswith("preference")]
+    widest = gates.groupby("expert")["value"].agg(np.ptp).max()
+    holds(widest < 0.02, "no expert's gate depends on the facet that is asked about")
+    return (
+        "Five experts, and a router that weighs them for every question. From facet to facet no expert's mean gate "
+        f"changes by more than {dot(widest, 3)}: they are mixed, and not routed."
+    )
+
+
+def _told(t: Tables) -> str:
+    told, reader = (t.main(method, "auc_told") for method in ("PrefMoE", "LoRA with profile"))
+    where = {"method": "PrefMoE", "backbone": "llava-mini", "metric": "auc_told"}
+    other, zero = (t.row("mini/controls", control=control, **where) for control in ("other_user", "zero_prefix"))
+    holds(told["low"] > 0.5, "PrefMoE reads the profile")
+    holds(all(row["low"] < 0.5 < row["high"] for row in (other, zero)), "the controls take it away")
+    holds(reader["value"] > told["value"], "the reader of the text is ahead")
+    return "\n".join(
+        [
+            f"- PrefMoE's AUC about what profiles tell: {around(told)}. **It holds.**",
+            f"- With somebody else's tokens {dot(other['value'])}, with zeros {dot(zero['value'])}.",
+            f"- Who reads the text itself stays ahead: LoRA with profile {dot(reader['value'])}.",
+        ]
+    )
+
+
+def _fresh(t: Tables) -> str:
+    fresh, frozen = (
+        t.main("PrefMoE", "auc_untold_fresh"),
+        t.paired("LoRA that reads frozen anchors", "auc_untold_fresh"),
+    )
+    holds(fresh["low"] < 0.5 < fresh["high"], "the interval of PrefMoE includes one half")
+    holds(frozen["p_users_holm"] > 0.05, "frozen anchors are not told apart from PrefMoE")
+    return "\n".join(
+        [
+            f"- PrefMoE's AUC where nothing was told or asked: {around(fresh)}. The interval includes .5: **refuted by "
+            "the rule that was set before.**",
+            f"- LoRA that reads anchors in which nothing was learned is not told apart from it: a difference of "
+            f"{around(frozen, 2, 'difference')}.",
+        ]
+    )
+
+
+def _sizes(t: Tables) -> str:
+    rows = [_row(t, method, "auc_same") for method in ROWS]
+    many = {row["method"] for row in rows if row["seeds"] > 1}
+    holds(many == {"LoRA", "PrefMoE"}, "LoRA and PrefMoE alone have several seeds")
+    full = t.main("PrefMoE", "auc_same")
+    return (
+        f"Intervals are over {one_picture.chosen().holders[1]} users and {int(full['n'])} pairs of answers. PrefMoE "
+        f"and LoRA are means of {int(full['seeds'])} seeds; every other trained row is one."
+    )
+
+
+SAID: Mapping[str, Callable[[Tables], str]] = {
+    "answers": _answers, "collapse": _collapse, "measures": _measures, "popular": _popular, "gates": _gates,
+    "claim a": _told, "claim b": _fresh, "sizes": _sizes,
+}  # fmt: skip
+
+
+def with_sentences(page: str, tables: Tables | None = None) -> str:
+    """A page of slides with what `SAID` says between its marks. Raises TableError for a name that is none, a mark that
+    is not closed, and a sentence that no longer holds."""
+    tables = tables or Tables()
+    if len(_MARKED.findall(page)) != page.count("<!-- said: "):
+        raise TableError(f"{PAGE}: expected one <!-- end --> after every <!-- said: NAME -->")
+
+    def said(part: re.Match) -> str:
+        if part[2] not in SAID:
+            raise TableError(f"{PAGE}: nothing is said about {part[2]!r}; expected one of {', '.join(SAID)}")
+        return f"{part[1]}\n{SAID[part[2]](tables)}\n\n{part[4]}"
+
+    return _MARKED.sub(said, page)
+
+
+def update(clone: Path = ROOT) -> list[Path]:
+    """Brings what the slides say up to date with the committed tables; returns the page. Raises TableError."""
+    page = clone / PAGE
+    text = with_sentences(page.read_text(encoding="utf-8"), Tables(clone))
+    with whole_file(page) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return [page]
+
+
+# What is shown
+
+
+@style.house()
+def everybody() -> Figure:
+    """P(yes) of every user who was asked about the thing of unit 0, by two methods."""
+    shown = one_picture.chosen()
+    figure, axes = style.canvas(9.5, 2.4)
+    axis = axes.flat[0]
+    for place, method in enumerate(("PrefMoE", "LoRA")):
+        look = style.METHODS[method]
+        for likes, shift in ((True, 0.13), (False, -0.13)):
+            values = shown.table.loc[shown.truly == likes, method]
+            face = look.colour if likes else "white"
+            axis.scatter(values, [place + shift] * len(values), 90, marker=look.marker, c=face, edgecolors=look.colour)
+    axis.axvline(0.5, color="#39424e", linestyle=":")
+    axis.set(xlim=(-0.03, 1.03), ylim=(-0.6, 1.6), yticks=[0, 1], xlabel='P("yes")')
+    axis.set_yticklabels(["PrefMoE", "LoRA"])
+    return style.finish(
+        figure, f"LoRA says yes to all who were asked about {shown.item}"
+        if (shown.table["LoRA"] > 0.5).all() else f"What is said of all who were asked about {shown.item}",
+        f"Filled: likes {shown.item}. Open: does not. n = {len(shown.table)} users; right of the line is yes.",
+    )  # fmt: skip
+
+
+def apart(t: Tables) -> Figure:
+    """AUC with its interval, of `ROWS`."""
+    table = pd.DataFrame([_row(t, method, "auc_same") for method in ROWS])
+    above = table.loc[table["low"] > 0.5, "method"]
+    return forms.intervals(
+        table, rows="method", panels="metric", references={"the population's guess": 0.5}, panel_width=6.4,
+        title=f"{len(above)} of {len(ROWS)} rows are above the population's guess",
+        caption=f"n = {int(table['n'].iloc[0])} pairs of answers; lines: 95 % bootstrap over users. Above: "
+        f"{', '.join(above)}.",
+    )  # fmt: skip
+
+
+@style.house()
+def tokens() -> Figure:
+    """The thirteen vectors of a user."""
+    figure, axes = style.canvas(10.5, 2.6)
+    axis = axes.flat[0]
+    names = ["name", "image", "description", *(f"{kind}\n{facet}" for facet in FACETS for kind in ("p", "r"))]
+    colours = ["#d7dde6"] * 3 + ["#f1d9ae", "#bfdcf2"] * len(FACETS)
+    for place, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        box = FancyBboxPatch(
+            (place + 0.06, 0), 0.88, 1, boxstyle="round,pad=0,rounding_size=.08", fc=colour, ec="#39424e"
+        )
+        axis.add_patch(box)
+        axis.text(place + 0.5, 0.5, name, ha="center", va="center", fontsize=9, rotation=90)
+    axis.set(xlim=(0, len(names)), ylim=(-0.05, 1.05))
+    axis.set_axis_off()
+    return style.finish(
+        figure, "A user is thirteen tokens in front of the question",
+        "p: prototype of a facet, the same for all users. r: residual, how this user differs.",
+    )  # fmt: skip
+
+
+@style.house()
+def residuals() -> Figure:
+    """Two anchors and their residuals: unit 3's example by hand."""
+    anchors = BY_HAND[:, 0].numpy()
+    mean = anchors.mean(0)
+    figure, axes = style.canvas(9.5, 3.6, 1, 2)
+    cosines = []
+    for axis, vectors, title in zip(axes.flat, (anchors, anchors - mean), ("anchors", "residuals"), strict=True):
+        first, second = vectors
+        cosines.append(float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second))))
+        for vector, colour, name in zip(vectors, ("#0b6bb8", "#b45309"), ("one user", "another"), strict=True):
+            axis.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2.5})
+            axis.annotate(name, vector, (4, 6), textcoords="offset points", color=colour, fontsize=9)
+        axis.set(xlim=(-1.8, 3.8), ylim=(-0.6, 1.7), title=f"{title}: cosine {cosines[-1]:.2f}", aspect="equal")
+        axis.plot(0, 0, "o", color="#39424e", markersize=4)
+    return style.finish(
+        figure, f"With the mean taken away a cosine of {cosines[0]:.2f} becomes {cosines[1]:.2f}",
+        f"Anchors {anchors.astype(int).tolist()}; their mean, the prototype, is {mean.astype(int).tolist()}.",
+    )  # fmt: skip
+
+
+def gates(t: Tables) -> Figure:
+    """The preference router's mean gates about every facet."""
+    table = t.rows("mini/routing_gates", router="preference")
+    table = table[table["group"].str.startswith("preference")]
+    table = table.assign(
+        group=table["group"].str.removeprefix("preference, "), expert=[f"expert {k}" for k in table["expert"]]
+    )
+    return forms.bars(
+        table, rows="group", series="expert", stacked=True, xlabel="mean gate", width=9.5,
+        title="Whatever is asked about, the experts are mixed alike",
+        caption="A bar for each facet that is asked about.",
+    )  # fmt: skip
+
+
+def drawn(t: Tables) -> dict[str, Figure]:
+    """Name -> picture."""
+    made = {"scene": one_picture.drawn(), "everybody": everybody(), "apart": apart(t)}
+    return made | {"tokens": tokens(), "residuals": residuals(), "gates": gates(t)}
+
+
+# The build
+
+
+def build(folder: Path, target: Path, clone: Path = ROOT) -> int:
+    """Makes the slides in `target`, with their sources put together in `folder`; returns Sphinx's exit status."""
+    from sphinx.cmd.build import main as sphinx
+
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(clone / SOURCE, folder)
+    (folder / MADE).mkdir()
+    for name, figure in drawn(Tables(clone)).items():
+        style.save(figure, folder / MADE / f"{name}.png")
+    places = [str(folder), str(target), "--doctree-dir", str(folder.with_name("slides-doctrees"))]
+    status = sphinx(["-b", "revealjs", "-q", "--fresh-env", "--fail-on-warning", "--keep-going", *places])
+    if status == 0:
+        _keep(target / "_static" / "revealjs")
+    return status
+
+
+def _keep(folder: Path) -> None:
+    """Removes what no slide asks for."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        inside = path.relative_to(folder)
+        if path.is_file() and not any(inside.is_relative_to(kept) for kept in KEPT):
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
