@@ -22,8 +22,8 @@ PACKED = {".png", ".webp", ".woff", ".woff2", ".jpg", ".gz", ".zip"}
 
 
 def pack(book: Path) -> Path:
-    """Writes `NAME` into the folder of a built book, then its size into the teachers' page. Raises ValueError if that page
-    has no place for it."""
+    """Writes `NAME` into the folder of a built book, then its size into the teachers' page; returns the zip. Raises
+    ValueError if that page has no place for it."""
     page, target = book / PAGE, book / NAME
     text = page.read_text(encoding="utf-8")
     if len(PLACE.findall(text)) != 1:

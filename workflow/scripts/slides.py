@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -285,16 +287,28 @@ def drawn(t: Tables) -> dict[str, Figure]:
 
 
 def build(folder: Path, target: Path, clone: Path = ROOT) -> int:
-    """Makes the slides in `target`, with their sources put together in `folder`; returns Sphinx's exit status."""
-    from sphinx.cmd.build import main as sphinx
+    """Makes the slides in `target`, with their sources put together in `folder`; returns Sphinx's exit status.
 
+    In a process of its own: extensions of the book leave marks in Sphinx that a second project would trip over.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(clone / SOURCE, folder)
     (folder / MADE).mkdir()
     for name, figure in drawn(Tables(clone)).items():
         style.save(figure, folder / MADE / f"{name}.png")
     places = [str(folder), str(target), "--doctree-dir", str(folder.with_name("slides-doctrees"))]
-    status = sphinx(["-b", "revealjs", "-q", "--fresh-env", "--fail-on-warning", "--keep-going", *places])
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-b",
+        "revealjs",
+        "-q",
+        "--fresh-env",
+        "--fail-on-warning",
+        "--keep-going",
+    ]
+    status = subprocess.run([*command, *places]).returncode
     if status == 0:
         _keep(target / "_static" / "revealjs")
     return status
