@@ -201,6 +201,7 @@ def test_the_default_edition_is_the_notebooks_but_of_those_about_choices_or_pict
 def test_the_command_names_what_it_wrote_and_refuses_what_nobody_knows(monkeypatch, capsys):
     monkeypatch.setattr(publish, "update_pages", lambda: [Path("README.md")])
     monkeypatch.setattr(publish, "with_conclusions", lambda: [Path("one.ipynb")])
-    assert publish.main(["pages"]) == 0 and capsys.readouterr().out == "README.md\none.ipynb\n"
+    monkeypatch.setattr(publish, "update_slides", lambda: [Path("slides.md")])
+    assert publish.main(["pages"]) == 0 and capsys.readouterr().out == "README.md\none.ipynb\nslides.md\n"
     assert publish.main(["mimi"]) == 1
     assert "edition 'mimi' is unknown" in capsys.readouterr().err
