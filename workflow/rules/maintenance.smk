@@ -4,7 +4,7 @@ BOOK = sorted(
     str(path)
     for folder in ("site", "notebooks", "course", "docs", "figures/mini", "prefmoe", "workflow/scripts")
     for path in Path(folder).rglob("*")
-    if path.suffix in (".md", ".ipynb", ".py", ".png", ".yaml", ".css", ".svg", ".html", ".js", ".json", ".webp", ".safetensors")
+    if path.suffix in (".md", ".ipynb", ".py", ".png", ".yaml", ".css", ".svg", ".html", ".js", ".json", ".webp", ".safetensors", ".csv", ".parquet")
 )
 
 
