@@ -34,6 +34,7 @@ KEYS = (
     "stage", "tokens", "colour", "neighbours", "router", "expert", "question_type", "bin_low", "bin_high", "index",
     "user", "question", "origin", "layer", "token", "liked", "told", "fresh", "control", "users", "n_ref", "candidates",
     "k", "prototypes", "prototype", "order", "condition", "scale", "task", "rater", "attribute",
+    "items", "place",
 )  # fmt: skip
 """Columns that say what a row is about; rows are matched by those that a table has, never by position."""
 
@@ -49,7 +50,7 @@ JUDGED = ("table1", "table2", "comparisons")
 EXACT = ("references", "dataset_statistics", "told_statistics", "published_intervals")
 """Judged too, and without any allowance: nothing in them was trained."""
 
-ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened")
+ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened", "recommended")
 """Tables that may have other rows without anything being wrong, such as bins that nobody's probability fell into."""
 
 NOT_TRAINED = "NT"
