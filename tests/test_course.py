@@ -254,3 +254,14 @@ def test_the_teachers_page_quotes_the_table():
     text = (ROOT / "site/teachers.md").read_text(encoding="utf-8")
     row = Tables().row("mini/table1", method="Popular choice", metric="sensitivity", turns=0)
     assert f"have a sensitivity of {dot(row['value'])}?" in text
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_every_unit_stands_on_the_pages_with_its_minutes_and_typical_wrong_answers(path):
+    course_page, teachers = ((ROOT / f"site/{name}.md").read_text(encoding="utf-8") for name in ("course", "teachers"))
+    (minutes,) = re.findall(r"\*\*Time\*\* (\d+) minutes", path.read_text(encoding="utf-8"))
+    (told,) = re.findall(rf"\(course/exercises/{path.stem}\.ipynb\) \|[^|]+\| (\d+) \|", course_page)
+    assert told == minutes
+    wrong = teachers.partition("## Typical wrong answers")[2]
+    assert len(re.findall(rf"^\| {path.stem[4]} \|", wrong, re.M)) >= 2
+    assert f"course/exercises/{path.stem}\n" in course_page and f"course/solutions/{path.stem}\n" in teachers
