@@ -100,12 +100,14 @@ def _steps(
     elif drawer.has_user_branch:
         users = 2 * [text.new_zeros(len(prompts), 1, drawer.width)]
     first, back = shared or (every, every)
+    # Convolutions are computed with channels last. Ascent on the noise would enlarge that rounding: it stays as it is.
+    layout = torch.contiguous_format if noise.requires_grad else torch.channels_last
     noisy = noise * scheduler.init_noise_sigma
     for number, time in enumerate(scheduler.timesteps):
         alike = first if number == 0 else every
         rows = [alike, alike, every][: len(weights)]  # of each condition, the pictures that it is asked of
         given, condition = _rows(len(rows) * [noisy], rows), _rows(said, rows)
-        given = given.contiguous(memory_format=torch.channels_last)  # in which convolutions are computed
+        given = given.contiguous(memory_format=layout)
         seen = drawer.predict(given, time.expand(len(given)), condition, _rows(users, rows) if users else None)
         each = [one if len(one) == len(every) else one[back] for one in seen.split([len(own) for own in rows])]
         guided = sum(weight * one for weight, one in zip(weights, each, strict=True))
