@@ -23,8 +23,8 @@ from prefmoe.data.sources import load_benchmark
 from prefmoe.models.base import Method, build_method
 from prefmoe.models.saved import CONFIG_FILE, folder_of
 from prefmoe.running.evaluation import evaluate
-from prefmoe.running.ranking import score
 from prefmoe.running.shortening import TooLongError
+from prefmoe.running.together import score
 from prefmoe.system.files import FileError, read_json
 from prefmoe.system.frozen import Frozen, mistakes_of
 from prefmoe.system.names import did_you_mean
