@@ -33,10 +33,13 @@ def liked(t: Tables) -> list[str]:
 
     seen, unseen = (t.choices("Prototypes", users) for users in ("seen", "unseen"))
     holds(abs(seen - unseen) < 0.02, "users who were trained on are not known better")
+    prompts = t.choices("+ prompts") - t.choices("Choices alone")
     pairs = t.choices("+ losses of pairs") - t.choices("+ prompts")
-    holds(pairs > 0.02 and against("+ prompts")["p_users_holm"] < 0.05, "losses of pairs pay")
-    worth = against("+ losses of pairs")
+    holds(prompts < -0.01 and pairs > 0.02, "prompts cost something, which losses of pairs make good")
+    holds(against("+ prompts")["p_users_holm"] < 0.05, "losses of pairs pay")
+    worth, whole = against("+ losses of pairs"), against("Choices alone")
     holds(worth["p_users_holm"] > 0.05, "prototypes are worth nothing here")
+    holds(whole["p_users_holm"] > 0.05, "the whole is not told apart from the choices alone")
     crowd, reader = t.choices("Population's choice", n_ref=0), t.choices("Ideal reader of the history")
     viper = against("ViPer-like")
     holds(viper["p_users_holm"] > 0.05, "the nearest rival is not told apart")
@@ -44,8 +47,8 @@ def liked(t: Tables) -> list[str]:
         f"After eight choices the complete method names the liked of two pictures in {dot(seen)} of the cases of "
         f"users who were trained "
         f"on, and in {dot(unseen)} of others; the population's choice {dot(crowd)}, an ideal reader {dot(reader)}.",
-        f"Losses of pairs are worth {dot(pairs, 3)}. Prototypes are worth {around(worth, 3, 'difference')}: "
-        f"not told apart from nothing.",
+        f"That is not told apart from learning by choices alone: {around(whole, 3, 'difference')}. Prompts change "
+        f"{dot(prompts, 3)}, losses of pairs then {dot(pairs, 3)}, and prototypes {around(worth, 3, 'difference')}.",
         f"The nearest rival (ViPer-like) is behind by {around(viper, 3, 'difference')}, which is not told apart "
         f"after correction.",
     ]
