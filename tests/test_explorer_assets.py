@@ -170,3 +170,17 @@ def test_what_the_model_sees_must_be_whole_numbers():
     method.backbone.values = ((dots + 0.3) / 255 - 0.5) / 0.5
     with pytest.raises(ValueError, match="p.png: expected whole numbers"):
         explorer.seen_by(method, Path("p.png"))
+
+
+def test_pages_say_of_made_up_people_what_was_measured():
+    """How often what one likes gets the likelier yes, of people whose tastes were drawn item by item."""
+    made_up = GRID["made_up"]
+    share = f"{made_up['share']:.3f}".lstrip("0")
+    page = (
+        (ROOT / "docs/results.md")
+        .read_text(encoding="utf-8")
+        .split("### How far the reading goes")[1]
+        .split("\n## ")[0]
+    )
+    assert f"Of {made_up['users']} people" in page and f"in {share} of {made_up['pairs']:,} pairs" in page
+    assert f"in {share} of the pairs ([why]" in (ROOT / "README.md").read_text(encoding="utf-8")
