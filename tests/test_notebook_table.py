@@ -53,7 +53,7 @@ def test_a_row_says_what_its_notebook_reads_and_makes(name: str) -> None:
     assert (
         {"rule", "category", "makes"}
         <= set(row)
-        <= {"rule", "category", "makes", "files", "tables", "runs", "model", "about", "data", "edition"}
+        <= {"rule", "category", "makes", "files", "tables", "runs", "model", "about", "data", "edition", "kinds"}
     )
     assert row.get("runs") in (None, "all", "full") and row.get("model") in (None, "full", "first")
     assert {"files", "tables", "runs"} & set(row), "it reads something"

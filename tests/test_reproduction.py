@@ -226,7 +226,9 @@ def test_an_edition_without_committed_tables_or_without_own_ones_is_said(tmp_pat
     assert "make them with `snakemake --cores all --config edition=mini`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("edition", ["generation-mini", "mini", "preference-mini", "ranking", "small", "small-sample"])
+@pytest.mark.parametrize(
+    "edition", ["generation-mini", "mini", "preference-mini", "ranking", "rivals", "small", "small-sample"]
+)
 def test_every_committed_edition_reproduces_itself(edition):
     assert compare_edition(edition, made=FIGURES / edition).verdict == REPRODUCED
 

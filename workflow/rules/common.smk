@@ -71,6 +71,7 @@ ANALYSES = [
     and (EDITION.table2 or "table2" not in row.get("tables", ()))
     and row.get("data", EDITION.data.kind) == EDITION.data.kind
     and row.get("edition", EDITION.name) == EDITION.name
+    and set(row.get("kinds", ())) <= {method.kind for method in EDITION.methods.values()}
 ]
 
 ASKS_UNSEEN = EDITION.data.kind == "miniature" and EDITION.data.unseen_users and "unseen" in EDITION.evaluation.splits

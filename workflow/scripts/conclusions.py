@@ -15,6 +15,7 @@ import nbformat
 import pandas as pd
 import picture_conclusions as pictures
 import ranking_conclusions as ranking
+import rival_conclusions as rivals
 from committed import Tables, around, dot, holds
 
 from prefmoe.analysis import audit, published, survey
@@ -269,7 +270,7 @@ CONCLUSIONS: dict[str, Callable[[Tables], list[str]]] = {
     "15": explained.two_users, "16": choices.known, "17": explained.prototypes, "18": explained.one_run,
     "19": choices.liked, "20": choices.prototypes, "21": choices.history, "22": pictures.drawer,
     "23": pictures.probes, "24": pictures.alignment, "25": pictures.branch, "26": pictures.pictures,
-    "27": pictures.rewards, "29": ranking.recommendation, "30": _map,
+    "27": pictures.rewards, "28": rivals.told_apart, "29": ranking.recommendation, "30": _map,
 }  # fmt: skip
 """The sentences of each notebook, by the beginning of its file name."""
 

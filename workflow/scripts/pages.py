@@ -236,6 +236,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "small": _main("small"),
     "small ablation": _ablation("small"),
     "small controls": _from("small/controls.csv", _controls),
+    "rivals": _main("rivals"),
+    "unseen rivals": _from("rivals/unseen.csv", _unseen),
     "choices": _from("preference-mini/table1.csv", _choices),
     "pictures": _from("generation-mini/table1.csv", _pictures),
     "ranking": _from("ranking/ranking.csv", _ranking),
