@@ -39,7 +39,14 @@ KINDS = {
     "E": {"kind": "prefmoe", "components": "E"} | SMALL,
     "EPICD": {"kind": "prefmoe", "components": "EPICD"} | SMALL,
     "EPICDM": {"kind": "prefmoe", "components": "EPICDM"} | SMALL,
-}
+    "retrieved": {"kind": "retrieved"} | LORA,
+    "user_lora": {"kind": "user_lora", "rank": 2, "alpha": 2, "pooled_rank": 2},
+    "history": {"kind": "history", "width": 8},
+    "embedding_prefix": {"kind": "embedding_prefix", "width": 8},
+    "graph_experts": {"kind": "graph_experts", "kinds": 4, "size": 4, "experts": 2, "expert_rank": 2, "pooled_rank": 2,
+                      "neighbours": 2},
+    "joint_tokens": {"kind": "joint_tokens", "tokens": 2},
+}  # fmt: skip
 REFUSING = {"soft_prompt": {"kind": "soft_prompt", "tokens": 2}, "yollava": {"kind": "yollava", "tokens": 2}}
 EVERY = pytest.mark.parametrize("kind", KINDS)
 

@@ -88,7 +88,7 @@ def test_the_rivals_are_asked_what_the_default_edition_asks():
     for name in set(edition.methods) & set(mini.methods):
         assert edition.methods[name] == mini.methods[name], name
     smoke = load_edition("rivals-smoke")
-    assert len(rivals()) == 6 and smoke.table1 == tuple(smoke.methods) and edition.table1 == tuple(edition.methods)
+    assert len(rivals()) == 6 and smoke.table1 == tuple(smoke.methods) and set(edition.table1) == set(edition.methods)
     ours = {name for name, method in edition.methods.items() if method.kind in rivals()}
     assert {name: edition.methods[name].label for name in ours} == {name: smoke.methods[name].label for name in ours}
 

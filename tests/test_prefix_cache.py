@@ -30,9 +30,17 @@ KINDS = METHODS | {
     "Yo'LLaVA": {"kind": "yollava", "label": "yollava", "lr": 1e-2, "tokens": 3},
     "LOVA3": {**METHODS["LoRA"], "kind": "lova3"},
     "TG-LLaVA": {**METHODS["LoRA"], "kind": "tg_llava", "lr_guidance": 1e-3, "side": 4, "latents": 3},
+    "retrieved": {**METHODS["LoRA"], "kind": "retrieved"},
+    "one LoRA each": {"kind": "user_lora", "label": "user_lora", "lr": 1e-2, "rank": 2, "alpha": 2, "pooled_rank": 2},
+    "history": {"kind": "history", "label": "history", "lr": 1e-2, "width": 8},
+    "embedding": {"kind": "embedding_prefix", "label": "embedding", "lr": 1e-2, "width": 8},
+    "graph": {"kind": "graph_experts", "label": "graph", "lr": 1e-2, "kinds": 4, "size": 4, "experts": 2,
+              "expert_rank": 2, "pooled_rank": 2, "neighbours": 2},
+    "joint": {"kind": "joint_tokens", "label": "joint", "lr": 1e-2, "tokens": 2},
 }
 SHARING = dict.fromkeys(("NT-no-profile", "FFT", "LoRA", "LOVA3", "TG-LLaVA"), "talk")
 SHARING |= dict.fromkeys(("NT", "injected", "E", "EPICD", "soft prompt", "Yo'LLaVA"), "user")
+SHARING |= dict.fromkeys(("retrieved", "one LoRA each", "embedding", "graph"), "user")
 
 
 @cache

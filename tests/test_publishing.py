@@ -194,6 +194,7 @@ def test_the_default_edition_is_the_notebooks_but_of_those_about_choices_or_pict
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         expected = "preference-mini" if path.stem in about_choices else DEFAULT_EDITION
         expected = "generation-mini" if path.stem in about_pictures else expected
+        expected = "rivals" if "kinds" in rows.get(path.stem, {}) else expected
         expected = rows.get(path.stem, {}).get("edition", expected)
         assert notebooks.defaults(notebooks.read(path))["edition"] == expected
 

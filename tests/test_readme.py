@@ -55,7 +55,10 @@ def test_every_path_exists():
     paths = re.findall(r"`((?:figures|notebooks|config|profiles)/[\w./-]*|[\w-]+\.(?:yml|cff|lock)|LICENSE)`", README)
     paths += re.findall(r"\]\(([^)]+)\)", README)
     assert paths
-    assert not [p for p in paths if not (REPOSITORY / p).exists()]
+    assert not [p for p in paths if not (REPOSITORY / p.partition("#")[0]).exists()]
+    for page, _, place in (p.partition("#") for p in paths if "#" in p):
+        titles = re.findall("^#+ (.*)$", (REPOSITORY / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert place in {title.lower().replace(" ", "-") for title in titles}
 
 
 def test_every_edition_is_described():
