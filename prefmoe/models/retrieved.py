@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -185,6 +185,11 @@ class RetrievedLoRA(Method, settings=RetrievedMethod):
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         return self.adapted
+
+    @property
+    def beginning(self) -> Literal["talk", "user", "question"]:
+        """What is found, and stands in front, depends on the question."""
+        return "question"
 
     def retrieval(self, split: str) -> dict[str, float]:
         """Of a split's questions: n, the share whose entry is found first, and that whose entry is shown at all."""
