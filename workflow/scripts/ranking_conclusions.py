@@ -43,7 +43,8 @@ def recommendation(t: Tables) -> list[str]:
         f"Untold things show that PrefMoE's users were trained: it is {around(learned, name='difference')} above LoRA "
         f"that reads frozen anchors. It stays behind the popular list, {around(still, name='difference')}, so that "
         "this may be knowledge of the population.",
-        f"Name-only LoRA does not recommend what is popular (lift {around(name)}), it recommends the same to "
-        f"everybody: five things for each of 40 users are {dot(covered[0])} of all things, PrefMoE's "
+        f"Name-only LoRA recommends the same to everybody. In this run its lists are not popular ones (lift "
+        f"{around(name)}), which changes with seed and pictures (docs/results.md); what does not change is "
+        f"coverage: five things for each of 40 users are {dot(covered[0])} of all things, PrefMoE's "
         f"{dot(covered[1])}, five that each user likes {dot(covered[2])}.",
     ]
