@@ -38,7 +38,9 @@ EXPECTED = {
 }
 CONTENTS = KINDS | {"text": TEXT, "statement": STATEMENT, "published": PUBLISHED}
 CONTENTS |= {"E of anchors": {**PREFMOE, "components": "E", "user_embedding": "anchors"}}
-EXPECTED |= {"text": EXPECTED["NT"], "statement": EXPECTED["NT"]}
+EXPECTED |= dict.fromkeys(("text", "statement", "retrieved", "one LoRA each", "graph"), EXPECTED["NT"])
+EXPECTED |= dict.fromkeys(("history", "embedding"), EXPECTED["soft prompt"])
+EXPECTED |= {"joint": EXPECTED["Yo'LLaVA"]}  # their questions say no name
 
 
 def method(name: str, kind: str = "llava") -> Method:
