@@ -42,10 +42,10 @@ class Tables:
         """A row of the default edition's Table 1, without small talk."""
         return self.row("mini/table1", method=method, metric=metric, backbone=backbone, turns=0)
 
-    def paired(self, baseline: str, metric: str) -> pd.Series:
-        """PrefMoE minus a baseline."""
+    def paired(self, baseline: str, metric: str, edition: str = "mini") -> pd.Series:
+        """PrefMoE minus a baseline, in the comparisons of an edition."""
         where = {"method": "PrefMoE", "backbone": "llava-mini", "turns": 0}
-        return self.row("mini/comparisons", baseline=baseline, metric=metric, **where)
+        return self.row(f"{edition}/comparisons", baseline=baseline, metric=metric, **where)
 
     def choices(self, method: str, users: str = "all", n_ref: int = 8) -> float:
         """Accuracy of one of two in the edition about choices."""

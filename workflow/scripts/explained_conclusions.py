@@ -71,11 +71,12 @@ def two_users(t: Tables) -> list[str]:
 def prototypes(t: Tables) -> list[str]:
     worth = t.row("preference-mini/comparisons", baseline="+ losses of pairs", n_ref=8, users="all")
     holds(worth["p_users_holm"] > 0.05, "the second stage is worth nothing that can be told")
-    pairs, base = t.choices("+ losses of pairs"), t.choices("+ prompts")
-    holds(pairs > base, "losses of pairs pay")
+    pairs, base, alone = (t.choices(name) for name in ("+ losses of pairs", "+ prompts", "Choices alone"))
+    whole = t.row("preference-mini/comparisons", baseline="Choices alone", n_ref=8, users="all")
+    holds(pairs > alone > base and whole["p_users_holm"] > 0.05, "losses of pairs make good what prompts cost")
     return [
-        f"The losses of pairs are worth having: one of two pictures is named rightly in {dot(pairs)} with them and in "
-        f"{dot(base)} without.",
+        f"The losses of pairs make good what prompts cost: one of two pictures is named rightly in {dot(pairs)} with "
+        f"them and in {dot(base)} without, but choices alone, with neither, have {dot(alone)}.",
         f"Prototypes, trained alone in the second stage, change that by {around(worth, 3, 'difference')}: not told "
         "apart from nothing.",
     ]

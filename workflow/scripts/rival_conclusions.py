@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 from committed import Tables, around, dot, holds
 
 BACKBONE = "llava-mini"
@@ -18,7 +17,7 @@ def told_apart(t: Tables) -> list[str]:
     index = t.row("rivals/retrieval", split="test")
     retrieved, ours = told.loc[RETRIEVED], told.loc["PrefMoE"]
     holds(retrieved["value"] == told.loc[rivals, "value"].max(), "of the rivals, who looks up words knows most")
-    against = {name: _minus(t, name, "overall") for name in rivals}
+    against = {name: t.paired(name, "overall", "rivals") for name in rivals}
     sure = {name: row["difference"] for name, row in against.items() if row["p_users_holm"] < 0.05}
     behind, ahead = ([n for n, d in sure.items() if (d > 0) == side] for side in (True, False))
     undecided = [name for name in rivals if name not in sure]
@@ -36,12 +35,6 @@ def told_apart(t: Tables) -> list[str]:
         f"Users without training questions cost most where users are {told.loc[most, 'information']}: {most} falls "
         f"from {dot(overall.loc[most, 'value'])} to {dot(unseen[most])} of all questions.",
     ]
-
-
-def _minus(t: Tables, baseline: str, metric: str) -> pd.Series:
-    """PrefMoE minus a row."""
-    where = {"method": "PrefMoE", "backbone": BACKBONE, "turns": 0, "metric": metric}
-    return t.row("rivals/comparisons", baseline=baseline, **where)
 
 
 def _names(names: list[str]) -> str:
