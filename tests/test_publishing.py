@@ -36,7 +36,8 @@ def clone(tmp_path) -> Path:
     for name in ("forest.png", "renamed.png", "protocol/differences.csv", "protocol/anchors.png", "note.md"):
         (committed / name).write_text("old")
     # The map of the survey shows them too.
-    for other in ("preference-mini/table1.csv", "generation-mini/table1.csv", "ranking/ranking.csv"):
+    shown = ("preference-mini/table1", "generation-mini/table1", "ranking/ranking", "rivals/table1")
+    for other in (f"{table}.csv" for table in shown):
         (tmp_path / "figures" / other).parent.mkdir()
         shutil.copy(FIGURES / other, tmp_path / "figures" / other)
     (tmp_path / "docs").mkdir()

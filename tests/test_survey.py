@@ -11,7 +11,7 @@ import yaml
 from prefmoe.analysis import survey
 from prefmoe.analysis.answers import TableError
 from prefmoe.cli import _parser
-from prefmoe.config import CONFIG_FOLDER, FIGURES, ROOT
+from prefmoe.config import CONFIG_FOLDER, FIGURES, ROOT, load_edition
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,15 @@ def test_every_command_can_be_given_and_every_notebook_opened():
             for edition in re.findall(r"edition=([\w-]+)", entry.command):
                 assert (CONFIG_FOLDER / f"{edition}.yaml").is_file()
         assert not entry.notebook or len(list((ROOT / "notebooks").glob(f"{entry.notebook}_*.ipynb"))) == 1
+
+
+def test_every_rival_has_a_place_with_its_own_row():
+    """The edition rivals is the default one's methods, which stand on the map by other tables, and the rivals."""
+    rivals, usual = load_edition("rivals"), load_edition("mini")
+    names = sorted(method.label for key, method in rivals.methods.items() if key not in usual.methods)
+    placed = [entry for *_, entry in survey.entries(survey.read_map()) if entry.table == "rivals/table1"]
+    assert sorted(entry.where["method"] for entry in placed) == names and len(names) == 6
+    assert {entry.notebook for entry in placed} == {"28"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ it does; where the tables no longer meet it, the command says which sentence has
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import choice_conclusions as choices
@@ -258,10 +258,15 @@ def _map(t: Tables) -> list[str]:
         f"{len(cells) - len(empty)} of the survey's {len(cells)} cells can be run here; "
         + (f"nothing runs for {' and '.join(empty)}." if empty else "none is empty."),
         f"Of {len(numbers)} methods with a number, the whole interval of {len(above)} lies above what knowing nobody "
-        "is worth. It does not for these, which cannot be told from a guess for everybody: "
-        + "; ".join(f"{r.name} ({dot(r.value)}, nobody known {dot(r.chance)})" for r in below.itertuples(index=False))
-        + ".",
+        "is worth. It does not for these, which cannot be told from a guess for everybody (what that is worth stands "
+        "behind the stroke): " + "; ".join(_by_application(below)) + ".",
     ]
+
+
+def _by_application(numbers: pd.DataFrame) -> Iterator[str]:
+    for application, rows in numbers.groupby("application", sort=False):
+        said = [f"{row.name} ({dot(row.value)} | {dot(row.chance)})" for row in rows.itertuples(index=False)]
+        yield f"in {application} {', '.join(said)}"
 
 
 CONCLUSIONS: dict[str, Callable[[Tables], list[str]]] = {
