@@ -24,8 +24,6 @@ def right(text: str) -> None:
 
 def called(function: Any, *arguments: Any, name: str) -> Any:
     """What a student's function returns. Raises NotYet if it is none, fails, or returns nothing."""
-    if function is None or function is Ellipsis:
-        raise NotYet(f"{name} is still empty: expected a function.")
     if not callable(function):
         raise NotYet(f"{name} is {described(function)}: expected a function.")
     try:
@@ -43,8 +41,6 @@ def number(found: Any, name: str, expected: str = "a number") -> float:
     """A number that a student gave, as float. Raises NotYet for anything else, arrays and truth values included."""
     if isinstance(found, np.ndarray | torch.Tensor) and found.ndim == 0:
         found = found.item()
-    if found is None or found is Ellipsis:
-        raise NotYet(f"{name} is still empty: expected {expected}.")
     if isinstance(found, bool | np.bool_) or not isinstance(found, Real):
         raise NotYet(f"{name} is {described(found)}: expected {expected}.")
     if np.isnan(float(found)):
@@ -56,12 +52,15 @@ def array(found: Any, shape: Sequence[int], name: str, kind: str = "numbers") ->
     """An array that a student gave; ``shape`` is what it has to be. Raises NotYet with both shapes otherwise."""
     if isinstance(found, torch.Tensor):
         found = found.detach().cpu().numpy()
+    wanted = f"expected {kind} in shape {tuple(shape)}"
     try:
         values = np.asarray(found)
     except (ValueError, TypeError):
-        raise NotYet(f"{name} is {described(found)}: expected {kind} of shape {tuple(shape)}.") from None
+        raise NotYet(f"{name} is {described(found)}: {wanted}.") from None
+    if values.ndim == 0:
+        raise NotYet(f"{name} is {described(found)}: {wanted}.")
     if values.shape != tuple(shape):
-        raise NotYet(f"{name} has shape {values.shape}: expected {tuple(shape)}.")
+        raise NotYet(f"{name} has shape {values.shape}: {wanted}.")
     if values.dtype == object or values.dtype.kind in "USM":
         raise NotYet(f"{name} holds {described(values.flat[0]) if values.size else 'nothing'}: expected {kind}.")
     if kind == "true or false" and values.dtype != bool:
@@ -96,8 +95,7 @@ def choice(found: Any, name: str, reasons: dict[str, str], answer: str) -> None:
     """One of several letters. ``reasons``: what is wrong with each of the others, and why ``answer`` is right."""
     letters = ", ".join(reasons)
     if not isinstance(found, str) or found.strip().lower() not in reasons:
-        given = "still empty" if found is None or found is Ellipsis else described(found)
-        raise NotYet(f"{name} is {given}: expected one of the letters {letters}, in quotes.")
+        raise NotYet(f"{name} is {described(found)}: expected one of the letters {letters}, in quotes.")
     letter = found.strip().lower()
     if letter != answer:
         raise NotYet(f"{name}: not {letter}. {reasons[letter]}")
@@ -105,7 +103,9 @@ def choice(found: Any, name: str, reasons: dict[str, str], answer: str) -> None:
 
 
 def described(value: Any) -> str:
-    """A value in few words: "the text 'a'", "an array of shape (3,)"."""
+    """A value in few words: "still empty", "the text 'a'", "an array of shape (3,)", "an int, 5"."""
+    if value is None or value is Ellipsis:
+        return "still empty"
     if isinstance(value, str):
         return f"the text {value!r}"
     if isinstance(value, np.ndarray | torch.Tensor):
@@ -114,4 +114,6 @@ def described(value: Any) -> str:
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, Callable):
         return "a function"
-    return f"a {type(value).__name__}, {value!r}" if len(repr(value)) < 40 else f"a {type(value).__name__}"
+    kind = type(value).__name__
+    kind = f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"
+    return f"{kind}, {value!r}" if len(repr(value)) < 40 else kind

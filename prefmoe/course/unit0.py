@@ -26,8 +26,7 @@ def guess(answer: Any) -> None:
     """{method: the users to whom it says yes}: a prediction, before looking."""
     pair, known = (chosen().likes, chosen().other), list(answers.methods())
     if not isinstance(answer, dict):
-        given = "still empty" if answer is Ellipsis else checking.described(answer)
-        raise checking.NotYet(f"guess is {given}: expected a set of users for every method.")
+        raise checking.NotYet(f"guess is {checking.described(answer)}: expected a set of users for every method.")
     if missing := [label for label in known if label not in answer]:
         raise checking.NotYet(f"guess lacks {missing[0]!r}: expected a set of users for each of {', '.join(known)}.")
     said = {label: _names(answer[label], f"guess[{label!r}]", pair, "users") for label in known}
@@ -115,8 +114,9 @@ def _names(found: Any, name: str, known: Iterable[str], kind: str) -> set[str]:
     """A set out of known names. Raises NotYet for anything else."""
     known = list(known)
     if found is Ellipsis or isinstance(found, str) or not isinstance(found, Iterable):
-        given = "still empty" if found is Ellipsis else checking.described(found)
-        raise checking.NotYet(f"{name} is {given}: expected a set of {kind}, out of {', '.join(known)}.")
+        raise checking.NotYet(
+            f"{name} is {checking.described(found)}: expected a set of {kind}, out of {', '.join(known)}."
+        )
     given = list(found)
     if strange := [one for one in given if not isinstance(one, str) or one not in known]:
         raise checking.NotYet(
