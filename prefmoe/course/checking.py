@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -84,11 +84,36 @@ def close(found: Any, expected: Any, name: str, hint: str = "", *, tolerance: fl
     if not wrong.any():
         return
     if values.ndim == 0:
-        told = f"{name} is {values:.4f}: expected {wanted:.4f}."
+        told = f"{name} is {_digits(values)}: expected {_digits(wanted)}."
     else:
         place = tuple(int(k) for k in np.argwhere(wrong)[0])
-        told = f"{name}{list(place)} is {values[place]:.4f}: expected {wanted[place]:.4f}."
+        told = f"{name} is {_digits(values[place])} at {list(place)}: expected {_digits(wanted[place])}."
     raise NotYet(f"{told} {hint}".strip())
+
+
+def _digits(value: Any) -> str:
+    """Four decimals; none where a number is whole."""
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4f}"
+
+
+def names(found: Any, name: str, known: Iterable[str], kind: str) -> set[str]:
+    """A set out of known names; ``kind``: what they are names of. Raises NotYet for anything else."""
+    known = list(known)
+    listed = ", ".join(known) if len(known) < 10 else f"{', '.join(known[:3])} and {len(known) - 3} more"
+    if found is None or isinstance(found, str) or not isinstance(found, Iterable):
+        raise NotYet(f"{name} is {described(found)}: expected a set of {kind}, out of {listed}.")
+    given = list(found)
+    if strange := [one for one in given if not isinstance(one, str) or one not in known]:
+        raise NotYet(f"{name} names {described(strange[0])}: expected {kind} out of {listed}.")
+    return set(given)
+
+
+def same_names(found: set[str], expected: set[str], name: str, kind: str, hint: str) -> None:
+    """Raises NotYet, with how many are missing and which do not belong, unless two sets of names are equal."""
+    if found != expected:
+        strange = sorted(found - expected)
+        also = f", and {', '.join(strange)} {'does' if len(strange) == 1 else 'do'} not belong" if strange else ""
+        raise NotYet(f"{name} lacks {len(expected - found)} of {len(expected)} {kind}{also}: {hint}")
 
 
 def choice(found: Any, name: str, reasons: dict[str, str], answer: str) -> None:
@@ -107,7 +132,7 @@ def described(value: Any) -> str:
     if value is None or value is Ellipsis:
         return "still empty"
     if isinstance(value, str):
-        return f"the text {value!r}"
+        return f"the text {str(value)!r}"  # without numpy's own name for it
     if isinstance(value, np.ndarray | torch.Tensor):
         return f"{'an array' if isinstance(value, np.ndarray) else 'a tensor'} of shape {tuple(value.shape)}"
     if isinstance(value, list | tuple | set | dict):

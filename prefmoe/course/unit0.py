@@ -5,7 +5,6 @@ Every right answer is computed from the answers that ship with the repository.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -29,7 +28,7 @@ def guess(answer: Any) -> None:
         raise checking.NotYet(f"guess is {checking.described(answer)}: expected a set of users for every method.")
     if missing := [label for label in known if label not in answer]:
         raise checking.NotYet(f"guess lacks {missing[0]!r}: expected a set of users for each of {', '.join(known)}.")
-    said = {label: _names(answer[label], f"guess[{label!r}]", pair, "users") for label in known}
+    said = {label: checking.names(answer[label], f"guess[{label!r}]", pair, "users") for label in known}
     yes = _yes()
     found = sum((name in said[label]) == bool(yes.loc[name, label]) for label in known for name in pair)
     print(f"Noted: {found} of {2 * len(known)} answers are as you expect. Which ones, the next cell shows.")
@@ -53,12 +52,9 @@ def alike(answer: Any) -> None:
     """The methods that give both users the same answer."""
     yes = _yes()
     expected = set(yes.columns[yes.loc[chosen().likes] == yes.loc[chosen().other]])
-    found = _names(answer, "alike", list(answers.methods()), "methods")
-    if found != expected:
-        raise checking.NotYet(
-            f"alike has {len(found)} methods, {len(found & expected)} of them rightly; expected {len(expected)}: "
-            "those with both probabilities above .5, or neither."
-        )
+    found = checking.names(answer, "alike", answers.methods(), "methods")
+    hint = "expected those with both probabilities above .5, or neither."
+    checking.same_names(found, expected, "alike", "methods", hint)
     checking.right("Whoever is asked about, they say the same here.")
 
 
@@ -108,18 +104,3 @@ def _goes_by(recall: float, collapse: float) -> str:
     if recall - collapse > 0.5:
         return "a"
     return "b" if collapse > 0.5 else "c"
-
-
-def _names(found: Any, name: str, known: Iterable[str], kind: str) -> set[str]:
-    """A set out of known names. Raises NotYet for anything else."""
-    known = list(known)
-    if found is Ellipsis or isinstance(found, str) or not isinstance(found, Iterable):
-        raise checking.NotYet(
-            f"{name} is {checking.described(found)}: expected a set of {kind}, out of {', '.join(known)}."
-        )
-    given = list(found)
-    if strange := [one for one in given if not isinstance(one, str) or one not in known]:
-        raise checking.NotYet(
-            f"{name} names {checking.described(strange[0])}: expected {kind} out of {', '.join(known)}."
-        )
-    return set(given)

@@ -82,15 +82,6 @@ def better(answer: Any) -> None:
     backbone = answers.about()["backbone"]
     rows = answers.table("table1", backbone=backbone, turns=0, metric="sensitivity")
     expected = set(rows.loc[(rows["value"] > bar) & rows["method"].isin(list(known)), "method"])
-    if answer is None or answer is Ellipsis or isinstance(answer, str) or not hasattr(answer, "__iter__"):
-        raise checking.NotYet(f"better is {checking.described(answer)}: expected a set of labels, such as {{'LoRA'}}.")
-    found = set(answer)
-    if strange := found - set(known):
-        raise checking.NotYet(
-            f"better names {', '.join(map(repr, strange))}: expected labels out of {', '.join(known)}."
-        )
-    if found != expected:
-        raise checking.NotYet(
-            f"better has {len(found)} methods, {len(found & expected)} of them rightly: compare with {bar:.3f}."
-        )
+    found = checking.names(answer, "better", known, "labels")
+    checking.same_names(found, expected, "better", "methods", f"compare each one's sensitivity with {bar:.3f}.")
     checking.right(f"Of {len(known)} methods, {len(expected)} are ahead of somebody who knows nobody.")

@@ -54,7 +54,7 @@ def mixture(function: Callable) -> None:
         A, B = (torch.randn(experts, *s, generator=generator) for s in ((2, 6), (7, 2)))
         with _Counted() as counted:
             found = checking.called(function, x.clone(), A.clone(), B.clone(), gate.clone(), name="mixture")
-        y = checking.tensor(found, (3, 4, 7), f"mixture(...) with {experts} experts")
+        y = checking.tensor(found, (3, 4, 7), f"mixture(...) of {experts} expert{'s' * (experts > 1)}")
         hint = (
             "Write all A below one another, (experts * rank, in), multiply once; scale each expert's part by its gate; "
             "write all B beside one another, (out, experts * rank), and multiply once."

@@ -74,17 +74,9 @@ def constant(answer: Any) -> None:
     """Rows whose three accuracies fall by one and the same amount with small talk: their methods."""
     changes = audit.turn_changes(published.read("table1"))
     expected = set(changes.index[changes["constant"] == 1].get_level_values("method"))
-    if answer is None or answer is Ellipsis or isinstance(answer, str) or not hasattr(answer, "__iter__"):
-        raise checking.NotYet(f"constant is {checking.described(answer)}: expected a set of methods' names.")
-    found = set(answer)
-    if found != expected:
-        missing, extra = len(expected - found), sorted(map(str, found - expected))
-        also = f"; not among them: {', '.join(extra)}" if extra else ""
-        raise checking.NotYet(
-            f"constant lacks {missing} of {len(expected)} methods{also}. Compare the changes of overall, "
-            f"preference and profile "
-            "from 0 to 10 turns, to one unit of the fourth decimal."
-        )
+    found = checking.names(answer, "constant", changes.index.unique("method"), "methods")
+    hint = "compare how overall, preference and profile change from 0 to 10 turns, to one unit of the fourth decimal."
+    checking.same_names(found, expected, "constant", "methods", hint)
     checking.right(
         "Unrelated multiples of 1/750 and 1/1395 rarely agree to four decimals. Read such rows without small talk."
     )
