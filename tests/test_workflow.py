@@ -100,7 +100,12 @@ def test_an_edition_about_choices_is_planned_in_its_stages_without_its_data(plan
     result = plans_of("pick-a-pic")
     settings, text = load_edition("pick-a-pic"), result.stdout + result.stderr
     planned = _planned(result)
-    assert planned["run"] == len(settings.runs()) and planned["data"] == planned["tables"] == 1
+    chain = {name for name in settings.methods if settings.needs(name)} | {"Auxiliary"}
+    assert planned["run_of_a_chain"] == len([method for _, method in settings.runs() if method in chain]) > 1
+    assert planned["run"] + planned["run_of_a_chain"] == len(settings.runs())
+    assert planned["data"] == planned["tables"] == 1
+    urgent = dict(re.findall(r"method=(\w+)\n    priority: (\d+)", text))
+    assert {name for name, priority in urgent.items() if int(priority) > int(urgent["Baseline"])} == chain
     assert "Planned without its data: edition 'pick-a-pic' needs the parquet files of Pick-a-Pic v2" in text
     found = re.findall(r"input: ([^\n]*)\n    output: results/pick-a-pic/notebooks/\S+/(\w+)\.ipynb", text)
     needed = {name: line for line, name in found}

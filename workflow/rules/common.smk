@@ -102,6 +102,7 @@ if ABOUT == "pictures":
 
 PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}
 OWN_PLANS = [place for place, one in PLANS.items() if one.own]  # a place is then a backbone and a method
+CHAINED = sorted({one for _, method in EDITION.runs() for before in EDITION.needs(method) for one in (before, method)})
 
 
 # The second stage learns from photographs, which only those who fetched MMPB-clean have.

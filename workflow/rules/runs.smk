@@ -50,3 +50,15 @@ rule run:
     shell:
         "({params.launcher} python -m prefmoe notebook {params.notebook:q} {output:q} --threads {threads}"
         " -p edition={params.edition:q} -p backbone={wildcards.backbone:q} -p method={wildcards.method:q}) > {log:q} 2>&1"
+
+
+if CHAINED:
+
+    # Runs that others begin with, and those others, come first: a chain of two long runs would else be left for the end,
+    # and for one core.
+    use rule run as run_of_a_chain with:
+        wildcard_constraints:
+            method="|".join(map(re.escape, CHAINED)),
+        priority: 15
+
+    ruleorder: run_of_a_chain > run
