@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     rank = command("rank", _rank, "Rank all items for all users with an edition's runs, beside recommenders.")
     rank.add_argument("edition")
     rank.add_argument("--k", type=int, nargs="+", metavar="N", help="items in a list (default: 5 and 10)")
+    rank.add_argument("--pictures", type=int, metavar="N", help="of every item, each ranked in turn (default: 4)")
 
     plan = command("plan", _plan, "What an edition's runs need: memory, disk, GPUs, hours; and what fits here.")
     plan.add_argument("edition", nargs="?", default="paper")
@@ -262,9 +263,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def _rank(options: argparse.Namespace) -> None:
     from prefmoe.analysis.ranking import DEPTHS
-    from prefmoe.running.ranking import rank
+    from prefmoe.running.ranking import GALLERIES, rank
 
-    for path in rank(options.edition, depths=options.k or DEPTHS):
+    galleries = GALLERIES if options.pictures is None else options.pictures
+    for path in rank(options.edition, depths=options.k or DEPTHS, galleries=galleries):
         print(path)
 
 

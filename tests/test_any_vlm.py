@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -204,10 +205,30 @@ def rewrite(path: Path, **changes) -> None:
     path.write_text(json.dumps({key: value for key, value in (content | changes).items() if value is not None}))
 
 
+def without_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def without_image_token(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        path.write_text(path.read_text().replace("<|image|>", "<|other|>"))
+    rewrite(folder / "tokenizer_config.json", image_token=None, extra_special_tokens=None)
+
+
+def text_only(folder: Path) -> None:
+    rewrite(folder / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+
+
+def with_few_positions(folder: Path) -> None:
+    text = json.loads((folder / "config.json").read_text())["text_config"] | {"max_position_embeddings": 20}
+    rewrite(folder / "config.json", text_config=text)
+
+
 def test_a_model_without_a_chat_template_is_refused(broken):
     folder = broken()
     whole.check(whole.find_any(folder), 6)
-    (folder / "chat_template.jinja").unlink()
+    without_template(folder)
     assert "no chat template" in refused(folder)
 
 
@@ -224,11 +245,7 @@ def test_a_processor_of_text_alone_is_refused(broken):
 
 def test_a_model_without_an_image_token_is_refused(broken):
     folder = broken("mllama")
-    text = (folder / "tokenizer.json").read_text().replace("<|image|>", "<|other|>")
-    (folder / "tokenizer.json").write_text(text)
-    text = (folder / "tokenizer_config.json").read_text().replace("<|image|>", "<|other|>")
-    (folder / "tokenizer_config.json").write_text(text)
-    rewrite(folder / "tokenizer_config.json", image_token=None, extra_special_tokens=None)
+    without_image_token(folder)
     assert "no image token: its tokenizer does not know '<|image|>'" in refused(folder)
 
 
@@ -251,8 +268,7 @@ def test_more_pictures_than_it_takes_are_refused(broken):
     (folder / "chat_template.jinja").write_text(LLAVA_TEMPLATE.replace(every, one))
     whole.check(whole.find_any(folder), 2)
     assert "of 3 in a conversation, the question's among them, its chat template shows 2" in refused(folder, 3)
-    short = json.loads((folder / "config.json").read_text())["text_config"] | {"max_position_embeddings": 20}
-    rewrite(folder / "config.json", text_config=short)
+    with_few_positions(folder)
     assert "take 2" in (text := refused(folder, 2)) and "positions of 20" in text
 
 
@@ -338,6 +354,31 @@ def test_the_edition_is_planned_without_a_download(monkeypatch):
     assert sorted(tokens, key=tokens.get) == list(tokens)
     conditions, everywhere = mmpb.conditions_of("mmpb")
     assert everywhere == ["text", "pictures"] and set(edition.table1) == set(conditions) == set(edition.methods)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "said"),
+    [
+        ("internvl", without_template, "no chat template"),
+        ("mllama", without_image_token, "no image token"),
+        ("llava", text_only, "a text-only model"),
+        ("llava", with_few_positions, "more pictures than it takes: 3 of .*, take 28 positions of 20"),
+    ],
+)
+def test_a_repository_that_cannot_be_asked_is_refused_in_one_line_before_its_weights_come(
+    kind, spoil, said, monkeypatch, tmp_path, capsys
+):
+    lay_out(tmp_path)
+    folder = shutil.copytree(folder_of(kind), tmp_path / ("0" * 40), ignore=lambda *_: ["model.safetensors"])
+    spoil(folder)
+    downloads = []
+    monkeypatch.setattr(hub, "download", lambda *a, **options: downloads.append(options["allow_patterns"]) or folder)
+    monkeypatch.setattr("prefmoe.running.runs.load_backbone", None)
+    monkeypatch.setattr(mmpb, "load_benchmark", lambda *_: small_benchmark())
+    assert main(["mmpb", "owner/some-vlm", "--edition", "smoke", "--switch", "pictures=2", "--turns", "0"]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and re.match(f"error: .*{said}", lines[0]), lines
+    assert not [pattern for patterns in downloads for pattern in patterns if "safetensors" in pattern]
 
 
 def test_the_command_says_what_is_wrong_and_what_can_be_asked(broken, capsys):

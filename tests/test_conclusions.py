@@ -95,6 +95,21 @@ def test_a_conclusion_that_no_longer_follows_is_named_and_no_notebook_is_touched
     assert before == {path: path.read_bytes() for path in before}
 
 
+@pytest.mark.parametrize("lift", [-0.4, 0.0, 0.3])
+def test_repeating_oneself_is_told_by_coverage_whatever_the_lift(clone, lift):
+    """The lift of name-only LoRA changes its sign with seed and pictures; coverage does not."""
+    where = {"users": "trained", "items": "fresh", "liked": "all"}
+    for column, value in (("value", lift), ("low", lift - 0.1), ("high", lift + 0.1)):
+        change(clone, "ranking/ranking", column, value, method="LoRA", measure="lift", k=10, **where)
+    others = {"method": "PrefMoE", "baseline": "LoRA", "measure": "lift"}
+    change(clone, "ranking/ranking_comparisons", "low", -1.0, **others, **where)
+    assert f"(lift {dot(lift)} [{dot(lift - 0.1)}, {dot(lift + 0.1)}])" in written("29", clone)
+    full = Tables(clone).row("ranking/ranking", method="PrefMoE", measure="coverage", k=5, **where)["value"]
+    change(clone, "ranking/ranking", "value", full / 1.9, method="LoRA", measure="coverage", k=5, **where)
+    with pytest.raises(TableError, match="notebook 29: it no longer holds that name-only LoRA repeats itself"):
+        written("29", clone)
+
+
 def test_a_router_that_routes_takes_its_sentence_back(clone):
     change(clone, "mini/routing_gates", "value", 0.9, router="preference", expert=1, group="preference, travel")
     with pytest.raises(TableError, match="notebook 11: it no longer holds that the preference router does not route"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -211,12 +212,14 @@ def test_a_user_is_put_into_words_once_and_a_picture_is_prepared_once(asked, mon
 def test_an_edition_is_ranked_from_its_finished_runs(tmp_path, monkeypatch, capsys):
     lay_out(tmp_path, "llava")
     monkeypatch.chdir(tmp_path)
-    edition = small_edition("tiny-llava", table1=["NT", "PrefMoE"], seeds=[0], table2=[])
+    chosen = {"table1": ["NT", "PrefMoE"], "seeds": [0], "more_seeds": {"PrefMoE": [0, 1]}, "table2": []}
+    edition = small_edition("tiny-llava", **chosen)
     with pytest.raises(RunFileError, match="no finished run"):
         asking.rank(edition, results="results")
     for key in edition.table1:
-        folder = run_method(edition, "tiny-llava", key, 0, results="results")
-    path, compared, examples = asking.rank(edition, results="results", depths=(2, 5))
+        for seed in edition.seeds_of(key):
+            folder = run_method(edition, "tiny-llava", key, seed, results="results")
+    path, compared, examples = asking.rank(edition, results="results", depths=(2, 5), galleries=3)
     table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     assert list(table) == list(ranking.RANKING_COLUMNS) and set(table["k"]) == {0, 2, 5}
     names = ["non-tuned", "full", "Chance", "Popularity", "ALS", "BPR", "True taste"]
@@ -226,7 +229,13 @@ def test_an_edition_is_ranked_from_its_finished_runs(tmp_path, monkeypatch, caps
     values = table.set_index(["method", *part])["value"]
     assert values["True taste", TRAINED, ALL, "ndcg", 5] == 1
     assert values["Chance", TRAINED, FRESH, "pick", 0] == pytest.approx(0.25)
+    made = table.drop_duplicates("method").set_index("method")[["seeds", "galleries"]]
+    expected = {"non-tuned": [1, 3], "full": [2, 3], **dict.fromkeys(names[2:], [1, 1])}
+    assert {name: list(made.loc[name]) for name in names} == expected
+    assert sorted(place.name for place in Path("results/small-world/items").glob("[0-9]*")) == ["0", "1", "2"]
     pairs = pd.read_csv(compared)
+    assert set(pairs.loc[pairs["method"] == "full", "cases"]) == {6}
+    assert set(pairs.loc[pairs["method"] == "non-tuned", "cases"]) == {3}
     assert list(pairs) == list(ranking.COMPARISON_COLUMNS) and pairs["p_users"].between(0, 1).all()
     assert (pairs["p_users"] <= pairs["p_users_holm"]).all()
     beside = {key: list(dict.fromkeys(rows["baseline"])) for key, rows in pairs.groupby("method")}
@@ -254,6 +263,7 @@ def test_what_cannot_be_ranked_is_said(asked, capsys):
     assert (
         main(["rank", "mini", "--k", "61"]) == 1 and "k = 61: expected a number from 1 to 60" in capsys.readouterr().err
     )
+    assert main(["rank", "mini", "--pictures", "0"]) == 1 and "0 pictures of every item" in capsys.readouterr().err
     assert main(["rank", "preference-mini"]) == 1 and "expected a miniature" in capsys.readouterr().err
     benchmark = small_benchmark()
     stranger = replace(benchmark, users={"Nobody": next(iter(benchmark.users.values())), **benchmark.users})
@@ -270,6 +280,79 @@ def test_differences_are_of_the_same_users():
     assert row["low"] == pytest.approx(interval["low"], abs=0.02)
     assert ranking._difference(first, first)["p_users"] == 1
     assert ranking._difference(first + [[0.5, 0]], first)["p_users"] < 0.01
+
+
+def several(tastes: ranking.Taste, sizes: dict[str, tuple[int, ...]], galleries: int = 3) -> list[ranking.Row]:
+    """Rows of random scores of some seeds, drawn around the truth, and popularity."""
+    rng = np.random.default_rng(8)
+    rows = []
+    for name, seeds in sizes.items():
+        noise = rng.normal(0, 1, (len(seeds), galleries, *tastes.told.shape))
+        rows.append(ranking.Row(name, "llava-mini", "names", name, seeds, tastes.likes + noise))
+    popular = np.broadcast_to(tastes.popularity, tastes.told.shape)[None, None]
+    return [*rows, ranking.Row(recommenders.POPULARITY, "none", "answers", "", (0,), popular)]
+
+
+def test_seeds_and_galleries_are_averaged_for_each_user_and_their_spread_is_told():
+    one = taste(users=20)
+    edition = small_edition("tiny-llava", table1=["LoRA", "PrefMoE"], table2=[])
+    rows = several(one, {"LoRA": (0, 1, 2), "PrefMoE": (0, 1, 2)})
+    estimates, _ = ranking.tables(edition, one, rows, (3,))
+    member, (candidates, relevant) = one.trained, one.chosen(FRESH, ALL)
+    values = {}
+    for row in rows:
+        seeds, galleries = row.scores.shape[:2]
+        for s, g in product(range(seeds), range(galleries)):
+            found = ranking.ndcg(row.scores[s, g], candidates, relevant, 3)[member]
+            values.setdefault(row.method, np.zeros((seeds, galleries)))[s, g] = np.nanmean(found)
+    where = (estimates["users"] == TRAINED) & (estimates["items"] == FRESH) & (estimates["liked"] == ALL)
+    table = estimates[where & (estimates["measure"] == "ndcg")].set_index("method")
+    for name, own in values.items():
+        found = table.loc[name]
+        assert found["value"] == pytest.approx(own.mean())
+        assert (found["seeds"], found["galleries"]) == own.shape
+        if own.size == 1:
+            assert np.isnan(found["sd_seeds"]) and np.isnan(found["sd_galleries"])
+            continue
+        spreads = [np.sqrt(((m - m.mean()) ** 2).sum() / (len(m) - 1)) for m in (own.mean(1), own.mean(0))]
+        assert [found["sd_seeds"], found["sd_galleries"]] == pytest.approx(spreads)
+    # More copies of the same thing say nothing new: the interval is about users.
+    again = [replace(row, seeds=tuple(range(4)), scores=np.repeat(row.scores[:1], 4, axis=0)) for row in rows[:2]]
+    first = [replace(row, seeds=(0,), scores=row.scores[:1]) for row in rows[:2]]
+    for other, few in zip(
+        *(ranking.tables(edition, one, r, (3,))[0].itertuples() for r in (again, first)), strict=True
+    ):
+        assert (other.value, other.n) == pytest.approx((few.value, few.n), nan_ok=True)
+        assert (other.low, other.high) == pytest.approx((few.low, few.high), nan_ok=True)
+        assert other.sd_seeds == pytest.approx(0, abs=1e-12) and np.isnan(few.sd_seeds)
+        assert other.sd_galleries == pytest.approx(few.sd_galleries, nan_ok=True)
+
+
+@pytest.mark.parametrize(("seeds", "cases"), [((0, 1, 2), 9), ((1,), 9), ((2, 5), 3)])
+def test_a_difference_is_counted_in_every_pair_of_the_same_seed_and_gallery(seeds, cases):
+    """Of who has a single seed, that one; of whoever shares seeds, those."""
+    one = taste(users=20)
+    edition = small_edition("tiny-llava", table1=["LoRA", "PrefMoE"], table2=[])
+    rows = several(one, {"PrefMoE": (0, 1, 2), "LoRA": seeds})
+    _, compared = ranking.tables(edition, one, rows, (3,))
+    candidates, relevant = one.chosen(ALL, ALL)
+    full, lora, popular = (
+        [[np.nanmean(ranking.ndcg(copy, candidates, relevant, 3)[one.trained]) for copy in line] for line in row.scores]
+        for row in rows
+    )
+    pairs = [(s, t) for s in range(3) for t in range(len(seeds)) if len(seeds) == 1 or s == seeds[t]]
+    expected = {
+        "LoRA": [full[s][g] - lora[t][g] for s, t in pairs for g in range(3)],
+        "Popularity": [full[s][g] - popular[0][0] for s in range(3) for g in range(3)],
+    }
+    where = (compared["users"] == TRAINED) & (compared["items"] == ALL) & (compared["liked"] == ALL)
+    found = compared[where & (compared["measure"] == "ndcg") & (compared["method"] == "PrefMoE")].set_index("baseline")
+    for name, apart in expected.items():
+        row = found.loc[name]
+        signs = np.sign(apart) == np.sign(row["difference"])
+        assert (row["cases"], row["agree"]) == (len(apart), signs.sum())
+    assert found.loc["LoRA", "cases"] == cases and found.loc["Popularity", "cases"] == 9
+    assert found.loc["LoRA", "difference"] == pytest.approx(np.mean(full) - np.mean(lora))
 
 
 def test_the_edition_has_the_benchmark_the_steps_and_the_methods_of_the_default_one():

@@ -26,12 +26,12 @@ from prefmoe.data.people import people
 
 RANKING_COLUMNS = (
     "method", "backbone", "information", "users", "items", "liked", "k", "measure", "value", "low", "high", "n",
-    "seeds",
+    "seeds", "galleries", "sd_seeds", "sd_galleries",
 )  # fmt: skip
 
 COMPARISON_COLUMNS = (
     "method", "baseline", "backbone", "users", "items", "liked", "k", "measure", "difference", "low", "high", "n",
-    "p_users", "p_users_holm",
+    "cases", "agree", "p_users", "p_users_holm",
 )  # fmt: skip
 
 RECOMMENDED_COLUMNS = ("user", "users", "method", "place", "item", "liked")
@@ -91,8 +91,11 @@ class Taste:
         return candidates, relevant & candidates
 
 
-def check(edition: Edition, depths: Sequence[int] = DEPTHS) -> None:
-    """Raises RankingError if the edition is not about the miniature, or a depth is none of 1 to the number of items."""
+def check(edition: Edition, depths: Sequence[int] = DEPTHS, galleries: int = 1) -> None:
+    """Raises RankingError if the edition is not about the miniature, a depth is none of 1 to the number of items, or
+    there is no gallery."""
+    if galleries < 1:
+        raise RankingError(f"{galleries} pictures of every item: expected one at least")
     if not isinstance(edition.data, MiniatureData):
         raise RankingError(
             f"edition {edition.name!r}: data are {edition.data.kind}; expected a miniature, whose true tastes are known"
@@ -211,32 +214,42 @@ def coverage(taste: Taste, scores: NDArray, items: str, k: int, rows: NDArray) -
 
 @dataclass(frozen=True)
 class Row:
-    """Whose scores, (U, I) of each of S seeds, a row of the tables is about; ``key`` is empty for a reference."""
+    """Whose scores a row of the tables is about; ``key`` is empty for a reference, which looks at no picture.
+
+    ``scores``: (S, G, U, I), of each of ``seeds`` and of G galleries, which are sets of a picture of every item.
+    """
 
     method: str
     backbone: str
     information: str
     key: str
-    scores: Sequence[NDArray]
+    seeds: tuple[int, ...]
+    scores: NDArray
 
 
-def rows_of(edition: Edition, taste: Taste, scores: Mapping[tuple[str, str], Sequence[NDArray]]) -> list[Row]:
-    """The methods whose scores are given by backbone and key, and the references beside them."""
+def rows_of(edition: Edition, taste: Taste, scores: Mapping[tuple[str, str], Mapping[int, NDArray]]) -> list[Row]:
+    """The methods whose scores, (G, U, I) of every seed, are given by backbone and key; the references beside them."""
     rows = []
-    for (backbone, key), copies in scores.items():
-        method = edition.methods[key]
-        rows.append(Row(method.label, backbone, method.information, key, copies))
-    known = references(taste).items()
-    return rows + [Row(name, NO_BACKBONE, information, "", (found,)) for name, (information, found) in known]
+    for (backbone, key), by_seed in scores.items():
+        method, copies = edition.methods[key], np.stack(list(by_seed.values()))
+        rows.append(Row(method.label, backbone, method.information, key, tuple(by_seed), copies))
+    for name, (information, found) in references(taste).items():
+        rows.append(Row(name, NO_BACKBONE, information, "", (0,), found[None, None]))
+    return rows
 
 
 def tables(edition: Edition, taste: Taste, rows: Sequence[Row], depths: Sequence[int]) -> list[pd.DataFrame]:
     """What every row comes to, and some rows beside others: the columns of `RANKING_COLUMNS` and `COMPARISON_COLUMNS`.
 
-    Intervals resample users; coverage, which is of all users at once, has none. The edition's PrefMoE is compared with
-    every other row of its backbone, every method with every recommender: difference is the method's value minus the
-    baseline's on the same users, p_users exchanges two rows' results of whole users, and Holm's correction runs over
-    the comparisons of the same measure, k, users, items and likes.
+    A user's result is the mean over seeds and galleries, and intervals resample users; coverage, which is of all users
+    at once, has none. What another seed or other pictures would change is told by sd_seeds, the standard deviation of
+    the seeds' values (each a mean over galleries), and sd_galleries, that of the galleries' (over seeds).
+
+    The edition's PrefMoE is compared with every other row of its backbone, every method with every recommender:
+    difference is the method's value minus the baseline's on the same users, p_users exchanges two rows' results of
+    whole users, and Holm's correction runs over the comparisons of the same measure, k, users, items and likes. Of all
+    pairs of the same seed and gallery (cases; who has one stands beside all of the other's) agree counts those in which
+    the difference has the sign that it has on average.
     """
     focus, estimates, comparisons = focus_method(edition), [], []
     for users, items, liked in _parts(taste):
@@ -244,22 +257,28 @@ def tables(edition: Edition, taste: Taste, rows: Sequence[Row], depths: Sequence
         part = {"users": users, "items": items, "liked": liked}
         sums = []
         for row in rows:
-            seeds = [measures(taste, copy, items, liked, depths) for copy in row.scores]
-            sums.append({key: np.mean([one[key] for one in seeds], axis=0)[member] for key in seeds[0]})
+            seeds, galleries = row.scores.shape[:2]
+            copies = [[measures(taste, copy, items, liked, depths) for copy in line] for line in row.scores]
+            sums.append({k: np.array([[one[k][member] for one in line] for line in copies]) for k in copies[0][0]})
             first = {"method": row.method, "backbone": row.backbone, "information": row.information, **part}
-            first["seeds"] = len(row.scores)
+            first |= {"seeds": seeds, "galleries": galleries}
             for (measure, k), values in sums[-1].items():
-                estimates.append(first | {"measure": measure, "k": k} | _estimate(values, measure))
+                where, less = first | {"measure": measure, "k": k}, float(measure == "lift")
+                spread = _spread(statistics.ratio(values[..., 0].sum(axis=2), values[..., 1].sum(axis=2)))
+                estimates.append(where | _estimate(values.mean(axis=(0, 1)), less) | spread)
             for k in depths if liked == ALL else ():
-                value = float(np.mean([coverage(taste, copy, items, k, member) for copy in row.scores]))
-                estimates.append(first | {"measure": "coverage", "k": k, "value": value, "n": int(member.sum())})
+                shares = np.array([[coverage(taste, one, items, k, member) for one in line] for line in row.scores])
+                value = {"value": float(shares.mean()), "n": int(member.sum())}
+                estimates.append(first | {"measure": "coverage", "k": k} | value | _spread(shares))
         for (one, mine), (other, theirs) in product(zip(rows, sums, strict=True), repeat=2):
             beside = other.backbone in (one.backbone, NO_BACKBONE) and other is not one
             if one.key and beside and (one.key == focus or other.method in recommenders.KNOWN):
                 who = {"method": one.method, "baseline": other.method, "backbone": one.backbone, **part}
                 for (measure, k), values in mine.items():
                     where = who | {"measure": measure, "k": k}
-                    comparisons.append(where | _difference(values, theirs[measure, k]))
+                    means = (side.mean(axis=(0, 1)) for side in (values, theirs[measure, k]))
+                    agree = _agreement(one.seeds, values, other.seeds, theirs[measure, k])
+                    comparisons.append(where | _difference(*means) | agree)
     compared = pd.DataFrame(comparisons, columns=list(COMPARISON_COLUMNS[:-1]))
     family = compared.groupby(["users", "items", "liked", "measure", "k"])["p_users"]
     compared["p_users_holm"] = family.transform(lambda p: statistics.holm(p.to_numpy()))
@@ -282,9 +301,26 @@ def _parts(taste: Taste) -> list[tuple[str, str, str]]:
     return [(*group, liked) for group in there for liked in kinds]
 
 
-def _estimate(values: NDArray, measure: str) -> dict[str, float]:
-    """value, low, high and n of a ratio of sums over users, (U, 2); lift is the ratio minus 1."""
-    less = float(measure == "lift")
+def _spread(values: NDArray) -> dict[str, float]:
+    """sd_seeds and sd_galleries of the values (S, G) of every seed and gallery."""
+    return {
+        "sd_seeds": statistics.seed_spread(values.mean(axis=1)),
+        "sd_galleries": statistics.seed_spread(values.mean(axis=0)),
+    }
+
+
+def _agreement(seeds: Sequence[int], mine: NDArray, others: Sequence[int], theirs: NDArray) -> dict[str, int]:
+    """cases and agree (`tables`) of sums over users, (S, G, U, 2) of each side."""
+    pairs = [(s, t) for s in range(len(seeds)) for t in range(len(others))]
+    if min(len(seeds), len(others)) > 1:
+        pairs = [(s, t) for s, t in pairs if seeds[s] == others[t]]
+    apart = np.stack([(mine[s] - theirs[t])[..., 0].sum(axis=1) for s, t in pairs])  # (cases' seeds, G)
+    whole = mine[..., 0].sum(axis=2).mean() - theirs[..., 0].sum(axis=2).mean()
+    return {"cases": apart.size, "agree": int((np.sign(apart) == np.sign(whole)).sum())}
+
+
+def _estimate(values: NDArray, less: float) -> dict[str, float]:
+    """value, low, high and n of a ratio of sums over users, (U, 2), less a constant."""
     value = statistics.ratio(*values.sum(axis=0)) - less
     low, high = np.nan, np.nan
     if len(values) > 1:
@@ -306,13 +342,13 @@ def _difference(first: NDArray, second: NDArray) -> dict[str, float]:
 
 def recommended_table(taste: Taste, rows: Sequence[Row], k: int = 5) -> pd.DataFrame:
     """The k best fresh items for the first two trained users and the first unseen one, and whether they are liked: the
-    columns of `RECOMMENDED_COLUMNS`, of every row's first seed; ties in the order of items."""
+    columns of `RECOMMENDED_COLUMNS`, of every row's first seed and gallery; ties in the order of items."""
     candidates, _ = taste.chosen(FRESH, ALL)
     found = []
     for user in [*np.flatnonzero(taste.trained)[:2], *np.flatnonzero(~taste.trained)[:1]]:
         where = {"user": taste.users[user], "users": TRAINED if taste.trained[user] else UNSEEN}
         for row in rows:
-            best = np.argsort(np.where(candidates[user], -row.scores[0][user], np.inf), kind="stable")[:k]
+            best = np.argsort(np.where(candidates[user], -row.scores[0, 0, user], np.inf), kind="stable")[:k]
             for place, item in enumerate(best, 1):
                 liked = TOLD if taste.told[user, item] else UNTOLD if taste.untold[user, item] else "no"
                 shown = {"method": row.method, "place": place, "item": taste.items[item], "liked": liked}
@@ -323,14 +359,14 @@ def recommended_table(taste: Taste, rows: Sequence[Row], k: int = 5) -> pd.DataF
 def write(
     edition: Edition,
     taste: Taste,
-    scores: Mapping[tuple[str, str], Sequence[NDArray]],
+    scores: Mapping[tuple[str, str], Mapping[int, NDArray]],
     *,
     results: str | Path = RESULTS,
     depths: Sequence[int] = DEPTHS,
 ) -> list[Path]:
     """Writes ranking.csv, ranking_comparisons.csv and recommended.csv among the edition's tables; returns their paths.
 
-    ``scores``: (U, I) of every seed, by backbone and method of the edition.
+    ``scores``: (G, U, I) of every seed, by backbone and method of the edition.
     """
     folder, rows = made_folder(edition.name, results), rows_of(edition, taste, scores)
     ranked, compared = tables(edition, taste, rows, depths)

@@ -1,4 +1,4 @@
-"""Ranks all items of the miniature world for every user: P(yes) to one question about one picture of each item."""
+"""Ranks all items of the miniature world for every user: P(yes) to one question about a picture of each item."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from prefmoe.running.runs import Workbench
 from prefmoe.running.together import score
 from prefmoe.system.run_files import METHOD_FOLDER, verify
 
+GALLERIES = 4
+"""Sets of pictures that everything is ranked in."""
+
 
 def item_pictures(folder: Path, seed: int = 0) -> dict[str, Path]:
-    """A picture of every item, the same for all users and none of the benchmark's; drawn into ``folder`` once."""
+    """A gallery: one picture of every item, the same for all users, none of the benchmark's; drawn into ``folder``
+    once."""
 
     def write(place: Path) -> None:
         for number, item in enumerate(ITEM_FACET):
@@ -46,16 +50,20 @@ def questions(users: Sequence[str], pictures: dict[str, Path]) -> list[Example]:
 
 
 def rank(
-    edition: Edition | str, *, results: str | Path = RESULTS, depths: Sequence[int] = ranking.DEPTHS
+    edition: Edition | str,
+    *,
+    results: str | Path = RESULTS,
+    depths: Sequence[int] = ranking.DEPTHS,
+    galleries: int = GALLERIES,
 ) -> list[Path]:
-    """Ranks all items for all users with every finished run of an edition, beside recommenders that see the same
-    training answers; writes and returns the tables of `ranking.write`.
+    """Ranks all items for all users with every finished run of an edition, once in each of several galleries, beside
+    recommenders that see the same training answers; writes and returns the tables of `ranking.write`.
 
     Raises RankingError if the edition is not about the miniature; RunFileError naming a run that is not finished, or
     whose saved method is missing or changed.
     """
     edition = load_edition(edition)
-    ranking.check(edition, depths)
+    ranking.check(edition, depths, galleries)
     places = {
         (backbone, key, seed): run_folder(results, edition.name, backbone, key, seed)
         for backbone, key in edition.runs()
@@ -63,15 +71,15 @@ def rank(
     }
     for folder in places.values():
         verify(folder)
-    scores: dict[tuple[str, str], list[NDArray]] = {}
+    scores: dict[tuple[str, str], dict[int, NDArray]] = {}
     for name in edition.backbones:
         bench = Workbench(edition, name, results=results)
-        pictures = item_pictures(Path(results) / edition.name / "items", edition.data.seed)
-        taste = ranking.taste_of(edition, bench.benchmark)
-        asked = questions(taste.users, pictures)
-        for (backbone, key, _), folder in places.items():
+        taste, items = ranking.taste_of(edition, bench.benchmark), Path(results) / edition.name / "items"
+        seeds = range(edition.data.seed, edition.data.seed + galleries)
+        asked = [questions(taste.users, item_pictures(items / f"{seed}", seed)) for seed in seeds]
+        for (backbone, key, seed), folder in places.items():
             if backbone == name:
                 method = Method.from_pretrained(folder / METHOD_FOLDER, bench.backbone(), bench.benchmark)
-                found = score(method, asked).reshape(taste.told.shape)
-                scores.setdefault((backbone, key), []).append(found)
+                found = [score(method, gallery).reshape(taste.told.shape) for gallery in asked]
+                scores.setdefault((backbone, key), {})[seed] = np.stack(found)
     return ranking.write(edition, taste, scores, results=results, depths=depths)
