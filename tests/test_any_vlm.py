@@ -375,6 +375,7 @@ def test_a_repository_that_cannot_be_asked_is_refused_in_one_line_before_its_wei
     monkeypatch.setattr(hub, "download", lambda *a, **options: downloads.append(options["allow_patterns"]) or folder)
     monkeypatch.setattr("prefmoe.running.runs.load_backbone", None)
     monkeypatch.setattr(mmpb, "load_benchmark", lambda *_: small_benchmark())
+    capsys.readouterr()  # what saving the model said
     assert main(["mmpb", "owner/some-vlm", "--edition", "smoke", "--switch", "pictures=2", "--turns", "0"]) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and re.match(f"error: .*{said}", lines[0]), lines
