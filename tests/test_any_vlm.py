@@ -23,7 +23,7 @@ from prefmoe.backbones import whole
 from prefmoe.backbones.conversations import encode
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.cli import main
-from prefmoe.config import InjectedMethod, LoRAMethod, load_edition
+from prefmoe.config import ROOT, InjectedMethod, LoRAMethod, load_edition
 from prefmoe.config.registry import BackboneError, find_backbone, introduce
 from prefmoe.models.base import build_method
 from prefmoe.running import mmpb
@@ -174,6 +174,23 @@ def test_the_table_by_task_and_attribute_is_that_of_a_plain_count(tmp_path):
     assert change["change"] == pytest.approx(hits[1] - hits[0])
     assert (table["low"].isna() | (table["low"] <= table["value"])).all()
     assert "answers unread" in as_printed(table)
+
+
+def test_the_page_s_script_asks_and_reads_what_was_answered(tmp_path, monkeypatch):
+    page = (ROOT / "docs/any_vlm.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    used, places = small_edition("any"), {"llava-mini": folder_of("llava").as_posix()}
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    plain = mmpb.run
+    monkeypatch.setattr(mmpb, "run", lambda model, **options: plain(
+        places[model], **options | {"edition": used, "results": tmp_path / "results", "max_new_tokens": 2}
+    ))  # fmt: skip
+    monkeypatch.setattr("prefmoe.data.sources.load_benchmark", lambda *_: small_benchmark())
+    space: dict = {}
+    exec(compile(script, "docs/any_vlm.md", "exec"), space)
+    assert set(space["table"]["turns"]) == {0, 1} and space["table"]["method"].nunique() == 2
+    assert len(space["wrong"]) == space["answers"]["unparsed"].sum()
 
 
 # --- what can be wrong ------------------------------------------------------------------------------------------------
