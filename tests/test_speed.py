@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import loops
 import pandas as pd
@@ -43,6 +44,13 @@ def test_the_loop_over_anchors_is_the_loss():
     torch.testing.assert_close(torch.stack(list(found)), torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Pictures are drawn in three steps of the sampler."""
+    monkeypatch.setattr(loops, "sample", partial(loops.sample, steps=3))
+
+
+@pytest.mark.usefixtures("few_steps")
 def test_pictures_drawn_one_by_one_are_those_drawn_together():
     drawer = tiny_drawer()
     branch = add_user_branch(drawer)
@@ -131,7 +139,9 @@ def tiny_edition(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, monkeypatch):
+    monkeypatch.setattr(speed.psutil, "cpu_count", lambda: 1)  # threads that wait for one another waste a busy machine
     monkeypatch.setattr("growth.COUNTERFACTUAL_USERS", 5)
     monkeypatch.setattr("growth.MOST_ADDED", 10)
     monkeypatch.setattr("growth.ROUNDS", 1)
