@@ -15,6 +15,7 @@ from small_world import data_folder, small_edition
 from tiny_drawers import tiny_drawer
 
 from prefmoe import losses
+from prefmoe.config import FIGURES
 from prefmoe.generation.user_branch import add_user_branch
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
 from prefmoe.models.user_state import FactorisedUsers
@@ -146,6 +147,7 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
     monkeypatch.setattr("growth.MOST_ADDED", 10)
     monkeypatch.setattr("growth.ROUNDS", 1)
     monkeypatch.setattr(speed, "DRAWN", 2)
+    monkeypatch.setattr(speed, "RANKED", 4)
     measure, wide_llava = speed.measure, speed.wide_llava
     monkeypatch.setattr(speed, "measure", lambda *given, rounds=2, **more: measure(*given, rounds=2, **more))
     monkeypatch.setattr(speed, "wide_llava", lambda *given, **more: wide_llava(*given, width=64, **more))
@@ -162,6 +164,7 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
         "training step",
         "evaluation",
         "prompts that begin alike",
+        "ranking",
         "many users",
         "user state",
     ]
@@ -179,3 +182,26 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
     assert many.loc["an epoch's plan, 100 users", "ratio"] == pytest.approx(plans.iloc[1] / plans.iloc[0], rel=0.2)
     firsts = table[~too_large].groupby(["benchmark", "setting"], sort=False).first()
     assert (firsts["ratio"] == 1).all()
+
+
+def test_rows_of_what_is_not_measured_again_stay(tiny_edition, monkeypatch):
+    monkeypatch.setattr(speed, "RANKED", 2)
+    options = {"output": tiny_edition / "speed", "seconds": 0.0, "folder": tiny_edition, "hidden": 16}
+    first = pd.read_csv(speed.bench("small-world", only=["residual terms"], **options))  # beside the published rows
+    published = pd.read_csv(FIGURES / "speed/cpu.csv")
+    pd.testing.assert_frame_equal(without(first, "residual terms"), without(published, "residual terms"))
+    assert set(first.loc[first["benchmark"] == "residual terms", "setting"]) == {
+        "width 16, 16 examples, 20 counterfactual users"
+    }
+    second = pd.read_csv(speed.bench("small-world", only=["ranking"], **options))  # beside those of the file
+    pd.testing.assert_frame_equal(without(second, "ranking"), without(first, "ranking"))
+    rows = second[second["benchmark"] == "ranking"].set_index("variant")["median_ms"]
+    assert list(rows.index) == ["LoRA, together", "LoRA, one by one", "PrefMoE, together", "PrefMoE, one by one"]
+    assert list(second["benchmark"]) == sorted(second["benchmark"], key=speed.BENCHMARKS.index)
+
+
+def without(table: pd.DataFrame, benchmark: str) -> pd.DataFrame:
+    rows = table[table["benchmark"] != benchmark]
+    return rows.sort_values(
+        "benchmark", key=lambda names: names.map(speed.BENCHMARKS.index), kind="stable"
+    ).reset_index(drop=True)

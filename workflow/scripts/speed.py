@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import platform
-import shutil
 import statistics
 import sys
 import time
@@ -18,40 +16,34 @@ from typing import Any
 import pandas as pd
 import psutil
 import torch
-import transformers
 from growth import growth
 from loops import Variant, drawing_variants, layer_variants, loss_variants
+from whole_methods import Bench, wide_llava
 
 from prefmoe.cli import call
-from prefmoe.config import (
-    DEFAULT_EDITION,
-    RESULTS,
-    Edition,
-    LoRAMethod,
-    MiniatureData,
-    PrefMoEMethod,
-    UserLoRAMethod,
-    load_edition,
-)
-from prefmoe.config.outputs import speed_folder
-from prefmoe.config.registry import find_backbone
+from prefmoe.config import DEFAULT_EDITION, FIGURES, RESULTS, MiniatureData, load_edition
+from prefmoe.config.outputs import SPEED, speed_folder
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH
 from prefmoe.generation.drawer import Drawer
 from prefmoe.generation.sampling import STEPS
 from prefmoe.generation.user_branch import add_user_branch
-from prefmoe.models.base import Method
-from prefmoe.models.moe_lora import Ranks
 from prefmoe.models.user_state import FactorisedUsers
-from prefmoe.running.evaluation import evaluate
 from prefmoe.running.record import hardware
-from prefmoe.running.runs import Workbench, use_threads
+from prefmoe.running.runs import use_threads
 from prefmoe.system.distributed import state
-from prefmoe.system.files import read_json
 from prefmoe.system.places import DRAWER
 
 DRAWN = 64
 """Pictures that are drawn together and one by one."""
+
+RANKED = 240
+"""Questions that are asked together and one by one: all items for four users."""
+
+BENCHMARKS = (
+    "adapted projection", "residual terms", "drawing", "training step", "evaluation", "prompts that begin alike",
+    "ranking", "many users", "user state",
+)  # fmt: skip
 
 PUBLISHED_RANKS = {"preference_rank": 8, "user_rank": 64, "profile_rank": 8, "last_layers": 8}
 
@@ -112,117 +104,6 @@ def measure(
             }
         )
     return pd.DataFrame(rows)
-
-
-# --- whole methods ------------------------------------------------------------------------------------------------
-
-
-def wide_llava(folder: Path, width: int = 256, layers: int = 8, side: int = 24) -> Path:
-    """Writes a random LLaVA with llava-mini's words and tower, and side x side image tokens; returns the folder.
-
-    The miniature's pictures are few tokens, so that 13 soft tokens lengthen its prompts by a third; those of the
-    published backbones are 576 tokens and more.
-    """
-    entry = find_backbone("llava-mini")
-    assert entry.folder is not None
-    config = transformers.AutoConfig.from_pretrained(entry.folder)
-    text, pixels = config.text_config, side * config.vision_config.patch_size
-    text.hidden_size, text.num_hidden_layers, text.intermediate_size = width, layers, round(2.7 * width)
-    text.num_attention_heads = text.num_key_value_heads = width // text.head_dim
-    text.max_position_embeddings = max(text.max_position_embeddings, 2 * side * side)
-    config.vision_config.image_size = pixels
-    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
-    shutil.copytree(entry.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "config*"))
-    path = folder / "processor_config.json"
-    settings = read_json(path, "the settings of a processor")
-    settings["image_processor"] |= {key: {"height": pixels, "width": pixels} for key in ("size", "crop_size")}
-    path.write_text(json.dumps(settings), encoding="utf-8")
-    return folder
-
-
-class Bench:
-    """Methods on an edition's first backbone, with the edition's batches."""
-
-    def __init__(self, edition: Edition, folder: Path) -> None:
-        self.workbench = Workbench(edition, edition.backbones[0], results=folder)
-        self.edition = edition
-        methods = edition.methods.values()
-        full = [m for m in methods if isinstance(m, PrefMoEMethod) and m.components == "EPICDM"]
-        if not full:
-            raise ValueError(f"edition {edition.name!r} has no full PrefMoE to measure")
-        self.prefmoe = full[0]
-
-    def plain_lora(self) -> LoRAMethod:
-        """LoRA of PrefMoE's total rank, on the same layers."""
-        ranks = Ranks(self.prefmoe.preference_rank, self.prefmoe.user_rank, self.prefmoe.profile_rank)
-        return LoRAMethod(
-            kind="lora", label="LoRA", lr=self.prefmoe.lr, rank=ranks.total, alpha=ranks.total, dropout=0.0,
-            last_layers=self.prefmoe.last_layers,
-        )  # fmt: skip
-
-    def training_variants(self, batch_size: int) -> dict[str, Variant]:
-        """An optimiser's step on one batch: LoRA on the same layers and on all, one per user beside it, PrefMoE and its
-        parts."""
-        lora = self.plain_lora()
-        configs = {
-            "LoRA, same layers": lora,
-            "LoRA, all layers": lora.model_copy(update={"last_layers": None}),
-            "LoRA, all layers, and one per user": UserLoRAMethod(
-                kind="user_lora", label="LoRA per user", lr=lora.lr, rank=4, alpha=4.0, pooled_rank=lora.rank
-            ),
-            "prefix, losses and LoRA (EPICD)": self.prefmoe.model_copy(update={"components": "EPICD"}),
-            "PrefMoE": self.prefmoe,
-        }
-        return {name: self._step(config, batch_size) for name, config in configs.items()}
-
-    def _step(self, config: LoRAMethod | UserLoRAMethod | PrefMoEMethod, batch_size: int) -> Variant:
-        method = self.workbench.method(config, seed=0).train()
-        examples = self.workbench.benchmark.select("train")[:batch_size]
-        batch = method.collator(examples, with_answer=True).to(method.backbone.device)
-        groups = method.parameter_groups()
-        optimizer = torch.optim.AdamW(groups, fused=True)
-
-        def run() -> None:
-            with method.context(batch):
-                sum(method.training_losses(batch).values()).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return run
-
-    def evaluation_variants(self, count: int) -> dict[str, Variant]:
-        """Answering ``count`` test questions: the edition's batches, and one question at a time."""
-        method = self.workbench.method(self.prefmoe, seed=0)
-        examples = self.workbench.benchmark.select("test")[:count]
-        settings = self.edition.evaluation
-
-        def run(size: int) -> Variant:
-            return lambda: evaluate(method, examples, turns=0, batch_size=size, max_new_tokens=settings.max_new_tokens)
-
-        return {f"batches of {settings.batch_size}": run(settings.batch_size), "one by one": run(1)}
-
-    def beginning_variants(self, count: int, turns: int) -> dict[str, Variant]:
-        """Questions after small talk, with the beginnings of prompts computed once and with all of them computed.
-
-        LoRA shares a transcript among all users; with a soft prefix it is shared among the questions about one user.
-        """
-        benchmark, settings = self.workbench.benchmark, self.edition.evaluation
-        examples = benchmark.select("test")[:count]
-        without = self.prefmoe.model_copy(update={"components": "EPICD"})
-        methods = {"LoRA": self.plain_lora(), "PrefMoE without mixture": without}
-
-        def run(method: Method, reuse: bool) -> Variant:
-            return lambda: evaluate(
-                method, examples, turns=turns, transcripts=benchmark.transcripts, batch_size=settings.batch_size,
-                max_new_tokens=settings.max_new_tokens, reuse_prefixes=reuse,
-            )  # fmt: skip
-
-        built = {name: self.workbench.method(config, seed=0) for name, config in methods.items()}
-        return {
-            f"{name}, {'shared' if reuse else 'whole'}": run(method, reuse)
-            for name, method in built.items()
-            for reuse in (True, False)
-        }
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------
@@ -286,6 +167,65 @@ def _user_step(count: int, hidden: int, batch: int, device: torch.device, kind: 
     return measure({kind: run}, device, seconds=seconds).iloc[0].drop(["variant", "ratio"]).to_dict()
 
 
+# --- rows of each benchmark: a setting, and its table --------------------------------------------------------------
+
+Rows = Iterator[tuple[str, pd.DataFrame]]
+
+
+def projection_rows(hidden: int, device: torch.device, seconds: float) -> Rows:
+    for batch, tokens in ((4, 64), (4, 700)):
+        about = f"width {hidden}, {batch} x {tokens} tokens, ranks 8/64/8"
+        yield about, measure(layer_variants(hidden, tokens, batch, device), device, seconds=seconds)
+
+
+def residual_rows(hidden: int, device: torch.device, seconds: float) -> Rows:
+    rows = measure(loss_variants(hidden, 16, 20, device), device, seconds=seconds)
+    yield f"width {hidden}, 16 examples, 20 counterfactual users", rows
+
+
+def method_rows(
+    benchmark: str, lab: Bench, device: torch.device, *, seconds: float, users: Sequence[int], side: int
+) -> Rows:
+    """What whole methods of an edition do: steps and rankings, where there is no accelerator, in processor time."""
+    settings, asked = lab.edition, len(lab.workbench.benchmark.splits["test"])
+    about, batch, turns = f"{settings.name}, {settings.backbones[0]}", settings.training.batch_size, 0
+    clock, timed = time.perf_counter, ""
+    if device.type == "cpu":
+        clock, timed = time.process_time, ", processor time"
+    if benchmark == "training step":
+        rows = measure(lab.training_variants(batch), device, seconds=2 * seconds, clock=clock)
+        yield f"{about}, batch {batch}{timed}", rows
+        with TemporaryDirectory() as temporary:
+            model = wide_llava(Path(temporary) / "wide-llava", side=side)
+            methods = {"PrefMoE": lab.prefmoe.model_copy(update=PUBLISHED_RANKS)}
+            wide = settings.model_copy(update={"methods": methods, "backbones": (str(model),)})
+            variants = Bench(wide, lab.workbench.results).training_variants(4)
+            about = f"random LLaVA, width 256, 8 layers, {side * side} image tokens, ranks 8/64/8, batch 4{timed}"
+            yield about, measure(variants, device, seconds=2 * seconds, clock=clock)
+    elif benchmark == "evaluation":
+        count = min(64, asked)
+        rows = measure(lab.evaluation_variants(count), device, seconds=seconds, rounds=10)
+        yield f"{about}, {count} questions", rows
+    elif benchmark == "prompts that begin alike":
+        turns, count = max(settings.evaluation.turns), min(5 * settings.evaluation.batch_size, asked)
+        rows = measure(lab.beginning_variants(count, turns), device, seconds=seconds, rounds=10)
+        yield f"{about}, {count} questions, {turns} turns", rows
+    elif benchmark == "ranking":
+        rows = measure(lab.ranking_variants(RANKED), device, seconds=seconds, rounds=10, clock=clock)
+        yield f"{about}, {RANKED} questions{timed}", rows
+    else:
+        yield about, growth(lab.workbench.method(lab.prefmoe, seed=0), users)
+
+
+def user_state_rows(users: Sequence[int], lab: Bench, device: torch.device, seconds: float) -> Rows:
+    width = lab.workbench.backbone().hidden_size
+    table = pd.DataFrame(list(user_steps(users, width, 16, device, seconds=seconds / 4)))
+    if "median_ms" in table:
+        first = table.groupby(table["variant"].str.partition(",")[0])["median_ms"].transform("first")
+        table["ratio"] = table["median_ms"] / first
+    yield f"width {width}, 16 examples", table
+
+
 # --- all of it ----------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +238,7 @@ def bench(
     hidden: int = 1024,
     side: int = 24,
     folder: str | Path | None = None,
+    only: Sequence[str] = BENCHMARKS,
 ) -> Path:
     """Measures everything of docs/speed.md and writes <output>/<cpu or cuda>.csv; returns its path.
 
@@ -307,59 +248,48 @@ def bench(
             pictures, in tokens.
         users: sizes of the user state, which is as wide as the edition's backbone, and of what growth.py measures.
         folder: of results, when not the clone's. output: a folder; `outputs.speed_folder` of the results when absent.
+        only: some of `BENCHMARKS`; rows of the others stay as they are in that file or, without one, as published.
     """
     use_threads()
     torch.manual_seed(0)
     device, settings = state().device, load_edition(edition)
     if not isinstance(settings.data, MiniatureData):
         raise ValueError(f"edition {edition!r}: whole steps are measured on an edition of the miniature benchmark")
+    results = Path(folder or RESULTS)
+    output = Path(output or speed_folder(results))
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{device.type}.csv"
+    makers = {
+        "adapted projection": lambda: projection_rows(hidden, device, seconds),
+        "residual terms": lambda: residual_rows(hidden, device, seconds),
+        "drawing": lambda: drawing_rows(device, DRAWN, seconds=seconds),
+        "user state": lambda: user_state_rows(users, lab(), device, seconds),
+    }
+    built: list[Bench] = []
+
+    def lab() -> Bench:
+        if not built:
+            built.append(Bench(settings, results))
+        return built[0]
+
     tables = []
-
-    def add(benchmark: str, setting: str, rows: pd.DataFrame) -> None:
-        tables.append(rows.assign(benchmark=benchmark, setting=setting))
-
-    for batch, tokens in ((4, 64), (4, 700)):
-        rows = measure(layer_variants(hidden, tokens, batch, device), device, seconds=seconds)
-        add("adapted projection", f"width {hidden}, {batch} x {tokens} tokens, ranks 8/64/8", rows)
-    rows = measure(loss_variants(hidden, 16, 20, device), device, seconds=seconds)
-    add("residual terms", f"width {hidden}, 16 examples, 20 counterfactual users", rows)
-    for setting, rows in drawing_rows(device, DRAWN, seconds=seconds):
-        add("drawing", setting, rows)
-    lab = Bench(settings, Path(folder or RESULTS))
-    batch = settings.training.batch_size
-    rows = measure(lab.training_variants(batch), device, seconds=2 * seconds)
-    add("training step", f"{edition}, {settings.backbones[0]}, batch {batch}", rows)
-    count = min(64, len(lab.workbench.benchmark.splits["test"]))
-    rows = measure(lab.evaluation_variants(count), device, seconds=seconds, rounds=10)
-    add("evaluation", f"{edition}, {settings.backbones[0]}, {count} questions", rows)
-    turns = max(settings.evaluation.turns)
-    count = min(5 * settings.evaluation.batch_size, len(lab.workbench.benchmark.splits["test"]))
-    rows = measure(lab.beginning_variants(count, turns), device, seconds=seconds, rounds=10)
-    add("prompts that begin alike", f"{edition}, {settings.backbones[0]}, {count} questions, {turns} turns", rows)
-    width = lab.workbench.backbone().hidden_size
-    add("many users", f"{edition}, {settings.backbones[0]}", growth(lab.workbench.method(lab.prefmoe, seed=0), users))
-    with TemporaryDirectory() as temporary:
-        model = wide_llava(Path(temporary) / "wide-llava", side=side)
-        methods = {"PrefMoE": lab.prefmoe.model_copy(update=PUBLISHED_RANKS)}
-        wide = settings.model_copy(update={"methods": methods, "backbones": (str(model),)})
-        lab = Bench(wide, Path(folder or RESULTS))
-        rows = measure(lab.training_variants(4), device, seconds=2 * seconds)
-        about = f"random LLaVA, width 256, 8 layers, {side * side} image tokens, ranks 8/64/8, batch 4"
-        add("training step", about, rows)
-    del lab
-    gc.collect()
-    table = pd.DataFrame(list(user_steps(users, width, 16, device, seconds=seconds / 4)))
-    if "median_ms" in table:
-        first = table.groupby(table["variant"].str.partition(",")[0])["median_ms"].transform("first")
-        table["ratio"] = table["median_ms"] / first
-    add("user state", f"width {width}, 16 examples", table)
+    for benchmark in (name for name in BENCHMARKS if name in only):
+        if benchmark in makers:
+            rows = makers[benchmark]()
+        else:
+            rows = method_rows(benchmark, lab(), device, seconds=seconds, users=users, side=side)
+        tables += [table.assign(benchmark=benchmark, setting=setting) for setting, table in rows]
+        gc.collect()
     frame = pd.concat(tables, ignore_index=True).assign(hardware=hardware_line(device))
     columns = ["benchmark", "setting", "variant", "median_ms", "low_ms", "high_ms", "rounds", "ratio", "users",
                "state_megabytes", "note", "hardware"]  # fmt: skip
-    output = Path(output or speed_folder(folder or RESULTS))
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{device.type}.csv"
-    frame.reindex(columns=columns).round(4).to_csv(path, index=False)
+    frame = frame.reindex(columns=columns).round(4)
+    known = next((place for place in (path, FIGURES / SPEED / path.name) if place.is_file()), None)
+    if known and set(only) < set(BENCHMARKS):
+        others = pd.read_csv(known)
+        frame = pd.concat([others[~others["benchmark"].isin(only)], frame])
+        frame = frame.sort_values("benchmark", key=lambda names: names.map(BENCHMARKS.index), kind="stable")
+    frame.to_csv(path, index=False)
     return path
 
 
@@ -371,6 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("edition", nargs="?", default=DEFAULT_EDITION)
     parser.add_argument("--output", type=Path, help="folder of the CSV file (default: results/speed)")
     parser.add_argument("--seconds", type=float, default=20.0, help="per comparison (default: 20)")
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHMARKS, metavar="BENCHMARK", help=f"of {', '.join(BENCHMARKS)}"
+    )
     parser.add_argument("--users", type=int, nargs="+", help="sizes of the user state (default: 10 to 1000000)")
     return call(_bench, parser.parse_args(arguments))
 
