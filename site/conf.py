@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -71,9 +72,17 @@ if REPOSITORY:
     }
 
 
+def as_tex_reads(formula: str) -> str:
+    """A formula for docutils, which takes all digits after a command for its first argument, as TeX does not, and sets
+    no space behind a logarithm: ``\\tfrac12 x`` becomes ``\\tfrac{1}{2} x``."""
+    formula = re.sub(r"(\\[dt]?(?:frac|binom))\s*(\d)\s*(\d)", r"\1{\2}{\3}", formula)
+    formula = re.sub(r"([_^]|\\sqrt)\s*(\d)(?=\d)", r"\1{\2}", formula)
+    return re.sub(r"\\log(?=\s+[A-Za-z]|\s*\\(?!left|[bB]ig|[,;:!]))", r"\\log\\,", formula)
+
+
 def _formula(node: nodes.Element, *, block: bool) -> str:
     try:
-        return tex2mathml(node.astext(), as_block=block)
+        return tex2mathml(as_tex_reads(node.astext()), as_block=block)
     except MathError as error:
         logging.getLogger(__name__).warning("%s: %s", error, node.astext(), location=node)
         return ""
