@@ -6,18 +6,20 @@ import importlib.util
 import os
 import re
 import subprocess
-import sys
 import zipfile
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 import site_zip
+import warm_python
 import yaml
 from site_book import assemble, sources
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "workflow/scripts"
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_revealjs")
 REPOSITORY = "https://github.com/somebody/fork"
 BUILD = "snakemake --cores 1 site"
@@ -36,15 +38,18 @@ def built(folder: Path, clone: Path = ROOT) -> subprocess.CompletedProcess:
     """The command that makes the book, of a clone."""
     places = f"Path({str(folder)!r}), Path({str(clone)!r})"
     code = f"from pathlib import Path; import site_book; exit(site_book.build({places}))"
-    path = os.pathsep.join([str(ROOT / "workflow/scripts"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(SCRIPTS), str(ROOT), os.environ.get("PYTHONPATH", "")])
     given = os.environ | {"PREFMOE_REPOSITORY": REPOSITORY, "PREFMOE_BRANCH": "trunk", "PYTHONPATH": path}
-    return subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
+    return warm_python.run(["-c", code], SCRIPTS, given)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def with_sphinx() -> None:
+def with_sphinx() -> Iterator[None]:
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         pytest.skip(f"{', '.join(missing)} not installed: python -m pip install -e '.[docs]'")
+    warm_python.prepare(warm_python.BOOK)
+    yield
+    warm_python.stop()
 
 
 @pytest.fixture(scope="module")

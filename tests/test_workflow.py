@@ -30,6 +30,7 @@ RUN = "results/tiny/notebooks/06_train_and_evaluate/llava-mini"
 @pytest.fixture(scope="module", autouse=True)
 def libraries() -> Iterator[None]:
     """No process is left over."""
+    warm_python.prepare(warm_python.WORKFLOW)
     yield
     warm_python.stop()
 

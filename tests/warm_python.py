@@ -1,4 +1,4 @@
-"""`python -m snakemake` in processes that need not import its libraries again: forks of one that has nothing else."""
+"""Python in processes that need not import others' libraries again: forks of one that has nothing else."""
 
 from __future__ import annotations
 
@@ -10,21 +10,34 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
-LIBRARIES = [
+WORKFLOW = (
     "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageOps", "docutils.parsers.rst.directives.images", "filelock", "httpx2",
     "huggingface_hub._snapshot_download", "nbformat", "numpy", "packaging.version", "pandas", "platformdirs",
     "pyarrow.parquet", "pydantic", "python_avatars", "requests", "resvg_py", "smart_open", "snakemake.cli",
     "snakemake.profiles", "snakemake.report.html_reporter", "snakemake.storage", "sqlmodel", "tqdm.auto", "truststore",
     "yaml", "yte",
-]  # fmt: skip
+)  # fmt: skip
 """What a workflow imports of others."""
 
+BOOK = (
+    "PIL.ImageDraw", "filelock", "matplotlib.figure", "myst_nb.sphinx_ext", "pandas", "pydantic", "python_avatars",
+    "resvg_py", "scipy.stats", "seaborn", "sphinx.cmd.build", "sphinx.ext.autodoc", "sphinx.ext.napoleon",
+    "sphinx_book_theme", "yaml",
+)  # fmt: skip
+"""What the making of the book imports of others, but for those that its pages about code need."""
+
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(LIBRARIES)
+
+
+def prepare(libraries: Sequence[str]) -> None:
+    """From now on the process that is forked has these libraries; `stop` it in the end."""
+    stop()
+    _forks.set_forkserver_preload(["without_grammar", *libraries])
 
 
 def start(
@@ -40,7 +53,8 @@ def start(
         the process, which `join` waits for.
     """
     process = _forks.Process(target=_python, args=(list(map(str, arguments)), folder, dict(environment), output))
-    process.start()
+    with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):  # of the one that is forked, if it starts
+        process.start()
     return process
 
 
@@ -72,7 +86,8 @@ def _python(arguments: list[str], folder: Path, environment: dict[str, str], out
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    importlib.reload(sys.modules["huggingface_hub.constants"])  # it reads the environment when it is imported
+    if constants := sys.modules.get("huggingface_hub.constants"):
+        importlib.reload(constants)  # it reads the environment when it is imported
     sys.path[:] = [str(folder), *(path for path in sys.path if path not in ("", str(Path(__file__).parent)))]
     kind, what, *rest = arguments
     sys.argv = [kind, *rest]

@@ -1,8 +1,7 @@
 """Makes the book in results/site/html, or in FOLDER/html: from what is committed, offline, with warnings as errors.
 
 The explorer's own page goes into html/explorer/; what it lacks where there is no npm is said, and is no error. Slides
-go into html/slides/, and
-the whole book once more into one zip.
+go into html/slides/, and the whole book once more into one zip.
 """
 
 from __future__ import annotations
@@ -61,6 +60,8 @@ def build(folder: Path, clone: Path = ROOT) -> int:
 
     Pages are read again where they changed, and all are written: each has the contents of the whole book at its side.
     """
+    # As in prefmoe.workflow.notebooks: nbformat would build a grammar for two seconds that no notebook needs.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     from sphinx.cmd.build import main as sphinx
 
     source = assemble(folder / "source", clone)
