@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from prefmoe.system import provenance
-from prefmoe.system.provenance import NotebookCodeError, UnknownModuleError, code_digest, notebook_digest
+from prefmoe.system.provenance import Memory, NotebookCodeError, UnknownModuleError, code_digest, notebook_digest
 
 
 @pytest.fixture
@@ -115,6 +115,35 @@ def test_a_notebook_digest_follows_imports(tmp_path, package):
     (package / "third.py").write_text("h = 4\n")
     code_digest.cache_clear()
     assert notebook_digest(notebook) != before
+
+
+def test_a_memory_gives_what_reading_the_code_gives_and_reads_it_once(package, tmp_path, monkeypatch):
+    def remembered(*modules):
+        monkeypatch.setattr(provenance, "MEMORY", Memory())
+        provenance.MEMORY.read(tmp_path / "memory.json")
+        read.clear()
+        return _digest(*modules)
+
+    read, module = [], provenance._module
+    first, third = _digest("prefmoe.first"), _digest("prefmoe.third")
+    monkeypatch.setattr(provenance, "_module", lambda text, package: read.append(text) or module(text, package))
+    assert remembered("prefmoe.first") == first and len(set(read)) == 3  # with the folder's own file
+    assert remembered("prefmoe.first") == first and not read
+    assert remembered("prefmoe.third") == third and set(read) == {"h = 3\n"}
+    (package / "deep" / "second.py").write_text("from prefmoe import third\n\n\ndef g():\n    return third.h\n")
+    changed = _digest("prefmoe.first")
+    assert remembered("prefmoe.first") == changed not in (first, third)
+    for damaged in ("{", "[]", (tmp_path / "memory.json").read_text().replace('"made by": "', '"made by": "other')):
+        (tmp_path / "memory.json").write_text(damaged)
+        assert remembered("prefmoe.first") == changed and read
+
+
+def test_a_memory_that_cannot_be_written_is_no_loss(package, tmp_path, monkeypatch):
+    expected = _digest("prefmoe.first")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(provenance, "MEMORY", Memory())
+    provenance.MEMORY.read(tmp_path / "file" / "memory.json")
+    assert _digest("prefmoe.first") == expected
 
 
 def test_a_notebook_whose_code_cannot_be_read_is_named(tmp_path):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from prefmoe.system.files import write_json
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -46,6 +50,52 @@ class NotebookCodeError(ValueError):
     """A notebook whose code cannot be read; the message names the file and the cell."""
 
 
+class Memory:
+    """What was found in modules, by their texts, in a JSON file: no loss where it is missing, unreadable or old."""
+
+    MOST = 5000
+    """Entries, of which the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.known: dict[str, Any] = {}
+        self.news = False
+
+    def read(self, path: Path | None) -> None:
+        """From now on what the file holds is known, and what is found is written to it; None: nothing, and nowhere."""
+        self.path, self.known, self.news = path, {}, False
+        with suppress(OSError, ValueError):
+            content = json.loads(path.read_text(encoding="utf-8")) if path else None
+            if isinstance(content, dict) and content.pop("made by", None) == _maker():
+                self.known = content
+
+    def look_up(self, key: str, kind: type, find: Callable[[], Any]) -> Any:
+        """What is known by this key, or is found now."""
+        if not isinstance(value := self.known.get(key), kind):
+            value = find()
+            if self.path:
+                self.known[key], self.news = value, True
+        return value
+
+    def write(self) -> None:
+        """Where there are news; nothing happens in a folder that cannot be written to."""
+        if self.path and self.news:
+            self.known = dict(list(self.known.items())[-self.MOST :])
+            with suppress(OSError):
+                write_json(self.path, {"made by": _maker(), **self.known})
+            self.news = False
+
+
+@cache
+def _maker() -> str:
+    """What all of a memory depends on besides the texts."""
+    return digest([sys.version, Path(__file__).read_text(encoding="utf-8")])
+
+
+MEMORY = Memory()
+"""Of this process; nothing is read or written before `Memory.read`."""
+
+
 @cache
 def code_digest(
     modules: tuple[str, ...] = RUN_MODULES,
@@ -67,10 +117,10 @@ def code_digest(
     named = [*modules, *without, *(name for name in methods or () if isinstance(name, str))]
     if unknown := sorted(name for name in named if module_file(name) is None):
         raise UnknownModuleError(f"no module {', '.join(unknown)} in {PACKAGE}: was it moved or renamed?")
-    waiting, dumps = list(modules), {}
+    waiting, texts = list(modules), {}
     while waiting:
         one = waiting.pop()
-        if one in dumps or one in without:
+        if one in texts or one in without:
             continue
         if isinstance(one, Source):
             path, text, package = one.path, one.text, ""
@@ -78,13 +128,18 @@ def code_digest(
             text, package = path.read_text(encoding="utf-8"), one if path.stem == "__init__" else one.rpartition(".")[0]
         else:
             continue
-        imported, dumps[one] = _module(text, package)
-        waiting += _modules(imported, path)
+        texts[one] = text, package
+        key = f"{package} imports {_mark(text)}"
+        waiting += _modules(MEMORY.look_up(key, list, lambda: _module(text, package)[0]), path)  # noqa: B023
         if one == IMPORTS_METHODS:
             if methods is None:
                 raise UnknownModuleError(f"{', '.join(modules)}: {one} builds methods, and nobody says which")
             waiting += methods
-    return digest(sorted((one if isinstance(one, str) else one.path.name, dump) for one, dump in dumps.items()))
+    named = {one: one if isinstance(one, str) else one.path.name for one in texts}
+    key = digest(sorted((named[one], _mark(text)) for one, (text, _) in texts.items()))
+    found = MEMORY.look_up(key, str, lambda: digest(sorted((named[one], _module(*texts[one])[1]) for one in texts)))
+    MEMORY.write()
+    return found
 
 
 def _modules(names: Iterable[str], path: Path) -> list[str]:
@@ -185,11 +240,16 @@ def _statements(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 @cache
-def _module(source: str, package: str) -> tuple[tuple[str, ...], str]:
+def _mark(text: str) -> str:
+    return digest(text)
+
+
+@cache
+def _module(source: str, package: str) -> tuple[list[str], str]:
     """What a module imports of this package, and its code; most modules are imported by several notebooks."""
     tree = ast.parse(source)
     names = dict.fromkeys(name for name in imports(tree, package) if name.startswith("prefmoe."))
-    return tuple(names), _without_docstrings(tree)
+    return list(names), _without_docstrings(tree)
 
 
 def _without_docstrings(tree: ast.Module) -> str:

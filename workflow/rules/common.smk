@@ -36,6 +36,7 @@ RESULTS = f"results/{EDITION.name}"
 FIGURES = f"{RESULTS}/figures"
 ENVIRONMENT = str(ROOT / "environment.yml")
 DIGESTS = file_digests.FileDigests(ROOT / ".snakemake" / "file_digests.json")
+provenance.MEMORY.read(ROOT / ".snakemake" / "code_digests.json")
 # For hours of arithmetic: as many threads as there are cores given.
 PYTHON_FOR_LONG = " ".join(
     [
