@@ -51,9 +51,10 @@ def backbone() -> Backbone:
 
 @pytest.fixture
 def few(monkeypatch):
-    """Few drawings to measure abilities on."""
-    drawn = tower.draw_choice_pool(300, seed=1001)
+    """Few drawings to measure abilities on, and few shuffled histories."""
+    drawn = tower.draw_choice_pool(200, seed=1001)
     monkeypatch.setattr(sorting_abilities, "unseen_choice_pictures", lambda: drawn)
+    monkeypatch.setattr(sorting_abilities, "ORDERS", 2)
 
 
 # ---- words and drawings
@@ -215,7 +216,7 @@ class Killed(RuntimeError):
     """Stands for the end of a process."""
 
 
-def test_the_recipe_makes_a_backbone_that_loads_and_goes_on_where_it_stopped(tmp_path, monkeypatch, few):
+def test_the_recipe_makes_a_backbone_that_loads_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(choosing, "measure_sorting", lambda *model: {"sorting": {"accuracy": 0.5, "n": 1}})
     whole = choosing.pretrain_choices(folder=tmp_path / "whole", work=tmp_path / "a" / "work", recipe=SMALL)
     assert load_backbone(whole).hidden_size == 128

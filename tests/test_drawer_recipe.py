@@ -38,6 +38,12 @@ def pool() -> tuple[np.ndarray, list[dict[str, str]]]:
     return small_drawings.draw_small_pool(60, seed=3)
 
 
+@pytest.fixture(scope="module")
+def masks() -> np.ndarray:
+    """Of the items in the pool's drawings."""
+    return small_drawings.draw_item_masks(60, seed=3)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
@@ -86,10 +92,9 @@ def test_pictures_are_between_minus_one_and_one(pool):
     np.testing.assert_allclose(made.permute(0, 2, 3, 1).numpy(), pixels / 127.5 - 1, atol=1e-6)
 
 
-def test_masks_are_where_the_items_are(pool):
+def test_masks_are_where_the_items_are(pool, masks):
     """What an item covers differs from the same ground without it; far from items a mask is empty."""
     _, attributes = pool
-    masks = small_drawings.draw_item_masks(60, seed=3)
     assert masks.shape == (60, 32, 32) and set(np.unique(masks)) == {0, 1}
     columns = masks.any(1)
     for mask, shown, covered in zip(masks, attributes, columns, strict=True):
@@ -105,11 +110,10 @@ def test_masks_are_where_the_items_are(pool):
 # ---- training
 
 
-def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(pool, tmp_path, monkeypatch):
+def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(pool, masks, tmp_path, monkeypatch):
     monkeypatch.setattr(Place, "EVERY", 2)
     phases = [{"steps": 3, "whole": k, "items": 1 + k, "large": 0.5 * k, "most": 2} for k in (1, 0)]
-    given = dict(phases=phases, batch=4, lr=1e-3, decayed=2, untold=0.1, ema=0.9)
-    given["masks"] = small_drawings.draw_item_masks(60, seed=3)
+    given = dict(phases=phases, batch=4, lr=1e-3, decayed=2, untold=0.1, ema=0.9, masks=masks)
     straight, halted = tiny_drawer(), tiny_drawer()
     recipe.train_drawer(straight, *pool, **given)
     path, kept = tmp_path / "drawer.place", Place.keep
@@ -271,8 +275,8 @@ def test_shipped_weights_belong_to_their_card_and_its_recipe_is_the_codes(card):
 def test_shipped_weights_can_what_their_card_says(card):
     """The same measures on other captions and drawings, within five standard errors of two shares."""
     drawer, reader = Drawer.from_pretrained(), load_reader()
-    found = drawer_abilities.measure_drawing(drawer, reader, drawer_abilities.unseen_captions(120, seed=7))
-    found |= drawer_abilities.measure_reading(reader, 500)
+    found = drawer_abilities.measure_drawing(drawer, reader, drawer_abilities.unseen_captions(80, seed=7))
+    found |= drawer_abilities.measure_reading(reader, 250)
     assert found.keys() == card["abilities"].keys()
     for name, said in card["abilities"].items():
         here, p = found[name], said["accuracy"]

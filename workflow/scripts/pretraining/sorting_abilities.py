@@ -17,6 +17,9 @@ ENTRIES = 17
 SORTED = {"one attribute": (1, 1), "up to three attributes": (1, 3), "all attributes": (9, 9)}
 """How many attributes matter in the episodes that the abilities are measured on."""
 
+ORDERS = 5
+"""How often a history is shuffled."""
+
 
 def one_hot(values: np.ndarray) -> np.ndarray:
     """(..., 9) values as zeros and ones, (..., V)."""
@@ -100,7 +103,7 @@ def measure_sorting(model, processor, count: int = 600) -> dict[str, dict[str, f
              counting=(by_counting(episodes) == last).mean(),
              logistic=(by_logistic_regression(episodes) == last).mean())  # fmt: skip
         if relevant == (1, 3):
-            orders = [np.append(rng.permutation(ENTRIES - 1), ENTRIES - 1) for _ in range(5)]
+            orders = [np.append(rng.permutation(ENTRIES - 1), ENTRIES - 1) for _ in range(ORDERS)]
             moved = [by_model(reader, _reordered(episodes, one), tokens, ("-", "+"), "told") for one in orders]
             same = [((one > 0.5) == (answers > 0.5)).numpy() for one in moved]
             note("another order", same, shift=np.mean([(one - answers).abs().mean() for one in moved]))
