@@ -62,16 +62,40 @@ class Visit:
         requests: addresses in their order. errors: that no code caught.
     """
 
-    def __init__(self, browser, address: str, *, width: int = 1200, touch: bool = False, script: str = "") -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 800}, has_touch=touch)
+    def __init__(
+        self, browser, address: str, *, width: int = 1200, touch: bool = False, script: str = "", page=None
+    ) -> None:
+        """``page``: one that another visit has left; a new one costs the browser more than the page itself."""
+        self.page = page or browser.new_page(viewport={"width": width, "height": 800}, has_touch=touch)
         self.page.set_default_timeout(PATIENCE)
         self.requests: list[str] = []
         self.errors: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.heard = {
+            "request": lambda request: self.requests.append(request.url),
+            "pageerror": lambda error: self.errors.append(str(error)),
+        }
+        for event, listener in self.heard.items():
+            self.page.on(event, listener)
         if script:
             self.page.add_init_script(script)
         self.page.goto(address)
+
+    def leave(self):
+        """Gives the page back, with nothing of this visit in it."""
+        self.page.goto("about:blank")
+        for event, listener in self.heard.items():
+            self.page.remove_listener(event, listener)
+        self.page.set_viewport_size({"width": 1200, "height": 800})
+        return self.page
+
+    def settled(self) -> None:
+        """Waits until the pictures of the first view are there and the browser has drawn it."""
+        self.page.wait_for_function(
+            "performance.getEntriesByType('resource').filter((one) => one.name.endsWith('.webp')).length >= 2"
+            if self.page.url.startswith("http")
+            else "document.readyState === 'complete'"
+        )
+        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestIdleCallback(done)))")
 
     def near(self, part: str) -> None:
         """Scrolls to a part, and waits until what it plots is there."""

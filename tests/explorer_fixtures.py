@@ -1,16 +1,19 @@
-"""Pages of the explorer for tests in a browser: made once for a file of them, opened anew, or with its model loaded.
+"""Pages of the explorer for tests in a browser: made once, opened anew, or with its model loaded.
 
 Not for the whole session: while Playwright is at work, nothing else in its process can start a loop of asyncio.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import explorer_page
 import pytest
 from explorer_browser import Visit, chromium, served
+from filelock import FileLock
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +24,14 @@ def browser() -> Iterator:
 
 @pytest.fixture(scope="module")
 def made(browser, tmp_path_factory) -> tuple[Path, list[str]]:
-    """The page's folder, and what is missing in it."""
-    folder = tmp_path_factory.mktemp("explorer") / "page"
-    return folder, explorer_page.build(folder)
+    """The page's folder, and what is missing in it; processes that share the tests out share the folder as well."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, told = base / "explorer-page", base / "explorer-missing.json"
+    with FileLock(base / "explorer-page.lock"):
+        if not told.is_file():
+            told.write_text(json.dumps(explorer_page.build(folder)), encoding="utf-8")
+    return folder, json.loads(told.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +40,29 @@ def address(made) -> Iterator[str]:
         yield f"{found}index.html"
 
 
+@pytest.fixture(scope="module")
+def left(browser) -> list:
+    """Pages that visits have left."""
+    return []
+
+
 @pytest.fixture
-def visit(browser, address) -> Iterator:
+def visit(browser, address, left) -> Iterator:
     """visit(part of the address after #, ...): opens the page; it must not have run into an error."""
-    opened: list[Visit] = []
+    opened: list[tuple[Visit, bool]] = []
 
     def go(chosen: str = "", **options) -> Visit:
-        opened.append(Visit(browser, f"{address}#{chosen}", **options))
-        return opened[-1]
+        page = left.pop() if left and not options else None
+        opened.append((Visit(browser, f"{address}#{chosen}", page=page, **options), not options))
+        return opened[-1][0]
 
     yield go
-    for one in opened:
-        one.page.close()
-    assert [error for one in opened for error in one.errors] == []
+    for one, plain in opened:
+        if plain:
+            left.append(one.leave())
+        else:
+            one.page.close()
+    assert [error for one, _ in opened for error in one.errors] == []
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +78,16 @@ def with_model(made) -> None:
 
 
 @pytest.fixture(scope="module")
-def lively(browser, address, with_model) -> Iterator[Visit]:
+def lively_address(address) -> str:
+    """Where the page with the model is opened: by a server, unless a file of tests says otherwise."""
+    return address
+
+
+@pytest.fixture(scope="module")
+def lively(browser, lively_address, with_model) -> Iterator[Visit]:
     """A page that has been scrolled through, with the model loaded; ``first_view``: what it asked for before that."""
-    one = Visit(browser, address)
-    one.page.wait_for_load_state("networkidle")
+    one = Visit(browser, lively_address)
+    one.settled()
     one.first_view = list(one.requests)
     for part in ("threshold", "maps", "resample"):
         one.near(part)
@@ -71,7 +95,8 @@ def lively(browser, address, with_model) -> Iterator[Visit]:
     one.load_model()
     one.page.evaluate("async () => { window.model = await explorer.model.load(); }")
     yield one
-    assert one.errors == []
+    inside = (lively_address.removesuffix("index.html"), "data:", "blob:")
+    assert one.errors == [] and [name for name in one.requests if not name.startswith(inside)] == []
 
 
 @pytest.fixture

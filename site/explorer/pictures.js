@@ -193,7 +193,7 @@
   const opening = () => {
     const each = ["LoRA", "PrefMoE"].map((name) => counted(grid.methods.findIndex((method) => method.name === name)));
     const percent = (part, whole) => `${Math.round((100 * part) / whole)} %`;
-    return `This is the clearest case of ${each[0].pairs.toLocaleString("en")}. Over all of them, pictures times pairs of one who likes ` +
+    return `The page opens with the clearest case of ${each[0].pairs.toLocaleString("en")}. Over all of them, pictures times pairs of one who likes ` +
       `what is shown and one who does not, LoRA says the same of both users in ${percent(each[0].same, each[0].pairs)} and PrefMoE in ` +
       `${percent(each[1].same, each[1].pairs)}; the one who likes it gets a yes and the other a no in ${percent(each[0].apart, each[0].pairs)} and ` +
       `${percent(each[1].apart, each[1].pairs)}. Choose others and see.`;
@@ -207,6 +207,12 @@
   fill("origin", `Every answer was computed with the code of this repository: edition ${edition}, ${backbone}, seed ${seed} (three seeds from the second ` +
     `part on), runs of commit ${commits.join(", ")}.`);
   address.follow(["item", "first", "second", "method"], show);
+  let drawnFor = window.innerWidth;
+  window.addEventListener("resize", () => { // a phone is turned round: words in the strip keep their size
+    if (window.innerWidth === drawnFor) return;
+    drawnFor = window.innerWidth;
+    fill("strip", strip(current()));
+  });
 
   explorer.pictures = { liking, facetOf, clearest, pairsWon, counted };
 }

@@ -74,7 +74,7 @@
       const text = `Differences of ${title}, ${other} less ${one}, in ${draws.length} draws` +
         (range ? `, 95 % of them from ${share(range[0], 3)} to ${share(range[1], 3)}.` : ".");
       charts.draw("resample-chart", text, (Plot) => ({
-        width: 460, height: 300, x: { label: `${title}: ${other} − ${one} →` }, y: { label: "↑ Draws", grid: true, nice: true },
+        width: 460, height: 300, x: { label: `${title}: ${other} − ${one} →` }, y: draws.length ? { label: "↑ Draws", grid: true, nice: true } : { label: "↑ Draws", domain: [0, 1], ticks: [] },
         marks: [
           ...(draws.length ? [Plot.rectY(draws, Plot.binX({ y: "count" }, { x: (value) => value, thresholds: 24, fill: grid.looks[other][0], fillOpacity: 0.75 }))] : []),
           ...(range ? [Plot.ruleX(range, { stroke: "#1a1a1a", strokeDasharray: "5 3" })] : []),

@@ -14,7 +14,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from prefmoe.data.people import NAMES
 from prefmoe.figures.style import METHODS, SERIES
 from prefmoe.system import provenance
 from prefmoe.system.file_digests import content_digest, files_below
+from prefmoe.system.files import whole_file
 
 SOURCE = Path("site/explorer")
 ASSETS = SOURCE / "assets"
@@ -135,8 +136,11 @@ def write_packages(clone: Path, folder: Path, cache: Path) -> Iterator[str]:
     loader, helper, program = runtime.values()
     shutil.copyfile(loader, folder / loader.name)
     shutil.copyfile(clone / SOURCE / RUNTIME_LICENCE, folder / RUNTIME_LICENCE)
-    content = {"helper": helper.read_text(encoding="utf-8"), "program": packed(program.read_bytes())}
-    received(folder / "runtime.js", "runtime", content)
+    kept(
+        modules.parent,
+        folder / "runtime.js",
+        lambda: {"helper": helper.read_text(encoding="utf-8"), "program": packed(program.read_bytes())},
+    )
 
 
 def installed(clone: Path, cache: Path) -> tuple[Path | None, str]:
@@ -173,9 +177,9 @@ def write_model(clone: Path, folder: Path, cache: Path) -> Iterator[str]:
         yield f"The live model is missing: {reason} when this copy was made."
         return
     for name in ("see", "ask"):
-        received(folder / f"{name}.js", name, packed((made / f"{name}.onnx").read_bytes()))
+        kept(made, folder / f"{name}.js", lambda name=name: packed((made / f"{name}.onnx").read_bytes()))
     tables = json.loads((made / "tables.json").read_text(encoding="utf-8"))
-    received(folder / "tables.js", "tables", tables | {"numbers": packed((made / "tables.bin").read_bytes())})
+    kept(made, folder / "tables.js", lambda: tables | {"numbers": packed((made / "tables.bin").read_bytes())})
     pixels = base64.b64encode((clone / ASSETS / "pixels.webp").read_bytes()).decode()
     received(folder / "pixels.js", "pixels", f"data:image/webp;base64,{pixels}")
 
@@ -219,6 +223,16 @@ def exported(clone: Path, cache: Path) -> tuple[Path | None, str]:
 def packed(content: bytes) -> str:
     """Base64 of the compressed bytes, which a script can hold."""
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+
+
+def kept(place: Path, path: Path, content: Callable[[], Mapping | str]) -> None:
+    """What `received` writes of something that takes seconds to compress: made once for a folder of the cache (and this
+    version of the script), then copied."""
+    ready = place / f"{path.stem}-{content_digest(Path(__file__))[:8]}.js"
+    if not ready.is_file():
+        with whole_file(ready) as partial:
+            received(partial, path.stem, content())
+    shutil.copyfile(ready, path)
 
 
 def received(path: Path, name: str, content: Mapping | Sequence | str) -> Path:

@@ -150,7 +150,7 @@ def _sizes(t: Tables) -> str:
     full = t.main("PrefMoE", "auc_same")
     return (
         f"Intervals are over {one_picture.chosen().holders[1]} users and {int(full['n'])} pairs of answers. PrefMoE "
-        f"and LoRA are means of {int(full['seeds'])} seeds; every other trained row is one."
+        f"and LoRA are means of {int(full['seeds'])} seeds; every other trained row is of one."
     )
 
 
