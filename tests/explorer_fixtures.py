@@ -93,13 +93,15 @@ def lively(browser, lively_address, with_model) -> Iterator[Visit]:
         one.near(part)
         one.page.wait_for_selector(f"#{part} .chart svg")
     one.load_model()
-    one.page.evaluate("async () => { window.model = await explorer.model.load(); }")
     yield one
     inside = (lively_address.removesuffix("index.html"), "data:", "blob:")
     assert one.errors == [] and [name for name in one.requests if not name.startswith(inside)] == []
 
 
-@pytest.fixture
-def asking(lively):
-    """For questions to the functions of a page with the model."""
-    return lively.page
+@pytest.fixture(scope="module")
+def asking(browser, address, with_model) -> Iterator:
+    """A page for questions to its functions, to the model among them, which nobody has looked at."""
+    one = Visit(browser, address)
+    one.page.evaluate("async () => { window.model = await explorer.model.load(); }")
+    yield one.page
+    assert one.errors == []
