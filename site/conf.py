@@ -47,6 +47,7 @@ html_static_path, html_css_files = ["_static"], ["book.css"]
 html_copy_source = True
 html_show_sourcelink = False
 html_last_updated_fmt = None
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_theme_options = {
     "use_download_button": True,
     "use_fullscreen_button": False,
