@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Tests run side by side, one thread each: here, before torch is imported, and in the processes that they start.
 for _threads in ("OMP_NUM_THREADS", "PREFMOE_THREADS"):
     os.environ[_threads] = "1"
+# Processes that are started keep freed memory, those that test among them (prefmoe.config.KEEP_FREED_MEMORY): its pages
+# would be asked for anew, and filled with zeros, for every batch.
+os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 # The validator of notebooks would build a grammar for two seconds, as in prefmoe.workflow.notebooks.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
