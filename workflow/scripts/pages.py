@@ -152,8 +152,28 @@ def _ranking(table: pd.DataFrame) -> str:
     places = zip(table["users"], table["liked"], table["measure"], strict=True)
     table = table.assign(metric=[names.get(place, "") for place in places])
     counts = table.groupby("metric")["n"].max()
-    sizes = f"Users: {counts['NDCG@10']} who were trained on, {counts['unseen: NDCG@10']} who were not."
+    several = table[table["seeds"] > 1]
+    sizes = (
+        f"Users: {counts['NDCG@10']} who were trained on, {counts['unseen: NDCG@10']} who were not. Means over "
+        f"{table['galleries'].max()} galleries; over {several['seeds'].max()} seeds for "
+        f"{' and '.join(several['method'].unique())}."
+    )
     return f"{sizes}\n\n{_grid(table[table['metric'] != ''], ['method', 'information'], list(wanted))}\n"
+
+
+def _ranking_spread(table: pd.DataFrame) -> str:
+    """What seeds and galleries change in three measures of rankings, for those that look at pictures."""
+    table = table[(table["users"] == "trained") & (table["items"] == "fresh") & (table["liked"] == "all")]
+    table = table[table["galleries"] > 1]
+    lines = []
+    for method, rows in table.groupby("method", sort=False):
+        cells = rows.set_index(["measure", "k"])
+        shown = [cells.loc[place] for place in (("ndcg", 10), ("lift", 10), ("coverage", 5))]
+        spreads = [[f"{row[name]:.3f}" for name in ("value", "sd_seeds", "sd_galleries")] for row in shown]
+        lines.append([method, *(f"{value} ({seeds}; {galleries})" for value, seeds, galleries in spreads)])
+    columns = ["method", "NDCG@10", "lift of 10", "coverage of 5"]
+    found = _lines(pd.DataFrame(lines, columns=columns).replace("nan", "–", regex=True))
+    return f"Value, and in brackets the standard deviations of seeds and of galleries.\n\n{found}\n"
 
 
 def _full_size(table: pd.DataFrame) -> str:
@@ -241,6 +261,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "choices": _from("preference-mini/table1.csv", _choices),
     "pictures": _from("generation-mini/table1.csv", _pictures),
     "ranking": _from("ranking/ranking.csv", _ranking),
+    "ranking spread": _from("ranking/ranking.csv", _ranking_spread),
     "survey map": _survey,
     "full size": _from(f"{SPEED}/full_size.csv", _full_size),
     "cpu": _from(f"{SPEED}/cpu.csv", _cpu),
