@@ -193,8 +193,10 @@ def _full_size(table: pd.DataFrame) -> str:
 
 
 def _cpu(table: pd.DataFrame) -> str:
+    processor = table["hardware"].str.partition(",")[0]
+    setting = table["setting"].where(processor == processor[0], table["setting"] + ", on " + processor)
     columns = {
-        "benchmark": table["benchmark"], "setting": table["setting"], "variant": table["variant"],
+        "benchmark": table["benchmark"], "setting": setting, "variant": table["variant"],
         "ms (median)": table["median_ms"].map("{:,.2f}".format), "ratio": table["ratio"].map("{:.2f}".format),
         "rounds": table["rounds"].map("{:.0f}".format),
     }  # fmt: skip
