@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from prefmoe import metrics
-from prefmoe.analysis import pairs, statistics
+from prefmoe.analysis import comparisons, pairs, statistics
 from prefmoe.analysis.answers import Answers, TableError
 from prefmoe.analysis.comparisons import compare
 
@@ -156,34 +156,50 @@ def answers(*copies: pd.DataFrame) -> Answers:
     return Answers.of([copy.assign(index=range(len(copy))) for copy in copies], **where)
 
 
-def test_exchanging_users_halves_of_pairs_matches_a_loop():
-    copies = [random_scores(seed) for seed in (5, 6)], [random_scores(seed) for seed in (7, 8)]
-    first, second = (answers(*pair) for pair in copies)
-    rows = {row["metric"]: row for row in compare(first, second, permutations=60)}
+def test_users_exchange_all_their_answers_as_in_a_loop_over_frames():
+    """Every seed of one method beside every seed of the other, in frames of ranks whose users have changed places."""
+    copies = [random_scores(seed) for seed in (5, 6)], [random_scores(seed) for seed in (7, 8, 9)]
+    first, second = (answers(*group) for group in copies)
+    rows = {row["metric"]: row for row in compare(first, second, permutations=25)}
+    masks = statistics.swap_masks(len(USERS), permutations=25)
     for measure in pairs.measures(copies[0][0]):
-        each = [[_wins(copy, measure) for copy in pair] for pair in copies]
-        count = len(each[0][0])
-        extreme = 0
-        observed = sum(np.mean([w[pair][2] for w in each[0]]) - np.mean([w[pair][2] for w in each[1]])
-                       for pair in range(count)) / count  # fmt: skip
-        for mask in statistics.swap_masks(len(USERS), permutations=60):
-            sign = dict(zip(USERS, 1 - 2 * mask, strict=True))
-            difference = 0.0
-            for pair in range(count):
-                inside, outside, _ = each[0][0][pair]
-                apart = np.mean([w[pair][2] for w in each[0]]) - np.mean([w[pair][2] for w in each[1]])
-                difference += apart * (sign[inside] + sign[outside]) / 2
-            extreme += abs(difference / count) >= abs(observed) - 1e-12
+        taking_part = sorted({*first.duels[measure].inside, *first.duels[measure].outside})
+        ranked = [[copy.assign(held=copy["held"].iloc[taking_part].rank()) for copy in group] for group in copies]
+
+        def difference(mask: np.ndarray, ranked=ranked, measure=measure) -> float:
+            moved = ranked[0][0]["name"].map(dict(zip(USERS, mask == 1, strict=True)))
+            found = []
+            for one, other in product(*ranked):
+                mixed = [a.assign(held=a["held"].mask(moved, b["held"])) for a, b in ((one, other), (other, one))]
+                found.append(by_loop(mixed[0])[measure] - by_loop(mixed[1])[measure])
+            return float(np.mean(found))
+
+        observed = difference(np.zeros(len(USERS)))
+        extreme = sum(abs(difference(mask)) >= abs(observed) - 1e-12 for mask in masks)
         assert rows[measure]["difference"] == pytest.approx(observed)
-        assert rows[measure]["p_users"] == pytest.approx((extreme + 1) / 61)
+        assert rows[measure]["p_users"] == pytest.approx((extreme + 1) / 26)
         assert rows[measure]["n"] == first.duels[measure].n and np.isnan(rows[measure]["p_questions"])
 
 
-def _wins(copy: pd.DataFrame, measure: str) -> list[tuple[str, str, float]]:
-    return [
-        (inside["name"], outside["name"], (inside["held"] > outside["held"]) + (inside["held"] == outside["held"]) / 2)
-        for name, inside, outside in fought(copy) if name == measure
-    ]  # fmt: skip
+@pytest.mark.parametrize("known", [0.0, 2.0], ids=["nobody is known", "users are known more or less well"])
+def test_two_methods_alike_are_told_apart_as_rarely_as_the_level_says(known):
+    """An earlier test, in which users exchanged halves of pairs, told one in five or four apart at .05."""
+    rng, users, asked, trials = np.random.default_rng(11), 30, 12, 150
+    user = np.repeat(np.arange(users), asked)
+    masks = statistics.swap_masks(users, permutations=199)
+    rejected = 0
+    for _ in range(trials):
+        item, likes = rng.integers(0, 24, len(user)), rng.random(len(user)) < 0.5
+        alike = (item[:, None] == item) & likes[:, None] & ~likes & (user[:, None] != user)
+        inside, outside = np.nonzero(alike)
+        scores = [
+            rng.normal(size=(len(user), 1)) + ((likes - 0.5) * known * rng.normal(size=users)[user])[:, None]
+            for _ in range(2)
+        ]
+        first, second = (pairs.fight(one, inside, outside, user, users) for one in scores)
+        observed, permuted = comparisons._exchanged(first, second, masks)
+        rejected += statistics.permutation_p(observed, permuted) < 0.05
+    assert 0 < rejected < 0.11 * trials  # three standard errors above .05
 
 
 def test_methods_that_were_measured_by_other_metrics_are_not_compared():

@@ -31,10 +31,10 @@ def prefixed(control):
     return row("controls", method="PrefMoE", backbone="llava-mini", control=control, metric="auc_told")["value"]
 
 
-def after(steps):
+def after(steps, metric="auc_same"):
     where = {"experiment": "more_training", "backbone": "llava-mini", "method": "PrefMoE", "x": steps, "turns": 0}
-    where |= {"split": "test", "grouping": "all", "metric": "auc_same"}
-    return row("protocol/more_training", **where)["value"]
+    where |= {"split": "test", "grouping": "all", "metric": metric}
+    return row("protocol/more_training", **where)
 
 
 def interval(found):
@@ -81,8 +81,9 @@ SENTENCES = {
     rf"the other backbone {NUMBER} \[{NUMBER}, {NUMBER}\]": lambda: interval(
         table1("PrefMoE", "auc_untold_fresh", QWEN)
     ),
-    rf"was {NUMBER}, {NUMBER}, {NUMBER} and {NUMBER} after 100, 200, 400 and 800 steps": lambda: [
-        after(steps) for steps in (100, 200, 400, 800)
+    rf"is {NUMBER}, {NUMBER}, {NUMBER}, {NUMBER} and {NUMBER} after 100 to 1,600 steps, and of what is untold "
+    rf"and fresh {NUMBER} \[{NUMBER}, {NUMBER}\] at": lambda: [
+        *(after(steps)["value"] for steps in (100, 200, 400, 800, 1600)), *interval(after(1600, "auc_untold_fresh"))
     ],
     rf"is learned \({NUMBER}; name-only LoRA {NUMBER}\)": lambda: [
         table1("PrefMoE", "profile")["value"], table1("LoRA", "profile")["value"]

@@ -626,7 +626,7 @@ def _row(**fields) -> dict:
     return {"backbone": "b", "method": "PrefMoE", "baseline": "LoRA", "metric": "recall", **fields}
 
 
-def test_verdicts_follow_the_corrected_test_and_the_direction_of_the_metric():
+def test_verdicts_follow_test_and_interval_and_the_direction_of_the_metric():
     rows = [
         _row(difference=0.1, p_users_holm=0.01),
         _row(metric="collapse", difference=0.1, p_users_holm=0.01),
@@ -634,9 +634,12 @@ def test_verdicts_follow_the_corrected_test_and_the_direction_of_the_metric():
         _row(metric="profile", difference=0.0, p_users_holm=np.nan),
         _row(baseline="FFT", metric="collapse", difference=-0.1, p_users_holm=0.01),
     ]
-    words = verdicts(pd.DataFrame(rows))
+    table = pd.DataFrame(rows)
+    words = verdicts(table.assign(low=table["difference"] - 0.05, high=table["difference"] + 0.05))
     assert words.loc[("b", "PrefMoE", "LoRA")].tolist() == ["better", "worse", "not told apart", "–"]
     assert words.loc[("b", "PrefMoE", "FFT"), "collapse"] == "better"
+    wide = verdicts(table.assign(low=table["difference"] - 0.15, high=table["difference"] + 0.15))
+    assert set(wide.to_numpy().ravel()) - {np.nan} == {"not told apart", "–"}
 
 
 def test_group_rises_compares_intervals_of_the_outer_groups():

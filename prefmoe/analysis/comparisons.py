@@ -12,7 +12,7 @@ from prefmoe import metrics
 from prefmoe.analysis import statistics
 from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE, Answers, TableError
 from prefmoe.analysis.groupings import breakdowns
-from prefmoe.analysis.pairs import Duels
+from prefmoe.analysis.pairs import Duels, beats
 from prefmoe.config import COMPONENTS, Edition, PrefMoEMethod, is_trained
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.metrics import LOWER_IS_BETTER
@@ -44,8 +44,9 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
     exchanges the two methods' results of whole users; it does not. better and worse count the questions
     that favour the first and the second.
 
-    AUCs are over pairs of questions (`pairs.duels`): every user of a pair brings half of it, which is what users
-    exchange, and there is no test that takes questions as independent.
+    AUCs are over pairs of questions (`pairs.duels`), whose users exchange their answers each, and there is no test that
+    takes questions as independent. Their intervals are wider than they need be, up to 1.5 times: drawing both users of
+    a pair anew counts what is chance in a single pair three times (docs/scoring.md).
 
     Raises TableError if the questions differ, or only one of them says what profiles tell.
     """
@@ -95,13 +96,29 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
 
 
 def _exchanged(first: Duels, second: Duels, swap: NDArray) -> tuple[float, NDArray]:
-    """The difference of two methods' AUCs over the same pairs, and what it is when users exchange their halves of them.
-    ``swap``: (B, U) 0/1 of `statistics.swap_masks`."""
-    halves = first.by_user[0].mean(axis=-1) - second.by_user[0].mean(axis=-1)  # (U, U) pairs won more often
-    brought = (halves.sum(axis=0) + halves.sum(axis=1)) / 2 / max(1, len(first.won))
+    """The difference of two methods' AUCs over the same pairs, and what it is when users exchange their answers.
+
+    Where one user of a pair has exchanged and the other has not, the two methods meet in that pair: their ranks are
+    compared, each seed of one with each seed of the other. With s = 1 for a user who keeps the answers and -1 for one
+    who does not, the difference is the mean over pairs (i, j) of (s_i + s_j)/2 times what the methods won of the pair
+    more or less often, and (s_i - s_j)/2 times what the first won against the second more often than the second
+    against the first. ``swap``: (B, U) 0/1 of `statistics.swap_masks`.
+    """
     if not len(first.won):
-        brought = np.full(len(brought), np.nan)
-    return float(brought.sum()), brought.sum() - 2 * swap @ brought
+        return float("nan"), np.full(len(swap), np.nan)
+    within = first.won.mean(axis=1) - second.won.mean(axis=1)
+    across = _against(first, second) - _against(second, first)
+    brought = np.zeros(first.users)
+    np.add.at(brought, first.user[first.inside], (within + across) / 2)
+    np.add.at(brought, first.user[first.outside], (within - across) / 2)
+    brought /= len(within)
+    return float(within.mean()), brought.sum() - 2 * swap @ brought
+
+
+def _against(first: Duels, second: Duels) -> NDArray:
+    """(P,) how often the first's inside questions are ranked above the second's outside ones, mean over their seeds."""
+    inside, outside = first.ranks[first.inside][:, :, None], second.ranks[second.outside][:, None, :]
+    return beats(inside, outside).mean(axis=(1, 2))
 
 
 def focus_method(edition: Edition) -> str | None:

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from prefmoe import metrics
 from prefmoe.analysis import statistics
@@ -34,12 +35,14 @@ class Duels:
     Attributes:
         inside, outside: (P,) rows of the questions in the frame.
         won: (P, S) 1 where the inside question has the higher score, half where both have the same.
+        scores: (N, S) what was compared.
         user: (N,) the user behind each row of the frame, 0 to users - 1.
     """
 
     inside: NDArray
     outside: NDArray
     won: NDArray
+    scores: NDArray
     user: NDArray
     users: int
 
@@ -71,6 +74,14 @@ class Duels:
     def n(self) -> int:
         """How many questions take part in any pair."""
         return len(self.questions)
+
+    @cached_property
+    def ranks(self) -> NDArray:
+        """(N, S) each question's rank among those that take part, with each seed: two methods' scores made comparable.
+        NaN for the others."""
+        ranks = np.full(self.scores.shape, np.nan)
+        ranks[self.questions] = rankdata(self.scores[self.questions], axis=0)
+        return ranks
 
     @property
     def values(self) -> NDArray:
@@ -143,8 +154,12 @@ def duels(copies: Sequence[pd.DataFrame]) -> dict[str, Duels]:
 
 def fight(scores: NDArray, inside: NDArray, outside: NDArray, user: NDArray, users: int) -> Duels:
     """Pairs of rows with their winners. ``scores``: (N, S); ``inside``, ``outside``: (P,) rows; ``user``: (N,)."""
-    difference = scores[inside] - scores[outside]
-    return Duels(inside, outside, (difference > 0) + 0.5 * (difference == 0), user, users)
+    return Duels(inside, outside, beats(scores[inside], scores[outside]), scores, user, users)
+
+
+def beats(first: NDArray, second: NDArray) -> NDArray:
+    """1 where the first is higher, half where both are the same, else 0."""
+    return (first > second) + 0.5 * (first == second)
 
 
 def held_probability(scored: pd.DataFrame) -> NDArray:

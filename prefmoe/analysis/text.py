@@ -66,12 +66,17 @@ def verdicts(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
     """What the paired tests of comparisons.csv allow to say, in words.
 
     Returns one line per backbone, method and baseline, a column per metric: the method is "better" or "worse" than the
-    baseline where the corrected p of the permutation test over users is below ``alpha``, else "not told apart"; "–"
-    where there is nothing to test.
+    baseline where they are `told_apart`, else "not told apart"; "–" where there is nothing to test.
     """
-    words = verdict_words(comparisons, comparisons["p_users_holm"] < alpha)
+    words = verdict_words(comparisons, told_apart(comparisons, alpha=alpha))
     words = np.where(comparisons["p_users_holm"].isna(), "–", words)
     return verdict_grid(comparisons, words, ["backbone", "method", "baseline"])
+
+
+def told_apart(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.Series:
+    """(N,) whether both say so: the corrected p of the permutation test over users, and the interval, without 0."""
+    outside = (comparisons["low"] > 0) | (comparisons["high"] < 0)
+    return outside & (comparisons["p_users_holm"] < alpha)
 
 
 def verdict_words(differences: pd.DataFrame, clear: NDArray | pd.Series) -> NDArray:

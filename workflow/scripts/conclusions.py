@@ -14,12 +14,14 @@ import explained_conclusions as explained
 import nbformat
 import pandas as pd
 import picture_conclusions as pictures
+import protocol_conclusions as protocol
 import ranking_conclusions as ranking
 import rival_conclusions as rivals
 from committed import Tables, around, dot, holds
 
 from prefmoe.analysis import audit, published, survey
 from prefmoe.analysis.answers import NO_BACKBONE, TableError
+from prefmoe.analysis.text import told_apart
 from prefmoe.config import ROOT
 from prefmoe.system.files import whole_file
 
@@ -77,8 +79,8 @@ def _training(t: Tables) -> list[str]:
 def _table(t: Tables) -> list[str]:
     rows = t.rows("mini/table1", backbone="llava-mini", turns=0, metric="auc_same").set_index("method")
     rivals = [m for m in rows.index if m != "PrefMoE"]
-    found = {m: t.paired(m, "auc_same") for m in rivals}
-    sure = {m: r["difference"] for m, r in found.items() if r["p_users_holm"] < 0.05}
+    found = pd.DataFrame([t.paired(m, "auc_same") for m in rivals], index=rivals)
+    sure = found.loc[told_apart(found), "difference"].to_dict()
     better, worse = [m for m, d in sure.items() if d > 0], [m for m, d in sure.items() if d < 0]
     text = rows.loc[worse, "information"].str.contains("text|statement")
     holds(bool(text.all()) and len(worse) > 0, "only readers of the text are ahead in the AUC")
@@ -94,7 +96,8 @@ def _table(t: Tables) -> list[str]:
     return [
         f"In the AUC over pairs of users PrefMoE is better than {len(better)} of {len(rivals)} rows, worse than "
         f"{len(worse)}, all of "
-        f"which read the profile's text, and not told apart from {len(rivals) - len(sure)} (Holm's correction, .05).",
+        f"which read the profile's text, and not told apart from {len(rivals) - len(sure)} (by the "
+        f"interval, and by the test with Holm's correction, .05).",
         f"LoRA that reads frozen anchors is among the last: the difference is {around(frozen, 3, 'difference')}. "
         f"That users were "
         "learned from answers is not shown.",
@@ -206,22 +209,6 @@ def _audit(t: Tables) -> list[str]:
     ]
 
 
-def _protocol(t: Tables) -> list[str]:
-    where = {"backbone": "llava-mini", "turns": 0, "split": "test", "grouping": "all", "metric": "auc_same"}
-    rows = t.rows("mini/protocol/more_training", **where).drop_duplicates(["method", "x"]).sort_values("x")
-    full, name = (rows[rows["method"] == method] for method in ("PrefMoE", "LoRA"))
-    holds(full["value"].is_monotonic_increasing, "PrefMoE rises with its training")
-    holds(name["value"].max() < full["value"].iloc[-1], "LoRA stays below it")
-    steps, values = (", ".join(texts) for texts in (full["x"].astype(int).map(str), full["value"].map(dot)))
-    return [
-        f"More training pays for PrefMoE as far as it was run: its AUC over pairs of users is {values} after "
-        f"{steps} steps. No plateau "
-        "is reached.",
-        f"LoRA with names alone lies between {dot(name['value'].min())} and {dot(name['value'].max())}, without a "
-        f"way up.",
-    ]
-
-
 def _sure(t: Tables) -> list[str]:
     error = t.row("mini/detectable", backbone="llava-mini", turns=0, metric="overall", grouping="all")
     holds(error["paired"] < error["unpaired"], "pairing pays")
@@ -271,7 +258,7 @@ def _by_application(numbers: pd.DataFrame) -> Iterator[str]:
 
 CONCLUSIONS: dict[str, Callable[[Tables], list[str]]] = {
     "01": explained.paper, "02": explained.benchmark, "04": _collapse, "06": _training, "07": _table, "08": _ablation,
-    "09": _space, "10": _attention, "11": _routing, "12": _audit, "13": _protocol, "14": _sure,
+    "09": _space, "10": _attention, "11": _routing, "12": _audit, "13": protocol.curves_and_choices, "14": _sure,
     "15": explained.two_users, "16": choices.known, "17": explained.prototypes, "18": explained.one_run,
     "19": choices.liked, "20": choices.prototypes, "21": choices.history, "22": pictures.drawer,
     "23": pictures.probes, "24": pictures.alignment, "25": pictures.branch, "26": pictures.pictures,
