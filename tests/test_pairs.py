@@ -136,6 +136,19 @@ def test_who_reads_profiles_is_at_half_in_what_they_do_not_tell_and_who_remember
     assert all(duels.values == 0.5 for duels in pairs.duels([popular]).values())
 
 
+def test_a_pair_is_won_by_the_higher_score_of_the_same_seed_and_halved_where_both_are_the_same():
+    copies = [random_scores(seed) for seed in (0, 1)]
+    duels = pairs.duels(copies)["auc_same"]
+    assert duels.users == len(USERS) and duels.won.shape == (len(duels.inside), 2)
+    for seed, copy in enumerate(copies):
+        held = copy["held"].tolist()
+        for inside, outside, won in zip(duels.inside, duels.outside, duels.won[:, seed], strict=True):
+            assert won == (1 if held[inside] > held[outside] else 0.5 if held[inside] == held[outside] else 0)
+    assert set(duels.won.ravel()) == {0, 0.5, 1}
+    again = replace(duels, scores=-duels.scores)
+    np.testing.assert_array_equal(again.won, 1 - duels.won)
+
+
 def test_an_influence_is_the_slope_of_the_auc_in_a_questions_weight():
     copy = random_scores(4)
     duels = pairs.duels([copy])["auc_same"]
@@ -196,7 +209,7 @@ def test_two_methods_alike_are_told_apart_as_rarely_as_the_level_says(known):
             rng.normal(size=(len(user), 1)) + ((likes - 0.5) * known * rng.normal(size=users)[user])[:, None]
             for _ in range(2)
         ]
-        first, second = (pairs.fight(one, inside, outside, user, users) for one in scores)
+        first, second = (pairs.Duels(inside, outside, one, user, users) for one in scores)
         observed, permuted = comparisons._exchanged(first, second, masks)
         rejected += statistics.permutation_p(observed, permuted) < 0.05
     assert 0 < rejected < 0.11 * trials  # three standard errors above .05

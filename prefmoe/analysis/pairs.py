@@ -34,17 +34,21 @@ class Duels:
 
     Attributes:
         inside, outside: (P,) rows of the questions in the frame.
-        won: (P, S) 1 where the inside question has the higher score, half where both have the same.
         scores: (N, S) what was compared.
-        user: (N,) the user behind each row of the frame, 0 to users - 1.
+        user: (N,) the user behind each row of the frame, 0 to users - 1 where it takes part in a pair.
+        users: how many are drawn from when users are, those without pairs included.
     """
 
     inside: NDArray
     outside: NDArray
-    won: NDArray
     scores: NDArray
     user: NDArray
     users: int
+
+    @cached_property
+    def won(self) -> NDArray:
+        """(P, S) 1 where the inside question has the higher score, half where both have the same, else 0."""
+        return beats(self.scores[self.inside], self.scores[self.outside])
 
     @cached_property
     def by_user(self) -> tuple[NDArray, NDArray]:
@@ -142,19 +146,14 @@ def duels(copies: Sequence[pd.DataFrame]) -> dict[str, Duels]:
     crossed = [np.array(np.meshgrid(*rows, indexing="ij"), dtype=int).reshape(2, -1) for rows in asked.values()]
     first, second = np.concatenate(crossed, axis=1) if crossed else np.zeros((2, 0), dtype=int)
     users, user = np.unique(frame["name"].to_numpy(dtype=object).astype(str), return_inverse=True)
-    found = {AUC_SAME: fight(scores, first, second, user, len(users))}
+    found = {AUC_SAME: Duels(first, second, scores, user, len(users))}
     if SPLIT[0] in measures(frame):
         told, fresh = frame["told"].to_numpy(dtype=object), frame["seen_pair"].to_numpy() == 0
         untold = (told[first] == "untold") & (told[second] == "other")
         chosen = (told[first] == "told", untold, untold & fresh[first] & fresh[second])
         for measure, kept in zip(SPLIT, chosen, strict=True):
-            found[measure] = fight(scores, first[kept], second[kept], user, len(users))
+            found[measure] = Duels(first[kept], second[kept], scores, user, len(users))
     return found
-
-
-def fight(scores: NDArray, inside: NDArray, outside: NDArray, user: NDArray, users: int) -> Duels:
-    """Pairs of rows with their winners. ``scores``: (N, S); ``inside``, ``outside``: (P,) rows; ``user``: (N,)."""
-    return Duels(inside, outside, beats(scores[inside], scores[outside]), scores, user, users)
 
 
 def beats(first: NDArray, second: NDArray) -> NDArray:

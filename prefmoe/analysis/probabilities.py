@@ -167,7 +167,7 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
         result[measure] = _estimate(value, samples, int(compared.sum()), len(users))
     every = np.array(np.meshgrid(kept[truth == 1], kept[truth == 0], indexing="ij"), dtype=int).reshape(2, -1)
     same = replace(pairs.duels(copies)[pairs.AUC_SAME], user=user, users=len(users))
-    for measure, duels in (("auc", pairs.fight(scores, *every, user, len(users))), (pairs.AUC_SAME, same)):
+    for measure, duels in (("auc", pairs.Duels(*every, scores, user, len(users))), (pairs.AUC_SAME, same)):
         result[measure] = duels.estimate(duels.resampled(resamples=resamples))
     return result
 
