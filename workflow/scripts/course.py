@@ -13,12 +13,12 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import shipping
 from publish import with_outputs
 
 from prefmoe.analysis.groupings import depicted_items
 from prefmoe.analysis.groupings import questions as asked_of
 from prefmoe.analysis.pairs import held_probability
-from prefmoe.cli import call
 from prefmoe.config import RESULTS, ROOT, Edition, load_edition, run_folder
 from prefmoe.course import answers
 from prefmoe.data.benchmark import Benchmark, Example
@@ -45,21 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
     made = commands.add_parser("answers", help="course/answers/ from an edition's finished runs")
-    made.add_argument("--edition", default="mini")
-    made.add_argument("--backbone")
-    made.add_argument("--folder", type=Path, default=answers.FOLDER)
-    made.add_argument("--results", type=Path, default=RESULTS)
-    made.set_defaults(run=lambda o: write_answers(o.edition, o.backbone, o.folder, o.results))
+    shipping.of_runs(made, write_answers, answers.FOLDER)
     stripped = commands.add_parser("exercises", help="course/exercises/ from course/solutions/")
-    stripped.set_defaults(run=lambda o: write_exercises())
+    stripped.set_defaults(made=lambda o: write_exercises())
     solved = commands.add_parser("solve", help="execute course/solutions/ and keep the outputs")
-    solved.set_defaults(run=lambda o: solve())
-
-    def run(options: argparse.Namespace) -> None:
-        for path in options.run(options):
-            print(path)
-
-    return call(run, parser.parse_args(arguments))
+    solved.set_defaults(made=lambda o: solve())
+    return shipping.make(parser, arguments)
 
 
 def write_answers(edition: str | Path, backbone: str | None, folder: Path, results: Path = RESULTS) -> list[Path]:

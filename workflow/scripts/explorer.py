@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shipping
 from explorer_page import ASSETS, free_names
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.manifold import TSNE
 
 from prefmoe.backbones.loading import load_backbone
-from prefmoe.cli import call
 from prefmoe.config import RESULTS, ROOT, Edition, MiniatureData, load_edition, run_folder
 from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference
 from prefmoe.data.drawing import ITEM_FACET, ITEMS
@@ -55,17 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
     made = commands.add_parser("assets", help="site/explorer/assets/ from an edition's finished runs")
-    made.add_argument("--edition", default="mini")
-    made.add_argument("--backbone")
-    made.add_argument("--folder", type=Path, default=FOLDER)
-    made.add_argument("--results", type=Path, default=RESULTS)
-    made.set_defaults(run=lambda o: write_assets(o.edition, o.backbone, o.folder, o.results))
-
-    def run(options: argparse.Namespace) -> None:
-        for path in options.run(options):
-            print(path)
-
-    return call(run, parser.parse_args(arguments))
+    shipping.of_runs(made, write_assets, FOLDER)
+    return shipping.make(parser, arguments)
 
 
 def write_assets(edition: str | Path, backbone: str | None, folder: Path, results: Path = RESULTS) -> list[Path]:

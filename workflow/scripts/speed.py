@@ -8,7 +8,9 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +23,7 @@ from loops import Variant, drawing_variants, layer_variants, loss_variants
 from whole_methods import Bench, wide_llava
 
 from prefmoe.cli import call
-from prefmoe.config import DEFAULT_EDITION, FIGURES, RESULTS, MiniatureData, load_edition
+from prefmoe.config import DEFAULT_EDITION, FIGURES, RESULTS, Edition, MiniatureData, load_edition
 from prefmoe.config.outputs import SPEED, speed_folder
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH
@@ -39,11 +41,6 @@ DRAWN = 64
 
 RANKED = 240
 """Questions that are asked together and one by one: all items for four users."""
-
-BENCHMARKS = (
-    "adapted projection", "residual terms", "drawing", "training step", "evaluation", "prompts that begin alike",
-    "ranking", "many users", "user state",
-)  # fmt: skip
 
 PUBLISHED_RANKS = {"preference_rank": 8, "user_rank": 64, "profile_rank": 8, "last_layers": 8}
 
@@ -106,23 +103,6 @@ def measure(
     return pd.DataFrame(rows)
 
 
-# --- drawing ------------------------------------------------------------------------------------------------------
-
-
-def drawing_rows(device: torch.device, count: int, *, seconds: float) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Pictures drawn together and one by one: in processor time where there is no accelerator, and on the clock with
-    all the threads of the machine. A setting and its rows, the ratios to the users who are drawn for together."""
-    drawer = Drawer.from_pretrained().to(device)
-    add_user_branch(drawer)
-    variants, about = drawing_variants(drawer, count), f"{DRAWER}, {count} pictures, {STEPS} steps"
-    if device.type == "cpu":
-        yield f"{about}, processor time", measure(variants, device, seconds=seconds, rounds=10, clock=time.process_time)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(threads, psutil.cpu_count() or 1))
-    yield f"{about}, clock, {torch.get_num_threads()} threads", measure(variants, device, seconds=seconds, rounds=10)
-    torch.set_num_threads(threads)
-
-
 # --- users --------------------------------------------------------------------------------------------------------
 
 
@@ -172,58 +152,123 @@ def _user_step(count: int, hidden: int, batch: int, device: torch.device, kind: 
 Rows = Iterator[tuple[str, pd.DataFrame]]
 
 
-def projection_rows(hidden: int, device: torch.device, seconds: float) -> Rows:
+@dataclass(frozen=True)
+class Request:
+    """What is measured, with what, and for how long: see `bench`."""
+
+    settings: Edition
+    results: Path
+    device: torch.device
+    seconds: float
+    users: Sequence[int]
+    hidden: int
+    side: int
+
+    @cached_property
+    def lab(self) -> Bench:
+        """Whole methods, whose backbone is loaded when the first benchmark needs one."""
+        return Bench(self.settings, self.results)
+
+    @property
+    def about(self) -> str:
+        """Whose whole methods are measured."""
+        return f"{self.settings.name}, {self.settings.backbones[0]}"
+
+    @property
+    def asked(self) -> int:
+        """How many test questions there are."""
+        return len(self.lab.workbench.benchmark.splits["test"])
+
+    @property
+    def work(self) -> tuple[Callable[[], float], str]:
+        """The clock of a process's own work, and how a setting says so: processor time without an accelerator."""
+        return (time.process_time, ", processor time") if self.device.type == "cpu" else (time.perf_counter, "")
+
+
+def projection_rows(request: Request) -> Rows:
     for batch, tokens in ((4, 64), (4, 700)):
-        about = f"width {hidden}, {batch} x {tokens} tokens, ranks 8/64/8"
-        yield about, measure(layer_variants(hidden, tokens, batch, device), device, seconds=seconds)
+        variants = layer_variants(request.hidden, tokens, batch, request.device)
+        about = f"width {request.hidden}, {batch} x {tokens} tokens, ranks 8/64/8"
+        yield about, measure(variants, request.device, seconds=request.seconds)
 
 
-def residual_rows(hidden: int, device: torch.device, seconds: float) -> Rows:
-    rows = measure(loss_variants(hidden, 16, 20, device), device, seconds=seconds)
-    yield f"width {hidden}, 16 examples, 20 counterfactual users", rows
+def residual_rows(request: Request) -> Rows:
+    variants = loss_variants(request.hidden, 16, 20, request.device)
+    about = f"width {request.hidden}, 16 examples, 20 counterfactual users"
+    yield about, measure(variants, request.device, seconds=request.seconds)
 
 
-def method_rows(
-    benchmark: str, lab: Bench, device: torch.device, *, seconds: float, users: Sequence[int], side: int
-) -> Rows:
-    """What whole methods of an edition do: steps and rankings, where there is no accelerator, in processor time."""
-    settings, asked = lab.edition, len(lab.workbench.benchmark.splits["test"])
-    about, batch, turns = f"{settings.name}, {settings.backbones[0]}", settings.training.batch_size, 0
-    clock, timed = time.perf_counter, ""
+def drawing_rows(request: Request) -> Rows:
+    """Pictures drawn together and one by one: in processor time where there is no accelerator, and on the clock with
+    all the threads of the machine. Ratios are to the users who are drawn for together."""
+    device, timing = request.device, {"seconds": request.seconds, "rounds": 10}
+    drawer = Drawer.from_pretrained().to(device)
+    add_user_branch(drawer)
+    variants, about = drawing_variants(drawer, DRAWN), f"{DRAWER}, {DRAWN} pictures, {STEPS} steps"
     if device.type == "cpu":
-        clock, timed = time.process_time, ", processor time"
-    if benchmark == "training step":
-        rows = measure(lab.training_variants(batch), device, seconds=2 * seconds, clock=clock)
-        yield f"{about}, batch {batch}{timed}", rows
-        with TemporaryDirectory() as temporary:
-            model = wide_llava(Path(temporary) / "wide-llava", side=side)
-            methods = {"PrefMoE": lab.prefmoe.model_copy(update=PUBLISHED_RANKS)}
-            wide = settings.model_copy(update={"methods": methods, "backbones": (str(model),)})
-            variants = Bench(wide, lab.workbench.results).training_variants(4)
-            about = f"random LLaVA, width 256, 8 layers, {side * side} image tokens, ranks 8/64/8, batch 4{timed}"
-            yield about, measure(variants, device, seconds=2 * seconds, clock=clock)
-    elif benchmark == "evaluation":
-        count = min(64, asked)
-        rows = measure(lab.evaluation_variants(count), device, seconds=seconds, rounds=10)
-        yield f"{about}, {count} questions", rows
-    elif benchmark == "prompts that begin alike":
-        turns, count = max(settings.evaluation.turns), min(5 * settings.evaluation.batch_size, asked)
-        rows = measure(lab.beginning_variants(count, turns), device, seconds=seconds, rounds=10)
-        yield f"{about}, {count} questions, {turns} turns", rows
-    elif benchmark == "ranking":
-        rows = measure(lab.ranking_variants(RANKED), device, seconds=seconds, rounds=10, clock=clock)
-        yield f"{about}, {RANKED} questions{timed}", rows
-    else:
-        yield about, growth(lab.workbench.method(lab.prefmoe, seed=0), users)
+        yield f"{about}, processor time", measure(variants, device, clock=time.process_time, **timing)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads, psutil.cpu_count() or 1))
+    yield f"{about}, clock, {torch.get_num_threads()} threads", measure(variants, device, **timing)
+    torch.set_num_threads(threads)
 
 
-def user_state_rows(users: Sequence[int], lab: Bench, device: torch.device, seconds: float) -> Rows:
-    width = lab.workbench.backbone().hidden_size
-    table = pd.DataFrame(list(user_steps(users, width, 16, device, seconds=seconds / 4)))
+def step_rows(request: Request) -> Rows:
+    """Steps of whole methods: of the edition's, and on prompts as long as the published backbones'."""
+    settings, (clock, timed) = request.settings, request.work
+    timing, batch = {"seconds": 2 * request.seconds, "clock": clock}, settings.training.batch_size
+    variants = request.lab.training_variants(batch)
+    yield f"{request.about}, batch {batch}{timed}", measure(variants, request.device, **timing)
+    with TemporaryDirectory() as temporary:
+        model = wide_llava(Path(temporary) / "wide-llava", side=request.side)
+        methods = {"PrefMoE": request.lab.prefmoe.model_copy(update=PUBLISHED_RANKS)}
+        wide = settings.model_copy(update={"methods": methods, "backbones": (str(model),)})
+        variants = Bench(wide, request.lab.workbench.results).training_variants(4)
+        tokens = request.side * request.side
+        about = f"random LLaVA, width 256, 8 layers, {tokens} image tokens, ranks 8/64/8, batch 4{timed}"
+        yield about, measure(variants, request.device, **timing)
+
+
+def evaluation_rows(request: Request) -> Rows:
+    count = min(64, request.asked)
+    rows = measure(request.lab.evaluation_variants(count), request.device, seconds=request.seconds, rounds=10)
+    yield f"{request.about}, {count} questions", rows
+
+
+def beginning_rows(request: Request) -> Rows:
+    evaluation = request.settings.evaluation
+    turns, count = max(evaluation.turns), min(5 * evaluation.batch_size, request.asked)
+    variants = request.lab.beginning_variants(count, turns)
+    rows = measure(variants, request.device, seconds=request.seconds, rounds=10)
+    yield f"{request.about}, {count} questions, {turns} turns", rows
+
+
+def ranking_rows(request: Request) -> Rows:
+    clock, timed = request.work
+    variants = request.lab.ranking_variants(RANKED)
+    rows = measure(variants, request.device, seconds=request.seconds, rounds=10, clock=clock)
+    yield f"{request.about}, {RANKED} questions{timed}", rows
+
+
+def growth_rows(request: Request) -> Rows:
+    yield request.about, growth(request.lab.workbench.method(request.lab.prefmoe, seed=0), request.users)
+
+
+def user_state_rows(request: Request) -> Rows:
+    width = request.lab.workbench.backbone().hidden_size
+    table = pd.DataFrame(list(user_steps(request.users, width, 16, request.device, seconds=request.seconds / 4)))
     if "median_ms" in table:
         first = table.groupby(table["variant"].str.partition(",")[0])["median_ms"].transform("first")
         table["ratio"] = table["median_ms"] / first
     yield f"width {width}, 16 examples", table
+
+
+BENCHMARKS: Mapping[str, Callable[[Request], Rows]] = {
+    "adapted projection": projection_rows, "residual terms": residual_rows, "drawing": drawing_rows,
+    "training step": step_rows, "evaluation": evaluation_rows, "prompts that begin alike": beginning_rows,
+    "ranking": ranking_rows, "many users": growth_rows, "user state": user_state_rows,
+}  # fmt: skip
+"""What can be measured, in the order of the table."""
 
 
 # --- all of it ----------------------------------------------------------------------------------------------------
@@ -238,7 +283,7 @@ def bench(
     hidden: int = 1024,
     side: int = 24,
     folder: str | Path | None = None,
-    only: Sequence[str] = BENCHMARKS,
+    only: Sequence[str] = tuple(BENCHMARKS),
 ) -> Path:
     """Measures everything of docs/speed.md and writes <output>/<cpu or cuda>.csv; returns its path.
 
@@ -259,25 +304,10 @@ def bench(
     output = Path(output or speed_folder(results))
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{device.type}.csv"
-    makers = {
-        "adapted projection": lambda: projection_rows(hidden, device, seconds),
-        "residual terms": lambda: residual_rows(hidden, device, seconds),
-        "drawing": lambda: drawing_rows(device, DRAWN, seconds=seconds),
-        "user state": lambda: user_state_rows(users, lab(), device, seconds),
-    }
-    built: list[Bench] = []
-
-    def lab() -> Bench:
-        if not built:
-            built.append(Bench(settings, results))
-        return built[0]
-
+    request = Request(settings, results, device, seconds, users, hidden, side)
     tables = []
     for benchmark in (name for name in BENCHMARKS if name in only):
-        if benchmark in makers:
-            rows = makers[benchmark]()
-        else:
-            rows = method_rows(benchmark, lab(), device, seconds=seconds, users=users, side=side)
+        rows = BENCHMARKS[benchmark](request)
         tables += [table.assign(benchmark=benchmark, setting=setting) for setting, table in rows]
         gc.collect()
     frame = pd.concat(tables, ignore_index=True).assign(hardware=hardware_line(device))
@@ -288,7 +318,7 @@ def bench(
     if known and set(only) < set(BENCHMARKS):
         others = pd.read_csv(known)
         frame = pd.concat([others[~others["benchmark"].isin(only)], frame])
-        frame = frame.sort_values("benchmark", key=lambda names: names.map(BENCHMARKS.index), kind="stable")
+        frame = frame.sort_values("benchmark", key=lambda names: names.map(list(BENCHMARKS).index), kind="stable")
     frame.to_csv(path, index=False)
     return path
 
