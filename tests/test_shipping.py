@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import course
 import explorer
 import pytest
 
+import course
 from prefmoe.config import RESULTS
 from prefmoe.course import answers
 from prefmoe.system.run_files import RunFileError
