@@ -30,7 +30,10 @@ def test_loss_curves_average_seeds_and_steps():
     mean = next(x for x in figure.axes[0].lines if to_hex(x.get_color()) == colour and x.get_linewidth() > 1)
     assert list(mean.get_ydata()) == pytest.approx([1, 1.5, 2.5, 3.5, 4.5, 5.5])
     assert all(axis.get_ylim()[0] == 0 for axis in figure.axes)
-    assert "n = 2 seed(s)" in text(figure) and "1.50 over the first 2 steps, 5.50 over the last" in one_line(figure)
+    assert "thick: mean of n = 2 seeds, thin: single seeds" in one_line(figure)
+    assert "LoRA: loss of the answer 1.50 over the first 2 steps, 5.50 over the last" in one_line(figure)
+    alone = forms.losses({"+ losses of pairs": logs()[:1]}, window=2)
+    assert "n = 1 seed." in one_line(alone) and "+ losses of pairs: loss of the answer 0.50" in one_line(alone)
 
 
 def test_the_loss_is_drawn_of_a_method_with_training_only(tmp_path):
@@ -136,7 +139,7 @@ def test_gates_add_up_and_carry_their_n():
         bars = sorted(figure.axes[0].patches, key=lambda bar: (bar.get_x() > 0, bar.get_y()))
         assert [bar.get_width() for bar in bars] == pytest.approx([0.7, 0.4, 0.3, 0.6])
         assert [bars[k].get_x() + bars[k].get_width() for k in (2, 3)] == pytest.approx([1, 1])
-        assert "preference, travel (n = 20)" in one_line(figure) and "mean of 3 seed(s)" in one_line(figure)
+        assert "preference, travel (n = 20)" in one_line(figure) and "mean of 3 seeds" in one_line(figure)
     assert "profile branch 0.30 in preference, 0.60 in recognition questions" in one_line(first)
     assert "between 0.40 and 0.70" in one_line(second)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,9 @@ from prefmoe.workflow.notebooks import NotebookError, check_outputs, execute, pa
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+SHOWN = [*COMMITTED, *sorted((REPOSITORY / "course/solutions").glob("*.ipynb"))]
+BARE = re.compile(r"(Posix|Windows)Path\(|<[\w.]+[^<>]* at 0x|<Axes|<Figure|<(module|function|class) ")
+"""What a reader learns nothing from: where a file was written on somebody's machine, or the name of an object."""
 
 
 def _notebook(path: Path, *sources: str, parameters: str = "") -> Path:
@@ -335,3 +339,17 @@ def test_committed_notebooks_hold_no_absolute_path_and_no_kernel_name(notebook):
     content = json.loads(notebook.read_text(encoding="utf-8"))
     assert content["metadata"]["kernelspec"]["name"] == "python3"
     assert str(REPOSITORY) not in json.dumps([cell.get("outputs", []) for cell in content["cells"]])
+
+
+@pytest.mark.parametrize("notebook", SHOWN, ids=lambda path: path.stem)
+def test_committed_notebooks_show_readers_no_path_and_no_object(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    assert not [found[0] for text in texts if (found := BARE.search(text))]
+
+
+def test_what_shows_readers_nothing_is_recognised():
+    for value in (Path("table.csv"), object(), json, Path.exists, Path):
+        assert BARE.search(repr(value)), value
+    assert not BARE.search("users  46\ntrain  1600\n5 < 7 at 0.5")

@@ -357,12 +357,28 @@ def test_variants_on_the_same_questions_are_paired_and_their_tests_corrected():
     words = protocol_tables.verdicts(table)
     assert words.index.get_level_values("variant").tolist() == ["b", "c"]
     assert set(words) == set(cells[0].answers.metrics)
-    sure = table.assign(p_users_holm=0.01)
+    half = table["difference"].abs() / 2
+    sure = table.assign(p_users_holm=0.01, low=table["difference"] - half, high=table["difference"] + half)
     better = protocol_tables.verdicts(sure).loc[("e", "llava-mini", "PrefMoE", "b", 0, "all")]
     signs = sure[sure["variant"] == "b"].set_index("metric")["difference"] > 0
     assert {m: better[m] == "better" for m in metrics.METRICS} == {
         m: signs[m] != (m == "collapse") for m in metrics.METRICS
     }
+
+
+def test_a_verdict_needs_test_and_interval_where_there_is_a_test_and_the_interval_alone_where_there_is_none():
+    cases = [
+        ("both", 1, 0.1, 0.01), ("test alone", 1, -0.1, 0.01), ("interval alone", 1, 0.1, 0.2),
+        ("other users", 0, 0.1, np.nan), ("other users, wide", 0, -0.1, np.nan),
+    ]  # fmt: skip
+    where = {"experiment": "e", "backbone": "b", "method": "m", "turns": 0, "group": "all", "metric": "overall"}
+    rows = [
+        where | {"variant": name, "difference": 0.3, "low": low, "high": 0.5, "paired": paired, "p_users_holm": p}
+        for name, paired, low, p in cases
+    ]
+    words = protocol_tables.verdicts(pd.DataFrame(rows))["overall"].droplevel([0, 1, 2, 4, 5])
+    assert words[words == "better"].index.tolist() == ["both", "other users"]
+    assert set(words.drop(["both", "other users"])) == {"not told apart"}
 
 
 def test_other_users_are_compared_without_pairing_by_draws_of_their_own():

@@ -45,7 +45,7 @@ from prefmoe.analysis.references import (
     references,
     untold_likes,
 )
-from prefmoe.analysis.text import group_rises, readable, verdicts
+from prefmoe.analysis.text import group_rises, readable, told_apart, verdicts
 from prefmoe.config import Edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Preference, User
 from prefmoe.system import run_files
@@ -640,6 +640,17 @@ def test_verdicts_follow_test_and_interval_and_the_direction_of_the_metric():
     assert words.loc[("b", "PrefMoE", "FFT"), "collapse"] == "better"
     wide = verdicts(table.assign(low=table["difference"] - 0.15, high=table["difference"] + 0.15))
     assert set(wide.to_numpy().ravel()) - {np.nan} == {"not told apart", "–"}
+
+
+def test_told_apart_is_asked_of_a_table_or_of_one_row():
+    cases = [
+        (0.02, 0.3, 0.01, True), (-0.3, -0.02, 0.01, True), (-0.02, 0.3, 0.01, False), (0.02, 0.3, 0.06, False),
+        (0.0, 0.3, 0.01, False), (0.02, 0.3, np.nan, False), (np.nan, np.nan, 0.01, False),
+    ]  # fmt: skip
+    table = pd.DataFrame(cases, columns=["low", "high", "p_users_holm", "apart"])
+    assert told_apart(table).tolist() == table["apart"].tolist()
+    assert [bool(told_apart(row)) for _, row in table.iterrows()] == table["apart"].tolist()
+    assert told_apart(table, alpha=0.1).tolist()[3] and not told_apart(table, alpha=0.005).any()
 
 
 def test_group_rises_compares_intervals_of_the_outer_groups():

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from prefmoe.analysis import published, statistics
 from prefmoe.analysis.answers import REFERENCE
 from prefmoe.analysis.published import QUESTIONS
+from prefmoe.analysis.text import told_apart
 
 DECIMALS = 4
 """Decimals of the printed shares."""
@@ -189,12 +190,12 @@ def edition_gains(table1: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFra
         table1, comparisons: CSV files of an edition's figures folder.
 
     Returns columns backbone, baseline (label), type (of the baseline), turns, metric, difference, low, high, n, clear
-    (p < .05 in the permutation test over users, Holm-corrected); the methods of Table 1 only, and the metrics that the
+    (1 where they are `text.told_apart`, else 0); the methods of Table 1 only, and the metrics that the
     paper prints.
     """
     types = table1[table1["type"] != REFERENCE].drop_duplicates("method").set_index("method")["type"]
     chosen = comparisons[comparisons["baseline"].isin(types.index) & comparisons["metric"].isin(QUESTIONS)]
-    clear = (chosen["p_users_holm"] < 0.05).astype(int)
+    clear = told_apart(chosen).astype(int)
     chosen = chosen.assign(type=chosen["baseline"].map(types), clear=clear)
     columns = ["backbone", "baseline", "type", "turns", "metric", "difference", "low", "high", "n", "clear"]
     return chosen[columns].reset_index(drop=True)

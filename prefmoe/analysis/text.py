@@ -57,9 +57,14 @@ def seeds_in_words(table: pd.DataFrame, rows: str = "method") -> str:
     return ", ".join([*parts, mean_of_seeds(usual) + " for all others" * bool(parts)])
 
 
+def counted(count: int, noun: str) -> str:
+    """How many, with the noun's plural: "1 choice", "8 choices"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def mean_of_seeds(count: int) -> str:
     """What a value is that stands for so many seeds."""
-    return "one seed" if count == 1 else f"mean of {count} seeds"
+    return "one seed" if count == 1 else f"mean of {counted(count, 'seed')}"
 
 
 def verdicts(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
@@ -73,10 +78,15 @@ def verdicts(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
     return verdict_grid(comparisons, words, ["backbone", "method", "baseline"])
 
 
-def told_apart(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.Series:
-    """(N,) whether both say so: the corrected p of the permutation test over users, and the interval, without 0."""
-    outside = (comparisons["low"] > 0) | (comparisons["high"] < 0)
-    return outside & (comparisons["p_users_holm"] < alpha)
+def told_apart(comparisons: pd.DataFrame | pd.Series, *, alpha: float = 0.05) -> pd.Series | bool:
+    """(N,), or of one row, whether both say so: the corrected p of the permutation test over users, and the interval,
+    without 0."""
+    return without_zero(comparisons) & (comparisons["p_users_holm"] < alpha)
+
+
+def without_zero(differences: pd.DataFrame | pd.Series) -> pd.Series | bool:
+    """(N,), or of one row, whether the interval is without 0: all that can be asked where no paired test was made."""
+    return (differences["low"] > 0) | (differences["high"] < 0)
 
 
 def verdict_words(differences: pd.DataFrame, clear: NDArray | pd.Series) -> NDArray:

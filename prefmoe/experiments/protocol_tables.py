@@ -23,7 +23,7 @@ from prefmoe.analysis.groupings import (
     popularity_groups,
     told_groups,
 )
-from prefmoe.analysis.text import verdict_grid, verdict_words
+from prefmoe.analysis.text import told_apart, verdict_grid, verdict_words, without_zero
 from prefmoe.config import CONFIG_FOLDER, RESULTS, Edition, load_edition
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
@@ -302,11 +302,12 @@ def verdicts(differences: pd.DataFrame) -> pd.DataFrame:
     """What differences.csv allows to say of every variant against its reference, in words.
 
     Returns a line per experiment, backbone, method, variant, turns and group, a column per metric: "better" or "worse"
-    where the corrected p of the paired test is below .05, or, without such a test, where the interval leaves out 0;
-    else "not told apart"; "–" where there is nothing to compare.
+    where the difference is `clear`, else "not told apart"; "–" where there is nothing to compare.
     """
-    tested = differences["p_users_holm"] < 0.05
-    apart = (differences["low"] > 0) | (differences["high"] < 0)
-    clear = np.where(differences["paired"] == 1, tested, apart)
     keys = ["experiment", "backbone", "method", "variant", "turns", "group"]
-    return verdict_grid(differences, verdict_words(differences, clear), keys).fillna("–")
+    return verdict_grid(differences, verdict_words(differences, clear(differences)), keys).fillna("–")
+
+
+def clear(differences: pd.DataFrame) -> NDArray:
+    """(N,) whether a row of differences.csv is `told_apart` or, without a paired test, its interval is without 0."""
+    return np.where(differences["paired"] == 1, told_apart(differences), without_zero(differences))

@@ -233,14 +233,14 @@ def losses(logs: Mapping[str, Sequence[pd.DataFrame]], *, window: int = 20) -> F
             long = terms.rolling(window, min_periods=1).mean().melt(var_name="term", ignore_index=False)
             parts.append(long.reset_index().assign(method=method, seed=seed))
     table = pd.concat(parts, ignore_index=True)
-    first = next(iter(logs))
+    first, seeds = next(iter(logs)), max(map(len, logs.values()))
+    drawn = f"thick: mean of n = {seeds} seeds, thin: single seeds" if seeds > 1 else "n = 1 seed"
     answer = table[(table["method"] == first) & (table["term"] == "answer")].groupby("step")["value"].mean()
     figure = curves(
         table, x="step", series="method", panels="term", units="seed", columns=4, shared=False, markers=False,
         panel=(2.3, 1.8), labels={term: term.replace("_", " ") for term in table["term"].unique()}, xlabel="Step",
-        ylabel="Weighted loss", caption=f"{', '.join(logs)}. Running mean over {window} steps; thick: mean of "
-        f"n = {max(map(len, logs.values()))} seed(s), thin: single seeds.",
-        title=f"{first}'s loss of the answer: {answer.iloc[:window].iloc[-1]:.2f} over the first {window} steps, "
+        ylabel="Weighted loss", caption=f"{', '.join(logs)}. Running mean over {window} steps; {drawn}.",
+        title=f"{first}: loss of the answer {answer.iloc[:window].iloc[-1]:.2f} over the first {window} steps, "
         f"{answer.iloc[-1]:.2f} over the last",
     )  # fmt: skip
     for axis in figure.axes:

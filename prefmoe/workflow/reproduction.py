@@ -21,7 +21,7 @@ from scipy.stats import norm
 
 from prefmoe.analysis import tables
 from prefmoe.analysis.answers import REFERENCE
-from prefmoe.analysis.text import verdict_words
+from prefmoe.analysis.text import told_apart, verdict_words
 from prefmoe.config import FIGURES, PrefMoEMethod, load_edition
 from prefmoe.config.outputs import committed_folder, made_folder
 from prefmoe.system.files import whole_file
@@ -238,15 +238,17 @@ def _states(cells: pd.DataFrame, limit: float) -> np.ndarray:
 
 
 def _changed_conclusions(committed: pd.DataFrame | None, made: pd.DataFrame | None) -> list[str]:
-    """Paired comparisons whose corrected test allows to say something else in one run than in the other, in words."""
+    """Paired comparisons of which test and interval allow to say something else in one run than in the other, in
+    words."""
     if committed is None or made is None:
         return []
     keys = [key for key in KEYS if key in committed and key in made]
     both = committed.merge(made, on=keys, suffixes=("", " here"))
     metric = both["metric"] if "metric" in both else "accuracy"
-    sides = [both[[]].assign(metric=metric, difference=both[f"difference{side}"], p=both[f"p_users_holm{side}"])
+    names = ("difference", "low", "high", "p_users_holm")
+    sides = [both[[]].assign(metric=metric, **{name: both[f"{name}{side}"] for name in names})
              for side in ("", " here")]  # fmt: skip
-    words = [verdict_words(side, side["p"] < 0.05) for side in sides]
+    words = [verdict_words(side, told_apart(side)) for side in sides]
     return [
         f"{row.pop('method')} against {row.pop('baseline')}, {_text(row)}: {was} as committed, {now} here"
         for row, was, now in zip(both[keys].to_dict("records"), *words, strict=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from committed import Tables, around, dot, holds
 
+from prefmoe.analysis.text import told_apart
+
 
 def known(t: Tables) -> list[str]:
     best, reader, first, crowd = (
@@ -36,13 +38,13 @@ def liked(t: Tables) -> list[str]:
     prompts = t.choices("+ prompts") - t.choices("Choices alone")
     pairs = t.choices("+ losses of pairs") - t.choices("+ prompts")
     holds(prompts < -0.01 and pairs > 0.02, "prompts cost something, which losses of pairs make good")
-    holds(against("+ prompts")["p_users_holm"] < 0.05, "losses of pairs pay")
+    holds(told_apart(against("+ prompts")), "losses of pairs pay")
     worth, whole = against("+ losses of pairs"), against("Choices alone")
-    holds(worth["p_users_holm"] > 0.05, "prototypes are worth nothing here")
-    holds(whole["p_users_holm"] > 0.05, "the whole is not told apart from the choices alone")
+    holds(not told_apart(worth), "prototypes are worth nothing here")
+    holds(not told_apart(whole), "the whole is not told apart from the choices alone")
     crowd, reader = t.choices("Population's choice", n_ref=0), t.choices("Ideal reader of the history")
     viper = against("ViPer-like")
-    holds(viper["p_users_holm"] > 0.05, "the nearest rival is not told apart")
+    holds(not told_apart(viper), "the nearest rival is not told apart")
     return [
         f"After eight choices the complete method names the liked of two pictures in {dot(seen)} of the cases of "
         f"users who were trained "

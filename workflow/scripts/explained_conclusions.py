@@ -6,6 +6,7 @@ import pandas as pd
 from committed import Tables, around, dot, holds
 
 from prefmoe.analysis import published
+from prefmoe.analysis.text import told_apart
 
 
 def paper(t: Tables) -> list[str]:
@@ -70,10 +71,10 @@ def two_users(t: Tables) -> list[str]:
 
 def prototypes(t: Tables) -> list[str]:
     worth = t.row("preference-mini/comparisons", baseline="+ losses of pairs", n_ref=8, users="all")
-    holds(worth["p_users_holm"] > 0.05, "the second stage is worth nothing that can be told")
+    holds(not told_apart(worth), "the second stage is worth nothing that can be told")
     pairs, base, alone = (t.choices(name) for name in ("+ losses of pairs", "+ prompts", "Choices alone"))
     whole = t.row("preference-mini/comparisons", baseline="Choices alone", n_ref=8, users="all")
-    holds(pairs > alone > base and whole["p_users_holm"] > 0.05, "losses of pairs make good what prompts cost")
+    holds(pairs > alone > base and not told_apart(whole), "losses of pairs make good what prompts cost")
     return [
         f"The losses of pairs make good what prompts cost: one of two pictures is named rightly in {dot(pairs)} with "
         f"them and in {dot(base)} without, but choices alone, with neither, have {dot(alone)}.",

@@ -20,8 +20,8 @@ def curves_and_choices(t: Tables) -> list[str]:
     }
     full, name, reader = (aucs[method] for method in ("PrefMoE", "LoRA", "LoRA with profile"))
     change = {x: _change(t, "more_training", str(x), method="PrefMoE") for x in (100, longest)}
-    holds(_clear(change[100]) and change[100]["difference"] < 0, "eight passes are better than one")
-    holds(not _clear(change[longest]), "twice as many steps are not told apart from the default's")
+    holds(told_apart(change[100]) and change[100]["difference"] < 0, "eight passes are better than one")
+    holds(not told_apart(change[longest]), "twice as many steps are not told apart from the default's")
     holds(full["x"].max() == longest and name["high"].max() < full["value"].iloc[-1], "names alone stay below PrefMoE")
     fresh = {
         method: t.row("mini/protocol/more_training", **WHERE, metric=FRESH, method=method, x=longest) for method in aucs
@@ -34,7 +34,7 @@ def curves_and_choices(t: Tables) -> list[str]:
     told, untold = (around(_budget(t, "LoRA with the statement asked about", m)) for m in ("auc_told", FRESH))
     routers, label = _change(t, "routers", "published"), _change(t, "facet_label", "oracle")
     residual, hidden = _change(t, "residual", "published"), _change(t, "anchors", "hidden")
-    holds(_clear(hidden), "anchors from last hidden states are worse")
+    holds(told_apart(hidden), "anchors from last hidden states are worse")
     return [
         f"More training pays for PrefMoE up to {reference} steps: its AUC over pairs of users is {values} after "
         f"{steps} steps, and the last doubling changes it by {_said(change[longest])}. LoRA with names alone lies "
@@ -62,9 +62,5 @@ def _budget(t: Tables, method: str, metric: str) -> pd.Series:
     return t.row("mini/protocol/budget", **WHERE, method=method, metric=metric)
 
 
-def _clear(row: pd.Series) -> bool:
-    return bool(told_apart(row.to_frame().T).iloc[0])
-
-
 def _said(row: pd.Series) -> str:
-    return f"{around(row, 3, 'difference')} ({'told apart' if _clear(row) else 'not told apart'})"
+    return f"{around(row, 3, 'difference')} ({'told apart' if told_apart(row) else 'not told apart'})"

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 from committed import Tables, around, dot, holds
 
+from prefmoe.analysis.text import told_apart
+
 BACKBONE = "llava-mini"
 RETRIEVED = "Retrieved statements"
 BESIDE = {"PrefMoE", "LoRA", "LoRA with profile", "Non-tuned with profile"}
 """Rows that are no rivals."""
 
 
-def told_apart(t: Tables) -> list[str]:
+def rivals(t: Tables) -> list[str]:
     rows = t.rows("rivals/table1", backbone=BACKBONE, turns=0)
     told, overall = (rows[rows["metric"] == metric].set_index("method") for metric in ("auc_told", "overall"))
-    rivals = [name for name in told.index if name not in BESIDE]
+    others = [name for name in told.index if name not in BESIDE]
     index = t.row("rivals/retrieval", split="test")
     retrieved, ours = told.loc[RETRIEVED], told.loc["PrefMoE"]
-    holds(retrieved["value"] == told.loc[rivals, "value"].max(), "of the rivals, who looks up words knows most")
-    against = {name: t.paired(name, "overall", "rivals") for name in rivals}
-    sure = {name: row["difference"] for name, row in against.items() if row["p_users_holm"] < 0.05}
+    holds(retrieved["value"] == told.loc[others, "value"].max(), "of the rivals, who looks up words knows most")
+    against = {name: t.paired(name, "overall", "rivals") for name in others}
+    sure = {name: row["difference"] for name, row in against.items() if told_apart(row)}
     behind, ahead = ([n for n, d in sure.items() if (d > 0) == side] for side in (True, False))
-    undecided = [name for name in rivals if name not in sure]
-    guessing = [name for name in rivals if told.loc[name, "low"] <= 0.5]
+    undecided = [name for name in others if name not in sure]
+    guessing = [name for name in others if told.loc[name, "low"] <= 0.5]
     unseen = t.rows("rivals/unseen", backbone=BACKBONE, turns=0, metric="overall").set_index("method")["value"]
-    lost = {name: overall.loc[name, "value"] - unseen[name] for name in rivals if name in unseen.index}
+    lost = {name: overall.loc[name, "value"] - unseen[name] for name in others if name in unseen.index}
     most = max(lost, key=lambda name: lost[name])
     return [
         f"An index that nobody trained finds the right entry of a profile first for {dot(index['first'])} of "
         f"{int(index['n'])} test questions. Who is shown what it finds tells users apart by what profiles say: AUC "
         f"{around(retrieved)}, PrefMoE {around(ours)}.",
         f"In overall accuracy PrefMoE is ahead of {_names(behind)}, behind {_names(ahead)}, and not told apart from "
-        f"{_names(undecided)} (Holm's correction, .05).",
+        f"{_names(undecided)} (by the interval, and by the test with Holm's correction, .05).",
         f"About told likes the interval reaches a guess, .5, for {_names(guessing)}.",
         f"Users without training questions cost most where users are {told.loc[most, 'information']}: {most} falls "
         f"from {dot(overall.loc[most, 'value'])} to {dot(unseen[most])} of all questions.",

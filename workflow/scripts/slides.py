@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from prefmoe.analysis.answers import NO_BACKBONE, TableError
+from prefmoe.analysis.text import told_apart
 from prefmoe.config import ROOT
 from prefmoe.course import one_picture
 from prefmoe.course.unit3 import BY_HAND
@@ -84,7 +85,7 @@ def _popular(t: Tables) -> str:
     accuracy, other = (_row(t, method, "preference")["value"] for method in ("Popular choice", "PrefMoE"))
     auc = _row(t, "Popular choice", "auc_same")["value"]
     holds(auc == 0.5 and popular["low"] > 0, "the popular choice is sensitive and tells nobody apart")
-    holds(t.paired("Popular choice", "sensitivity")["p_users_holm"] > 0.05, "PrefMoE's sensitivity is not told apart")
+    holds(not told_apart(t.paired("Popular choice", "sensitivity")), "PrefMoE's sensitivity is not told apart")
     holds(accuracy > other, "the popular choice has the higher preference accuracy")
     return "\n".join(
         [
@@ -132,7 +133,7 @@ def _fresh(t: Tables) -> str:
         t.paired("LoRA that reads frozen anchors", "auc_untold_fresh"),
     )
     holds(fresh["low"] < 0.5 < fresh["high"], "the interval of PrefMoE includes one half")
-    holds(frozen["p_users_holm"] > 0.05, "frozen anchors are not told apart from PrefMoE")
+    holds(not told_apart(frozen), "frozen anchors are not told apart from PrefMoE")
     return "\n".join(
         [
             f"- PrefMoE's AUC where nothing was told or asked: {around(fresh)}. The interval includes .5: **refuted by "
