@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from prefmoe.data.choice_drawing import ATTRIBUTES, prompt_of
 SMALL = {
     "pool": 60,
     "words": {"lr": 1e-3, "rows": 3, "lessons": [
-        {"repeated": 1, "entries": 4, "goal": 0.0, "most": 30}, {"varying": 1, "entries": 4, "goal": 0.0, "most": 30},
+        {"repeated": 1, "entries": 4, "goal": 0.0, "most": 30}, {"varying": 1, "entries": 4, "goal": 0.0, "most": 3},
         {"varying": 9, "entries": 4, "goal": 1.0, "most": 3},
     ]},
     "tower": {"lr": 1e-3, "shapes": {"easy": 1, "steps": 3, "batch": 4}, "tokens": {"steps": 2, "batch": 4}},
@@ -187,6 +188,18 @@ def test_words_in_the_place_of_a_picture_are_sums_of_what_its_tokens_tell(untrai
     assert sorted(name for names in idefics2.LATENTS for name in names) == sorted(ATTRIBUTES)
 
 
+def test_episodes_are_answered_alike_however_many_are_read_together(untrained, pool, monkeypatch):
+    reader = sorting.EpisodeReader(untrained.model, untrained.tokenizer)
+    drawn = episodes.PoolEpisodes(pool.values)(np.random.default_rng(8), 5, 4, (1, 3), rivals=0.0)
+    shape = (len(pool.pixels), len(idefics2.LATENTS), reader.table.shape[1])
+    tokens, whole = torch.from_numpy(np.random.default_rng(9).normal(size=shape)).float(), []
+    for together in (2, 5):
+        monkeypatch.setattr(sorting_abilities, "TOGETHER", together)
+        whole.append(sorting_abilities.by_model(reader, drawn, tokens, ("-", "+"), "told"))
+    torch.testing.assert_close(*whole, rtol=1e-4, atol=1e-5)
+    assert len(whole[0]) == 5 and whole[0].std() > 0
+
+
 def test_strange_labels_are_in_no_table_and_as_long_as_words(untrained):
     reader = sorting.EpisodeReader(untrained.model, untrained.tokenizer)
     vectors, ids = reader.label_vectors(np.random.default_rng(6), 400, 0.5)
@@ -294,7 +307,27 @@ def bounds(found: dict) -> list[bool]:
     ]
 
 
-def test_shipped_weights_can_what_their_card_says_and_untrained_ones_cannot(backbone, untrained, card, few):
+@pytest.fixture
+def only_what_is_bounded(monkeypatch) -> Callable[[], None]:
+    """When it is called, what `bounds` does not ask for is not computed from then on."""
+
+    def patch() -> None:
+        by_model = sorting_abilities.by_model
+
+        def with_new_labels(reader, episodes, tokens, labels, form):
+            known = labels != ("-", "+")
+            return torch.zeros(len(episodes.labels)) if known else by_model(reader, episodes, tokens, labels, form)
+
+        monkeypatch.setattr(sorting_abilities, "by_model", with_new_labels)
+        monkeypatch.setattr(sorting_abilities, "by_logistic_regression", sorting_abilities.by_counting)
+        monkeypatch.setattr(sorting_abilities, "ORDERS", 1)
+
+    return patch
+
+
+def test_shipped_weights_can_what_their_card_says_and_untrained_ones_cannot(
+    backbone, untrained, card, few, only_what_is_bounded
+):
     found = sorting_abilities.measure_sorting(backbone.model, backbone.processor, count=100)
     assert found.keys() == card["abilities"].keys()
     for name, ability in card["abilities"].items():
@@ -302,6 +335,7 @@ def test_shipped_weights_can_what_their_card_says_and_untrained_ones_cannot(back
         error = np.sqrt(share * (1 - share) * sum(1 / count for count in counts))
         assert found[name]["accuracy"] == pytest.approx(share, abs=max(0.04, 4 * error)), name
     assert all(bounds(found)), found
+    only_what_is_bounded()
     assert not any(bounds(sorting_abilities.measure_sorting(untrained.model, untrained.processor, count=100)))
 
 

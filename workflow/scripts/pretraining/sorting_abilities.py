@@ -20,6 +20,9 @@ SORTED = {"one attribute": (1, 1), "up to three attributes": (1, 3), "all attrib
 ORDERS = 5
 """How often a history is shuffled."""
 
+TOGETHER = 20
+"""Episodes that are read in one pass: what more of them hold does not fit a processor's cache."""
+
 
 def one_hot(values: np.ndarray) -> np.ndarray:
     """(..., 9) values as zeros and ones, (..., V)."""
@@ -49,11 +52,15 @@ def by_counting(episodes: Episodes) -> np.ndarray:
 def by_model(reader: EpisodeReader, episodes: Episodes, tokens: Tensor, labels: tuple[str, str], form: str) -> Tensor:
     """The probability of the second label for each last picture, (B,)."""
     ids = torch.tensor(reader.tokenizer.convert_tokens_to_ids(list(labels)), device=reader.device)
-    vectors = reader.table[ids].expand(len(episodes.labels), 2, -1)
-    last, _ = reader.read(
-        reader.questions(episodes, form), tokens[torch.from_numpy(episodes.pictures)], episodes.labels, vectors
-    )
-    return torch.einsum("bh,bsh->bs", last[:, -1, -2], vectors).softmax(-1)[:, 1].cpu()
+    found = []
+    for first in range(0, len(episodes.labels), TOGETHER):
+        some = _some(episodes, slice(first, first + TOGETHER))
+        vectors = reader.table[ids].expand(len(some.labels), 2, -1)
+        last, _ = reader.read(
+            reader.questions(some, form), tokens[torch.from_numpy(some.pictures)], some.labels, vectors
+        )
+        found.append(torch.einsum("bh,bsh->bs", last[:, -1, -2], vectors).softmax(-1)[:, 1].cpu())
+    return torch.cat(found)
 
 
 def measure_sorting(model, processor, count: int = 600) -> dict[str, dict[str, float]]:
@@ -109,6 +116,11 @@ def measure_sorting(model, processor, count: int = 600) -> dict[str, dict[str, f
             note("another order", same, shift=np.mean([(one - answers).abs().mean() for one in moved]))
     model.train(was_training)
     return found
+
+
+def _some(episodes: Episodes, rows: slice) -> Episodes:
+    pictures = None if episodes.pictures is None else episodes.pictures[rows]
+    return Episodes(episodes.values[rows], episodes.told[rows], episodes.labels[rows], pictures)
 
 
 def _reordered(episodes: Episodes, order: np.ndarray) -> Episodes:
