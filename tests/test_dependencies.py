@@ -33,11 +33,16 @@ def _names(requirements: list[str]) -> set[str]:
 
 def _imported(source: str) -> Iterator[str]:
     """The first names of the modules that a source imports, at any depth of it."""
-    for node in ast.walk(ast.parse(source)):
+    waiting: list[ast.AST] = [ast.parse(source)] if "import" in source else []
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
             yield node.module.partition(".")[0]
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):  # of its expressions none imports
+            inside = getattr(node, name, ())
+            waiting += inside if isinstance(inside, list) else ()
 
 
 def _sources() -> Iterator[tuple[str, str]]:
