@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import re
 import shutil
+from io import BytesIO
 
 import pandas as pd
 import pytest
 import slides
 from committed import Tables
+from matplotlib.text import Text
+from PIL import Image
 
 from prefmoe.analysis.answers import TableError
 from prefmoe.config import FIGURES, ROOT
 from prefmoe.course import answers
+from prefmoe.figures import style
 
 PAGE = (ROOT / slides.PAGE).read_text(encoding="utf-8")
 SLIDES = re.split(r"^##? ", PAGE, flags=re.M)[1:]
 MINUTES = [re.findall(r"^:::\{revealjs-notes\}\n(\d+) minutes\. ", slide, re.M) for slide in SLIDES]
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict:
+    """The pictures by their names."""
+    return slides.drawn(Tables())
 
 
 def number(text: str, pattern: str) -> float:
@@ -106,6 +116,21 @@ def test_the_minutes_of_the_slides_are_those_of_the_teachers_plan():
     assert (clock, shown) == (90, len(SLIDES))
 
 
-def test_every_picture_that_is_shown_is_drawn():
+def test_every_picture_that_is_shown_is_drawn(drawn):
     shown = re.findall(rf"\]\({slides.MADE}/(\w+)\.png\)", PAGE)
-    assert sorted(shown) == sorted(slides.drawn(Tables()))
+    assert sorted(shown) == sorted(drawn)
+
+
+@pytest.mark.parametrize("name", re.findall(rf"\]\({slides.MADE}/(\w+)\.png\)", PAGE))
+def test_the_smallest_words_of_a_picture_are_read_from_the_last_row(drawn, name):
+    """Three fifths of the body's height on the slide, where a picture is no larger than its own pixels, its page's
+    width, and the height that the style sheet leaves it."""
+    styles = (ROOT / slides.SOURCE / "_static/slides.css").read_text(encoding="utf-8")
+    body, tallest = (number(styles, rf"{key}: (\d+)px") for key in ("--r-main-font-size", r"\.reveal img .*max-height"))
+    figure = drawn[name]
+    across, down = figure.get_size_inches()
+    with Image.open(BytesIO(style.png(figure))) as picture:
+        shown = min(1, 1264 / picture.width, tallest / picture.height) * picture.width / across  # pixels of an inch
+    words = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    smallest = min(words, key=lambda text: text.get_fontsize())
+    assert smallest.get_fontsize() / 72 * shown >= 0.6 * body, smallest.get_text()

@@ -64,8 +64,8 @@ def show() -> None:
     style.show(drawn())
 
 
-def drawn() -> Figure:
-    """The picture, and beside it the two users with what their profiles tell of the facet."""
+def drawn(side: float = 2.2) -> Figure:
+    """The picture, and beside it the two users with what their profiles tell of the facet; each so many inches wide."""
     shown, everybody = chosen(), _people()
     cells: list[Any] = [(draw_items([shown.item], np.random.default_rng(0)), f"Would this user like {shown.item}?")]
     for name in (shown.likes, shown.other):
@@ -75,7 +75,7 @@ def drawn() -> Figure:
         cells.append((face.crop((0, 0, face.width, face.width)), profile))
     held, of = shown.holders
     return forms.pictures(
-        [cells], widths=[2.2] * 3, text_width=34, title="One picture, two users: who of them likes it",
+        [cells], widths=[side] * 3, text_width=int(15.5 * side), title="One picture, two users: who of them likes it",
         caption=f"Below the faces: what the profiles tell of {shown.facet}. {held} of {of} users like "
         f"{shown.item}, and a profile need not mention all that somebody likes.",
     )  # fmt: skip

@@ -300,13 +300,14 @@ def bars(
     stacked: bool = False,
     numbers: str = "{:.2f}",
     width: float = 7.4,
+    thickness: float = 0.36,
 ) -> Figure:
     """Horizontal bars, stacked or beside one another, with a colour and a hatch per series and the number on each.
 
     Args:
         rows, series, panels: columns in the table's order; panels stand below one another, each with a legend of its
             own. Of stacked bars with low and high, a line at the end of a segment is the interval of its length.
-        numbers: a format for them; none when empty.
+        numbers: a format for them; none when empty. width, thickness: of the figure and of a row, inches.
     """
     data = _ordered(table, rows, series, panels)
     names = list(data[panels].cat.categories) if panels else [""]
@@ -314,7 +315,7 @@ def bars(
     lists = [[list(dict.fromkeys(part[column])) for column in (rows, series)] for part in parts]
     slots = [len(across) * (1 if stacked else 0.62 * len(kinds)) for across, kinds in lists]
     figure, axes = style.canvas(
-        width, 1.2 + 0.36 * sum(slots) + 0.45 * len(names), len(names), 1, sharex=bool(panels), height_ratios=slots
+        width, 1.2 + thickness * sum(slots) + 0.45 * len(names), len(names), 1, sharex=bool(panels), height_ratios=slots
     )
     handles: list[Patch] = []
     for axis, part, (across, kinds), name in zip(axes[:, 0], parts, lists, names, strict=True):

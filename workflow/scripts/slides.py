@@ -106,8 +106,8 @@ def _gates(t: Tables) -> str:
     widest = gates.groupby("expert")["value"].agg(np.ptp).max()
     holds(widest < 0.02, "no expert's gate depends on the facet that is asked about")
     return (
-        "Five experts, and a router that weighs them for every question. From facet to facet no expert's mean gate "
-        f"changes by more than {dot(widest, 3)}: they are mixed, and not routed."
+        "A router weighs five experts for every question. From facet to facet no mean gate changes by more than "
+        f"{dot(widest, 3)}: mixed, and not routed."
     )
 
 
@@ -185,21 +185,21 @@ def update(clone: Path = ROOT) -> list[Path]:
     return [page]
 
 
-# What is shown
+# What is shown: on small canvases, which fill a slide, so that their words are read from the last row
 
 
 @style.house()
 def everybody() -> Figure:
     """P(yes) of every user who was asked about the thing of unit 0, by two methods."""
     shown = one_picture.chosen()
-    figure, axes = style.canvas(9.5, 2.4)
+    figure, axes = style.canvas(6.4, 1.7)
     axis = axes.flat[0]
     for place, method in enumerate(("PrefMoE", "LoRA")):
         look = style.METHODS[method]
         for likes, shift in ((True, 0.13), (False, -0.13)):
             values = shown.table.loc[shown.truly == likes, method]
             face = look.colour if likes else "white"
-            axis.scatter(values, [place + shift] * len(values), 90, marker=look.marker, c=face, edgecolors=look.colour)
+            axis.scatter(values, [place + shift] * len(values), 60, marker=look.marker, c=face, edgecolors=look.colour)
     axis.axvline(0.5, color="#39424e", linestyle=":")
     axis.set(xlim=(-0.03, 1.03), ylim=(-0.6, 1.6), yticks=[0, 1], xlabel='P("yes")')
     axis.set_yticklabels(["PrefMoE", "LoRA"])
@@ -215,17 +215,16 @@ def apart(t: Tables) -> Figure:
     table = pd.DataFrame([_row(t, method, "auc_same") for method in ROWS])
     above = table.loc[table["low"] > 0.5, "method"]
     return forms.intervals(
-        table, rows="method", panels="metric", references={"the population's guess": 0.5}, panel_width=6.4,
+        table, rows="method", panels="metric", references={"the population's guess": 0.5}, panel_width=3.9,
         title=f"{len(above)} of {len(ROWS)} rows are above the population's guess",
-        caption=f"n = {int(table['n'].iloc[0])} pairs of answers; lines: 95 % bootstrap over users. Above: "
-        f"{', '.join(above)}.",
+        caption=f"n = {int(table['n'].iloc[0])} pairs of answers; lines: 95 % bootstrap over users.",
     )  # fmt: skip
 
 
 @style.house()
 def tokens() -> Figure:
     """The thirteen vectors of a user."""
-    figure, axes = style.canvas(10.5, 2.6)
+    figure, axes = style.canvas(6.4, 2.1)
     axis = axes.flat[0]
     names = ["name", "image", "description", *(f"{kind}\n{facet}" for facet in FACETS for kind in ("p", "r"))]
     colours = ["#d7dde6"] * 3 + ["#f1d9ae", "#bfdcf2"] * len(FACETS)
@@ -234,7 +233,7 @@ def tokens() -> Figure:
             (place + 0.06, 0), 0.88, 1, boxstyle="round,pad=0,rounding_size=.08", fc=colour, ec="#39424e"
         )
         axis.add_patch(box)
-        axis.text(place + 0.5, 0.5, name, ha="center", va="center", fontsize=9, rotation=90)
+        axis.text(place + 0.5, 0.5, name, ha="center", va="center", fontsize=8, rotation=90)
     axis.set(xlim=(0, len(names)), ylim=(-0.05, 1.05))
     axis.set_axis_off()
     return style.finish(
@@ -248,7 +247,7 @@ def residuals() -> Figure:
     """Two anchors and their residuals: unit 3's example by hand."""
     anchors = BY_HAND[:, 0].numpy()
     mean = anchors.mean(0)
-    figure, axes = style.canvas(9.5, 3.6, 1, 2)
+    figure, axes = style.canvas(6.4, 2.4, 1, 2)
     cosines = []
     for axis, vectors, title in zip(axes.flat, (anchors, anchors - mean), ("anchors", "residuals"), strict=True):
         first, second = vectors
@@ -256,7 +255,7 @@ def residuals() -> Figure:
         for vector, colour, name in zip(vectors, ("#0b6bb8", "#b45309"), ("one user", "another"), strict=True):
             axis.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2.5})
             axis.annotate(name, vector, (4, 6), textcoords="offset points", color=colour, fontsize=9)
-        axis.set(xlim=(-1.8, 3.8), ylim=(-0.6, 1.7), title=f"{title}: cosine {cosines[-1]:.2f}", aspect="equal")
+        axis.set(xlim=(-1.8, 4.6), ylim=(-0.6, 1.7), title=f"{title}: cosine {cosines[-1]:.2f}", aspect="equal")
         axis.plot(0, 0, "o", color="#39424e", markersize=4)
     return style.finish(
         figure, f"With the mean taken away a cosine of {cosines[0]:.2f} becomes {cosines[1]:.2f}",
@@ -272,15 +271,14 @@ def gates(t: Tables) -> Figure:
         group=table["group"].str.removeprefix("preference, "), expert=[f"expert {k}" for k in table["expert"]]
     )
     return forms.bars(
-        table, rows="group", series="expert", stacked=True, xlabel="mean gate", width=9.5,
-        title="Whatever is asked about, the experts are mixed alike",
-        caption="A bar for each facet that is asked about.",
+        table, rows="group", series="expert", stacked=True, xlabel="mean gate, by the facet that is asked about",
+        title="Whatever is asked about, the experts are mixed alike", caption="", width=6.4, thickness=0.19, numbers="",
     )  # fmt: skip
 
 
 def drawn(t: Tables) -> dict[str, Figure]:
     """Name -> picture."""
-    made = {"scene": one_picture.drawn(), "everybody": everybody(), "apart": apart(t)}
+    made = {"scene": one_picture.drawn(1.8), "everybody": everybody(), "apart": apart(t)}
     return made | {"tokens": tokens(), "residuals": residuals(), "gates": gates(t)}
 
 
