@@ -399,8 +399,9 @@ def test_a_repository_that_cannot_be_asked_is_refused_in_one_line_before_its_wei
     assert not [pattern for patterns in downloads for pattern in patterns if "safetensors" in pattern]
 
 
-def test_the_command_says_what_is_wrong_and_what_can_be_asked(broken, capsys):
-    options = ["--edition", "smoke", "--check"]
+def test_the_command_says_what_is_wrong_and_what_can_be_asked(broken, monkeypatch, capsys):
+    monkeypatch.setattr(mmpb, "load_benchmark", lambda *_: small_benchmark())
+    options = ["--edition", "smoke", "--check", "--turns", "0"]
     assert main(["mmpb", str(broken()), *options, "--switch", "pictures=2"]) == 0
     assert "model can be asked: pictures-2" in capsys.readouterr().out
     assert main(["mmpb", "no-such-model", *options]) == 1
