@@ -20,7 +20,7 @@ WORKFLOW = (
     "huggingface_hub._snapshot_download", "nbformat", "numpy", "packaging.version", "pandas", "platformdirs",
     "pyarrow.parquet", "pydantic", "python_avatars", "requests", "resvg_py", "smart_open", "snakemake.cli",
     "snakemake.profiles", "snakemake.report.html_reporter", "snakemake.storage", "sqlmodel", "tqdm.auto", "truststore",
-    "yaml", "yte",
+    "warm_snakemake", "yaml", "yte",
 )  # fmt: skip
 """What a workflow imports of others."""
 
@@ -86,6 +86,7 @@ def _python(arguments: list[str], folder: Path, environment: dict[str, str], out
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     if constants := sys.modules.get("huggingface_hub.constants"):
         importlib.reload(constants)  # it reads the environment when it is imported
     sys.path[:] = [str(folder), *(path for path in sys.path if path not in ("", str(Path(__file__).parent)))]
