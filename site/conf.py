@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
+from sphinx.search.en import SearchEnglish
 from sphinx.util import logging
 
 import prefmoe
@@ -100,5 +102,6 @@ def _display(translator, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    SearchEnglish.stem = cache(SearchEnglish.stem)  # of words that most pages say
     app.add_lexer("csv", TextLexer)
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
