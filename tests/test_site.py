@@ -16,6 +16,7 @@ import pytest
 import site_zip
 import warm_python
 import yaml
+from explorer_browser import chromium
 from site_book import assemble, sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,6 +164,35 @@ def test_the_book_has_the_slides_with_their_notes_and_no_more_of_reveal_than_the
 
 def test_every_picture_has_an_alternative_text(pages):
     assert not {path.name: page.without_alt for path, page in pages.items() if page.without_alt}
+
+
+PHONE = {"width": 390, "height": 800}
+WIDER = """() => {
+  const root = document.scrollingElement, phone = root.clientWidth;
+  if (root.scrollWidth <= phone) return [];
+  const kept = (part) => part !== root && (["auto", "scroll"].includes(getComputedStyle(part).overflowX)
+    || getComputedStyle(part).position === "fixed" || (part.parentElement && kept(part.parentElement)));
+  return [...document.body.querySelectorAll("*")].filter(
+    (part) => part.getBoundingClientRect().right > phone && !kept(part)).map((part) => part.outerHTML.slice(0, 80));
+}"""
+"""The parts for which a page scrolls sideways; what scrolls by itself, and what is out of the way, are none."""
+
+
+def test_no_page_scrolls_sideways_on_a_phone(book, pages, tmp_path):
+    """Exercises are left out: they are the pages with solutions, without these and their outputs."""
+    wide, apart = (tmp_path / f"{name}.html" for name in ("wide", "apart"))
+    wide.write_text('<!doctype html><p>text</p><div id="table" style="width: 500px">wide</div>')
+    apart.write_text(f'<!doctype html><div style="overflow-x: auto">{wide.read_text()}</div>')
+    shown = [path for path in pages if "exercises" not in path.parts and "slides" not in path.parts]
+    assert len(shown) > 60 and {book / "index.html", book / "notebooks/07_main_table.html"} < set(shown)
+    found = {}
+    with chromium() as browser:
+        page = browser.new_page(viewport=PHONE)
+        for path in (wide, apart, *shown):
+            page.goto(path.as_uri())
+            found[path] = page.evaluate(WIDER)
+    assert len(found.pop(wide)) == 1 and not found.pop(apart)
+    assert not {path.relative_to(book).as_posix(): parts[:3] for path, parts in found.items() if parts}
 
 
 def test_every_notebook_and_page_of_the_clone_is_a_page(book):
