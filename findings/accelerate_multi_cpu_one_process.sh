@@ -22,8 +22,10 @@ mixed_precision: 'no'
 YAML
 cat >count.py <<'PY'
 from accelerate import Accelerator
-state = Accelerator(cpu=True).state
+accelerator = Accelerator(cpu=True)
+state = accelerator.state
 print(f"process {state.process_index} of {state.num_processes}, {state.distributed_type.value}\n", end="", flush=True)
+accelerator.wait_for_everyone()
 if state.num_processes > 1:
     import torch.distributed
     torch.distributed.destroy_process_group()
@@ -40,6 +42,8 @@ print("torchrun:", lines["torchrun.out"])
 expected = sys.argv[1:] == ["0", "0"] and lines == {
     "launch.out": ["process 0 of 1, NO"], "launch.err": [],
     "torchrun.out": ["process 0 of 2, MULTI_CPU", "process 1 of 2, MULTI_CPU"]}
+if sys.argv[2] != "0":
+    print("torchrun's stderr:", Path("torchrun.err").read_text())
 print("as described" if expected else "CHANGED")
 sys.exit(not expected)
 PY
