@@ -45,7 +45,7 @@ from prefmoe.analysis.references import (
     references,
     untold_likes,
 )
-from prefmoe.analysis.text import group_rises, readable, told_apart, verdicts
+from prefmoe.analysis.text import counted, group_rises, mean_of_seeds, readable, told_apart, verdicts
 from prefmoe.config import Edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Preference, User
 from prefmoe.system import run_files
@@ -651,6 +651,11 @@ def test_told_apart_is_asked_of_a_table_or_of_one_row():
     assert told_apart(table).tolist() == table["apart"].tolist()
     assert [bool(told_apart(row)) for _, row in table.iterrows()] == table["apart"].tolist()
     assert told_apart(table, alpha=0.1).tolist()[3] and not told_apart(table, alpha=0.005).any()
+
+
+def test_one_is_counted_without_a_plural():
+    assert [counted(k, "choice") for k in (0, 1, 8)] == ["0 choices", "1 choice", "8 choices"]
+    assert [mean_of_seeds(k) for k in (1, 3)] == ["one seed", "mean of 3 seeds"]
 
 
 def test_group_rises_compares_intervals_of_the_outer_groups():
