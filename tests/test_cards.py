@@ -1,4 +1,4 @@
-"""Cards of the shipped backbones: their parts add up, their abilities come with the right level of chance."""
+"""Cards of backbones: their parts add up, their abilities come with the right level of chance."""
 
 from __future__ import annotations
 
@@ -48,3 +48,16 @@ def test_a_card_that_is_missing_or_says_nothing_is_named(card):
 def test_a_backbone_without_shipped_weights_has_no_card():
     with pytest.raises(BackboneError, match="not shipped; llava-mini"):
         cards.read_card("llava-1.5-7b")
+
+
+def test_a_rung_of_the_ladder_has_the_card_beside_its_weights(monkeypatch, tmp_path):
+    name = "llava-mini-half"
+    monkeypatch.setenv("PREFMOE_WEIGHTS", str(tmp_path))
+    with pytest.raises(BackboneError, match=f"{name} does not exist; make it once with"):
+        cards.read_card(name)
+    (tmp_path / name).mkdir()
+    card = {"abilities": {"preference yes/no": {"accuracy": 0.75, "n": 40}}}
+    (tmp_path / name / cards.CARD).write_text(json.dumps(card))
+    assert cards.abilities([name]).to_dict("records") == [
+        {"backbone": name, "ability": "preference yes/no", "value": 0.75, "n": 40, "chance": 0.5}
+    ]

@@ -36,7 +36,7 @@ def test_the_sentences_of_a_notebook_are_those_of_the_committed_tables(name):
 
 def test_every_notebook_about_results_has_sentences():
     paths = (ROOT / "notebooks").glob("*.ipynb")
-    editions = ("mini", "preference-mini", "generation-mini", "ranking", "rivals")
+    editions = ("mini", "preference-mini", "generation-mini", "ladder", "ranking", "rivals")
     about = {path.name[:2] for path in paths if defaults(read(path)).get("edition") in editions}
     assert about <= set(CONCLUSIONS) | set(NO_TABLES)
     assert not set(CONCLUSIONS) & set(NO_TABLES)
@@ -45,7 +45,7 @@ def test_every_notebook_about_results_has_sentences():
 @pytest.fixture
 def clone(tmp_path) -> Path:
     """A copy of the committed tables and notebooks."""
-    shown = ("mini", "preference-mini", "generation-mini", "ranking", "rivals")
+    shown = ("mini", "preference-mini", "generation-mini", "ladder", "ranking", "rivals")
     for name in (*(f"figures/{edition}" for edition in shown), "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.png"))
     return tmp_path

@@ -22,7 +22,7 @@ from prefmoe.config import (
 )
 from prefmoe.config.registry import BackboneError, read_registry
 from prefmoe.system.names import check_name
-from prefmoe.system.places import REGISTRY, known_backbones
+from prefmoe.system.places import REGISTRY, known_backbones, made_backbones
 
 EDITIONS = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
 
@@ -91,6 +91,17 @@ def test_the_rivals_are_asked_what_the_default_edition_asks():
     assert len(rivals()) == 6 and smoke.table1 == tuple(smoke.methods) and set(edition.table1) == set(edition.methods)
     ours = {name for name, method in edition.methods.items() if method.kind in rivals()}
     assert {name: edition.methods[name].label for name in ours} == {name: smoke.methods[name].label for name in ours}
+
+
+def test_the_ladder_is_asked_what_the_default_edition_asks_in_the_same_way():
+    edition, mini = load_edition("ladder"), load_edition("mini")
+    assert (edition.data, edition.training, edition.seeds) == (mini.data, mini.training, mini.seeds)
+    less = {"turns": (0,), "splits": ("test",), "controls": ()}
+    assert edition.evaluation == mini.evaluation.model_copy(update=less)
+    for name, method in edition.methods.items():
+        assert method == mini.methods[name], name
+    assert set(edition.backbones) <= {name for name, how in made_backbones().items() if "pretrain.py" in how}
+    assert set(edition.table1) == set(edition.methods)
 
 
 def test_the_paper_edition_has_the_published_hyper_parameters():

@@ -229,7 +229,7 @@ def test_an_edition_without_committed_tables_or_without_own_ones_is_said(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "edition", ["generation-mini", "mini", "preference-mini", "ranking", "rivals", "small", "small-sample"]
+    "edition", ["generation-mini", "ladder", "mini", "preference-mini", "ranking", "rivals", "small", "small-sample"]
 )
 def test_every_committed_edition_reproduces_itself(edition):
     assert compare_edition(edition, made=FIGURES / edition).verdict == REPRODUCED

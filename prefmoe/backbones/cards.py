@@ -1,4 +1,4 @@
-"""What the shipped backbones are made of and can do: sizes of their parts, abilities from their cards."""
+"""What backbones are made of, and what those that have a card can do: sizes of parts, measured abilities."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pandas as pd
 from torch import nn
 
 from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.weights import offline_folder
 from prefmoe.config.backbone_files import MINIATURE_CARD as CARD
 from prefmoe.config.registry import BackboneError, find_backbone, read_registry
 from prefmoe.data.drawing import ITEM_FACET
@@ -27,15 +28,16 @@ def shipped() -> list[str]:
 
 
 def read_card(name: str) -> dict:
-    """How a shipped backbone was made, and what it was measured to do.
+    """How a backbone was made that the package ships, or that its recipes put into $PREFMOE_WEIGHTS, and what it was
+    measured to do.
 
     Raises:
-        BackboneError: if it is not shipped, or its card is missing or lists no abilities.
+        BackboneError: if it is neither, or its card is missing or lists no abilities.
     """
     entry = find_backbone(name)
-    if entry.folder is None:
+    if (folder := entry.folder or offline_folder(entry)) is None:
         raise BackboneError(f"backbone {name!r} is not shipped; {', '.join(shipped())} are")
-    path = entry.folder / CARD
+    path = folder / CARD
     if not path.is_file():
         raise BackboneError(f"backbone {name!r}: {path} is missing")
     try:
@@ -48,7 +50,7 @@ def read_card(name: str) -> dict:
 
 
 def abilities(names: Iterable[str] | None = None) -> pd.DataFrame:
-    """The abilities on the cards of shipped backbones (all when no names are given).
+    """The abilities on the cards of backbones (all that are shipped when no names are given).
 
     Returns:
         columns backbone, ability, value (share of correct answers), n and chance (NaN where unknown).

@@ -34,7 +34,7 @@ KEYS = (
     "stage", "tokens", "colour", "neighbours", "router", "expert", "question_type", "bin_low", "bin_high", "index",
     "user", "question", "origin", "layer", "token", "liked", "told", "fresh", "control", "users", "n_ref", "candidates",
     "k", "prototypes", "prototype", "order", "condition", "scale", "task", "rater", "attribute",
-    "items", "place",
+    "items", "place", "ability",
 )  # fmt: skip
 """Columns that say what a row is about; rows are matched by those that a table has, never by position."""
 

@@ -263,6 +263,7 @@ CONCLUSIONS: dict[str, Callable[[Tables], list[str]]] = {
     "19": choices.liked, "20": choices.prototypes, "21": choices.history, "22": pictures.drawer,
     "23": pictures.probes, "24": pictures.alignment, "25": pictures.branch, "26": pictures.pictures,
     "27": pictures.rewards, "28": rivals.rivals, "29": ranking.recommendation, "30": _map,
+    "31": protocol.ladder,
 }  # fmt: skip
 """The sentences of each notebook, by the beginning of its file name."""
 

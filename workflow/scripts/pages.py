@@ -232,6 +232,26 @@ def _survey(figures: Path) -> str:
     return "\n".join(parts)
 
 
+def _ladder(table: pd.DataFrame) -> str:
+    """Two measures of every method on every rung of the ladder of readers, a column for each rung."""
+    parts = []
+    for metric in ("auc_told", AUC_SAME):
+        rows = table[(table["metric"] == metric) & (table["type"] != REFERENCE)]
+        rows = rows.assign(metric=rows["backbone"].str.removeprefix("llava-mini-"))
+        grid = _grid(rows, ["method"], list(rows["metric"].unique()), 2)
+        parts.append(f"`{metric}`, n {rows['n'].max()}:\n\n{grid}\n")
+    return "\n".join(parts)
+
+
+def _ladder_skills(table: pd.DataFrame) -> str:
+    """What the cards of the rungs say, a line for each."""
+    grid = table.pivot(index=["rung", "backbone"], columns="ability", values="value").loc[
+        list(table[["rung", "backbone"]].drop_duplicates().itertuples(index=False, name=None))
+    ]
+    shown = [name for name in table["ability"].unique() if "description" not in name]
+    return _lines(grid[shown].map("{:.2f}".format).reset_index(), numbers=len(shown)) + "\n"
+
+
 def _from(name: str, written: Callable[[pd.DataFrame], str]) -> Callable[[Path], str]:
     """The Markdown of one committed CSV file; a line that says so where nobody has committed it."""
 
@@ -260,6 +280,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "small controls": _from("small/controls.csv", _controls),
     "rivals": _main("rivals"),
     "unseen rivals": _from("rivals/unseen.csv", _unseen),
+    "ladder": _from("ladder/table1.csv", _ladder),
+    "ladder skills": _from("ladder/skills.csv", _ladder_skills),
     "choices": _from("preference-mini/table1.csv", _choices),
     "pictures": _from("generation-mini/table1.csv", _pictures),
     "ranking": _from("ranking/ranking.csv", _ranking),

@@ -64,3 +64,42 @@ def _budget(t: Tables, method: str, metric: str) -> pd.Series:
 
 def _said(row: pd.Series) -> str:
     return f"{around(row, 3, 'difference')} ({'told apart' if told_apart(row) else 'not told apart'})"
+
+
+def ladder(t: Tables) -> list[str]:
+    """Text or prefix, by what the backbone reads and has practised."""
+
+    def told(rung: str, method: str, metric: str = "auc_told") -> pd.Series:
+        return t.row("ladder/table1", backbone=f"{BACKBONE}-{rung}", method=method, metric=metric, turns=0)
+
+    def gained(rung: str, method: str, metric: str = "auc_told") -> pd.Series:
+        return t.row("ladder/practice", backbone=f"{BACKBONE}-{rung}", method=method, metric=metric, turns=0)
+
+    def beside_text(rung: str) -> pd.Series:
+        where = {"method": "PrefMoE", "baseline": "LoRA with profile", "metric": "auc_told", "turns": 0}
+        return t.row("ladder/comparisons", backbone=f"{BACKBONE}-{rung}", **where)
+
+    low, high = (told(rung, "LoRA with profile") for rung in ("unread", "reader"))
+    holds(low["high"] < high["low"], "who is given the text is as good as the backbone reads")
+    unread, reader = beside_text("unread-practised"), beside_text("reader")
+    holds(unread["low"] < 0 < unread["high"], "the prefix is not ahead of the text where nobody reads")
+    holds(reader["high"] < 0 and reader["p_users_holm"] < 0.05, "without practice the text is ahead of the prefix")
+    own, free = (gained(f"reader-{practice}", "PrefMoE") for practice in ("practised", "placebo"))
+    embedding = gained("reader-placebo", "Free user embedding", "auc_same")
+    holds(own["low"] > 0 and free["low"] > 0 and embedding["low"] > 0, "both kinds of practice pay")
+    before = [told(rung, "PrefMoE before training") for rung in ("reader-practised", "reader-placebo")]
+    holds(before[0]["low"] > 0.5 and before[1]["low"] < 0.5, "untrained PrefMoE is read after its own practice alone")
+    ours, theirs = (told("reader-placebo", name, "auc_same") for name in ("PrefMoE", "Free user embedding"))
+    return [
+        f"Who is given the text is as good as the backbone reads: the AUC of LoRA with the profile about what profiles "
+        f"tell is {around(low)} where nobody reads and {around(high)} where the backbone reads well.",
+        f"On no rung is the compressed profile told apart as better than the text: PrefMoE minus LoRA with it is "
+        f"{around(unread, name='difference')} where nobody reads but prefixes were practised, and "
+        f"{around(reader, name='difference')} where the backbone reads well and practised nothing.",
+        f"Practice is a privilege: it gives PrefMoE {around(own, name='difference')} on the backbone that reads. Free "
+        f"tokens of invented people, which no profile made, give it {around(free, name='difference')}: most of it is "
+        f"practice in soft tokens, not in these. Before training PrefMoE is understood after its own practice alone "
+        f"({dot(before[0]['value'])}; after the placebo's {dot(before[1]['value'])}).",
+        f"The placebo lifts the free user embedding as well, by {around(embedding, name='difference')} over all pairs, "
+        f"to {around(theirs)}; PrefMoE has {around(ours)} there.",
+    ]
