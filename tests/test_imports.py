@@ -27,6 +27,14 @@ def test_every_wing_has_a_layer() -> None:
     assert {f"prefmoe.{wing}" for wing in wings} == set(layers.split()) - {":", "|"}
 
 
+def test_the_linter_reads_every_module() -> None:
+    """It leaves out folders without __init__.py, whose modules Python imports all the same
+    (findings/import_linter_folders_without_init.sh)."""
+    files = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "prefmoe").rglob("*.py")}
+    modules = {".".join(file.parts).removesuffix(".__init__") for file in files}
+    assert grimp.build_graph("prefmoe", cache_dir=None).modules == modules
+
+
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """What is imported inside functions and for types alone counts as well."""
     graph = grimp.build_graph("prefmoe", cache_dir=None)
