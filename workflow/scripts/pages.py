@@ -245,10 +245,8 @@ def _ladder(table: pd.DataFrame) -> str:
 
 def _ladder_skills(table: pd.DataFrame) -> str:
     """What the cards of the rungs say, a line for each."""
-    grid = table.pivot(index=["rung", "backbone"], columns="ability", values="value").loc[
-        list(table[["rung", "backbone"]].drop_duplicates().itertuples(index=False, name=None))
-    ]
-    shown = [name for name in table["ability"].unique() if "description" not in name]
+    grid = table.pivot_table(index=["rung", "backbone"], columns="ability", values="value", sort=False)
+    shown = [name for name in grid if "description" not in name]
     return _lines(grid[shown].map("{:.2f}".format).reset_index(), numbers=len(shown)) + "\n"
 
 
