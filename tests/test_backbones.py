@@ -365,7 +365,7 @@ def test_vision_cache_lets_the_projector_learn(
         gradients.append([p.grad.clone() for p in backbone.projector.parameters()])
     for plain, found in zip(*gradients, strict=True):
         assert bool(plain.any())
-        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache, partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from method_checks import assert_backbone_unchanged, batch_of, fit, logits, move
 from pydantic import TypeAdapter
 
 from prefmoe import config
+from prefmoe.backbones.backbone import Backbone
 from prefmoe.config import Training
 from prefmoe.data.benchmark import User
 from prefmoe.models.base import Method, MethodError, build_method
@@ -38,10 +40,24 @@ def configuration(kind: str) -> config.Method:
     return TypeAdapter(config.Method).validate_python({"kind": kind, "label": kind, **CONFIGS[kind]})
 
 
+@pytest.fixture(scope="module")
+def fresh(tiny_backbone):
+    """fresh(architecture): a tiny backbone that goes on with what the module's others saw, as the runs of one process
+    do. What a tower says about a picture depends, in its last digits, on the pictures that it sees beside it."""
+    first = cache(partial(tiny_backbone, cache_images=True))
+
+    def fresh(kind: str) -> Backbone:
+        backbone = tiny_backbone(kind, cache_images=True)
+        backbone.adopt_caches(first(kind))
+        return backbone
+
+    return fresh
+
+
 @pytest.fixture
-def build(tiny_backbone, tiny_benchmark):
+def build(fresh, tiny_benchmark):
     def build(kind: str, backbone: str) -> Method:
-        return build_method(configuration(kind), tiny_backbone(backbone, cache_images=True), tiny_benchmark, seed=0)
+        return build_method(configuration(kind), fresh(backbone), tiny_benchmark, seed=0)
 
     return build
 
@@ -49,7 +65,7 @@ def build(tiny_backbone, tiny_benchmark):
 @BACKBONES
 @KINDS
 def test_it_learns_what_it_says_it_trains_and_nothing_else_and_comes_back_from_disk(
-    build, tiny_backbone, tiny_benchmark, tmp_path, kind, backbone
+    build, fresh, tiny_backbone, tiny_benchmark, tmp_path, kind, backbone
 ):
     method = build(kind, backbone)
     untrained = logits(method.eval())
@@ -66,7 +82,7 @@ def test_it_learns_what_it_says_it_trains_and_nothing_else_and_comes_back_from_d
     assert described["kind"] == kind
     assert described["trainable_total"] == sum(p.numel() for p in method.parameters() if p.requires_grad)
     method.save_pretrained(tmp_path)
-    loaded = Method.from_pretrained(tmp_path, tiny_backbone(backbone), tiny_benchmark)
+    loaded = Method.from_pretrained(tmp_path, fresh(backbone), tiny_benchmark)
     assert type(loaded) is type(method)
     assert torch.equal(logits(loaded), logits(method))
     assert not torch.allclose(logits(loaded), untrained)
@@ -118,7 +134,7 @@ def test_generation_begins_where_a_forward_pass_ends(build, kind, backbone):
 
 
 @KINDS
-def test_new_users_are_served_or_refused(build, tiny_backbone, tiny_benchmark, tmp_path, kind):
+def test_new_users_are_served_or_refused(build, fresh, tiny_benchmark, tmp_path, kind):
     method = build(kind, "llava").eval()
     someone = next(iter(tiny_benchmark.users.values())).model_dump() | {"name": "Eve"}
     if kind not in SERVES_NEW_USERS:
@@ -130,7 +146,7 @@ def test_new_users_are_served_or_refused(build, tiny_backbone, tiny_benchmark, t
     assert method.add_user(User(**someone)) == len(tiny_benchmark.users)
     assert torch.equal(logits(method), before)
     method.save_pretrained(tmp_path)
-    loaded = Method.from_pretrained(tmp_path, tiny_backbone("llava"), tiny_benchmark)
+    loaded = Method.from_pretrained(tmp_path, fresh("llava"), tiny_benchmark)
     assert "Eve" in loaded.benchmark.users
     assert torch.equal(logits(loaded), before)
 

@@ -108,13 +108,13 @@ def assert_same(found: Path, expected: Path) -> None:
     """Equal losses, weights and answers up to the order of sums."""
     ours, theirs = (pd.read_parquet(path / "losses.parquet") for path in (found, expected))
     pd.testing.assert_frame_equal(ours, theirs, rtol=2e-3, atol=1e-5)
-    # Adam makes steps of full size out of gradients that are nothing but rounding; the sum of all steps is compared.
+    # Adam makes steps of full size out of gradients that are nothing but rounding: one entry in fifty may be one.
     ours, theirs = (load_file(path / "method" / "method.safetensors") for path in (found, expected))
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         if value.is_floating_point() and value.any():
-            distance = (ours[name] - value).norm() / value.norm()
-            assert distance < 1e-2, f"{name}: {distance}"
+            differ = ((ours[name] - value).abs() > 1e-2 * value.abs().max()).double().mean()
+            assert differ < 0.02, f"{name}: {differ:.3f} of its entries differ"
     ours, theirs = (pd.read_parquet(path / "predictions.parquet") for path in (found, expected))
     numbers = theirs.select_dtypes("number").columns
     pd.testing.assert_frame_equal(ours.drop(columns=numbers), theirs.drop(columns=numbers))

@@ -132,6 +132,18 @@ def test_a_dead_kernel_is_an_error(tmp_path):
     assert not (tmp_path / "out.ipynb").exists()
 
 
+@pytest.mark.parametrize(("name", "transport"), [("k", "ipc"), ("long" * 20, "tcp")])
+def test_kernels_that_start_together_take_no_port_from_each_other(tmp_path_factory, monkeypatch, name, transport):
+    folder = tmp_path_factory.mktemp(name)
+    source = _notebook(folder / "source.ipynb", "from ipykernel import get_connection_info\nget_connection_info()")
+    (folder / "t").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "t"))
+    execute(source, folder / "out.ipynb")
+    (output,) = nbformat.read(folder / "out.ipynb", as_version=4).cells[1].outputs
+    assert f'"transport": "{transport}"' in output["data"]["text/plain"]
+    assert not any((folder / "t").iterdir())
+
+
 @pytest.mark.parametrize("leave", ["sys.exit(0)", "sys.exit()"])
 def test_a_cell_that_leaves_the_notebook_has_not_finished_it(tmp_path, leave):
     source = _notebook(tmp_path / "source.ipynb", "import sys", "print('before')", leave, "", "print('after')")

@@ -122,8 +122,13 @@ class VisionCache:
         return BaseModelOutputWithPooling(pooler_output=merged)
 
     def _new(self, keys: Sequence[bytes]) -> dict[bytes, int]:
-        """Position of the first occurrence of each key that is not kept yet."""
-        return {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._states}
+        """Position of the first occurrence of each key that is not kept yet, in the order of the batch: pictures that
+        all are new pass through the tower as they would without a cache."""
+        first: dict[bytes, int] = {}
+        for i, key in enumerate(keys):
+            if key not in self._states:
+                first.setdefault(key, i)
+        return first
 
     @torch.no_grad()
     def _before_merger(self, patches: Tensor, grids: Tensor, options: dict[str, Any]) -> list[Tensor]:

@@ -23,6 +23,8 @@ KERNEL_OPTIONS = (
     # Imports make a million objects that stay; to look through them for garbage takes a tenth of a notebook's start.
     "--IPKernelApp.exec_lines=__import__('gc').set_threshold(100_000, 20, 20)",
 )
+LONGEST_SOCKET = 103
+"""Bytes in a socket's path: 107 on Linux, 103 on macOS."""
 
 
 def run_in_kernel(
@@ -58,6 +60,9 @@ def run_in_kernel(
 
             kernel_spec = spec
 
+            def __init__(self, **options: Any) -> None:
+                super().__init__(**options, **_connection(Path(folder)))
+
         with _quiet("papermill"), _signals_as_exits():
             papermill.execute_notebook(
                 str(notebook),
@@ -73,6 +78,14 @@ def run_in_kernel(
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
             )
+
+
+def _connection(folder: Path) -> dict[str, str]:
+    """How the runner and its kernel talk: by sockets in a folder of their own where its path is short enough for one.
+    A TCP port that is free when it is chosen may be taken by another notebook's kernel before this one listens."""
+    file = folder / "kernel.json"
+    has_room = len(os.fsencode(file)) <= LONGEST_SOCKET - len("-ipc-00")
+    return {"connection_file": str(file), "transport": "ipc" if os.name == "posix" and has_room else "tcp"}
 
 
 @contextmanager
