@@ -298,6 +298,7 @@ def test_a_drawer_is_the_same_after_saving_and_loading(drawer, tmp_path):
     given = dict(noise=SEEDS, steps=2)
     assert torch.equal(sample(again, PROMPTS, **given), sample(drawer, PROMPTS, **given))
     assert (again.size, again.width, again.length) == (32, 16, 11)
+    assert len({path.stat().st_mode for path in (tmp_path / "drawer").rglob("*") if path.is_file()}) == 1
 
 
 def test_a_branch_is_the_same_after_saving_and_loading(personal, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prefmoe.system.files import FileError, is_intact, read_json, seal_of, whole_file, write_json
+from prefmoe.system.files import FileError, is_intact, open_to_readers, read_json, seal_of, whole_file, write_json
 
 
 def test_a_file_has_its_name_when_the_block_has_ended(tmp_path):
@@ -41,9 +41,13 @@ def test_a_file_has_the_mode_of_the_umask_whoever_writes_it(tmp_path, umask, mod
         for sealed in (False, True):
             with whole_file(tmp_path / f"{sealed}.safetensors", sealed=sealed) as partial:
                 save_file({"a": torch.zeros(2)}, partial)
+        (tmp_path / "folder" / "inner").mkdir(parents=True)
+        save_file({"a": torch.zeros(2)}, tmp_path / "folder" / "inner" / "model.safetensors")
+        open_to_readers(tmp_path / "folder")
     finally:
         os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()} == {mode}
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["inner"]
 
 
 def test_a_sealed_file_is_intact_until_anything_changes(tmp_path, caplog):

@@ -194,6 +194,11 @@ def test_the_folder_speaks_like_its_language_model_and_sees_like_its_tower(parts
     torch.testing.assert_close(seen, tower(pixels).last_hidden_state)
 
 
+def test_whoever_may_read_the_folder_may_read_its_weights(parts: tuple) -> None:
+    modes = {path.name: path.stat().st_mode for path in parts[0].iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_another_vocabulary_is_refused(parts: tuple, tmp_path: Path) -> None:
     _, language, tower = parts
     wrong = {**language.state_dict(), "model.embed_tokens.weight": torch.zeros(5, 32)}

@@ -37,7 +37,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from prefmoe.backbones.efficientnet_lite import EfficientNetLiteConfig, folded
 from prefmoe.system import hub
-from prefmoe.system.files import is_intact, read_json, sha256, whole_file, write_json
+from prefmoe.system.files import is_intact, open_to_readers, read_json, sha256, whole_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -274,6 +274,7 @@ def assemble(
     )  # fmt: skip
     model.save_pretrained(folder)
     picture_processor(tower_config, tokens).save_pretrained(folder)
+    open_to_readers(folder)
 
 
 def new_projector(config: LlavaConfig, seed: int) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
-from prefmoe.system.files import FileError, read_json
+from prefmoe.system.files import FileError, open_to_readers, read_json
 from prefmoe.system.places import DRAWER, PACKAGE
 
 FOLDER = PACKAGE / "weights" / DRAWER
@@ -72,6 +72,7 @@ class Drawer(DiffusionPipeline):
         if self.has_user_branch:
             raise DrawerError("a drawer is saved without its branch for users: save_user_branch, remove_user_branch")
         super().save_pretrained(folder, **options)
+        open_to_readers(Path(folder))
 
     @property
     def size(self) -> int:

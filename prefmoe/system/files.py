@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +42,18 @@ def whole_file(path: Path, *, sealed: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def open_to_readers(folder: Path) -> None:
+    """Gives the files of a folder that a library wrote the mode that the umask gives: safetensors makes files that
+    nobody but their owner can read."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        usual = Path(place) / "usual"
+        usual.touch()
+        mode = stat.S_IMODE(usual.stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def seal_of(path: Path) -> Path:

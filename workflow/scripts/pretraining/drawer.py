@@ -32,7 +32,7 @@ from prefmoe.generation.drawer import FOLDER, Drawer
 from prefmoe.generation.reader import READER, AttributeReader, load_reader
 from prefmoe.generation.sampling import STEPS, TEXT_SCALE
 from prefmoe.running.record import hardware
-from prefmoe.system.files import write_json
+from prefmoe.system.files import open_to_readers, write_json
 from prefmoe.system.places import DRAWER
 from pretraining.attribute_reader import train_reader
 from pretraining.drawer_abilities import measure_drawing, measure_reading, unseen_captions
@@ -173,5 +173,6 @@ def write(drawer: Drawer, reader: AttributeReader, folder: Path) -> None:
         network.half()
     drawer.save_pretrained(folder)
     reader.save_pretrained(folder / READER.name)
+    open_to_readers(folder / READER.name)
     for network, state in zip(networks, states, strict=True):
         network.float().load_state_dict(state)

@@ -31,7 +31,7 @@ from prefmoe.data import miniature as world
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
 from prefmoe.data.people import NAMES
-from prefmoe.system.files import write_json
+from prefmoe.system.files import open_to_readers, write_json
 from prefmoe.system.places import MINIATURES, PACKAGE
 
 IMAGE_SIZE, GRID, HIDDEN = 64, 4, 128
@@ -229,6 +229,7 @@ def write(model, processor, folder: Path, card: dict) -> None:
     half.config.dtype = torch.float16
     half.save_pretrained(folder)
     processor.save_pretrained(folder)
+    open_to_readers(folder)
     weights = (folder / "model.safetensors").read_bytes()
     card = {**card, "weights_blake2b": hashlib.blake2b(weights, digest_size=16).hexdigest()}
     write_json(folder / CARD, card)
