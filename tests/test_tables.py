@@ -45,7 +45,7 @@ from prefmoe.analysis.references import (
     references,
     untold_likes,
 )
-from prefmoe.analysis.text import counted, group_rises, mean_of_seeds, readable, told_apart, verdicts
+from prefmoe.analysis.text import counted, group_rises, mean_of_seeds, readable, told_apart, verdicts, with_dashes
 from prefmoe.config import Edition, run_folder
 from prefmoe.data.benchmark import Benchmark, Preference, User
 from prefmoe.system import run_files
@@ -675,6 +675,29 @@ def test_readable_keeps_the_order_and_shows_intervals_where_there_are_any():
     grid = readable(pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high"]))
     assert grid.columns.tolist() == ["recall", "collapse"] and grid.index.tolist() == ["z", "a"]
     assert grid.to_numpy().tolist() == [["0.500 [0.400, 0.600]", "0.000"], ["–", "–"]]
+
+
+def test_missing_values_of_any_table_are_dashes_and_numbers_keep_their_places():
+    nothing = float("nan")
+    table = pd.DataFrame(
+        {
+            "at_test": ["names", None, "text"],
+            "parameters": [9512.0, nothing, 0.0],
+            "value": [0.5, -0.00001, nothing],
+            "n": [8, 9, 10],
+            "empty": [nothing] * 3,
+        },
+        index=["a", "b", "b"],
+    )
+    shown = with_dashes(table)
+    assert shown.index.equals(table.index) and shown.columns.equals(table.columns)
+    assert shown.to_numpy().tolist() == [
+        ["names", "9512", "0.500", 8, "–"],
+        ["–", "–", "0.000", 9, "–"],
+        ["text", "0", "–", 10, "–"],
+    ]
+    assert with_dashes(table, 1)["value"].tolist() == ["0.5", "0.0", "–"]
+    assert table["value"].isna().sum() == 1
 
 
 def test_popularity_groups_are_thirds_of_the_items(benchmark):

@@ -42,6 +42,20 @@ def _interval(row: Mapping, value: str) -> str:
     return f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
+def with_dashes(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """The same table with an en dash where a value is missing, as `readable` shows it: numbers become text, those of a
+    column of whole numbers without decimals, others with ``digits``."""
+
+    def text(column: pd.Series) -> pd.Series:
+        shown = column.astype(object)
+        if pd.api.types.is_float_dtype(column):
+            places = 0 if (column.dropna() % 1 == 0).all() else digits
+            shown = (column.round(places) + 0.0).map(f"{{:.{places}f}}".format)  # no "-0.000"
+        return shown.where(column.notna(), "–")
+
+    return table.apply(text)
+
+
 def seeds_in_words(table: pd.DataFrame, rows: str = "method") -> str:
     """How many seeds stand behind the rows of a table: "mean of 3 seeds for LoRA and PrefMoE, one seed for all others".
     ``table``: with columns seeds and ``rows``; rows without training (column type) have one run and do not count."""
