@@ -361,6 +361,14 @@ def test_committed_notebooks_show_readers_no_path_and_no_object(notebook):
     assert not [found[0] for text in texts if (found := BARE.search(text))]
 
 
+@pytest.mark.parametrize("notebook", SHOWN, ids=lambda path: path.stem)
+def test_committed_notebooks_show_a_missing_value_as_a_dash(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    assert not [text for text in texts if re.search(r"\b(NaN|nan|NaT)\b", text)]
+
+
 def test_what_shows_readers_nothing_is_recognised():
     for value in (Path("table.csv"), object(), json, Path.exists, Path):
         assert BARE.search(repr(value)), value
