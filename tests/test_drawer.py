@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_drawers import PROMPTS, some_users, tiny_drawer
 from torch.nn import functional as F
 
@@ -16,6 +20,7 @@ from prefmoe.generation import sampling
 from prefmoe.generation.captions import OPEN, caption, reduced, words
 from prefmoe.generation.denoising import denoising_loss
 from prefmoe.generation.drawer import Drawer, DrawerError
+from prefmoe.generation.reader import AttributeReader, ReaderError, load_reader
 from prefmoe.generation.sampling import drawn, noise_of, sample
 from prefmoe.generation.user_branch import (
     add_user_branch,
@@ -336,3 +341,85 @@ def test_folders_without_a_drawer_are_refused(drawer, tmp_path):
     (tmp_path / "damaged.safetensors").write_bytes(b"nothing")
     with pytest.raises(DrawerError, match="damaged.safetensors: expected a branch"):
         load_user_branch(drawer, tmp_path / "damaged.safetensors")
+
+
+def _of_nan(path):
+    tensors = load_file(path)
+    name = sorted(name for name in tensors if name.endswith("weight"))[-1]
+    tensors[name].view(-1)[-1] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    return f"NaN or infinite values in {name}"
+
+
+def _without_a_tensor(path):
+    tensors = load_file(path)
+    name = sorted(name for name in tensors if name.endswith("weight"))[-1]
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+    return f"no file has the tensors {name}"
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+    return f"{path.name}: cannot be read"
+
+
+def _pickled(path):
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    return path.name
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A drawer's folder with a reader in it."""
+    folder = tmp_path_factory.mktemp("saved") / "drawer"
+    tiny_drawer().save_pretrained(folder)
+    AttributeReader((4, 4, 4, 4), 8).save_pretrained(folder / "reader")
+    return folder
+
+
+def _loaded(folder, part):
+    return load_reader(folder / part) if part == "reader" else Drawer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("damage", [_of_nan, _without_a_tensor, _cut, _pickled])
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "reader"])
+def test_damaged_weights_are_refused_by_name_and_never_begin_at_random(saved, tmp_path, part, damage):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    _loaded(folder, part)
+    (weights,) = (folder / part).glob("*.safetensors")
+    said = damage(weights)
+    with pytest.raises((DrawerError, ReaderError), match=re.escape(said)):
+        _loaded(folder, part)
+
+
+@pytest.mark.parametrize("content", ["null", "[1]", "<html>Please log in</html>"])
+def test_json_of_something_else_is_refused_by_name(saved, tmp_path, content):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.json"))
+    assert len(files) == 7
+    for file in files:
+        whole = (folder / file).read_text()
+        (folder / file).write_text(content)
+        with pytest.raises((DrawerError, ReaderError), match=rf"{file}: expected .*found"):
+            _loaded(folder, file.parent.name)
+        (folder / file).write_text(whole)
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(saved, tmp_path):
+    for part in ("unet", "reader"):
+        folder = shutil.copytree(saved, tmp_path / part)
+        (folder / part / "config.json").unlink()
+        os.mkfifo(folder / part / "config.json")
+        with pytest.raises((DrawerError, ReaderError), match="config.json: expected a regular file"):
+            _loaded(folder, part)
+
+
+def test_a_branch_with_weights_that_are_no_numbers_is_refused(personal, tmp_path):
+    drawer, branch = personal
+    path = tmp_path / "branch.safetensors"
+    next(branch.parameters()).data[0, 0] = float("inf")
+    save_user_branch(drawer, branch, path)
+    with pytest.raises(DrawerError, match="branch.safetensors: NaN or infinite values in .*to_k_ip"):
+        load_user_branch(drawer, path)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
+from prefmoe.generation.saved_networks import check_files, check_weights
 from prefmoe.system.files import FileError, open_to_readers, read_json
 from prefmoe.system.places import DRAWER, PACKAGE
 
@@ -47,7 +48,7 @@ class Drawer(DiffusionPipeline):
         """A drawer from its folder (`save_pretrained`), in single precision; the miniature by default.
 
         Raises:
-            DrawerError: if there is no drawer in ``folder``, or another pipeline.
+            DrawerError: if there is no drawer in ``folder``, or another pipeline, or one of its files is damaged.
         """
         index = Path(folder) / INDEX
         if not index.is_file():
@@ -58,8 +59,12 @@ class Drawer(DiffusionPipeline):
             raise DrawerError(str(error)) from error
         if kind != cls.__name__:
             raise DrawerError(f"{index}: expected a {cls.__name__}, found a pipeline of the kind {kind}")
+        options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, **options}
+        unet, text_encoder = (Path(folder) / name for name in ("unet", "text_encoder"))
         try:
-            drawer = super().from_pretrained(folder, dtype=torch.float32, local_files_only=True, **options)
+            check_files([unet, text_encoder, *(Path(folder) / name for name in ("tokenizer", "scheduler"))])
+            drawer = super().from_pretrained(folder, **options)
+            check_weights({unet: drawer.unet, text_encoder: drawer.text_encoder})
         except (OSError, RuntimeError, ValueError) as error:
             raise DrawerError(f"{folder}: not the weights of a drawer: {error}") from error
         drawer.unet.eval()

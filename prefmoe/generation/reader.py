@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from prefmoe.data.choice_drawing import ATTRIBUTES
 from prefmoe.generation.captions import SIZE
 from prefmoe.generation.drawer import FOLDER
+from prefmoe.generation.saved_networks import check_files, check_weights
 
 READER = FOLDER / "reader"
 
@@ -77,9 +78,13 @@ class AttributeReader(ModelMixin, ConfigMixin):
 
 
 def load_reader(folder: str | Path = READER) -> AttributeReader:
-    """The reader that was trained beside the drawer, in single precision. Raises ReaderError if there is none."""
+    """The reader that was trained beside the drawer, in single precision. Raises ReaderError if there is none, or one
+    of its files is damaged."""
+    options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
     try:
-        reader = AttributeReader.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        check_files([Path(folder)])
+        reader = AttributeReader.from_pretrained(folder, **options)
+        check_weights({Path(folder): reader})
     except (OSError, RuntimeError, ValueError) as error:
         raise ReaderError(f"{folder}: expected the folder of an attribute reader: {error}") from error
     return reader.eval()

@@ -22,6 +22,7 @@ from torch import nn
 
 from prefmoe.generation.drawer import Drawer, DrawerError
 from prefmoe.system.files import whole_file
+from prefmoe.system.finite import not_finite
 
 
 def add_user_branch(drawer: Drawer, tokens: int = 4, seed: int = 0) -> nn.ModuleDict:
@@ -69,8 +70,8 @@ def load_user_branch(drawer: Drawer, path: str | Path) -> nn.ModuleDict:
     """Gives a drawer the branch that `save_user_branch` wrote.
 
     Raises:
-        DrawerError: if the file is missing, no such branch, or was trained beside another drawer; the drawer is then as
-            it was.
+        DrawerError: if the file is missing, no such branch, has weights that are no numbers, or was trained beside
+            another drawer; the drawer is then as it was.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -80,6 +81,8 @@ def load_user_branch(drawer: Drawer, path: str | Path) -> nn.ModuleDict:
         raise DrawerError(f"{path}: expected a branch for users: {error}") from error
     if told.get("drawer") != (own := drawer_digest(drawer)):
         raise DrawerError(f"{path}: trained beside the drawer {told.get('drawer')}, and this one is {own}")
+    if damaged := not_finite(state.items()):
+        raise DrawerError(f"{path}: NaN or infinite values in {', '.join(damaged[:5])}")
     branch = add_user_branch(drawer)
     try:
         branch.load_state_dict(state)
