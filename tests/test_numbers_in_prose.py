@@ -22,7 +22,7 @@ PAGES = [
 NOT_COMMITTED = {
     "docs/results.md": {
         "preference-mini on another kind of processor": [".013 [.000, .028]", ".024 [.009, .039]"],
-        "the first ranking, of one gallery": ["-.167 [-.200, -.131]"],
+        "the first ranking, of one gallery": [".153 [.090, .218]", "-.167 [-.200, -.131]"],
     },
 }
 
