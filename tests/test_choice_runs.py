@@ -333,8 +333,16 @@ def test_a_run_without_anything_to_ask_is_refused(beside_the_model):
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
+SCORERS = {
+    "Near": {"kind": "neighbours", "label": "Neighbours", "k": [1]},
+    "Own": {"kind": "personal_scorer", "label": "Personal", "penalties": [1.0]},
+    "Kinds": {"kind": "factors", "label": "Factors", "clusters": [4]},
+}
+
+
 def changed(**methods) -> dict:
-    return content(methods=METHODS | {name: METHODS[name] | new for name, new in methods.items()})
+    known = METHODS | SCORERS
+    return content(methods=known | {name: known[name] | new for name, new in methods.items()})
 
 
 @pytest.mark.parametrize(
@@ -356,6 +364,9 @@ def changed(**methods) -> dict:
             content(histories={"n_ref": 3, "targets": 2, "at_lengths": ["Fll"]}),
             "histories.at_lengths names methods .*Fll",
         ),
+        *[(changed(Near={"k": k}), r"Near\.neighbours\.k") for k in ([], [0], [-1], [3, 3])],
+        *[(changed(Own={"penalties": p}), r"Own\.personal_scorer\.penalties") for p in ([], [0.0], [-1.0], [1.0, 1.0])],
+        *[(changed(Kinds={"clusters": c}), r"Kinds\.factors\.clusters") for c in ([], [0], [8, 8])],
     ],
 )
 def test_mistakes_of_an_edition_are_named(edition, complaint):

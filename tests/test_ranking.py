@@ -263,6 +263,7 @@ def test_what_cannot_be_ranked_is_said(asked, capsys):
     assert (
         main(["rank", "mini", "--k", "61"]) == 1 and "k = 61: expected a number from 1 to 60" in capsys.readouterr().err
     )
+    assert main(["rank", "mini", "--k", "5", "5"]) == 1 and "k = 5: given more than once" in capsys.readouterr().err
     assert main(["rank", "mini", "--pictures", "0"]) == 1 and "0 pictures of every item" in capsys.readouterr().err
     assert main(["rank", "preference-mini"]) == 1 and "expected a miniature" in capsys.readouterr().err
     benchmark = small_benchmark()

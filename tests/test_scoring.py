@@ -91,6 +91,11 @@ def test_mistakes_are_named_by_file_row_and_field(frame, tmp_path, spoil, expect
         report(save(spoil(frame), tmp_path / "mine.csv"), **FAST)
 
 
+def test_a_column_is_scored_apart_by_once(frame, tmp_path):
+    with pytest.raises(ScoringError, match="mine.csv: scored apart by category more than once"):
+        report(save(frame, tmp_path / "mine.csv"), by=["category", "name", "category"], **FAST)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [

@@ -92,8 +92,8 @@ class Taste:
 
 
 def check(edition: Edition, depths: Sequence[int] = DEPTHS, galleries: int = 1) -> None:
-    """Raises RankingError if the edition is not about the miniature, a depth is none of 1 to the number of items, or
-    there is no gallery."""
+    """Raises RankingError if the edition is not about the miniature, a depth is none of 1 to the number of items or is
+    given twice, or there is no gallery."""
     if galleries < 1:
         raise RankingError(f"{galleries} pictures of every item: expected one at least")
     if not isinstance(edition.data, MiniatureData):
@@ -103,6 +103,8 @@ def check(edition: Edition, depths: Sequence[int] = DEPTHS, galleries: int = 1) 
     for k in depths:
         if not 1 <= k <= len(ITEM_FACET):
             raise RankingError(f"k = {k}: expected a number from 1 to {len(ITEM_FACET)}, the items there are")
+        if list(depths).count(k) > 1:
+            raise RankingError(f"k = {k}: given more than once")
 
 
 def taste_of(edition: Edition, benchmark: Benchmark) -> Taste:

@@ -183,6 +183,8 @@ def report(
         apart = [column for column in SEPARATE if column in read] if by is None else list(by)
         if unknown := [column for column in apart if column not in read]:
             raise ScoringError(f"no column {', '.join(unknown)}; there are {', '.join(map(str, read))}")
+        if repeated := sorted({column for column in apart if apart.count(column) > 1}):
+            raise ScoringError(f"scored apart by {', '.join(repeated)} more than once")
         if auc and HOLDERS not in read:
             raise ScoringError(f"no column {HOLDERS}: {pairs.AUC_SAME} tells who holds a preference from who does not")
         if auc:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from prefmoe.config.method_settings import MethodSettings
-from prefmoe.system.names import Name
+from prefmoe.system.names import Name, Once
+
+Tried = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), Once]
+"""Numbers of which the best on validation choices is taken."""
 
 
 class ChoiceMethod(MethodSettings):
@@ -121,7 +124,7 @@ class NeighboursMethod(ChoiceMethod):
 
     module = "prefmoe.models.scorers"
     kind: Literal["neighbours"]
-    k: tuple[int, ...] = Field((1, 3, 8), description="of which the best on validation choices is taken")
+    k: Tried = (1, 3, 8)
 
     @property
     def information(self) -> str:
@@ -137,7 +140,9 @@ class PersonalScorerMethod(ChoiceMethod):
 
     module = "prefmoe.models.scorers"
     kind: Literal["personal_scorer"]
-    penalties: tuple[float, ...] = Field((0.3, 1.0, 3.0, 10.0, 30.0), description="tried on validation choices")
+    penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Once] = Field(
+        (0.3, 1.0, 3.0, 10.0, 30.0), description="tried on validation choices"
+    )
 
     @property
     def information(self) -> str:
@@ -153,7 +158,7 @@ class FactorsMethod(ChoiceMethod):
 
     module = "prefmoe.models.scorers"
     kind: Literal["factors"]
-    clusters: tuple[int, ...] = Field((16, 64, 128), description="kinds of picture, tried on validation choices")
+    clusters: Tried = Field((16, 64, 128), description="kinds of picture")
     factors: int = Field(8, ge=1)
 
     @property
