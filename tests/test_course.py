@@ -193,6 +193,21 @@ def test_a_loop_that_is_right_is_told_how_many_products_it_needs():
         unit5.mixture(unit5.loop)
 
 
+def test_two_products_equal_the_loop_to_a_hundred_thousandth(capsys):
+    """Another order of summation passes, in single precision too; a thousandth of a gate too much does not."""
+    unit5 = importlib.import_module("prefmoe.course.unit5")
+
+    def products(x, A, B, gate, *, more=0.0):
+        hidden = torch.einsum("bti,eri->bter", x.flip(-1), A.flip(-1)) * (gate + more)[:, None, :, None]
+        return torch.einsum("bter,eor->bto", hidden, B)
+
+    unit5.mixture(products)
+    assert "Right." in capsys.readouterr().out
+    for more in (1e-3, -1e-4):
+        with pytest.raises(checking.NotYet, match="mixture.* expected"):
+            unit5.mixture(lambda *given, more=more: products(*given, more=more))
+
+
 def test_a_failing_line_of_the_student_is_named():
     def collapse(questions):
         return questions["no such column"]

@@ -200,6 +200,20 @@ def test_every_notebook_and_page_of_the_clone_is_a_page(book):
     assert len(named) > 40 and not [place for place in named if not (book / place).is_file()]
 
 
+def test_every_notebook_stands_once_in_the_contents_under_the_page_that_leads_to_it():
+    text = (ROOT / "site/index.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```{toctree}\n:hidden:\n:glob:\n:caption: (.*?)\n(.*?)```", text, re.S)
+    numbers = [path.name[:2] for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    parts = {
+        caption: [path.name[:2] for line in lines.splitlines() for path in ROOT.glob(f"{line}.ipynb")]
+        for caption, lines in blocks
+    }
+    assert sorted(number for found in parts.values() for number in found) == numbers
+    for page, captions in {"results": ["Results", "Appendices"], "other_papers": ["The other papers"]}.items():
+        led = set(re.findall(r"\(notebooks/(\d\d)_", (ROOT / f"site/{page}.md").read_text(encoding="utf-8")))
+        assert led == {number for caption in captions for number in parts[caption]}, page
+
+
 def test_notebooks_are_opened_elsewhere_from_the_repository_that_the_book_is_built_for(book):
     notebooks = [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "course").rglob("*.ipynb")]
     assert len(notebooks) > 30
