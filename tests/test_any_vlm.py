@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from any_models import UNKNOWN, save_any
 from small_world import _FOLDER, lay_out, model_folder, small_benchmark, small_edition
 from tiny_models import LLAVA_TEMPLATE
@@ -95,6 +96,37 @@ def test_a_known_class_reads_the_same_by_its_own_processor(kind):
         assert torch.equal(found.input_ids, expected.input_ids) and found.prompt_digest == expected.prompt_digest
         for key, value in expected.pictures.inputs.items():
             torch.testing.assert_close(found.pictures.inputs[key].reshape(value.shape), value)
+
+
+def _vip_llava(folder: Path) -> Path:
+    """A class of LLaVA's kind that the registry does not know."""
+    shutil.copytree(model_folder("llava"), folder)
+    known = transformers.LlavaConfig.from_pretrained(folder)
+    config = transformers.VipLlavaConfig(
+        vision_config=known.vision_config, text_config=known.text_config, image_token_id=known.image_token_id,
+        vision_feature_layers=[-2, -1],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.VipLlavaForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("left_out", [whole.IMAGE_TOKEN_SETTINGS[2:], whole.IMAGE_TOKEN_SETTINGS[::2]])
+@pytest.mark.parametrize("kind", ["llava", "vip_llava"])
+def test_a_processor_that_leaves_open_how_many_tokens_a_picture_has_takes_it_from_the_model(tmp_path, kind, left_out):
+    """As transformers 4.46 and earlier versions saved them; checked before there are weights, and asked."""
+    folder = tmp_path / f"old-{kind}"
+    shutil.copytree(model_folder("llava"), folder) if kind == "llava" else _vip_llava(folder)
+    path = folder / "processor_config.json"
+    saved = json.loads(path.read_text())
+    expected = {name: saved.pop(name) for name in left_out}
+    path.write_text(json.dumps(saved))
+    entry = whole.find_any(folder)
+    whole.check(entry, 2)
+    processor = whole.load_processor(entry, folder)
+    assert {name: getattr(processor, name) for name in left_out} == expected
+    method = build_method(settings(), load_backbone(entry.name), small_benchmark(), seed=0)
+    assert evaluate(method, questions(2), turns=0, batch_size=2, max_new_tokens=1)["p_allowed"].notna().all()
 
 
 def test_nothing_can_be_put_on_a_model_whose_parts_are_unknown():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -159,29 +159,6 @@ def _class(name: str) -> Any:
     return getattr(deepseek_vl2, name)
 
 
-def _image_token_settings(
-    settings: Mapping[str, Any], accepted: Collection[str], config: Any, tower: nn.Module
-) -> dict[str, Any]:
-    """What a saved processor leaves open of how many tokens a picture has, from the model.
-
-    Processors saved before they expanded image tokens themselves have none of it; those that transformers 4.46 saved
-    have all but ``num_additional_image_tokens``, so that a picture got one token too few.
-
-    Args:
-        settings: what was saved. accepted: names that the processor's class takes. config, tower: of the model.
-    """
-    open_ = {name for name in accepted if settings.get(name) is None}
-    found: dict[str, Any] = {}
-    if "patch_size" in open_:
-        found["patch_size"] = config.vision_config.patch_size
-    if "vision_feature_select_strategy" in open_ and hasattr(config, "vision_feature_select_strategy"):
-        found["vision_feature_select_strategy"] = config.vision_feature_select_strategy
-    if "num_additional_image_tokens" in open_:
-        names = {name.rpartition(".")[2] for name, _ in tower.named_parameters()}
-        found["num_additional_image_tokens"] = int(bool(names & {"class_embedding", "cls_token"}))
-    return found
-
-
 def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any], model: nn.Module) -> Any:
     """The processor with pictures prepared by Pillow, so that the pixels are the same wherever it runs."""
     if entry.architecture is None:
@@ -199,5 +176,5 @@ def _load_processor(entry: BackboneEntry, source: str, options: dict[str, Any], 
     settings = {key: value for key, value in settings.items() if key in accepted}
     settings.setdefault("chat_template", tokenizer.chat_template)
     tower = model.get_submodule(entry.paths.vision_tower)
-    settings |= _image_token_settings(settings, accepted, model.config, tower)
+    settings |= whole.image_token_settings(settings, accepted, model.config, lambda: tower)
     return pictures_only(original)(images, tokenizer, **settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 """What is downloaded before the weights."""
+
+IMAGE_TOKEN_SETTINGS = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+"""What processors of LLaVA's kind count a picture's tokens by."""
 
 TRIAL_SIZE = (336, 336)
 """Of the pictures that a processor is tried with."""
@@ -138,6 +141,9 @@ def load_processor(entry: BackboneEntry, folder: Path) -> Any:
             accepted = set(inspect.signature(kind.__init__).parameters) - set(kind.get_attributes())
             settings = {key: value for key, value in settings.items() if key in accepted}
             settings.setdefault("chat_template", tokenizer.chat_template)
+            if set(IMAGE_TOKEN_SETTINGS) <= accepted:
+                config = _config(entry, folder)
+                settings |= image_token_settings(settings, accepted, config, lambda: _tower(config))
             processor = pictures_only(kind)(images, tokenizer, **settings)
     except (OSError, ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
         if isinstance(error, BackboneError):
@@ -146,6 +152,36 @@ def load_processor(entry: BackboneEntry, folder: Path) -> Any:
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise _refused(entry, f"a {type(processor).__name__} prepares no pictures, as that of a text-only model")
     return processor
+
+
+def _tower(config: Any) -> torch.nn.Module:
+    """The vision tower of a configuration, without weights."""
+    with torch.device("meta"):
+        return transformers.AutoModel.from_config(config.vision_config)
+
+
+def image_token_settings(
+    settings: Mapping[str, Any], accepted: Collection[str], config: Any, tower: Callable[[], torch.nn.Module]
+) -> dict[str, Any]:
+    """What a saved processor leaves open of how many tokens a picture has, from the model.
+
+    Processors saved before they expanded image tokens themselves have none of it; those that transformers 4.46 saved
+    have all but ``num_additional_image_tokens``, so that a picture got one token too few.
+
+    Args:
+        settings: what was saved. accepted: names that the processor's class takes. config, tower: of the model.
+    """
+    size, strategy, additional = IMAGE_TOKEN_SETTINGS
+    open_ = {name for name in accepted if settings.get(name) is None}
+    found: dict[str, Any] = {}
+    if size in open_:
+        found[size] = config.vision_config.patch_size
+    if strategy in open_ and hasattr(config, strategy):
+        found[strategy] = getattr(config, strategy)
+    if additional in open_:
+        names = {name.rpartition(".")[2] for name, _ in tower().named_parameters()}
+        found[additional] = int(bool(names & {"class_embedding", "cls_token"}))
+    return found
 
 
 def _image_token(entry: BackboneEntry, processor: Any) -> str:
