@@ -2,11 +2,11 @@
 # datasets and Pillow: a picture that was opened from a file and changed in place is stored as it was in the file.
 #
 # Seen with datasets 5.2.0, Pillow 13.0.0 (CPython 3.11, Linux). For a Pillow image that knows its file's name the Image
-# feature keeps the name and not the pixels. Pillow's thumbnail(), paste() and ImageDraw change such an image and leave the
-# name: a box drawn around a person, a face painted over, or a picture made small is gone from the dataset, without a
-# word, in Dataset.from_dict and in what a function given to map() returns. The same function on rows that hold the files'
-# bytes keeps the change. Expected: the pixels that were handed over; the documentation says that a Pillow image is
-# accepted. Return image.copy(), or what resize() and convert() give: these have no name, and come out right.
+# feature keeps the name and not the pixels. Pillow's thumbnail(), paste() and ImageDraw change such an image and leave
+# the name: a box drawn around a person, a face painted over, or a picture made small is gone from the dataset, without
+# a word, in Dataset.from_dict and in what a function given to map() returns. The same function on rows that hold the
+# files' bytes keeps the change. Expected: the pixels that were handed over; the documentation says that a Pillow image
+# is accepted. Return image.copy(), or what resize() and convert() give: these have no name, and come out right.
 set -euo pipefail
 place="$(mktemp -d)"; trap 'rm -rf "$place"' EXIT; cd "$place"
 export HF_HOME="$place/hf" HF_HUB_OFFLINE=1

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # evalica: eigen() gives the item that loses most the highest score, and the command gives it rank 1.
 #
-# Seen with evalica 0.4.2, numpy 2.4.6, pandas 3.1.1 (CPython 3.11, Linux), both solvers. Of four models each beats every
-# one that is worse, seven to nine times of ten. Six of the seven methods, pagerank() among them, rank them in this order;
-# eigen() in the reverse one. It takes the eigenvector of the transposed table of wins, in which an item counts for much
-# when it lost to items that lost; its scores are sorted from high to low like all others', and the documentation names no
-# other direction. Expected: the eigenvector of the table of wins, which has the right order and which eigen() gives when
-# the two columns of items are swapped. Rank correlations between methods, read as agreement, turn their sign. No warning.
+# Seen with evalica 0.4.2, numpy 2.4.6, pandas 3.1.1 (CPython 3.11, Linux), both solvers. Of four models each beats
+# every one that is worse, seven to nine times of ten. Six of the seven methods, pagerank() among them, rank them in
+# this order; eigen() in the reverse one. It takes the eigenvector of the transposed table of wins, in which an item
+# counts for much when it lost to items that lost; its scores are sorted from high to low like all others, and the
+# documentation names no other direction. Expected: the eigenvector of the table of wins, which has the right order and
+# which eigen() gives when the two columns of items are swapped. Rank correlations between methods, read as agreement,
+# change their sign. No warning.
 set -euo pipefail
 place="$(mktemp -d)"; trap 'rm -rf "$place"' EXIT; cd "$place"
 export OPENBLAS_NUM_THREADS=1

@@ -5,9 +5,9 @@
 # the distances, and method="exact" does so in the array it was given: after one fit the caller's distances are squared,
 # after two they are to the fourth power. A loop over seeds or perplexities therefore maps other data in every turn: the
 # same seed gives another map the second time. What is computed from the matrix afterwards is off as well: here the
-# silhouette of the groups, as it is written under such a map, rises from 0.13 to 0.22 and 0.31. method="barnes_hut", the
-# default, and a float16 matrix, which is converted first, leave it as it is. No warning; the documentation has no word of
-# it, and expected is that fit() leaves its input alone. Give distances.copy().
+# silhouette of the groups, as it is written under such a map, rises from 0.13 to 0.22 and 0.31. method="barnes_hut",
+# the default, and a float16 matrix, which is converted first, leave it as it is. No warning; the documentation has no
+# word of it, and expected is that fit() leaves its input alone. Give distances.copy().
 set -euo pipefail
 place="$(mktemp -d)"; trap 'rm -rf "$place"' EXIT; cd "$place"
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
