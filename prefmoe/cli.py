@@ -181,7 +181,9 @@ def _check(options: argparse.Namespace) -> None:
 
 def _tables(options: argparse.Namespace) -> None:
     from prefmoe.analysis import choice_tables, generation_tables, tables
-    from prefmoe.config import load_edition
+    from prefmoe.analysis.made_with import MADE_WITH, made_with_table
+    from prefmoe.config import RESULTS, load_edition
+    from prefmoe.config.outputs import made_folder
     from prefmoe.data.sources import load_benchmark, load_choices
 
     edition = load_edition(options.edition)
@@ -190,6 +192,8 @@ def _tables(options: argparse.Namespace) -> None:
         made = maker.build(edition, load_choices(edition))
     else:
         made = tables.build(edition, load_benchmark(edition))
+    content = made_with_table(edition, RESULTS)
+    made[MADE_WITH] = tables.write_csv(content, made_folder(edition.name) / f"{MADE_WITH}.csv")
     for path in made.values():
         print(path)
 

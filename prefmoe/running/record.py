@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -64,11 +65,20 @@ def versions() -> dict[str, str]:
     return found | {name: importlib.metadata.version(name) for name in names}
 
 
+def processor() -> str:
+    """The processor's name, as its maker gives it where the system says that."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     """What a run was computed on."""
     found: dict[str, Any] = {
         "system": platform.system(),
         "machine": platform.machine(),
+        "processor": processor(),
         "cpu_cores": psutil.cpu_count(),
         "cpu_threads_used": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,

@@ -21,6 +21,7 @@ from scipy.stats import norm
 
 from prefmoe.analysis import tables
 from prefmoe.analysis.answers import REFERENCE
+from prefmoe.analysis.made_with import MADE_WITH
 from prefmoe.analysis.text import told_apart, verdict_words
 from prefmoe.config import FIGURES, PrefMoEMethod, load_edition
 from prefmoe.config.outputs import committed_folder, made_folder
@@ -116,8 +117,10 @@ def compare_edition(edition: str, *, made: Path | None = None, committed: Path |
 def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[str, str]] = (None, {})) -> Comparison:
     """Compares every table of one folder with the table of the same name in another. ``ablation``: the backbone of
     table2.csv, and the method that each of its components stands for."""
-    left = {path.stem: tables.read_table(path) for path in sorted(committed.glob("*.csv"))}
-    right = {path.stem: tables.read_table(path) for path in sorted(made.glob("*.csv"))}
+    left, right = (
+        {path.stem: tables.read_table(path) for path in sorted(folder.glob("*.csv")) if path.stem != MADE_WITH}
+        for folder in (committed, made)
+    )
     problems = [f"{name}.csv is missing" for name in left if name not in right]
     notes = [f"{name}.csv is not committed" for name in right if name not in left]
     scale = _Scale(left.get(SPREAD), right.get(SPREAD), ablation)

@@ -99,6 +99,7 @@ if ABOUT == "choices":
     TABLES = CHOICE_TABLES
 if ABOUT == "pictures":
     TABLES = PICTURE_TABLES
+TABLES["Tables"].append("made_with")
 
 
 PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}

@@ -10,12 +10,15 @@ import pandas as pd
 
 from prefmoe.analysis import survey
 from prefmoe.analysis.answers import REFERENCE, TableError
+from prefmoe.analysis.made_with import MADE_WITH
 from prefmoe.analysis.pairs import AUC_SAME
 from prefmoe.analysis.tables import read_table
 from prefmoe.analysis.text import mean_of_seeds, verdicts
 from prefmoe.config import FIGURES, ROOT
+from prefmoe.config.backbone_files import files_digest
 from prefmoe.config.outputs import SPEED
 from prefmoe.metrics import LOWER_IS_BETTER
+from prefmoe.system.places import MINIATURES, PACKAGE
 
 PAGES = ("README.md", "docs/results.md", "docs/map.md")
 """The pages of a clone that have marked places for tables."""
@@ -250,6 +253,22 @@ def _ladder_skills(table: pd.DataFrame) -> str:
     return _lines(grid[shown].map("{:.2f}".format).reset_index(), numbers=len(shown)) + "\n"
 
 
+def _made_with(figures: Path) -> str:
+    """What the committed editions were made with, and whether their miniatures are the ones that are shipped now."""
+    found = {path.parent.name: read_table(path) for path in sorted(figures.glob(f"*/{MADE_WITH}.csv"))}
+    if not found:
+        return f"Nobody has committed `{FIGURES.name}/<edition>/{MADE_WITH}.csv` yet.\n"
+    table = pd.concat(found, names=["edition"]).reset_index("edition")
+    shipped = {name: files_digest(PACKAGE / "weights" / name) for name in MINIATURES}
+    ours = table["backbone"].isin(shipped)
+    table.loc[ours, "weights"] = table[ours].apply(
+        lambda row: "as shipped" if row["weights"] == shipped[row["backbone"]] else "earlier ones", axis=1
+    )
+    one_day = table["first"] == table["last"]
+    table["days"] = table["first"].where(one_day, table["first"] + " to " + table["last"])
+    return _lines(table[["edition", "backbone", "weights", "runs", "hardware", "torch", "days"]]) + "\n"
+
+
 def _from(name: str, written: Callable[[pd.DataFrame], str]) -> Callable[[Path], str]:
     """The Markdown of one committed CSV file; a line that says so where nobody has committed it."""
 
@@ -284,6 +303,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "pictures": _from("generation-mini/table1.csv", _pictures),
     "ranking": _from("ranking/ranking.csv", _ranking),
     "ranking spread": _from("ranking/ranking.csv", _ranking_spread),
+    "made with": _made_with,
     "survey map": _survey,
     "full size": _from(f"{SPEED}/full_size.csv", _full_size),
     "cpu": _from(f"{SPEED}/cpu.csv", _cpu),

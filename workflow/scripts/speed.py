@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import platform
 import statistics
 import sys
 import time
@@ -48,13 +47,8 @@ PUBLISHED_RANKS = {"preference_rank": 8, "user_rank": 64, "profile_rank": 8, "la
 def hardware_line(device: torch.device) -> str:
     """The processor or accelerator, the threads in use, and torch's version, in one line."""
     found = hardware(device)
-    name = found.get("accelerator")
-    if name is None:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = f"{models[0] if models else platform.processor() or found['machine']}"
-        name += f", {found['cpu_threads_used']} of {found['cpu_cores']} threads"
+    threads = f"{found['processor']}, {found['cpu_threads_used']} of {found['cpu_cores']} threads"
+    name = found.get("accelerator", threads)
     return f"{name}, torch {torch.__version__}"
 
 
