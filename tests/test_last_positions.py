@@ -44,7 +44,8 @@ def test_a_step_is_that_of_all_positions(kind, content, monkeypatch):
     whole = step(method)
     assert short.keys() == whole.keys()
     for name, value in whole.items():
-        torch.testing.assert_close(short[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: name + text)
+        close = {"rtol": 1e-4, "atol": 1e-6 + 1e-5 * float(value.abs().max())}
+        torch.testing.assert_close(short[name], value, **close, msg=lambda text, name=name: name + text)
 
 
 @EVERY
