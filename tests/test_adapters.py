@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from tiny_benchmark import make_picture
 from work import bytecodes
 
 from prefmoe import config
+from prefmoe.backbones import batches
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Collator
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.config.registry import BackboneError
+from prefmoe.data import benchmark
 from prefmoe.data.benchmark import GrowingBenchmark, Preference, User
-from prefmoe.models import prefmoe, saved, user_state
+from prefmoe.models import base, joint_tokens, prefmoe, saved, user_state
 from prefmoe.models.base import CONFIG_FILE, WEIGHTS_FILE, Method, MethodError, build_method
 
 SMALL = {"preference_rank": 2, "user_rank": 4, "profile_rank": 2, "counterfactual_users": 5, "lr_user": 1e-2}
@@ -121,6 +124,7 @@ PLACES = {
     "groups": (GrowingBenchmark, "groups_of"),
     "rows of groups": (prefmoe, "with_rows"),
     "rows of users": (user_state, "with_rows"),
+    "rows of joint tokens": (joint_tokens, "with_rows"),
 }
 
 
@@ -397,26 +401,51 @@ def test_an_index_of_weights_names_plain_files_alone(tiny_folder, tmp_path, name
         load_backbone(folder)
 
 
-@pytest.mark.parametrize("kind", ["lora", "E", "EPICD"])
+GROWING = (
+    "lora",
+    "E",
+    "EPICD",
+    "retrieved",
+    "user_lora",
+    "history",
+    "embedding_prefix",
+    "graph_experts",
+    "joint_tokens",
+)
+CODE = [benchmark.__file__, batches.__file__, *map(str, Path(base.__file__).parent.glob("*.py"))]
+
+ROWS = {
+    "EPICD": {"PrefMoE.groups", "FactorisedUsers.anchors"}, "user_lora": {"UserLoRA.slot"},
+    "history": {"History.places"}, "embedding_prefix": {"EmbeddingPrefix.vectors"},
+    "graph_experts": {"GraphExperts.shares"},
+    "joint_tokens": {"JointTokens.start", "JointTokens.slot", "JointTokens.companions"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GROWING)
 def test_each_user_costs_the_same_however_many_there_are(build, eve, kind):
     """Instructions of adding ten users to four, and to a hundred; rows are copied once for as many as there are."""
     method = build(kind)
     people = [eve.model_copy(update={"name": f"Eve {k}"}) for k in range(130)]
 
     def work(some: list[User]) -> int:
-        return bytecodes(lambda: [method.add_user(user) for user in some], "benchmark.py", "methods.py", "prefmoe.py")
+        return bytecodes(lambda: [method.add_user(user) for user in some], *CODE)
+
+    def places() -> dict[str, int]:
+        """Where the tensors lie that get rows."""
+        grown = [(module, name) for module in method.modules() for name in module.__dict__.get("_rooms", ())]
+        return {f"{type(module).__name__}.{name}": getattr(module, name).data_ptr() for module, name in grown}
 
     method.add_user(people[0])
     first = work(people[1:11])
     for user in people[11:100]:
         method.add_user(user)
     assert work(people[100:110]) < 1.5 * first
-    if kind == "EPICD":
-        places = {method.user_state.anchors.data_ptr()}
-        for user in people[110:]:
-            method.add_user(user)
-            places.add(method.user_state.anchors.data_ptr())
-        assert len(places) == 1
+    before = places()
+    assert before.keys() >= ROWS.get(kind, set())
+    for user in people[110:]:
+        method.add_user(user)
+        assert places() == before
 
 
 @pytest.mark.parametrize("name", ["", "Eve | Ann", "Eve\nAnn"])
