@@ -24,7 +24,7 @@ from prefmoe.backbones.loading import load_backbone
 from prefmoe.config.registry import BackboneError
 from prefmoe.data import benchmark
 from prefmoe.data.benchmark import GrowingBenchmark, Preference, User
-from prefmoe.models import base, joint_tokens, prefmoe, saved, user_state
+from prefmoe.models import base, prefmoe, saved, user_state
 from prefmoe.models.base import CONFIG_FILE, WEIGHTS_FILE, Method, MethodError, build_method
 
 SMALL = {"preference_rank": 2, "user_rank": 4, "profile_rank": 2, "counterfactual_users": 5, "lr_user": 1e-2}
@@ -124,7 +124,6 @@ PLACES = {
     "groups": (GrowingBenchmark, "groups_of"),
     "rows of groups": (prefmoe, "with_rows"),
     "rows of users": (user_state, "with_rows"),
-    "rows of joint tokens": (joint_tokens, "with_rows"),
 }
 
 
