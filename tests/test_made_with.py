@@ -13,7 +13,7 @@ from prefmoe.config.backbone_files import files_digest
 from prefmoe.running.record import hardware
 from prefmoe.system.files import write_json
 from prefmoe.system.places import PACKAGE
-from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, RunFileError, seal
+from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, RunFileError, read_story, seal
 from prefmoe.workflow.reproduction import compare
 
 
@@ -28,7 +28,7 @@ def results(tmp_path):
         write_json(folder / METHOD_FOLDER / "method.json", {})
         pd.DataFrame({"index": [0]}).to_parquet(folder / PREDICTIONS_FILE)
         story = {"backbone": "llava-mini", "inputs": {"weights": "w"}, "versions": {"torch": "2"}, "finished": finished}
-        seal(folder, {**story, "hardware": {"processor": processor}})
+        seal(folder, {**story, "hardware": {"processor": processor, "machine": "x86_64"}})
     return edition, tmp_path
 
 
@@ -39,6 +39,15 @@ def test_runs_are_counted_by_what_made_them(results):
         {**common, "runs": 2, "hardware": "A", "first": "2026-03-01", "last": "2026-03-01"},
         {**common, "runs": 1, "hardware": "B", "first": "2026-04-02", "last": "2026-04-02"},
     ]
+
+
+def test_a_run_that_is_older_than_the_processors_name_counts_by_its_kind(results):
+    edition, folder = results
+    path = run_folder(folder, edition.name, "llava-mini", "NT", 0)
+    story = read_story(path)
+    del story["hardware"]["processor"]
+    seal(path, story)
+    assert set(made_with_table(edition, folder)["hardware"]) == {"A", "x86_64"}
 
 
 def test_a_changed_run_is_named(results):
@@ -59,6 +68,13 @@ def test_a_page_says_whether_weights_are_the_shipped_ones(results, tmp_path):
         ["some", "llava-mini", "as shipped", str(table["runs"][0])],
         ["some", "llava-mini", "earlier ones", str(table["runs"][1])],
     ]
+
+
+def test_weights_that_nobody_ships_keep_their_identity(results, tmp_path):
+    table = made_with_table(*results).assign(backbone="somebody-elses")
+    (tmp_path / "figures" / "some").mkdir(parents=True)
+    table.to_csv(tmp_path / "figures" / "some" / f"{MADE_WITH}.csv", index=False)
+    assert TABLES["made with"](tmp_path / "figures").count("| some | somebody-elses | w |") == 2
 
 
 def test_another_processor_is_no_difference_of_results(tmp_path):

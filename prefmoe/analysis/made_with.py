@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -12,7 +14,8 @@ from prefmoe.system.run_files import RUN_FILE, read_story
 MADE_WITH = "made_with"
 """The table's name. It says what is no result, and is compared with nobody's."""
 
-MADE_WITH_COLUMNS = ("backbone", "weights", "runs", "hardware", "torch", "first", "last")
+WITH = ("backbone", "weights", "hardware", "torch")
+"""What runs are counted by."""
 
 
 def made_with_table(edition: Edition, results: str | Path) -> pd.DataFrame:
@@ -31,13 +34,16 @@ def made_with_table(edition: Edition, results: str | Path) -> pd.DataFrame:
         {
             "backbone": story["backbone"],
             "weights": story["inputs"]["weights"],
-            "hardware": story["hardware"].get("accelerator") or story["hardware"]["processor"],
+            "hardware": _processor(story["hardware"]),
             "torch": story["versions"]["torch"],
             "day": story["finished"][:10],
         }
         for story in stories
     ]
-    table = pd.DataFrame(rows, columns=["backbone", "weights", "hardware", "torch", "day"])
-    days = table.groupby(["backbone", "weights", "hardware", "torch"], sort=False)["day"].agg(["size", "min", "max"])
-    days = days.rename(columns={"size": "runs", "min": "first", "max": "last"})
-    return days.reset_index()[list(MADE_WITH_COLUMNS)]
+    days = pd.DataFrame(rows, columns=[*WITH, "day"]).groupby(list(WITH), sort=False)["day"]
+    return days.agg(runs="size", first="min", last="max").reset_index()
+
+
+def _processor(hardware: Mapping[str, Any]) -> str:
+    """The accelerator, or the processor; of runs that are older than this table, only the processor's kind is known."""
+    return hardware.get("accelerator") or hardware.get("processor") or hardware["machine"]

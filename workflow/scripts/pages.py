@@ -259,11 +259,9 @@ def _made_with(figures: Path) -> str:
     if not found:
         return f"Nobody has committed `{FIGURES.name}/<edition>/{MADE_WITH}.csv` yet.\n"
     table = pd.concat(found, names=["edition"]).reset_index("edition")
-    shipped = {name: files_digest(PACKAGE / "weights" / name) for name in MINIATURES}
-    ours = table["backbone"].isin(shipped)
-    table.loc[ours, "weights"] = table[ours].apply(
-        lambda row: "as shipped" if row["weights"] == shipped[row["backbone"]] else "earlier ones", axis=1
-    )
+    shipped = table["backbone"].map({name: files_digest(PACKAGE / "weights" / name) for name in MINIATURES})
+    same = (table["weights"] == shipped).map({True: "as shipped", False: "earlier ones"})
+    table["weights"] = table["weights"].where(shipped.isna(), same)
     one_day = table["first"] == table["last"]
     table["days"] = table["first"].where(one_day, table["first"] + " to " + table["last"])
     return _lines(table[["edition", "backbone", "weights", "runs", "hardware", "torch", "days"]]) + "\n"
