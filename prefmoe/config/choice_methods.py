@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from prefmoe.config.method_settings import MethodSettings
-from prefmoe.system.names import Name, Once
+from prefmoe.system.names import Name, Some
 
-Tried = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), Once]
+Tried = Some[Annotated[int, Field(ge=1)]]
 """Numbers of which the best on validation choices is taken."""
 
 
@@ -140,7 +140,7 @@ class PersonalScorerMethod(ChoiceMethod):
 
     module = "prefmoe.models.scorers"
     kind: Literal["personal_scorer"]
-    penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Once] = Field(
+    penalties: Some[Annotated[float, Field(gt=0)]] = Field(
         (0.3, 1.0, 3.0, 10.0, 30.0), description="tried on validation choices"
     )
 

@@ -14,7 +14,7 @@ from prefmoe.config.generation import Generation
 from prefmoe.config.method_settings import OWN_FILES, Method, is_trained
 from prefmoe.config.own_methods import read_own_methods
 from prefmoe.config.strict import ConfigError, Strict
-from prefmoe.system.names import NAME, RULE, Name, Once, did_you_mean
+from prefmoe.system.names import NAME, RULE, Name, Once, Some, did_you_mean
 from prefmoe.system.places import ROOT, known_backbones
 from prefmoe.system.yaml_settings import read_settings
 
@@ -28,7 +28,7 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOL
 it again page by page."""
 
 Split = Literal["train", "validation", "test", "unseen"]
-Turns = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Once]
+Turns = Some[Annotated[int, Field(ge=0)]]
 """Numbers of exchanges of small talk."""
 
 
@@ -71,7 +71,7 @@ class Evaluation(Strict):
     turns: Turns = (0, 10)
     unseen_turns: Turns = (0,)
     max_new_tokens: int = Field(3, ge=1)
-    splits: Annotated[tuple[Split, ...], Field(min_length=1), Once] = ("test", "unseen")
+    splits: Some[Split] = ("test", "unseen")
     controls: Annotated[tuple[ControlKind, ...], Once] = ()
     reuse_prefixes: bool = Field(True, description="compute the beginning that prompts share once per batch")
     too_long: TooLong = Field("refuse", description="or leave out the oldest exchanges of small talk, whole ones")
@@ -151,9 +151,9 @@ class Edition(Strict):
 
     name: Name
     purpose: str
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Once]
-    backbones: Annotated[tuple[Name, ...], Field(min_length=1), Once]
-    more_seeds: dict[Name, Annotated[tuple[Seed, ...], Field(min_length=1), Once]] = {}
+    seeds: Some[Seed]
+    backbones: Some[Name]
+    more_seeds: dict[Name, Some[Seed]] = {}
     ablation_backbone: str | None = None
     data: Annotated[Data, Field(discriminator="kind")]
     training: Training
@@ -162,7 +162,7 @@ class Edition(Strict):
     generation: Generation | None = None
     own_methods: Annotated[tuple[Path, ...], Once] = ()
     methods: dict[Name, Method] = Field(min_length=1)
-    table1: Annotated[tuple[str, ...], Field(min_length=1), Once]
+    table1: Some[str]
     table2: Annotated[tuple[str, ...], Once] = ()
     rivals: Annotated[tuple[str, ...], Once] = ()
     cache_images: bool = Field(True, description="keep encoded pictures in memory; off for large backbones")

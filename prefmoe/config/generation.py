@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from prefmoe.config.choice_methods import ChoiceMethod, RaterMethod
 from prefmoe.config.method_settings import MethodSettings
 from prefmoe.config.strict import Strict
-from prefmoe.system.names import Name, Once
+from prefmoe.system.names import Name, Once, Some
 
 Part = Literal["sem", "core", "img"]
 """What user tokens are made of: mapped states of the top layers (e_sem), states of the layer that the probes choose
@@ -30,7 +30,7 @@ class Generation(Strict):
     drawer: str = "drawer-mini"
     revision: str | None = Field(None, description="commit of a checkpoint of the hub")
     reward: Name
-    prompts: Annotated[tuple[str, ...], Field(min_length=1), Once]
+    prompts: Some[str]
     users: int = Field(24, ge=1)
     noises: int = Field(2, ge=1)
     steps: int = Field(12, ge=1)
@@ -116,7 +116,7 @@ class UserTokensMethod(DrawingMethod):
     is_guided = True
     kind: Literal["user_tokens"]
     begins_with: Name = Field(description="the probes of the rater whose states are used")
-    parts: Annotated[tuple[Part, ...], Field(min_length=1), Once] = ("sem", "core", "img")
+    parts: Some[Part] = ("sem", "core", "img")
     alignment: Literal["mmd", "mse", "cosine", "none"] = Field(
         "mmd", description="how mapped e_sem is brought to the drawer's text embeddings of the user's attributes"
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 RULE = "letters, digits, dots, dashes and underscores, the first of them neither dot nor dash, and at most 100"
@@ -33,6 +33,11 @@ def no_repeats(values: tuple) -> tuple:
 
 Once = AfterValidator(no_repeats)
 """In an annotation: no value twice."""
+
+T = TypeVar("T")
+
+Some = Annotated[tuple[T, ...], Field(min_length=1), Once]
+"""Of a type, in an annotation: one value at least, and none twice."""
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
