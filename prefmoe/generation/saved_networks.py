@@ -12,7 +12,7 @@ from torch import nn
 
 from prefmoe.models.saved import tensor_names
 from prefmoe.system.files import read_json
-from prefmoe.system.finite import not_finite
+from prefmoe.system.finite import check_finite
 from prefmoe.system.foreign_files import check_folder
 
 READ = ("*.json", "*.txt", "*.safetensors")
@@ -37,5 +37,4 @@ def check_weights(loaded: Mapping[Path, nn.Module]) -> None:
         found = {name for path in folder.glob("*.safetensors") for name in tensor_names(path)}
         if missing := [name for name in tensors if name not in found]:
             raise ValueError(f"{folder}: no file has the tensors {', '.join(missing[:5])}")
-        if damaged := not_finite(tensors.items()):
-            raise ValueError(f"{folder}: NaN or infinite values in {', '.join(damaged[:5])}")
+        check_finite(tensors.items(), folder)

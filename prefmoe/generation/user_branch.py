@@ -22,7 +22,7 @@ from torch import nn
 
 from prefmoe.generation.drawer import Drawer, DrawerError
 from prefmoe.system.files import whole_file
-from prefmoe.system.finite import not_finite
+from prefmoe.system.finite import check_finite
 
 
 def add_user_branch(drawer: Drawer, tokens: int = 4, seed: int = 0) -> nn.ModuleDict:
@@ -81,8 +81,7 @@ def load_user_branch(drawer: Drawer, path: str | Path) -> nn.ModuleDict:
         raise DrawerError(f"{path}: expected a branch for users: {error}") from error
     if told.get("drawer") != (own := drawer_digest(drawer)):
         raise DrawerError(f"{path}: trained beside the drawer {told.get('drawer')}, and this one is {own}")
-    if damaged := not_finite(state.items()):
-        raise DrawerError(f"{path}: NaN or infinite values in {', '.join(damaged[:5])}")
+    check_finite(state.items(), path, DrawerError)
     branch = add_user_branch(drawer)
     try:
         branch.load_state_dict(state)

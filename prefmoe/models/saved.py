@@ -19,7 +19,7 @@ from prefmoe.config.registry import BackboneEntry
 from prefmoe.data.benchmark import Preference, User
 from prefmoe.system import hub
 from prefmoe.system.files import read_json, read_regular
-from prefmoe.system.finite import not_finite
+from prefmoe.system.finite import check_finite
 from prefmoe.system.frozen import Frozen
 
 CONFIG_FILE, WEIGHTS_FILE = "method.json", "method.safetensors"
@@ -162,8 +162,7 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
             raise ValueError(f"{path}, {name}: shape {tuple(value.shape)}, expected {tuple(tensor.shape)}")
         if tensor.is_floating_point() != value.is_floating_point():
             raise ValueError(f"{path}, {name}: {value.dtype}, expected {tensor.dtype}")
-    if damaged := not_finite(found.items()):
-        raise ValueError(f"{path}: NaN or infinite values in {', '.join(damaged[:5])}")
+    check_finite(found.items(), path)
     return found
 
 

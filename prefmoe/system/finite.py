@@ -23,3 +23,9 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     good = torch.stack([value.float().to(sums[0].device) for value in sums]).isfinite().tolist()
     doubtful = [pair for pair, finite in zip(kept, good, strict=True) if not finite]
     return [name for name, tensor in doubtful if not tensor.isfinite().all()]
+
+
+def check_finite(named: Iterable[tuple[str, Tensor]], where: object, error: type[ValueError] = ValueError) -> None:
+    """Raises ``error`` naming where the tensors come from and the first of those that hold a NaN or an infinity."""
+    if damaged := not_finite(named):
+        raise error(f"{where}: NaN or infinite values in {', '.join(damaged[:5])}")
