@@ -25,6 +25,7 @@ from prefmoe.models.base import Method, MethodError, build_method
 from prefmoe.running import asking
 from prefmoe.running.evaluation import evaluate
 from prefmoe.running.runs import run_all_seeds
+from prefmoe.system import hub
 
 PLAIN = NonTunedMethod(kind="nontuned", label="plain", profile="none")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -73,11 +74,19 @@ def said(text: str) -> list[float]:
 
 
 @pytest.mark.parametrize(("name", "repeated"), [("README.md", 0), ("docs/own_users.md", 1)])
-def test_the_code_about_users_runs_and_answers_as_the_page_says(name, repeated, drawn, in_a_clone, capsys):
+def test_the_code_about_users_runs_and_answers_as_the_page_says(
+    name, repeated, drawn, in_a_clone, monkeypatch, tmp_path, capsys
+):
+    """What stands as "owner/name" is, where the hub cannot be reached, what the page's first model saves."""
     text = page(name)
     space: dict = {"drawn": drawn}
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda *_, **__: space["model"].method.save_pretrained(tmp_path / "a")
+    )
     for block in blocks(text, "python"):
         exec(compile(block.replace("= load_benchmark(", "= drawn("), name, "exec"), space)
+    if name == "README.md":
+        assert [user.name for user in space["method"].added_users] == ["Ada"]
     found = said(capsys.readouterr().out)
     expected = said(text)
     assert found == pytest.approx(expected + expected[:repeated], abs=0.03)  # again, after saving and loading

@@ -38,7 +38,8 @@ def test_a_short_table_has_the_measures_in_their_order_and_only_those_that_there
         "| PrefMoE | anchors | 0.82 ± 0.04 | 0.50 ± 0.13 |\n| LoRA | name | 0.00 | – |\n"
         "| Chance | nobody | 0.50 ± 0.00 | – |\n\n"
     )
-    assert "| PrefMoE | anchors | 0.70 ± 0.10 | – |\n| Chance" in second and "Trained rows: mean of 3 seeds." in second
+    assert second.endswith("| PrefMoE | anchors | 0.70 ± 0.10 | – |\n") and "| Chance" not in second
+    assert "Trained rows: mean of 3 seeds. References: above.\n" in second
 
 
 def test_what_stands_between_marks_is_replaced_and_the_rest_is_left(figures):

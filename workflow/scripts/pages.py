@@ -48,17 +48,19 @@ def with_tables(page: str, *, figures: str | Path = FIGURES) -> str:
 
 
 def main_tables(table: pd.DataFrame, turns: int, metrics: Sequence[str] | None = None, digits: int = 3) -> str:
-    """Rows of table1.csv after so many turns: a table per backbone, references last. ``metrics``: the columns, of which
-    those that the table lacks are left out; all that it has when absent."""
+    """Rows of table1.csv after so many turns: a table per backbone; references, the same for all, end the first.
+    ``metrics``: the columns, of which those that the table lacks are left out; all that it has when absent."""
     table = table[table["turns"] == turns]
     shown = [m for m in metrics or table["metric"].unique() if (table["metric"] == m).any()]
     table = table[table["metric"].isin(shown)]
     reference = table["type"] == REFERENCE
-    return "\n".join(
-        f"**{backbone}.** {_sizes(rows, shown)}\n\n{_grid(rows, ['method', 'information'], shown, digits)}\n"
-        for backbone in table.loc[~reference, "backbone"].unique()
-        for rows in [pd.concat([table[table["backbone"] == backbone], table[reference]])]
-    )
+    written = []
+    for backbone in table.loc[~reference, "backbone"].unique():
+        rows = pd.concat([table[table["backbone"] == backbone], *([] if written else [table[reference]])])
+        above = " References: above." if written and reference.any() else ""
+        grid = _grid(rows, ["method", "information"], shown, digits)
+        written.append(f"**{backbone}.** {_sizes(rows, shown)}{above}\n\n{grid}\n")
+    return "\n".join(written)
 
 
 def _main(edition: str, turns: int = 0, metrics: Sequence[str] | None = None, digits: int = 3) -> Callable:
