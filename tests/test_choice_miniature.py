@@ -268,7 +268,6 @@ def test_a_model_that_has_not_learned_to_sort_ends_the_pretraining(untrained):
 def test_another_seed_is_another_model_with_stages_of_its_own():
     first, again, other = (idefics2.build_model(seed)[0].lm_head.weight for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert choosing.work_folder().name == "idefics2-mini" and choosing.work_folder(2).name == "idefics2-mini-seed2"
 
 
 # ---- the shipped weights

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
+import align
 import numpy as np
+import pretrain as pretrain_script
 import pretraining
 import pytest
 import torch
@@ -13,7 +16,7 @@ from PIL import Image
 from pretraining import abilities, drawings, language, miniatures, reading, vision
 from pretraining.abilities import measure_abilities
 from pretraining.conversations import Conversations, Encoder, Say
-from pretraining.place import Place
+from pretraining.place import Place, sole_process, work_folder
 from safetensors import safe_open
 
 from prefmoe.backbones.loading import load_backbone
@@ -233,8 +236,22 @@ def test_another_seed_is_another_model_with_stages_of_its_own():
         miniatures.build_model("llava", seed)[0].state_dict()["lm_head.weight"] for seed in (0, 0, 1)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
-    folders = {pretraining.work_folder(name, seed) for name in miniatures.FOLDERS.values() for seed in (0, 1, 2)}
-    assert len(folders) == 6 and pretraining.work_folder("llava-mini").name == "llava-mini"
+    names = [*miniatures.FOLDERS.values(), "idefics2-mini", "drawer-mini"]
+    folders = {work_folder(name, seed) for name in names for seed in (0, 1, 2)}
+    assert len(folders) == 12 and work_folder("llava-mini").name == "llava-mini"
+    assert work_folder("idefics2-mini", 2).name == "idefics2-mini-seed2"
+
+
+def test_one_process_at_a_time_makes_what_two_workflows_ask_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    commands = (pretrain_script, ["drawer-mini"]), (align, ["smollm2", "drawings"])
+    for (script, words), place in zip(commands, (work_folder("drawer-mini"), Path("smollm2")), strict=True):
+        with sole_process(place):
+            assert script.main(words) == 1
+        assert f"error: {place}: another process is making these weights; wait for it" in capsys.readouterr().err
+        with sole_process(place):  # it ends with who held it
+            pass
 
 
 def test_the_recipe_makes_a_backbone_that_loads_and_goes_on_where_it_stopped(pool, tmp_path, monkeypatch):

@@ -18,21 +18,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("stage", choices=["drawings", "photographs"], help="photographs need PREFMOE_DATA")
     parser.add_argument("--edition", default="small-sample", help="whose photographs (default: small-sample)")
     parser.add_argument("--ship", action="store_true", help="also put the projector into the package (drawings only)")
-    return call(_align, parser.parse_args(arguments))
+    return call(_align, parser.parse_args(arguments), own=("prefmoe", "pretraining"))
 
 
 def _align(options: argparse.Namespace) -> None:
     import projector
+    from pretraining.place import sole_process
 
     from prefmoe.config import load_edition
     from prefmoe.running.runs import use_threads
 
     use_threads()
     edition = load_edition(options.edition) if options.stage == "photographs" else None
-    card = projector.teach(options.folder, options.stage, edition=edition)
-    print(json.dumps(card["abilities"], indent=1))
-    if options.ship:
-        print(projector.ship(options.folder))
+    with sole_process(options.folder):
+        card = projector.teach(options.folder, options.stage, edition=edition)
+        print(json.dumps(card["abilities"], indent=1))
+        if options.ship:
+            print(projector.ship(options.folder))
 
 
 if __name__ == "__main__":

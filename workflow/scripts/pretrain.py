@@ -29,14 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from pretraining import RECIPES, pretrain, work_folder
+    from pretraining.errors import PretrainingError
+    from pretraining.place import sole_process, work_folder
+
+    if options.seed < 0:
+        raise PretrainingError(f"--seed {options.seed}: expected a whole number from 0")
+    with sole_process(work_folder(options.backbone, options.seed)):
+        _make(options)
+
+
+def _make(options: argparse.Namespace) -> None:
+    from pretraining import RECIPES, pretrain
     from pretraining.choosing import pretrain_choices
     from pretraining.drawer import pretrain_drawer
     from pretraining.errors import PretrainingError
     from pretraining.ladder import climb
+    from pretraining.place import work_folder
 
-    if options.seed < 0:
-        raise PretrainingError(f"--seed {options.seed}: expected a whole number from 0")
     made = {"device": options.device, "seed": options.seed}
     if options.backbone == CHOICE_MINIATURE:
         pretrain_choices(folder=options.folder, **made)

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from safetensors.torch import load_model, save_model
 
-from prefmoe.config import RESULTS
 from prefmoe.running.record import hardware
 from prefmoe.system.files import is_intact, whole_file
 from pretraining.abilities import measure_abilities
@@ -28,7 +27,7 @@ from pretraining.drawings import pool_without_users
 from pretraining.errors import PretrainingError
 from pretraining.language import LESSONS, train_joint, train_text
 from pretraining.miniatures import FOLDERS, WEIGHTS, adopt_language_model, build_model, save
-from pretraining.place import finished
+from pretraining.place import finished, work_folder
 from pretraining.vision import pool_features, train_vision
 
 _POOL = {"items": 18000, "quarters": 4000, "groups": 18000, "people": 2250}
@@ -83,11 +82,6 @@ RECIPES: dict[str, dict] = {
 
 
 MADE_BY = "snakemake --cores all pretrain"
-
-
-def work_folder(backbone: str, seed: int = 0) -> Path:
-    """Where a backbone's stages are kept; another seed's are others."""
-    return RESULTS / "pretraining" / (backbone if seed == 0 else f"{backbone}-seed{seed}")
 
 
 def pretrain(

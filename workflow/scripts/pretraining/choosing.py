@@ -26,13 +26,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from prefmoe.config import RESULTS
 from prefmoe.running.record import hardware
 from pretraining.episodes import NAMES, Episodes, PoolEpisodes, repeated, ruled
 from pretraining.errors import PretrainingError
 from pretraining.idefics2 import FOLDER, NAME, build_model
 from pretraining.miniatures import write
-from pretraining.place import Place, finished
+from pretraining.place import Place, finished, work_folder
 from pretraining.sorting import EpisodeReader, answered, questions_about
 from pretraining.sorting_abilities import measure_sorting
 from pretraining.tower import ChoicePictures, all_tokens, draw_choice_pool, train_tower
@@ -178,11 +177,6 @@ def train_joint(
     return float(np.mean(hits[0][-30:]))
 
 
-def work_folder(seed: int = 0) -> Path:
-    """Where the stages are kept; another seed's are others."""
-    return RESULTS / "pretraining" / (NAME if seed == 0 else f"{NAME}-seed{seed}")
-
-
 def pretrain_choices(
     *,
     folder: Path | None = None,
@@ -206,7 +200,7 @@ def pretrain_choices(
     Raises:
         PretrainingError: if the model has not learned to sort (`train_words`).
     """
-    recipe, folder, work = recipe or RECIPE, folder or FOLDER, work or work_folder(seed)
+    recipe, folder, work = recipe or RECIPE, folder or FOLDER, work or work_folder(NAME, seed)
     work.mkdir(parents=True, exist_ok=True)
     model, processor = build_model(seed)
     model.to(device)

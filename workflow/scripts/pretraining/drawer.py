@@ -25,7 +25,6 @@ from tokenizers.pre_tokenizers import Split
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from prefmoe.config import RESULTS
 from prefmoe.config.backbone_files import MINIATURE_CARD as CARD
 from prefmoe.generation.captions import SIZE, words
 from prefmoe.generation.drawer import FOLDER, Drawer
@@ -37,7 +36,7 @@ from prefmoe.system.places import DRAWER
 from pretraining.attribute_reader import train_reader
 from pretraining.drawer_abilities import measure_drawing, measure_reading, unseen_captions
 from pretraining.drawer_training import train_drawer
-from pretraining.place import finished
+from pretraining.place import finished, work_folder
 from pretraining.small_drawings import draw_item_masks, draw_small_pool
 
 RECIPE: dict = {
@@ -103,11 +102,6 @@ def build_drawer(seed: int = 0, channels: Sequence[int] = (96, 96), width: int =
     return Drawer(unet, text_encoder, tokenizer, scheduler, patch=PATCH)
 
 
-def work_folder(seed: int = 0) -> Path:
-    """Where the stages are kept; another seed's are others."""
-    return RESULTS / "pretraining" / (DRAWER if seed == 0 else f"{DRAWER}-seed{seed}")
-
-
 def pretrain_drawer(
     *,
     folder: Path | None = None,
@@ -128,7 +122,7 @@ def pretrain_drawer(
     Returns:
         ``folder``.
     """
-    recipe, folder, work = recipe or RECIPE, folder or FOLDER, work or work_folder(seed)
+    recipe, folder, work = recipe or RECIPE, folder or FOLDER, work or work_folder(DRAWER, seed)
     work.mkdir(parents=True, exist_ok=True)
     drawer = build_drawer(seed)
     torch.manual_seed(seed)
