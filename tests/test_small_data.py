@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from method_checks import fit
 from notebook_cells import cells
 from synthetic_mmpb import make, rows, write_csv, write_split
 
-from prefmoe.config import PrefMoEMethod
+from prefmoe.config import FIGURES, PrefMoEMethod, load_edition
 from prefmoe.data import composition, mmpb
 from prefmoe.data.benchmark import FACETS, Benchmark
 from prefmoe.inspection import attention
@@ -99,3 +100,22 @@ def test_where_nobody_holds_a_preference_pictures_are_asked_about_one_user_each(
     nothing = replace(benchmark, splits=benchmark.splits | {"test": ()})
     with pytest.raises(InspectionError, match="'test' has no yes/no question about"):
         shared_questions(nothing, pictures=2, users=8)
+
+
+def test_choices_of_nobody_but_seen_users_are_shown():
+    """Notebooks 19 and 21 where every user was trained on: what is said of others is left out."""
+    table1, shown = (
+        pd.read_csv(FIGURES / "preference-mini" / f"{name}.csv", keep_default_na=False, na_values=[""])
+        for name in ("table1", "information")
+    )
+    table1 = table1[table1["users"] != "unseen"]
+    settings = load_edition("preference-mini")
+    given = {"settings": settings, "shown": shown, "focus": "Prototypes", "n_ref": 8}
+    main = table1[table1["n_ref"].isin([0, 8])]
+    nobody = main.iloc[:0].rename(columns={"value": "difference"})
+    others = cells("19", "main-figure", "unseen-figure", main=main, table2=nobody, **given).figures[1]
+    assert "Every user of these data was trained on" in others.get_label()
+    two = table1[(table1["candidates"] == 2) & (table1["k"] == 1)]
+    asked = [settings.methods[name].label for name in settings.histories.at_lengths]
+    (curve,) = cells("21", "curve", rows=two, lengths=[1, 2, 4, 8], asked=asked, **given).figures
+    assert "960 of seen users" in curve.get_label() and "unseen" not in curve.get_label()
