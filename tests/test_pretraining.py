@@ -156,6 +156,8 @@ def test_shipped_weights_belong_to_their_card(kind):
     content = (folder / "model.safetensors").read_bytes()
     assert hashlib.blake2b(content, digest_size=16).hexdigest() == card["weights_blake2b"]
     assert len(content) < 6_000_000
+    assert card["recipe"] == json.loads(json.dumps(pretraining.RECIPES[kind]))
+    assert (card["seed"], card["made_by"]) == (0, "snakemake --cores all pretrain")  # one run, from nothing
     with safe_open(folder / "model.safetensors", "pt") as tensors:
         assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {torch.float16}
     backbone = load_backbone(miniatures.FOLDERS[kind])
