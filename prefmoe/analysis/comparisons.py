@@ -122,9 +122,10 @@ def _against(first: Duels, second: Duels) -> NDArray:
 
 
 def focus_method(edition: Edition) -> str | None:
-    """The complete PrefMoE of an edition (all components, trained), one without facet label if there is; or None."""
+    """The complete PrefMoE of an edition (all components, trained), the ablation's before others, and one without facet
+    label if there is; or None."""
     found = {}
-    for key in (*edition.table1, *edition.table2):
+    for key in (*edition.table2, *edition.table1):
         method = edition.methods[key]
         if isinstance(method, PrefMoEMethod) and method.components == COMPONENTS and is_trained(method):
             found.setdefault(method.facet_label, key)
