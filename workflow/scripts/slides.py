@@ -86,12 +86,14 @@ def _popular(t: Tables) -> str:
     auc = _row(t, "Popular choice", "auc_same")["value"]
     holds(auc == 0.5 and popular["low"] > 0, "the popular choice is sensitive and tells nobody apart")
     holds(not told_apart(t.paired("Popular choice", "sensitivity")), "PrefMoE's sensitivity is not told apart")
-    holds(accuracy > other, "the popular choice has the higher preference accuracy")
+    near = not told_apart(t.paired("Popular choice", "preference"))
+    holds(near, "the popular choice's preference accuracy is not told apart from PrefMoE's")
     return "\n".join(
         [
             f"- Its recall minus its collapse is {around(popular)}: far from zero. PrefMoE's, {around(full)}, is not "
             "told apart from it.",
-            f"- Its accuracy in questions about preferences is {dot(accuracy, 3)}, PrefMoE's {dot(other, 3)}.",
+            f"- Its accuracy in questions about preferences is {dot(accuracy, 3)}, PrefMoE's {dot(other, 3)}: not told "
+            "apart.",
             f"- Its AUC is {dot(auc)}: of two users who are asked about one thing it says the same.",
             "",
             "What many like is asked about more often of people who like it. Whoever knows what is popular wins there, "
@@ -116,28 +118,29 @@ def _told(t: Tables) -> str:
     where = {"method": "PrefMoE", "backbone": "llava-mini", "metric": "auc_told"}
     other, zero = (t.row("mini/controls", control=control, **where) for control in ("other_user", "zero_prefix"))
     holds(told["low"] > 0.5, "PrefMoE reads the profile")
-    holds(all(row["low"] < 0.5 < row["high"] for row in (other, zero)), "the controls take it away")
+    holds(other["low"] < 0.5 < other["high"], "somebody else's tokens take it away")
+    holds(0.5 < zero["low"] and zero["high"] < told["low"], "zeros take most of it away")
     holds(reader["value"] > told["value"], "the reader of the text is ahead")
+    holds(not told_apart(t.paired("LoRA with profile", "auc_told")), "the reader is not told apart from PrefMoE")
     return "\n".join(
         [
             f"- PrefMoE's AUC about what profiles tell: {around(told)}. **It holds.**",
-            f"- With somebody else's tokens {dot(other['value'])}, with zeros {dot(zero['value'])}.",
-            f"- Who reads the text itself stays ahead: LoRA with profile {dot(reader['value'])}.",
+            f"- With somebody else's tokens {dot(other['value'])}. With zeros {dot(zero['value'])}: the routers still "
+            "know who it is.",
+            f"- Who reads the text itself is ahead, not told apart from it: LoRA with profile {dot(reader['value'])}.",
         ]
     )
 
 
 def _fresh(t: Tables) -> str:
-    fresh, frozen = (
-        t.main("PrefMoE", "auc_untold_fresh"),
-        t.paired("LoRA that reads frozen anchors", "auc_untold_fresh"),
-    )
-    holds(fresh["low"] < 0.5 < fresh["high"], "the interval of PrefMoE includes one half")
+    fresh, other = (t.main("PrefMoE", "auc_untold_fresh", name) for name in ("llava-mini", "qwen2.5-vl-mini"))
+    frozen = t.paired("LoRA that reads frozen anchors", "auc_untold_fresh")
+    holds(other["low"] < 0.5 < fresh["low"], "one of the backbones has an interval that includes one half")
     holds(not told_apart(frozen), "frozen anchors are not told apart from PrefMoE")
     return "\n".join(
         [
-            f"- PrefMoE's AUC where nothing was told or asked: {around(fresh)}. The interval includes .5: **refuted by "
-            "the rule that was set before.**",
+            f"- PrefMoE's AUC where nothing was told or asked: {around(fresh)} on the LLaVA miniature, {around(other)} "
+            "on the other. One interval includes .5, one does not: **neither shown nor refuted.**",
             f"- LoRA that reads anchors in which nothing was learned is not told apart from it: a difference of "
             f"{around(frozen, 2, 'difference')}.",
         ]
