@@ -68,6 +68,7 @@ METHODS = {
     "+ imbalance-aware term": Look("#97651A", "p"),
     "+ counterfactual users": Look("#A5571C", "8"),
     "+ decorrelation": Look("#AE481A", "s"),
+    "PrefMoE with published routers": Look("#7F2704", ">"),
     "PrefMoE": Look("#A63603", "D"),
     "Retrieved statements": Look("#5B2A86", "*"),
     "One LoRA per user": Look("#3949AB", ">"),
