@@ -16,6 +16,7 @@ from notebook_cells import text
 from PIL import Image
 
 from prefmoe import metrics
+from prefmoe.analysis.recommenders import ALS, BPR, POPULARITY
 from prefmoe.config import load_edition
 from prefmoe.figures import forms, reproduction, style
 
@@ -61,8 +62,9 @@ def test_every_look_can_be_seen_and_no_two_methods_share_one():
     assert contrast(style.MUTED) >= 3
 
 
-def test_every_method_of_the_default_edition_has_a_look_of_its_own():
-    assert {method.label for method in load_edition("mini").methods.values()} <= set(style.METHODS)
+def test_every_method_of_an_edition_about_questions_has_a_look_of_its_own():
+    labels = {method.label for name in ("mini", "rivals", "ranking") for method in load_edition(name).methods.values()}
+    assert labels | {POPULARITY, ALS, BPR} <= set(style.METHODS)
 
 
 def test_a_method_looks_the_same_everywhere_and_others_take_what_is_left():
