@@ -98,10 +98,9 @@ def test_the_ladder_is_asked_what_the_default_edition_asks_in_the_same_way():
     assert (edition.data, edition.training, edition.seeds) == (mini.data, mini.training, mini.seeds)
     less = {"turns": (0,), "splits": ("test",), "controls": ()}
     assert edition.evaluation == mini.evaluation.model_copy(update=less)
-    rates = {name: getattr(mini.methods[name], "lr", None) for name in edition.methods} | {"LoRA": 4e-3}
-    rates = {name: {"lr": rate} for name, rate in rates.items() if rate} | {"E-free": {"lr": 3e-3, "lr_user": 3e-3}}
-    for name, method in edition.methods.items():  # rates: chosen with the earlier weights, before any rung was made
-        assert method == mini.methods[name].model_copy(update=rates.get(name, {})), name
+    earlier = {"LoRA": {"lr": 4e-3}, "E-free": {"lr_user": 3e-3}}  # chosen for the earlier weights, before any rung
+    for name, method in edition.methods.items():
+        assert method == mini.methods[name].model_copy(update=earlier.get(name, {})), name
     assert set(edition.backbones) <= {name for name, how in made_backbones().items() if "pretrain.py" in how}
     assert set(edition.table1) == set(edition.methods)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pretraining import abilities, drawings, language, miniatures, reading, vision
 from pretraining.abilities import measure_abilities
 from pretraining.conversations import Conversations, Encoder, Say
-from pretraining.place import Place, sole_process, work_folder
+from pretraining.place import Place, alone, work_folder
 from safetensors import safe_open
 
 from prefmoe.backbones.loading import load_backbone
@@ -247,12 +247,17 @@ def test_another_seed_is_another_model_with_stages_of_its_own():
 def test_one_process_at_a_time_makes_what_two_workflows_ask_for(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "smollm2").mkdir()
-    commands = (pretrain_script, ["drawer-mini"]), (align, ["smollm2", "drawings"])
-    for (script, words), place in zip(commands, (work_folder("drawer-mini"), Path("smollm2")), strict=True):
-        with sole_process(place):
+    rung, rungs = pretrain_script.RUNGS[0], ["--folder", "rungs"]
+    for script, words, place in (
+        (pretrain_script, ["drawer-mini"], work_folder("drawer-mini")),
+        (pretrain_script, [rung, *rungs], work_folder(rung)),
+        (pretrain_script, ["ladder", *rungs], work_folder(rung)),
+        (align, ["smollm2", "drawings"], Path("smollm2")),
+    ):
+        with alone(place):
             assert script.main(words) == 1
         assert f"error: {place}: another process is making these weights; wait for it" in capsys.readouterr().err
-        with sole_process(place):  # it ends with who held it
+        with alone(place):  # it ends with who held it
             pass
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.loading import load_backbone
@@ -32,7 +31,7 @@ from prefmoe.running.record import circumstances
 from prefmoe.running.shortening import fitting_talks
 from prefmoe.running.training import train
 from prefmoe.system import distributed, provenance
-from prefmoe.system.files import FileError, read_json, write_json, write_parquet
+from prefmoe.system.files import FileError, read_json, sole_process, write_json, write_parquet
 from prefmoe.system.names import did_you_mean
 from prefmoe.system.run_files import CONTROLS_FILE, METHOD_FOLDER, PREDICTIONS_FILE, is_complete, seal
 
@@ -60,21 +59,6 @@ def use_threads() -> None:
     if not wanted.isdigit() or int(wanted) < 1:
         raise RunError(f"PREFMOE_THREADS is {wanted!r}; expected a positive whole number")
     torch.set_num_threads(int(wanted))
-
-
-@contextmanager
-def _sole_process(folder: Path) -> Iterator[None]:
-    """Holds a lock on a run's folder: a notebook and the workflow must not write the same run at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunError(f"{folder}: another process is working on this run; wait for it, or stop it first") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class Workbench:
@@ -217,7 +201,8 @@ class Workbench:
             log.info("%s: complete and unchanged, nothing to do", folder)
             return folder
         main = distributed.state().is_main_process
-        with _sole_process(folder) if main else nullcontext():
+        held = RunError(f"{folder}: another process is working on this run; wait for it, or stop it first")
+        with sole_process(folder, held) if main else nullcontext():
             partial = folder.with_name(folder.name + ".partial")
             if main:
                 _open_partial(partial, inputs)

@@ -106,6 +106,23 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def sole_process(folder: Path, otherwise: Exception) -> Iterator[None]:
+    """Holds a lock on a folder, which ends with its process. Raises ``otherwise`` if another process holds it."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as held:
+        raise otherwise from held
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def sha256(path: Path) -> str:
     """The digest of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:

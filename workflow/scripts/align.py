@@ -23,14 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _align(options: argparse.Namespace) -> None:
     import projector
-    from pretraining.place import sole_process
+    from pretraining.place import alone
 
     from prefmoe.config import load_edition
     from prefmoe.running.runs import use_threads
 
     use_threads()
     edition = load_edition(options.edition) if options.stage == "photographs" else None
-    with sole_process(options.folder):
+    with alone(options.folder):
         card = projector.teach(options.folder, options.stage, edition=edition)
         print(json.dumps(card["abilities"], indent=1))
         if options.ship:

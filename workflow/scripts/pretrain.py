@@ -30,38 +30,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _pretrain(options: argparse.Namespace) -> None:
     from pretraining.errors import PretrainingError
-    from pretraining.place import sole_process, work_folder
+    from pretraining.place import alone, work_folder
 
     if options.seed < 0:
         raise PretrainingError(f"--seed {options.seed}: expected a whole number from 0")
-    with sole_process(work_folder(options.backbone, options.seed)):
-        _make(options)
+    whole_ladder = options.backbone == LADDER
+    if options.folder is None and (whole_ladder or options.backbone in RUNGS):
+        raise PretrainingError(f"{options.backbone}: expected --folder, as no rung is part of the package")
+    for name in RUNGS if whole_ladder else [options.backbone]:
+        with alone(work_folder(name, options.seed)):
+            _make(name, options.folder / name if whole_ladder else options.folder, options.device, options.seed)
 
 
-def _make(options: argparse.Namespace) -> None:
+def _make(name: str, folder: Path | None, device: str, seed: int) -> None:
     from pretraining import RECIPES, pretrain
     from pretraining.choosing import pretrain_choices
     from pretraining.drawer import pretrain_drawer
-    from pretraining.errors import PretrainingError
     from pretraining.ladder import climb
     from pretraining.place import work_folder
 
-    made = {"device": options.device, "seed": options.seed}
-    if options.backbone == CHOICE_MINIATURE:
-        pretrain_choices(folder=options.folder, **made)
-        return
-    if options.backbone == DRAWER:
-        pretrain_drawer(folder=options.folder, **made)
-        return
-    if options.backbone in MINIATURES:
-        pretrain(options.backbone, folder=options.folder, **made)
-        return
-    if options.folder is None:
-        raise PretrainingError(f"{options.backbone}: expected --folder, as no rung is part of the package")
-    for name in RUNGS if options.backbone == LADDER else [options.backbone]:
-        folder = options.folder / name if options.backbone == LADDER else options.folder
-        work = work_folder("llava-mini", options.seed)
-        climb(name, folder, work=work, pool=RECIPES["llava"]["pool"], **made)
+    made = {"folder": folder, "device": device, "seed": seed}
+    if name == CHOICE_MINIATURE:
+        pretrain_choices(**made)
+    elif name == DRAWER:
+        pretrain_drawer(**made)
+    elif name in MINIATURES:
+        pretrain(name, **made)
+    else:
+        climb(name, work=work_folder("llava-mini", seed), pool=RECIPES["llava"]["pool"], **made)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import load_model, save_file, save_model
 
 from prefmoe.config import RESULTS
-from prefmoe.system.files import is_intact, seal_of, whole_file
+from prefmoe.system.files import is_intact, seal_of, sole_process, whole_file
 from pretraining.errors import PretrainingError
 
 log = logging.getLogger(__name__)
@@ -27,23 +26,10 @@ def work_folder(name: str, seed: int = 0) -> Path:
     return RESULTS / "pretraining" / (name if seed == 0 else f"{name}-seed{seed}")
 
 
-@contextmanager
-def sole_process(folder: Path) -> Iterator[None]:
-    """Keeps the stages of a folder from every other process: two workflows may ask for the same weights at once. Raises
-    PretrainingError if another one has them; the lock ends with its process."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise PretrainingError(
-            f"{folder}: another process is making these weights; wait for it, or stop it: the same command goes on "
-            "from its last place"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """Keeps the stages of a folder from every other process, as two workflows may ask for the same weights at once."""
+    message = f"{folder}: another process is making these weights; wait for it, or stop it: the same command goes on"
+    return sole_process(folder, PretrainingError(f"{message} from its last place"))
 
 
 def read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
