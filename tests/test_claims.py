@@ -47,6 +47,7 @@ def test_what_comes_out_as_expected_is_refuted_by_nothing():
     assert list(sizes) == [5, 3, 5, 2]
     assert set(table.loc[table["kind"] == claims.EXPECTED, "outcome"]) == {"yes"}
     assert set(table.loc[table["kind"] == claims.REFUTING, "outcome"]) == {"no"}
+    assert claims.refuted_by(table, "a") == claims.refuted_by(table, "b") == []
     assert "0.820 [0.760, 0.880]" in set(table["measured"]) and "+0.130 [+0.070, +0.190]" in " ".join(table["measured"])
 
 
@@ -57,6 +58,8 @@ def test_each_sentence_can_fail():
     assert outcome(table, claims.PREFMOE, "between 0.75") == outcome(table, claims.PREFMOE, "above .5") == "no"
     assert outcome(held(**{claims.ANCHORS: (0.6, 0.5)}), claims.ANCHORS, "no higher than") == "yes"
     assert outcome(held(difference=0.05), claims.ANCHORS, "as good as") == "yes"
+    assert claims.refuted_by(held(difference=0.05), "b") == [claims.ANCHORS]
+    assert claims.refuted_by(table, "b") == [claims.PREFMOE]
     changeless = held(other=0.8)
     assert outcome(changeless, "somebody else's prefix", "changes nothing") == "yes"
     assert outcome(changeless, "PrefMoE with somebody else's prefix", "falls to .5") == "no"

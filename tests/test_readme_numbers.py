@@ -6,6 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from prefmoe.analysis import claims
+from prefmoe.analysis.tables import read_table
 from prefmoe.analysis.text import told_apart
 
 ROOT = Path(__file__).parents[1]
@@ -49,8 +51,8 @@ def names_alone():
     return rows.loc[(rows["at_test"] == "name") & (rows["type"] != "NT") & (rows["backbone"] == "llava-mini"), "method"]
 
 
-def compared(baseline, metric):
-    return row("comparisons", method="PrefMoE", baseline=baseline, metric=metric, **LLAVA)
+def compared(baseline, metric, where=LLAVA):
+    return row("comparisons", method="PrefMoE", baseline=baseline, metric=metric, **where)
 
 
 def frozen_behind():
@@ -69,7 +71,7 @@ def choices(method, users, table="table1"):
 
 def against(baseline):
     rows = pd.read_csv(ROOT / "figures" / "preference-mini" / "comparisons.csv")
-    rows = rows[(rows["baseline"] == baseline) & (rows["n_ref"] == 8)]
+    rows = rows[(rows["method"] == "Prototypes") & (rows["baseline"] == baseline) & (rows["n_ref"] == 8)]
     assert len(rows) == 1
     return rows.iloc[0]
 
@@ -99,7 +101,7 @@ SENTENCES = {
     rf"before any training PrefMoE is at {NUMBER} already": lambda: [
         table1("PrefMoE before training", "auc_told")["value"]
     ],
-    rf"Neither shown nor refuted: {NUMBER} \[{NUMBER}, {NUMBER}\]": lambda: interval(
+    rf"by the rule that was set: {NUMBER} \[{NUMBER}, {NUMBER}\]": lambda: interval(
         table1("PrefMoE", "auc_untold_fresh")
     ),
     rf"the other backbone's {NUMBER} \[{NUMBER}, {NUMBER}\]": lambda: interval(
@@ -112,8 +114,20 @@ SENTENCES = {
     rf"and fresh {NUMBER} \[{NUMBER}, {NUMBER}\] at": lambda: [
         *(after(steps)["value"] for steps in (100, 200, 400, 800, 1600)), *interval(after(1600, "auc_untold_fresh"))
     ],
-    rf"is learned \({NUMBER}; name-only LoRA {NUMBER}\)": lambda: [
+    rf"is learned on the first \({NUMBER}; name-only LoRA {NUMBER}\)": lambda: [
         table1("PrefMoE", "profile")["value"], table1("LoRA", "profile")["value"]
+    ],
+    rf"not told apart on the second \({NUMBER}; {NUMBER}\)": lambda: [
+        table1("PrefMoE", "profile", QWEN)["value"], table1("LoRA", "profile", QWEN)["value"]
+    ],
+    rf"PrefMoE is {NUMBER} \[{NUMBER}, {NUMBER}\] above name-only LoRA .* \(p = {NUMBER}\), and {NUMBER} "
+    rf"\[{NUMBER}, {NUMBER}\] on the Qwen2.5-VL miniature, which is \(p = {NUMBER}\)": lambda: [
+        compared("LoRA", "auc_same", where)[column]
+        for where in (LLAVA, QWEN) for column in ("difference", "low", "high", "p_users_holm")
+    ],
+    rf"LOVA3, shown names alone, has {NUMBER};": lambda: [table1("LOVA3", "auc_untold_fresh")["value"]],
+    rf"\(names alone reach {NUMBER}, a prefix of zeros leaves {NUMBER}\)": lambda: [
+        table1("LoRA", "auc_told")["value"], prefixed("zero_prefix")
     ],
     rf"popular choice \({NUMBER}\), which knows nobody, is not told apart from PrefMoE \({NUMBER}\)": lambda: [
         table1("Popular choice", "preference", NO_BACKBONE)["value"], table1("PrefMoE", "preference")["value"]
@@ -144,7 +158,19 @@ def test_the_numbers_of_questions_are_those_of_the_tables(text):
 
 def test_what_the_sentences_conclude_follows_from_the_tables():
     fresh, other = (table1("PrefMoE", "auc_untold_fresh", backbone) for backbone in (LLAVA, QWEN))
-    assert other["low"] < 0.5 < fresh["low"]  # "leaves a guess behind, the other backbone's does not"
+    assert other["low"] < 0.5 < fresh["low"]  # "leaves a guess behind", "includes a guess"
+    tables = [read_table(FIGURES / f"{name}.csv") for name in ("table1", "controls", "comparisons")]
+    for where in (LLAVA, QWEN):
+        held = claims.claims_table(*tables, backbone=where["backbone"])
+        assert claims.refuted_by(held, "b") and not claims.refuted_by(held, "a")  # "refuted on both", "it holds"
+    held = claims.claims_table(*tables, backbone="llava-mini")
+    expected = held.loc[(held["claim"] == "a") & (held["kind"] == claims.EXPECTED), "outcome"]
+    assert (len(expected), (expected == "no").sum()) == (5, 2)  # "two of its five expectations failed"
+    assert not told_apart(compared("Popular choice", "auc_untold_fresh"))  # "nor is the popular choice"
+    assert told_apart(compared("LoRA", "auc_same", QWEN)) and not told_apart(compared("LoRA", "auc_same"))
+    assert told_apart(compared("LoRA", "profile")) and not told_apart(compared("LoRA", "profile", QWEN))
+    lows = [table1(method, "auc_same")["low"] for method in names_alone()]
+    assert (len(lows), sum(low > 0.5 for low in lows)) == (4, 2)  # "two of four name-only rows"
     assert not told_apart(frozen_behind())  # "is not told apart from PrefMoE"
     assert table1("LoRA with profile", "auc_told")["value"] > table1("PrefMoE", "auc_told")["value"]  # "is ahead"
     assert not told_apart(compared("LoRA with profile", "auc_told"))  # "not told apart from it"

@@ -661,13 +661,17 @@ def test_one_is_counted_without_a_plural():
 def test_group_rises_compares_intervals_of_the_outer_groups():
     ends = {"rare": (0.1, 0.2), "middle": (0.5, 0.6), "popular": (0.25, 0.4)}
     rows = [
-        {"method": "LoRA", "grouping": "popularity", "metric": metric, "group": group, "low": low, "high": high}
+        {"method": "LoRA", "grouping": "popularity", "metric": metric, "group": group, "n": 20, "low": low,
+         "high": high}
         for metric, shift in (("collapse", 0.0), ("recall", 0.05))
         for group, (low, high) in (ends | {"rare": (0.1, 0.2 + shift)}).items()
-    ]
+    ]  # fmt: skip
     words = group_rises(pd.DataFrame(rows)).loc["LoRA"]
     assert words["rare → popular items"].to_dict() == {"collapse": "rises", "recall": "not told apart"}
     assert set(words["small → large groups"]) == {"–"}
+    few = [row | {"n": 19} if row["group"] == "rare" and row["metric"] == "collapse" else row for row in rows]
+    words = group_rises(pd.DataFrame(few)).loc["LoRA", "rare → popular items"]
+    assert words.to_dict() == {"collapse": "too few questions", "recall": "not told apart"}
 
 
 def test_readable_keeps_the_order_and_shows_intervals_where_there_are_any():

@@ -44,6 +44,12 @@ def claims_table(
     return table.sort_values(["claim", "kind"], kind="stable", ignore_index=True)
 
 
+def refuted_by(table: pd.DataFrame, claim: str) -> list[str]:
+    """About which rows of `claims_table` something came out that refutes the claim; nothing if it is not refuted."""
+    rows = table[(table["claim"] == claim) & (table["kind"] == REFUTING) & (table["outcome"] == "yes")]
+    return list(rows["about"])
+
+
 def _expected(main: pd.DataFrame, under: pd.DataFrame) -> Iterator[tuple]:
     for claim, method, measure, low, high in RANGES:
         if (one := _row(main, (method, measure))) is not None:

@@ -116,12 +116,16 @@ def verdict_grid(differences: pd.DataFrame, words: NDArray, keys: list[str]) -> 
     return grid.loc[order, differences["metric"].unique()].rename_axis(columns=None)
 
 
+ENOUGH, FEW = 20, "too few questions"
+"""Of how many questions of each group `group_rises` concludes anything, and what it says of fewer."""
+
+
 def group_rises(breakdown: pd.DataFrame) -> pd.DataFrame:
     """Whether a metric rises from rare to popular items, and from small to large sharing groups.
 
     ``breakdown``: rows of breakdown.csv for one backbone and number of turns. Returns one line per method; "rises" or
-    "falls" where the 95 % intervals of the two groups do not touch, else "not told apart"; "–" where one of the groups
-    has no questions.
+    "falls" where the 95 % intervals of the two groups do not touch, else "not told apart"; `FEW` where one of the
+    groups has fewer than `ENOUGH` questions, "–" where it has none.
     """
     groupings = {"popularity": POPULARITY_GROUPS, "bucket": metrics.BUCKETS}
     names = {"popularity": "rare → popular items", "bucket": "small → large groups"}
@@ -138,4 +142,6 @@ def group_rises(breakdown: pd.DataFrame) -> pd.DataFrame:
 def _change(before: pd.Series, after: pd.Series) -> str:
     if before[["low", "high"]].isna().any() or after[["low", "high"]].isna().any():
         return "–"
+    if min(before["n"], after["n"]) < ENOUGH:
+        return FEW
     return "rises" if after["low"] > before["high"] else "falls" if after["high"] < before["low"] else UNDECIDED

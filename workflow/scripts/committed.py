@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
+from prefmoe.analysis import claims
 from prefmoe.analysis.answers import TableError
 from prefmoe.config import ROOT
 
@@ -42,10 +43,17 @@ class Tables:
         """A row of the default edition's Table 1, without small talk."""
         return self.row("mini/table1", method=method, metric=metric, backbone=backbone, turns=0)
 
-    def paired(self, baseline: str, metric: str, edition: str = "mini") -> pd.Series:
+    def paired(self, baseline: str, metric: str, edition: str = "mini", backbone: str = "llava-mini") -> pd.Series:
         """PrefMoE minus a baseline, in the comparisons of an edition."""
-        where = {"method": "PrefMoE", "backbone": "llava-mini", "turns": 0}
+        where = {"method": "PrefMoE", "backbone": backbone, "turns": 0}
         return self.row(f"{edition}/comparisons", baseline=baseline, metric=metric, **where)
+
+    def refuted(self, claim: str, backbone: str) -> list[str]:
+        """What refutes a claim by the rule that was written down before the runs, in the default edition's tables."""
+        names = ("table1", "controls", "comparisons")
+        return claims.refuted_by(
+            claims.claims_table(*(self.rows(f"mini/{name}") for name in names), backbone=backbone), claim
+        )
 
     def choices(self, method: str, users: str = "all", n_ref: int = 8) -> float:
         """Accuracy of one of two in the edition about choices."""
