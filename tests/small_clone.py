@@ -73,6 +73,9 @@ def copy_with_small_notebooks(folder: Path) -> Path:
     for name, row in rows.items():
         files = [file.format(backbone="llava-mini") for file in row["makes"]]
         _notebook(folder, name, "edition = 'tiny'", f"files = {files}\n{DRAWING}")
+        for table in (Path(file) for file in row.get("files", ()) if file.startswith("figures/")):
+            (folder / table).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / table, folder / table)
     _notebook(folder, "13_protocol_questions", "edition = 'tiny'", f"files = []\n{DRAWING}")
     tiny = yaml.safe_load((folder / "config/smoke.yaml").read_text(encoding="utf-8"))
     tiny |= {"name": "tiny", "backbones": ["llava-mini"], "table1": ["NT", "LoRA"], "table2": []}

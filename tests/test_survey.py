@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 
+import nbformat
 import pytest
 import yaml
 
@@ -101,3 +102,24 @@ def test_a_number_that_no_table_has_is_named(written, tmp_path):
             survey.numbers(found)
     with pytest.raises(TableError, match="needs this table"):
         survey.numbers(survey.read_map(), tmp_path)
+
+
+def test_the_workflow_draws_the_map_again_when_a_table_that_it_reads_changes():
+    read = {f"figures/{entry.table}.csv" for *_, entry in survey.entries(survey.read_map()) if entry.table}
+    rows = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
+    (told,) = [one["files"] for name, one in rows.items() if name.startswith("30_")]
+    assert set(told) == read | {"published/survey_map.yaml"}
+
+
+def test_the_committed_notebook_shows_the_numbers_of_the_committed_tables():
+    """Its table and its picture were once of tables that had been made anew, beside sentences that had not."""
+    (path,) = (ROOT / "notebooks").glob("30_*.ipynb")
+    *_, last = (cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    (shown,) = [output["data"]["text/html"] for output in last.outputs if "text/html" in output.get("data", {})]
+    lines = shown.partition("<tbody>")[2].split("<tr>")[1:]
+    numbers = survey.numbers(survey.read_map()).round(3)
+    assert len(lines) == len(numbers)
+    for line, row in zip(lines, numbers.itertuples(), strict=True):
+        cells = re.findall(r"<td>(.*?)</td>", line)
+        wanted = [] if row.measure != row.measure else [row.value, row.low, row.high, row.n]
+        assert [float(cell) for cell in cells[4:8] if cell] == pytest.approx([one for one in wanted if one == one])
