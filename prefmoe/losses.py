@@ -218,8 +218,8 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | Tensor) -> Tensor
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"expected two samples of two rows or more, of one width, found {[*x.shape]} and {[*y.shape]}")
     scales = torch.as_tensor(bandwidths, dtype=x.dtype, device=x.device).reshape(-1)
-    if not isinstance(bandwidths, Tensor) and not (len(bandwidths) and min(bandwidths) > 0):
-        raise ValueError(f"expected positive bandwidths, found {list(bandwidths)}")
+    if not (len(scales) and bool((scales > 0).all())):
+        raise ValueError(f"expected positive bandwidths, found {scales.tolist()}")
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         squared = _squared_distances(a, b)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import permutations
+
 import pytest
 import torch
 from small_choices import benchmark
@@ -13,7 +16,7 @@ from prefmoe.config import Training
 from prefmoe.data.choice_tastes import TasteError, excess, words
 from prefmoe.data.choices import HistoryError
 from prefmoe.generation.branch import WrongUser, liked_batches, training_histories
-from prefmoe.generation.drawing import Drawing
+from prefmoe.generation.drawing import Drawing, drawn_users
 from prefmoe.generation.sampling import sample
 from prefmoe.generation.states import History
 from prefmoe.generation.user_tokens import Known, alignment
@@ -244,6 +247,36 @@ def test_a_wrong_user_is_drawn_for_by_the_history_of_another():
     assert sorted(others) == USERS[:3] and all(a != b for a, b in zip(others, USERS[:3], strict=True))
     swapped = asked.assign(user=asked["user"].map(dict(zip(USERS[:3], others, strict=True))))
     assert torch.equal(wrong.draw(asked), right.draw(swapped)) and not torch.equal(wrong.draw(asked), right.draw(asked))
+
+
+@pytest.mark.parametrize("groups", [(0, 0, 0, 1, 1, 2), (2, 1, 0, 2, 1, 0), (0, 0, 0, 0, 1, 1)])
+def test_a_wrong_user_is_of_another_taste_group_wherever_that_can_be(groups):
+    """Counted by trying every way of giving everybody another's history."""
+    world = benchmark()
+    users = next(iter(drawn_users(world, 6).values()))
+    utilities = world.utilities.copy()
+    utilities.loc[users, "group"] = groups[: len(users)]
+    one = branch(WrongUser)
+    one.benchmark, one.generation = replace(world, utilities=utilities), one.generation.model_copy(update={"users": 6})
+    alike = sum(utilities.loc[user, "group"] == utilities.loc[one.other(user), "group"] for user in users)
+    places = range(len(users))
+    ways = [way for way in permutations(places) if all(k != way[k] for k in places)]
+    assert alike == min(sum(groups[k] == groups[way[k]] for k in places) for way in ways)
+
+
+def test_words_of_who_was_not_trained_on_are_read_off_what_a_history_may_hold():
+    one, world = branch(), benchmark()
+    (user, *_) = world.by_user("unseen")
+    choices = [world.choices[k] for k in world.references[user]]
+    try:
+        liked, disliked = one.words([History(user, 3, 0)])
+    except TasteError as error:
+        assert user in str(error)
+    else:
+        carrier = min({choice.prompt for choice in world.select("train")})
+        named = list(words(excess(world, choices), one.config.words, liked=True).values())
+        torch.testing.assert_close(liked[0], torch.stack(list(embed_words(one.drawer, named, carrier))))
+        assert disliked.shape == liked.shape
 
 
 def test_nobody_is_added_without_a_history():

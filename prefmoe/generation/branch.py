@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from prefmoe.backbones.backbone import Backbone
@@ -179,12 +181,14 @@ class UserBranch(Drawing, settings=UserTokensMethod):
             raise MethodError(f"{path}: trained beside the drawer {there}, and this one is {here}")
 
     def words(self, histories: Sequence[History]) -> tuple[Tensor, Tensor]:
-        """Text embeddings of what a training user's liked pictures show more often than the disliked ones, and of the
-        reverse, for each history's user: (N, V, D) each, of a word each. Raises TasteError if attributes are unknown,
-        or a user's choices show too few."""
+        """Text embeddings of what a user's liked pictures show more often than the disliked ones, and of the reverse,
+        for each history's user: (N, V, D) each, of a word each. They are read off the training choices; of who has
+        none, off all that a history may hold. Raises TasteError if attributes are unknown, or choices show too few."""
         found: dict[str, tuple[list[str], list[str]]] = {}
-        for user, choices in self.benchmark.by_user("train").items():
-            seen = excess(self.benchmark, choices)
+        trained = self.benchmark.by_user("train")
+        for user in dict.fromkeys(one.user for one in histories):
+            own = trained.get(user) or [self.benchmark.choices[k] for k in self.benchmark.references[user]]
+            seen = excess(self.benchmark, own)
             found[user] = tuple(list(words(seen, self.config.words, liked=side).values()) for side in (True, False))
         if short := [user for user, sides in found.items() if min(map(len, sides)) < self.config.words]:
             wanted = f"{self.config.words} liked and as many disliked attributes"
@@ -234,15 +238,29 @@ def liked_batches(method: UserBranch, histories: list[History], fitting: dict[in
 
 
 class WrongUser(UserBranch, settings=WrongUserMethod):
-    """A trained branch that is given the history of another user: the one half a list further on. (Its settings are
-    those of the branch; the workbench gives it this class's.)"""
+    """A trained branch that is given the history of another user. (Its settings are those of the branch; the workbench
+    gives it this class's.)"""
 
     def other(self, user: str) -> str:
         """Whose history is told."""
+        return self._others[user]
+
+    @cached_property
+    def _others(self) -> dict[str, str]:
+        """By user, somebody else of the same split: nobody twice, of another taste group wherever that can be (groups
+        are a miniature's; without them anybody)."""
+        found: dict[str, str] = {}
         for users in drawn_users(self.benchmark, self.generation.users).values():
-            if user in users:
-                return users[(users.index(user) + max(1, len(users) // 2)) % len(users)]
-        raise KeyError(user)
+            if len(users) == 1:
+                raise TasteError(f"user {users[0]!r}: nobody else's history can be told, for nobody else is drawn for")
+            utilities = self.benchmark.utilities
+            groups = np.arange(len(users)) if utilities is None else utilities.loc[users, "group"].to_numpy()
+            count, place = len(users), np.arange(len(users))
+            further = (place[None] - place[:, None] - count // 2) % count  # half a list on, if all else is equal
+            cost = further / count**2 + (groups[None] == groups[:, None]) + count * np.eye(count)
+            _, others = linear_sum_assignment(cost)
+            found |= {user: users[k] for user, k in zip(users, others, strict=True)}
+        return found
 
     def _whose(self, row: Any) -> tuple[str, int, int]:
         return self.other(row.user), row.n_ref, row.draw

@@ -193,7 +193,7 @@ class DrawingWorkbench(ChoiceWorkbench):
         """The layer of e_core, which the probes chose, how many layers there are, and the width of what it sees."""
         found = read_predictions(self._before(config, seed))
         layers = int(found["layer"].max())
-        middle = range(max(1, layers // 2), layers + 1)  # middle to upper
+        middle = range(max(1, layers // 2), max(layers // 2, layers - config.top_layers) + 1)  # below those of e_sem
         return {
             "core_layer": probes.chosen_layer(found, middle), "layers": layers, "picture_width": backbone.hidden_size,
         }  # fmt: skip
