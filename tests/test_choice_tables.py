@@ -76,18 +76,18 @@ def test_the_difference_is_between_users_who_are_resampled_apart():
 def test_methods_are_compared_on_the_same_choices():
     rng = np.random.default_rng(2)
     first, second = frame(rng.normal(size=(60, 2)) + [1, 0]), frame(rng.normal(size=(60, 2)))
-    table = choices.comparison_table(Ratings("A", "a", (first,)), [Ratings("B", "b", (second,))], permutations=999)
+    table = choices.comparison_table([(Ratings("A", "a", (first,)), Ratings("B", "b", (second,)))], permutations=999)
     row = table.iloc[0]
     values = [Ratings("", "", (part,)).values(2, 1).to_numpy() for part in (first, second)]
     assert row["difference"] == pytest.approx((values[0] - values[1]).mean()) and row["p_users"] < 0.05
-    same = choices.comparison_table(Ratings("A", "a", (first,)), [Ratings("B", "b", (first,))], permutations=99)
+    same = choices.comparison_table([(Ratings("A", "a", (first,)), Ratings("B", "b", (first,)))], permutations=99)
     assert same.iloc[0]["p_users"] == 1 and same.iloc[0]["difference"] == 0
 
 
 def test_a_method_without_histories_is_compared_at_every_length():
     scores = np.random.default_rng(3).normal(size=(40, 2))
     longer = pd.concat([frame(scores, n_ref=4), frame(scores, n_ref=8)])
-    table = choices.comparison_table(Ratings("A", "a", (longer,)), [Ratings("B", "b", (frame(-scores, n_ref=0),))])
+    table = choices.comparison_table([(Ratings("A", "a", (longer,)), Ratings("B", "b", (frame(-scores, n_ref=0),)))])
     assert table["n_ref"].tolist() == [4, 8] and (table["n"] == 40).all()
 
 
@@ -95,10 +95,10 @@ def test_methods_are_compared_after_histories_of_the_same_length_alone():
     scores = np.random.default_rng(4).normal(size=(40, 2))
     longer = pd.concat([frame(scores, n_ref=4), frame(scores, n_ref=8)])
     other = Ratings("B", "b", (frame(-scores, n_ref=8),))
-    assert choices.comparison_table(Ratings("A", "a", (longer,)), [other])["n_ref"].tolist() == [8]
+    assert choices.comparison_table([(Ratings("A", "a", (longer,)), other)])["n_ref"].tolist() == [8]
     stranger = Ratings("B", "b", (frame(-scores[:20], n_ref=8),))
     with pytest.raises(TableError, match="B rated other choices than A"):
-        choices.comparison_table(Ratings("A", "a", (longer,)), [stranger])
+        choices.comparison_table([(Ratings("A", "a", (longer,)), stranger)])
 
 
 def test_collapse_counts_where_the_population_likes_another():

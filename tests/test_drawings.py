@@ -126,6 +126,21 @@ def test_rows_have_intervals_over_users_and_means_over_seeds():
     assert "distance" not in {row["measure"] for row in measure_rows(one, benchmark(), one)}
 
 
+def test_pictures_that_all_users_have_are_counted_once():
+    """Four pictures were published as 192 with intervals of no width."""
+    same = frame(lambda user, prompt, noise: {"item": "dogs"} if noise else {})
+    first = same.drop_duplicates(["prompt", "noise"]).set_index(["prompt", "noise"])["picture"]
+    same["picture"] = list(first.reindex(pd.MultiIndex.from_frame(same[["prompt", "noise"]])))
+    one = Drawn("No user", "Nobody", "drawer", (same,))
+    rows = pd.DataFrame(measure_rows(one, benchmark(), drawn("Drawings", "Drawings", "drawings")))
+    own = rows[rows["measure"].isin(drawings.OF_PICTURES)]
+    assert set(own["n"]) == {len(first)} and own[["low", "high"]].isna().all(axis=None)
+    assert (own.loc[own["measure"] == "faithful", "value"] == 0.5).all()
+    liked = rows[rows["measure"] == "liked"]
+    assert (liked["n"] > len(first)).all() and liked[["low", "high"]].notna().all(axis=None)
+    assert "distance" not in set(rows["measure"])
+
+
 def test_a_setting_is_told_from_others_and_a_missing_one_is_named():
     two = Drawn("Mine", "Mine", "drawer", (pd.concat([frame(taste, n_ref=3), frame(lambda *_: {}, n_ref=1)]),))
     assert two.settings == [(1, 2.0), (3, 2.0)]
@@ -145,7 +160,7 @@ def test_pictures_without_guidance_are_no_part_of_those_with_it():
 
 def test_comparisons_pair_pictures_and_correct_for_how_many_they_are():
     focus, good, poor = drawn(), drawn("Good", shown=taste), drawn("Poor", shown=lambda *_: {"palette": "grey"})
-    table = comparison_table(focus, [good, poor], benchmark(), permutations=999)
+    table = comparison_table([(focus, good), (focus, poor)], benchmark(), permutations=999)
     assert list(table.columns) == list(drawings.COMPARISON_COLUMNS) and len(table) == 2 * 3 * len(drawings.PAIRED)
     rows = table[(table["users"] == "all") & (table["measure"] == "liked")].set_index("baseline")
     mine = of_seeds(focus, benchmark())["liked"]
@@ -161,6 +176,6 @@ def test_what_cannot_be_measured_is_refused():
         measured(frame(taste), replace(benchmark(), utilities=None))
     fewer = Drawn("Fewer", "Fewer", "drawer", (frame(taste).iloc[:-1],))
     with pytest.raises(TableError, match="Fewer was drawn for others than Mine"):
-        comparison_table(drawn(), [fewer], benchmark())
+        comparison_table([(drawn(), fewer)], benchmark())
     with pytest.raises(TableError, match="its seeds did not draw the same pictures"):
         of_seeds(Drawn("Two", "Two", "drawer", (frame(taste), frame(taste).iloc[:-1])), benchmark())

@@ -259,7 +259,9 @@ def test_an_edition_runs_from_raters_to_tables(made):
     drawing = [one["label"] for name, one in METHODS.items() if EDITION.methods[name].generates]
     assert list(table1["condition"].unique()) == drawing
     distance = table1[table1["measure"] == "distance"]
-    assert "Drawings" not in set(distance["condition"]) and len(distance) == 3 * (len(drawing) - 1)
+    labels = {name: EDITION.methods[name].label for name in METHODS}
+    assert set(distance["condition"]) == set(drawing) - {labels["Drawings"], labels["Nobody"]}
+    assert len(distance) == 3 * (len(drawing) - 2)
     probes = pd.read_csv(tables["probes"])
     assert {"layer", "task", "value", "low", "high", "n"} <= set(probes.columns) and set(probes["task"]) == {
         "inter",
@@ -268,7 +270,13 @@ def test_an_edition_runs_from_raters_to_tables(made):
     lengths, scales = (pd.read_csv(tables[name]) for name in ("lengths", "scales"))
     assert set(lengths["n_ref"]) == {1, 3} and set(scales["scale"]) == {0.0, 2.0}
     assert set(lengths["condition"]) == set(scales["condition"]) == {"All"}
-    assert set(pd.read_csv(tables["comparisons"])["condition"]) == {"All"}
+    comparisons = pd.read_csv(tables["comparisons"])
+    assert not comparisons.duplicated(["condition", "baseline", "users", "measure"]).any()
+    paired = set(zip(comparisons["condition"], comparisons["baseline"], strict=True))
+    assert {(labels["All"], one) for one in drawing if one != labels["All"]} <= paired
+    told = set(drawing) - {labels[name] for name in ("All", "Nobody", "Drawings", "Favourites")}
+    assert {one for one, other in paired if other == labels["Nobody"]} == told | {labels["All"]}
+    assert (labels["Gradient"], labels["Like"]) in paired
     assert set(pd.read_csv(tables["raters"])["method"]) == {"Reward", "Questions"}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 
 from prefmoe.analysis import choices
 from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE
-from prefmoe.analysis.choice_references import KNOWN, POPULATION, references
+from prefmoe.analysis.choice_references import BEST, KNOWN, POPULATION, references
 from prefmoe.analysis.choices import Ratings
 from prefmoe.analysis.information import information_table
 from prefmoe.analysis.tables import write_csv
@@ -25,9 +26,11 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     """Reads all runs of an edition about choices and writes its tables to ``<results>/<edition>/figures/``.
 
     table1: all accuracies of all methods, and of references where tastes are known; table2: unseen minus seen users;
-    table3: one liked picture among four; table4: the components, one after the other; table5: numbers of prototypes;
-    comparisons: the last method of table2 against every other; collapse: what is named where the population's favourite
-    is not the user's (empty where tastes are not known); information: what each row is shown.
+    table3: one liked picture among four; table4: the components, one after the other; table5: numbers of prototypes,
+    the last three with the best possible accuracy beside each row, where it is known; comparisons: the last method of
+    table2 minus every other, and (a family of its own for Holm's correction) each of its methods minus the one before;
+    collapse: what is named where the population's favourite is not the user's (empty where tastes are not known);
+    information: what each row is shown.
 
     Returns table name -> file. Raises TableError: see `choices.read_ratings`.
     """
@@ -44,13 +47,16 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     }  # fmt: skip
     by_number = _only(main, [name for name in count if name in _varied(edition, focus.key)])
     one_of_two = (main["candidates"] == 2) & (main["users"] == "all")
+    others = [one for one in everything if one is not focus]
+    steps_up = [(rated[key], rated[before]) for before, key in pairwise(edition.table2) if rated[key] is not focus]
+    families = [(focus, one) for one in others], steps_up
     tables = {
         "table1": table1,
         "table2": choices.difference_table(everything),
-        "table3": main[main["candidates"] == 4].drop(columns="candidates"),
-        "table4": _only(main[one_of_two], steps),
-        "table5": by_number.assign(prototypes=by_number["method"].map(count)),
-        "comparisons": choices.comparison_table(focus, [one for one in everything if one is not focus]),
+        "table3": _beside_the_best(main[main["candidates"] == 4], main).drop(columns="candidates"),
+        "table4": _beside_the_best(_only(main[one_of_two], steps), main),
+        "table5": _beside_the_best(by_number.assign(prototypes=by_number["method"].map(count)), main),
+        "comparisons": pd.concat([choices.comparison_table(pairs) for pairs in families if pairs]),
         "collapse": choices.collapse_table(everything, known[POPULATION]) if known
         else pd.DataFrame(columns=list(choices.COLLAPSE_COLUMNS)),
         "information": pd.concat([information_table(edition, results), _known(known)], ignore_index=True),
@@ -63,6 +69,13 @@ def _only(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     """The rows of some methods, in the order in which these are named."""
     rows = table[table["method"].isin(methods)]
     return rows.sort_values("method", key=lambda names: names.map({name: k for k, name in enumerate(methods)}.get))
+
+
+def _beside_the_best(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the column best: the best possible accuracy for the same users, candidates and k; NaN if unknown."""
+    among = ["users", "candidates", "k"]
+    best = table[table["method"] == BEST].set_index(among)["value"]
+    return rows.assign(best=best.reindex(pd.MultiIndex.from_frame(rows[among])).to_numpy())
 
 
 def _varied(edition: Edition, focus: str) -> list[str]:

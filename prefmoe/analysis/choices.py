@@ -147,15 +147,15 @@ def difference_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
 
 
-def comparison_table(focus: Ratings, others: Iterable[Ratings], *, permutations: int = 9999) -> pd.DataFrame:
-    """The method of interest minus every other one on the same choices, between two candidates.
+def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: int = 9999) -> pd.DataFrame:
+    """The first method of each pair minus the second on the same choices, between two candidates.
 
     Returns `COMPARISON_COLUMNS`, for all users and the histories that both had; p_users: permutation test in which
     users exchange the two methods' results; with Holm's correction over the rows of one length of history.
     """
-    rows, mine = [], focus.values(2, 1)
-    for other in others:
-        theirs = other.values(2, 1)
+    rows = []
+    for focus, other in pairs:
+        mine, theirs = focus.values(2, 1), other.values(2, 1)
         for n_ref, first in _of(mine, USERS["all"]):
             lengths = set(theirs.index.get_level_values("n_ref"))
             if lengths == {0}:  # a method without histories is the same at every length

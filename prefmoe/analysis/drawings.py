@@ -6,7 +6,7 @@ one user are not independent: intervals resample users.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,12 +42,15 @@ MEASURES = {
     "diversity": "distance between pictures of one prompt",
     "own": "the user's favourite value, where the population's is another",
     "population": "the population's favourite value there",
-    "distance": "MMD to drawings of the same prompts",
+    "distance": "MMD to drawings of the same prompts with random attributes",
 }  # fmt: skip
 """The measures and what each says. The last is of a whole set of pictures, the others are means over pictures."""
 
 PAIRED = ("liked", "utility", "reward", "faithful")
 """What `comparison_table` compares."""
+
+OF_PICTURES = ("faithful", "diversity")
+"""Measures that say nothing of the user: where all users have the same pictures, each of these counts once."""
 
 TABLE1_COLUMNS = ("condition", "users", "measure", "value", "low", "high", "n", "seeds")
 
@@ -171,17 +174,35 @@ def _groups(table: pd.DataFrame | pd.Series) -> Iterator[tuple[str, pd.DataFrame
 
 
 def measure_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | None) -> list[dict]:
-    """The rows of table1.csv of one condition at one setting; ``reference``: drawings that distance is measured to."""
-    table, rows = of_seeds(drawn, benchmark), []
+    """The rows of table1.csv of one condition at one setting; ``reference``: drawings that distance is measured to.
+
+    Where every user has the same pictures (nobody was told of), n of `OF_PICTURES` is how many different ones there
+    are, without an interval over users, and there is no distance: a few pictures are no distribution.
+    """
+    table, rows, alike = of_seeds(drawn, benchmark), [], _same_for_all(drawn)
     for users, inside in _groups(table):
         for measure in table.columns:
             values = inside[measure].dropna()
-            if len(values):
+            if alike and measure in OF_PICTURES and len(values):
+                once = values.groupby(["prompt", "noise"]).first()
+                estimate = {"value": once.mean(), "low": np.nan, "high": np.nan, "n": len(once)}
+                rows.append({"users": users, "measure": measure, **estimate})
+            elif len(values):
                 estimate = statistics.cluster_bootstrap(values.to_numpy(), values.index.get_level_values("user"))
                 rows.append({"users": users, "measure": measure, **estimate})
-        if reference is not None and reference.key != drawn.key:
+        if reference is not None and reference.key != drawn.key and not alike:
             rows.append({"users": users, "measure": "distance", **_distance(drawn, reference, users)})
     return [{"condition": drawn.condition, **row, "seeds": len(drawn.frames)} for row in rows]
+
+
+def _same_for_all(drawn: Drawn) -> bool:
+    """Whether several users have the same pictures, but for a rounding."""
+    for frame in drawn.frames:
+        images = pixels(frame).astype(np.int16)
+        of_noise = frame.reset_index(drop=True).groupby(["prompt", "noise"]).indices.values()
+        if any(len(rows) < 2 or np.ptp(images[rows], axis=0).max() > 1 for rows in of_noise):
+            return False
+    return True
 
 
 def _distance(drawn: Drawn, reference: Drawn, users: str) -> dict[str, float]:
@@ -199,16 +220,17 @@ def _distance(drawn: Drawn, reference: Drawn, users: str) -> dict[str, float]:
 
 
 def comparison_table(
-    focus: Drawn, others: Iterable[Drawn], benchmark: ChoiceBenchmark, *, permutations: int = 9999
+    pairs: Sequence[tuple[Drawn, Drawn]], benchmark: ChoiceBenchmark, *, permutations: int = 9999
 ) -> pd.DataFrame:
-    """The condition of interest minus every other one, picture by picture (same user, prompt and noise).
+    """One condition minus another, picture by picture (same user, prompt and noise), for every pair of them.
 
     Returns `COMPARISON_COLUMNS`; p_users: permutation test in which users exchange the two conditions' pictures, with
-    Holm's correction over the rows of one measure and group of users.
+    Holm's correction over the pairs, for each measure and group of users.
     """
-    mine, rows = of_seeds(focus, benchmark), []
-    for other in others:
-        theirs = of_seeds(other, benchmark).reindex(mine.index)
+    measures, rows = {one.condition: of_seeds(one, benchmark) for pair in pairs for one in pair}, []
+    for focus, other in pairs:
+        mine = measures[focus.condition]
+        theirs = measures[other.condition].reindex(mine.index)
         if theirs["liked"].isna().any():
             raise TableError(f"{other.condition} was drawn for others than {focus.condition}; nothing to pair")
         for users, difference in _groups(mine - theirs):

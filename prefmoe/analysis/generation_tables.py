@@ -12,7 +12,7 @@ from prefmoe.analysis.choices import Ratings
 from prefmoe.analysis.drawings import Drawn
 from prefmoe.analysis.information import information_table
 from prefmoe.analysis.tables import write_csv
-from prefmoe.config import RESULTS, Edition, ProbesMethod, RaterMethod, run_folder
+from prefmoe.config import RESULTS, Edition, ProbesMethod, RaterMethod, RewardedMethod, run_folder
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.choices import ChoiceBenchmark
 from prefmoe.system.run_files import read_predictions
@@ -29,9 +29,10 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     """Reads all runs of an edition that draws and writes its tables to ``<results>/<edition>/figures/``.
 
     table1: every condition by measure, at whole histories and the edition's scale; probes: accuracy by layer, task and
-    rater; comparisons: the last method of table2 against every other; lengths, scales: the same measures by length of
-    history and scale of the user's guidance; raters: accuracies of the raters behind them; information: what each is
-    shown.
+    rater; comparisons: the last method of table2 minus every other, and (a family of its own for Holm's correction)
+    each way of telling of a user minus nobody, and of following a reward minus the first; lengths, scales: the same
+    measures by length of history and scale of the user's guidance; raters: accuracies of the raters behind them;
+    information: what each is shown.
 
     Returns table name -> file. Raises TableError: see `drawings.read_drawn`.
     """
@@ -41,12 +42,12 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     reference = next((one for one in plain if one.kind == "drawings"), None)
     focus = next((one for one in plain if one.key == edition.table2[-1]), plain[-1]) if edition.table2 else plain[-1]
     rows = [row for one in plain for row in drawings.measure_rows(one, benchmark, reference)]
-    others = [one for one in plain if one is not focus]
+    families = [(focus, one) for one in plain if one is not focus], _gains(edition, plain, focus)
     raters = choices.accuracy_table(read_raters(edition, results).values())
     tables = {
         "table1": pd.DataFrame(rows, columns=list(drawings.TABLE1_COLUMNS)),
         "probes": probe_table(edition, results),
-        "comparisons": drawings.comparison_table(focus, others, benchmark),
+        "comparisons": pd.concat([drawings.comparison_table(pairs, benchmark) for pairs in families if pairs]),
         "lengths": _by_setting(drawn.values(), "n_ref", edition, benchmark, reference),
         "scales": _by_setting(drawn.values(), "scale", edition, benchmark, reference),
         "raters": raters,
@@ -54,6 +55,16 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     }
     folder = made_folder(edition.name, results)
     return {name: write_csv(tables[name], folder / f"{name}.csv") for name in NAMES}
+
+
+def _gains(edition: Edition, drawn: list[Drawn], focus: Drawn) -> list[tuple[Drawn, Drawn]]:
+    """Each drawn condition that is told of a user, with the one that is told of nobody, and each further way of
+    following a reward with the first; none that the comparisons of `focus` have already."""
+    told = {one.key: edition.methods[one.key] for one in drawn}
+    nobody = [one for one in drawn if one.kind == "drawer" and told[one.key].told == "nobody"]
+    pairs = [(one, none) for none in nobody for one in drawn if one not in (none, focus) and one.kind != "drawings"]
+    rewarded = [one for one in drawn if isinstance(told[one.key], RewardedMethod)]
+    return pairs + [(one, rewarded[0]) for one in rewarded[1:]]
 
 
 def _by_setting(

@@ -73,7 +73,7 @@ class ProbesMethod(ChoiceMethod):
 
     @property
     def information_in_training(self) -> str:
-        return "nothing"
+        return "histories and choices of seen users"
 
     def mistakes_of_beginning(self, first: MethodSettings) -> str:
         return "" if isinstance(first, RaterMethod) else "expected a rater, whose states are probed"

@@ -46,7 +46,8 @@ SPREAD, MAPS = "table1_seeds", ("user_space", "liked_targets")
 """The yardstick, and the coordinates of maps, which have no meaning from one run to the next: not compared."""
 
 JUDGED = ("table1", "table2", "comparisons")
-"""Tables whose cells have a known spread over seeds. The rest repeats the same answers in finer parts, and is shown."""
+"""Tables whose cells have a known spread over seeds. The rest, finer parts of the same answers and measures of their
+own of which nobody knows it, is shown; a blank in the place of a number is too far off in any table."""
 
 EXACT = ("references", "dataset_statistics", "told_statistics", "published_intervals")
 """Judged too, and without any allowance: nothing in them was trained."""
@@ -235,9 +236,10 @@ def _text(about: Mapping) -> str:
 
 def _states(cells: pd.DataFrame, limit: float) -> np.ndarray:
     blank = cells["committed"].isna() & cells["here"].isna()
+    one_blank = cells["committed"].isna() ^ cells["here"].isna()
     equal = blank | (cells["difference"].abs() <= TOLERANCE)
     allowed = cells["units"] <= cells["scale"].map({"seeds": limit, "interval": 1.96})
-    return np.select([equal, cells["scale"] == "unknown", allowed], [EQUAL, SHOWN, ALLOWED], FAR)
+    return np.select([equal, one_blank, cells["scale"] == "unknown", allowed], [EQUAL, FAR, SHOWN, ALLOWED], FAR)
 
 
 def _changed_conclusions(committed: pd.DataFrame | None, made: pd.DataFrame | None) -> list[str]:
@@ -247,13 +249,14 @@ def _changed_conclusions(committed: pd.DataFrame | None, made: pd.DataFrame | No
         return []
     keys = [key for key in KEYS if key in committed and key in made]
     both = committed.merge(made, on=keys, suffixes=("", " here"))
-    metric = both["metric"] if "metric" in both else "accuracy"
+    metric = next((both[name] for name in ("metric", "measure") if name in both), "accuracy")
+    who = "method" if "method" in keys else "condition"
     names = ("difference", "low", "high", "p_users_holm")
     sides = [both[[]].assign(metric=metric, **{name: both[f"{name}{side}"] for name in names})
              for side in ("", " here")]  # fmt: skip
     words = [verdict_words(side, told_apart(side)) for side in sides]
     return [
-        f"{row.pop('method')} against {row.pop('baseline')}, {_text(row)}: {was} as committed, {now} here"
+        f"{row.pop(who)} against {row.pop('baseline')}, {_text(row)}: {was} as committed, {now} here"
         for row, was, now in zip(both[keys].to_dict("records"), *words, strict=True)
         if was != now
     ]
@@ -273,7 +276,7 @@ def summary(comparison: Comparison) -> pd.DataFrame:
 def sentence(comparison: Comparison) -> str:
     """The verdict with its reasons, in one sentence or two."""
     cells, verdict = comparison.cells, comparison.verdict
-    judged = cells[cells["scale"] != "unknown"]
+    judged = cells[(cells["scale"] != "unknown") | (cells["state"] == FAR)]
     differing = judged[judged["state"] != EQUAL]
     if verdict == REPRODUCED:
         return f"{verdict}: all {len(cells)} numbers of {cells['table'].nunique()} tables are the committed ones."

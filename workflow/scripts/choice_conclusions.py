@@ -31,7 +31,7 @@ def known(t: Tables) -> list[str]:
 
 def liked(t: Tables) -> list[str]:
     def against(baseline: str) -> pd.Series:
-        return t.row("preference-mini/comparisons", baseline=baseline, n_ref=8)
+        return t.row("preference-mini/comparisons", method="Prototypes", baseline=baseline, n_ref=8)
 
     seen, unseen = (t.choices("Prototypes", users) for users in ("seen", "unseen"))
     holds(abs(seen - unseen) < 0.02, "users who were trained on are not known better")
