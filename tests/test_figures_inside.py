@@ -166,3 +166,10 @@ def test_the_same_picture_has_what_every_method_answers_about_each_user(picture)
     assert np.array_equal(figure.axes[0].images[0].get_array(), pixels)
     (alone,) = cells("15", "figure", questions=[pair[:1]], **given | {"answers": {"LoRA": said(("yes", 1))}}).figures
     assert "nobody is known to hold a preference" in one_line(alone)
+
+
+def test_the_title_of_losses_tells_of_the_term_that_it_is_asked_about():
+    apart = [run.assign(alignment=run["answer"] / 2) for run in logs()[:1]]
+    figure = forms.losses({"None": logs()[:1], "MMD": apart}, window=2, answer="noise", about="alignment")
+    assert [axis.get_title() for axis in figure.axes] == ["noise", "alignment"]
+    assert "MMD: loss of the alignment 0.25 over the first 2 steps, 2.25 over the last" in one_line(figure)

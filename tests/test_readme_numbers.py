@@ -76,7 +76,24 @@ def against(baseline):
     return rows.iloc[0]
 
 
+def drawn(condition, measure="liked"):
+    rows = pd.read_csv(ROOT / "figures" / "generation-mini" / "table1.csv").set_index(["condition", "users", "measure"])
+    return rows.loc[(condition, "unseen", measure), "value"]
+
+
+def above_no_user():
+    rows = pd.read_csv(ROOT / "figures" / "generation-mini" / "comparisons.csv")
+    rows = rows.set_index(["condition", "baseline", "users", "measure"])
+    return rows.loc[("All, MMD", "No user", "unseen", "liked")]
+
+
 SENTENCES = {
+    rf"users show {NUMBER} of what they like \(no user {NUMBER}, another user's history {NUMBER}, favourites in the "
+    rf"prompt {NUMBER}; {NUMBER} \[{NUMBER}, {NUMBER}\] more": lambda: [
+        *map(drawn, ("All, MMD", "No user", "Another user's history", "Favourites in the prompt")),
+        *(above_no_user()[column] for column in ("difference", "low", "high")),
+    ],
+    rf"the prompt's number and item in {NUMBER} instead of 1\.00": lambda: [drawn("All, MMD", "faithful")],
     rf"nobody trained on in {NUMBER} \[{NUMBER}, {NUMBER}\] of the cases": lambda: interval(
         choices("Prototypes", "unseen")
     ),
@@ -174,6 +191,7 @@ def test_what_the_sentences_conclude_follows_from_the_tables():
     assert not told_apart(frozen_behind())  # "is not told apart from PrefMoE"
     assert table1("LoRA with profile", "auc_told")["value"] > table1("PrefMoE", "auc_told")["value"]  # "is ahead"
     assert not told_apart(compared("LoRA with profile", "auc_told"))  # "not told apart from it"
+    assert told_apart(above_no_user())  # "more than without a user"
     assert not told_apart(against("Choices alone"))  # "is not told apart from learning by choices alone"
     assert not told_apart(against("+ losses of pairs"))  # prototypes: "nothing"
     assert not told_apart(compared("Popular choice", "preference"))  # "is not told apart from PrefMoE"
