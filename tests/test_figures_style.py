@@ -75,6 +75,12 @@ def test_a_method_looks_the_same_everywhere_and_others_take_what_is_left():
     assert (found["a backbone"], found["another"]) == style.SERIES[:2]
 
 
+def test_as_many_series_as_one_likes_are_told_apart():
+    """Two of ten users were blue circles."""
+    many = style.looks([f"u{k}" for k in range(3 * len(style.SERIES))])
+    assert len(set(many.values())) == 3 * len(style.SERIES) and list(many.values())[:8] == list(style.SERIES)[:8]
+
+
 def test_intervals_draw_values_ends_references_and_open_marks():
     table = differences()
     figure = forms.intervals(

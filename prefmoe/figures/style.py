@@ -186,11 +186,13 @@ def look(method: str, kind: str = "") -> Look | None:
 
 
 def looks(names: Iterable[str], kinds: Mapping[str, str] | None = None) -> dict[str, Look]:
-    """Looks of the names of one legend: methods have theirs, all others take those of `SERIES` in order."""
+    """Looks of the names of one legend: methods have theirs, all others take those of `SERIES` in order, and once these
+    are used up their colours with the marker of the next."""
     found, others = {}, 0
     for name in names:
-        found[name] = look(name, (kinds or {}).get(name, "")) or SERIES[others % len(SERIES)]
-        others += found[name] in SERIES
+        own, (again, place) = look(name, (kinds or {}).get(name, "")), divmod(others, len(SERIES))
+        found[name] = own or Look(SERIES[place].colour, SERIES[(place + again) % len(SERIES)].marker)
+        others += own is None or own in SERIES
     return found
 
 
