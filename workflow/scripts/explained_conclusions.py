@@ -79,7 +79,7 @@ def prototypes(t: Tables) -> list[str]:
     pairs, base, alone = (t.choices(name) for name in ("+ losses of pairs", "+ prompts", "Choices alone"))
     ideal = t.choices("Ideal reader of the history")
     holds(ideal > max(pairs, base, alone), "an ideal reader is ahead")
-    whole = t.row("preference-mini/comparisons", baseline="Choices alone", n_ref=8, users="all")
+    whole = t.row("preference-mini/comparisons", method="Prototypes", baseline="Choices alone", n_ref=8, users="all")
     holds(pairs > alone > base and not told_apart(whole), "losses of pairs make good what prompts cost")
     return [
         f"The losses of pairs make good what prompts cost: one of two pictures is named rightly in {dot(pairs)} with "
