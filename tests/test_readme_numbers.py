@@ -101,7 +101,7 @@ SENTENCES = {
         choices("Population's choice", "unseen")["value"], choices("Ideal reader of the history", "unseen")["value"]
     ],
     rf"and of seen users in {NUMBER}\.": lambda: [choices("Prototypes", "seen")["value"]],
-    rf"told apart from learning by choices alone \({NUMBER} \[(-\.\d+), {NUMBER}\], n 1536": lambda: [
+    rf"told apart from learning by choices alone \({NUMBER} \[{NUMBER}, {NUMBER}\], n 1536": lambda: [
         against("Choices alone")[column] for column in ("difference", "low", "high")
     ],
     rf"prototypes are worth nothing \((-\.\d+) \[(-\.\d+), {NUMBER}\]\)": lambda: [
