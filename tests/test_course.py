@@ -193,6 +193,23 @@ def test_a_loop_that_is_right_is_told_how_many_products_it_needs():
         unit5.mixture(unit5.loop)
 
 
+def test_what_routers_do_is_read_off_the_table(monkeypatch, capsys):
+    unit5 = importlib.import_module("prefmoe.course.unit5")
+    table = unit5.gate_table()
+    largest = max(
+        part.pivot(index="group", columns="expert", values="value").pipe(lambda t: t.max() - t.min()).max()
+        for _, part in table.groupby("router")
+    )
+    assert unit5.widest_difference() == pytest.approx(largest)
+    unit5.routes("c" if largest < unit5.ROUTED else "b")
+    assert f"{largest:.2f}" in capsys.readouterr().out
+    apart = table.assign(value=table["value"].where(table["group"] != table["group"].iloc[0], 0.99))
+    monkeypatch.setattr(unit5, "gate_table", lambda: apart)
+    unit5.routes("b")
+    with pytest.raises(checking.NotYet):
+        unit5.routes("c")
+
+
 def test_two_products_equal_the_loop_to_a_hundred_thousandth(capsys):
     """Another order of summation passes, in single precision too; a thousandth of a gate too much does not."""
     unit5 = importlib.import_module("prefmoe.course.unit5")

@@ -27,6 +27,9 @@ PRODUCTS = {
 }
 """Names of torch's functions that multiply matrices."""
 
+ROUTED = 0.1
+"""By so much some mean gate would differ between kinds of question in a router that tells them apart."""
+
 
 class _Counted(TorchFunctionMode):
     """Counts products of matrices while it is active."""
@@ -90,19 +93,28 @@ def widest(function: Callable) -> None:
     checking.right("Gates sum to one: a router that told kinds of question apart would have differences near one.")
 
 
+def widest_difference() -> float:
+    """The largest difference that any expert's mean gate makes between kinds of question, over all routers."""
+    means = gate_table().groupby(["router", "expert"])["value"]
+    return float((means.max() - means.min()).max())
+
+
 def gate_table() -> pd.DataFrame:
     """Mean gates by router, group of questions and expert, of the default edition."""
     return answers.table("routing_gates")
 
 
 def routes(answer: Any) -> None:
-    """Whether anything routes."""
+    """Whether anything routes; which answer is right is read off the table."""
+    most = widest_difference()
     reasons = {
         "a": "Look at the differences: a gate of .24 for everybody is a fixed weight, however much it differs "
         "from 1/5.",
-        "b": "Look again at the preference router: no gate of it differs by more than about .01 between facets.",
-        "c": "The task router gives multiple choice about people a little more of the profile branch, and "
-        "that is all. The "
-        "experts are weighed, hardly routed.",
+        "b": f"Look again: no mean gate differs by more than {most:.2f} between kinds of question, and facets are some "
+        "of these.",
+        "c": f"The largest difference of a mean gate between kinds of question is {most:.2f}. The experts are weighed, "
+        "hardly routed.",
     }
-    checking.choice(answer, "routes", reasons, "c")
+    if most >= ROUTED:
+        reasons |= {key: f"A mean gate differs by {most:.2f} between kinds of question." for key in ("b", "c")}
+    checking.choice(answer, "routes", reasons, "c" if most < ROUTED else "b")

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stripped = commands.add_parser("exercises", help="course/exercises/ from course/solutions/")
     stripped.set_defaults(made=lambda o: write_exercises())
     solved = commands.add_parser("solve", help="execute course/solutions/ and keep the outputs")
-    solved.set_defaults(made=lambda o: solve())
+    solved.add_argument("units", nargs="*", metavar="UNIT", help="such as unit5_experts; all when none is named")
+    solved.set_defaults(made=lambda o: solve(units=o.units))
     return shipping.make(parser, arguments)
 
 
@@ -194,9 +195,13 @@ def write_exercises(folder: Path = COURSE) -> list[Path]:
     return written
 
 
-def solve(folder: Path = COURSE) -> list[Path]:
-    """Executes every notebook with solutions and keeps its outputs in it. Raises NotebookError if a cell fails."""
+def solve(folder: Path = COURSE, units: Sequence[str] = ()) -> list[Path]:
+    """Executes every notebook with solutions, or those of some units, and keeps its outputs in it. Raises NotebookError
+    if there is no such unit, or a cell fails."""
     paths = sorted((folder / "solutions").glob("*.ipynb"))
+    if unknown := set(units) - {path.stem for path in paths}:
+        raise notebooks.NotebookError(f"no unit {min(unknown)!r}; there are {', '.join(path.stem for path in paths)}")
+    paths = [path for path in paths if not units or path.stem in units]
     for path in paths:
         executed = notebooks.execute(path, RESULTS / "course" / path.name, threads=1)
         notebooks.write(with_outputs(executed, path), path)
