@@ -127,7 +127,7 @@ SENTENCES = {
     rf"told apart from PrefMoE \({NUMBER} \[(-\.\d+), {NUMBER}\]\)": lambda: [
         frozen_behind()[column] for column in ("difference", "low", "high")
     ],
-    rf"was {NUMBER}, {NUMBER}, {NUMBER}, {NUMBER} and {NUMBER} after 100 to 1,600 steps, and of what is untold "
+    rf"is {NUMBER}, {NUMBER}, {NUMBER}, {NUMBER} and {NUMBER} after 100 to 1,600 steps, and of what is untold "
     rf"and fresh {NUMBER} \[{NUMBER}, {NUMBER}\] at": lambda: [
         *(after(steps)["value"] for steps in (100, 200, 400, 800, 1600)), *interval(after(1600, "auc_untold_fresh"))
     ],

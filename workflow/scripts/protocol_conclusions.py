@@ -27,21 +27,25 @@ def curves_and_choices(t: Tables) -> list[str]:
         method: t.row("mini/protocol/more_training", **WHERE, metric=FRESH, method=method, x=longest) for method in aucs
     }
     ours = fresh["PrefMoE"]
-    holds(ours["low"] < 0.5, "what nobody was told is not shown to be known after the longest training either")
+    holds(ours["low"] > 0.5, "after the longest training something is known that nobody was told")
+    holds(fresh["LoRA"]["low"] < 0.5 < fresh["LoRA"]["high"], "names alone are not told apart from a guess there")
+    holds(fresh["LoRA"]["high"] > ours["low"], "and their intervals touch")
     wide, narrow, full_budget = (_budget(t, m, "auc_same") for m in ("LoRA matched in parameters", "LoRA", "PrefMoE"))
     holds(wide["high"] < full_budget["value"], "parameters alone do not do what PrefMoE does")
     steps, values = (", ".join(texts) for texts in (full["x"].map("{:.0f}".format), full["value"].map(dot)))
     told, untold = (around(_budget(t, "LoRA with the statement asked about", m)) for m in ("auc_told", FRESH))
     routers, label = _change(t, "routers", "published"), _change(t, "facet_label", "oracle")
     residual, hidden = _change(t, "residual", "published"), _change(t, "anchors", "hidden")
-    holds(told_apart(hidden), "anchors from last hidden states are worse")
+    holds(told_apart(residual) and residual["difference"] < 0, "the code's residuals are worse")
+    holds(not told_apart(hidden), "anchors from last hidden states are not told apart")
     return [
         f"More training pays for PrefMoE up to {reference} steps: its AUC over pairs of users is {values} after "
         f"{steps} steps, and the last doubling changes it by {_said(change[longest])}. LoRA with names alone lies "
         f"between {dot(name['value'].min())} and {dot(name['value'].max())}; who reads the text reaches "
         f"{dot(reader['value'].max())}.",
-        f"What no profile tells and nobody was asked is not shown to be known after {longest} steps either: PrefMoE's "
-        f"AUC there is {around(ours)}, that of LoRA with profile {around(fresh['LoRA with profile'])}.",
+        f"Of what no profile tells and nobody was asked PrefMoE knows something after {longest} steps: its AUC there is "
+        f"{around(ours)}. Names alone have {around(fresh['LoRA'])} and LoRA with profile "
+        f"{around(fresh['LoRA with profile'])}: intervals that touch its own.",
         f"Parameters are no information: LoRA with as many as PrefMoE has an AUC of {around(wide)} beside "
         f"{around(narrow)}. Shown the one statement that a question is about, LoRA's AUC is {told} about what "
         f"profiles tell and {untold} about what they do not.",
