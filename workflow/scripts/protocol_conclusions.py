@@ -43,8 +43,8 @@ def curves_and_choices(t: Tables) -> list[str]:
         f"{steps} steps, and the last doubling changes it by {_said(change[longest])}. LoRA with names alone lies "
         f"between {dot(name['value'].min())} and {dot(name['value'].max())}; who reads the text reaches "
         f"{dot(reader['value'].max())}.",
-        f"Of what no profile tells and nobody was asked PrefMoE knows something after {longest} steps: its AUC there is "
-        f"{around(ours)}. Names alone have {around(fresh['LoRA'])} and LoRA with profile "
+        f"Of what no profile tells and nobody was asked PrefMoE knows something after {longest} steps: its AUC there "
+        f"is {around(ours)}. Names alone have {around(fresh['LoRA'])} and LoRA with profile "
         f"{around(fresh['LoRA with profile'])}: intervals that touch its own.",
         f"Parameters are no information: LoRA with as many as PrefMoE has an AUC of {around(wide)} beside "
         f"{around(narrow)}. Shown the one statement that a question is about, LoRA's AUC is {told} about what "
