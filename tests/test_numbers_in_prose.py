@@ -16,7 +16,7 @@ TRIPLE = re.compile(rf"{NUMBER} \[{NUMBER}, {NUMBER}\]")
 PAGES = [
     page
     for page in ("README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))
-    if page not in ("docs/any_vlm.md", "docs/history.md")  # runs, and former results, whose tables are not committed
+    if page != "docs/history.md"  # former results, whose tables are not committed
     and TRIPLE.search((ROOT / page).read_text(encoding="utf-8"))
 ]
 NOT_COMMITTED = {
@@ -36,6 +36,8 @@ def committed() -> np.ndarray:
         if {"low", "high"} <= {*table.columns}:
             values = [name for name in table.select_dtypes("number") if name not in ("low", "high")]
             found += [table[[name, "low", "high"]].dropna().to_numpy() for name in values]
+        if {"change", "change_low", "change_high"} <= {*table.columns}:
+            found.append(table[["change", "change_low", "change_high"]].dropna().to_numpy())
     rows = np.concatenate(found)
     return np.concatenate([rows, -rows[:, [0, 2, 1]]])
 

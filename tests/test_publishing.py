@@ -53,8 +53,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "edition",
-    ["generation-mini", "ladder", "mini", "preference-mini", "ranking", "rivals", "small", "small-sample", "speed"],
-)
+    ["any_vlm", "generation-mini", "ladder", "mini", "preference-mini", "ranking", "rivals", "small", "small-sample",
+     "speed"],
+)  # fmt: skip
 def test_what_pages_show_is_no_file_that_git_ignores(edition):
     shown, other = FIGURES / edition / "table1.csv", FIGURES / "somebody-s-own" / "table1.csv"
     if not (ROOT / ".git").exists():
@@ -72,7 +73,8 @@ def test_figures_are_those_that_were_made_and_what_was_not_made_stays(clone):
     assert {clone / name for name in ("figures/mini/forest.png", *PAGES)} <= set(written)
     for name in PAGES:
         text = (clone / name).read_text(encoding="utf-8")
-        assert text != pages[name] and text == with_tables(text, figures=clone / "figures")
+        assert (text != pages[name]) == ("any_vlm" not in name)  # that page shows no edition's tables
+        assert text == with_tables(text, figures=clone / "figures")
 
 
 def test_protocol_experiments_are_replaced_once_they_were_made(clone):
@@ -99,6 +101,27 @@ def test_trials_of_settings_and_measurements_of_speed_go_to_their_places(clone):
     publish.publish("speed", root=clone)
     assert contents(clone / "figures/speed") == {"cpu.csv": measured, "cuda.csv": b"another machine's"}
     assert "adapted projection" in (clone / "docs/results.md").read_text(encoding="utf-8")
+
+
+def test_tables_of_any_model_are_one_for_an_edition_and_say_nothing_twice(clone):
+    rows = pd.DataFrame(
+        [
+            {"method": method, "backbone": "m", "split": "test", "turns": turns, "category": category,
+             "attribute": "all", "task": "all", "value": 0.25 + turns / 100, "low": 0.2, "high": 0.6, "n": 8,
+             "unread": 3}
+            for method, turns in (("Text", 0), ("Text", 10), ("Blind", 0))
+            for category in ("all", "recognition", "preference")
+        ]
+    )  # fmt: skip
+    for name, some in (("m-text", rows[rows["method"] == "Text"]), ("m-switches", rows[rows["turns"] == 0])):
+        tables.write_csv(some, clone / "results/mini/mmpb" / f"{name}.csv")
+    written = publish.publish(publish.ANY_VLM, root=clone)
+    assert clone / "figures/any_vlm/mini.csv" in written and not (clone / "figures/any_vlm/sample.csv").exists()
+    whole = tables.read_table(clone / "figures/any_vlm/mini.csv")
+    assert len(whole) == len(rows)
+    page = (clone / "docs/any_vlm.md").read_text(encoding="utf-8")
+    assert "| m | Text | 10 | 0.350 [0.200, 0.600] | 0.350 [0.200, 0.600] | 0.350 [0.200, 0.600] | 3 |" in page
+    assert "| Blind | 0.250 [0.200, 0.600] | 0.250 [0.200, 0.600] |" in page and "| m | Blind" not in page
 
 
 def test_nothing_is_changed_where_nothing_was_made_or_a_notebook_is_another(clone):

@@ -20,7 +20,7 @@ from prefmoe.config.outputs import SPEED
 from prefmoe.metrics import LOWER_IS_BETTER
 from prefmoe.system.places import MINIATURES, PACKAGE
 
-PAGES = ("README.md", "docs/results.md", "docs/map.md")
+PAGES = ("README.md", "docs/results.md", "docs/map.md", "docs/any_vlm.md")
 """The pages of a clone that have marked places for tables."""
 
 HEADLINE = (AUC_SAME, "auc_told", "auc_untold_fresh", "collapse", "recall", "profile", "overall")
@@ -279,6 +279,33 @@ def _from(name: str, written: Callable[[pd.DataFrame], str]) -> Callable[[Path],
     return made
 
 
+def _of_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """What conditions of MMPB's protocol come to: backbone, condition, turns, then recognition, preference and all with
+    their intervals, and unread."""
+    table = table[(table["attribute"] == "all") & (table["task"] == "all")]
+    cells = [f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in table.itertuples()]
+    keys = ["backbone", "method", "turns"]
+    grid = table.assign(cell=cells).pivot(index=keys, columns="category", values="cell")
+    unread = table[table["category"] == "all"].set_index(keys)["unread"]
+    order = list(table[keys].drop_duplicates().itertuples(index=False, name=None))
+    whole = grid[["recognition", "preference", "all"]].assign(unread=unread.map("{:.0f}".format)).loc[order]
+    return whole.rename_axis(columns=None).reset_index().rename(columns={"method": "condition"})
+
+
+def _mmpb(table: pd.DataFrame) -> str:
+    talked = table.loc[table["turns"] > 0, "method"].unique()
+    return _lines(_of_tasks(table[table["method"].isin(talked)])) + "\n"
+
+
+def _mmpb_switches(table: pd.DataFrame) -> str:
+    rows = _of_tasks(table[table["turns"] == 0])
+    wide = rows.pivot(index="condition", columns="backbone", values=["recognition", "preference"])
+    columns = [(name, backbone) for backbone in rows["backbone"].unique() for name in ("recognition", "preference")]
+    wide = wide.loc[rows["condition"].unique(), columns]
+    wide.columns = [f"{backbone}, {category}" for category, backbone in wide.columns]
+    return _lines(wide.reset_index()) + "\n"
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "headline": _main("mini", metrics=HEADLINE, digits=2),
     "main": _main("mini"),
@@ -303,6 +330,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "pictures": _from("generation-mini/table1.csv", _pictures),
     "ranking": _from("ranking/ranking.csv", _ranking),
     "ranking spread": _from("ranking/ranking.csv", _ranking_spread),
+    "mmpb": _from("any_vlm/mini.csv", _mmpb),
+    "mmpb switches": _from("any_vlm/mini.csv", _mmpb_switches),
     "made with": _made_with,
     "survey map": _survey,
     "full size": _from(f"{SPEED}/full_size.csv", _full_size),

@@ -1,7 +1,8 @@
 """Puts what was made under results/ where it is committed: figures/, notebooks/, config/tuning/ and tables of pages.
 
-`publish.py mini`; `publish.py speed` for what speed.py measured; `publish.py pages` for the tables of pages and the
-sentences at the end of the notebooks alone.
+`publish.py mini`; `publish.py speed` for what speed.py measured; `publish.py any_vlm` for the tables of `prefmoe mmpb`
+on the questions of mini and sample; `publish.py pages` for the tables of pages and the sentences at the end of the
+notebooks alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pandas as pd
 from conclusions import with_conclusions
 from nbformat import NotebookNode
 from pages import PAGES, with_tables
@@ -29,13 +31,13 @@ NAMES_SOMEBODY = {"user", "question"}
 """Columns of tables that may not leave the folder of real data."""
 
 
-ONLY_PAGES = "pages"
+ONLY_PAGES, ANY_VLM = "pages", "any_vlm"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("what", help=f"an edition, {SPEED!r} or {ONLY_PAGES!r}")
+    parser.add_argument("what", help=f"an edition, {SPEED!r}, {ANY_VLM!r} or {ONLY_PAGES!r}")
     return call(_publish, parser.parse_args(arguments))
 
 
@@ -70,7 +72,8 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
     (`pages.PAGES`) with whatever was published.
 
     Args:
-        what: an edition, or `outputs.SPEED` for what workflow/scripts/speed.py measured.
+        what: an edition, `outputs.SPEED` for what workflow/scripts/speed.py measured, or `ANY_VLM` for the tables of
+            `prefmoe mmpb`.
         root: the clone.
 
     Returns the files that were written. Raises OutputError if there is nothing to publish; NotebookError if a notebook
@@ -82,6 +85,8 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
             command = "python workflow/scripts/speed.py"
             raise OutputError(f"there are no measurements in {speed_folder(results)}; make them with `{command}`")
         return [*(_copy(path, figures / SPEED / path.name) for path in measured), *update_pages(root=root)]
+    if what == ANY_VLM:
+        return [*publish_any_vlm(results, figures / ANY_VLM), *update_pages(root=root)]
     edition = load_edition(what)
     made, committed = made_folder(edition.name, results), committed_folder(edition.name, figures)
     if not (made / PARTS[""]).is_file():
@@ -94,6 +99,21 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
     if (trials := trials_file(edition.name, results)).is_file():
         written.append(_copy(trials, root / CONFIG_FOLDER.name / "tuning" / f"{edition.name}.csv"))
     return [*written, *update_pages(root=root)]
+
+
+def publish_any_vlm(results: Path, folder: Path, editions: Sequence[str] = ("mini", "sample")) -> list[Path]:
+    """Puts the tables of all `prefmoe mmpb` on an edition's questions into one, <folder>/<edition>.csv, what several of
+    them say once; the files. Raises OutputError without any."""
+    written = []
+    for edition in editions:
+        parts = [tables.read_table(path) for path in sorted((results / edition / "mmpb").glob("*.csv"))]
+        if parts:
+            keys = ["method", "backbone", "split", "turns", "category", "attribute", "task"]
+            whole = pd.concat(parts).drop_duplicates(keys)
+            written.append(tables.write_csv(whole, folder / f"{edition}.csv"))
+    if not written:
+        raise OutputError(f"there are no tables of `prefmoe mmpb` under {results} for {' or '.join(editions)}")
+    return written
 
 
 def update_pages(*, root: Path = ROOT) -> list[Path]:
