@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe.analysis import statistics
-from prefmoe.data.benchmark import HOLDER_SEPARATOR, split_holders
+from prefmoe.data.benchmark import HOLDER_SEPARATOR, listed_holders, split_holders
 
 QuestionKind = Literal["yes_no", "multiple_choice"]
 
@@ -83,6 +83,30 @@ def is_parsed(prediction: str, kind: QuestionKind) -> bool:
     return prediction in ("yes", "no") if kind == "yes_no" else prediction != UNPARSED_OPTION
 
 
+def single_values(frame: pd.DataFrame, columns: Iterable[str] = COLUMNS) -> pd.DataFrame:
+    """The frame with one value in every cell of these columns: a list of holders becomes their cell.
+
+    Raises ScoringError naming the first row and column with a list or a mapping elsewhere, and what was expected.
+    """
+    joined = {}
+    for column in dict.fromkeys(columns):
+        if column not in frame or frame[column].dtype != object:
+            continue
+        cells = frame[column].tolist()
+        several = [k for k, cell in enumerate(cells) if isinstance(cell, bytes) or not pd.api.types.is_scalar(cell)]
+        for position in several:
+            cell = cells[position]
+            if column != "preference_bucket_names" or not isinstance(cell, list | tuple | np.ndarray):
+                _fail(frame, position, column, cell, "one value")
+            try:
+                cells[position] = listed_holders(cell)
+            except ValueError as error:
+                _fail(frame, position, column, cell, str(error).removeprefix("expected "))
+        if several:
+            joined[column] = pd.Series(cells, index=frame.index, dtype=object)
+    return frame.assign(**joined) if joined else frame
+
+
 def holders(frame: pd.DataFrame) -> list[frozenset[str]]:
     """The users of each question's ``preference_bucket_names`` cell.
 
@@ -99,13 +123,15 @@ def score(frame: pd.DataFrame) -> pd.DataFrame:
     """Adds the columns gt (true answer), pred (parsed answer) and hit (0/1) to a copy of the frame.
 
     ``frame``: one row per question with the columns of `COLUMNS`; `answer` holds 0-3 = A-D, 4 = yes, 5 = no, or the
-    letter or word itself. Raises ScoringError naming the missing columns, or the first row with an unknown l2-category,
-    category, answer or negation flag, and what was expected.
+    letter or word itself; `preference_bucket_names` a cell of names or a list of them. Raises ScoringError naming the
+    missing columns, or the first row with an unknown l2-category, category, answer or negation flag, or a list
+    elsewhere, and what was expected.
     """
     missing = [column for column in COLUMNS if column not in frame.columns]
     if missing:
         names, expected = ", ".join(missing), ", ".join(COLUMNS)
         raise ScoringError(f"predictions lack the column(s) {names}; expected {expected}")
+    frame = single_values(frame)
     truth, parsed = [], []
     columns = (frame[column].tolist() for column in ("l2-category", "category", "answer", "prediction"))
     options = zip(*(frame[letter].tolist() for letter in "ABCD"), strict=True)

@@ -104,6 +104,38 @@ def test_other_kinds_of_tables_say_the_same(folder, csv):
     assert mmpb.read(folder, csv=csv).digest == mmpb.read(folder).digest
 
 
+def test_holders_in_a_list_are_those_between_separators(folder):
+    table = pd.DataFrame(rows())
+    lists = [[name.strip() for name in cell.split("|") if name.strip()] for cell in table["preference_bucket_names"]]
+    assert max(map(len, lists)) > 1 and [] in lists
+    table.to_csv(folder / "mmpb_clean/sample.csv", index=False)
+    table.assign(preference_bucket_names=lists, tags=[["kept", "as text"]] * len(table)).to_parquet(
+        folder / "mmpb_clean/lists.parquet", index=False
+    )
+    direct, listed = mmpb.read(folder), mmpb.read(folder, csv="lists.parquet")
+    assert asked(listed) == asked(direct)
+    assert listed.frame.drop(columns="tags").equals(direct.frame)
+    assert [list(example.bucket_names) for example in listed.examples.values()] == lists
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("preference_bucket_names", ["Ann | Bo"], r"expected a name without '\|', .* in a list of names, found 'Ann"),
+        ("preference_bucket_names", ["Ann", None], "expected a user's name as text in a list of names, found None"),
+        ("preference_bucket_names", {"name": "Ann"}, "expected one value, found {'name': 'Ann'}"),
+        ("question", ["Is it?", "Or not?"], r"expected one value, found \['Is it\?', 'Or not\?'\]"),
+        ("preference_common_items", b"tea", "expected one value, found b'tea'"),
+    ],
+)
+def test_a_cell_of_several_values_is_refused(folder, column, value, expected):
+    table = pd.DataFrame(rows())
+    table[column] = [value if place == 8 else None for place in range(len(table))]
+    table.to_parquet(folder / "mmpb_clean/lists.parquet", index=False)
+    with pytest.raises(MMPBError, match=rf"lists.parquet, row 9, field {column} \(index 8\): {expected}"):
+        mmpb.read(folder, csv="lists.parquet")
+
+
 @pytest.mark.parametrize(
     ("csv", "place"), [("sample.csv", "line 18"), ("sample.tsv", "line 18"), ("sample.parquet", "row 9")]
 )

@@ -91,6 +91,42 @@ def test_mistakes_are_named_by_file_row_and_field(frame, tmp_path, spoil, expect
         report(save(spoil(frame), tmp_path / "mine.csv"), **FAST)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_holders_in_a_list_are_those_between_separators(frame, tmp_path, suffix):
+    cells = frame[scoring.HOLDERS]
+    lists = [None if pd.isna(cell) else [name.strip() for name in re.split(r"[|;,]", cell)] for cell in cells]
+    assert max(len(names or ()) for names in lists) > 8
+    listed = frame.assign(**{scoring.HOLDERS: lists, "tokens": [["kept", "as it is"]] * len(frame)})
+    found = report(save(listed, tmp_path / f"mine{suffix}"), **FAST)
+    for metric in ("overall", "collapse"):
+        assert value(found.table, metric) == pytest.approx(EXPECTED[metric], abs=1e-12)
+    pd.testing.assert_frame_equal(found.table, report(GOLDEN, **FAST).table)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize(
+    ("column", "cell", "expected"),
+    [
+        ("l2-category", ["awareness"], "expected one value"),
+        ("prediction", ["yes", "no"], "expected one value"),
+        ("name", {"first": "ann"}, "expected one value"),
+        ("turns", [0, 1], "expected one value"),
+        (scoring.HOLDERS, {"name": "ann"}, "expected one value"),
+        (scoring.HOLDERS, ["ann | bob"], "expected a name without '|'"),
+        (scoring.HOLDERS, ["ann", 3], "expected a user's name as text in a list of names, found 3"),
+    ],
+)
+def test_a_cell_of_several_values_is_refused(tmp_path, suffix, column, cell, expected):
+    if suffix == ".parquet" and 3 in cell:
+        cell = ["ann", None]
+        expected = expected.replace("3", "None")
+    table = asked_of_two(index=[10, 20, 30, 40])
+    table[column] = [cell if place == 2 else None for place in range(4)]
+    with pytest.raises(ScoringError, match=re.escape(f"mine{suffix}: row 3 (question 30): {column} is ")) as caught:
+        report(save(table, tmp_path / f"mine{suffix}"), **FAST)
+    assert expected in str(caught.value)
+
+
 def test_a_column_is_scored_apart_by_once(frame, tmp_path):
     with pytest.raises(ScoringError, match="mine.csv: scored apart by category more than once"):
         report(save(frame, tmp_path / "mine.csv"), by=["category", "name", "category"], **FAST)

@@ -27,6 +27,9 @@ options without which there is no choice (C and D may be absent)."""
 SEPARATE = ("split", "turns")
 """Columns whose values are scored apart unless something else is asked for: those of this package's predictions."""
 
+OWN_COLUMNS = ("index", *pairs.PROBABILITIES, *pairs.TOLD)
+"""Further columns that are read where a file has them: which question it is, and those of `pairs`."""
+
 SCORE_COLUMNS = ("measure", "group", "value", "low", "high", "n", "unread")
 
 SHOWN_UNREAD = 5
@@ -179,6 +182,7 @@ def report(
     """
     try:
         read = read_predictions(path)
+        read = metrics.single_values(read, (*metrics.COLUMNS, *OWN_COLUMNS, *SEPARATE, *(by or ())))
         frame, notes = complete(read)
         apart = [column for column in SEPARATE if column in read] if by is None else list(by)
         if unknown := [column for column in apart if column not in read]:

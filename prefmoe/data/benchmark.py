@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import field_validator
@@ -54,6 +54,15 @@ def join_holders(names: Iterable[str]) -> str:
     names = tuple(names)
     alone = len(names) == 1 and any(mark in names[0] for mark in ",;|")
     return HOLDER_SEPARATOR.join((*names, "") if alone else names)
+
+
+def listed_holders(names: Iterable[Any]) -> str:
+    """The cell of names that a table holds as a list. Raises ValueError if one of them is no user's name."""
+    names = tuple(names)
+    for name in names:
+        if (expected := name_mistake(name) if isinstance(name, str) else "a user's name as text") is not None:
+            raise ValueError(f"expected {expected} in a list of names, found {name!r}")
+    return join_holders(names)
 
 
 class Preference(Frozen):

@@ -25,6 +25,7 @@ from prefmoe.data.benchmark import (
     Turn,
     User,
     join_holders,
+    listed_holders,
     name_mistake,
     split_holders,
 )
@@ -89,15 +90,18 @@ def question_rows(
     """The rows of a table of questions; pictures that it holds itself become files below ``root / unpacked``. Fields
     that follow from others are filled in, and columns that it lacks (see prefmoe.data.columns)."""
     pictures = partial(unpack, root=root, folder=unpacked)
-    rows = list(read_rows(path, columns, mistakes, name, _only(IMAGE_COLUMNS, pictures)))
+    rows = list(read_rows(path, columns, mistakes, name, partial(_unpacked, pictures=pictures)))
     if not rows and not mistakes.lines:
         mistakes.add(name, "expected at least one question, found none")
     shown = {row["index"]: row["image_path"] for row in rows}
     return [replace(row, fields=filled_in(row.fields, shown)) for row in rows]
 
 
-def _only(columns: Sequence[str], function: Callable[[Any], str | None]) -> Callable[[str, Any], str | None]:
-    return lambda column, value: function(value) if column in columns else None
+def _unpacked(column: str, value: Any, pictures: Callable[[Any], str | None]) -> str | None:
+    """The text of a picture, or of a list of holders; None where a value is text as it stands."""
+    if column == "preference_bucket_names" and isinstance(value, list):
+        return listed_holders(value)
+    return pictures(value) if column in IMAGE_COLUMNS else None
 
 
 def filled_in(fields: Mapping[str, str], shown: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:

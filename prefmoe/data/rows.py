@@ -22,6 +22,9 @@ REPORTED_MISTAKES = 20
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
+SEVERAL = (list, tuple, dict, bytes)
+"""Types of parquet values that a CSV's field has no text for."""
+
 TABLES = (*SEPARATORS, PARQUET)
 """Endings of the files that `read_rows` reads; any other one is read as CSV."""
 
@@ -77,8 +80,7 @@ class Row:
     def require(self, valid: bool, column: str, expected: str) -> bool:
         """Notes a mistake in the column unless valid."""
         if not valid:
-            found = self[column] if len(self[column]) <= 60 else self[column][:57] + "..."
-            self.mistake(column, f"expected {expected}, found {found!r}")
+            self.mistake(column, f"expected {expected}, found {_shortened(self[column])!r}")
         return valid
 
     def number(self, column: str, expected: str, allowed: range | None = None) -> int | None:
@@ -109,6 +111,10 @@ class Columns:
     instead: Mapping[str, str] = field(default_factory=dict)
     optional: Sequence[str] = ()
 
+    def knows(self, column: str) -> bool:
+        """Whether the column is none of a table's further ones."""
+        return column in (*self.required, *self.optional, *(self.defaults or ()))
+
     def mistakes_of(self, header: Sequence[str]) -> tuple[list[tuple[str, list[str]]], bool]:
         """What is wrong with a header, by kind of mistake, and whether rows can be read in spite of it."""
         there = {self.instead.get(column, column) for column in header}
@@ -133,7 +139,7 @@ def read_rows(
     Args:
         name: of the file, in messages.
         unpack: makes text of a column's value that is none, such as a picture; None where it is as it stands. Its
-            ValueError becomes a mistake.
+            ValueError becomes a mistake, and so does a list or a mapping that it leaves in a column of ``columns``.
     """
     records = _parquet(path, mistakes, name) if path.suffix.lower() == PARQUET else _text(path, mistakes, name)
     first = next(records, None)
@@ -155,6 +161,8 @@ def read_rows(
         for column, value in record.items():
             try:
                 unpacked = unpack(column, value) if unpack else None
+                if unpacked is None and isinstance(value, SEVERAL) and columns.knows(column):
+                    raise ValueError(f"expected one value, found {_shortened(value)}")
             except ValueError as error:
                 unpacked, problems = "", [*problems, (column, str(error))]
             fields[column] = prompts.clean(_as_text(value)) if unpacked is None else unpacked
@@ -227,6 +235,12 @@ def _as_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return value if isinstance(value, str) else str(value)
+
+
+def _shortened(value: Any, length: int = 60) -> str:
+    """What a message shows of a value."""
+    text = str(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _empty(value: Any) -> bool:
