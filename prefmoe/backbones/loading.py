@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import BitsAndBytesConfig
@@ -94,6 +95,7 @@ def _load(
     model_class = _class(entry.model_class)
     own = not model_class.__module__.startswith("transformers.")
     try:
+        whole.read_config(entry, folder, model_class.config_class)
         with _no_progress_bars(), memory.explained(BackboneError, f"backbone {entry.name!r}", memory.LOADING_HINT):
             model, loading = model_class.from_pretrained(
                 source,
@@ -109,7 +111,7 @@ def _load(
             processor = _load_processor(entry, source, options, model)
     except BackboneError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise BackboneError(f"backbone {entry.name!r} cannot be loaded from {source}: {error}") from error
     # Files of transformers' classes may hold tensors of older versions; an own class knows all that it may meet.
     for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if own else [])):

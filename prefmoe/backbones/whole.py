@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -89,11 +90,12 @@ def check(entry: BackboneEntry, pictures: int = 1) -> None:
         _check_class(entry, folder)
     elif not hasattr(transformers, entry.model_class):
         return  # a class of this package, which knows its processor
+    config = _config(entry, folder)  # before the processor's parts read it, in words of their own
     processor = load_processor(entry, folder)
     if not processor.chat_template:
         raise _refused(entry, "its processor has no chat template, by which it could be asked")
     count = _tried(entry, processor, pictures)
-    limit = getattr(_config(entry, folder).get_text_config(), "max_position_embeddings", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and count > limit:
         size = "{} x {}".format(*TRIAL_SIZE)
         text = f"{pictures} of {size} pixels, the question's among them, take {count:,} positions of {limit:,}"
@@ -104,9 +106,20 @@ def _refused(entry: BackboneEntry, why: str) -> BackboneError:
     return BackboneError(f"backbone {entry.name!r}: {why}")
 
 
+def read_config(entry: BackboneEntry, folder: Path, kind: Any, **options: Any) -> Any:
+    """A folder's configuration, of a class of transformers. Raises BackboneError if config.json has something else than
+    numbers, or numbers that do not go together; whatever else the class raises is passed on."""
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    except (StrictDataclassError, TypeError, AttributeError, ArithmeticError) as error:
+        raise _refused(entry, f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+
+
 def _config(entry: BackboneEntry, folder: Path) -> Any:
     try:
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return read_config(entry, folder, transformers.AutoConfig, trust_remote_code=False)
+    except BackboneError:
+        raise
     except (ValueError, OSError, KeyError) as error:
         if "trust_remote_code" in str(error):
             raise _refused(entry, "it needs code of its repository, which is never run") from error
@@ -145,7 +158,7 @@ def load_processor(entry: BackboneEntry, folder: Path) -> Any:
                 config = _config(entry, folder)
                 settings |= image_token_settings(settings, accepted, config, lambda: _tower(config))
             processor = pictures_only(kind)(images, tokenizer, **settings)
-    except (OSError, ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, ImportError, AttributeError, KeyError, StrictDataclassError) as error:
         if isinstance(error, BackboneError):
             raise
         raise _refused(entry, f"its processor cannot be loaded from {folder}: {error}") from error

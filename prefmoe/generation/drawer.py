@@ -9,6 +9,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
@@ -65,7 +66,9 @@ class Drawer(DiffusionPipeline):
             check_files([unet, text_encoder, *(Path(folder) / name for name in ("tokenizer", "scheduler"))])
             drawer = super().from_pretrained(folder, **options)
             check_weights({unet: drawer.unet, text_encoder: drawer.text_encoder})
-        except (OSError, RuntimeError, ValueError) as error:
+        except StrictDataclassError as error:
+            raise DrawerError(f"{text_encoder / 'config.json'}: {' '.join(str(error).split())}") from error
+        except (OSError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
             raise DrawerError(f"{folder}: not the weights of a drawer: {error}") from error
         drawer.unet.eval()
         drawer.text_encoder.eval()

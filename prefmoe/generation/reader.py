@@ -85,6 +85,6 @@ def load_reader(folder: str | Path = READER) -> AttributeReader:
         check_files([Path(folder)])
         reader = AttributeReader.from_pretrained(folder, **options)
         check_weights({Path(folder): reader})
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         raise ReaderError(f"{folder}: expected the folder of an attribute reader: {error}") from error
     return reader.eval()
