@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from method_checks import fit, logits
@@ -165,7 +166,7 @@ def test_a_user_who_cannot_be_added_leaves_everything_as_it_was(build, eve, tmp_
         "pipe.png": {"images": (tmp_path / "pipe.png",)},
         "unknown facet 'food'": {"preferences": {"food": Preference(likes=("tea",), dislikes=())}},
     }
-    if kind in ("text", "both"):
+    if kind in ("text", "both", "injected"):
         wrong["neither likes"] = {"preferences": {"travel": Preference(likes=(), dislikes=())}}
     if "P" in kind:
         wrong["without tokens"] = {"description": ""}
@@ -234,6 +235,73 @@ def test_an_adapter_with_added_users_travels_without_their_pictures(
         loaded.save_pretrained(tmp_path / "again")
     shown = {path.name for path in (tmp_path / "again").iterdir()} - {CONFIG_FILE, WEIGHTS_FILE}
     assert shown == ({saved.added_picture(0)} if kind in ("image", "both", "injected") else set())
+
+
+def test_what_an_injected_method_shows_is_asked_for_before_a_user_is_added_and_travels(
+    tiny_backbone, tiny_benchmark, eve, tmp_path
+):
+    """Two pictures and another description than the profile's, which the benchmark's table has."""
+    asked_of = {name: f"<sks> looks simple, says {name}." for name in (*tiny_benchmark.users, "Eve")}
+    frame = tiny_benchmark.frame.assign(description_simple=tiny_benchmark.frame["name"].map(asked_of))
+    last = frame.tail(1).assign(name="Eve", description_simple=asked_of["Eve"]).rename(index=lambda index: index + 1)
+    benchmarks = {
+        name: replace(tiny_benchmark, frame=table, digest=name)
+        for name, table in {"without Eve": frame, "with Eve": pd.concat([frame, last])}.items()
+    }
+    settings = config.InjectedMethod(kind="injected", label="simple", pictures=2, description="simple")
+    make_picture(78).save(tmp_path / "eve2.png")
+    both = eve.model_copy(update={"images": (eve.image, tmp_path / "eve2.png")})
+    method = build_method(settings, tiny_backbone(), benchmarks["without Eve"], seed=0)
+    before = state(method)
+    with pytest.raises(MethodError, match="'Eve' cannot be added: .*no description_simple; expected one in the bench"):
+        method.add_user(both)
+    assert_same(state(method), before)
+    method = build_method(settings, tiny_backbone(), benchmarks["with Eve"], seed=0)
+    before = state(method)
+    with pytest.raises(MethodError, match="'Eve' cannot be added: expected 2 pictures of user 'Eve'.*found 1"):
+        method.add_user(eve)
+    assert_same(state(method), before)
+    assert method.add_user(both) == 4
+    questions = asked(method, "Eve")
+    messages, shown = method.collator.conversation(questions[0], both, ())
+    assert messages[0]["content"][-1]["text"].startswith("Eve looks simple, says Eve. In terms of travel, Eve enjoys")
+    assert shown == [*both.images, questions[0].image]
+    answers = logits(method), logits(method, questions)
+    method.save_pretrained(tmp_path / "there")
+    for picture in both.images:
+        picture.unlink()
+    for folder in ("there", "again"):
+        loaded = Method.from_pretrained(tmp_path / folder, tiny_backbone(), benchmarks["with Eve"])
+        assert torch.equal(logits(loaded), answers[0])
+        assert torch.equal(logits(loaded, questions), answers[1])
+        loaded.save_pretrained(tmp_path / "again")
+    with pytest.raises(MethodError, match="added_users.0: user 'Eve' has no description_simple"):
+        Method.from_pretrained(tmp_path / "there", tiny_backbone(), benchmarks["without Eve"])
+    (tmp_path / "there" / saved.added_picture(0, 1)).unlink()
+    with pytest.raises(MethodError, match=f"added_users.0: .*{saved.added_picture(0, 1)}: no such file"):
+        Method.from_pretrained(tmp_path / "there", tiny_backbone(), benchmarks["with Eve"])
+
+
+@pytest.mark.parametrize("switches", [{"names": "shuffled", "pictures": 2, "portraits": "other"}, {"names": "random"}])
+def test_an_injected_method_exchanges_added_users_too_and_the_others_as_before(
+    tiny_backbone, tiny_benchmark, eve, tmp_path, switches
+):
+    settings = config.InjectedMethod(kind="injected", label="exchanged", talk="topic", **switches)
+    method = build_method(settings, tiny_backbone(), tiny_benchmark, seed=0)
+    talk = (("user", "hello"), ("assistant", "hi")) * 2
+    said = [method.collator.protocol.conversation(example, talk) for example in tiny_benchmark.examples.values()]
+    for name in ("Eve", "Fay"):
+        method.add_user(eve.model_copy(update={"name": name}))
+        questions = asked(method, name)
+        logits(method, questions)
+    protocol = method.collator.protocol
+    assert [protocol.conversation(example, talk) for example in tiny_benchmark.examples.values()] == said
+    assert all(protocol.name(example) in tiny_benchmark.users for example in questions)
+    method.save_pretrained(tmp_path / "adapter")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
+    loaded = Method.from_pretrained(tmp_path / "adapter", tiny_backbone(), tiny_benchmark)
+    assert torch.equal(logits(loaded), logits(method))
+    assert torch.equal(logits(loaded, questions), logits(method, questions))
 
 
 def test_loading_opens_no_picture_that_the_adapter_brings(build, tiny_backbone, tiny_benchmark, eve, tmp_path):

@@ -29,10 +29,21 @@ class Conversation(NamedTuple):
 
 
 class Protocol:
-    """Puts the questions of a benchmark as the settings say; what is drawn depends on the seed alone."""
+    """Puts the questions of a benchmark as the settings say; what is drawn depends on the seed alone.
+
+    Names, portraits and topics are drawn among the users that the benchmark has now: whoever joins it later changes
+    nothing of what is said to others.
+    """
 
     def __init__(self, settings: InjectedMethod, benchmark: Benchmark, seed: int = 0) -> None:
         self.settings, self.benchmark, self.seed = settings, benchmark, seed
+        self.first_users = tuple(benchmark.users)
+
+    def check(self, user: User) -> None:
+        """Raises ValueError if something is missing that conversations about a user say or show. The user need not be
+        of the benchmark, and no picture is opened."""
+        self.portraits(user)
+        self.words(user, user.name)
 
     def conversation(self, example: Example, talk: Sequence[Turn]) -> Conversation:
         """Injection and acknowledgement, small talk, picture and question. Raises ValueError if the user's profile
@@ -54,7 +65,7 @@ class Protocol:
         """How the conversation calls the user."""
         mode, own = self.settings.names, example.name
         if mode == "random":
-            others = [name for name in self.benchmark.users if name != own]
+            others = [name for name in self.first_users if name != own]
             if not others:
                 raise ValueError("names: random takes somebody else's name, and there is one user")
             return others[np.random.default_rng([self.seed, example.index]).integers(len(others))]
@@ -82,7 +93,8 @@ class Protocol:
         count = self.settings.pictures
         shown = user if self.settings.portraits == "own" else self.benchmark.users[self._stand_in(user.name)]
         if len(shown.images) < count:
-            raise ValueError(f"expected {count} pictures of user {shown.name!r}, found {len(shown.images)}")
+            expected = "a picture" if count == 1 else f"{count} pictures"
+            raise ValueError(f"expected {expected} of user {shown.name!r} in images, found {len(shown.images)}")
         return list(shown.images[:count])
 
     def talk(self, example: Example, exchanges: int) -> list[Turn]:
@@ -107,7 +119,7 @@ class Protocol:
             return user.description
         text = self._descriptions.get(user.name, "") if column in self.benchmark.frame else ""
         if not text:
-            raise ValueError(f"user {user.name!r} has no {column}")
+            raise ValueError(f"user {user.name!r} has no {column}; expected one in the benchmark's table of questions")
         return text
 
     def _question_picture(self, example: Example) -> Path:
@@ -118,14 +130,18 @@ class Protocol:
         return self._others[example.index]
 
     def _stand_in(self, name: str) -> str:
-        if name not in self._exchanged:
+        """Somebody else of the first users: for each of these another one, for whoever joined one by their row."""
+        if name in self._exchanged:
+            return self._exchanged[name]
+        others, users = [other for other in self.first_users if other != name], self.benchmark.users
+        if not others:
             raise ValueError(f"nobody can stand in for user {name!r}: the benchmark has no other users")
-        return self._exchanged[name]
+        row = self.benchmark.row(name) if name in users else len(users)
+        return others[np.random.default_rng([self.seed, row]).integers(len(others))]
 
     @cached_property
     def _exchanged(self) -> dict[str, str]:
-        users = list(self.benchmark.users)
-        return derangement(users, self.seed) if len(users) > 1 else {}
+        return derangement(self.first_users, self.seed) if len(self.first_users) > 1 else {}
 
     @cached_property
     def _others(self) -> dict[int, Path]:
@@ -144,7 +160,7 @@ class Protocol:
     @cached_property
     def _items(self) -> dict[str, tuple[str, ...]]:
         """What somebody likes or dislikes, by facet."""
-        users = self.benchmark.users.values()
+        users = [self.benchmark.users[name] for name in self.first_users]
         held = {facet: [user.preferences[facet] for user in users if facet in user.preferences] for facet in FACETS}
         return {
             facet: tuple(sorted({i for one in some for i in (*one.likes, *one.dislikes)}))

@@ -204,12 +204,13 @@ class Method(nn.Module):
         Everything that can fail comes first: after an error the method is as it was, and can be asked again. Each user
         takes the same time, however many there are.
 
-        Raises MethodError if the method cannot add users, one of this name is known already, the profile lacks a
-        picture or says what cannot be shown, or a picture cannot be read.
+        Raises MethodError if the method cannot add users, one of this name is known already, the profile lacks what
+        prompts show or says what cannot be shown, or a picture cannot be read.
         """
         self._check_new(user.name)
         try:
             check_profile(user, self.profile)
+            self._check_prompts(user)
             encoded = self._encode_user(user)
         except ValueError as error:
             raise MethodError(f"user {user.name!r} cannot be added: {error}") from error
@@ -220,6 +221,9 @@ class Method(nn.Module):
             raise MethodError(f"{self.config.label} cannot add {name!r}: {self.users_need_training}")
         if name in self.benchmark.users:
             raise MethodError(f"user {name!r} is known already (row {self.benchmark.row(name)})")
+
+    def _check_prompts(self, user: User) -> None:
+        """Raises ValueError if the profile lacks what this method's prompts show beside `profile`; opens no picture."""
 
     def _encode_user(self, user: User) -> Any:
         """What the method computes from a profile; nothing is changed by that."""
@@ -286,19 +290,19 @@ class Method(nn.Module):
             users=self._own_users,
             added_users=tuple(saved.AddedUser(**user.model_dump(exclude={"images"})) for user in self.added_users),
         )
-        if self._shows_pictures:
-            for number, user in enumerate(self.added_users):
-                with whole_file(folder / saved.added_picture(number)) as partial:
-                    load_pictures([user.image])[0].save(partial, format="PNG")
+        for number, user in enumerate(self.added_users):
+            for k, picture in enumerate(user.images[: self._pictures_shown]):
+                with whole_file(folder / saved.added_picture(number, k)) as partial:
+                    load_pictures([picture])[0].save(partial, format="PNG")
         with whole_file(folder / WEIGHTS_FILE) as partial:
             save_file(tensors, partial)
         write_json(folder / CONFIG_FILE, content.model_dump(mode="json"))
         return folder
 
     @property
-    def _shows_pictures(self) -> bool:
-        """Whether prompts show the user's profile picture."""
-        return self.profile in ("image", "both")
+    def _pictures_shown(self) -> int:
+        """How many pictures of the user prompts show."""
+        return int(self.profile in ("image", "both"))
 
     @classmethod
     def from_pretrained(
@@ -344,8 +348,10 @@ class Method(nn.Module):
         place = f"{folder / CONFIG_FILE}, added_users.{number}"
         try:
             self._check_new(user.name)
-            images = (foreign_file(folder, saved.added_picture(number)),) if self._shows_pictures else ()
-            self._register(User(**user.model_dump(), images=images), None)
+            images = tuple(foreign_file(folder, saved.added_picture(number, k)) for k in range(self._pictures_shown))
+            profile = User(**user.model_dump(), images=images)
+            self._check_prompts(profile)
+            self._register(profile, None)
         except ValueError as error:
             raise MethodError(f"{place}: {error}") from error
 

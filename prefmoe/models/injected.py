@@ -31,6 +31,7 @@ class InjectedCollator(Collator):
     def untold(self) -> InjectedCollator:
         nothing = {"description": "none", "preferences": False, "pictures": 0, "portraits": "own"}
         protocol = Protocol(self.protocol.settings.model_copy(update=nothing), self.benchmark, self.protocol.seed)
+        protocol.first_users = self.protocol.first_users
         return InjectedCollator(protocol, self.backbone, cache=self.cache)
 
     def conversation(
@@ -60,8 +61,11 @@ class Injected(Method, settings=InjectedMethod):
         return "question" if whole or config.names == "random" or config.talk == "topic" else "user"
 
     @property
-    def _shows_pictures(self) -> bool:
-        return self.config.pictures > 0
+    def _pictures_shown(self) -> int:
+        return self.config.pictures if self.config.portraits == "own" else 0
+
+    def _check_prompts(self, user: User) -> None:
+        self.collator.protocol.check(user)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "profile": self.config.information}

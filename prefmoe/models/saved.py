@@ -40,9 +40,9 @@ def folder_of(source: str | Path, revision: str | None) -> Path:
     return hub.download(str(source), revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, ADDED_PICTURES])
 
 
-def added_picture(number: int) -> str:
-    """The name of the picture of the added user of this number, from 0: no file says it."""
-    return ADDED_PICTURES.replace("*", f"{number:05d}")
+def added_picture(number: int, picture: int = 0) -> str:
+    """The name of a picture of the added user of this number, both from 0: no file says it."""
+    return ADDED_PICTURES.replace("*", f"{number:05d}" + (f"_{picture}" if picture else ""))
 
 
 class SavedBackbone(Frozen):
