@@ -487,7 +487,7 @@ CODE = [benchmark.__file__, batches.__file__, *map(str, Path(base.__file__).pare
 ROWS = {
     "EPICD": {"PrefMoE.groups", "FactorisedUsers.anchors"}, "user_lora": {"UserLoRA.slot"},
     "history": {"History.places"}, "embedding_prefix": {"EmbeddingPrefix.vectors"},
-    "graph_experts": {"GraphExperts.shares"},
+    "graph_experts": {"GraphExperts.made_of", "GraphExperts.shares"},
     "joint_tokens": {"JointTokens.start", "JointTokens.slot", "JointTokens.companions"},
 }  # fmt: skip
 

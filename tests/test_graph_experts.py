@@ -26,6 +26,11 @@ def build(backbone, benchmark: Benchmark, **changes) -> GraphExperts:
     return build_method(config, backbone, benchmark, seed=0).eval()
 
 
+def dense_shares(method: GraphExperts) -> torch.Tensor:
+    """(U, T) the share of every trained user."""
+    return torch.zeros(len(method.shares), len(method.signs)).scatter_add(1, method.made_of, method.shares)
+
+
 def without(benchmark: Benchmark, name: str) -> Benchmark:
     train = tuple(i for i in benchmark.splits["train"] if benchmark.examples[i].name != name)
     return replace(benchmark, splits={**benchmark.splits, "train": train}, digest=f"without {name}")
@@ -127,7 +132,7 @@ def test_the_graph_s_loss_is_the_mean_over_its_edges(tiny_backbone, tiny_benchma
 def test_an_unseen_user_is_made_of_those_with_the_most_alike_profiles(tiny_backbone, tiny_benchmark):
     benchmark = without(tiny_benchmark, "Bob")
     method = build(tiny_backbone(), benchmark)
-    assert method.signs.shape[0] == 3 and torch.equal(method.shares[[0, 2, 3]], torch.eye(3))
+    assert method.signs.shape[0] == 3 and torch.equal(dense_shares(method)[[0, 2, 3]], torch.eye(3))
     profiles = encode_users(tiny_backbone(), list(benchmark.users.values()), "embedding")[0][:, 3:].flatten(1)
     known = profiles[[0, 2, 3]]
     likeness = [float(cosine_similarity(profiles[1] - known.mean(0), one - known.mean(0), dim=0)) for one in known]
@@ -135,7 +140,13 @@ def test_an_unseen_user_is_made_of_those_with_the_most_alike_profiles(tiny_backb
     weights = torch.tensor([likeness[place] for place in best]).div(LIKENESS).softmax(0)
     expected = torch.zeros(3)
     expected[best] = weights
-    torch.testing.assert_close(method.shares[1], expected, rtol=1e-3, atol=1e-4)
-    assert method.shares[1].argmax() == 0  # Ann, whose preferences are Bob's
+    found = dense_shares(method)
+    torch.testing.assert_close(found[1], expected, rtol=1e-3, atol=1e-4)
+    assert found[1].argmax() == 0  # Ann, whose preferences are Bob's
     row = method.add_user(benchmark.users["Bob"].model_copy(update={"name": "Eve"}))
-    torch.testing.assert_close(method.shares[row], method.shares[1])
+    torch.testing.assert_close(dense_shares(method)[row], found[1])
+    assert method.made_of.shape == method.shares.shape == (5, 2)
+    people = method.convolved()[0]
+    asked = dense_shares(method) @ people
+    expected = method.gate(asked / asked.square().mean(1, keepdim=True).sqrt()).softmax(1)
+    torch.testing.assert_close(method.user_gates(torch.arange(5)), expected, rtol=1e-4, atol=1e-5)

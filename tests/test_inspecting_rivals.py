@@ -124,8 +124,8 @@ def test_gates_are_each_user_s_own_with_the_alike_beside_one_another(tiny_backbo
     assert table.index[-1] == "Ann" and sorted(table.index) == sorted(tiny_benchmark.users)
     people = method.convolved()[0]
     for name, gates in table.iterrows():
-        made_of = method.shares[tiny_benchmark.row(name)]
-        vector = sum(share * one for share, one in zip(made_of, people, strict=True))
+        row = tiny_benchmark.row(name)
+        vector = sum(share * people[one] for share, one in zip(method.shares[row], method.made_of[row], strict=True))
         scores = method.gate.weight @ (vector / vector.square().mean().sqrt()) + method.gate.bias
         expected = scores.exp() / scores.exp().sum()
         assert gates.tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-4)

@@ -21,6 +21,7 @@ from prefmoe.models.anchors import encode_users
 from prefmoe.models.base import Method
 from prefmoe.models.free_users import trained_rows
 from prefmoe.models.growing import with_rows
+from prefmoe.models.likeness import most_alike
 from prefmoe.models.moe_lora import scaled_low_rank
 
 LIKENESS = 0.1
@@ -59,10 +60,13 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
         self.register_buffer("adjacency", normalised(signs), persistent=False)  # (T, K)
         profiles = self._profiles(users)
         self.register_buffer("known_profiles", profiles[trained], persistent=False)  # (T, F H)
-        alike = self._alike(profiles)
-        own = torch.eye(len(signs), device=device)
-        alike[trained] = own
-        self.register_buffer("shares", alike, persistent=False)  # (U, T) of which trained users a user is made
+        # (U, k) the trained users that a user is made of, and the share of each: of whoever is trained, the user alone
+        made_of = (trained.cumsum(0) - 1)[:, None].repeat(1, min(config.neighbours, len(signs)))
+        shares = torch.zeros(made_of.shape, device=device)
+        shares[:, 0] = 1
+        made_of[~trained], shares[~trained] = self._alike(profiles[~trained])
+        self.register_buffer("made_of", made_of, persistent=False)
+        self.register_buffer("shares", shares, persistent=False)
         self.people, self.things = (
             nn.Parameter(torch.randn(count, config.size, device=device) / math.sqrt(config.size))
             for count in signs.shape
@@ -79,12 +83,13 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
         """(N, F H) the facets' anchors side by side."""
         return encode_users(self.backbone, list(users), "embedding")[0][:, 3:].flatten(1)
 
-    def _alike(self, profiles: Tensor) -> Tensor:
-        """(N, T) the share of each trained user in somebody of such a profile."""
+    def _alike(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
+        """The trained users whose profiles are most alike, and the share of each in somebody of such a profile: both
+        (N, k)."""
         centre = self.known_profiles.mean(0)
-        likeness = normalize(profiles - centre, dim=1) @ normalize(self.known_profiles - centre, dim=1).T  # (N, T)
-        nearest = likeness.topk(min(self.config.neighbours, likeness.shape[1]), dim=1)
-        return torch.zeros_like(likeness).scatter(1, nearest.indices, (nearest.values / LIKENESS).softmax(1))
+        asked, known = (normalize(some - centre, dim=1) for some in (profiles, self.known_profiles))
+        likeness, rows = most_alike(asked, known, min(self.config.neighbours, len(known)))
+        return rows, (likeness / LIKENESS).softmax(1)
 
     # --- training and asking
 
@@ -100,7 +105,8 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
 
     def user_gates(self, rows: Tensor) -> Tensor:
         """(B, E) the shares of the experts for users, by row; rows (B,)."""
-        asked = self.shares[rows] @ self.convolved()[0]  # (B, D)
+        people = self.convolved()[0]
+        asked = (self.shares[rows, :, None] * people[self.made_of[rows]]).sum(1)  # (B, D)
         return self.gate(rms_norm(asked, asked.shape[1:], eps=1e-12)).softmax(1)
 
     @contextmanager
@@ -142,12 +148,12 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
     def _encode_user(self, user: User) -> Tensor:
         return self._alike(self._profiles([user]))
 
-    def _append_user(self, groups: list[int], encoded: Tensor | None) -> None:
-        new = self.shares.new_zeros(1, self.shares.shape[1]) if encoded is None else encoded
-        self.shares = with_rows(self, "shares", new)
+    def _append_user(self, groups: list[int], encoded: tuple[Tensor, Tensor] | None) -> None:
+        made_of, shares = encoded or (torch.zeros_like(some[:1]) for some in (self.made_of, self.shares))
+        self.made_of, self.shares = with_rows(self, "made_of", made_of), with_rows(self, "shares", shares)
 
     def _buffers_to_save(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("signs", "adjacency", "known_profiles", "shares")}
+        return {name: getattr(self, name) for name in ("signs", "adjacency", "known_profiles", "made_of", "shares")}
 
 
 def verdict(example: Example) -> int:

@@ -19,6 +19,7 @@ from prefmoe.models.added_tokens import AddedTokens
 from prefmoe.models.base import Method, MethodError
 from prefmoe.models.controls import controlled_tokens
 from prefmoe.models.free_users import FreeUsers, trained_rows
+from prefmoe.models.likeness import most_alike
 
 QUESTION = f"Can you see {PLACEHOLDER}?"
 
@@ -73,9 +74,9 @@ class YoLLaVA(Method, settings=YoLLaVAMethod):
             raise MethodError(f"{self.config.label}: hard negatives need two users with training questions")
         features = self.backbone.image_features([users[row].image for row in rows])
         faces = normalize(torch.stack([tokens.float().mean(0) for tokens in features]), dim=-1)  # (N, H)
-        likeness = (faces @ faces.T).fill_diagonal_(-torch.inf)
-        nearest = likeness.topk(min(self.config.hard_negatives, len(rows) - 1)).indices.tolist()
-        return {row: [rows[k] for k in found] for row, found in zip(rows, nearest, strict=True)}
+        themselves = torch.arange(len(rows), device=faces.device)
+        _, nearest = most_alike(faces, faces, min(self.config.hard_negatives, len(rows) - 1), own=themselves)
+        return {row: [rows[k] for k in found] for row, found in zip(rows, nearest.tolist(), strict=True)}
 
     def recognition_example(self, row: int) -> Example:
         """Draws a question whether a user is in a picture; half of the pictures show the user."""
