@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+from method_checks import batch_of
 from tiny_benchmark import draw_benchmark
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,15 +18,16 @@ from prefmoe.models.base import build_method
 from prefmoe.models.likeness import most_alike
 
 
-class Largest(TorchDispatchMode):
-    """Notes how many numbers the largest tensor has that is made within it."""
+class Shapes(TorchDispatchMode):
+    """Notes the shapes of all tensors that are made within it."""
 
-    numbers = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[int, ...]] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
-        self.numbers = max([self.numbers, *sizes])
+        self.found |= {tuple(leaf.shape) for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)}
         return made
 
 
@@ -50,16 +55,14 @@ def test_the_largest_tensor_grows_as_the_users_do(monkeypatch):
     found = {}
     for users in (200, 400, 800):
         faces = torch.randn(users, 4)
-        with Largest() as largest:
+        with Shapes() as shapes:
             most_alike(faces, faces, 3, own=torch.arange(users))
-        found[users] = largest.numbers
+        found[users] = max(map(math.prod, shapes.found))
     assert found == {users: 8 * users for users in found}
 
 
 def many_users(folder, count: int):
     """A benchmark with so many more users, half of them with a training question, who all look like the four."""
-    from dataclasses import replace
-
     drawn = draw_benchmark(folder)
     users, examples = dict(drawn.users), dict(drawn.examples)
     first = drawn.select("train")[0]
@@ -86,14 +89,16 @@ METHODS = {
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_no_method_makes_a_tensor_of_all_users_against_all(tiny_backbone, tmp_path, monkeypatch, kind):
-    """Nor keeps one: what is built for 40 and for 80 users more is at most twice as large, and a little."""
     monkeypatch.setattr(likeness, "BLOCK", 1)
-    sizes, squares = {}, set()
-    for users in (40, 80):
-        benchmark, backbone = many_users(tmp_path, users), tiny_backbone()
+    benchmark, backbone = many_users(tmp_path, 71), tiny_backbone()
+    users, trained = len(benchmark.users), len(benchmark.trained_users)
+    assert (users, trained) == (75, 39)
+    with Shapes() as shapes:
         method = build_method(METHODS[kind], backbone, benchmark, seed=0)
-        trained = len(benchmark.trained_users)
-        tensors = [*method.named_buffers(), *method._buffers_to_save().items()]
-        squares |= {name for name, tensor in tensors if tensor.shape[:2] in ((users + 4, trained), (trained, trained))}
-        sizes[users] = sum(tensor.numel() for name, tensor in method._buffers_to_save().items())
-    assert not squares and sizes[80] < 2 * sizes[40]
+        batch = batch_of(method, benchmark.select("train")[:2])
+        with method.context(batch):
+            sum(method.training_losses(batch).values()).backward()
+    sides = {users, trained, users - trained}
+    assert not {shape for shape in shapes.found if len(shape) == 2 and set(shape) <= sides}
+    kept = {name: tuple(tensor.shape) for name, tensor in method._buffers_to_save().items()}
+    assert not {name: shape for name, shape in kept.items() if len(shape) > 1 and set(shape) <= sides}

@@ -145,7 +145,7 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
 
     # --- users
 
-    def _encode_user(self, user: User) -> Tensor:
+    def _encode_user(self, user: User) -> tuple[Tensor, Tensor]:
         return self._alike(self._profiles([user]))
 
     def _append_user(self, groups: list[int], encoded: tuple[Tensor, Tensor] | None) -> None:
