@@ -35,6 +35,8 @@ def curves_and_choices(t: Tables) -> list[str]:
     steps, values = (", ".join(texts) for texts in (full["x"].map("{:.0f}".format), full["value"].map(dot)))
     told, untold = (around(_budget(t, "LoRA with the statement asked about", m)) for m in ("auc_told", FRESH))
     routers, label = _change(t, "routers", "published"), _change(t, "facet_label", "oracle")
+    people = _change(t, "routers", "published", metric="profile")
+    holds(told_apart(people) and people["high"] < 0, "published routers recognise fewer people")
     residual, hidden = _change(t, "residual", "published"), _change(t, "anchors", "hidden")
     holds(told_apart(residual) and residual["difference"] < 0, "the code's residuals are worse")
     holds(not told_apart(hidden), "anchors from last hidden states are not told apart")
@@ -49,8 +51,8 @@ def curves_and_choices(t: Tables) -> list[str]:
         f"Parameters are no information: LoRA with as many as PrefMoE has an AUC of {around(wide)} beside "
         f"{around(narrow)}. Shown the one statement that a question is about, LoRA's AUC is {told} about what "
         f"profiles tell and {untold} about what they do not.",
-        f"Routing: published routers change PrefMoE's AUC by {_said(routers)}, and the gold facet told to ours by "
-        f"{_said(label)}.",
+        f"Routing: published routers change PrefMoE's AUC by {_said(routers)} and recognition by {_said(people)}; the "
+        f"gold facet told to ours changes the AUC by {_said(label)}.",
         f"Residuals as the code has them change it by {_said(residual)}, and anchors from last hidden states by "
         f"{_said(hidden)}: on miniatures that practised with centred means of input embeddings.",
     ]
