@@ -407,23 +407,6 @@ def test_json_of_something_else_is_refused_by_name(saved, tmp_path, content):
         (folder / file).write_text(whole)
 
 
-@pytest.mark.parametrize(
-    ("part", "wrong", "said"),
-    [
-        ("text_encoder", {"hidden_size": "wide"}, "text_encoder/config.json: .*'hidden_size' expected int, got str"),
-        ("text_encoder", {"num_attention_heads": 3}, "text_encoder/config.json: .*is not a multiple of the number of"),
-        ("unet", {"cross_attention_dim": "wide"}, "copy: not the weights of a drawer"),
-        ("reader", {"hidden": "wide"}, "reader: expected the folder of an attribute reader"),
-    ],
-)
-def test_a_configuration_of_nonsense_is_refused(saved, tmp_path, part, wrong, said):
-    folder = shutil.copytree(saved, tmp_path / "copy")
-    path = folder / part / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
-    with pytest.raises((DrawerError, ReaderError), match=said):
-        _loaded(folder, part)
-
-
 def test_a_pipe_among_the_files_is_not_waited_for(saved, tmp_path):
     for part in ("unet", "reader"):
         folder = shutil.copytree(saved, tmp_path / part)

@@ -1,0 +1,96 @@
+"""A config.json with words in the place of numbers, or numbers that do not go together: named wherever it is read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from any_models import save_any
+from small_world import model_folder, small_benchmark, small_edition
+from tiny_drawers import tiny_drawer
+
+from prefmoe.backbones import whole
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.cli import main
+from prefmoe.config.registry import BackboneError
+from prefmoe.generation.drawer import Drawer, DrawerError
+from prefmoe.generation.reader import AttributeReader, ReaderError, load_reader
+from prefmoe.running import asking
+
+WIDE, HEADS, NONE = {"hidden_size": "wide"}, {"num_attention_heads": 5}, {"num_attention_heads": 0}
+
+NONSENSE = [
+    (WIDE, "'hidden_size' expected int, got str"),
+    (HEADS, "is not a multiple of the number of attention heads"),
+    (NONE, "modulo by zero"),
+]
+"""What a config.json may say of a language model, and what is said of it."""
+
+
+def spoil(path: Path, wrong: dict, part: str | None = None) -> None:
+    content = json.loads(path.read_text())
+    (content if part is None else content[part]).update(wrong)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """The folders of a class that the registry knows, and of one that it does not."""
+    return {"llava": model_folder("llava"), "internvl": save_any("internvl", tmp_path_factory.mktemp("any") / "model")}
+
+
+@pytest.mark.parametrize(("wrong", "said"), NONSENSE)
+@pytest.mark.parametrize("kind", ["llava", "internvl"])
+def test_a_model_is_refused_before_it_is_asked(folders, tmp_path, capsys, kind, wrong, said):
+    folder = shutil.copytree(folders[kind], tmp_path / "model")
+    whole.check(whole.find_any(folder))
+    spoil(folder / "config.json", wrong, "text_config")
+    with pytest.raises(BackboneError, match=rf"^backbone 'model': \S*model/config.json: .*{said}"):
+        whole.check(whole.find_any(folder))
+    capsys.readouterr()
+    assert main(["mmpb", str(folder), "--edition", "smoke", "--check", "--turns", "0"]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and re.match(f"error: .*config.json: .*{said}", lines[0]), lines
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+@pytest.mark.parametrize(("wrong", "said"), NONSENSE[:2])
+def test_a_backbone_is_refused_by_file_and_field(folders, tmp_path, part, wrong, said):
+    folder = shutil.copytree(folders["llava"], tmp_path / "model")
+    spoil(folder / "config.json", wrong, part)
+    with pytest.raises(BackboneError, match=rf"model/config.json: .*{said}"):
+        load_backbone(folder)
+
+
+def test_the_command_that_asks_says_it_in_one_line(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(asking, "load_benchmark", lambda edition: small_benchmark())
+    monkeypatch.setattr(asking, "load_edition", lambda name: small_edition(str(name)))
+    folder = shutil.copytree(folders["llava"], tmp_path / "model")
+    spoil(folder / "config.json", WIDE, "text_config")
+    example = small_benchmark().select("test")[0]
+    capsys.readouterr()
+    assert main(["ask", str(example.image), "Is it?", "--user", example.name, "--backbone", str(folder)]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and re.match("error: .*config.json: .*'hidden_size' expected int", lines[0]), lines
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "said"),
+    [
+        ("text_encoder", WIDE, "text_encoder/config.json: .*'hidden_size' expected int, got str"),
+        ("text_encoder", HEADS, "text_encoder/config.json: .*is not a multiple of the number of"),
+        ("text_encoder", NONE, "drawer: not the weights of a drawer: integer .*modulo by zero"),
+        ("unet", {"cross_attention_dim": "wide"}, "drawer: not the weights of a drawer"),
+        ("reader", {"hidden": "wide"}, "reader: expected the folder of an attribute reader"),
+    ],
+)
+def test_a_drawer_and_a_reader_are_refused(tmp_path, part, wrong, said):
+    folder = tmp_path / "drawer"
+    tiny_drawer().save_pretrained(folder)
+    AttributeReader((4, 4, 4, 4), 8).save_pretrained(folder / "reader")
+    spoil(folder / part / "config.json", wrong)
+    with pytest.raises((DrawerError, ReaderError), match=said):
+        load_reader(folder / part) if part == "reader" else Drawer.from_pretrained(folder)
