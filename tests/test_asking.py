@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,8 @@ def world(monkeypatch):
     """The small world in the place of the default edition."""
     monkeypatch.setattr(asking, "load_benchmark", lambda edition: small_benchmark())
     monkeypatch.setattr(asking, "load_edition", lambda name: small_edition(str(name)))
+    names = ("llava-mini", small_backbone().entry.name)
+    monkeypatch.setattr(asking, "known_backbones", lambda: names)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,16 @@ def test_a_damaged_method_json_is_named(tmp_path):
     (tmp_path / "method.json").write_text("null")
     with pytest.raises(AskError, match="expected what save_pretrained writes .*method.json"):
         assistant(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, 3, [], "../x"])
+def test_an_adapter_names_no_other_folder_as_its_backbone(trained_folder, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(asking, "load_backbone", lambda name, **_: small_backbone())
+    folder = shutil.copytree(trained_folder / "method", tmp_path / "method")
+    content = json.loads((folder / "method.json").read_text())
+    (folder / "method.json").write_text(json.dumps(content | {"backbone": content["backbone"] | {"name": name}}))
+    with pytest.raises(AskError, match=r"method.json: backbone.name: expected one of llava-mini, .* --backbone"):
+        assistant(folder)
 
 
 @pytest.mark.parametrize("kind", ["PrefMoE", "NT", "LoRA"])

@@ -16,7 +16,8 @@ from PIL import Image
 from pretraining import abilities, drawings, language, miniatures, reading, vision
 from pretraining.abilities import measure_abilities
 from pretraining.conversations import Conversations, Encoder, Say
-from pretraining.place import Place, alone, work_folder
+from pretraining.errors import PretrainingError
+from pretraining.place import Place, alone, finished, work_folder
 from safetensors import safe_open
 
 from prefmoe.backbones.loading import load_backbone
@@ -359,6 +360,27 @@ def test_a_damaged_place_is_named_and_its_stage_begins_again(tmp_path, caplog, d
     path = tmp_path / "joint.place"
     path.write_bytes(damage(path.read_bytes()))
     assert place().at == {} and "joint.place: damaged" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["weight", "moment"])
+def test_a_weight_that_turned_nan_does_not_replace_a_good_place(tmp_path, where):
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    place = Place(tmp_path / "joint.place", np.random.default_rng(0), model, optimizer)
+    place.keep(step=100)
+    before = (tmp_path / "joint.place").read_bytes()
+    spoilt = model.weight if where == "weight" else optimizer.state[model.weight]["exp_avg"]
+    with torch.no_grad():
+        spoilt.fill_(float("nan"))
+    with pytest.raises(PretrainingError, match="joint.place is left as it was: NaN or infinite values in "):
+        place.keep(step=200)
+    assert (tmp_path / "joint.place").read_bytes() == before
+    if where == "weight":
+        with pytest.raises(PretrainingError, match="text.safetensors is not written: NaN or infinite values in weight"):
+            finished("text", tmp_path, model, lambda path: None)
+        assert not (tmp_path / "text.safetensors").exists()
 
 
 def test_drawings_are_made_once(tmp_path, monkeypatch):

@@ -249,6 +249,9 @@ def assistant(
         made_by = read_json(run, "the run.json of a finished run").get("edition") if run.is_file() else None
     except (FileError, LookupError, TypeError) as error:
         raise AskError(f"{folder}: expected what save_pretrained writes ({error})") from error
+    if backbone is None and not (isinstance(named, str) and named in known_backbones()):
+        expected = f"expected one of {', '.join(known_backbones())}; say with --backbone which backbone it belongs to"
+        raise AskError(f"{folder / CONFIG_FILE}: backbone.name: {expected}, found {named!r}")
     known: Benchmark = load_benchmark(load_edition(edition or made_by or "mini"))
     loaded = load_backbone(named if backbone is None else backbone, **options)
     return Assistant(Method.from_pretrained(folder, loaded, known))

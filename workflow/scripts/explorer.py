@@ -23,6 +23,7 @@ from prefmoe.data.benchmark import FACETS, Benchmark, Example, Preference
 from prefmoe.data.drawing import ITEM_FACET, ITEMS
 from prefmoe.data.miniature import LIKES_QUESTIONS
 from prefmoe.data.people import Person, people
+from prefmoe.data.pictures import open_picture
 from prefmoe.data.sources import load_benchmark
 from prefmoe.inspection.users import FacetTokens, facet_tokens, neighbourhood_purity
 from prefmoe.models.base import Method
@@ -228,9 +229,9 @@ def _layout(unit: NDArray, perplexity: float, seed: int) -> list[int]:
 
 def write_pictures(folder: Path, chosen: Mapping[str, Example], benchmark: Benchmark, method: Method) -> list[Path]:
     """Sheets of the items' pictures as they are shown and, dot by dot, as the model sees them, and of users' faces."""
-    shown = [Image.open(example.image).convert("RGB") for example in chosen.values()]
+    shown = [open_picture(example.image) for example in chosen.values()]
     seen = [Image.fromarray(seen_by(method, example.image)) for example in chosen.values()]
-    faces = [Image.open(user.image).convert("RGB") for user in benchmark.users.values()]
+    faces = [open_picture(user.image) for user in benchmark.users.values()]
     lossy, exact = {"quality": 72, "method": 6}, {"lossless": True, "quality": 100, "method": 6, "exact": True}
     sheets = {"pictures": (shown, SHOWN, lossy), "pixels": (seen, SEEN, exact), "faces": (faces, FACE, lossy)}
     for name, (images, side, options) in sheets.items():

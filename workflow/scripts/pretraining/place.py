@@ -16,6 +16,7 @@ from safetensors.torch import load_model, save_file, save_model
 
 from prefmoe.config import RESULTS
 from prefmoe.system.files import is_intact, seal_of, sole_process, whole_file
+from prefmoe.system.finite import check_finite
 from pretraining.errors import PretrainingError
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def forget(path: Path) -> None:
 
 
 def finished(name: str, work: Path, model: torch.nn.Module, train: Callable[[Path], object]) -> float:
-    """A stage's weights in the model: trained, or those that were kept when it was finished.
+    """A stage's weights in the model: trained, or those that were kept when it was finished. Raises PretrainingError
+    if training has made a NaN of them; what was kept before is left.
 
     Args:
         name: of the stage; work: the folder where its weights, and until then its place, are kept.
@@ -60,6 +62,7 @@ def finished(name: str, work: Path, model: torch.nn.Module, train: Callable[[Pat
         if is_intact(place):  # what an interrupted run had spent
             began -= read(place)[0]["at"]["seconds"]
         train(place)
+        check_finite(model.state_dict().items(), f"{path} is not written", PretrainingError)
         with whole_file(path, sealed=True) as partial:
             save_model(model, str(partial), metadata={"seconds": f"{time.time() - began:.0f}"})
         forget(place)
@@ -128,13 +131,17 @@ class Place:
         return steps % self.EVERY == 0
 
     def keep(self, **at) -> None:
-        """Writes everything; ``at`` is whatever the stage needs to go on, as JSON can hold it."""
+        """Writes everything; ``at`` is whatever the stage needs to go on, as JSON can hold it.
+
+        Raises PretrainingError if a weight or a moment is not finite; then the file is as it was.
+        """
         if self.path is None:
             return
         tensors = {f"model.{name}": tensor for name, tensor in self._own().items()}
         for number, parameter in enumerate(self._parameters()):
             state = self.optimizer.state.get(parameter, {})
             tensors |= {f"moments.{number}.{moment}": tensor for moment, tensor in state.items()}
+        check_finite(tensors.items(), f"{self.path} is left as it was", PretrainingError)
         told = {
             "at": at | {"seconds": time.time() - self.began},
             "rng": self.rng.bit_generator.state,

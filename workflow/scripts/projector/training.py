@@ -19,6 +19,7 @@ from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.pictures import stack_pictures
 from prefmoe.backbones.tower_layout import tower_states
 from prefmoe.system.files import is_intact, whole_file
+from prefmoe.system.finite import check_finite
 from projector.lessons import COLUMNS, Lesson, asked
 
 
@@ -78,6 +79,7 @@ def fit(
             for name, parameter in named.items():
                 for moment in ("exp_avg", "exp_avg_sq"):
                     tensors[f"{name}/{moment}"] = optimizer.state[parameter][moment]
+            check_finite(tensors.items(), f"{path} is left as it was")
             save(tensors, path, {"step": str(step + 1)}, sealed=True)
     projector.requires_grad_(False)
 
