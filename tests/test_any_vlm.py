@@ -383,7 +383,7 @@ def test_a_profile_that_lacks_what_is_shown_is_named_before_anything_is_asked(tm
     entry = whole.find_any(folder_of("internvl"))
     used = mmpb.edition_for(entry, small_edition("any"), {"two": settings(pictures=2)}, splits=("test",))
     with pytest.raises(
-        mmpb.ProtocolError, match=r"two, question \d+ \(\w+\): expected 2 pictures of user '\w+', found 1"
+        mmpb.ProtocolError, match=r"two, question \d+ \(\w+\): expected 2 pictures of user '\w+' in images, found 1"
     ):
         mmpb.check(entry, used, poor)
 

@@ -172,7 +172,7 @@ def test_who_is_told_apart_stands_beside_what_it_is_shown(tmp_path):
     beside = {place.xy[1]: place.get_text() for place in first.axes[-1].texts}
     assert beside == {-1: "is shown of the user:", **dict(enumerate(list(SHOWN.values())[:3]))}
     assert "LoRA: name" in first.get_label()
-    assert "nobody was asked is known to PrefMoE (b, 0 turns)" in one_line(parts)
+    assert "Above a guess where no profile tells and nobody was asked: PrefMoE (b, 0 turns)" in one_line(parts)
     assert [p.name for p in tmp_path.iterdir()] == ["who_is_told_apart.png"]
 
 
@@ -263,8 +263,8 @@ def test_groups_have_a_mark_per_method_and_group(tmp_path):
     assert values(size.axes[0]) == pytest.approx(sorted(expected["value"]))
     assert ends(size.axes[0]) == pytest.approx(sorted([*expected["low"], *expected["high"]]))
     assert "held by at most 4 (n = 30)" in text(size) and "held by 9 or more (n = 32)" in text(size)
-    assert "Collapse rises from small to large groups in 1 of 2 rows; b, 0 turns" in one_line(size)
-    assert "Recall rises from rare to popular items in 0 of 2 rows" in one_line(recall)
+    assert "Collapse from small to large groups: rises in 1 of 2 rows; b, 0 turns" in one_line(size)
+    assert "Recall from rare to popular items: rises in 0 of 2 rows" in one_line(recall)
     assert "rare items" in text(popular)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["collapse_by_group_size.png", "collapse_by_popularity.png"]
     nothing = cells("04", *ids, **given | {"breakdown": table.assign(value=np.nan)}).figures

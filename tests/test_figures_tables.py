@@ -224,8 +224,8 @@ def test_variants_stand_beside_one_another_a_row_per_metric():
     assert values(axis) == pytest.approx([-0.2] * 6 + [0] * 6) and filled(axis) == pytest.approx([-0.2] * 6)
     assert len(axis.get_yticklabels()) == 6 and upright(axis)[0] == 0
     written = one_line(figure)
-    assert "Does it matter? 50: better in collapse; worse in 5 metrics." in written
-    assert "Minus the reference (none)" in written and "40 overall" in written and "3 seeds" in written
+    assert "It: 50: better in collapse; worse in 5 metrics." in written
+    assert "Does it matter? Minus the reference (none)" in written and "40 overall" in written and "3 seeds" in written
 
 
 def test_without_a_paired_test_a_mark_is_filled_where_the_interval_leaves_out_0():
@@ -292,7 +292,8 @@ def test_the_forest_has_a_mark_per_backbone_and_a_diamond_with_its_number():
              if to_hex(face).upper() == style.INK]  # fmt: skip
     assert sorted(black) == pytest.approx([0.0, 0.1])
     assert ends(axis) == pytest.approx(sorted([*differences()["low"][::6], *differences()["high"][::6]]))
-    assert "+0.100 [+0.060, +0.140]" in text(figure) and "better than 1 in preference of 2 methods" in one_line(figure)
+    assert "+0.100 [+0.060, +0.140]" in text(figure)
+    assert "PrefMoE and 2 methods: better than 1, worse than 0 in preference" in one_line(figure)
     assert [
         len(uncertain("forest-function", "forest-figure", "forest-detail", names={"forest": differences()}).figures)
     ] == [3]
@@ -311,7 +312,8 @@ def test_the_forest_counts_a_row_of_one_backbone_by_that_backbone():
     rival = table[(table["backbone"] == "a") & (table["baseline"] == "LoRA")].assign(baseline="Soft prompt")
     table = pd.concat([table, rival.assign(low=0.01)])
     figure = uncertain("forest-function", names={"forest": table})["forest"](["preference"])
-    assert "better than 2 in preference of 3 methods (mean of all or a, 0 turns)" in one_line(figure)
+    said = "PrefMoE and 3 methods: better than 2, worse than 0 in preference (mean of all or a, 0 turns)"
+    assert said in one_line(figure)
     assert len(values(figure.axes[0])) == 7 and "+0.020 [+0.010, +0.120]" in text(figure)
 
 
