@@ -153,9 +153,11 @@ def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: 
     Returns `COMPARISON_COLUMNS`, for all users and the histories that both had; p_users: permutation test in which
     users exchange the two methods' results; with Holm's correction over the rows of one length of history.
     """
-    rows = []
+    rows, pairs = [], list(pairs)
+    rated = {one.method: one for pair in pairs for one in pair}
+    values = {name: one.values(2, 1) for name, one in rated.items()}
     for focus, other in pairs:
-        mine, theirs = focus.values(2, 1), other.values(2, 1)
+        mine, theirs = values[focus.method], values[other.method]
         for n_ref, first in _of(mine, USERS["all"]):
             lengths = set(theirs.index.get_level_values("n_ref"))
             if lengths == {0}:  # a method without histories is the same at every length
@@ -167,13 +169,9 @@ def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: 
             if same.isna().any():
                 raise TableError(f"{other.method} rated other choices than {focus.method}; nothing to pair")
             difference = first - same
-            estimate = _estimate(difference)
-            _, sums = statistics.cluster_sums(difference.to_numpy(), difference.index.get_level_values("user"))
-            swap = 1 - 2 * statistics.swap_masks(len(sums), permutations=permutations)
-            p = statistics.permutation_p(sums.sum(), swap @ sums)
+            owners = difference.index.get_level_values("user")
             where = {"method": focus.method, "baseline": other.method, "users": "all", "n_ref": n_ref}
-            estimate["difference"] = estimate.pop("value")
-            rows.append({**where, **estimate, "p_users": float(p)})
+            rows.append({**where, **statistics.paired_difference(difference, owners, permutations=permutations)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
     for _, group in table.groupby("n_ref"):
         table.loc[group.index, "p_users_holm"] = statistics.holm(group["p_users"])

@@ -227,7 +227,8 @@ def comparison_table(
     Returns `COMPARISON_COLUMNS`; p_users: permutation test in which users exchange the two conditions' pictures, with
     Holm's correction over the pairs, for each measure and group of users.
     """
-    measures, rows = {one.condition: of_seeds(one, benchmark) for pair in pairs for one in pair}, []
+    drawn = {one.condition: one for pair in pairs for one in pair}
+    measures, rows = {name: of_seeds(one, benchmark) for name, one in drawn.items()}, []
     for focus, other in pairs:
         mine = measures[focus.condition]
         theirs = measures[other.condition].reindex(mine.index)
@@ -237,12 +238,8 @@ def comparison_table(
             for measure in PAIRED:
                 values = difference[measure].dropna()
                 owners = values.index.get_level_values("user")
-                estimate = statistics.cluster_bootstrap(values.to_numpy(), owners)
-                _, sums = statistics.cluster_sums(values.to_numpy(), owners)
-                swap = 1 - 2 * statistics.swap_masks(len(sums), permutations=permutations)
-                estimate["difference"] = estimate.pop("value")
                 where = {"condition": focus.condition, "baseline": other.condition, "users": users, "measure": measure}
-                rows.append({**where, **estimate, "p_users": float(statistics.permutation_p(sums.sum(), swap @ sums))})
+                rows.append({**where, **statistics.paired_difference(values, owners, permutations=permutations)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
     for _, group in table.groupby(["users", "measure"]):
         table.loc[group.index, "p_users_holm"] = statistics.holm(group["p_users"])

@@ -190,6 +190,19 @@ def permutation_p(observed: ArrayLike, permuted: NDArray) -> NDArray:
     return np.where(np.isnan(observed), np.nan, (extreme + 1) / (defined + 1))
 
 
+def paired_difference(
+    differences: ArrayLike, clusters: Sequence | NDArray, *, permutations: int = 9999
+) -> dict[str, float]:
+    """The mean of paired differences (N,) with its interval over clusters, and p_users of the test in which whole
+    clusters exchange the two sides. Returns difference, n, low, high and p_users."""
+    values = np.asarray(differences, dtype=float)
+    estimate = cluster_bootstrap(values, clusters)
+    _, sums = cluster_sums(values, clusters)
+    swap = 1 - 2 * swap_masks(len(sums), permutations=permutations)
+    p = float(permutation_p(sums.sum(), swap @ sums))
+    return {"difference": estimate.pop("value"), **estimate, "p_users": p}
+
+
 def holm(p: ArrayLike) -> NDArray:
     """Holm's step-down adjusted p-values in the order given; NaN entries are no tests and stay NaN."""
     p = np.asarray(p, dtype=float)

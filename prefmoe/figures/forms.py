@@ -225,9 +225,8 @@ def losses(
 ) -> Figure:
     """Every weighted term of the loss during training, each on a scale of its own that starts at 0.
 
-    ``logs``: method -> losses.parquet of each seed: step, a column per term, and columns that are no terms; ``window``:
-    steps of the running mean; ``answer``: what the term "answer" is a loss of, in the reader's words;
-    ``about``: the term that the title tells of, for the first method that has it.
+    ``logs``: method -> losses.parquet of each seed; ``window``: steps of the running mean; ``answer``: what the term
+    "answer" is a loss of, in words; ``about``: the term of which the title tells, for the first method that has it.
     """
     parts = []
     for method, runs in logs.items():
@@ -236,16 +235,14 @@ def losses(
             long = terms.rolling(window, min_periods=1).mean().melt(var_name="term", ignore_index=False)
             parts.append(long.reset_index().assign(method=method, seed=seed))
     table = pd.concat(parts, ignore_index=True)
-    seeds = max(map(len, logs.values()))
-    told = table[table["term"] == about].dropna(subset="value")
-    first = told["method"].iloc[0]
+    told, seeds = table[table["term"] == about].dropna(subset="value"), max(map(len, logs.values()))
     drawn = f"thick: mean of n = {seeds} seeds, thin: single seeds" if seeds > 1 else "n = 1 seed"
-    main = told[told["method"] == first].groupby("step")["value"].mean()
+    main = told[told["method"] == (first := told["method"].iloc[0])].groupby("step")["value"].mean()
     names = {term: term.replace("_", " ") for term in table["term"].unique()} | {"answer": answer}
     figure = curves(
         table, x="step", series="method", panels="term", units="seed", columns=4, shared=False, markers=False,
-        panel=(2.3, 1.8), labels=names, xlabel="Step",
-        ylabel="Weighted loss", caption=f"{', '.join(logs)}. Running mean over {window} steps; {drawn}.",
+        panel=(2.3, 1.8), labels=names, xlabel="Step", ylabel="Weighted loss",
+        caption=f"{', '.join(logs)}. Running mean over {window} steps; {drawn}.",
         title=f"{first}: loss of the {names[about]} {main.iloc[:window].iloc[-1]:.2f} over the first {window} steps, "
         f"{main.iloc[-1]:.2f} over the last",
     )  # fmt: skip
