@@ -1,4 +1,7 @@
-"""How Sphinx makes the book: from committed outputs, without running anything, and without a request to anybody."""
+"""How Sphinx makes the book: from committed outputs, without running anything, and without a request to anybody.
+
+What it imports comes with `python -m pip install -e '.[docs]'`.
+"""
 
 from __future__ import annotations
 

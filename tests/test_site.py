@@ -17,11 +17,10 @@ import site_zip
 import warm_python
 import yaml
 from explorer_browser import chromium
-from site_book import assemble, sources
+from site_book import NEEDED, assemble, sources
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "workflow/scripts"
-NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_revealjs")
 REPOSITORY = "https://github.com/somebody/fork"
 BUILD = "snakemake --cores 1 site"
 CONTRACTS = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import importlib.util
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ PARTS = {"site": ".", "notebooks": "notebooks", "course": "course", "docs": "doc
 SLIDES = Path("site/slides")
 APART = (explorer_page.SOURCE, SLIDES)
 """Parts of site/ that are made by themselves, and stand in the book's folder as they are."""
+
+NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_revealjs")
 
 KINDS = {".md", ".ipynb", ".py", ".png", ".yaml", ".css", ".svg"}
 
@@ -87,7 +90,10 @@ def build(folder: Path, clone: Path = ROOT) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=RESULTS / "site")
-    return build(parser.parse_args().folder.resolve())
+    options = parser.parse_args()
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        parser.exit(1, f"error: {', '.join(missing)} not installed: python -m pip install -e '.[docs]'\n")
+    return build(options.folder.resolve())
 
 
 if __name__ == "__main__":
