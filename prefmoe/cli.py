@@ -1,7 +1,5 @@
 """The `prefmoe` command: thin wrappers over functions of the package, for the workflow and for people."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

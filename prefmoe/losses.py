@@ -4,8 +4,6 @@ Every similarity is a cosine, every term is one number, and no term loops over u
 B = examples of a batch, F = facets, N = counterfactual users, H = hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Scoring: from free-text answers to hits, and on to accuracy, collapse, recall and sensitivity."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache

@@ -3,8 +3,6 @@
 What it imports comes with `python -m pip install -e '.[docs]'`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from functools import cache

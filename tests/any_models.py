@@ -1,7 +1,5 @@
 """Tiny random models of classes that the registry does not know, saved like real ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Small benchmarks of choices for tests."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The explorer's page in a real Chromium: served from its folder, with every request written down."""
 
-from __future__ import annotations
-
 import functools
 import http.server
 import json

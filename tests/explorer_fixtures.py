@@ -3,8 +3,6 @@
 Not for the whole session: while Playwright is at work, nothing else in its process can start a loop of asyncio.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

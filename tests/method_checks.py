@@ -1,7 +1,5 @@
 """What tests do with a method of any kind: some questions, a few steps of training, logits, and where gradients go."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Runs single code cells of a notebook with tables of a test's own, and keeps the figures that they show."""
 
-from __future__ import annotations
-
 import ast
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A very small edition of choices for tests: the world of choices with ten seen users, and a random tiny Idefics2."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory

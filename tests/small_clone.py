@@ -1,7 +1,5 @@
 """Copies of this repository for tests of its workflow, also with notebooks that only count and touch files."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A very small edition that draws: the small choices, a random drawer of 32 x 32 pixels, a random attribute reader."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory

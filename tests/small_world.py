@@ -1,7 +1,5 @@
 """A very small edition for tests: the miniature benchmark with seven users, and a random tiny model."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,7 +1,5 @@
 """A small data folder in MMPB-clean's form, drawn for the tests, and ways to spoil it."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

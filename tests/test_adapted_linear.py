@@ -1,7 +1,5 @@
 """The adapted projection in one step of autograd is the one written out, and PEFT's LoRA is PEFT's."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from peft.tuners.lora import Linear as LoraLinear

@@ -1,7 +1,5 @@
 """Users who join later, and adapters that travel: every kind of method, all or nothing, whoever made the files."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Anchors on disk: equal to computed ones, made again when anything they depend on changes, safe when cut off."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

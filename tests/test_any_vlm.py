@@ -1,7 +1,5 @@
 """MMPB's protocol for any vision-language model: six classes, four of which the registry does not know."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """One question from Python and from the command line: users of an edition and new ones, adapters, errors."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The audit against enumeration, tables made up with known slips, and numbers worked out by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

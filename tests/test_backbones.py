@@ -1,7 +1,5 @@
 """Loading through the registry, the parts of each architecture, anchors, and the vision cache."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

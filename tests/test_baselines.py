@@ -1,7 +1,5 @@
 """The baselines: what each trains, what it shows in prompts, and that it comes back from disk."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_models import DEEPSEEK_VL2

@@ -1,7 +1,5 @@
 """Formulas of the book: what docutils makes of them is what TeX, and so JupyterLab, reads."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 

@@ -1,7 +1,5 @@
 """Cards of backbones: their parts add up, their abilities come with the right level of chance."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Pictures that people choose between: what they should show is measured in their pixels."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

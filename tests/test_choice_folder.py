@@ -1,7 +1,5 @@
 """Folders of choices: what is read, and what is said where something is wrong."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The Idefics2 miniature: its recipe's parts, and that the shipped weights are what their card and the pages say."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """References of choices: each is what its definition says, computed another way, and ordered as what it knows."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The plan of editions about choices: exact bytes of what is trained, upper estimates of what is read, the paper."""
 
-from __future__ import annotations
-
 import pytest
 from small_choices import METHODS, benchmark, method, model_folder, settings
 

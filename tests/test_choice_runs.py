@@ -1,7 +1,5 @@
 """Training and asking about choices: what is drawn, exact resumption, and runs that begin with another's weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

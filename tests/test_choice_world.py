@@ -1,7 +1,5 @@
 """The miniature of choices: deterministic, apart by split, and chosen by the rule that it states."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """Benchmarks of choices: histories that are drawn from references, and splits that are asked about."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

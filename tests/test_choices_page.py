@@ -1,7 +1,5 @@
 """docs/choices.md: its numbers are those of the benchmark that the code draws, and its examples can be read and run."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

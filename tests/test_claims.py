@@ -1,7 +1,5 @@
 """The two claims held against tables whose outcome is known."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 

@@ -1,7 +1,5 @@
 """Encoding and batching against the processors' own output and against rows computed alone."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

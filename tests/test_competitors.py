@@ -1,7 +1,5 @@
 """What the methods PrefMoE is compared with promise: training, answers, files."""
 
-from __future__ import annotations
-
 import json
 from functools import cache, partial
 

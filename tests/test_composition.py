@@ -1,7 +1,5 @@
 """What a notebook shows of a benchmark: one question of every kind, a transcript, mosaics instead of photographs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What came out, at the end of the notebooks: the numbers are the tables', and what is concluded follows from them."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Editions: every shipped one is valid, and every mistake in a file is named."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

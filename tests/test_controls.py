@@ -1,7 +1,5 @@
 """Controls at test time: what is exchanged is what they say, of nobody else, and only within them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

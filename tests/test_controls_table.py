@@ -1,7 +1,5 @@
 """Answers under controls in a run's folder, and the table that is made of them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`prefmoe convert`: tables in other hands' forms become a data folder that says the same, or leave nothing behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

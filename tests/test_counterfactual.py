@@ -1,7 +1,5 @@
 """Counterfactual users: near somebody in their family facet, nobody's copy, decided by the seed."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import replace

@@ -1,8 +1,6 @@
 """The course: solutions pass their checks, students' notebooks come from them, and every mistake is met with a "
 "sentence."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import json

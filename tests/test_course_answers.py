@@ -1,7 +1,5 @@
 """What the course ships is what finished runs answered, and an exchange changes the residuals that it names alone."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pandas as pd

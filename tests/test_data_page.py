@@ -1,7 +1,5 @@
 """docs/data.md: its table is the reader's, and its smallest example is read and asked about."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

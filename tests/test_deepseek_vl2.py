@@ -1,7 +1,5 @@
 """DeepSeek-VL2 against a second implementation written from its description, in the names of the published tensors."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """docs/departures.md against the settings: what stands there as published is what the paper edition has."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The environment: imports are declared, declarations agree, and continuous integration runs README's words."""
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import importlib.util

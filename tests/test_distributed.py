@@ -1,7 +1,5 @@
 """Two processes on the CPU end like one: training, evaluation, sharded layers, and what a killed process leaves."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

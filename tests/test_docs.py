@@ -1,7 +1,5 @@
 """What the pages under docs/ say can be done as they say it."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The drawer: prompts, guidance, the branch for users, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The drawer's recipe and its reader, and that the shipped weights are what their card and the page say."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The plan of editions that draw: parameters as a branch has them, raters behind methods, the full-size edition."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 from small_generation import METHODS, branch, content

@@ -1,7 +1,5 @@
 """How drawn pictures are measured: every measure by hand on pictures that show what we say, tables, pairs and Holm."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Embedding to prefix: tokens are a network's of one fixed vector, for whoever was never trained on too."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

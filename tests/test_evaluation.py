@@ -1,7 +1,5 @@
 """Evaluation: batch-size independence, probabilities against a plain forward pass, small talk, continuation."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ What the prefix and the key-value cache change on every class is in test_prefix.
 cache in test_backbones.py.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import pytest

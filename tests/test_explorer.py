@@ -1,7 +1,5 @@
 """The explorer in a real browser: mouse, touch and keys will do, it asks nobody else, and it says what is missing."""
 
-from __future__ import annotations
-
 import re
 import shutil
 

@@ -1,7 +1,5 @@
 """What the explorer ships is what finished runs gave, what does not fit is said, and its sources are small."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

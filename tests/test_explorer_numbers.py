@@ -1,7 +1,5 @@
 """What the explorer computes in a browser is what Python computes: answers, users, gates, measures, draws."""
 
-from __future__ import annotations
-
 import base64
 
 import explorer_page

@@ -1,7 +1,5 @@
 """Fetching: complete and verified from folder, archive or server; resumable; clear when it fails."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Figures of notebooks 1 to 4 and 12, drawn by their own cells: by the values in their artists."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

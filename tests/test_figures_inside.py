@@ -1,7 +1,5 @@
 """Figures of notebooks 5, 6, 9, 10, 11 and 15, drawn by their own cells: by the values in their artists."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Looks, files and outputs of figures, and the forms by the values in their artists."""
 
-from __future__ import annotations
-
 import io
 import re
 

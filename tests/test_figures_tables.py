@@ -1,7 +1,5 @@
 """Figures of notebooks 7, 8, 13 and 14, drawn by their own cells: by the values in their artists."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

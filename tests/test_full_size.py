@@ -1,7 +1,5 @@
 """The script that holds the plan to a full-size model, on a model that a CPU can hold."""
 
-from __future__ import annotations
-
 import full_size
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Runs that draw: what is asked, what is noted of pictures, guidance by a rater, an edition from raters to tables."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a rater knows of users, and the probes on it: states one by one, layers that are known to know something."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

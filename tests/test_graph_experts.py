@@ -1,7 +1,5 @@
 """The graph: convolution against a loop over edges, signs from training answers alone, gates that are the users'."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Histories of rated pictures: packed targets and pictures seen once against each target alone in a plain sequence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

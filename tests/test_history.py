@@ -1,7 +1,5 @@
 """The embedder of answers: attention over a history entry by entry, in any order, and blind to what is asked for."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

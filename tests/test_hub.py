@@ -1,7 +1,5 @@
 """Downloads that fail, weights folders that are incomplete or wrong, too little memory: what the messages say."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Downloads from the hub, with a server of our own in its place: the published bytes, or a message."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

@@ -1,7 +1,5 @@
 """The direction of imports: the contracts of pyproject.toml hold, and no module imports itself by way of others."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tomllib

@@ -1,7 +1,5 @@
 """What a row is shown of the user: the same in training and in test, as the non-tuned rows show it, and shared."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """What MMPB's protocol says under each switch: order, words, pictures, names and small talk."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """What is shown of the rivals is what they compute: counted, multiplied out or compared in another way."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """Looking inside a method: what is shown is what the model computes."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

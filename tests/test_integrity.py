@@ -1,7 +1,5 @@
 """What happens to the files of a finished run, or of an interrupted one, is noticed; reading them needs no writing."""
 
-from __future__ import annotations
-
 import ctypes
 import random
 import shutil

@@ -1,7 +1,5 @@
 """Joint tokens: two users in one prompt, each in either place, whose tokens begin as their pictures' centres."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

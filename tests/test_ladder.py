@@ -1,7 +1,5 @@
 """The ladder of readers: its rungs are in the registry, take equally many steps, and practise what their names say."""
 
-from __future__ import annotations
-
 import json
 
 import pretrain as command

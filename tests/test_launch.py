@@ -1,7 +1,5 @@
 """A run that the workflow gives to two processes of `accelerate launch` on the CPU ends like that of one process."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

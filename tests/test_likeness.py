@@ -1,7 +1,5 @@
 """Who is most alike, in blocks: what all against all gives, without any tensor of that size."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

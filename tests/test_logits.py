@@ -1,7 +1,5 @@
 """Recording what a backbone says, and checking it against a record."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The loss terms against golden cases, against plain loops, and in the cases that have closed forms."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

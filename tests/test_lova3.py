@@ -1,7 +1,5 @@
 """LOVA3: what is asked and assessed, of which questions, how the tasks are mixed, and LoRA underneath."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """What tables were made with is read from the runs themselves."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 import torch

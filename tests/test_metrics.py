@@ -1,7 +1,5 @@
 """Scoring against the golden cases, the parsing rules, and the definitions on hand-made questions."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The miniature benchmark: deterministic, skewed as it says; splits share neither pictures nor fresh pairs."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

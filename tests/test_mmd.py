@@ -1,7 +1,5 @@
 """MMD: against a double loop, its expectation, its gradient far away, and the tables' own with its interval."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

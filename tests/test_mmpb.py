@@ -1,7 +1,5 @@
 """The reader: what it reads is right, and every mistake in a data folder is named by file, line and field."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The mixture of LoRA experts against golden cases and against a loop over experts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

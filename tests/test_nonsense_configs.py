@@ -1,7 +1,5 @@
 """A config.json with words in the place of numbers, or numbers that do not go together: named wherever it is read."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """workflow/notebooks.yaml: every notebook has a row, every file it makes a caption, no caption is left over."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The notebook runner: finished means finished, parameters are known, outputs belong to their cells."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Every value with its interval that a page says stands in a committed table."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Training order: as a plain search through all examples gives it, at a cost that grows with their number alone."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What README and the pages about a user, a method and a backbone of one's own say is run as it stands there."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

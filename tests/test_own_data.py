@@ -1,7 +1,5 @@
 """Own data: few columns, one profile picture, few splits, other kinds of tables, pictures in the table; names."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import os

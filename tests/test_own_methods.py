@@ -1,7 +1,5 @@
 """Kinds of method register themselves: the package's, and those of files that an edition names."""
 
-from __future__ import annotations
-
 import ast
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Pages have the numbers of the committed tables between their marks, and nothing else of them is touched."""
 
-from __future__ import annotations
-
 import re
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """AUCs over pairs of users asked about the same item, against double loops and what must come out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product

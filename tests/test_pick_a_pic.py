@@ -1,7 +1,5 @@
 """Pick-a-Pic's parquet files: which rows and users stay, in which split, and what is said of rows that cannot be."""
 
-from __future__ import annotations
-
 import io
 import json
 

@@ -1,7 +1,5 @@
 """Pictures: upright, scaled, on white and complete, or refused by name; never waited for, never run."""
 
-from __future__ import annotations
-
 import ast
 import io
 import os

@@ -1,7 +1,5 @@
 """Folders that users name are the same for every command, wherever it runs; and what is not there is said by name."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

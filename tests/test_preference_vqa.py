@@ -1,7 +1,5 @@
 """Preference VQA: what is asked, from what it is answered, and the terms of the loss against one question at a time."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pandas as pd

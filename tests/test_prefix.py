@@ -1,7 +1,5 @@
 """The prefix hook against embeddings and positions computed by hand, with and without the key-value cache."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Shared beginnings of prompts: the same answers as without sharing for every method, with less work."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache

@@ -1,7 +1,5 @@
 """PrefMoE put together on tiny models: exact starts, gradients, switches, checkpointing, saving, new users."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Prepared pictures: the same as the processor makes, made once, and never taken for those of something else."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The miniature backbones: their recipe's parts, and that the shipped weights are what their cards say."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Calibration and threshold-free collapse against loops, scikit-learn, and answers whose result is known."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A prompt that a model could not read is refused: too long, or with an added word that is not one token."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Prompts: preference texts are read and written back exactly, and conversations have the published order."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

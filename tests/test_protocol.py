@@ -1,7 +1,5 @@
 """Protocol experiments: mistakes are named, equal settings run once, tables equal sums made another way."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Digests of code: what changes them, what does not, and what they follow."""
 
-from __future__ import annotations
-
 import re
 
 import nbformat

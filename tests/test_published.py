@@ -1,7 +1,5 @@
 """The printed tables are found, and reshaped without loss."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from prefmoe.analysis import published

@@ -1,7 +1,5 @@
 """The published method's settings on tiny models: each against what docs/departures.md says of the published code."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The published routers against golden cases, and against the same maps written as torch modules."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Only `publish` changes what is committed, and it changes what it should: figures, notebooks, README's tables."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import warnings

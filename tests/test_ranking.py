@@ -1,7 +1,5 @@
 """Recommendation: measures by their definitions, recommenders that see no test answer, all items asked at once."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import combinations, permutations, product
 from pathlib import Path

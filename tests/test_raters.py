@@ -1,7 +1,5 @@
 """Readers of histories: what learns in which stage, the loss against one sequence at a time, what nobody may see."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """README.md says nothing that does not hold: tables are those of the CSV files, commands and paths exist."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verdict on a run is the one that its numbers deserve: equal, as other seeds would have it, or something else."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from functools import cache

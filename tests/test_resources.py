@@ -1,7 +1,5 @@
 """The memory model against measurements on small models, and what plans and jobs make of it."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """The retriever finds what a question is about, keys compared one by one; the prompt says what the user says of it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """What the plan of a workflow says of the rivals is what they train."""
 
-from __future__ import annotations
-
 import pytest
 from small_world import small_benchmark
 

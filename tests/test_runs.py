@@ -1,7 +1,5 @@
 """Runs: complete or absent, untouched when unchanged, continued when interrupted, each from a pristine backbone."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

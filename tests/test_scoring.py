@@ -1,7 +1,5 @@
 """`prefmoe score`: anybody's predictions from any table, with the columns that their questions need."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

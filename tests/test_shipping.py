@@ -1,7 +1,5 @@
 """Scripts that ship what runs gave hand their options on, print what they wrote, and say what went wrong."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import explorer

@@ -1,7 +1,5 @@
 """Prompts beyond the model's positions: counted and refused, or asked with the latest small talk that fits."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

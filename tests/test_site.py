@@ -1,7 +1,5 @@
 """The book: it builds without a warning, asks nobody for anything, and its links and buttons lead somewhere."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -1,7 +1,5 @@
 """The slides: their numbers are those of the committed tables, and their minutes those of the teachers' plan."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from io import BytesIO

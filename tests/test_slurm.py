@@ -1,7 +1,5 @@
 """The profile for Slurm: docs/cluster.md can be done as it says, and jobs killed on a real one change no number."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

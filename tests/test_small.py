@@ -1,7 +1,5 @@
 """The small edition's backbone: its tower, how it is put together, how its projector learns; and the real weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

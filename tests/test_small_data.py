@@ -1,7 +1,5 @@
 """Data of three users, without small talk, preferences in a facet, or any at all: what cannot be shown is left out."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable

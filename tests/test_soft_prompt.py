@@ -1,7 +1,5 @@
 """A soft prompt per user: trained alone, each user's by that user's questions, in front of the prompt."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """The benchmark script: its references compute what they are compared with, and its table is complete."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from functools import partial

@@ -1,7 +1,5 @@
 """Intervals, paired tests and corrections against loops, closed forms and values worked out by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import stats

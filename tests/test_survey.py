@@ -1,7 +1,5 @@
 """The survey's map: whole, checked when it is read, and every command, notebook and number of it is there."""
 
-from __future__ import annotations
-
 import csv
 import re
 

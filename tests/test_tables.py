@@ -1,7 +1,5 @@
 """Floors and ceilings on a benchmark small enough to answer by hand, and tables against sums made another way."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

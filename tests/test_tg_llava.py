@@ -1,7 +1,5 @@
 """TG-LLaVA: zero at the start, guided by the question alone, each mask query at its place in the picture."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Training: batches with recurring groups, exact resumption, errors that leave nothing behind."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections import Counter

@@ -1,7 +1,5 @@
 """Tuning: equal budgets, every trial recorded, the test split never touched, finished trials not repeated."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

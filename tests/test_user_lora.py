@@ -1,7 +1,5 @@
 """One LoRA per user: a mixed batch is what peft's LoRA makes of each user alone, and only the asked learn."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

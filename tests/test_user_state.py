@@ -1,7 +1,5 @@
 """The user state: anchors, prototype + residual, corrections, prefix, free embeddings, counterfactual users."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -1,7 +1,5 @@
 """User tokens and the branch that reads them: what they are made of, how they are aligned, what learns."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import permutations
 

@@ -1,7 +1,5 @@
 """What the workflow watches: every file of a benchmark and of a backbone by its content, read only when it changes."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The workflow in a copy of the clone with small notebooks: what runs, what runs again, and what a kill costs."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Yo'LLaVA against trained and restored matrices; what prompts say, whose rows move, hard negatives."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """A tiny benchmark with pictures, of four users."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

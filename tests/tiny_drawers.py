@@ -1,7 +1,5 @@
 """A drawer small enough for tests: the miniature's architecture, with random weights."""
 
-from __future__ import annotations
-
 import torch
 from pretraining.drawer import build_drawer
 

@@ -1,7 +1,5 @@
 """Tiny random models of every architecture, saved like real ones, and models that are read from a folder once."""
 
-from __future__ import annotations
-
 import copy
 import io
 import pickle

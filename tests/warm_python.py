@@ -1,7 +1,5 @@
 """Python in processes that need not import others' libraries again: forks of one that has nothing else."""
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import multiprocessing.forkserver

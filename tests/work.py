@@ -1,7 +1,5 @@
 """How much work a function does: counted, not timed, so that a loaded machine changes nothing."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from types import FrameType

@@ -4,8 +4,6 @@ Everything is computed from the printed numbers alone. A value that fails a chec
 over several runs, or another test set; nothing here can tell which.
 """
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

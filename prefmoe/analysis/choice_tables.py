@@ -1,7 +1,5 @@
 """The tables of an edition about choices: builds and writes the CSV files from its runs, without a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path

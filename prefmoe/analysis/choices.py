@@ -4,8 +4,6 @@ An answer is a score for each candidate of a choice, the liked one first. Choice
 intervals resample users. Each history drawn for a user counts as much as any other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The two claims of docs/claims.md, which were written down before the runs, held against an edition's tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """One method beside another on the same questions: paired differences, their tests, and what could be detected."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is left of a method when something of the user or the picture is exchanged or taken away: a table."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args

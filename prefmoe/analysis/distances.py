@@ -1,7 +1,5 @@
 """How far two sets of pictures are apart in a space of features, with an interval over users; without a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The tables of an edition that draws for users: builds and writes the CSV files from its runs, without a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which questions belong together, and what a benchmark asks: by kind, facet, item and group of users."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

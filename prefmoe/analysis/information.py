@@ -1,7 +1,5 @@
 """What each row of the tables rests on: what it is shown of users, how long that is, and what it trains."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

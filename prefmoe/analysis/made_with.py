@@ -1,7 +1,5 @@
 """What an edition's tables were made with: on which processors, with which weights, when."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """MMPB's tables: accuracy by task type and attribute, what ten turns of small talk leave of it, and what is unread."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 

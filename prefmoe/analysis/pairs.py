@@ -3,8 +3,6 @@
 A population's guess is at .5 in all of them. Works on scored per-question frames alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -3,8 +3,6 @@
 Works on scored per-question frames alone (`metrics.score` of predictions.parquet); needs no model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The paper's printed tables, read from published/."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from prefmoe.config import ROOT

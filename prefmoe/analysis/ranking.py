@@ -1,7 +1,5 @@
 """Recommendation and retrieval: all items ranked for every user, measured, with recommenders that see answers alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

@@ -1,7 +1,5 @@
 """Floors and ceilings that need no model: chance, the popular choice, a reader of profiles, and who knows groups."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Scores anybody's predictions: every measure of the tables from one file, and what could not be read in it."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """How many questions were asked with less small talk than the others, because their prompts were too long."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -4,8 +4,6 @@ Questions about one user are not independent, so every interval resamples whole 
 sums per user, which makes a bootstrap of every metric of every method one matrix product.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate

@@ -4,8 +4,6 @@ Nothing here needs a model. Values are means over seeds; intervals are cluster b
 that mean; the spread over seeds stands apart in table1_seeds.csv.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tables as text: cells with their intervals, and verdicts in words."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Keeps users' anchors on disk: computed by a frozen backbone from texts and a picture, they never change."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file

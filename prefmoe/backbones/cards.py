@@ -1,7 +1,5 @@
 """What backbones are made of, and what those that have a card can do: sizes of parts, measured abilities."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From one conversation to tensors: renders it by the chat template, tokenizes it, and finds the question in it."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, MutableMapping, Sequence

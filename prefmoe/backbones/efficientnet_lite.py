@@ -5,8 +5,6 @@ norms are part of the convolutions before them (`folded`), exact for a tower tha
 cannot change it. Importing this module makes the class known to AutoConfig and AutoModel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a backbone has read: conversations as tensors, and the memory of them that all copies of it share."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What can be wrong with a prompt that a backbone is to read."""
 
-from __future__ import annotations
-
 
 class CollationError(ValueError):
     """A conversation that cannot be encoded: an unreadable picture, or a template that loses the question."""

@@ -1,7 +1,5 @@
 """The last decoder layer works at the ends of prompts alone, where nothing else of its output is needed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

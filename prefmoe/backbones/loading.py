@@ -1,7 +1,5 @@
 """Loads any multimodal model of the registry: its class, its weights, and the processor that it was made with."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Pictures as a backbone's processor prepares them."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Decoding, resizing and looking at a few thousand small pictures takes as long as a short training.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from importlib.metadata import version

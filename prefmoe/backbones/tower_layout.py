@@ -1,7 +1,5 @@
 """Where each place of a picture is among the states that a vision tower hands to its projector."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

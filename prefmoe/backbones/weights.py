@@ -1,7 +1,5 @@
 """Where a backbone's files are: found or downloaded, checked before anything is loaded, and identified by a digest."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from prefmoe.config.backbone_files import LOADED, identity, noted_revision

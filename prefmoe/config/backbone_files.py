@@ -1,7 +1,5 @@
 """A backbone's files: which of them are loaded, and what identifies them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

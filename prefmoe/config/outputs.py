@@ -1,7 +1,5 @@
 """Where an edition's tables and figures are: made by the workflow, drawn by hand, or committed."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Methods of one's own: Python files outside the package that an edition names, so that their kinds are known to it."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import sys

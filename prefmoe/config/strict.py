@@ -1,7 +1,5 @@
 """Settings that refuse what they do not know: the base of everything that an edition says."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Self
 

@@ -1,7 +1,5 @@
 """What the course reads in the place of a training: every test question with the answers of a few methods."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What every check of the course does: calls a student's function, and says in a sentence what was expected."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real

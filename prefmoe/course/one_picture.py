@@ -1,7 +1,5 @@
 """One thing and everybody who was asked about it: what unit 0 looks at, chosen by a rule that sees no answer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import Any

@@ -3,8 +3,6 @@
 Every right answer is computed from the answers that ship with the repository.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

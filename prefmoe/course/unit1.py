@@ -1,7 +1,5 @@
 """Checks of unit 1: the answer's meaning, collapse, recall, and the AUC over pairs of users."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks of unit 2: the popular choice, and why it has a high sensitivity and tells nobody apart."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks of unit 3: prototype and residual in both readings, and the thirteen tokens of the prefix."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks of unit 4: the residual contrast and its imbalance-aware form."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

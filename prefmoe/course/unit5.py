@@ -1,7 +1,5 @@
 """Checks of unit 5: the mixture of experts by two products, and whether its routers route."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks of unit 6: an intervention on the residuals, what it does to answers, and what attention would have said."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

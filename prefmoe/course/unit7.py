@@ -1,7 +1,5 @@
 """Checks of unit 7: a bootstrap over users, a permutation test, and a correction for many tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks of unit 8: how many questions stand behind the numbers of a published table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

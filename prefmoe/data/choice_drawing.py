@@ -3,8 +3,6 @@
 Every attribute can be read from a picture reduced to 64 x 64 pixels, whatever the others are.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """Reads a folder of choices (a miniature's, one's own, Pick-a-Pic unpacked) and checks it row by row."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """What a user's choices show of a taste: attribute values that liked pictures have more often than disliked ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

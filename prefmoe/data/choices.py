@@ -1,7 +1,5 @@
 """What a benchmark of choices is: users who preferred one picture to another, and histories that tell their taste."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The columns of a table of questions: what every table has, and what the absence of another one stands for."""
 
-from __future__ import annotations
-
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import OPTION_LETTERS
 from prefmoe.data.rows import Columns

@@ -1,7 +1,5 @@
 """What a benchmark is made of, as tables: questions by kind and split, users, preference groups, items."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Controls: who stands in for whom when something of a question's user is exchanged, from a seed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Makes a data folder from a table of questions, pictures inside it or beside it, on disk or on the hub."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Iterator, Sequence

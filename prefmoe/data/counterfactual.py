@@ -1,7 +1,5 @@
 """Counterfactual users: plausible people who do not exist, negatives for the contrastive losses."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import defaultdict

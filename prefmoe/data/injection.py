@@ -1,7 +1,5 @@
 """What MMPB's protocol says to a model: the concept, the small talk and the question, under the settings' switches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path

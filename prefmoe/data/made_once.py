@@ -1,7 +1,5 @@
 """Folders of data that are made once: whole from the moment they have their name, and made again for other settings."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -8,8 +8,6 @@ With `MiniatureData.untold`, groups have further likes that are asked about like
 only who has learned from answers what people of this taste also like can know them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor

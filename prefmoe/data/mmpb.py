@@ -1,7 +1,5 @@
 """Reads MMPB-clean's folder (the miniature has the same layout) into a Benchmark and checks it row by row."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Pictures that a table holds itself (base64 text, bytes, the hub's {"bytes", "path"}), unpacked into files."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import hashlib

@@ -1,7 +1,5 @@
 """Who lives in the miniature's world: names, faces, and preferences that groups of very different size share."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ each part only users count who liked `PickAPicData.minimum_liked` different pict
 gives the choices of the first prompts for his history and is asked about those of the others.
 """
 
-from __future__ import annotations
-
 import csv
 import logging
 import re

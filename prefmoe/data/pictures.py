@@ -1,7 +1,5 @@
 """Opens every picture of this package, strangers' included: upright, in 8 bits, on white and complete, or refused."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

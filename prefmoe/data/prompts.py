@@ -1,7 +1,5 @@
 """Words and messages: what a model is shown about a user, and how it is asked a question."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

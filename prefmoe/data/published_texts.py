@@ -1,7 +1,5 @@
 """The texts of which the published code makes anchors, and the preference groups that it reads off them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from prefmoe.data.benchmark import FACETS, Benchmark

@@ -1,7 +1,5 @@
 """Checks the picture files that a table names, and remembers which were whole, so that they are decoded once."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What the user state and the experts count by, for everything that only counts: planning a workflow needs no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from prefmoe.data.benchmark import FACETS

@@ -1,7 +1,5 @@
 """Where an edition's benchmark comes from: drawn into the results folder, or a folder of real data."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 

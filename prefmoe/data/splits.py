@@ -1,7 +1,5 @@
 """Reads the JSON files of a data folder, splits and small talk, and the annotations; notes what is wrong in them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ where it stopped. A variant that is a method of the edition as it is takes the e
 edition does not have are made in addition.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables of the protocol's experiments from their runs' predictions: results, differences and trends."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ Tables are long: a row per mark, its number in the column value, its interval in
 form returns a matplotlib Figure whose axes can be added to, `style.show` shows and saves it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What each row of an interval plot is shown of the user, written beside it: rows that are told more may do better."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.figure import Figure
 

@@ -1,7 +1,5 @@
 """The figure of a reproduction: every number of Table 1 as committed and as made here, with both intervals."""
 
-from __future__ import annotations
-
 import pandas as pd
 import seaborn.objects as so
 from matplotlib.collections import PathCollection

@@ -1,7 +1,5 @@
 """How figures look and are shown: one look per method, title and caption, files, outputs with an alternative text."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

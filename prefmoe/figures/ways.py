@@ -1,7 +1,5 @@
 """Where a user enters: prompts as strips of tokens, and the model that reads them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

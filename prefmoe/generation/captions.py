@@ -1,7 +1,5 @@
 """What a drawer is told and what it learns to draw: captions of closed words, and drawings reduced to its size."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 import numpy as np

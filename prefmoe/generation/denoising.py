@@ -1,7 +1,5 @@
 """What a drawer and its branch for users learn by: seeing the clean picture in one that noise was added to."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What every method that draws has in common: which pictures are asked for, from which noise, how they are drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 from typing import Any

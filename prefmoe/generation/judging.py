@@ -1,7 +1,5 @@
 """What a rater says of pictures that are tensors, not files, so that gradients flow into them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

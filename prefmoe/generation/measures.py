@@ -1,7 +1,5 @@
 """What is noted of a drawn picture: what a reader sees in it, what a rater says of it, where it lies among drawings."""
 
-from __future__ import annotations
-
 import pandas as pd
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Pictures as small as a drawer's, as tensors and as bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Drawing without a user branch: nobody is known, or the user is told in words; and drawings that nobody generated."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import torch

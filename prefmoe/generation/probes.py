@@ -6,8 +6,6 @@ is it? A logistic regression over users on the mean states of liked and disliked
 and histories of one half are learned from, of the other judged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

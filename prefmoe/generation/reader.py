@@ -4,8 +4,6 @@ It has learned from drawings alone, never from a drawer's pictures; what it gets
 is on the drawer's card.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

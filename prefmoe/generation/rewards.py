@@ -4,8 +4,6 @@ Either the best of several noises by the rater's word, or, as ReNO (arXiv 2406.0
 the noise along the reward's gradient, through a sampler of few steps and through the rater's eyes.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 import torch
 from torch import Tensor

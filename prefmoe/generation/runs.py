@@ -1,7 +1,5 @@
 """Runs of editions that draw for users: raters as in editions about choices, probes on their states, and what draws."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from functools import cached_property

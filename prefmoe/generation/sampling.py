@@ -1,7 +1,5 @@
 """Draws pictures: steps from noise to a picture, guided by a prompt and by a user, each with a scale of its own."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Libraries start a tensor that a file lacks at random and say so in their log alone; here it is refused by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 

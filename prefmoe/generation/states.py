@@ -4,8 +4,6 @@ The state of a picture is the hidden state at its last token, which predicts the
 prefmoe.models.raters. N histories or sessions, K targets, L decoder layers, H hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -8,8 +8,6 @@ V' begins at zero, so that a branch that has learned nothing draws as if there w
 bias, so that tokens of zeros are nobody, whatever was learned.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

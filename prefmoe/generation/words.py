@@ -1,7 +1,5 @@
 """Words as points of a drawer's text space, to which mapped states of a rater are brought."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Where answers look: attention to the prefix tokens and to the patches of the picture."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

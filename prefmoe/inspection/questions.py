@@ -1,7 +1,5 @@
 """Trained methods, the questions put to them about one picture and several users, and what they answer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the rivals have made of their users: what was retrieved, whose adapters are alike, which experts serve whom."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which experts a question gets: the gates of the three routers, by kind of question."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a trained method's users are made of: their anchors, residuals and prefix tokens, and how near these lie."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

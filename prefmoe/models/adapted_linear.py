@@ -4,8 +4,6 @@ Written with torch's operations, an adapted projection makes a tensor of activat
 and one for their sum, and three again for their gradients. With the derivative by hand, products add to what is there.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

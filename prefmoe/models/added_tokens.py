@@ -1,7 +1,5 @@
 """Soft tokens anywhere in a prompt: words added to the tokenizer, whose embeddings belong to each example."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Anchors: what the frozen backbone reads in a user's profile, computed once."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal

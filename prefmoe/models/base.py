@@ -1,7 +1,5 @@
 """What every method of the tables has in common: how it is trained, asked, described, saved and loaded."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The methods PrefMoE is compared with: the backbone as it is, full fine-tuning, and LoRA."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

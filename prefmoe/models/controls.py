@@ -9,8 +9,6 @@
 Answers are scored as if nothing had been exchanged: a method that knows its users has to get worse.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Embedding to prefix: a user is one vector that nobody trains, and a small network says it in soft tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

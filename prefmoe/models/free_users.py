@@ -1,7 +1,5 @@
 """Free vectors per user, which training alone gives a meaning."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Users who answer alike learn from each other: a graph of users and kinds of things leads a mixture of LoRA."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

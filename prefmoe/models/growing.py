@@ -1,7 +1,5 @@
 """Tensors that get rows one by one: room is kept behind the last, so that the rows before are seldom copied."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """A user is what the user answered: an embedder reads the answered questions, led by the one that is asked."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """Who is most alike: a block of rows at a time, so that memory grows with the users and not with their square."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """PEFT's LoRA on the projections of a backbone's decoder layers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """LOVA3: the model learns to answer, and besides to ask questions and to assess answers."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -15,8 +15,6 @@ from the second on.
 B, T = batch, tokens; R = total rank; H = hidden size of the language model.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ are of the miniature's few words. Answers come from the history's choices alone:
 than disliked ones, and what the user chose.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace

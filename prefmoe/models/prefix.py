@@ -1,7 +1,5 @@
 """Soft tokens at the front of a prompt: a hook that swaps placeholder embeddings for the batch's user tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

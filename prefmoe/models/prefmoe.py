@@ -12,8 +12,6 @@ The components E P I C D M of the ablation are added in this order:
     M  the hierarchical mixture of LoRA experts in the place of the plain LoRA
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

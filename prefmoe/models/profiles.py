@@ -1,7 +1,5 @@
 """Whether somebody's profile can be shown, asked before a method makes room for its user."""
 
-from __future__ import annotations
-
 from prefmoe.backbones.pictures import load_pictures
 from prefmoe.config import Profile
 from prefmoe.data.benchmark import FACETS, User, name_mistake

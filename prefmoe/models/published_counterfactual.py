@@ -1,7 +1,5 @@
 """The image anchors of counterfactual users as the published code mixes them, who have no picture of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -10,8 +10,6 @@ Every encoder and every router is two linear maps without bias and the exact GEL
 The question reaches the task router alone, and the gold facet the user expert's context alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """The routing state: what the layers of a mixture read of the routers' decision about a batch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

@@ -1,7 +1,5 @@
 """What an adapter's files say: about its backbone, its users, those who were added, and tensors; checked before use."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

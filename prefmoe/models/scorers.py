@@ -3,8 +3,6 @@
 Whatever has to be chosen (strength of a penalty, number of neighbours or clusters) is chosen on validation choices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path

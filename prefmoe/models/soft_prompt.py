@@ -1,7 +1,5 @@
 """The simplest way to know a user: a soft prompt each, in front of a frozen model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """TG-LLaVA: the question guides what is read from the picture, by a feature mask and by detail latents."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

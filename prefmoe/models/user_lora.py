@@ -1,7 +1,5 @@
 """One LoRA per user, trained and asked in batches of many users: every row is multiplied by its own user's matrices."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -16,8 +16,6 @@ without an annotation in a facet has the prototype alone. The soft prefix is nam
 U = users, B = examples of a batch, F = 5 facets, H = hidden size of the language model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Yo'LLaVA: a user becomes a new word, and a sentence of latent tokens says what it means."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

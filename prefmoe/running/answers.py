@@ -1,7 +1,5 @@
 """What a run answers: its questions after so much small talk, and the test questions under controls."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

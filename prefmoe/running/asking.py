@@ -1,7 +1,5 @@
 """Asks a model one question about one picture for one user: the shortest way from a photograph to an answer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass

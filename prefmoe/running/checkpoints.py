@@ -1,7 +1,5 @@
 """Checkpoints of a training: written whole, resumed exactly, and never used when damaged or not finite."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

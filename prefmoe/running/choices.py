@@ -1,7 +1,5 @@
 """Runs of editions about choices between pictures: sessions of users, training in two stages, ratings of candidates."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property

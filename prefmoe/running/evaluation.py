@@ -1,7 +1,5 @@
 """Asks a method questions: greedy answers and the probability of each allowed answer, a row per question."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import shutil

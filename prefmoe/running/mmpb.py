@@ -3,8 +3,6 @@
 A run is one of an edition, on a backbone that the edition need not name: kept, resumed and read as all others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

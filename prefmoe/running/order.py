@@ -1,7 +1,5 @@
 """The order of the training questions: equal batches for all methods, planned in time proportional to their number."""
 
-from __future__ import annotations
-
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from heapq import heapify, heappop, heappush, heapreplace

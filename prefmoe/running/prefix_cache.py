@@ -7,8 +7,6 @@ values do not depend on what follows. Routed experts (component M of PrefMoE) ar
 sets their gates, and with them every position of every adapted layer; such methods answer without sharing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

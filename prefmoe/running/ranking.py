@@ -1,7 +1,5 @@
 """Ranks all items of the miniature world for every user: P(yes) to one question about a picture of each item."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

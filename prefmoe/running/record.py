@@ -1,7 +1,5 @@
 """What is recorded of how a run was computed: on which hardware, with which versions, of which commit, and when."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """Runs: one backbone, one method, one seed, trained and evaluated into a folder that exists once complete."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Questions whose prompts are longer than the model's positions: refused, or asked with less small talk."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from prefmoe.backbones.errors import PromptTooLong

@@ -1,7 +1,5 @@
 """Asks many yes/no questions together, for the probabilities of single ones: what they share is computed once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any

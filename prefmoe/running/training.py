@@ -1,7 +1,5 @@
 """Trains a method: the same batches for everybody, a loss log per term, checkpoints that resume exactly."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -9,8 +9,6 @@ With ``ACCELERATE_USE_FSDP`` (config/accelerate/fsdp.yaml) every process keeps a
 vision tower, adapters, routers and users.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import cache
 

@@ -1,7 +1,5 @@
 """Files: whole from the moment they have their name, able to say when they were damaged since, read only to an end."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

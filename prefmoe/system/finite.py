@@ -1,7 +1,5 @@
 """Finds the tensors that hold something else than finite numbers, in one pass and with one wait for the device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """Files that somebody else made: plain names in one folder, and regular files, before anything is read of them."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Records that are frozen and of which no field is unknown, and what is wrong with one, in words."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 

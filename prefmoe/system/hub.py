@@ -1,8 +1,6 @@
 """The one door to the Hugging Face hub: pinned revisions, resumed downloads, the published bytes, and errors that say
 what to do."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

@@ -1,7 +1,5 @@
 """Turns an out-of-memory error into one that says which settings help."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

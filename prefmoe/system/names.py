@@ -1,7 +1,5 @@
 """Names of editions, backbones and methods: which may become files and words of commands, and which one was meant."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable

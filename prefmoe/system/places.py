@@ -1,7 +1,5 @@
 """Where the clone, the user's data and the backbones' weights are, for every command alike; needs no torch."""
 
-from __future__ import annotations
-
 import os
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Progress bars of work that takes a while."""
 
-from __future__ import annotations
-
 import sys
 
 from tqdm import tqdm

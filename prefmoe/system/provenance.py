@@ -1,7 +1,5 @@
 """Says which code a result depends on: digests of modules with everything they import, and of notebooks' code."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What belongs to a finished run, and whether it is still what the run left behind; reading it needs no model."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path

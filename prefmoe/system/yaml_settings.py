@@ -1,7 +1,5 @@
 """Reads settings from YAML and finds those that are given twice, of which YAML itself would silently keep the last."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar

@@ -3,8 +3,6 @@
 An upper estimate. The numbers of the published drawers are those of their papers and model cards.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -4,8 +4,6 @@ ipykernel looks once a second whether its parent is there, from a thread: one th
 without letting other threads in, and that takes no notice of a parent that ended before its first look.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

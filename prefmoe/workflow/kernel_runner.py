@@ -1,7 +1,5 @@
 """Runs a notebook in a kernel of the running interpreter, which ends with it whatever happens."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """Runs notebooks so that a finished one can be trusted, and tells whether outputs belong to their cells."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

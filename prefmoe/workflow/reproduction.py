@@ -9,8 +9,6 @@ some differ by two units by chance: the limit is the number of units that, in ni
 exceeds (Bonferroni).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ docs/scale.md derives the formulas; tests hold them to measurements on small mod
 and optimiser are exact, activations are within a factor of 1.5, hours are a guide.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """How many parameters the rivals train, from shapes alone."""
 
-from __future__ import annotations
-
 from prefmoe.config import (
     EmbeddingPrefixMethod,
     GraphExpertsMethod,

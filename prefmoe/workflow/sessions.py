@@ -3,8 +3,6 @@
 An upper estimate: prompts are counted at the length at which they are cut, users at their largest number of targets.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The sizes of a backbone, from the registry or from the headers of a folder's files; nothing is loaded."""
 
-from __future__ import annotations
-
 import math
 
 from safetensors import safe_open

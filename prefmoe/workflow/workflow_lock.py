@@ -1,7 +1,5 @@
 """One workflow per edition at a time: a lock that dies with the process that holds it, and a note of who that is."""
 
-from __future__ import annotations
-
 import getpass
 import json
 import os

@@ -1,7 +1,5 @@
 """Trains the projector of a `prefmoe fetch smollm2` folder: `python workflow/scripts/align.py FOLDER drawings`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """What came out of the notebooks about choices between pictures (`conclusions`)."""
 
-from __future__ import annotations
-
 import pandas as pd
 from committed import Tables, around, dot, holds
 

@@ -1,7 +1,5 @@
 """Committed tables as sentences quote them: rows by what stands in their columns, numbers as the pages write them."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@
 it does; where the tables no longer meet it, the command says which sentence has to be written anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Makes what the course ships: its answers from finished runs, and a student's notebooks from those with solutions."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import re

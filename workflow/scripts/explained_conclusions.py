@@ -1,7 +1,5 @@
 """What came out of notebooks that explain, where a table holds the number that they are about (`conclusions`)."""
 
-from __future__ import annotations
-
 import pandas as pd
 from committed import Tables, around, dot, holds
 

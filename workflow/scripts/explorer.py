@@ -1,7 +1,5 @@
 """Makes what the explorer ships, site/explorer/assets/, from an edition's finished runs: `explorer.py assets`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -5,8 +5,6 @@ them, those of LoRA, and what each row counts is an input: LoRA alone, PrefMoE w
 anybody else, or nothing, which is the backbone as it is.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ files but not read them. Only what is committed and `npm ci` has a part in it; w
 the model with, the page is made all the same, and says what is missing.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import gzip

@@ -6,8 +6,6 @@ weights answer nothing, but take the memory and the time of real ones.
     python workflow/scripts/full_size.py figures/speed/full_size.csv --steps 12
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """What users cost as they become many: adding one, planning an epoch of their questions, counterfactual users."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ made of the same prompts (docs/deepseek_vl2.md), or against one's own from anoth
 `python workflow/scripts/logits.py record BACKBONE FILE`, and `check` in the place of `record`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

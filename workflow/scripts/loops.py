@@ -1,7 +1,5 @@
 """What the project computes at once, and loops that say the same: what speed.py compares."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

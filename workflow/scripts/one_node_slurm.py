@@ -8,8 +8,6 @@ as the user who starts this, from configuration, state and logs in the folder, a
 more memory than the machine may have and two GPUs that are none, so that jobs of every kind can be submitted.
 """
 
-from __future__ import annotations
-
 import argparse
 import getpass
 import os

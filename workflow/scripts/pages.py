@@ -1,7 +1,5 @@
 """The tables of README.md and docs/results.md as Markdown, made from the committed CSV files alone."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

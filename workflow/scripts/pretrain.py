@@ -1,7 +1,5 @@
 """Makes a miniature, or a rung of the ladder of readers (can be stopped and goes on): `pretrain.py llava-mini`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

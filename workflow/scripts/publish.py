@@ -5,8 +5,6 @@ on the questions of mini and sample; `publish.py pages` for the tables of pages 
 notebooks alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What came out of the notebook about rivals (`conclusions`)."""
 
-from __future__ import annotations
-
 from committed import Tables, around, dot, holds
 
 from prefmoe.analysis.text import told_apart

@@ -1,7 +1,5 @@
 """Command lines of the scripts that make what the repository ships, from finished runs or from other files of it."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ The explorer's own page goes into html/explorer/; what it lacks where there is n
 go into html/slides/, and the whole book once more into one zip.
 """
 
-from __future__ import annotations
-
 import argparse
 import filecmp
 import importlib.util

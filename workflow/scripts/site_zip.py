@@ -1,7 +1,5 @@
 """Packs a built book into one zip, which stands in the book and is linked from the teachers' page with its size."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from pathlib import Path

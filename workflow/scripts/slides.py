@@ -4,8 +4,6 @@
 site/slides/index.md. As at the end of the notebooks, a sentence that concludes something says under which condition.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -9,8 +9,6 @@ be that of the local run, up to rounding. Both work in copies of this clone's so
 is written to report.json there. Needs what one_node_slurm.py needs, and `pip install -e '.[slurm]'`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

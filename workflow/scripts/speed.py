@@ -1,7 +1,5 @@
 """Speed, measured side by side: what is compared takes turns in one process, and the hardware stands in every row."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import statistics

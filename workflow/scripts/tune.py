@@ -1,7 +1,5 @@
 """Chooses settings on the validation split: as many trials for every method, all of them recorded: `tune.py mini`."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Whole methods on an edition's first backbone, as speed.py measures them: steps, answers, rankings."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The configuration of DeepSeek-VL2, read from the published config.json as well as from a saved one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig

@@ -13,8 +13,6 @@ so a picture of one tile has 14 * 15 + 1 + 14 * 15 = 421 tokens.
 B, T, H = batch, tokens, hidden size of the language model; P = pictures, V = views.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

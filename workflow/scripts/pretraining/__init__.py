@@ -13,8 +13,6 @@ such a thing. The last lessons therefore lead from single words in the place of 
 about people invented for one conversation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

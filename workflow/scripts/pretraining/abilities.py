@@ -1,7 +1,5 @@
 """What a miniature can do, measured on people and pictures that no stage has seen."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

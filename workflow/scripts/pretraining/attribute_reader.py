@@ -1,7 +1,5 @@
 """Trains the reader of attributes, on drawings alone that are made worse: a drawer's pictures have softer edges."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

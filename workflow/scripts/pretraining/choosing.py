@@ -14,8 +14,6 @@ be known: at its question and at its label, half-way up, all of its attributes c
 labels are vectors that no table of words holds, so that what is learned works for "+" and "-" as for any other word.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the miniatures read: conversations about people invented for one of them each, and their token ids."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

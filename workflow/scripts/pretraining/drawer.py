@@ -9,8 +9,6 @@ something. It predicts the clean picture: with as many channels in a patch as th
 picture does. Words enter twice: pooled, beside the time step, and token by token, through cross-attention.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial

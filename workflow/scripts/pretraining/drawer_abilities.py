@@ -1,7 +1,5 @@
 """What the drawer and its reader can do, on captions and drawings that no stage has seen."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The drawer learns to draw: in phases, from whole captions to any, from what covers much of a picture to items."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

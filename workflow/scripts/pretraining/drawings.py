@@ -1,7 +1,5 @@
 """The pictures of pre-training, with what each of their 16 image tokens should say."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache

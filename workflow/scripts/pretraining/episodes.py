@@ -4,8 +4,6 @@ A rule weighs the attributes of pictures, isotropically and anew in every episod
 who share a taste, and no picture of the benchmark.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The Idefics2 miniature itself: its words, tokenizer, configuration and folder."""
 
-from __future__ import annotations
-
 from string import ascii_letters
 
 import torch

@@ -5,8 +5,6 @@ experiments that compare a text with a compressed profile. Each rung starts from
 rungs of one height take the same number of steps, with the same shares of each kind of conversation.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from pathlib import Path

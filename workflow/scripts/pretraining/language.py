@@ -1,7 +1,5 @@
 """Stages 1 and 3: the language model learns from conversations, in words first and then with pictures."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The miniature models themselves: words, tokenizers, configurations, and their folders."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import re

@@ -1,7 +1,5 @@
 """Where a stage stands, so that an interrupted one goes on."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

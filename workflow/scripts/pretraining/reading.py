@@ -1,7 +1,5 @@
 """How the language model is asked: logits of what it shall learn, and soft prefixes of invented people."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

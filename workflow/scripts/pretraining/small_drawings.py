@@ -1,7 +1,5 @@
 """The drawings that the drawer and its reader learn from: attributes at random, as small as the drawer's pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

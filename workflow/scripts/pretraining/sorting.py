@@ -1,7 +1,5 @@
 """Reading episodes: sums of words or features in the places of pictures, and what is learned of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

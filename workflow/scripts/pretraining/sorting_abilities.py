@@ -1,7 +1,5 @@
 """What the Idefics2 miniature can do on drawings that no stage has seen, beside what others make of the same."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression

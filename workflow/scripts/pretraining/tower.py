@@ -1,7 +1,5 @@
 """The Idefics2 miniature's tower and perceiver learn to emit the sums of words that stand for a picture."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from functools import lru_cache

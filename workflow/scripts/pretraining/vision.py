@@ -1,7 +1,5 @@
 """Stage 2: tower and projector learn to emit the word embeddings of what stands at their place."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

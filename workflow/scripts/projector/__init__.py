@@ -8,8 +8,6 @@
 The tower's output is computed once per picture, and everything can be interrupted: the same call goes on.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence

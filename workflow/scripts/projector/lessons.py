@@ -1,7 +1,5 @@
 """What the projector is taught from: drawings and photographs, with what should be said of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the tower says of lessons' pictures, kept; and the projector's training on it: losses, steps, and going on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
