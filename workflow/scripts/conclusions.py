@@ -57,13 +57,14 @@ def _collapse(t: Tables) -> list[str]:
     values = {key: dot(row["value"]) for key, row in parts.items()}
     return [
         f"Whom it is asked about is hardly known to a model that is shown names alone: LoRA's AUC is {around(name, 3)} "
-        f"after all its training. PrefMoE's is {around(full)}, the difference {around(gain, 3, 'difference')}: not "
-        f"told apart once the test is corrected for all rows (p = {dot(gain['p_users_holm'])}), and told apart on the "
-        f"other backbone, {around(there, 3, 'difference')}. LoRA which reads the profile's text has {around(reader)}, "
+        "after all its training.",
+        f"PrefMoE's is {around(full)}, ahead by {around(gain, 3, 'difference')}, which the test corrected for all rows "
+        f"does not tell apart (p = {dot(gain['p_users_holm'])}), on the other backbone by "
+        f"{around(there, 3, 'difference')}, which it does; LoRA which reads the profile's text has {around(reader)}, "
         "not told apart from PrefMoE.",
         f"LoRA answers for the population: from rare to popular things its collapse rises from "
-        f"{values['LoRA', 'rare']} to {values['LoRA', 'popular']}. PrefMoE's rises as well, from "
-        f"{values['PrefMoE', 'rare']} to {values['PrefMoE', 'popular']}: it knows its users in part.",
+        f"{values['LoRA', 'rare']} to {values['LoRA', 'popular']}, and PrefMoE's, which knows its users in part, from "
+        f"{values['PrefMoE', 'rare']} to {values['PrefMoE', 'popular']}.",
         f"That users are learned beyond their profiles, claim (b), is refuted by the rule that was set: of what no "
         f"profile tells and nobody was asked PrefMoE's AUC is {around(fresh, 3)} on one backbone, where frozen anchors "
         f"are not told apart from it ({around(frozen, 3, 'difference')}), nor is the popular choice (p = "
@@ -115,7 +116,7 @@ def _table(t: Tables) -> list[str]:
         f"In preference accuracy the popular choice, which knows nobody, has {dot(popular['value'], 3)} and PrefMoE "
         f"{dot(full['value'], 3)}: not told apart.",
         f"People are recognised on the LLaVA miniature: {dot(people[0])} of these questions, and {dot(people[1])} by "
-        f"LoRA with names alone. On the Qwen2.5-VL miniature it is {dot(there[0])} beside {dot(there[1])}, not told "
+        f"LoRA with names alone; on the Qwen2.5-VL miniature it is {dot(there[0])} beside {dot(there[1])}, not told "
         "apart.",
     ]
 

@@ -62,9 +62,9 @@ def two_users(t: Tables) -> list[str]:
     crowd = t.rows("mini/table1", method="Popular choice", metric="auc_same", turns=0).iloc[0]
     holds(crowd["value"] == 0.5, "who knows nobody is at .5")
     return [
-        f"Over all {int(full['n'])} pairs of users who are asked the same, PrefMoE gives the one who likes it the "
-        f"higher probability in {around(full)}; the popular choice, which says the same of both, has "
-        f"{dot(crowd['value'])}.",
+        f"Of all pairs of users who are asked the same ({int(full['n'])} questions stand in one), PrefMoE gives the "
+        f"one who likes it the higher probability in {around(full)}; the popular choice, which says the same of both, "
+        f"has {dot(crowd['value'])}.",
         f"LoRA, which reads the name alone, has {around(name, 3)}: ten questions can look better or worse.",
         f"LoRA that is shown the profile as text has {around(t.main(TEXT, 'auc_same'))}; PrefMoE minus it, over the "
         f"same pairs, is {around(t.paired(TEXT, 'auc_same'), 2, 'difference')}.",

@@ -117,7 +117,7 @@ def pictures(t: Tables) -> list[str]:
         f"prompt {around(unseen[favourites])}.",
         f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in "
         f"{dot(told[favourites]['value'])} with the favourites in the prompt, beside "
-        f"{dot(told[NOBODY]['value'])} without a user. This drawer can hardly do two things at once.",
+        f"{dot(told[NOBODY]['value'])} without a user.",
         f"Words read off the history and written into the prompt do as well as the branch, {around(words)}: not told "
         "apart in what is liked nor in what is kept of the prompt.",
         f"One choice of history gives {around(one)}, eight {around(eight)} (all users).",

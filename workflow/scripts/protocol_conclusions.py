@@ -40,14 +40,14 @@ def curves_and_choices(t: Tables) -> list[str]:
     holds(not told_apart(hidden), "anchors from last hidden states are not told apart")
     return [
         f"More training pays for PrefMoE up to {reference} steps: its AUC over pairs of users is {values} after "
-        f"{steps} steps, and the last doubling changes it by {_said(change[longest])}. LoRA with names alone lies "
-        f"between {dot(name['value'].min())} and {dot(name['value'].max())}; who reads the text reaches "
+        f"{steps} steps, and the last doubling changes it by {_said(change[longest])}; LoRA with names alone lies "
+        f"between {dot(name['value'].min())} and {dot(name['value'].max())}, and who reads the text reaches "
         f"{dot(reader['value'].max())}.",
         f"Of what no profile tells and nobody was asked PrefMoE knows something after {longest} steps: its AUC there "
-        f"is {around(ours)}. Names alone have {around(fresh['LoRA'])} and LoRA with profile "
+        f"is {around(ours)}, while names alone have {around(fresh['LoRA'])} and LoRA with profile "
         f"{around(fresh['LoRA with profile'])}: intervals that touch its own.",
         f"Parameters are no information: LoRA with as many as PrefMoE has an AUC of {around(wide)} beside "
-        f"{around(narrow)}. Shown the one statement that a question is about, LoRA's AUC is {told} about what "
+        f"{around(narrow)}; shown the one statement that a question is about, it has {told} about what "
         f"profiles tell and {untold} about what they do not.",
         f"Routing: published routers change PrefMoE's AUC by {_said(routers)} and recognition by {_said(people)}; the "
         f"gold facet told to ours changes the AUC by {_said(label)}.",
@@ -99,10 +99,10 @@ def ladder(t: Tables) -> list[str]:
         f"On no rung is the compressed profile told apart as better than the text: PrefMoE minus LoRA with it is "
         f"{around(unread, name='difference')} where nobody reads but prefixes were practised, and "
         f"{around(reader, name='difference')} where the backbone reads well and practised nothing.",
-        f"Practice is a privilege: it gives PrefMoE {around(own, name='difference')} on the backbone that reads. Free "
-        f"tokens of invented people, which no profile made, give it {around(free, name='difference')}: most of it is "
-        f"practice in soft tokens, not in these. Before training PrefMoE is understood after its own practice alone "
-        f"({dot(before[0]['value'])}; after the placebo's {dot(before[1]['value'])}).",
+        f"Practice is a privilege: it gives PrefMoE {around(own, name='difference')} on the backbone that reads; free "
+        f"tokens of invented people, which no profile made, give it {around(free, name='difference')}, so that most of "
+        "it is practice in soft tokens, not in these. Before training PrefMoE is understood after its own practice "
+        f"alone ({dot(before[0]['value'])}; after the placebo's {dot(before[1]['value'])}).",
         f"The placebo lifts the free user embedding as well, by {around(embedding, name='difference')} over all pairs, "
         f"to {around(theirs)}; PrefMoE has {around(ours)} there.",
     ]

@@ -36,15 +36,14 @@ def recommendation(t: Tables) -> list[str]:
     holds(2 * covered[0] < covered[1], "name-only LoRA repeats itself")
     return [
         f"The popular list is hard to beat: its NDCG is {dot(popular['value'])} (chance {dot(chance['value'])}), and "
-        f"only LoRA with the profile's text is above it, by {around(reader, name='difference')}. PrefMoE has "
+        f"only LoRA with the profile's text is above it, by {around(reader, name='difference')}; PrefMoE has "
         f"{dot(full['value'])}, which is below ({around(beside, name='difference')}).",
         f"Who only reads finds what is told ({dot(told['value'])}) and little else: {dot(untold['value'])} of what no "
         f"profile tells, chance {dot(nobody['value'])}, the popular list {dot(listed['value'])}.",
         "In untold likes PrefMoE is no better than LoRA that reads frozen anchors, "
         f"{around(learned, name='difference')} (the same sign in {learned['agree']} of {learned['cases']} pairs of "
         f"seed and gallery), nor than the popular list, {around(still, name='difference')}: that its users were "
-        "trained does not show here. A first table, of one seed and one gallery, said the opposite of the first of "
-        "these (docs/results.md).",
+        "trained does not show here.",
         f"Name-only LoRA recommends the same to everybody: five things for each of {nobody['n']:.0f} users are "
         f"{dot(covered[0])} of all things, PrefMoE's {dot(covered[1])}, five that each user likes {dot(covered[2])}. "
         f"How popular these things are (lift {around(lift)}) follows seed and pictures (docs/results.md), and says "
