@@ -12,11 +12,10 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_world import DATA, lay_out, small_edition
+from small_world import lay_out, small_edition
 
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import run_folder
-from prefmoe.data import miniature
 from prefmoe.inspection import questions
 from prefmoe.running import runs
 from prefmoe.running.runs import Workbench, run_method
@@ -143,25 +142,6 @@ def test_a_run_goes_on_over_damaged_leftovers(finished, reference, interrupted, 
     run()
     assert is_complete(finished)
     assert_same(finished, reference)
-
-
-FEW = DATA.model_copy(update={"users": 2, "unseen_users": 0, "train_per_user": 2})
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory) -> Path:
-    """The folder of a benchmark that was drawn; whoever damages it lets it be drawn again."""
-    return miniature.build(FEW, tmp_path_factory.mktemp("drawn") / "data")
-
-
-@pytest.mark.parametrize("content", ["null", "[]", "<html>", ""])
-def test_a_benchmark_whose_marker_holds_something_else_is_drawn_again(drawn, content):
-    table = drawn / "mmpb_clean/sample.csv"
-    before = table.read_bytes()
-    (drawn / "miniature.json").write_text(content)
-    table.unlink()
-    miniature.build(FEW, drawn)
-    assert table.read_bytes() == before
 
 
 class _Header(ctypes.Structure):

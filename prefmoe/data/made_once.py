@@ -1,30 +1,42 @@
-"""Folders of data that are made once: whole from the moment they have their name, and made again for other settings."""
+"""Folders of data that are made once: whole from the moment they have their name, and made again for other settings, or
+when something of what was made is lost."""
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefmoe.system.files import FileError, one_at_a_time, read_json, write_json
+from prefmoe.system.file_digests import files_below
+from prefmoe.system.files import FileError, one_at_a_time, read_json, sha256, write_json
+
+log = logging.getLogger(__name__)
+
+MADE = "made"
+"""The marker's entry that lists what was made: the size of each picture, of which there may be very many, and the
+digest of every other file."""
+
+PICTURES = (".png", ".jpg")
 
 
 def make_once(
     folder: Path, marker: str, made_from: Mapping[str, Any], what: str, write: Callable[[Path], None]
 ) -> Path:
-    """Makes a folder unless it was made from the same already; of several processes one does, and the others wait.
+    """Makes a folder unless it was made from the same already and is whole; of several processes one does, and the
+    others wait.
 
     Args:
-        marker: name of a file in the folder that says what it was made from.
+        marker: name of a file in the folder that says what it was made from, and what was made.
         made_from: all that decides the content, as JSON has it.
         what: the folder should hold, for the message: "a miniature benchmark".
         write: called with the folder under a temporary name.
 
     Returns ``folder``. Raises FileExistsError if ``folder`` holds something else.
     """
-    if _made_from(folder / marker, what) == made_from:
+    if _is_made(folder, marker, made_from):
         return folder
     with one_at_a_time(folder):  # a second process waits, and finds it made
-        if _made_from(folder / marker, what) == made_from:
+        if _is_made(folder, marker, made_from):
             return folder
         if folder.exists() and any(folder.iterdir()) and not (folder / marker).is_file():
             raise FileExistsError(f"{folder} holds something else than {what}; choose an empty folder")
@@ -32,15 +44,32 @@ def make_once(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         write(building)
-        write_json(building / marker, made_from)
+        made = {path.relative_to(building).as_posix(): _state(path) for path in files_below(building)}
+        write_json(building / marker, {**made_from, MADE: made})
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     return folder
 
 
-def _made_from(marker: Path, what: str) -> dict[str, Any] | None:
-    """What a folder was made from; None where none was, or where that cannot be read."""
+def _is_made(folder: Path, marker: str, made_from: Mapping[str, Any]) -> bool:
+    """Whether a folder was made from the same, and still holds all that was made; what is damaged is named in the log.
+    Where it cannot be read what was made, nothing was."""
     try:
-        return read_json(marker, f"what {what} was made from")
+        noted = read_json(folder / marker, "what a folder was made from")
     except FileError:
+        return False
+    made = noted.pop(MADE, None)
+    if noted != made_from or not isinstance(made, dict):
+        return False
+    for name, state in made.items():
+        if _state(folder / name) != state:
+            log.warning("%s: missing or changed, %s is made again", folder / name, folder)
+            return False
+    return True
+
+
+def _state(path: Path) -> int | str | None:
+    try:
+        return path.stat().st_size if path.suffix in PICTURES else sha256(path)
+    except OSError:
         return None
