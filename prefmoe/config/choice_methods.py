@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ class ChoiceMethod(MethodSettings):
 class RaterMethod(ChoiceMethod):
     """What the settings of every rater that reads a history have."""
 
+    information_in_training: ClassVar[str] = "histories and choices of seen users"
     prompts: bool = Field(True, description="tell what pictures were made for")
     max_prompt_tokens: int = Field(100, ge=1, description="where a prompt is cut; 100 as published")
 
@@ -30,20 +31,13 @@ class RaterMethod(ChoiceMethod):
     def information(self) -> str:
         return "history of rated pictures" + (" with prompts" if self.prompts else "")
 
-    @property
-    def information_in_training(self) -> str:
-        return "histories and choices of seen users"
-
 
 class ZeroShotMethod(RaterMethod):
     """The backbone as it is."""
 
     module = "prefmoe.models.raters"
+    information_in_training = "nothing"
     kind: Literal["zero_shot"]
-
-    @property
-    def information_in_training(self) -> str:
-        return "nothing"
 
 
 class PrototypesMethod(RaterMethod):
@@ -123,48 +117,30 @@ class NeighboursMethod(ChoiceMethod):
     """How near a picture is to the liked and the disliked ones of the history."""
 
     module = "prefmoe.models.scorers"
+    information: ClassVar[str] = "history of rated pictures"
+    information_in_training: ClassVar[str] = "nothing"
     kind: Literal["neighbours"]
     k: Tried = (1, 3, 8)
-
-    @property
-    def information(self) -> str:
-        return "history of rated pictures"
-
-    @property
-    def information_in_training(self) -> str:
-        return "nothing"
 
 
 class PersonalScorerMethod(ChoiceMethod):
     """The population's score, moved by the choices of the history."""
 
     module = "prefmoe.models.scorers"
+    information: ClassVar[str] = "history of rated pictures with prompts"
+    information_in_training: ClassVar[str] = "choices of seen users"
     kind: Literal["personal_scorer"]
     penalties: Some[Annotated[float, Field(gt=0)]] = Field(
         (0.3, 1.0, 3.0, 10.0, 30.0), description="tried on validation choices"
     )
-
-    @property
-    def information(self) -> str:
-        return "history of rated pictures with prompts"
-
-    @property
-    def information_in_training(self) -> str:
-        return "choices of seen users"
 
 
 class FactorsMethod(ChoiceMethod):
     """Matrix factorisation of users and kinds of picture; unseen users get the mean user's factors."""
 
     module = "prefmoe.models.scorers"
+    information: ClassVar[str] = "the user's choices in training"
+    information_in_training: ClassVar[str] = "choices of seen users"
     kind: Literal["factors"]
     clusters: Tried = Field((16, 64, 128), description="kinds of picture")
     factors: int = Field(8, ge=1)
-
-    @property
-    def information(self) -> str:
-        return "the user's choices in training"
-
-    @property
-    def information_in_training(self) -> str:
-        return "choices of seen users"

@@ -51,29 +51,20 @@ class DrawingMethod(ChoiceMethod):
     generates = True
     reads_history: ClassVar[bool] = True
     is_guided: ClassVar[bool] = False
-
-    @property
-    def information(self) -> str:
-        return "history of rated pictures"
+    information: ClassVar[str] = "history of rated pictures"
 
 
 class ProbesMethod(ChoiceMethod):
     """Linear probes on the states of a rater, which also choose the layer of e_core."""
 
     module = "prefmoe.generation.probes"
+    information: ClassVar[str] = "states of a rater"
+    information_in_training: ClassVar[str] = "histories and choices of seen users"
     kind: Literal["probes"]
     begins_with: Name
     users: int = Field(40, ge=2, description="users that the inter-user probe tells apart")
     draws: int = Field(4, ge=1, description="histories of each, to learn from")
     penalty: float = Field(1.0, gt=0, description="C of the logistic regressions")
-
-    @property
-    def information(self) -> str:
-        return "states of a rater"
-
-    @property
-    def information_in_training(self) -> str:
-        return "histories and choices of seen users"
 
     def mistakes_of_beginning(self, first: MethodSettings) -> str:
         return "" if isinstance(first, RaterMethod) else "expected a rater, whose states are probed"
@@ -86,6 +77,7 @@ class PlainDrawingMethod(DrawingMethod):
     """
 
     module = "prefmoe.generation.plain"
+    information_in_training: ClassVar[str] = "nothing"
     kind: Literal["drawer", "drawings"]
     told: Literal["nobody", "favourites", "history"] = "nobody"
 
@@ -103,10 +95,6 @@ class PlainDrawingMethod(DrawingMethod):
     def information(self) -> str:
         return {"nobody": "nothing", "favourites": "the true tastes", "history": "words of the history"}[self.told]
 
-    @property
-    def information_in_training(self) -> str:
-        return "nothing"
-
 
 class UserTokensMethod(DrawingMethod):
     """e_u = [mapped e_sem; e_core; e_img], any of them, in a cross-attention branch of its own."""
@@ -114,6 +102,7 @@ class UserTokensMethod(DrawingMethod):
     table_type = "PEFT"
     module = "prefmoe.generation.branch"
     is_guided = True
+    information_in_training: ClassVar[str] = "histories and liked pictures of seen users"
     kind: Literal["user_tokens"]
     begins_with: Name = Field(description="the probes of the rater whose states are used")
     parts: Some[Part] = ("sem", "core", "img")
@@ -137,10 +126,6 @@ class UserTokensMethod(DrawingMethod):
             raise ValueError("only e_sem is aligned; without it, alignment is none")
         return self
 
-    @property
-    def information_in_training(self) -> str:
-        return "histories and liked pictures of seen users"
-
     def mistakes_of_beginning(self, first: MethodSettings) -> str:
         return "" if isinstance(first, ProbesMethod) else "expected probes, which choose the layer of e_core"
 
@@ -150,16 +135,10 @@ class WrongUserMethod(DrawingMethod):
 
     module = "prefmoe.generation.branch"
     is_guided = True
+    information = "history of another user"
+    information_in_training: ClassVar[str] = "histories and liked pictures of seen users"
     kind: Literal["wrong_user"]
     begins_with: Name
-
-    @property
-    def information(self) -> str:
-        return "history of another user"
-
-    @property
-    def information_in_training(self) -> str:
-        return "histories and liked pictures of seen users"
 
     def mistakes_of_beginning(self, first: MethodSettings) -> str:
         return "" if isinstance(first, UserTokensMethod) else "expected trained user tokens"
@@ -173,6 +152,7 @@ class RewardedMethod(DrawingMethod):
     """
 
     module = "prefmoe.generation.rewards"
+    information_in_training: ClassVar[str] = "histories and choices of seen users"
     kind: Literal["rewarded"]
     begins_with: Name = Field(description="the rater that guides; another one than generation.reward")
     by: Literal["like", "dislike"]
@@ -181,10 +161,6 @@ class RewardedMethod(DrawingMethod):
     few_steps: int = Field(4, ge=1, description="of the sampler that the gradient goes through")
     step_size: float = Field(5.0, gt=0)
     stay: float = Field(0.01, ge=0, description="weight of the penalty that keeps noise as long as noise is")
-
-    @property
-    def information_in_training(self) -> str:
-        return "histories and choices of seen users"
 
     def mistakes_of_beginning(self, first: MethodSettings) -> str:
         return "" if isinstance(first, RaterMethod) else "expected a rater, which guides"

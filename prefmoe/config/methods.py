@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -93,19 +93,13 @@ class YoLLaVAMethod(MethodSettings):
 
     table_type = "PEFT"
     module = "prefmoe.models.yollava"
+    information: ClassVar[str] = "tokens learned from answers and profile pictures"
+    information_in_training: ClassVar[str] = "profile pictures and answers"
     kind: Literal["yollava"]
     lr: float = Field(gt=0)
     tokens: int = Field(16, ge=1, description="latent tokens per user, beside the name <sks>")
     recognition: float = Field(0.25, ge=0, le=1, description="recognition examples added, per question")
     hard_negatives: int = Field(4, ge=1, description="most similar users, whose pictures show somebody else")
-
-    @property
-    def information(self) -> str:
-        return "tokens learned from answers and profile pictures"
-
-    @property
-    def information_in_training(self) -> str:
-        return "profile pictures and answers"
 
 
 class LOVA3Method(LoRAMethod):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,20 +15,14 @@ class UserLoRAMethod(MethodSettings):
 
     table_type = "PEFT"
     module = "prefmoe.models.user_lora"
+    information: ClassVar[str] = "adapters learned from answers"
+    information_in_training: ClassVar[str] = "answers"
     kind: Literal["user_lora"]
     lr: float = Field(gt=0, description="of everybody's adapters")
     rank: int = Field(4, ge=1, description="of each user's own adapter")
     alpha: float = Field(4.0, gt=0, description="a user's update is alpha / rank * B A x")
     pooled_rank: int = Field(16, ge=0, description="of the adapter that all users share; 0 for none")
     last_layers: int | None = Field(None, ge=1, description="decoder layers adapted; all when absent")
-
-    @property
-    def information(self) -> str:
-        return "adapters learned from answers"
-
-    @property
-    def information_in_training(self) -> str:
-        return "answers"
 
 
 class RetrievedMethod(LoRAMethod):
@@ -56,14 +50,11 @@ class EmbeddingPrefixMethod(MethodSettings):
 
     table_type = "PEFT"
     module = "prefmoe.models.embedding_prefix"
+    information: ClassVar[str] = "one vector of profile text and picture"
     kind: Literal["embedding_prefix"]
     lr: float = Field(gt=0)
     tokens: int = Field(1, ge=1, description="soft tokens made of the vector; 1 as published")
     width: int = Field(256, ge=1, description="of the network's hidden layer")
-
-    @property
-    def information(self) -> str:
-        return "one vector of profile text and picture"
 
 
 class HistoryMethod(MethodSettings):
@@ -71,17 +62,11 @@ class HistoryMethod(MethodSettings):
 
     table_type = "PEFT"
     module = "prefmoe.models.history"
+    information: ClassVar[str] = "the user's answers to training questions"
+    information_in_training: ClassVar[str] = "answers, other than the one asked for"
     kind: Literal["history"]
     lr: float = Field(gt=0)
     width: int = Field(128, ge=1, description="of keys, queries and the hidden layer that values come from")
-
-    @property
-    def information(self) -> str:
-        return "the user's answers to training questions"
-
-    @property
-    def information_in_training(self) -> str:
-        return "answers, other than the one asked for"
 
 
 class GraphExpertsMethod(MethodSettings):
@@ -89,6 +74,8 @@ class GraphExpertsMethod(MethodSettings):
 
     table_type = "PEFT"
     module = "prefmoe.models.graph_experts"
+    information: ClassVar[str] = "answers of the user and of alike users"
+    information_in_training: ClassVar[str] = "answers"
     kind: Literal["graph_experts"]
     lr: float = Field(gt=0, description="of experts and gate")
     lr_graph: float = Field(1e-2, gt=0, description="of the vectors of users and kinds")
@@ -101,29 +88,15 @@ class GraphExpertsMethod(MethodSettings):
     graph_weight: float = Field(0.5, ge=0, description="of the loss that tells liked from disliked kinds")
     last_layers: int | None = Field(None, ge=1, description="decoder layers adapted; all when absent")
 
-    @property
-    def information(self) -> str:
-        return "answers of the user and of alike users"
-
-    @property
-    def information_in_training(self) -> str:
-        return "answers"
-
 
 class JointTokensMethod(MethodSettings):
     """Tokens of several users in one prompt, trained together."""
 
     table_type = "PEFT"
     module = "prefmoe.models.joint_tokens"
+    information: ClassVar[str] = "tokens made of profile pictures and learned from answers"
+    information_in_training: ClassVar[str] = "profile pictures and answers"
     kind: Literal["joint_tokens"]
     lr: float = Field(gt=0)
     tokens: int = Field(16, ge=1, description="latent tokens per user, beside the user's word")
     together: int = Field(2, ge=1, description="users in a prompt, the one asked about among them")
-
-    @property
-    def information(self) -> str:
-        return "tokens made of profile pictures and learned from answers"
-
-    @property
-    def information_in_training(self) -> str:
-        return "profile pictures and answers"

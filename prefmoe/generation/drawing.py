@@ -70,6 +70,7 @@ class Drawing(Method):
     """
 
     users_need_training = "a user is known by a history of rated pictures, and is drawn for without being added"
+    _own_users = saved.identify(())  # nobody: what is learned is no one user's
 
     def __init__(
         self, config: MethodSettings, backbone: Backbone, benchmark: ChoiceBenchmark, *, drawer: Drawer,
@@ -80,11 +81,6 @@ class Drawing(Method):
 
     def _make_collator(self, **options: Any) -> None:
         """No questions are asked."""
-
-    @property
-    def _own_users(self) -> saved.SavedUsers:
-        """Nobody: what is learned is no one user's."""
-        return saved.identify(())
 
     def prompts(self, asked: pd.DataFrame) -> list[str]:
         """What the drawer is told in words, for each picture."""

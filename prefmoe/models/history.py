@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,6 +42,7 @@ class History(Method, settings=HistoryMethod):
     """
 
     token_controls = ("zero_prefix",)
+    beginning = "question"  # on which the soft tokens at the front depend
 
     def __init__(self, config: HistoryMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         super().__init__(config, backbone, benchmark, prefix_length=2, **options)
@@ -72,11 +73,6 @@ class History(Method, settings=HistoryMethod):
         self.places = torch.tensor(padded, device=self.entries.device)
 
     # --- training and asking
-
-    @property
-    def beginning(self) -> Literal["talk", "user", "question"]:
-        """The soft tokens at the front depend on the question."""
-        return "question"
 
     @contextmanager
     def context(self, batch: Batch) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sklearn.cluster import KMeans
@@ -65,6 +65,7 @@ class JointTokens(Method, settings=JointTokensMethod):
     """
 
     token_controls = ("zero_prefix",)
+    beginning = "question"  # on which the place of the user among the companions depends
 
     def __init__(self, config: JointTokensMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         self.together = min(config.together, len(benchmark.trained_users))
@@ -94,11 +95,6 @@ class JointTokens(Method, settings=JointTokensMethod):
 
     def _make_collator(self, *, wording: Wording, cache: bool) -> JointCollator:
         return JointCollator(self.together, self.backbone, self.benchmark, wording=wording, cache=cache)
-
-    @property
-    def beginning(self) -> Literal["talk", "user", "question"]:
-        """The place of the user among the companions depends on the question."""
-        return "question"
 
     def _start(self, user: User) -> Tensor:
         """(1, 1 + k, H): the mean of the k-means centres of all tokens of the user's pictures, and the centres."""

@@ -74,6 +74,7 @@ class Rater(Method):
     config: RaterMethod
     benchmark: ChoiceBenchmark
     users_need_training = "a user is known by a history of rated pictures, and is asked about without being added"
+    _own_users = saved.identify(())  # nobody: an adapter is no one user's
 
     def __init__(self, config: RaterMethod, backbone: Backbone, benchmark: ChoiceBenchmark, **options: Any) -> None:
         super().__init__(config, backbone, benchmark, **options)
@@ -86,11 +87,6 @@ class Rater(Method):
             self.backbone, prefix_length=self.prefix_length, prompts=self.config.prompts,
             max_prompt_tokens=self.config.max_prompt_tokens, pixels=False,
         )  # fmt: skip
-
-    @property
-    def _own_users(self) -> saved.SavedUsers:
-        """Nobody: an adapter is no one user's."""
-        return saved.identify(())
 
     @property
     def _learns_to_see(self) -> bool:

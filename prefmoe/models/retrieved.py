@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -174,6 +174,8 @@ class RetrievedLoRA(Method, settings=RetrievedMethod):
     text tower. Found pictures are not shown, only words; no data set that another model wrote.
     """
 
+    beginning = "question"  # on which depends what is found, and stands in front
+
     def __init__(self, config: RetrievedMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         self.index = Index(backbone, benchmark)
         super().__init__(config, backbone, benchmark, profile="statement", **options)
@@ -185,11 +187,6 @@ class RetrievedLoRA(Method, settings=RetrievedMethod):
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         return self.adapted
-
-    @property
-    def beginning(self) -> Literal["talk", "user", "question"]:
-        """What is found, and stands in front, depends on the question."""
-        return "question"
 
     def retrieval(self, split: str) -> dict[str, float]:
         """Of a split's questions: n, the share whose entry is found first, and that whose entry is shown at all."""

@@ -34,14 +34,10 @@ class Scorer(Method):
     benchmark: ChoiceBenchmark
     reads_history = True
     users_need_training = "a scorer asks about the users of its benchmark"
+    _own_users = saved.identify(())  # nobody: what is fitted is fitted anew, to the choices that are there
 
     def _make_collator(self, **options: Any) -> HistoryCollator:
         return HistoryCollator(self.backbone, pixels=False)
-
-    @property
-    def _own_users(self) -> saved.SavedUsers:
-        """Nobody: what is fitted is fitted anew, to the choices that are there."""
-        return saved.identify(())
 
     @cached_property
     def _pictures(self) -> dict[Path, torch.Tensor]:
