@@ -253,7 +253,7 @@ def folder_of(made, name: str):
 def test_an_edition_runs_from_raters_to_tables(made):
     _, _, tables = made
     table1 = pd.read_csv(tables["table1"])
-    assert list(table1.columns) == list(drawings.TABLE1_COLUMNS)
+    assert list(table1.columns) == [*drawings.TABLE1_COLUMNS, "information"] and table1["information"].notna().all()
     drawing = [one["label"] for name, one in METHODS.items() if EDITION.methods[name].generates]
     assert list(table1["condition"].unique()) == drawing
     distance = table1[table1["measure"] == "distance"]

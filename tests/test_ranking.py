@@ -234,7 +234,9 @@ def test_an_edition_is_ranked_from_its_finished_runs(tmp_path, monkeypatch, caps
     pairs = pd.read_csv(compared)
     assert set(pairs.loc[pairs["method"] == "full", "cases"]) == {6}
     assert set(pairs.loc[pairs["method"] == "non-tuned", "cases"]) == {3}
-    assert list(pairs) == list(ranking.COMPARISON_COLUMNS) and pairs["p_users"].between(0, 1).all()
+    told = ["information", "baseline_information"]
+    assert list(pairs) == [*ranking.COMPARISON_COLUMNS, *told] and pairs["p_users"].between(0, 1).all()
+    assert pairs[told].notna().all(axis=None)
     assert (pairs["p_users"] <= pairs["p_users_holm"]).all()
     beside = {key: list(dict.fromkeys(rows["baseline"])) for key, rows in pairs.groupby("method")}
     assert beside == {"full": [n for n in names if n != "full"], "non-tuned": ["Popularity", "ALS", "BPR"]}

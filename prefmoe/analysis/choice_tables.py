@@ -10,7 +10,7 @@ from prefmoe.analysis import choices
 from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE
 from prefmoe.analysis.choice_references import BEST, KNOWN, POPULATION, references
 from prefmoe.analysis.choices import Ratings
-from prefmoe.analysis.information import information_table
+from prefmoe.analysis.information import information_table, with_information
 from prefmoe.analysis.tables import write_csv
 from prefmoe.config import RESULTS, ChoicesData, Edition
 from prefmoe.config.outputs import made_folder
@@ -60,7 +60,8 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
         "information": pd.concat([information_table(edition, results), _known(known)], ignore_index=True),
     }  # fmt: skip
     folder = made_folder(edition.name, results)
-    return {name: write_csv(tables[name], folder / f"{name}.csv") for name in NAMES}
+    shown = tables["information"].set_index("method")["at_test"].to_dict()
+    return {name: write_csv(with_information(tables[name], shown), folder / f"{name}.csv") for name in NAMES}
 
 
 def _only(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:

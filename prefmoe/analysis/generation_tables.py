@@ -8,7 +8,7 @@ import pandas as pd
 from prefmoe.analysis import choices, drawings, statistics
 from prefmoe.analysis.choices import Ratings
 from prefmoe.analysis.drawings import Drawn
-from prefmoe.analysis.information import information_table
+from prefmoe.analysis.information import information_table, with_information
 from prefmoe.analysis.tables import write_csv
 from prefmoe.config import RESULTS, Edition, ProbesMethod, RaterMethod, RewardedMethod, run_folder
 from prefmoe.config.outputs import made_folder
@@ -52,7 +52,8 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
         "information": information_table(edition, results),
     }
     folder = made_folder(edition.name, results)
-    return {name: write_csv(tables[name], folder / f"{name}.csv") for name in NAMES}
+    shown = tables["information"].set_index("method")["at_test"].to_dict()
+    return {name: write_csv(with_information(tables[name], shown), folder / f"{name}.csv") for name in NAMES}
 
 
 def _gains(edition: Edition, drawn: list[Drawn], focus: Drawn) -> list[tuple[Drawn, Drawn]]:

@@ -1,6 +1,6 @@
 """What each row of the tables rests on: what it is shown of users, how long that is, and what it trains."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,14 @@ def information_table(edition: Edition, results: str | Path, references: Iterabl
     for name in references:
         rows.append({"method": name, "type": REFERENCE, "backbone": NO_BACKBONE, "at_test": KNOWN[name]})
     return pd.DataFrame(rows, columns=list(INFORMATION_COLUMNS))
+
+
+def with_information(table: pd.DataFrame, shown: Mapping[str, str]) -> pd.DataFrame:
+    """The table with what its rows are shown of the user, where it does not say so yet: column information for a method
+    or condition, baseline_information for what that is compared with. ``shown``: by method or condition."""
+    about = {"method": "information", "condition": "information", "baseline": "baseline_information"}
+    new = {column: table[key].map(shown) for key, column in about.items() if key in table and column not in table}
+    return table if "at_test" in table else table.assign(**new)
 
 
 def _practice(backbone: str) -> str:

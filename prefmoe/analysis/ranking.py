@@ -14,6 +14,7 @@ from sklearn.metrics import ndcg_score
 from prefmoe.analysis import recommenders, statistics
 from prefmoe.analysis.answers import NO_BACKBONE
 from prefmoe.analysis.comparisons import focus_method
+from prefmoe.analysis.information import with_information
 from prefmoe.analysis.references import CHANCE
 from prefmoe.analysis.tables import write_csv
 from prefmoe.config import RESULTS, Edition, MiniatureData
@@ -372,4 +373,5 @@ def write(
     ranked, compared = tables(edition, taste, rows, depths)
     models = [row for row in rows if row.key or row.method in recommenders.KNOWN]
     made = {"ranking": ranked, "ranking_comparisons": compared, "recommended": recommended_table(taste, models)}
-    return [write_csv(table, folder / f"{name}.csv") for name, table in made.items()]
+    shown = {row.method: row.information for row in rows}
+    return [write_csv(with_information(table, shown), folder / f"{name}.csv") for name, table in made.items()]

@@ -17,7 +17,7 @@ from prefmoe.analysis.answers import REFERENCE, Answers, TableError, read_runs
 from prefmoe.analysis.comparisons import comparisons_table, detectable_table, forest_table
 from prefmoe.analysis.controls import controls_table
 from prefmoe.analysis.groupings import QUESTION_GROUPS, breakdowns, dataset_statistics, question_groups, told_statistics
-from prefmoe.analysis.information import information_table
+from prefmoe.analysis.information import information_table, with_information
 from prefmoe.analysis.mmpb_tables import attributes_table
 from prefmoe.analysis.references import POPULAR, read_references
 from prefmoe.analysis.shortened import shortened_table
@@ -28,7 +28,7 @@ from prefmoe.system.files import whole_file
 
 TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds", "information")
 
-TABLE2_COLUMNS = ("components", "turns", "metric", "value", "low", "high", "n", "seeds")
+TABLE2_COLUMNS = ("components", "turns", "metric", "value", "low", "high", "n", "seeds", "information")
 
 SEEDS_COLUMNS = (
     "method", "type", "backbone", "turns", "metric", "value", "sd", "minimum", "maximum", "seeds", "unparsed"
@@ -304,7 +304,8 @@ def build(edition: Edition, benchmark: Benchmark, *, results: str | Path = RESUL
         unseen = [entry for entry in everything if entry.split == "unseen" and entry.turns in REPORTED_TURNS]
         tables["unseen"] = estimates_table(unseen)[list(TABLE1_COLUMNS)]
     folder = made_folder(edition.name, results)
-    return {name: write_csv(content, folder / f"{name}.csv") for name, content in tables.items()}
+    shown = {entry.method: entry.information for entry in everything}
+    return {name: write_csv(with_information(table, shown), folder / f"{name}.csv") for name, table in tables.items()}
 
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> Path:

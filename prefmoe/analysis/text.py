@@ -26,8 +26,9 @@ def readable(table: pd.DataFrame, *, rows: str | Sequence[str] = "method", colum
     grid = cells.pivot(index=keys, columns=columns, values="cell").fillna("–")
     order = pd.MultiIndex.from_frame(cells[keys].drop_duplicates()) if len(keys) > 1 else cells[keys[0]].unique()
     grid = grid.loc[order, cells[columns].unique()].rename_axis(columns=None)
-    if "information" in table and "information" not in keys:
-        grid.insert(0, "information", table.groupby(keys)["information"].first())
+    shown = "baseline_information" if "baseline" in keys else "information"
+    if shown in table and shown not in keys:
+        grid.insert(0, "information", table.groupby(keys)[shown].first())
     return grid
 
 

@@ -38,11 +38,12 @@ from prefmoe.system.run_files import RunFileError, read_predictions
 
 RESULT_COLUMNS = (
     "experiment", "backbone", "method", "variant", "x", "split", "turns", "grouping", "group", "metric",
-    "value", "low", "high", "n", "users", "seeds", "sd",
+    "value", "low", "high", "n", "users", "seeds", "sd", "information",
 )  # fmt: skip
 DIFFERENCE_COLUMNS = (
     "experiment", "backbone", "method", "variant", "reference", "split", "turns", "group", "metric",
     "difference", "low", "high", "n", "seeds", "paired", "p_users", "p_users_holm",
+    "information", "reference_information",
 )  # fmt: skip
 TREND_COLUMNS = (
     "experiment", "backbone", "method", "turns", "grouping", "group", "metric", "axis", "slope", "low",
@@ -81,6 +82,7 @@ class Cell:
         return dict(zip(("backbone", "method", "turns"), self.row, strict=True)) | {
             "variant": self.variant,
             "split": self.answers.split,
+            "information": self.answers.information,
         }
 
     def parts(self) -> Iterator[tuple[str, str, Answers]]:
@@ -152,6 +154,7 @@ def read_cells(edition: Edition, protocol: Protocol, experiment: str, results: s
                     continue
                 config = planned[0].config
                 where = {"method": config.label, "key": method, "backbone": backbone, "type": type_of(config)}
+                where |= {"information": config.information}
                 for split in asked.splits:
                     for turns in asked.turns:
                         copies = [
@@ -227,11 +230,13 @@ def difference_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[d
         if first_turns is not None and turns != first_turns:
             other = found[(*who, first_turns), variant, split].answers
             where = {**cell.where(), "reference": f"{first_turns} turns", "group": ALL, "paired": 1}
+            where |= {"reference_information": other.information}
             for compared in compare(cell.answers, other):
                 yield {**compared, **where}
         if variant != first_variant:
             other = found[row, first_variant, split].answers
             where = {**cell.where(), "reference": first_variant, "group": ALL}
+            where |= {"reference_information": other.information}
             mine = cell.answers
             paired = np.array_equal(mine.index, other.index) and np.array_equal(mine.users, other.users)
             for compared in compare(mine, other) if paired else _unpaired(mine, other):
@@ -242,6 +247,7 @@ def difference_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[d
                 first, second = cell.part(grouping, group), other_cell.part(grouping, group)
                 if first is not None and second is not None:
                     where = {**cell.where(), "reference": f"{variant}, {first_split}", "group": group}
+                    where |= {"reference_information": second.information}
                     for compared in _unpaired(first, second):
                         yield {**compared, **where, "paired": 0}
 
