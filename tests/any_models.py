@@ -1,9 +1,11 @@
 """Tiny random models of classes that the registry does not know, saved like real ones."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
 import transformers
+from small_world import _FOLDER, model_folder, small_benchmark
 from tiny_models import CHATML_TEMPLATE, PreTrainedTokenizerFast, tiny_tokenizer
 
 from prefmoe.backbones.pictures import pictures_only
@@ -113,3 +115,18 @@ def save_any(kind: str, folder: Path, seed: int = 0, words: str = "", **text_cha
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@cache
+def folder_of(kind: str) -> Path:
+    """The folder of a random model that knows the small world's words."""
+    return model_folder(kind) if kind not in UNKNOWN else wordy(kind, Path(_FOLDER.name) / f"any-{kind}")
+
+
+def wordy(kind: str, folder: Path, seed: int = 0) -> Path:
+    """Writes a random model of a class, one of UNKNOWN, that knows the small world's words."""
+    benchmark = small_benchmark()
+    columns = ("question", "preference", "description_moderate")
+    words = [*(word for column in columns for word in benchmark.frame[column]), *benchmark.users]
+    words += [text for transcript in benchmark.transcripts for _, text in transcript]
+    return save_any(kind, folder, seed, " ".join(words))

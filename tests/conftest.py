@@ -88,6 +88,13 @@ def models_are_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def guests_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's own backbones are forgotten with it: those of another one may have their names."""
+    if registry := sys.modules.get("prefmoe.config.registry"):
+        monkeypatch.setattr(registry, "_GUESTS", dict(registry._GUESTS))
+
+
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     """A picture of four by four pixels, all of them different."""

@@ -119,6 +119,11 @@ class BackboneEntry(Frozen):
         return self
 
     @property
+    def source(self) -> str:
+        """Where it comes from, for people."""
+        return str(self.folder or self.made_by or f"{self.hub_id}@{self.revision}")
+
+    @property
     def parts(self) -> Architecture:
         """The architecture. Raises BackboneError if the parts of the class have no names in the registry."""
         if self.architecture is None:
@@ -181,10 +186,17 @@ _GUESTS: dict[str, BackboneEntry] = {}
 
 
 def introduce(entry: BackboneEntry) -> None:
-    """Makes a backbone known by its name, in this process. Raises BackboneError if the registry has another one."""
+    """Makes a backbone known by its name, in this process. Raises BackboneError if the registry has another one, or one
+    from elsewhere was made known by that name: runs of both would go by it."""
     if entry.name in read_registry().backbones:
         raise BackboneError(
             f"the name {entry.name!r} is taken by a backbone of the registry; give the folder another one"
+        )
+    known = _GUESTS.setdefault(entry.name, entry)
+    if known.source != entry.source:
+        raise BackboneError(
+            f"{entry.name!r} is the name of two backbones, {known.source} and {entry.source}, which would share a "
+            "folder of results: put one into a folder of another name"
         )
     _GUESTS[entry.name] = entry
 

@@ -1,0 +1,248 @@
+"""Models that cannot be asked MMPB's questions, protocols that cannot be put: refused before weights come."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from any_models import folder_of
+from small_world import lay_out, small_benchmark, small_edition
+from tiny_models import LLAVA_TEMPLATE
+
+from prefmoe.backbones import whole
+from prefmoe.cli import main
+from prefmoe.config import load_edition
+from prefmoe.config.registry import BackboneError, find_backbone, introduce
+from prefmoe.running import mmpb
+from prefmoe.system import hub
+from prefmoe.workflow import resources
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """broken(kind, **changes to config.json): a model's folder without weights, which nobody may ask for."""
+
+    def make(kind: str = "internvl", **config) -> Path:
+        folder = shutil.copytree(folder_of(kind), tmp_path / "model")
+        (folder / "model.safetensors").unlink()
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | config))
+        return folder
+
+    return make
+
+
+def refused(folder: Path, pictures: int = 1) -> str:
+    with pytest.raises(BackboneError) as error:
+        whole.check(whole.find_any(folder), pictures)
+    assert "\n" not in str(error.value).strip() and "model" in str(error.value)
+    return str(error.value)
+
+
+def rewrite(path: Path, **changes) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in (content | changes).items() if value is not None}))
+
+
+def without_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def without_image_token(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        path.write_text(path.read_text().replace("<|image|>", "<|other|>"))
+    rewrite(folder / "tokenizer_config.json", image_token=None, extra_special_tokens=None)
+
+
+def text_only(folder: Path) -> None:
+    rewrite(folder / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+
+
+def with_few_positions(folder: Path) -> None:
+    text = json.loads((folder / "config.json").read_text())["text_config"] | {"max_position_embeddings": 20}
+    rewrite(folder / "config.json", text_config=text)
+
+
+def test_a_model_without_a_chat_template_is_refused(broken):
+    folder = broken()
+    whole.check(whole.find_any(folder), 6)
+    without_template(folder)
+    assert "no chat template" in refused(folder)
+
+
+def test_a_text_only_model_is_refused(broken):
+    folder = broken("llava", model_type="llama", architectures=["LlamaForCausalLM"])
+    assert "a LlamaForCausalLM (model_type llama) is a text-only model" in refused(folder)
+
+
+def test_a_processor_of_text_alone_is_refused(broken):
+    folder = broken()
+    (folder / "processor_config.json").unlink()
+    assert "its processor cannot be loaded" in refused(folder)
+
+
+def test_a_model_without_an_image_token_is_refused(broken):
+    folder = broken("mllama")
+    without_image_token(folder)
+    assert "no image token: its tokenizer does not know '<|image|>'" in refused(folder)
+
+
+def test_a_template_that_loses_the_picture_or_the_words_is_refused(broken):
+    folder = broken()
+    for lost, template in (
+        ("picture", "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"),
+        ("words", "<IMG_CONTEXT>"),
+    ):
+        (folder / "chat_template.jinja").write_text(template)
+        assert f"its chat template shows no {lost}" in refused(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content.no.such.thing }}")
+    assert "its chat template fails" in refused(folder)
+
+
+def test_more_pictures_than_it_takes_are_refused(broken):
+    folder = broken("llava")
+    every = "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    one = "{% if 'image' in message['content'] | map(attribute='type') %}{{ '<image>\n' }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(LLAVA_TEMPLATE.replace(every, one))
+    whole.check(whole.find_any(folder), 2)
+    assert "of 3 in a conversation, the question's among them, its chat template shows 2" in refused(folder, 3)
+    with_few_positions(folder)
+    assert "take 2" in (text := refused(folder, 2)) and "positions of 20" in text
+
+
+def test_code_of_a_repository_is_never_run(broken):
+    folder = broken(model_type="odd_vlm", auto_map={"AutoConfig": "odd.OddConfig"}, architectures=["OddVLM"])
+    (folder / "odd.py").write_text("raise SystemExit('run')")
+    assert "needs code of its repository, which is never run" in refused(folder)
+
+
+def test_a_name_of_the_registry_is_not_given_to_a_folder(tmp_path):
+    folder = shutil.copytree(folder_of("internvl"), tmp_path / "llava-mini")
+    with pytest.raises(BackboneError, match="the name 'llava-mini' is taken by a backbone of the registry"):
+        whole.find_any(folder)
+    with pytest.raises(BackboneError, match="'no-such-model' is unknown and no such folder exists"):
+        whole.find_any("no-such-model")
+    with pytest.raises(BackboneError, match="the name 'llava-mini' is taken"):
+        introduce(find_backbone("llava-mini"))
+
+
+def test_two_backbones_of_one_name_are_refused(monkeypatch, tmp_path):
+    first, second = (shutil.copytree(folder_of("internvl"), tmp_path / place / "model") for place in "ab")
+    assert whole.find_any(first) == whole.find_any(first.parent / "." / "model")
+    said = f"'model' is the name of two backbones, {first} and {second}, which would share a folder of results"
+    with pytest.raises(BackboneError, match=re.escape(said)):
+        whole.find_any(second)
+    assert find_backbone("model").folder == first
+    rewrite(first / "config.json", architectures=["Other"])
+    assert whole.find_any(first).model_class == "Other" == find_backbone("model").model_class
+    downloads = [shutil.copytree(first, tmp_path / (digit * 40)) for digit in "01"]
+    monkeypatch.setattr(hub, "download", lambda *_, revision, **__: downloads[int(revision)])
+    whole.find_any("owner/vlm@0")
+    with pytest.raises(BackboneError, match=f"two backbones, owner/vlm@{'0' * 40} and owner/vlm@{'1' * 40}, which"):
+        whole.find_any("owner/vlm@1")
+
+
+def test_of_a_repository_the_small_files_come_first(monkeypatch, tmp_path):
+    commit = "0" * 40
+    folder = shutil.copytree(folder_of("internvl"), tmp_path / commit, ignore=lambda *_: ["model.safetensors"])
+    asked = []
+    monkeypatch.setattr(hub, "download", lambda *a, **options: asked.append((a, options)) or folder)
+    entry = whole.find_any("owner/some.vlm@main")
+    assert (entry.name, entry.hub_id, entry.revision, entry.architecture) == (
+        "owner--some.vlm",
+        "owner/some.vlm",
+        commit,
+        None,
+    )
+    whole.check(entry, 3)
+    assert all("*.safetensors" not in options["allow_patterns"] for _, options in asked) and len(asked) == 2
+
+
+def test_conditions_that_cannot_be_asked_are_named(tmp_path):
+    lay_out(tmp_path)
+    options = {"edition": small_edition("any"), "results": tmp_path / "results", "splits": ("test",)}
+    for wrong, message in (
+        ({"conditions": ["txt"]}, "no condition 'txt'; there are text, .*did you mean 'text'"),
+        ({"switches": {"pictures": 6}}, "pictures: .*less than or equal to 5"),
+        ({"switches": {"portraits": "other"}}, "portraits: other means pictures of somebody else"),
+        ({"edition": "preference-mini"}, "is about choices between pictures"),
+        ({"turns": (-1,)}, "turns.0: .*greater than or equal to 0"),
+        ({"batch_size": 0}, "batch_size: .*greater than or equal to 1"),
+        ({"splits": ("tests",)}, "splits.0: Input should be 'train'"),
+    ):
+        with pytest.raises(mmpb.ProtocolError, match=message):
+            mmpb.run(folder_of("internvl"), **options | wrong)
+    with pytest.raises(mmpb.ProtocolError, match=r"--switch pictures: expected SETTING=VALUE"):
+        mmpb.read_switches(["pictures"])
+    with pytest.raises(mmpb.ProtocolError, match=r"a setting of .*; did you mean 'pictures'|did you mean 'pictures'"):
+        mmpb.read_switches(["picture=2"])
+    assert mmpb.read_switches(["pictures=2", "preferences=false", "names=random"]) == {
+        "pictures": 2, "preferences": False, "names": "random"
+    }  # fmt: skip
+
+
+def test_a_profile_that_lacks_what_is_shown_is_named_before_anything_is_asked(tmp_path):
+    benchmark = small_benchmark()
+    users = {name: user.model_copy(update={"images": user.images[:1]}) for name, user in benchmark.users.items()}
+    poor = replace(benchmark, users=users)
+    entry = whole.find_any(folder_of("internvl"))
+    used = mmpb.edition_for(entry, small_edition("any"), {"two": mmpb.condition(pictures=2)[1]}, splits=("test",))
+    with pytest.raises(
+        mmpb.ProtocolError, match=r"two, question \d+ \(\w+\): expected 2 pictures of user '\w+' in images, found 1"
+    ):
+        mmpb.check(entry, used, poor)
+
+
+# --- the edition and the command --------------------------------------------------------------------------------------
+
+
+def test_the_edition_is_planned_without_a_download(monkeypatch):
+    monkeypatch.setattr(hub, "download", None)
+    edition, table = load_edition("mmpb"), resources.table("mmpb")
+    assert list(dict.fromkeys(table["backbone"])) == list(edition.backbones) and len(edition.backbones) == 11
+    assert (table["GPUs"] > 0).all() and (table["download_GB"] > 10).all()
+    tokens = {
+        name: resources.prompt_tokens(edition.methods[name], resources.shape_of(find_backbone("qwen2-vl-7b")), 0)
+        for name in ("nothing", "text", "super-detailed", "five-pictures")
+    }
+    assert sorted(tokens, key=tokens.get) == list(tokens)
+    conditions, everywhere = mmpb.conditions_of("mmpb")
+    assert everywhere == ["text", "pictures"] and set(edition.table1) == set(conditions) == set(edition.methods)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "said"),
+    [
+        ("internvl", without_template, "no chat template"),
+        ("mllama", without_image_token, "no image token"),
+        ("llava", text_only, "a text-only model"),
+        ("llava", with_few_positions, "more pictures than it takes: 3 of .*, take 28 positions of 20"),
+    ],
+)
+def test_a_repository_that_cannot_be_asked_is_refused_in_one_line_before_its_weights_come(
+    kind, spoil, said, monkeypatch, tmp_path, capsys
+):
+    lay_out(tmp_path)
+    folder = shutil.copytree(folder_of(kind), tmp_path / ("0" * 40), ignore=lambda *_: ["model.safetensors"])
+    spoil(folder)
+    downloads = []
+    monkeypatch.setattr(hub, "download", lambda *a, **options: downloads.append(options["allow_patterns"]) or folder)
+    monkeypatch.setattr("prefmoe.running.runs.load_backbone", None)
+    monkeypatch.setattr(mmpb, "load_benchmark", lambda *_: small_benchmark())
+    capsys.readouterr()  # what saving the model said
+    assert main(["mmpb", "owner/some-vlm", "--edition", "smoke", "--switch", "pictures=2", "--turns", "0"]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and re.match(f"error: .*{said}", lines[0]), lines
+    assert not [pattern for patterns in downloads for pattern in patterns if "safetensors" in pattern]
+
+
+def test_the_command_says_what_is_wrong_and_what_can_be_asked(broken, monkeypatch, capsys):
+    monkeypatch.setattr(mmpb, "load_benchmark", lambda *_: small_benchmark())
+    options = ["--edition", "smoke", "--check", "--turns", "0"]
+    assert main(["mmpb", str(broken()), *options, "--switch", "pictures=2"]) == 0
+    assert "model can be asked: pictures-2" in capsys.readouterr().out
+    assert main(["mmpb", "no-such-model", *options]) == 1
+    assert "error: backbone 'no-such-model' is unknown" in capsys.readouterr().err
