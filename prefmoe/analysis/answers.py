@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from prefmoe import metrics
 from prefmoe.analysis import pairs, probabilities, statistics
-from prefmoe.config import Edition, Method, is_trained, run_folder
+from prefmoe.config import Edition, Method, MethodSettings, is_trained, run_folder
 from prefmoe.system.run_files import RunFileError, read_predictions
 
 REFERENCE = "Reference"
@@ -148,6 +148,41 @@ def type_of(method: Method) -> str:
     return method.table_type if is_trained(method) else "NT"
 
 
+def finished(
+    edition: Edition,
+    results: str | Path,
+    columns: Sequence[str] | None = None,
+    *,
+    optional: Sequence[str] = (),
+    kind: type[MethodSettings] = MethodSettings,
+) -> Iterator[tuple[str, str, dict[Path, pd.DataFrame]]]:
+    """Backbone and method of every run of an edition, with the predictions of each seed by the run's folder, in the
+    order of the configuration.
+
+    Args:
+        columns, optional: as of `read_predictions`. kind: only runs of such methods.
+
+    Raises TableError, behind the last one, naming every run that is missing, incomplete or damaged.
+    """
+    missing: list[str] = []
+    for backbone, key in edition.runs():
+        if not isinstance(edition.methods[key], kind):
+            continue
+        frames = {}
+        for seed in edition.seeds_of(key):
+            folder = run_folder(results, edition.name, backbone, key, seed)
+            told = {"edition": edition.name, "backbone": backbone, "method": key, "seed": seed}
+            try:
+                frames[folder] = read_predictions(folder, columns, optional=optional, **told)
+            except RunFileError as error:
+                missing.append(str(error))
+        if len(frames) == len(edition.seeds_of(key)):
+            yield backbone, key, frames
+    if missing:
+        found = f"{len(missing)} run(s) of edition {edition.name!r} are missing, incomplete or damaged"
+        raise TableError("\n  ".join([f"{found}:", *missing]))
+
+
 def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answers]:
     """Scored answers of every run of an edition to some splits, in the order of the configuration.
 
@@ -155,29 +190,17 @@ def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answe
 
     Raises TableError naming every run that is missing, incomplete or damaged, and any that answered other questions.
     """
-    missing: list[str] = []
     answers: list[Answers] = []
     expected: dict[tuple[str, int], NDArray] = {}
     probability = [f"p_{answer}" for answer in (*probabilities.ANSWERS, "allowed")]
     columns = [*metrics.COLUMNS, "index", "split", "turns", *probability]
-    for backbone, key in edition.runs():
+    for backbone, key, found in finished(edition, results, columns, optional=pairs.TOLD):
         method = edition.methods[key]
-        folders = {s: run_folder(results, edition.name, backbone, key, s) for s in edition.seeds_of(key)}
-        frames, faults = [], []
-        for seed, folder in folders.items():
-            try:
-                told = {"edition": edition.name, "backbone": backbone, "method": key, "seed": seed}
-                frame = read_predictions(folder, columns, optional=pairs.TOLD, **told)
-            except RunFileError as error:
-                faults.append(str(error))
-                continue
-            frames.append(metrics.score(frame[frame["split"].isin(splits)].sort_values(["turns", "index"])))
-        if faults:
-            missing += faults
-            continue
+        chosen = (frame[frame["split"].isin(splits)] for frame in found.values())
+        frames = [metrics.score(frame.sort_values(["turns", "index"])) for frame in chosen]
         for split, turns in ((name, turns) for name in splits for turns in edition.evaluation.asked.get(name, ())):
             copies = [frame[(frame["split"] == split) & (frame["turns"] == turns)] for frame in frames]
-            for folder, copy in zip(folders.values(), copies, strict=True):
+            for folder, copy in zip(found, copies, strict=True):
                 asked = expected.setdefault((split, turns), copy["index"].to_numpy())
                 if not np.array_equal(asked, copy["index"].to_numpy()):
                     raise TableError(
@@ -188,9 +211,4 @@ def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answe
                 where = {"backbone": backbone, "type": type_of(method), "turns": turns, "split": split}
                 where |= {"information": method.information}
                 answers.append(Answers.of(copies, method=method.label, key=key, **where))
-    if missing:
-        raise TableError(
-            f"{len(missing)} run(s) of edition {edition.name!r} are missing, incomplete or damaged:\n  "
-            + "\n  ".join(missing)
-        )
     return answers

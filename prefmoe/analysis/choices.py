@@ -4,7 +4,7 @@ An answer is a score for each candidate of a choice, the liked one first. Choice
 intervals resample users. Each history drawn for a user counts as much as any other.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe.analysis import statistics
-from prefmoe.analysis.answers import TableError
-from prefmoe.config import Edition, run_folder
-from prefmoe.system.run_files import RunFileError, read_predictions
+from prefmoe.analysis.answers import TableError, finished
+from prefmoe.config import Edition, MethodSettings
 
 COLUMNS = ("index", "split", "user", "n_ref", "draw", "candidate", "score")
 """What a prediction of one candidate says."""
@@ -203,23 +202,11 @@ def collapse_table(ratings: Iterable[Ratings], population: Ratings) -> pd.DataFr
     return pd.DataFrame(rows, columns=list(COLLAPSE_COLUMNS))
 
 
-def read_ratings(edition: Edition, results: str | Path) -> dict[str, Ratings]:
-    """What every run of an edition about choices said, by method, in the order of the configuration. Raises TableError
-    naming every run that is missing, incomplete or damaged."""
-    found: dict[str, Ratings] = {}
-    missing: list[str] = []
-    for backbone, key in edition.runs():
-        frames, seeds = [], edition.seeds_of(key)
-        for seed in seeds:
-            told: Mapping[str, object] = {"edition": edition.name, "backbone": backbone, "method": key, "seed": seed}
-            try:
-                folder = run_folder(results, edition.name, backbone, key, seed)
-                frames.append(read_predictions(folder, COLUMNS, **told))
-            except RunFileError as error:
-                missing.append(str(error))
-        if len(frames) == len(seeds):
-            found[key] = Ratings(edition.methods[key].label, key, tuple(frames), len(seeds))
-    if missing:
-        lines = "\n  ".join(missing)
-        raise TableError(f"{len(missing)} run(s) of edition {edition.name!r} are missing or damaged:\n  {lines}")
-    return found
+def read_ratings(
+    edition: Edition, results: str | Path, kind: type[MethodSettings] = MethodSettings
+) -> dict[str, Ratings]:
+    """What the runs of an edition said of choices, by method; see `answers.finished`."""
+    return {
+        key: Ratings(edition.methods[key].label, key, tuple(frames.values()), len(frames))
+        for _, key, frames in finished(edition, results, COLUMNS, kind=kind)
+    }

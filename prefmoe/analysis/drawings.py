@@ -15,14 +15,13 @@ import numpy as np
 import pandas as pd
 
 from prefmoe.analysis import distances, statistics
-from prefmoe.analysis.answers import TableError
+from prefmoe.analysis.answers import TableError, finished
 from prefmoe.analysis.choices import USERS
-from prefmoe.config import Edition, run_folder
+from prefmoe.config import DrawingMethod, Edition
 from prefmoe.data.choice_drawing import ATTRIBUTES, PROMPTED, content_of
 from prefmoe.data.choice_tastes import favourites
 from prefmoe.data.choice_world import OPEN
 from prefmoe.data.choices import ChoiceBenchmark
-from prefmoe.system.run_files import RunFileError, read_predictions
 
 ASKED = ["split", "user", "prompt", "noise"]
 """What tells the pictures of one setting apart."""
@@ -247,25 +246,6 @@ def comparison_table(
 
 
 def read_drawn(edition: Edition, results: str | Path) -> dict[str, Drawn]:
-    """What every method of table1 and table2 drew, by method, in their order. Raises TableError naming every run that
-    is missing, incomplete or damaged."""
-    found: dict[str, Drawn] = {}
-    missing: list[str] = []
-    for backbone, key in edition.runs():
-        method = edition.methods[key]
-        if not method.generates:
-            continue
-        frames, seeds = [], edition.seeds_of(key)
-        for seed in seeds:
-            told = {"edition": edition.name, "backbone": backbone, "method": key, "seed": seed}
-            try:
-                folder = run_folder(results, edition.name, backbone, key, seed)
-                frames.append(read_predictions(folder, **told))
-            except RunFileError as error:
-                missing.append(str(error))
-        if len(frames) == len(seeds):
-            found[key] = Drawn(method.label, key, method.kind, tuple(frames))
-    if missing:
-        lines = "\n  ".join(missing)
-        raise TableError(f"{len(missing)} run(s) of edition {edition.name!r} are missing or damaged:\n  {lines}")
-    return found
+    """What every method of table1 and table2 drew, by method, in their order; see `answers.finished`."""
+    runs = ((edition.methods[key], key, frames) for _, key, frames in finished(edition, results, kind=DrawingMethod))
+    return {key: Drawn(method.label, key, method.kind, tuple(frames.values())) for method, key, frames in runs}

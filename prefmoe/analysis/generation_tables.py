@@ -1,12 +1,10 @@
 """The tables of an edition that draws for users: builds and writes the CSV files from its runs, without a model."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from prefmoe.analysis import choices, drawings, statistics
-from prefmoe.analysis.choices import Ratings
 from prefmoe.analysis.drawings import Drawn
 from prefmoe.analysis.information import information_table, with_information
 from prefmoe.analysis.tables import write_csv
@@ -41,7 +39,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     focus = next((one for one in plain if one.key == edition.table2[-1]), plain[-1]) if edition.table2 else plain[-1]
     rows = [row for one in plain for row in drawings.measure_rows(one, benchmark, reference)]
     families = [(focus, one) for one in plain if one is not focus], _gains(edition, plain, focus)
-    raters = choices.accuracy_table(read_raters(edition, results).values())
+    raters = choices.accuracy_table(choices.read_ratings(edition, results, RaterMethod).values())
     tables = {
         "table1": pd.DataFrame(rows, columns=list(drawings.TABLE1_COLUMNS)),
         "probes": probe_table(edition, results),
@@ -95,16 +93,3 @@ def probe_table(edition: Edition, results: str | Path) -> pd.DataFrame:
             estimate = statistics.cluster_bootstrap(own["value"], own["user"])
             rows.append({"layer": layer, "task": task, **estimate, "chance": chance, "split": split, "rater": rater})
     return pd.DataFrame(rows, columns=list(PROBE_COLUMNS))
-
-
-def read_raters(edition: Edition, results: str | Path) -> dict[str, Ratings]:
-    """What the edition's raters said of choices, by method. Raises RunFileError if a run is missing."""
-    rated = dict(_rated(edition, results))
-    return {key: Ratings(edition.methods[key].label, key, frames, len(frames)) for key, frames in rated.items()}
-
-
-def _rated(edition: Edition, results: str | Path) -> Iterator[tuple[str, tuple[pd.DataFrame, ...]]]:
-    for backbone, key in edition.runs():
-        if isinstance(edition.methods[key], RaterMethod):
-            folders = (run_folder(results, edition.name, backbone, key, seed) for seed in edition.seeds_of(key))
-            yield key, tuple(read_predictions(folder, choices.COLUMNS) for folder in folders)
