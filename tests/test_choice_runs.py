@@ -18,7 +18,7 @@ from prefmoe.running import choices, runs
 from prefmoe.running.checkpoints import CheckpointError, TrainingError
 from prefmoe.running.choices import ChoiceWorkbench, choice_batches, plan_sessions, rate, run_all_seeds, told
 from prefmoe.running.evaluation import EvaluationError
-from prefmoe.running.runs import RunError, run_method
+from prefmoe.running.runs import RunError
 from prefmoe.running.training import train
 
 SETTINGS = Histories(n_ref=3, draws=2, targets=2)
@@ -203,7 +203,7 @@ def beside_the_model(tmp_path, monkeypatch) -> Path:
 
 def run(name: str = "Full", edition: Edition = EDITION) -> Path:
     bench = ChoiceWorkbench(edition, "tiny", results="results")
-    return run_method(edition, "tiny", name, 0, results="results", workbench=bench)
+    return bench.run_method(name, 0)
 
 
 def tree(folder: Path) -> dict[str, int]:
@@ -325,7 +325,7 @@ def test_a_run_without_anything_to_ask_is_refused(beside_the_model):
     bench = ChoiceWorkbench(EDITION, "tiny", results="results")
     bench.benchmark = replace(benchmark(), splits=benchmark().splits | {"test": (), "unseen": ()})
     with pytest.raises(RunError, match=r"no choices in the split\(s\) test, unseen"):
-        run_method(EDITION, "tiny", "ZeroShot", 0, results="results", workbench=bench)
+        bench.run_method("ZeroShot", 0)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from prefmoe.generation.runs import DrawingWorkbench, trained_branch
 from prefmoe.generation.sampling import sample
 from prefmoe.models.base import MethodError
 from prefmoe.running.choices import Session, told
-from prefmoe.running.runs import RunError, run_method
+from prefmoe.running.runs import RunError
 from prefmoe.system.run_files import read_story
 
 USERS = benchmark().trained_users
@@ -241,7 +241,7 @@ def made(tmp_path_factory):
         edition = small_edition()
         workbench = DrawingWorkbench(edition, "tiny", results=place / "results", benchmark=benchmark())
         for _, name in edition.runs():
-            run_method(edition, "tiny", name, 0, workbench=workbench)
+            workbench.run_method(name, 0)
         tables = generation_tables.build(edition, benchmark(), results=place / "results")
         yield place, workbench, tables
 
@@ -285,7 +285,7 @@ def test_runs_are_not_repeated_and_states_are_kept(made, monkeypatch):
     monkeypatch.setattr("prefmoe.generation.runs.user_states", None)
     monkeypatch.setattr(DrawingWorkbench, "_draw", None)
     for _, name in workbench.edition.runs():
-        run_method(workbench.edition, "tiny", name, 0, workbench=workbench)
+        workbench.run_method(name, 0)
 
 
 def test_runs_depend_on_what_they_are_made_of(made):

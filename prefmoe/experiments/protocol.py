@@ -294,7 +294,7 @@ def run(
     ``config_folder``: or a file with other questions (`load_protocol`). Returns the run folders. Raises ConfigError if
     the protocol has mistakes; ProtocolError if no experiment asks for such runs.
     """
-    from prefmoe.running.runs import Workbench, run_method
+    from prefmoe.running.runs import Workbench
 
     original = load_edition(edition)
     planned = plans(original, load_protocol(original, config_folder))
@@ -304,7 +304,7 @@ def run(
     chosen = planned[backbone, key]
     if chosen.own:
         workbench = Workbench(original, backbone, results=results)
-        return [run_method(original, backbone, chosen.method, seed, workbench=workbench) for seed in chosen.seeds]
+        return [workbench.run_method(chosen.method, seed) for seed in chosen.seeds]
     benchmark = read_benchmark(chosen.edition, original, results)
     workbench = Workbench(chosen.edition, backbone, results=results, benchmark=benchmark)
     return [

@@ -37,8 +37,8 @@ from prefmoe.models.raters import Rater
 from prefmoe.models.saved import WEIGHTS_FILE
 from prefmoe.running.choices import ChoiceWorkbench
 from prefmoe.running.record import circumstances
-from prefmoe.running.runs import Asked, RunError, run_method
-from prefmoe.running.training import train
+from prefmoe.running.runs import Asked, RunError
+from prefmoe.running.training import TrainingResult, train
 from prefmoe.system import distributed, provenance
 from prefmoe.system.files import is_intact, sha256, whole_file, write_json, write_parquet
 from prefmoe.system.places import drawer_folder
@@ -67,37 +67,19 @@ class DrawingWorkbench(ChoiceWorkbench):
 
     def rater(self, name: str, seed: int) -> Rater:
         """A rater as its run left it, which is made first if it is not there."""
-        folder = run_method(self.edition, self.backbone_name, name, seed, workbench=self)
+        folder = self.needed(name, seed)
         verify(folder)
         return Rater.from_pretrained(folder / METHOD_FOLDER, load_backbone(self.backbone_name), self.benchmark)
-
-    def _seed_of(self, name: str, seed: int) -> int:
-        seeds = self.edition.seeds_of(name)
-        return seed if seed in seeds else seeds[0]
-
-    def _before(self, config: Method, seed: int) -> Path:
-        """The finished run that a method begins with."""
-        name = config.begins_with
-        return run_method(self.edition, self.backbone_name, name, self._seed_of(name, seed), workbench=self)
-
-    def begun_with(self, config: Method, seed: int) -> Path | None:
-        """The run that a method begins with, made first if it is not there; None for what begins with nothing."""
-        return self._before(config, seed) if getattr(config, "begins_with", None) else None
 
     def inputs(self, config: Method, seed: int, asked: Asked, controls: Sequence[ControlKind] = ()) -> dict[str, Any]:
         """Everything a run's result depends on; equal inputs, equal result."""
         found = super().inputs(config, seed, asked, controls)
         if config.generates:
             found["code"] = provenance.code_digest((*provenance.RUN_MODULES, __name__), methods=(config.source(),))
-            reward = run_method(
-                self.edition, self.backbone_name, self.edition.generation.reward,
-                self._seed_of(self.edition.generation.reward, seed), workbench=self,
-            )  # fmt: skip
-            settings = self.edition.generation.model_dump(mode="json", exclude={"scales", "at_scales", "batch_size"})
-            found |= {
-                "generation": settings, "reward": read_story(reward)["inputs_digest"],
-                "drawer": folder_digest(drawer_folder(self.edition.generation.drawer)),
-            }  # fmt: skip
+            settings, apart = self.edition.generation, {"scales", "at_scales", "batch_size"}
+            found["generation"] = settings.model_dump(mode="json", exclude=apart)
+            found["reward"] = read_story(self.needed(settings.reward, seed))["inputs_digest"]
+            found["drawer"] = folder_digest(drawer_folder(settings.drawer))
         return found
 
     def asked(self, method: str) -> Asked:
@@ -122,12 +104,13 @@ class DrawingWorkbench(ChoiceWorkbench):
 
     def _probe(self, config: ProbesMethod, seed: int, folder: Path, about: dict[str, Any]) -> None:
         started = time.perf_counter()
-        rater = self.rater(config.begins_with, self._seed_of(config.begins_with, seed))
+        rater = self.rater(config.begins_with, seed)
         found = probes.probe(rater, config, n_ref=self.edition.histories.n_ref, seed=seed)
         write_parquet(folder / PREDICTIONS_FILE, found)
         described = {"rater": config.begins_with, "layers": int(found["layer"].max())}
         write_json(folder / METHOD_FOLDER / "probes.json", described)
-        self._seal(config, seed, folder, about, {"trainable_total": 0}, 0, {"train": 0.0, "evaluate": _since(started)})
+        about |= {"parameters": {"trainable_total": 0}}
+        self._seal(config, seed, folder, about, None, {"evaluate": _since(started)})
 
     def _draw(self, config: Method, seed: int, folder: Path, about: dict[str, Any]) -> None:
         method, training = self._built(config, seed), None
@@ -140,30 +123,21 @@ class DrawingWorkbench(ChoiceWorkbench):
         pictures = method.eval().draw(asked)
         drawn = _since(started)
         started = time.perf_counter()
-        reward = self.edition.generation.reward
-        rater = self.rater(reward, self._seed_of(reward, seed))
+        rater = self.rater(self.edition.generation.reward, seed)
         frame = noted(asked, pictures, reader=self.reader, rater=rater, n_ref=self.edition.histories.n_ref)
         method.save_pretrained(folder / METHOD_FOLDER)
         write_parquet(folder / PREDICTIONS_FILE, frame)
-        seconds = {"train": training.seconds if training else 0.0, "draw": drawn, "evaluate": _since(started)}
-        steps = training.steps if training else 0
-        self._seal(config, seed, folder, {**about, "pictures": len(asked)}, method.describe(), steps, seconds)
+        about |= {"pictures": len(asked), "parameters": method.describe()}
+        self._seal(config, seed, folder, about, training, {"draw": drawn, "evaluate": _since(started)})
 
     def _seal(
-        self, config: Method, seed: int, folder: Path, about: dict[str, Any], parameters: dict[str, Any], steps: int,
+        self, config: Method, seed: int, folder: Path, about: dict[str, Any], training: TrainingResult | None,
         seconds: dict[str, float],
     ) -> None:  # fmt: skip
-        if not distributed.state().is_main_process:
-            return
-        training = self.edition.training.model_dump(mode="json")
-        settings = self.edition.generation.model_dump(mode="json")
-        story = {
-            **about, "seed": seed,
-            "config": {"method": config.model_dump(mode="json"), "training": training, "generation": settings},
-            "parameters": parameters, "context_tokens": 0.0, "steps": steps, "seconds": seconds,
-            **circumstances(torch.device("cpu")),
-        }  # fmt: skip
-        seal(folder, story)
+        if distributed.state().is_main_process:
+            story = self._story(config, seed, training, generation=self.edition.generation.model_dump(mode="json"))
+            story["seconds"] |= seconds
+            seal(folder, {**about, **story, "context_tokens": 0.0, **circumstances(torch.device("cpu"))})
 
     # --- what draws
 
@@ -180,16 +154,16 @@ class DrawingWorkbench(ChoiceWorkbench):
                 first = self.edition.methods[config.begins_with]
                 shape = self._shape(first, seed, backbone)
                 built = WrongUser(first, backbone, self.benchmark, **shape, **options)
-                built.load(self._before(config, seed) / METHOD_FOLDER / WEIGHTS_FILE)
+                built.load(self.begun_with(config, seed) / METHOD_FOLDER / WEIGHTS_FILE)
                 return built
             built = implementation_of(config)(config, backbone, self.benchmark, **options)
         if isinstance(built, Rewarded):
-            built.judge(self.rater(config.begins_with, self._seed_of(config.begins_with, seed)))
+            built.judge(self.rater(config.begins_with, seed))
         return built
 
     def _shape(self, config: UserTokensMethod, seed: int, backbone: Any) -> dict[str, int]:
         """The layer of e_core, which the probes chose, how many layers there are, and the width of what it sees."""
-        found = read_predictions(self._before(config, seed))
+        found = read_predictions(self.begun_with(config, seed))
         layers = int(found["layer"].max())
         middle = range(max(1, layers // 2), max(layers // 2, layers - config.top_layers) + 1)  # below those of e_sem
         return {
@@ -219,8 +193,7 @@ class DrawingWorkbench(ChoiceWorkbench):
 
     def known(self, rater_name: str, seed: int, histories: Sequence[History]) -> Known:
         """What a rater knows of the users of some histories; computed once for all methods, and kept."""
-        seed = self._seed_of(rater_name, seed)
-        folder = run_method(self.edition, self.backbone_name, rater_name, seed, workbench=self)
+        folder = self.needed(rater_name, seed)
         named = [(one.user, one.n_ref, one.draw, [choice.index for choice in one.without]) for one in histories]
         code = provenance.code_digest(("prefmoe.generation.states",), methods=())
         name = provenance.digest([read_story(folder)["inputs_digest"], code, named])
@@ -246,15 +219,7 @@ def _since(started: float) -> float:
     return time.perf_counter() - started
 
 
-def run_all_seeds(
-    edition: Edition | str | Path, backbone_name: str, method_name: str, *, results: str | Path = RESULTS
-) -> list[Path]:
-    """Runs a method with all its seeds (`prefmoe.running.runs.run_method`), on one workbench; the folders in order."""
-    workbench = DrawingWorkbench(load_edition(edition), backbone_name, results=results)
-    return [
-        run_method(workbench.edition, backbone_name, method_name, seed, results=results, workbench=workbench)
-        for seed in workbench.edition.seeds_of(method_name)
-    ]
+run_all_seeds = DrawingWorkbench.run_all_seeds
 
 
 def trained_branch(
@@ -262,7 +227,7 @@ def trained_branch(
 ) -> tuple[UserBranch, DrawingWorkbench]:
     """A user branch as its run left it, and its workbench; the run is made first if it is not there."""
     workbench = DrawingWorkbench(load_edition(edition), backbone_name, results=results)
-    folder = run_method(workbench.edition, backbone_name, method_name, seed, workbench=workbench)
+    folder = workbench.run_method(method_name, seed)
     method = workbench._built(workbench.edition.methods[method_name], seed)
     method.load(folder / METHOD_FOLDER / WEIGHTS_FILE)
     return method.eval(), workbench

@@ -34,9 +34,9 @@ from prefmoe.models.raters import RatedBatch, Rater
 from prefmoe.models.scorers import Scorer
 from prefmoe.running.evaluation import EvaluationError
 from prefmoe.running.record import circumstances
-from prefmoe.running.runs import Asked, RunError, Workbench, run_method
+from prefmoe.running.runs import Asked, RunError, Workbench
 from prefmoe.running.training import Batches, total_steps, train
-from prefmoe.system import distributed, memory, provenance
+from prefmoe.system import distributed, memory
 from prefmoe.system.files import is_intact, write_parquet
 from prefmoe.system.progress import progress_bar
 from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, read_story, seal, verify
@@ -195,6 +195,8 @@ def _rate(method: Rater, split: str, *, n_ref: int, draw: int, batch_size: int) 
 class ChoiceWorkbench(Workbench):
     """A workbench (`prefmoe.running.runs`) for choices between pictures."""
 
+    modules = (__name__,)
+
     @cached_property
     def benchmark(self) -> ChoiceBenchmark:
         """The choices, read and checked."""
@@ -204,12 +206,16 @@ class ChoiceWorkbench(Workbench):
         """A backbone as it was saved; what its pictures look like, methods keep for themselves."""
         return self._load(trained, cache_images=False)
 
+    def needed(self, name: str, seed: int) -> Path:
+        """The run of a method that another one needs, made first if it is not there: with the same seed or, where it
+        has none such, its first."""
+        seeds = self.edition.seeds_of(name)
+        return self.run_method(name, seed if seed in seeds else seeds[0])
+
     def begun_with(self, config: Method, seed: int) -> Path | None:
-        """The run that a method begins with, made first if it is not there; None for what begins with nothing."""
+        """The run that a method begins with; None for what begins with nothing."""
         name = getattr(config, "begins_with", None)
-        if name is None:
-            return None
-        return run_method(self.edition, self.backbone_name, name, seed, workbench=self)
+        return None if name is None else self.needed(name, seed)
 
     def method(self, config: Method, seed: int, *, look: bool = False) -> Rater | Scorer:
         """An untrained method on a pristine backbone; in stage 2 with what stage 1 has learned."""
@@ -219,20 +225,10 @@ class ChoiceWorkbench(Workbench):
             built.begin_with(before / METHOD_FOLDER)
         return built
 
-    def inputs(self, config: Method, seed: int, asked: Asked, controls: Sequence[ControlKind] = ()) -> dict[str, Any]:
-        """Everything a run's result depends on; equal inputs, equal result."""
+    def _asked_inputs(self, config: Method, seed: int, asked: Asked, controls: Sequence[ControlKind]) -> dict[str, Any]:
         before = self.begun_with(config, seed)
-        return {
-            "method": config.model_dump(mode="json", exclude={"label"}),
-            "begins_with": read_story(before)["inputs_digest"] if before else None,
-            "training": self.edition.training.model_dump(mode="json", exclude={"checkpoint_every"}),
-            "histories": self._histories(asked),
-            "four_bit": self.edition.hardware.four_bit,
-            "seed": seed,
-            "data": self.benchmark.digest,
-            "weights": self.weights_digest,
-            "code": provenance.code_digest((*provenance.RUN_MODULES, __name__), methods=(config.source(),)),
-        }
+        begun = read_story(before)["inputs_digest"] if before else None
+        return {"begins_with": begun, "histories": self._histories(asked)}
 
     def asked(self, method: str) -> Asked:
         """The splits whose choices are predicted, after histories of the lengths that the edition has for a method."""
@@ -283,23 +279,14 @@ class ChoiceWorkbench(Workbench):
         if not distributed.state().is_main_process:
             return
         write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
-        seal(
-            folder,
-            {
-                **about,
-                "seed": seed,
-                "config": {
-                    "method": config.model_dump(mode="json"),
-                    "training": self.edition.training.model_dump(mode="json"),
-                    "histories": self._histories(asked),
-                },
-                "parameters": method.describe(),
-                "context_tokens": self._context_tokens(config, method),
-                "steps": training.steps if training else 0,
-                "seconds": {"train": training.seconds if training else 0.0, "evaluate": seconds},
-                **circumstances(method.backbone.device),
-            },
-        )
+        story = {
+            **self._story(config, seed, training, histories=self._histories(asked)),
+            "parameters": method.describe(),
+            "context_tokens": self._context_tokens(config, method),
+            **circumstances(method.backbone.device),
+        }
+        story["seconds"] |= {"evaluate": seconds}
+        seal(folder, about | story)
 
     def _context_tokens(self, config: Method, method: Rater | Scorer) -> float:
         """How many tokens tell a rater of its user, on average; what reads no tokens has none."""
@@ -311,15 +298,7 @@ class ChoiceWorkbench(Workbench):
         return method.prefix_length + tokens / len(users)
 
 
-def run_all_seeds(
-    edition: Edition | str | Path, backbone_name: str, method_name: str, *, results: str | Path = RESULTS
-) -> list[Path]:
-    """Runs a method with all its seeds (`prefmoe.running.runs.run_method`), on one workbench; the folders in order."""
-    workbench = ChoiceWorkbench(load_edition(edition), backbone_name, results=results)
-    return [
-        run_method(workbench.edition, backbone_name, method_name, seed, results=results, workbench=workbench)
-        for seed in workbench.edition.seeds_of(method_name)
-    ]
+run_all_seeds = ChoiceWorkbench.run_all_seeds
 
 
 def trained_rater(
@@ -334,7 +313,7 @@ def trained_rater(
     """A rater as its run left it; the run is made first if it is not there. ``attention``: "eager" for a language model
     that returns attention maps."""
     workbench = ChoiceWorkbench(load_edition(edition), backbone_name, results=results)
-    folder = run_method(workbench.edition, backbone_name, method_name, seed, results=results, workbench=workbench)
+    folder = workbench.run_method(method_name, seed)
     verify(folder)
     backbone = load_backbone(backbone_name, attn=attention)
     return Rater.from_pretrained(folder / METHOD_FOLDER, backbone, workbench.benchmark)

@@ -16,7 +16,7 @@ from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.injection import Protocol
 from prefmoe.data.sources import load_benchmark
 from prefmoe.running.evaluation import small_talk
-from prefmoe.running.runs import Workbench, run_method
+from prefmoe.running.runs import Workbench
 from prefmoe.system.frozen import mistakes_of
 from prefmoe.system.names import did_you_mean
 
@@ -147,4 +147,4 @@ def run(
     if only_check:
         return used, []
     workbench = Workbench(used, entry.name, results=results, benchmark=benchmark)
-    return used, [run_method(used, entry.name, name, 0, workbench=workbench) for name in chosen]
+    return used, [workbench.run_method(name, 0) for name in chosen]

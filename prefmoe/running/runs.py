@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -27,7 +27,7 @@ from prefmoe.running.answers import answers, context_tokens, controlled_answers
 from prefmoe.running.evaluation import small_talk
 from prefmoe.running.record import circumstances
 from prefmoe.running.shortening import fitting_talks
-from prefmoe.running.training import train
+from prefmoe.running.training import TrainingResult, train
 from prefmoe.system import distributed, provenance
 from prefmoe.system.files import FileError, read_json, sole_process, write_json, write_parquet
 from prefmoe.system.names import did_you_mean
@@ -64,7 +64,12 @@ class Workbench:
 
     Every run starts from a backbone loaded anew, so that nothing of an earlier run is left in it; encoded questions
     and pictures, which no run changes, are handed on.
+
+    Attributes:
+        modules: of the class, whose code a result depends on beside `provenance.RUN_MODULES`.
     """
+
+    modules: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -153,23 +158,44 @@ class Workbench:
 
     def inputs(self, config: Method, seed: int, asked: Asked, controls: Sequence[ControlKind] = ()) -> dict[str, Any]:
         """Everything a run's result depends on; equal inputs, equal result."""
-        evaluation = self.edition.evaluation.model_dump(mode="json", exclude=APART)
-        evaluation["asked"] = {split: list(turns) for split, turns in asked.items()}
-        evaluation["controls"] = list(controls)
-        read = {}
-        if getattr(config, "counterfactual_source", "") == "file":
-            read["counterfactual_users"] = counterfactual.file_digest(self.benchmark.root)
         return {
-            **read,
+            **self._asked_inputs(config, seed, asked, controls),
             "method": config.model_dump(mode="json", exclude={"label"}),
             "training": self.edition.training.model_dump(mode="json", exclude={"checkpoint_every"}),
-            "evaluation": evaluation,
             "four_bit": self.edition.hardware.four_bit,
             "seed": seed,
             "data": self.benchmark.digest,
             "weights": self.weights_digest,
-            "code": provenance.code_digest(methods=(config.source(),)),
+            "code": provenance.code_digest((*provenance.RUN_MODULES, *self.modules), methods=(config.source(),)),
         }
+
+    def _asked_inputs(self, config: Method, seed: int, asked: Asked, controls: Sequence[ControlKind]) -> dict[str, Any]:
+        """What a result depends on in one kind of run alone: what is asked, and what the method reads beside."""
+        evaluation = self.edition.evaluation.model_dump(mode="json", exclude=APART)
+        evaluation["asked"] = {split: list(turns) for split, turns in asked.items()}
+        evaluation["controls"] = list(controls)
+        if getattr(config, "counterfactual_source", "") != "file":
+            return {"evaluation": evaluation}
+        return {"evaluation": evaluation, "counterfactual_users": counterfactual.file_digest(self.benchmark.root)}
+
+    def run_method(self, name: str, seed: int) -> Path:
+        """`run_method` of a method of this edition."""
+        return self.run(
+            self.edition.methods[name],
+            seed,
+            run_folder(self.results, self.edition.name, self.backbone_name, name, seed),
+            asked=self.asked(name),
+            controls=self.edition.evaluation.controls,
+            about={"edition": self.edition.name, "backbone": self.backbone_name, "method": name},
+        )
+
+    @classmethod
+    def run_all_seeds(
+        cls, edition: Edition | str | Path, backbone_name: str, method_name: str, *, results: str | Path = RESULTS
+    ) -> list[Path]:
+        """`run_method` for every seed of `Edition.seeds_of`, on one workbench."""
+        workbench = cls(edition, backbone_name, results=results)
+        return [workbench.run_method(method_name, seed) for seed in workbench.edition.seeds_of(method_name)]
 
     def run(
         self,
@@ -252,28 +278,26 @@ class Workbench:
         method.save_pretrained(folder / METHOD_FOLDER)
         if not distributed.state().is_main_process:
             return
-        timed = {"controls": control_seconds} if control_seconds else {}
         write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
         if under is not None:
             write_parquet(folder / CONTROLS_FILE, under)
-        seal(
-            folder,
-            {
-                **about,
-                "seed": seed,
-                "config": {
-                    "method": config.model_dump(mode="json"),
-                    "training": self.edition.training.model_dump(mode="json"),
-                    "evaluation": settings.model_dump(mode="json"),
-                },
-                "parameters": method.describe(),
-                "context_tokens": context_tokens(method, next(iter(questions.values()))),
-                "steps": training.steps if training else 0,
-                "shortened_questions": {str(f["turns"][0]): int((f["turns_left_out"] > 0).sum()) for f in frames},
-                "seconds": {"train": training.seconds if training else 0.0, "evaluate": seconds, **timed},
-                **circumstances(device),
-            },
-        )
+        story = {
+            **self._story(config, seed, training, evaluation=settings.model_dump(mode="json")),
+            "parameters": method.describe(),
+            "context_tokens": context_tokens(method, next(iter(questions.values()))),
+            "shortened_questions": {str(f["turns"][0]): int((f["turns_left_out"] > 0).sum()) for f in frames},
+            **circumstances(device),
+        }
+        story["seconds"] |= {"evaluate": seconds} | ({"controls": control_seconds} if control_seconds else {})
+        seal(folder, about | story)
+
+    def _story(
+        self, config: Method, seed: int, training: TrainingResult | None, **settings: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What run.json says of every kind of run. ``settings``: sections of the edition beside training."""
+        told = {"method": config.model_dump(mode="json"), "training": self.edition.training.model_dump(mode="json")}
+        steps, seconds = (training.steps, training.seconds) if training else (0, 0.0)
+        return {"seed": seed, "config": told | settings, "steps": steps, "seconds": {"train": seconds}}
 
 
 def _open_partial(partial: Path, inputs: dict[str, Any]) -> None:
@@ -311,34 +335,16 @@ def run_method(
     seed: int,
     *,
     results: str | Path = RESULTS,
-    workbench: Workbench | None = None,
 ) -> Path:
     """Trains and evaluates one method on one backbone with one seed; a complete, unchanged run is left alone.
 
-    ``workbench``: an open one of the same edition and backbone, to share what is loaded. Returns the run's folder:
+    Returns the run's folder:
     run.json, predictions.parquet (all turns and splits), controls.parquet (where the edition asks under controls that
     the method has), losses.parquet (unless non-tuned) and method/ (`save_pretrained`). Raises ConfigError if the
     edition has no such method; RunError if it has no such backbone, data are missing, or somebody is at work on the
     run; TrainingError if a loss is not finite; the run is not complete then.
     """
-    workbench = workbench or Workbench(edition, backbone_name, results=results)
-    edition = workbench.edition
-    return workbench.run(
-        edition.methods[method_name],
-        seed,
-        run_folder(workbench.results, edition.name, workbench.backbone_name, method_name, seed),
-        asked=workbench.asked(method_name),
-        controls=edition.evaluation.controls,
-        about={"edition": edition.name, "backbone": workbench.backbone_name, "method": method_name},
-    )
+    return Workbench(edition, backbone_name, results=results).run_method(method_name, seed)
 
 
-def run_all_seeds(
-    edition: Edition | str | Path, backbone_name: str, method_name: str, *, results: str | Path = RESULTS
-) -> list[Path]:
-    """`run_method` for every seed of `Edition.seeds_of`, on one workbench."""
-    workbench = Workbench(edition, backbone_name, results=results)
-    return [
-        run_method(edition, backbone_name, method_name, seed, workbench=workbench)
-        for seed in workbench.edition.seeds_of(method_name)
-    ]
+run_all_seeds = Workbench.run_all_seeds
