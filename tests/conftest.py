@@ -33,6 +33,7 @@ gc.disable()
 
 LONGEST = (
     "workflow",
+    "workflow_reruns",
     "site",
     "choice_miniature",
     "adapters",

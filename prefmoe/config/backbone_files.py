@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from prefmoe.system import hub, places
+from prefmoe.system import hub, places, provenance
 from prefmoe.system.file_digests import content_digests
 
 LOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -58,6 +58,13 @@ def registered_identity(name: str, digests: Digests) -> str:
     if folder is None:
         return identity(None, entry.get("hub_id"), entry.get("revision"))
     return files_digest(folder, digests)
+
+
+def cards_digest(name: str, digests: Digests) -> str:
+    """A hash of the names and contents of `CARDS` in the folder of a backbone of the registry."""
+    folder = places.weights_folder(name)
+    found = digests(path for card in CARDS if folder is not None and (path := folder / card).is_file())
+    return provenance.digest({path.name: digest for path, digest in found.items()})
 
 
 def noted_revision(folder: Path) -> str | None:

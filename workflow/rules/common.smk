@@ -14,7 +14,7 @@ from prefmoe.system import file_digests, provenance
 from prefmoe.workflow import workflow_lock
 from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, ConfigError, InjectedMethod, PrefMoEMethod,
                             load_edition)
-from prefmoe.config.backbone_files import registered_identity
+from prefmoe.config.backbone_files import cards_digest, registered_identity
 from prefmoe.config.outputs import committed_folder
 from prefmoe.system.places import (CHOICE_MINIATURE, DRAWER, MINIATURES, data_folder, drawer_folder, from_environment,
                                    is_miniature, made_backbones, weights_folder)
@@ -198,14 +198,14 @@ def run_inputs(wildcards):
 
 
 def table_inputs(wildcards):
-    """A digest of the settings and the code behind the tables."""
+    """A digest of the settings and the code behind the tables, and of the cards that they quote."""
     settings = EDITION.model_dump(mode="json", include={"methods", "table1", "table2", "backbones", "seeds"})
     makers = {
         "choices": "prefmoe.analysis.choice_tables",
         "pictures": "prefmoe.analysis.generation_tables",
         "questions": "prefmoe.analysis.tables",
     }
-    return provenance.digest([settings, provenance.code_digest((makers[ABOUT],), ())])
+    return provenance.digest([settings, provenance.code_digest((makers[ABOUT],), ()), *map(cards, EDITION.backbones)])
 
 
 def plan_inputs(wildcards):
@@ -228,11 +228,12 @@ def tuning_inputs(wildcards):
 
 
 def notebook_code(name, row):
-    """The digest of an analysis notebook; with the weights of all backbones where it shows them."""
-    if row.get("model") != "first":
+    """The digest of an analysis notebook; with the weights and the cards of all backbones where it shows them."""
+    shown_of = [*([weights] if row.get("model") == "first" else []), *([cards] if row.get("cards") else [])]
+    if not shown_of:
         return lambda wildcards: code(name)
     backbones = dict.fromkeys([*MINIATURES, *EDITION.backbones])
-    return lambda wildcards: provenance.digest([code(name), *map(weights, backbones)])
+    return lambda wildcards: provenance.digest([code(name), *(of(one) for of in shown_of for one in backbones)])
 
 
 def data_inputs(wildcards):
@@ -262,6 +263,12 @@ def drawer():
 def weights(backbone):
     """What identifies a backbone's weights and all else that is loaded with them."""
     return registered_identity(backbone, DIGESTS.of)
+
+
+@cache
+def cards(backbone):
+    """What identifies the cards of a backbone: how it was made, and what it can do."""
+    return cards_digest(backbone, DIGESTS.of)
 
 
 def absent(what, message):
