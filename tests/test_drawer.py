@@ -20,12 +20,7 @@ from prefmoe.generation.denoising import denoising_loss
 from prefmoe.generation.drawer import Drawer, DrawerError
 from prefmoe.generation.reader import AttributeReader, ReaderError, load_reader
 from prefmoe.generation.sampling import drawn, noise_of, sample
-from prefmoe.generation.user_branch import (
-    add_user_branch,
-    load_user_branch,
-    remove_user_branch,
-    save_user_branch,
-)
+from prefmoe.generation.user_branch import add_user_branch, remove_user_branch
 
 SEEDS = (5, 6, 7)
 
@@ -304,20 +299,9 @@ def test_a_drawer_is_the_same_after_saving_and_loading(drawer, tmp_path):
     assert len({path.stat().st_mode for path in (tmp_path / "drawer").rglob("*") if path.is_file()}) == 1
 
 
-def test_a_branch_is_the_same_after_saving_and_loading(personal, tmp_path):
-    drawer, branch = personal
-    _trained(branch)
-    given = dict(noise=SEEDS, steps=2, user_tokens=some_users(drawer, 3))
-    before = sample(drawer, PROMPTS, **given)
-    save_user_branch(drawer, branch, tmp_path / "branch.safetensors")
-    add_user_branch(drawer)
-    assert not torch.equal(sample(drawer, PROMPTS, **given), before)
-    load_user_branch(drawer, tmp_path / "branch.safetensors")
-    assert torch.equal(sample(drawer, PROMPTS, **given), before)
-    with pytest.raises(DrawerError, match=r"branch.safetensors: trained beside the drawer [0-9a-f]{16}, and this one"):
-        load_user_branch(tiny_drawer(1), tmp_path / "branch.safetensors")
-    with pytest.raises(DrawerError, match="saved without its branch"):
-        drawer.save_pretrained(tmp_path / "with branch")
+def test_a_drawer_is_saved_without_its_branch(personal, tmp_path):
+    with pytest.raises(DrawerError, match="saved without its branch for users: remove_user_branch"):
+        personal[0].save_pretrained(tmp_path / "with branch")
     assert not (tmp_path / "with branch").exists()
 
 
@@ -336,9 +320,6 @@ def test_folders_without_a_drawer_are_refused(drawer, tmp_path):
     (tmp_path / "damaged" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
     with pytest.raises(DrawerError, match="damaged: not the weights of a drawer"):
         Drawer.from_pretrained(tmp_path / "damaged")
-    (tmp_path / "damaged.safetensors").write_bytes(b"nothing")
-    with pytest.raises(DrawerError, match="damaged.safetensors: expected a branch"):
-        load_user_branch(drawer, tmp_path / "damaged.safetensors")
 
 
 def _of_nan(path):
@@ -412,12 +393,3 @@ def test_a_pipe_among_the_files_is_not_waited_for(saved, tmp_path):
         os.mkfifo(folder / part / "config.json")
         with pytest.raises((DrawerError, ReaderError), match="config.json: expected a regular file"):
             _loaded(folder, part)
-
-
-def test_a_branch_with_weights_that_are_no_numbers_is_refused(personal, tmp_path):
-    drawer, branch = personal
-    path = tmp_path / "branch.safetensors"
-    next(branch.parameters()).data[0, 0] = float("inf")
-    save_user_branch(drawer, branch, path)
-    with pytest.raises(DrawerError, match="branch.safetensors: NaN or infinite values in .*to_k_ip"):
-        load_user_branch(drawer, path)

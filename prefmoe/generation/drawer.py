@@ -76,9 +76,9 @@ class Drawer(DiffusionPipeline):
 
     def save_pretrained(self, folder: str | Path, **options) -> None:
         """Writes the drawer as a folder that `from_pretrained` reads. Raises DrawerError if it has a branch for users,
-        which is kept apart (`prefmoe.generation.user_branch`)."""
+        which its method keeps (`prefmoe.generation.branch`)."""
         if self.has_user_branch:
-            raise DrawerError("a drawer is saved without its branch for users: save_user_branch, remove_user_branch")
+            raise DrawerError("a drawer is saved without its branch for users: remove_user_branch")
         super().save_pretrained(folder, **options)
         open_to_readers(Path(folder))
 

@@ -9,18 +9,13 @@ bias, so that tokens of zeros are nobody, whatever was learned.
 """
 
 import hashlib
-from pathlib import Path
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from prefmoe.generation.drawer import Drawer, DrawerError
-from prefmoe.system.files import whole_file
-from prefmoe.system.finite import check_finite
+from prefmoe.generation.drawer import Drawer
 
 
 def add_user_branch(drawer: Drawer, tokens: int = 4, seed: int = 0) -> nn.ModuleDict:
@@ -55,38 +50,6 @@ def add_user_branch(drawer: Drawer, tokens: int = 4, seed: int = 0) -> nn.Module
     unet.encoder_hid_proj = MultiIPAdapterImageProjection([nn.Identity()])
     unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
     return nn.ModuleDict(branch)
-
-
-def save_user_branch(drawer: Drawer, branch: nn.ModuleDict, path: str | Path) -> None:
-    """Writes a branch as safetensors, with the digest of the drawer that it was trained beside."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in branch.state_dict().items()}
-    with whole_file(Path(path)) as partial:
-        save_file(state, partial, metadata={"drawer": drawer_digest(drawer)})
-
-
-def load_user_branch(drawer: Drawer, path: str | Path) -> nn.ModuleDict:
-    """Gives a drawer the branch that `save_user_branch` wrote.
-
-    Raises:
-        DrawerError: if the file is missing, no such branch, has weights that are no numbers, or was trained beside
-            another drawer; the drawer is then as it was.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise DrawerError(f"{path}: expected a branch for users: {error}") from error
-    if told.get("drawer") != (own := drawer_digest(drawer)):
-        raise DrawerError(f"{path}: trained beside the drawer {told.get('drawer')}, and this one is {own}")
-    check_finite(state.items(), path, DrawerError)
-    branch = add_user_branch(drawer)
-    try:
-        branch.load_state_dict(state)
-    except RuntimeError as error:
-        remove_user_branch(drawer)
-        raise DrawerError(f"{path}: expected a branch of this drawer's shape: {error}") from error
-    return branch
 
 
 def remove_user_branch(drawer: Drawer) -> None:

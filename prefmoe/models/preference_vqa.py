@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -69,15 +68,3 @@ class PreferenceVQA(Prototypes, settings=PreferenceVQAMethod):
             if weight := getattr(self.config, name):
                 losses[name] = weight * (each * mine).sum() / mine.sum().clamp_min(1)
         return losses
-
-    @torch.inference_mode()
-    def answer(self, sessions: Sequence[Session], question: int) -> tuple[list[str], list[str]]:
-        """The first word that it answers to each session's question of this number, and the right one; sessions without
-        such a question are left out."""
-        batch = self.collate(sessions)
-        hidden = self.hidden(batch.histories.to(self.backbone.device))
-        row, place, token, number = batch.histories.answers
-        first = torch.tensor([k == 0 or (row[k], number[k]) != (row[k - 1], number[k - 1]) for k in range(len(row))])
-        kept = (number == question) & first
-        said = self.backbone.lm_head(hidden[row[kept], place[kept]]).argmax(-1)
-        return tuple(self.backbone.tokenizer.convert_ids_to_tokens(ids.tolist()) for ids in (said, token[kept]))
