@@ -255,16 +255,26 @@ def test_every_committed_edition_reproduces_itself(edition):
     assert compare_edition(edition, made=FIGURES / edition).verdict == REPRODUCED
 
 
-def test_tables_of_choices_without_seeds_are_held_to_their_intervals(tmp_path):
-    """They have neither a backbone nor a metric, and no spread over seeds; references know no chance at all."""
+def test_tables_of_one_seed_are_held_to_the_sampling_error_of_two_runs(tmp_path):
+    """They have no spread over seeds, and those of choices neither backbone nor metric; references know no chance."""
     committed = {name: tables.read_table(FIGURES / f"preference-mini/{name}.csv")
                  for name in ("table1", "table2", "comparisons", "references")}  # fmt: skip
+    table = committed["table1"]
     about = {"method": "Prototypes", "users": "seen", "n_ref": 8, "candidates": 2, "k": 1}
-    row = committed["table1"][where(committed["table1"], about)].squeeze()
-    sampling = (row["high"] - row["low"]) / 2
-    near = both(tmp_path / "near", committed, table1=moved(committed["table1"], about, 0.9 * sampling))
+    row = table[where(table, about)].squeeze()
+    error = 2**0.5 * (row["high"] - row["low"]) / 3.92
+    limit = both(tmp_path / "same", committed).limit
+    assert 3 < limit < 5
+    near = both(tmp_path / "near", committed, table1=moved(table, about, 0.95 * limit * error))
     assert near.verdict == WITHIN and set(near.cells["metric"]) >= {"accuracy, 1 of 2", "accuracy, 2 of 4"}
-    assert both(tmp_path / "far", committed, table1=moved(committed["table1"], about, 1.1 * sampling)).verdict == NOT
+    assert "sampling error of a difference, as one seed has no spread" in reproduction.sentence(near)
+    assert both(tmp_path / "far", committed, table1=moved(table, about, 1.05 * limit * error)).verdict == NOT
+    rng, alarms = np.random.default_rng(0), 0
+    errors = (2**0.5 * (table["high"] - table["low"]) / 3.92).fillna(0)
+    for draw in range(10):  # as far apart as two runs are whose seeds differ as much as their users do
+        drawn = table.assign(value=table["value"] + rng.normal(size=len(table)) * errors)
+        alarms += both(tmp_path / str(draw), committed, table1=drawn).verdict == NOT
+    assert alarms <= 1
     known = {"method": "Best possible", "users": "seen", "n_ref": 0, "candidates": 2, "k": 1}
     other = both(tmp_path / "known", committed, references=moved(committed["references"], known, 0.001))
     assert other.verdict == NOT, "nothing was trained for it"

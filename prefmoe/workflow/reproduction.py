@@ -6,7 +6,8 @@ mean over K seeds; two means over different seeds differ by about spread x sqrt(
 of three seeds is itself uncertain, so that a cell's spread is never taken to be smaller than the usual one (root mean
 square over methods) of its metric and turns, which is also that of a method with a single seed. With hundreds of cells
 some differ by two units by chance: the limit is the number of units that, in nineteen of twenty repetitions, no cell
-exceeds (Bonferroni).
+exceeds (Bonferroni). An edition with one seed has no spread over seeds at all. The sampling error over users stands in
+for it, which is no smaller as a rule (in mini the spread of three seeds is .94 of it, root mean square over cells).
 """
 
 from collections.abc import Mapping
@@ -57,6 +58,9 @@ NOT_TRAINED = "NT"
 """The type of methods without seeds."""
 
 REPRODUCED, WITHIN, NOT = "reproduced", "reproduced within seeds", "not reproduced"
+BY_CHANCE = ("seeds", "one seed")
+"""Scales of cells that another seed would change, whose limit is that of many cells."""
+
 EQUAL, ALLOWED, FAR, SHOWN = "equal", "within", "too far", "not judged"
 
 
@@ -69,7 +73,7 @@ class Comparison:
     """Two runs' tables side by side.
 
     cells: a row per compared number: table, cell (what it is about), metric, column, committed, low, high (its
-        interval), here, difference, scale ("seeds", "interval", "exact" or "unknown"), unit, units, state.
+        interval), here, difference, scale ("seeds", "one seed", "interval", "exact" or "unknown"), unit, units, state.
     problems: tables, columns and rows that only one side has.
     notes: what was left out.
     conclusions: paired comparisons of which this run says something else, in words; limit: of units of the seeds.
@@ -133,7 +137,7 @@ def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[
                 problems += found
             parts.append(scale.measured(name, cells))
     cells = pd.concat(parts, ignore_index=True)
-    limit = float(norm.isf(0.025 / max(1, (cells["scale"] == "seeds").sum())))
+    limit = float(norm.isf(0.025 / max(1, cells["scale"].isin(BY_CHANCE).sum())))
     cells["state"] = _states(cells, limit)
     changed = _changed_conclusions(left.get("comparisons"), right.get("comparisons"))
     return Comparison(cells.drop(columns="keys"), limit, problems, notes, changed)
@@ -185,9 +189,12 @@ class _Scale:
         known = [self.own.get(self._place(keys | {"method": name})) for name in names]
         if any(known):
             return "seeds", float(np.sqrt(sum(unit**2 for unit in known if unit)))
+        sampling = float(np.nanmax([(row["high"] - row["low"]) / 3.92, 1 / max(row["n"], 1)]))
+        if not self.usual:
+            return "one seed", np.sqrt(2) * sampling
         # Without training there are no seeds, and only answers at a tie may be others: no more than the sampling
         # error, or, where that is nil, about an answer or two.
-        return "interval", float(np.nanmax([(row["high"] - row["low"]) / 3.92, 1 / max(row["n"], 1)]))
+        return "interval", sampling
 
 
 def _aligned(name: str, committed: pd.DataFrame, made: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -236,7 +243,7 @@ def _states(cells: pd.DataFrame, limit: float) -> np.ndarray:
     blank = cells["committed"].isna() & cells["here"].isna()
     one_blank = cells["committed"].isna() ^ cells["here"].isna()
     equal = blank | (cells["difference"].abs() <= TOLERANCE)
-    allowed = cells["units"] <= cells["scale"].map({"seeds": limit, "interval": 1.96})
+    allowed = cells["units"] <= cells["scale"].map(dict.fromkeys(BY_CHANCE, limit) | {"interval": 1.96})
     return np.select([equal, one_blank, cells["scale"] == "unknown", allowed], [EQUAL, FAR, SHOWN, ALLOWED], FAR)
 
 
@@ -288,14 +295,17 @@ def sentence(comparison: Comparison) -> str:
     if differing.empty:
         return f"{verdict}: all {len(judged)} judged numbers are the committed ones, and only finer ones differ."
     begin = f"{verdict}: {len(differing)} of {len(judged)} judged numbers differ"
-    spread = differing[differing["scale"] == "seeds"]
+    spread = differing[differing["scale"].isin(BY_CHANCE)]
     if spread.empty:
         return f"{begin}, all within the committed intervals."
-    usual = np.sqrt((cells.loc[cells["scale"] == "seeds", "units"] ** 2).mean())
+    usual = np.sqrt((cells.loc[cells["scale"].isin(BY_CHANCE), "units"] ** 2).mean())
     most, limit = f"{spread['units'].max():.1f}", f"{comparison.limit:.1f}"
+    unit = "spread between two sets of seeds"
+    if (spread["scale"] == "one seed").any():
+        unit = "sampling error of a difference, as one seed has no spread"
     return (
-        f"{begin}, none by more than other seeds would give (typically {usual:.1f}, at most {most} times the spread "
-        f"between two sets of seeds; the limit is {limit})."
+        f"{begin}, none by more than other seeds would give (typically {usual:.1f}, at most {most} times the {unit}; "
+        f"the limit is {limit})."
     )
 
 
