@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -161,27 +162,26 @@ class Collator:
                 f"profile: statement shows the statement that a question is about, and none of the "
                 f"{len(benchmark.users)} users of {benchmark.root} has a preference in any facet"
             )
-        self.backbone, self.benchmark = backbone, benchmark
-        self.prefix_length, self.profile, self.wording, self.cache = prefix_length, profile, wording, cache
-        shared = cache and benchmark.digest
-        self._known = backbone.encodings.benchmarks[benchmark.digest] if shared else BenchmarkEncodings()
-        self._examples = self._known.examples[self.form]
+        self.backbone, self.cache = backbone, cache
+        self.prefix_length, self.profile, self.wording = prefix_length, profile, wording
+        self._take(benchmark)
         self._pictures = self._known.pictures
+
+    def _take(self, benchmark: Benchmark) -> None:
+        self.benchmark, shared = benchmark, self.cache and benchmark.digest
+        self._known = self.backbone.encodings.benchmarks[benchmark.digest] if shared else BenchmarkEncodings()
+        self._examples = self._known.examples[self.form]
 
     @property
     def form(self) -> tuple[Hashable, ...]:
         """What the encoding of a question depends on beside the question: equal forms share what they have encoded."""
         return self.prefix_length, self.profile, self.wording
 
-    def of(self, benchmark: Benchmark) -> Collator:
-        """A collator like this one for another benchmark; pictures that are prepared stay so."""
-        other = self._anew(benchmark)
-        other._pictures = self._pictures
+    def of(self, benchmark: Benchmark) -> Self:
+        """A collator like this one for another benchmark of the same users; pictures that are prepared stay so."""
+        other = copy(self)
+        other._take(benchmark)
         return other
-
-    def _anew(self, benchmark: Benchmark) -> Collator:
-        settings = {"prefix_length": self.prefix_length, "profile": self.profile, "wording": self.wording}
-        return Collator(self.backbone, benchmark, **settings, cache=self.cache)
 
     def __call__(
         self, examples: Sequence[Example], *, transcripts: Sequence[Sequence[Turn]] | None = None, with_answer: bool

@@ -10,7 +10,7 @@ import pandas as pd
 
 from prefmoe.data.benchmark import name_mistake
 from prefmoe.data.choices import CHOICE_SPLITS, Choice, ChoiceBenchmark
-from prefmoe.data.rows import Columns, Mistakes, MMPBError, Row, read_rows
+from prefmoe.data.rows import Columns, Mistakes, MMPBError, Row, numbered, read_rows
 from prefmoe.data.shown import check_pictures
 
 TABLE, ATTRIBUTE_FILE, UTILITY_FILE = "choices.csv", "attributes.csv", "utilities.csv"
@@ -41,7 +41,7 @@ def read(folder: str | Path, *, seen: Path | None = None) -> ChoiceBenchmark:
     if not rows and not mistakes.lines:
         mistakes.add(TABLE, "expected at least one choice, found none")
     kept = [row for row in rows if _check(row)]
-    _check_indices(rows)
+    numbered(rows)
     _check_users(kept)
     _check_apart(kept)
     pictures = check_pictures(rows, root, seen, PICTURES)
@@ -94,15 +94,6 @@ def _check(row: Row) -> bool:
         if row[column] and row[column] in (row[other] for other in PICTURES[:k]):
             row.require(False, column, "a picture that is not in this choice already")
     return len(row.mistakes.lines) == before
-
-
-def _check_indices(rows: Sequence[Row]) -> None:
-    found: dict[int, Row] = {}
-    for row in rows:
-        index = row.number("index", "a non-negative integer")
-        if index is not None:
-            first = found.setdefault(index, row)
-            row.require(first is row, "index", f"an index that occurs once ({first.place_for(row)} has it, too)")
 
 
 def _check_users(rows: Sequence[Row]) -> None:

@@ -29,7 +29,7 @@ from prefmoe.data.benchmark import (
 )
 from prefmoe.data.columns import COLUMNS, DEFAULTS, IMAGE_COLUMNS, INJECTION_COLUMNS, QUESTIONS
 from prefmoe.data.packed import unpack
-from prefmoe.data.rows import Columns, Mistakes, MMPBError, Row, read_rows
+from prefmoe.data.rows import Columns, Mistakes, MMPBError, Row, numbered, read_rows
 from prefmoe.data.shown import check_pictures
 from prefmoe.data.splits import read_annotations, read_splits, read_transcripts
 
@@ -118,24 +118,12 @@ def check_questions(
     rows: Sequence[Row], root: Path, seen: Path | None = None
 ) -> tuple[dict[int, str], dict[str, User], dict[int, Example], dict[str, str]]:
     """Index -> name, the users, the examples and the pictures' digests; what is wrong becomes the rows' mistakes."""
-    indices = _check_indices(rows)
+    indices = {index: row["name"] for index, row in numbered(rows).items()}
     users = _read_users(rows, root)
     _check_holders(rows, users)
     examples = [_read_example(row, root) for row in rows]
     found = {example.index: example for example in examples if example is not None}
     return indices, users, found, check_pictures(rows, root, seen)
-
-
-def _check_indices(rows: Sequence[Row]) -> dict[int, str]:
-    """Index -> user name of the rows whose index is a number that did not occur before."""
-    found: dict[int, Row] = {}
-    for row in rows:
-        index = row.number("index", "a non-negative integer")
-        if index is None:
-            continue
-        first = found.setdefault(index, row)
-        row.require(first is row, "index", f"an index that occurs once ({first.place_for(row)} has it, too)")
-    return {index: row["name"] for index, row in found.items()}
 
 
 def _read_users(rows: Sequence[Row], root: Path) -> dict[str, User]:

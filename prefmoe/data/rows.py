@@ -6,7 +6,7 @@ import csv
 import difflib
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,16 @@ class Row:
     def place_for(self, other: Row) -> str:
         """This row's place, as said to somebody who reads about the other row."""
         return self.place if other.file == self.file else f"{self.place} of {self.file}"
+
+
+def numbered(rows: Iterable[Row]) -> dict[int, Row]:
+    """The rows by their index, the first of each; one that is no number, or was there before, is noted."""
+    found: dict[int, Row] = {}
+    for row in rows:
+        if (index := row.number("index", "a non-negative integer")) is not None:
+            first = found.setdefault(index, row)
+            row.require(first is row, "index", f"an index that occurs once ({first.place_for(row)} has it, too)")
+    return found
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class Method(nn.Module):
         config: the method's part of an edition.
         backbone: freshly loaded; it is frozen, and the method adds to it or changes it in place.
         benchmark: its users are the ones the method knows.
-        prefix_length: soft tokens at the front of every prompt. profile: what prompts show of the user.
+        prefix_length: soft tokens at the front of every prompt.
+        profile: what prompts show of the user; when absent as the config says.
         wording: what the method changes in the words of a prompt.
         seed: of what is drawn beside the initial values, which torch's random state decides.
         cache: keep encoded questions and pictures in memory.
@@ -85,7 +86,7 @@ class Method(nn.Module):
         benchmark: Benchmark,
         *,
         prefix_length: int = 0,
-        profile: Profile = "none",
+        profile: Profile | None = None,
         wording: Wording = PLAIN,
         seed: int = 0,
         cache: bool = True,
@@ -96,7 +97,8 @@ class Method(nn.Module):
                 raise MethodError(f"backbone {backbone.entry.name!r} already carries adapters ({name}); load it anew")
         backbone.freeze()
         self.config, self.backbone, self.benchmark = config, backbone, benchmark
-        self.prefix_length, self.profile, self.seed = prefix_length, profile, seed
+        self.prefix_length, self.seed = prefix_length, seed
+        self.profile: Profile = getattr(config, "profile", "none") if profile is None else profile
         self.model = backbone.model
         self.added_users: list[User] = []
         self.collator = self._make_collator(wording=replace(wording, answers=config.answers), cache=cache)

@@ -18,9 +18,6 @@ from prefmoe.models.lora import adapt
 class NonTuned(Method, settings=NonTunedMethod):
     """The backbone as it is, with the user's profile in the prompt or without."""
 
-    def __init__(self, config: NonTunedMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
-        super().__init__(config, backbone, benchmark, profile=config.profile, **options)
-
 
 class FullFineTuning(Method, settings=FullFineTuningMethod):
     """All weights of language model and projector are trained; the vision tower stays frozen.
@@ -30,7 +27,7 @@ class FullFineTuning(Method, settings=FullFineTuningMethod):
     """
 
     def __init__(self, config: FullFineTuningMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
-        super().__init__(config, backbone, benchmark, profile=config.profile, **options)
+        super().__init__(config, backbone, benchmark, **options)
         if getattr(backbone.model, "is_loaded_in_4bit", False):
             raise MethodError("full fine-tuning needs whole weights; set hardware.four_bit: false")
         self.compute = backbone.dtype
@@ -54,7 +51,7 @@ class LoRA(Method, settings=LoRAMethod):
     """
 
     def __init__(self, config: LoRAMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
-        super().__init__(config, backbone, benchmark, profile=config.profile, **options)
+        super().__init__(config, backbone, benchmark, **options)
         self.adapted = adapt(backbone, config)
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, Self
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Collator
@@ -18,15 +18,19 @@ class InjectedCollator(Collator):
     """Turns questions into batches as the protocol puts them."""
 
     def __init__(self, protocol: Protocol, backbone: Backbone, *, cache: bool) -> None:
-        super().__init__(backbone, protocol.benchmark, cache=cache)
         self.protocol = protocol
+        super().__init__(backbone, protocol.benchmark, cache=cache)
         # What the user's collator says of a profile is not asked for: prompts are the protocol's.
         self.profile = "none" if protocol.settings.tells_nothing else "both"
-        self._examples = self._known.examples[repr(protocol.settings), protocol.seed]
 
-    def _anew(self, benchmark: Benchmark) -> InjectedCollator:
-        protocol = Protocol(self.protocol.settings, benchmark, self.protocol.seed)
-        return InjectedCollator(protocol, self.backbone, cache=self.cache)
+    @property
+    def form(self) -> tuple[Hashable, ...]:
+        return repr(self.protocol.settings), self.protocol.seed
+
+    def of(self, benchmark: Benchmark) -> Self:
+        other = super().of(benchmark)
+        other.protocol = Protocol(self.protocol.settings, benchmark, self.protocol.seed)
+        return other
 
     def untold(self) -> InjectedCollator:
         nothing = {"description": "none", "preferences": False, "pictures": 0, "portraits": "own"}

@@ -40,9 +40,6 @@ class JointCollator(Collator):
         self.together = together
         super().__init__(*given, **options)
 
-    def _anew(self, benchmark: Benchmark) -> JointCollator:
-        return JointCollator(self.together, self.backbone, benchmark, wording=self.wording, cache=self.cache)
-
     def conversation(
         self, example: Example, user: User, transcript: Sequence[Turn]
     ) -> tuple[list[dict[str, Any]], Sequence[Picture]]:

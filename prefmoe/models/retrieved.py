@@ -141,10 +141,6 @@ class RetrievedCollator(Collator):
     def form(self) -> tuple[Hashable, ...]:
         return *super().form, "retrieved", self.count
 
-    def _anew(self, benchmark: Benchmark) -> RetrievedCollator:
-        options = {"wording": self.wording, "cache": self.cache}
-        return RetrievedCollator(self.index, self.count, self.backbone, benchmark, **options)
-
     def told(self, example: Example) -> Hashable:
         return self.index.entries(self.asked(example), self.count)
 

@@ -31,7 +31,7 @@ class SoftPrompt(Method, settings=SoftPromptMethod):
     token_controls = ("zero_prefix",)
 
     def __init__(self, config: SoftPromptMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
-        super().__init__(config, backbone, benchmark, prefix_length=config.tokens, profile=config.profile, **options)
+        super().__init__(config, backbone, benchmark, prefix_length=config.tokens, **options)
         rms = float(backbone.embed_tokens.weight.float().square().mean().sqrt())
         trained = trained_rows(benchmark, backbone.device)
         self.users = FreeUsers(trained, backbone.hidden_size, rms, config.tokens).to(backbone.device)

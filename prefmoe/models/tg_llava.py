@@ -43,7 +43,7 @@ class TGLLaVA(Method, settings=TGLLaVAMethod):
     def __init__(self, config: TGLLaVAMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         words = tuple(f"<detail{k}>" for k in range(config.latents))
         wording = Wording(after_picture="".join(words), added=words)
-        super().__init__(config, backbone, benchmark, profile=config.profile, wording=wording, **options)
+        super().__init__(config, backbone, benchmark, wording=wording, **options)
         self.added = AddedTokens(backbone, words)
         self.adapted = adapt(backbone, config)
         any_picture = next(iter(benchmark.examples.values())).image
