@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from prefmoe.backbones.batches import Batch, Collator
+from prefmoe.backbones.batches import Batch
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.config import RESULTS, Edition, run_folder
 from prefmoe.config.registry import find_backbone
@@ -91,16 +91,8 @@ def loss_logs(
 
 
 def prompts(method: Method, examples: Sequence[Example]) -> Batch:
-    """The questions without answers. Nothing is remembered: variants of a question share its index."""
-    collator = Collator(
-        method.backbone,
-        method.benchmark,
-        prefix_length=method.prefix_length,
-        profile=method.profile,
-        wording=method.collator.wording,
-        cache=False,
-    )
-    return collator(examples, with_answer=False).to(method.backbone.device)
+    """The questions without answers."""
+    return method.collator(examples, with_answer=False).to(method.backbone.device)
 
 
 def asked_text(example: Example) -> str:

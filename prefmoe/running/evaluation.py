@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
 from prefmoe import metrics
+from prefmoe.backbones.encodings import Encoded
 from prefmoe.backbones.last_positions import last_positions_only
 from prefmoe.config import TooLong
 from prefmoe.data.benchmark import OPTION_LETTERS, Benchmark, Example, Turn, join_holders
@@ -139,7 +140,22 @@ def question_columns(benchmark: Benchmark, examples: Sequence[Example]) -> pd.Da
     return pd.DataFrame(rows, columns=["split", "user", *QUESTION_COLUMNS]).join(told.reset_index(drop=True))
 
 
-def _generation_config(method: Method, max_new_tokens: int) -> GenerationConfig:
+def generate(
+    method: Method, examples: Sequence[Example], prompts: Sequence[Encoded], generation: GenerationConfig, *,
+    reuse_prefixes: bool = True,
+) -> Any:  # fmt: skip
+    """What generate() returns for encoded questions: with what they share computed once, where that can be."""
+    with last_positions_only(method.backbone, 1):
+        output = prefix_cache.generate(method, examples, prompts, generation) if reuse_prefixes else None
+        if output is not None:
+            return output
+        batch = method.collator.pad(prompts, examples).to(method.backbone.device)
+        options = {"generation_config": generation, "synced_gpus": distributed.sharding()}
+        with method.context(batch):
+            return method.model.generate(**batch.inputs, **options)
+
+
+def generation_config(method: Method, max_new_tokens: int) -> GenerationConfig:
     """Plain greedy decoding: no repetition penalty or temperature is inherited from the backbone's files."""
     end = method.backbone.model.generation_config.eos_token_id
     if end is None:
@@ -168,14 +184,7 @@ def _answer(
 ) -> pd.DataFrame:
     """Rows (prediction, probabilities, prompt digest, gates) of one batch."""
     prompts = [method.collator.encode(e, talk) for e, talk in zip(examples, transcripts, strict=True)]
-    with last_positions_only(method.backbone, 1):
-        output = prefix_cache.generate(method, examples, prompts, generation) if reuse_prefixes else None
-        if output is None:
-            batch = method.collator.pad(prompts, examples).to(method.backbone.device)
-            with method.context(batch):
-                output = method.model.generate(
-                    **batch.inputs, generation_config=generation, synced_gpus=distributed.sharding()
-                )
+    output = generate(method, examples, prompts, generation, reuse_prefixes=reuse_prefixes)
     # A NaN or an infinity is the largest logit wherever there is one; a row without any finite logit has none either.
     readable = torch.stack([step.amax(-1) for step in output.logits]).isfinite().all(0).tolist()
     if silent := [example.index for example, good in zip(examples, readable, strict=True) if not good]:
@@ -258,7 +267,7 @@ def evaluate(
     whole = [small_talk(example, transcripts, turns) for example in examples]
     talks = fitting_talks(method, examples, whole, max_new_tokens=max_new_tokens, too_long=too_long)
     tokens = first_tokens(method.backbone.tokenizer, letters=method.config.answers)
-    generation = _generation_config(method, max_new_tokens)
+    generation = generation_config(method, max_new_tokens)
 
     def length(place: int) -> int:
         """In tokens where encoded questions are kept; else in characters, rather than encode everything twice."""

@@ -7,16 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig
 
 from prefmoe.backbones.batches import Collator
 from prefmoe.backbones.encodings import Encoded
-from prefmoe.backbones.last_positions import last_positions_only
 from prefmoe.data.benchmark import Example
 from prefmoe.models.base import Method
 from prefmoe.models.lora import merged_lora
-from prefmoe.running import prefix_cache
-from prefmoe.running.evaluation import EvaluationError, answer_probabilities, first_tokens
+from prefmoe.running.evaluation import EvaluationError, answer_probabilities, first_tokens, generate, generation_config
 
 BATCH = 240
 """Questions per forward pass: four users' at once."""
@@ -35,22 +32,13 @@ def score(method: Method, examples: Sequence[Example], *, batch_size: int = BATC
         if example.name not in method.benchmark.users:
             raise EvaluationError(f"question {example.index}: the method knows no user {example.name!r}")
     tokens = first_tokens(method.backbone.tokenizer, letters=method.config.answers)
-    generation = GenerationConfig(
-        max_new_tokens=1, do_sample=False, use_cache=method.decodes_with_cache, output_logits=True,
-        return_dict_in_generate=True, pad_token_id=method.backbone.pad_token_id,
-    )  # fmt: skip
+    generation = generation_config(method, 1)
     method.eval()
     encoded, found = _encoded(method, examples), []
     with merged_lora(method.model):
         for start in range(0, len(examples), batch_size):
             asked = examples[start : start + batch_size]
-            prompts = [next(encoded) for _ in asked]
-            with last_positions_only(method.backbone, 1):
-                output = prefix_cache.generate(method, asked, prompts, generation)
-                if output is None:
-                    batch = method.collator.pad(prompts, asked).to(method.backbone.device)
-                    with method.context(batch):
-                        output = method.model.generate(**batch.inputs, generation_config=generation)
+            output = generate(method, asked, [next(encoded) for _ in asked], generation)
             found.append(answer_probabilities(output.logits[0], asked, tokens)["p_yes"].to_numpy(dtype=float))
     scores = np.concatenate(found)
     if not np.isfinite(scores).all():
