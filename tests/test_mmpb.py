@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from notebook_cells import cells
 from PIL import Image
 from synthetic_mmpb import USERS, change_row, make, rows, write_csv, write_split
 
@@ -380,23 +381,22 @@ def test_missing_files_are_named_without_a_traceback(tmp_path, folder):
     assert "mmpb_clean/sample.csv: cannot be read" in mistakes(folder)[0]
 
 
-def test_composition_counts_questions_users_groups_and_items(drawn):
+def test_composition_counts_questions_users_groups_and_items(drawn, monkeypatch):
+    monkeypatch.setenv("PREFMOE_DATA", str(drawn))
     benchmark = mmpb.read(drawn)
     counts = composition.question_counts(benchmark).set_index(["task_family", "split"])["n"]
     assert counts["preference_yesno", "train"] == 4 and counts["recognition_mcq", "test"] == 2
     assert counts.sum() == 18
     concepts = composition.question_counts(benchmark, "concept")
     assert set(concepts["concept"]) <= set(FACETS)
-    assert composition.user_counts(benchmark).to_dict("records") == [
-        {"attribute": "human", "n": 4, "with_preferences": 4},
-        {"attribute": "object", "n": 1, "with_preferences": 0},
-    ]
+    counts = cells("02", "split-figure", "real-rows", benchmark=benchmark).displayed[0]
+    assert counts.T.to_dict("list") == {"human": [4, 4], "object": [1, 0]}
     sizes = groupings.group_sizes(benchmark)
     assert sizes.groupby("facet", sort=False)["users"].apply(list).to_dict() == {f: [2, 1, 1] for f in FACETS}
     items = groupings.item_popularity(benchmark).set_index("item")
     assert (items.loc["travel a", "users"], items.loc["travel e", "users"]) == (3, 2)
-    sharing = composition.sharing_sizes(benchmark)
-    assert sharing.to_dict("list") == {"split": ["train", "unseen"], "size": [2, 2], "n": [4, 1]}
+    sharing = cells("02", "sharing-sizes", benchmark=benchmark)["sharing"]
+    assert sharing.value_counts().to_dict() == {("train", 2): 4, ("unseen", 2): 1}
 
 
 @pytest.mark.skipif(REAL is None, reason="PREFMOE_DATA does not point to the real rows")

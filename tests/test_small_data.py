@@ -56,7 +56,6 @@ def test_what_a_benchmark_is_made_of_is_shown(small, case):
         warnings.simplefilter("error", UserWarning)
         shown = cells("02", *ids, benchmark=benchmark, picture=lambda path: path).figures
     assert len(shown) == len(ids) and all(figure.get_label() for figure in shown)
-    assert not composition.user_counts(benchmark).empty
     assert composition.transcript(benchmark).empty
 
 

@@ -26,29 +26,6 @@ def question_counts(benchmark: Benchmark, by: str = "task_family") -> pd.DataFra
     return pd.concat(parts, ignore_index=True)
 
 
-def user_counts(benchmark: Benchmark) -> pd.DataFrame:
-    """Users per attribute. Returns columns attribute, n, with_preferences (how many of the n have any preference), most
-    frequent first."""
-    users = benchmark.users.values()
-    total = Counter(user.attribute for user in users)
-    informed = Counter(user.attribute for user in users if user.preferences)
-    rows = [(attribute, n, informed[attribute]) for attribute, n in total.most_common()]
-    return pd.DataFrame(rows, columns=["attribute", "n", "with_preferences"])
-
-
-def sharing_sizes(benchmark: Benchmark) -> pd.DataFrame:
-    """Sizes of the groups behind the collapse metric: users who hold the preference a question asks about.
-
-    Returns columns split, size, n: yes/no preference questions by the number of users in preference_bucket_names;
-    questions without that annotation are left out.
-    """
-    rows = []
-    for split in benchmark.splits:
-        sizes = Counter(len(e.bucket_names) for e in benchmark.select(split) if e.bucket_names)
-        rows += [(split, size, n) for size, n in sorted(sizes.items())]
-    return pd.DataFrame(rows, columns=["split", "size", "n"])
-
-
 def specimens(benchmark: Benchmark, split: str = "test") -> dict[str, Example]:
     """One question of every kind in a split, of different users where possible, preferences first. Returns kind ->
     question, such as "preference, negated", "recognition, no, Single" or "recognition, choice, Multi"."""
