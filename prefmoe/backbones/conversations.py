@@ -67,7 +67,7 @@ def encode(
     def moved(position: int) -> int:
         return position + sum(g for place, g in zip(places, growth, strict=True) if place < position)
 
-    earlier_pictures = len(places) - sum(part["type"] == "image" for part in _parts(messages[-1]))
+    earlier_pictures = len(places) - sum(part["type"] == "image" for part in whole.parts(messages[-1]))
     spans = [(moved(start), moved(end)) for start, end in spans]
     for place, tokens in list(zip(places, replacements, strict=True))[earlier_pictures:]:
         spans.append((moved(place), moved(place) + len(tokens)))
@@ -122,7 +122,7 @@ def render(backbone: Backbone, messages: Sequence[dict[str, Any]]) -> tuple[str,
     Returns the prompt, and for each text part of the last message its (start, end) in it, outer blanks left out. Raises
     CollationError if the last message is not the user's or has no text, or the template changes that text.
     """
-    parts = _parts(messages[-1])
+    parts = whole.parts(messages[-1])
     texts = [part["text"].strip() for part in parts if part["type"] == "text"]
     if messages[-1]["role"] != "user" or not any(texts):
         raise CollationError(f"expected a final user message with text, found {messages[-1]!r}")
@@ -162,11 +162,6 @@ def check_words(backbone: Backbone, encoded: Encoded, words: Sequence[str]) -> N
                 f"the prompt has {word!r} {written} times, and {found} times as one token of the tokenizer of "
                 f"{backbone.entry.name!r}: {encoded.prompt!r}"
             )
-
-
-def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
 def _apply_template(backbone: Backbone, messages: Sequence[dict[str, Any]], generation: bool = True) -> str:

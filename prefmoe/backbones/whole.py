@@ -242,7 +242,7 @@ def _processed(processor: Any, messages: Sequence[Mapping[str, Any]], images: Se
     shown = [
         {
             **message,
-            "content": [{**p, "image": next(waiting)} if p["type"] == "image" else dict(p) for p in _parts(message)],
+            "content": [{**p, "image": next(waiting)} if p["type"] == "image" else dict(p) for p in parts(message)],
         }
         for message in messages
     ]
@@ -281,7 +281,8 @@ def encode(backbone: Backbone, messages: Sequence[dict[str, Any]], images: Seque
     )  # fmt: skip
 
 
-def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a message's content, of which a text alone is one."""
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 

@@ -158,9 +158,7 @@ def rate(
 
 
 def _rate(method: Rater, split: str, *, n_ref: int, draw: int, batch_size: int) -> pd.DataFrame:
-    benchmark, by_user = method.benchmark, {}
-    for choice in benchmark.select(split):
-        by_user.setdefault(choice.user, []).append(choice)
+    benchmark, by_user = method.benchmark, method.benchmark.by_user(split)
     groups, rows = list(by_user.values()), []
     method.look_at(pictures(benchmark, set(by_user), benchmark.select(split)))
     bar = progress_bar(len(groups), f"rate {split} after {n_ref} choices, draw {draw}")
