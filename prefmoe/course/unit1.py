@@ -35,8 +35,7 @@ def said_likes(function: Callable) -> None:
         asked = "is not liked" if row["negated"] else "is liked"
         raise checking.NotYet(
             f"said_likes(questions)[{wrong[0]}] is {bool(values[wrong[0]])}: {row['user']} was asked whether it "
-            f"{asked}, "
-            f"and the answer is {row['answer']!r}; expected {expected[wrong[0]]}."
+            f"{asked}, and the answer is {row['answer']!r}; expected {expected[wrong[0]]}."
         )
     checking.right("A negated question turns the meaning of yes round.")
 

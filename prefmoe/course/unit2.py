@@ -65,8 +65,7 @@ def why(answer: Any) -> None:
     """How somebody who knows nobody can have a sensitivity far above zero."""
     reasons = {
         "a": "It never sees a name.",
-        "b": "Things that many like are asked about more often of people who do like them. Sensitivity "
-        "rewards that; "
+        "b": "Things that many like are asked about more often of people who do like them. Sensitivity rewards that; "
         "pairs about one and the same thing do not.",
         "c": "It has both questions right and questions wrong, in shares that the table shows with intervals.",
     }

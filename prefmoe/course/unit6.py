@@ -24,8 +24,7 @@ def exchange(function: Callable) -> None:
         if not torch.equal(rows, expected):
             raise checking.NotYet(
                 f"exchange(..., {facet!r}) changes the rows {changed}: expected row {4 + 2 * place} alone, the "
-                f"residual of "
-                f"{facet} (name, image, description; then prototype and residual of {', '.join(FACETS)})."
+                f"residual of {facet} (name, image, description; then prototype and residual of {', '.join(FACETS)})."
             )
         if not torch.equal(before, one):
             raise checking.NotYet("exchange changed the prefix that it was given: expected a new tensor (`clone`).")

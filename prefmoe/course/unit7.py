@@ -30,9 +30,8 @@ def interval(function: Callable) -> None:
     low, high = _bounds(checking.called(function, values, users, counts, name="interval"))
     shares = np.array([3 / 4, 2 / 4, 6 / 6, 3 / 3] * 5)
     hint = (
-        "For every row of counts: add up the values of the users that were drawn, each as often as drawn, and "
-        "divide by the "
-        "number of their questions. Users are in alphabetical order. Then the percentiles 2.5 and 97.5."
+        "For every row of counts: add up the values of the users that were drawn, each as often as drawn, and divide "
+        "by the number of their questions. Users are in alphabetical order. Then the percentiles 2.5 and 97.5."
     )
     checking.close([low, high], np.percentile(shares, [2.5, 97.5]), "interval of four questions", hint)
     values, users = hits(METHOD)
@@ -56,9 +55,8 @@ def permuted(function: Callable) -> None:
     value = checking.number(checking.called(function, first, second, users, swaps, name="permuted"), "permuted(...)")
     hint = (
         "In every row of swaps, users with a 1 exchange the two methods' results, which turns the sign of their "
-        "differences. "
-        "p is (1 + the number of rows whose total difference is at least as large as the observed one, in size) / "
-        "(1 + rows)."
+        "differences. p is (1 + the number of rows whose total difference is at least as large as the observed one, in "
+        "size) / (1 + rows)."
     )
     # observed 2 - 1 = 1; the rows give 1, -3, 3, -1, 1, none of them smaller in size
     checking.close(value, 6 / 6, "permuted(...) of four questions", hint)
@@ -83,9 +81,8 @@ def holm(function: Callable) -> None:
         found = checking.called(function, np.array(p), name="holm")
         values = checking.array(found, (len(p),), "holm(p)")
         hint = (
-            "The smallest p is multiplied by the number of tests, the next by one less, and so on; none is "
-            "smaller than the "
-            "one before, none above 1."
+            "The smallest p is multiplied by the number of tests, the next by one less, and so on; none is smaller "
+            "than the one before, none above 1."
         )
         checking.close(values, statistics.holm(p), f"holm({p})", hint)
     checking.right("With twenty comparisons, one in twenty is below .05 by chance; corrected, one family in twenty is.")

@@ -26,9 +26,8 @@ def fits(function: Callable) -> None:
             if bool(said) != bool(expected):
                 nearest = round(value * n)
                 raise checking.NotYet(
-                    f"fits says {bool(said)} of {value} with n = {n}: expected {bool(expected)}, since the "
-                    f"nearest share is "
-                    f"{nearest}/{n} = {nearest / n:.6f}, which is printed as {nearest / n:.4f}."
+                    f"fits says {bool(said)} of {value} with n = {n}: expected {bool(expected)}, since the nearest "
+                    f"share is {nearest}/{n} = {nearest / n:.6f}, which is printed as {nearest / n:.4f}."
                 )
     checking.right("A share of n questions is k/n for a whole number k, and few numbers with four decimals are.")
 
@@ -42,9 +41,8 @@ def excess(function: Callable) -> None:
         found = int(audit.fits(values, n).sum())
         expected = (found - len(values) * chance) / np.sqrt(len(values) * chance * (1 - chance))
         hint = (
-            f"{found} of {len(values)} values fit. By chance one does with probability c = (n + 1)/10001: "
-            f"subtract c times the "
-            "number of values, and divide by the square root of that number times c (1 - c)."
+            f"{found} of {len(values)} values fit. By chance one does with probability c = (n + 1)/10001: subtract c "
+            "times the number of values, and divide by the square root of that number times c (1 - c)."
         )
         checking.close(value, expected, f"excess({metric}, {n})", hint, tolerance=0.02 * max(1.0, abs(expected)))
     checking.right("Many n let some values fit; only the true one lets so many.")

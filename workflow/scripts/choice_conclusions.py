@@ -19,8 +19,7 @@ def known(t: Tables) -> list[str]:
     theirs, own = (t.row("preference-mini/collapse", measure=m, **where)["value"] for m in ("population", "user"))
     return [
         f"Nobody can name the liked of two pictures in more than {dot(best)} of the cases; whoever knows the "
-        f"population alone does in "
-        f"{dot(crowd)}.",
+        f"population alone does in {dot(crowd)}.",
         f"One choice of history brings an ideal reader to {dot(first)}, eight to {dot(reader)}.",
         f"Where the population's favourite of four is not the user's, that reader names the population's in "
         f"{dot(theirs)} and the user's in {dot(own)}.",
@@ -64,8 +63,7 @@ def prototypes(t: Tables) -> list[str]:
     holds(attention < 0.05, "prototypes get little attention")
     return [
         f"Prototypes get {100 * attention:.1f} % of a target picture's attention. Of its variance "
-        f"{dot(float(between))} lies between users, "
-        f"where {dot(float(by_chance))} would if users did not matter.",
+        f"{dot(float(between))} lies between users, where {dot(float(by_chance))} would if users did not matter.",
         f"The mere order of a history decides against the majority in {100 * changes:.1f} % of the readings.",
         f"Of a liked target's ten nearest neighbours {share} % are the same user's, by chance {chance} %: a "
         f"trace, not a map of tastes.",
@@ -81,8 +79,7 @@ def history(t: Tables) -> list[str]:
     gaps = [t.choices("Prototypes", "seen", n) - t.choices("Prototypes", "unseen", n) for n in (1, 8)]
     return [
         f"From one choice of history to eight the complete method rises from {dot(one)} to {dot(eight)}, an ideal "
-        f"reader from {dot(first)} to "
-        f"{dot(last)}: it reads its history, and less well than could be.",
+        f"reader from {dot(first)} to {dot(last)}: it reads its history, and less well than could be.",
         f"Neighbours in the history, which learn nothing, rise from {dot(near)} to {dot(far)}.",
         f"Seen users are ahead of unseen ones by {dot(gaps[0], 3)} after one choice and by {dot(gaps[1], 3)} "
         f"after eight.",

@@ -81,11 +81,9 @@ def _training(t: Tables) -> list[str]:
     full = t.main("PrefMoE", "sensitivity")
     return [
         f"The loss of the answer falls from {dot(float(first))} to {dot(float(last))}. The other terms are small "
-        f"beside it from the "
-        "first step on: anchors nearly meet what the contrasts ask for before any training.",
+        "beside it from the first step on: anchors nearly meet what the contrasts ask for before any training.",
         f"After 800 steps PrefMoE's sensitivity is {around(full)} (mean of {int(full['seeds'])} seeds). It is no "
-        f"measure of "
-        "knowing users: see notebook 4.",
+        "measure of knowing users: see notebook 4.",
     ]
 
 
@@ -110,9 +108,8 @@ def _table(t: Tables) -> list[str]:
         f"In the AUC over pairs of users PrefMoE is better than {len(better)} of {len(rivals)} rows, worse than "
         f"{f'{len(worse)}, all of which read the text' if worse else 'none'}, and not told apart from "
         f"{len(rivals) - len(sure)} (by the interval, and by the test with Holm's correction, .05).",
-        f"LoRA that reads frozen anchors is among the last: the difference is {around(frozen, 3, 'difference')}. "
-        f"That users were "
-        "learned from answers is not shown.",
+        f"LoRA that reads frozen anchors is among the last: the difference is {around(frozen, 3, 'difference')}. That "
+        "users were learned from answers is not shown.",
         f"In preference accuracy the popular choice, which knows nobody, has {dot(popular['value'], 3)} and PrefMoE "
         f"{dot(full['value'], 3)}: not told apart.",
         f"People are recognised on the LLaVA miniature: {dot(people[0])} of these questions, and {dot(people[1])} by "
@@ -155,16 +152,14 @@ def _space(t: Tables) -> list[str]:
     same, other = map(float, t.printed("09", pattern))
     n = int(after["n"])
     return [
-        f"Training leaves the space as the anchors made it: a residual's neighbours are of its facet in "
-        f"{dot(before['value'], 3)} of the "
-        f"cases before and {dot(after['value'], 3)} after, of its group in {dot(group[0]['value'], 3)} before and "
-        f"after, which is the best possible.",
+        "Training leaves the space as the anchors made it: a residual's neighbours are of its facet in "
+        f"{dot(before['value'], 3)} of the cases before and {dot(after['value'], 3)} after, of its group in "
+        f"{dot(group[0]['value'], 3)} before and after, which is the best possible.",
         f"Residuals of one group have a cosine of {dot(same, 3)}, of other groups {dot(other, 3)}, much as before "
         f"training.",
         f"The rosettes are no finding. Users of one group have the same anchor, and of {n} full tokens only "
-        f"{distinct['before']} have places of "
-        f"their own in the picture before training; afterwards {distinct['after']} have, and t-SNE arranges near "
-        f"copies in rings.",
+        f"{distinct['before']} have places of their own in the picture before training; afterwards {distinct['after']} "
+        "have, and t-SNE arranges near copies in rings.",
     ]
 
 
@@ -177,9 +172,8 @@ def _attention(t: Tables) -> list[str]:
     plain, other = (t.row("mini/controls", control=c, **where) for c in ("none", "other_user"))
     holds(other["low"] < 0.5 < other["high"] < plain["low"], "another user's prefix takes the AUC to .5")
     return [
-        "In no facet does the answer attend more to the residual of the facet that is asked about than to the "
-        "same token "
-        "when another facet is asked about.",
+        "In no facet does the answer attend more to the residual of the facet that is asked about than to the same "
+        "token when another facet is asked about.",
         f"The token that gets most, {share} %, is a prototype ({token.removeprefix('p ')}), the same for all users.",
         f"Yet the prefix decides: with somebody else's the AUC on what profiles tell falls from {around(plain)} "
         f"to {around(other)} "
@@ -194,9 +188,8 @@ def _routing(t: Tables) -> list[str]:
     holds(widest["preference"] < 0.02 and abs(float(difference)) < 0.005, "the preference router does not route")
     holds(widest["task"] < 0.1, "the task router hardly routes")
     return [
-        f"The routers do not route. Between kinds of questions, no mean gate of the preference router differs by "
-        f"more than "
-        f"{dot(widest['preference'], 3)}, of the profile router by {dot(widest['profile'], 3)}, of the task "
+        "The routers do not route. Between kinds of questions, no mean gate of the preference router differs by more "
+        f"than {dot(widest['preference'], 3)}, of the profile router by {dot(widest['profile'], 3)}, of the task "
         f"router by {dot(widest['task'], 3)}.",
         f"A question about a facet does not favour the facet's expert: by {difference} on average.",
         "What the mixture is worth (notebook 8) it is worth as a fixed mixture.",
@@ -214,9 +207,8 @@ def _audit(t: Tables) -> list[str]:
     return [
         f"The printed digits give the numbers of questions away: {n}.",
         f"{int((values['fits'] == 0).sum())} of {len(values)} printed values are no share of their questions, and "
-        f"{int((overall['fits'] == 0).sum())} of {len(overall)} Overall values are not the mean of their parts; "
-        f"the worst is printed "
-        f"{dot(worst['printed'], 4)} and computed {dot(worst['computed'], 4)}.",
+        f"{int((overall['fits'] == 0).sum())} of {len(overall)} Overall values are not the mean of their parts; the "
+        f"worst is printed {dot(worst['printed'], 4)} and computed {dot(worst['computed'], 4)}.",
         f"In {int(constant)} rows all three accuracies change by one and the same amount with small talk. Such "
         f"rows are read without.",
     ]
@@ -238,8 +230,7 @@ def _sure(t: Tables) -> list[str]:
         f"{dot(error['paired'], 3)} in overall accuracy can be "
         f"told when both methods answer the same questions, {dot(error['unpaired'], 3)} when not.",
         f"PrefMoE's AUC differs between seeds by a standard deviation of {dot(seeds['sd'], 3)} (from "
-        f"{dot(seeds['minimum'])} to "
-        f"{dot(seeds['maximum'])}).",
+        f"{dot(seeds['minimum'])} to {dot(seeds['maximum'])}).",
         f"Ten turns of small talk change PrefMoE's overall accuracy by {change}, and that of LoRA with profile by "
         f"{theirs}.",
         f"PrefMoE is too sure of preferences: confident by {dot(sure['confidence'])} on average, and right in "
