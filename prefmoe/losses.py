@@ -43,9 +43,8 @@ def profile_contrast(
         loss_i = -log s(t_i, a_i) / (s(t_i, a_i) + real_weight * mean_j s(t_i, a_j)
                                      + counterfactual_weight * mean_k s(t_i, c_k))
 
-    with j over the examples of other users and k over the counterfactual users admitted for example i. The
-    negatives enter by their mean, so that the loss does not depend on how many there are; an empty pool adds
-    nothing.
+    with j over the examples of other users and k over the counterfactual users admitted for example i. The negatives
+    enter by their mean, so that the loss does not depend on how many there are; an empty pool adds nothing.
 
     Args:
         anchor: (B, H) learned tokens t. positive: (B, H) frozen anchors a.

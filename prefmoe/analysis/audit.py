@@ -188,8 +188,7 @@ def edition_gains(table1: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFra
         table1, comparisons: CSV files of an edition's figures folder.
 
     Returns columns backbone, baseline (label), type (of the baseline), turns, metric, difference, low, high, n, clear
-    (1 where they are `text.told_apart`, else 0); the methods of Table 1 only, and the metrics that the
-    paper prints.
+    (1 where they are `text.told_apart`, else 0); the methods of Table 1 only, and the metrics that the paper prints.
     """
     types = table1[table1["type"] != REFERENCE].drop_duplicates("method").set_index("method")["type"]
     chosen = comparisons[comparisons["baseline"].isin(types.index) & comparisons["metric"].isin(QUESTIONS)]

@@ -36,8 +36,7 @@ def depicted_items(benchmark: Benchmark) -> pd.Series:
 
 
 def popularity_groups(benchmark: Benchmark) -> pd.Series:
-    """Each annotated question's item as rare, middle or popular (thirds of the items by number of
-    holders)."""
+    """Each annotated question's item as rare, middle or popular (thirds of the items by number of holders)."""
     annotations = benchmark.annotations
     annotations = annotations[annotations["item"].fillna("") != ""]
     holders = annotations.groupby("item")["popularity"].first()
@@ -131,8 +130,7 @@ def item_popularity(benchmark: Benchmark) -> pd.DataFrame:
 
 
 def group_sizes(benchmark: Benchmark) -> pd.DataFrame:
-    """How many users share each preference annotation: columns facet, group (id in benchmark.groups),
-    users, rank.
+    """How many users share each preference annotation: columns facet, group (id in benchmark.groups), users, rank.
 
     rank counts from 0, the largest group of its facet.
     """

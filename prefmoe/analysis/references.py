@@ -27,8 +27,7 @@ KNOWN = {
 def chance(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """Uniform guessing, exactly: twelve copies in which every allowed answer is given equally often.
 
-    The mean of a metric over the copies is its expected value, because 12 is a multiple of 2, 3 and 4
-    answers.
+    The mean of a metric over the copies is its expected value, because 12 is a multiple of 2, 3 and 4 answers.
 
     Returns frames with a column prediction.
     """
@@ -39,11 +38,10 @@ def chance(frame: pd.DataFrame) -> list[pd.DataFrame]:
 def popular_choice(train: pd.DataFrame, frame: pd.DataFrame, items: pd.Series) -> pd.DataFrame:
     """The answer of somebody who knows what people answered in training, but not who is asking.
 
-    It is told the item in the picture (it does not see the picture). Preference yes/no: what the
-    majority of the training answers about this item means, or about any item if this one never occurred;
-    negated questions are undone and redone. Multiple choice: the option that was right most often in
-    training, for the same wording if there is any. Recognition yes/no: the majority answer of training.
-    Ties mean "no" and the first option.
+    It is told the item in the picture (it does not see the picture). Preference yes/no: what the majority of the
+    training answers about this item means, or about any item if this one never occurred; negated questions are undone
+    and redone. Multiple choice: the option that was right most often in training, for the same wording if there is any.
+    Recognition yes/no: the majority answer of training. Ties mean "no" and the first option.
 
     Args:
         train: training questions with their answers.
@@ -89,10 +87,9 @@ def profile_reader(
 ) -> pd.DataFrame:
     """The answer of somebody who reads the user's profile text and is told the item in the picture.
 
-    Preference yes/no: yes if the item is among the user's likes. Multiple choice: the first option that
-    the user likes (or dislikes, when the question's target is "dislike"). The profile text does not show
-    the user's face in the picture, so recognition, and whatever the profile does not settle, falls back
-    on `popular_choice`.
+    Preference yes/no: yes if the item is among the user's likes. Multiple choice: the first option that the user likes
+    (or dislikes, when the question's target is "dislike"). The profile text does not show the user's face in the
+    picture, so recognition, and whatever the profile does not settle, falls back on `popular_choice`.
 
     Args:
         popular: the questions, with the `popular_choice` in the column prediction.

@@ -64,8 +64,7 @@ CATEGORIES = {"overall": ("preference", "recognition"), "preference": ("preferen
 
 
 def estimates_table(answers: Iterable[Answers]) -> pd.DataFrame:
-    """One row per method, backbone, turns and metric: the columns of `TABLE1_COLUMNS` and the method's
-    key."""
+    """One row per method, backbone, turns and metric: the columns of `TABLE1_COLUMNS` and the method's key."""
     rows = [
         {**entry.where(), "key": entry.key, "metric": metric, **estimate, "seeds": entry.seeds}
         for entry in answers
@@ -91,8 +90,7 @@ def ablation_table(edition: Edition, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def seeds_table(answers: Iterable[Answers]) -> pd.DataFrame:
-    """How much every metric differs between seeds (sd, minimum, maximum); unparsed: unreadable answers
-    per seed."""
+    """How much every metric differs between seeds (sd, minimum, maximum); unparsed: unreadable answers per seed."""
     rows = []
     for entry in answers:
         if entry.type == REFERENCE:

@@ -62,8 +62,7 @@ class Experiment(Frozen):
             the new users are compared with the trained ones.
         axis: a setting that has a positive number in every variant; the change of each metric per doubling
             of it is estimated, and metrics are broken down by who is asked about what.
-        equal_exposure: scale the training steps with data.users, so that every user is trained on equally
-            often.
+        equal_exposure: scale the training steps with data.users, so that every user is trained on equally often.
         backbones: of the edition; the protocol's where none are given.
         turns: of small talk, likewise. With several, each is compared with the first one.
     """

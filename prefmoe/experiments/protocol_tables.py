@@ -172,8 +172,7 @@ def read_cells(edition: Edition, protocol: Protocol, experiment: str, results: s
 def build(
     edition: Edition | str, *, results: str | Path = RESULTS, config_folder: str | Path = CONFIG_FOLDER
 ) -> dict[str, Path]:
-    """Writes every experiment's results, and all differences and trends, to
-    <results>/<edition>/figures/protocol/.
+    """Writes every experiment's results, and all differences and trends, to <results>/<edition>/figures/protocol/.
 
     ``config_folder``: or a file with other questions; its tables go to a folder of its name in that one. Returns name
     -> CSV file: one per experiment (`RESULT_COLUMNS`), "differences" and "trends". Raises ConfigError if the protocol

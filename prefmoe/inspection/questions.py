@@ -36,8 +36,7 @@ def trained_method(
 ) -> Method:
     """A trained method from its run folder, on a backbone loaded anew, ready to answer.
 
-    A run on a miniature backbone that is absent, or older than its settings, is made first; that takes a minute or
-    two.
+    A run on a miniature backbone that is absent, or older than its settings, is made first; that takes a minute or two.
 
     ``attn``: "eager" where attention maps will be asked for. Raises InspectionError if the run of a large backbone is
     absent; the message holds the command that makes it; MethodError if the run belongs to other weights or other users

@@ -30,20 +30,18 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
     """CoPL (Choi et al. 2025, arXiv 2503.01658): collaborative filtering by a graph, then a mixture of LoRA experts.
 
     The graph has the trained users on one side and kinds of pictures on the other, which are clusters of what training
-    questions show. An edge says that a user answered to like (1) or not to like (-1) a kind more often than not.
-    Light graph convolution (He et al. 2020, arXiv 2002.02126) over two hops, with the signed edges over the
-    square roots of both degrees and no weights of its own, makes each user of kinds and of users who judge the
-    same kinds alike: the mean of the three layers is the user's vector. A gate, softmax of a linear map of it, weighs
-    LoRA experts, beside one that everybody has; and the vectors are to tell liked from disliked kinds (the term
-    ``graph``).
+    questions show. An edge says that a user answered to like (1) or not to like (-1) a kind more often than not. Light
+    graph convolution (He et al. 2020, arXiv 2002.02126) over two hops, with the signed edges over the square roots of
+    both degrees and no weights of its own, makes each user of kinds and of users who judge the same kinds alike: the
+    mean of the three layers is the user's vector. A gate, softmax of a linear map of it, weighs LoRA experts, beside
+    one that everybody has; and the vectors are to tell liked from disliked kinds (the term ``graph``).
 
     A user without training questions is no part of the graph. The vector is then that of the trained users whose
     profiles are most alike: a mean weighed by the softmax of the cosines of facet anchors.
 
-    Departures: the paper first learns the graph and then the experts, here all learns at once; its items are
-    responses of models, its edges pairs of a preferred and another one; it adapts to an unseen user by a few
-    judgements of this user, here by the profile; the answer of a training question is among the edges that its own
-    user is made of.
+    Departures: the paper first learns the graph and then the experts, here all learns at once; its items are responses
+    of models, its edges pairs of a preferred and another one; it adapts to an unseen user by a few judgements of this
+    user, here by the profile; the answer of a training question is among the edges that its own user is made of.
     """
 
     auxiliary = frozenset({"graph"})

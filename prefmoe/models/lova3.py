@@ -37,9 +37,8 @@ class LOVA3(LoRA, settings=LOVA3Method):
         asking      image -> question and answer                                             (GenQA)
         assessing   image, question, candidate answer -> yes or no, with feedback            (EvalQA)
 
-    Half of the candidates are right. Every question of a batch is answered, as in all other methods; a share
-    of them is also asked and a share assessed, drawn anew in every step from its seed. Each task weighs by its
-    number of examples.
+    Half of the candidates are right. Every question of a batch is answered, as in all other methods; a share of them is
+    also asked and a share assessed, drawn anew in every step from its seed. Each task weighs by its number of examples.
 
     Departures: LoRA in the place of full fine-tuning, as for all parameter-efficient rows; asking and
     assessing are made from the training questions themselves (the original brings further data sets, wrong

@@ -6,11 +6,10 @@ PrefMoE (Lyu et al. 2026), section on the mixture. Beside each adapted projectio
     one user expert           bottleneck bent by the user's facets    B gelu(A x + c_i)
     two profile experts       mixed by the profile router             B (gate . A x)
 
-and a task router weighs (preference experts + user expert) against the profile experts. The sum over experts
-is linear in the gates, so all of it is a single LoRA of the experts' total rank whose low-rank activations
-are scaled: two matrix products per layer, however many experts there are. The B start at zero, so an
-untrained mixture changes nothing; the first step therefore moves B alone, and A, routers and context follow
-from the second on.
+and a task router weighs (preference experts + user expert) against the profile experts. The sum over experts is linear
+in the gates, so all of it is a single LoRA of the experts' total rank whose low-rank activations are scaled: two matrix
+products per layer, however many experts there are. The B start at zero, so an untrained mixture changes nothing; the
+first step therefore moves B alone, and A, routers and context follow from the second on.
 
 B, T = batch, tokens; R = total rank; H = hidden size of the language model.
 """

@@ -19,9 +19,8 @@ from prefmoe.models.prefix import PrefixHook
 class SoftPrompt(Method, settings=SoftPromptMethod):
     """Prompt tuning (Lester et al. 2021, arXiv 2104.08691, Section 2), a prompt per user, not per task.
 
-    For a question X about user i with answer Y, ``max over P_i of log Pr(Y | [P_i; X])``: P_i are free
-    vectors in the place of word embeddings, and nothing else is trained. Users without training questions get
-    the mean prompt.
+    For a question X about user i with answer Y, ``max over P_i of log Pr(Y | [P_i; X])``: P_i are free vectors in the
+    place of word embeddings, and nothing else is trained. Users without training questions get the mean prompt.
 
     Departures: drawn from N(0, rms^2) of the word embeddings rather than from the embeddings of frequent
     words; AdamW with the edition's schedule rather than Adafactor.

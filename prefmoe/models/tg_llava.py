@@ -23,8 +23,7 @@ from prefmoe.models.lora import adapt
 class TGLLaVA(Method, settings=TGLLaVAMethod):
     """TG-LLaVA (Yan et al. 2025, arXiv 2409.09564, Section 3): text-guided feature mask and detail perceiver.
 
-    With F the vision tower's output, F_t the question's text features, F_t^p their mean, and L_m and L_d
-    latents:
+    With F the vision tower's output, F_t the question's text features, F_t^p their mean, and L_m and L_d latents:
 
         M_t = FFN(A_cross(A_self(L_m), F_t^p)),   F' = F + Z(M_t)   before the projector, Z zero-initialised
         T_d = MLP(P_image(P_text(L_d, F_t), F_p))                   tokens behind the picture's own

@@ -31,18 +31,16 @@ class YoLLaVA(Method, settings=YoLLaVAMethod):
     softmax of every answer runs over too. The published code trains both matrices and restores all other rows
     after each step; here the new rows are kept apart, one set per user, and no other row ever has a gradient.
 
-    Beside the questions the model is asked "Can you see <sks>?" about pictures of the user (yes) and hard
-    negatives (no): pictures of the users who look most alike, by the mean projected tokens of their profile
-    pictures.
+    Beside the questions the model is asked "Can you see <sks>?" about pictures of the user (yes) and hard negatives
+    (no): pictures of the users who look most alike, by the mean projected tokens of their profile pictures.
 
     Users without training questions get the mean rows: nothing is known of them.
 
-    Departures: the opening is an acknowledged turn, as the profile of this benchmark is, because not every
-    chat template has a system prompt; the output rows of the latent tokens are trained as in the published
-    code, where the paper's theta names that of <sks> alone; hard negatives come from the benchmark instead of
-    a web-scale collection; no conversations written by another model, since the training questions take their
-    place; the edition's batches, schedule and weight decay (published: AdamW 1e-3, weight decay 1e-2, batches
-    of 1, 15 epochs per user).
+    Departures: the opening is an acknowledged turn, as the profile of this benchmark is, because not every chat
+    template has a system prompt; the output rows of the latent tokens are trained as in the published code, where the
+    paper's theta names that of <sks> alone; hard negatives come from the benchmark instead of a web-scale collection;
+    no conversations written by another model, since the training questions take their place; the edition's batches,
+    schedule and weight decay (published: AdamW 1e-3, weight decay 1e-2, batches of 1, 15 epochs per user).
     """
 
     users_need_training = "a user's words come from training questions"

@@ -23,12 +23,11 @@ def plan_batches(
 ) -> list[list[int]]:
     """The positions (into ``examples``) of every batch of a training run.
 
-    A function of the examples, the seed and the batch size alone, so that all methods of an edition see the
-    same questions in the same order, and a longer run begins like a shorter one. With ``one_form`` batches are of one
-    form (with options or without) as far as the numbers allow, because the two differ in length. With
-    ``group_batches`` an example comes, where possible, with one about another user of its preference group: the
-    residual contrast (PrefMoE, Lyu et al. 2026, residual losses) has no positives otherwise. With neither, batches are
-    random.
+    A function of the examples, the seed and the batch size alone, so that all methods of an edition see the same
+    questions in the same order, and a longer run begins like a shorter one. With ``one_form`` batches are of one form
+    (with options or without) as far as the numbers allow, because the two differ in length. With ``group_batches`` an
+    example comes, where possible, with one about another user of its preference group: the residual contrast (PrefMoE,
+    Lyu et al. 2026, residual losses) has no positives otherwise. With neither, batches are random.
 
     Raises ValueError if there are no examples.
     """

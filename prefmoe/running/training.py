@@ -148,11 +148,10 @@ def train(
 ) -> TrainingResult:
     """Trains a method in place and logs each loss term.
 
-    AdamW with the method's parameter groups, linear warm-up, gradient clipping. ``training.batch_size``
-    examples enter a forward pass (shared among the processes of ``accelerate launch``), and
-    ``gradient_accumulation`` of these make a step. All randomness of a step (dropout) is drawn from
-    (seed, step), and the order of the examples from the seed, so that a run resumed from
-    ``folder/checkpoint`` ends in exactly the weights of one that was never interrupted.
+    AdamW with the method's parameter groups, linear warm-up, gradient clipping. ``training.batch_size`` examples enter
+    a forward pass (shared among the processes of ``accelerate launch``), and ``gradient_accumulation`` of these make a
+    step. All randomness of a step (dropout) is drawn from (seed, step), and the order of the examples from the seed, so
+    that a run resumed from ``folder/checkpoint`` ends in exactly the weights of one that was never interrupted.
 
     Args:
         on_step: called after every step with the number of steps done and the weighted terms.
