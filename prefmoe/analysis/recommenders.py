@@ -14,11 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 POPULARITY, ALS, BPR = "Popularity", "ALS", "BPR"
 
-KNOWN = {
-    POPULARITY: "population's answers",
-    ALS: "every user's answers",
-    BPR: "every user's answers",
-}
+KNOWN = {POPULARITY: "population's answers", ALS: "every user's answers", BPR: "every user's answers"}
 """What each is shown of users; of one whom nobody was asked about, the population's answers."""
 
 FACTORS = (8, 16)

@@ -93,10 +93,7 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
         """The vectors of trained users (T, D) and of kinds (K, D): means over zero, one and two hops."""
         people, things = [self.people], [self.things]
         for _ in range(2):
-            people, things = (
-                [*people, self.adjacency @ things[-1]],
-                [*things, self.adjacency.T @ people[-1]],
-            )
+            people, things = ([*people, self.adjacency @ things[-1]], [*things, self.adjacency.T @ people[-1]])
         return torch.stack(people).mean(0), torch.stack(things).mean(0)
 
     def user_gates(self, rows: Tensor) -> Tensor:

@@ -329,12 +329,7 @@ def _publish(partial: Path, folder: Path) -> None:
 
 
 def run_method(
-    edition: Edition | str | Path,
-    backbone_name: str,
-    method_name: str,
-    seed: int,
-    *,
-    results: str | Path = RESULTS,
+    edition: Edition | str | Path, backbone_name: str, method_name: str, seed: int, *, results: str | Path = RESULTS
 ) -> Path:
     """Trains and evaluates one method on one backbone with one seed; a complete, unchanged run is left alone.
 
