@@ -1,15 +1,15 @@
 """What the methods PrefMoE is compared with promise: training, answers, files."""
 
 import json
-from functools import cache, partial
+from functools import partial
 
 import pytest
 import torch
 from method_checks import assert_backbone_unchanged, batch_of, fit, logits, moved_by, trained_names
 from pydantic import TypeAdapter
+from tiny_models import going_on
 
 from prefmoe import config
-from prefmoe.backbones.backbone import Backbone
 from prefmoe.config import Training
 from prefmoe.data.benchmark import User
 from prefmoe.models.base import Method, MethodError, build_method
@@ -40,16 +40,8 @@ def configuration(kind: str) -> config.Method:
 
 @pytest.fixture(scope="module")
 def fresh(tiny_backbone):
-    """fresh(architecture): a tiny backbone that goes on with what the module's others saw, as the runs of one process
-    do. What a tower says about a picture depends, in its last digits, on the pictures that it sees beside it."""
-    first = cache(partial(tiny_backbone, cache_images=True))
-
-    def fresh(kind: str) -> Backbone:
-        backbone = tiny_backbone(kind, cache_images=True)
-        backbone.adopt_caches(first(kind))
-        return backbone
-
-    return fresh
+    """fresh(architecture): a tiny backbone that goes on with what the module's others saw."""
+    return going_on(partial(tiny_backbone, cache_images=True))
 
 
 @pytest.fixture

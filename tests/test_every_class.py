@@ -4,17 +4,14 @@ What the prefix and the key-value cache change on every class is in test_prefix.
 cache in test_backbones.py.
 """
 
-from functools import cache
 
 import pytest
 import torch
 from pydantic import TypeAdapter
-from small_world import METHODS, PREFMOE, model_folder, small_benchmark
-from tiny_models import ARCHITECTURES
+from small_world import METHODS, PREFMOE, small_backbone, small_benchmark
+from tiny_models import ARCHITECTURES, going_on
 
 from prefmoe import config
-from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.loading import load_backbone
 from prefmoe.data.benchmark import Example
 from prefmoe.models.base import Method, build_method
 from prefmoe.models.moe_lora import MixtureOfLoRA
@@ -37,16 +34,12 @@ CASES = [
 """Every class with every method of Table 1, and every step of the ablation with LLaVA and with one or two more."""
 
 
-@cache
-def _encoded(kind: str) -> Backbone:
-    """A backbone whose encoded questions the others of its class go on with."""
-    return load_backbone(model_folder(kind))
+backbone_of = going_on(small_backbone)
 
 
 def build(kind: str, name: str = "PrefMoE") -> Method:
-    backbone = load_backbone(model_folder(kind))
-    backbone.adopt_caches(_encoded(kind))
-    return build_method(TypeAdapter(config.Method).validate_python(KINDS[name]), backbone, small_benchmark(), seed=0)
+    settings = TypeAdapter(config.Method).validate_python(KINDS[name])
+    return build_method(settings, backbone_of(kind), small_benchmark(), seed=0)
 
 
 def spoiled(method: Method) -> Method:
@@ -86,7 +79,7 @@ def test_without_its_prefix_an_untrained_prefmoe_is_its_backbone(kind):
         found = method.model(**batch.inputs).logits[:, -1]
         assert method.routing.scale is not None
     with torch.no_grad():
-        expected = _encoded(kind).model(**batch.inputs).logits[:, -1]
+        expected = small_backbone(kind).model(**batch.inputs).logits[:, -1]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(with_prefix, expected, atol=1e-2)
 
@@ -135,7 +128,7 @@ def test_every_method_takes_a_step_and_comes_back_from_disk(kind, name, tmp_path
     with torch.no_grad(), method.context(batch):
         expected = method.model(**batch.inputs).logits
     method.save_pretrained(tmp_path)
-    loaded = Method.from_pretrained(tmp_path, load_backbone(model_folder(kind)), small_benchmark())
+    loaded = Method.from_pretrained(tmp_path, small_backbone(kind), small_benchmark())
     with torch.no_grad(), loaded.context(batch):
         assert torch.equal(loaded.model(**batch.inputs).logits, expected)
 

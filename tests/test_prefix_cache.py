@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from small_world import METHODS, PREFMOE, small_backbone, small_benchmark
-from tiny_models import ARCHITECTURES, DEEPSEEK_VL2
+from tiny_models import ARCHITECTURES, DEEPSEEK_VL2, going_on
 from transformers import GenerationConfig
 
 from prefmoe import config
@@ -41,17 +41,7 @@ SHARING |= dict.fromkeys(("NT", "injected", "E", "EPICD", "soft prompt", "Yo'LLa
 SHARING |= dict.fromkeys(("one LoRA each", "embedding", "graph"), "user")
 
 
-@cache
-def encoded(kind: str):
-    """A tiny model whose pictures and prompts the others of its class go on with."""
-    return small_backbone(kind, cache_images=True)
-
-
-def backbone_of(kind: str):
-    """A tiny model of a class, with the pictures and prompts that earlier ones encoded."""
-    backbone = small_backbone(kind, cache_images=True)
-    backbone.adopt_caches(encoded(kind))
-    return backbone
+backbone_of = going_on(partial(small_backbone, cache_images=True))
 
 
 def method_of(content: dict, backbone):

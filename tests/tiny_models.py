@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +271,18 @@ def read_once(load: Callable[..., Backbone]) -> Callable[..., Backbone]:
         return Backbone(entry, model.copy(), copy.deepcopy(processor))
 
     return load_or_copy
+
+
+def going_on(load: Callable[..., Backbone]) -> Callable[..., Backbone]:
+    """load(kind), whose backbones go on with what the first of their kind saw, as the runs of one process do.
+
+    What a tower says about a picture depends, in its last digits, on the pictures that it sees beside it.
+    """
+    first = cache(load)
+
+    def load_and_go_on(kind: str) -> Backbone:
+        backbone = load(kind)
+        backbone.adopt_caches(first(kind))
+        return backbone
+
+    return load_and_go_on
