@@ -1,13 +1,13 @@
-"""Floors and ceilings on a benchmark small enough to answer by hand, and tables against sums made another way."""
+"""Tables against sums made another way, on a benchmark small enough to answer by hand."""
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from table_world import EDITION, TEST, TRAIN, UNSEEN, keep, key_of
 
 from prefmoe import metrics
 from prefmoe.analysis import answers, statistics, tables
@@ -22,232 +22,19 @@ from prefmoe.analysis.comparisons import (
     detectable_table,
     forest_table,
 )
-from prefmoe.analysis.groupings import (
-    dataset_statistics,
-    depicted_items,
-    group_sizes,
-    item_popularity,
-    popularity_groups,
-    questions,
-)
 from prefmoe.analysis.information import information_table
 from prefmoe.analysis.references import (
     CHANCE,
-    GROUP,
     POPULAR,
     READER,
-    chance,
-    popular_choice,
-    profile_reader,
     read_references,
-    references,
-    untold_likes,
 )
-from prefmoe.analysis.text import counted, group_rises, mean_of_seeds, readable, told_apart, verdicts, with_dashes
+from prefmoe.analysis.text import readable
 from prefmoe.config import Edition, run_folder
-from prefmoe.data.benchmark import Benchmark, Preference, User
 from prefmoe.system import run_files
 from prefmoe.system.places import weights_folder
 
-LIKES = {"ann": ("tea", "jam"), "bob": ("tea", "jam"), "cid": ("tea", "kites"), "dan": ("ice", "kites")}
-DISLIKES = {"ann": ("ice",), "bob": ("ice",), "cid": ("maps",), "dan": ("tea",)}
-HOLDERS = {item: [n for n, likes in LIKES.items() if item in likes] for item in ("tea", "jam", "ice", "kites", "maps")}
-
-
-def yes_no(name: str, item: str, *, negated: bool = False, seen: bool = False) -> dict:
-    holds = item in LIKES[name]
-    return {
-        "name": name, "category": "preference", "l2-category": "awareness" if holds else "overconcept",
-        "concept": "travel", "question": f"{'not ' if negated else ''}like?", "answer": 4 if holds != negated else 5,
-        "preference_semantic_invert": int(negated), "preference_bucket_names": " | ".join(HOLDERS[item]),
-        "item": item, "seen_pair": int(seen),
-    }  # fmt: skip
-
-
-def choice(name: str, options: tuple[str, ...], right: str, target: str = "like") -> dict:
-    return {
-        "name": name, "category": "preference", "l2-category": "inconsistency", "concept": "travel", "target": target,
-        "question": f"most {target}d?", **dict(zip("ABCD", options, strict=False)), "answer": options.index(right),
-        "item": right,
-    }  # fmt: skip
-
-
-def present(name: str, answer: int) -> dict:
-    kind = "awareness" if answer == 4 else "overconcept"
-    return {"name": name, "category": "recognition", "l2-category": kind, "question": "here?", "answer": answer}
-
-
-TRAIN = [
-    yes_no("ann", "tea"), yes_no("bob", "tea"), yes_no("cid", "tea", negated=True), yes_no("dan", "tea"),
-    yes_no("ann", "ice"), yes_no("bob", "ice", negated=True), yes_no("dan", "ice"), yes_no("dan", "maps"),
-    choice("ann", ("tea", "ice", "maps", "kites"), "tea"), choice("bob", ("ice", "tea", "maps", "kites"), "tea"),
-    choice("dan", ("ice", "tea", "maps", "jam"), "ice"),
-    choice("ann", ("tea", "ice", "maps", "jam"), "ice", "dislike"),
-    present("ann", 4), present("bob", 4), present("dan", 5),
-]  # fmt: skip
-TEST = [
-    yes_no("ann", "tea", seen=True),  # popular says yes: right
-    yes_no("dan", "tea", seen=True),  # popular says yes: the collapse
-    yes_no("dan", "tea", negated=True, seen=True),  # popular says no, negated
-    yes_no("cid", "ice"),  # popular says no: right
-    yes_no("dan", "ice", seen=True),  # popular says no: wrong
-    yes_no("dan", "kites"),  # never asked in training: the majority of all items, no
-    choice("cid", ("maps", "tea", "ice", "jam"), "tea"),  # tea was right most often
-    choice("dan", ("tea", "maps", "ice", "jam"), "ice"),  # tea again: wrong
-    choice("cid", ("tea", "ice", "maps", "jam"), "maps", "dislike"),  # ice, by the wording
-    present("cid", 5),  # majority yes: wrong
-]
-UNSEEN = [yes_no("dan", "jam")]
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Benchmark:
-    rows = [*TRAIN, *TEST, *UNSEEN]
-    defaults = dict.fromkeys((*"ABCD", "target", "concept", "preference_bucket_names", "item"), "")
-    defaults |= {"preference_semantic_invert": 0, "preference_common_items": "", "seen_pair": 0}
-    frame = pd.DataFrame([defaults | row for row in rows]).rename_axis("index")
-    annotations = frame[["item", "seen_pair"]].assign(popularity=[len(HOLDERS.get(i, ())) for i in frame["item"]])
-    users = {
-        name: User(
-            name=name, attribute="human", description=f"{name} smiles", images=(Path("x.png"),),
-            preferences={"travel": Preference(likes=LIKES[name], dislikes=DISLIKES[name])},
-        )
-        for name in LIKES
-    }  # fmt: skip
-    ends = np.cumsum([0, len(TRAIN), len(TEST), len(UNSEEN)])
-    names = ("train", "test", "unseen")
-    splits = {name: tuple(range(*ends[k : k + 2])) for k, name in enumerate(names)} | {"validation": ()}
-    frame = frame.drop(columns=["item", "seen_pair"])
-    return Benchmark(root=Path("."), frame=frame, users=users, examples={}, splits=splits, annotations=annotations)
-
-
-def test_popular_choice_answers_what_training_answered_most(benchmark):
-    train, test = questions(benchmark, "train"), questions(benchmark, "test")
-    answers = popular_choice(train, test, depicted_items(benchmark))
-    assert answers["prediction"].tolist() == ["yes", "yes", "no", "no", "no", "no", "B", "A", "B", "yes"]
-
-
-def test_popular_choice_never_looks_at_the_answers_it_predicts(benchmark):
-    train, test = questions(benchmark, "train"), questions(benchmark, "test")
-    items = depicted_items(benchmark)
-    hidden = test.drop(columns="answer")
-    expected = popular_choice(train, test, items)["prediction"]
-    assert popular_choice(train, hidden, items)["prediction"].equals(expected)
-
-
-def test_the_profile_reader_knows_every_preference_and_no_face(benchmark):
-    train, test = questions(benchmark, "train"), questions(benchmark, "test")
-    popular = popular_choice(train, test, depicted_items(benchmark))
-    answers = profile_reader(popular, depicted_items(benchmark), benchmark.users)
-    scored = metrics.score(answers)
-    assert scored.loc[scored["category"] == "preference", "hit"].all()
-    assert answers["prediction"].iloc[-1] == popular["prediction"].iloc[-1]
-
-
-def test_chance_is_the_exact_expectation(benchmark):
-    test = questions(benchmark, "test")
-    test.loc[6, "D"] = ""  # a question with three options
-    copies = [metrics.score(copy) for copy in chance(test)]
-    expected = np.array([1 / 2] * 6 + [1 / 3, 1 / 4, 1 / 4] + [1 / 2])
-    assert np.mean([copy["hit"] for copy in copies], axis=0) == pytest.approx(expected)
-    _, numerator, denominator = metrics.user_counts(copies)
-    estimates = metrics.estimates(numerator, denominator)
-    values = [estimates[metric]["value"] for metric in ("collapse", "recall", "sensitivity")]
-    assert values == pytest.approx([0.5, 0.5, 0])
-
-
-def test_the_reader_is_left_out_without_annotations(benchmark):
-    bare = Benchmark(
-        root=benchmark.root, frame=benchmark.frame, users=benchmark.users, examples={}, splits=benchmark.splits
-    )
-    assert list(references(bare, "test")) == [CHANCE, POPULAR]
-    assert list(references(benchmark, "test")) == [CHANCE, POPULAR, READER]
-
-
-# An edition with runs
-
-
-EDITION = Edition.model_validate(
-    {
-        "name": "tiny",
-        "purpose": "tests",
-        "seeds": [0, 1],
-        "backbones": ["llava-mini"],
-        "ablation_backbone": "llava-mini",
-        "data": {"kind": "miniature"},
-        "training": {"steps": 1, "batch_size": 1},
-        "methods": {
-            "nt": {"kind": "nontuned", "label": "Non-tuned", "profile": "none"},
-            "fft": {"kind": "fft", "label": "Full fine-tuning", "lr": 1e-3},
-            "e": {"kind": "prefmoe", "label": "Embedding", "components": "E", "lr": 1e-3, "lr_user": 1e-2},
-            "full": {"kind": "prefmoe", "label": "PrefMoE", "lr": 1e-3, "lr_user": 1e-2},
-        },
-        "table1": ["nt", "fft", "full"],
-        "table2": ["e", "full"],
-    }
-)
-
-
-def shares(frame: pd.DataFrame, right: np.ndarray, skill: float) -> dict[str, np.ndarray]:
-    """Probabilities of the answers, largest for the given one (the next of the allowed ones where it is wrong)."""
-    columns = {answer: np.full(len(frame), np.nan) for answer in ("yes", "no", "a", "b", "c", "d")}
-    for row, (gt, hit) in enumerate(zip(frame["gt"], right, strict=True)):
-        allowed = ("yes", "no") if gt in ("yes", "no") else ("a", "b", "c", "d")
-        for step in range(len(allowed)):
-            answer = allowed[(allowed.index(gt) + step) % len(allowed)]
-            given = step == (0 if hit else 1)
-            columns[answer][row] = 0.5 + skill / 2 if given else (0.5 - skill / 2) / (len(allowed) - 1)
-    return {f"p_{answer}": values for answer, values in columns.items()} | {"p_allowed": np.full(len(frame), 0.9)}
-
-
-def write_run(benchmark: Benchmark, results: Path, key: str, seed: int, skill: float) -> None:
-    rng = np.random.default_rng([seed, int(1000 * skill)])
-    frames = []
-    for split in ("test", "unseen"):
-        for turns in (0, 10):
-            frame = metrics.score(questions(benchmark, split).assign(prediction=""))
-            other = {"yes": "no", "no": "yes", "a": "b", "b": "c", "c": "d", "d": "a"}
-            right = rng.random(len(frame)) < skill
-            words = [gt if hit else other[gt] for gt, hit in zip(frame["gt"], right, strict=True)]
-            prediction = [word.upper() if len(word) == 1 else word for word in words]
-            gates = {f"gate_task_{k}": np.full(len(frame), value) for k, value in enumerate((0.25 + seed / 2, 0.75))}
-            more = {"split": split, "turns": turns, **gates, **shares(frame, right, skill)}
-            frame = frame.assign(prediction=prediction, **more)
-            frames.append(frame.drop(columns=["gt", "pred", "hit"]))
-    keep(pd.concat(frames).sample(frac=1, random_state=seed), results, "llava-mini", key, seed)
-
-
-def keep(frame: pd.DataFrame, results: Path, backbone: str, key: str, seed: int) -> None:
-    """A finished run with these answers, in the place of any earlier one."""
-    folder = run_folder(results, "tiny", backbone, key, seed)
-    (folder / "method").mkdir(parents=True, exist_ok=True)
-    (folder / "method" / "method.json").write_text("{}")
-    frame.to_parquet(folder / "predictions.parquet")
-    run_files.seal(folder, {"edition": "tiny", "backbone": backbone, "method": key, "seed": seed})
-
-
-@pytest.fixture(scope="module")
-def finished(benchmark, tmp_path_factory) -> Path:
-    """A results folder with every run of the edition."""
-    folder = tmp_path_factory.mktemp("finished")
-    write_run(benchmark, folder, "nt", 0, 0.5)
-    for key, skill in (("fft", 0.6), ("e", 0.4), ("full", 0.9)):
-        for seed in (0, 1):
-            write_run(benchmark, folder, key, seed, skill)
-    return folder
-
-
-@pytest.fixture
-def results(finished, tmp_path) -> Path:
-    """A copy of it, to be changed."""
-    return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-
-
-@pytest.fixture(scope="module")
-def built(benchmark, finished, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
-    """Another copy, with all tables, and their paths by name."""
-    folder = shutil.copytree(finished, tmp_path_factory.mktemp("built"), dirs_exist_ok=True)
-    return folder, tables.build(EDITION, benchmark, results=folder)
+pytest_plugins = ["table_fixtures"]
 
 
 def test_every_run_is_read_once_and_every_answer_scored_once(benchmark, results, monkeypatch):
@@ -382,58 +169,6 @@ def test_breakdown_agrees_with_scoring_each_group(benchmark, results):
 # What no profile tells
 
 
-@pytest.fixture(scope="module")
-def secret(benchmark) -> Benchmark:
-    """The benchmark with kites, which cid and dan like, told by no profile."""
-    users = {}
-    for name, user in benchmark.users.items():
-        likes = tuple(item for item in LIKES[name] if item != "kites")
-        told = {"travel": Preference(likes=likes, dislikes=DISLIKES[name])}
-        users[name] = user.model_copy(update={"preferences": told})
-    names = benchmark.frame["name"]
-    told = [
-        "" if not item else "untold" if item == "kites" and item in LIKES[name] else
-        "told" if item in (*LIKES[name], *DISLIKES[name]) else "other"
-        for name, item in zip(names, benchmark.annotations["item"], strict=True)
-    ]  # fmt: skip
-    return replace(benchmark, users=users, annotations=benchmark.annotations.assign(told=told))
-
-
-def test_rows_by_what_is_told_stand_in_every_table_and_only_where_profiles_do_not_tell_everything(
-    benchmark, secret, built, results
-):
-    for path in results.rglob("predictions.parquet"):
-        frame = pd.read_parquet(path)
-        backbone, method, seed = key_of(path)
-        keep(frame.merge(secret.told(list(secret.frame.index)), on="index"), results, backbone, method, seed)
-    made = {name: tables.read_table(path) for name, path in tables.build(EDITION, secret, results=results).items()}
-    before = {name: tables.read_table(path) for name, path in built[1].items()}
-    split = ["auc_told", "auc_untold", "auc_untold_fresh"]
-    for name in ("table1", "table2", "table1_seeds", "turns", "comparisons", "forest"):
-        assert set(made[name]["metric"]) == {*metrics.METRICS, "auc_same", *split}, name
-        assert not set(split) & set(before[name]["metric"]), name
-    assert {"told_statistics"} == set(made) - set(before)
-    told = made["breakdown"].query("grouping == 'told' and method == 'Profile reader' and turns == 0")
-    found = told.set_index(["metric", "group"])["value"]
-    assert found["preference", "told"] == 1 and found["recall", "untold, pair unseen in training"] == 0
-    assert told.set_index(["metric", "group"])["n"].loc["preference"].tolist() == [5, 0, 1]
-    counted = made["told_statistics"].query("split == 'test' and told == 'untold'")
-    assert counted[["question_type", "liked", "fresh", "count"]].to_numpy().tolist() == [
-        ["preference_yesno", "yes", 1, 1]
-    ]
-
-
-def test_who_knows_the_groups_likes_knows_what_no_profile_tells(benchmark, secret):
-    assert references(benchmark, "test").keys() == {CHANCE, POPULAR, READER}
-    assert untold_likes(benchmark) == {} and untold_likes(secret) == {
-        ("travel", secret.users["dan"].preferences["travel"]): {"kites"}
-    }  # nobody is asked about cid's
-    found = references(secret, "test")
-    wrong = {name: found[name][0].query("category == 'preference' and hit == 0") for name in (READER, GROUP)}
-    assert wrong[GROUP].empty and wrong[READER]["name"].tolist() == ["dan"]
-    assert wrong[READER]["item"].tolist() == ["kites"]
-
-
 def test_every_row_says_what_it_is_shown_and_a_main_table_without_that_is_refused(built, tmp_path):
     made = {name: tables.read_table(path) for name, path in built[1].items()}
     expected = {
@@ -479,23 +214,6 @@ def test_information_has_sizes_from_runs_and_practice_from_cards(benchmark, resu
     assert set(information_table(hub, results)["practice"]) == {""}
 
 
-def test_the_popular_choice_is_tested_like_every_other_row(benchmark, results, built):
-    table = tables.read_table(built[1]["comparisons"])
-    assert set(table["baseline"]) == {"Non-tuned", "Full fine-tuning", "Embedding", "Popular choice"}
-    popular = [entry for entry in read_references(EDITION, benchmark, "test") if entry.method == POPULAR]
-    runs = read_runs(EDITION, results, "test")
-    for turns in (0, 10):
-        first = next(entry for entry in runs if (entry.key, entry.turns) == ("full", turns))
-        second = next(entry for entry in popular if entry.turns == turns)
-        here = table[(table["baseline"] == POPULAR) & (table["turns"] == turns)].set_index("metric")
-        for metric in first.metrics:
-            difference = first.estimates[metric]["value"] - second.estimates[metric]["value"]
-            assert here.loc[metric, "difference"] == pytest.approx(difference, abs=2e-6)
-    assert table.query("metric == 'auc_same'")["p_users_holm"].notna().all()
-    tests = table.query("metric == 'auc_same'")
-    assert tests["p_users_holm"].to_numpy() == pytest.approx(statistics.holm(tests["p_users"]), abs=2e-6)
-
-
 def test_a_run_without_probabilities_is_named(benchmark, results):
     path = run_folder(results, "tiny", "llava-mini", "full", 1) / "predictions.parquet"
     keep(pd.read_parquet(path).drop(columns=["p_yes", "p_no"]), results, *key_of(path))
@@ -516,12 +234,6 @@ def add_turns(results: Path, turns: int = 5) -> None:
         more = frame[frame["turns"] == 0].assign(turns=turns)
         more.loc[more["index"] % 2 == 0, "prediction"] = "perhaps"
         keep(pd.concat([frame, more]), results, *key_of(path))
-
-
-def key_of(path: Path) -> tuple[str, str, int]:
-    """Backbone, method and seed of a run's file."""
-    backbone, method, seed = path.parts[-4:-1]
-    return backbone, method, int(seed.removeprefix("seed"))
 
 
 def test_turns_have_their_change_and_stay_out_of_the_paper_s_tables(benchmark, results):
@@ -628,144 +340,6 @@ def test_separation_knows_the_references(benchmark, results):
     assert table[POPULAR, 0, "auc_same"] == table[CHANCE, 0, "auc_same"] == pytest.approx(0.5)
 
 
-def _row(**fields) -> dict:
-    return {"backbone": "b", "method": "PrefMoE", "baseline": "LoRA", "metric": "recall", **fields}
-
-
-def test_verdicts_follow_test_and_interval_and_the_direction_of_the_metric():
-    rows = [
-        _row(difference=0.1, p_users_holm=0.01),
-        _row(metric="collapse", difference=0.1, p_users_holm=0.01),
-        _row(metric="overall", difference=0.1, p_users_holm=0.2),
-        _row(metric="profile", difference=0.0, p_users_holm=np.nan),
-        _row(baseline="FFT", metric="collapse", difference=-0.1, p_users_holm=0.01),
-    ]
-    table = pd.DataFrame(rows)
-    words = verdicts(table.assign(low=table["difference"] - 0.05, high=table["difference"] + 0.05))
-    assert words.loc[("b", "PrefMoE", "LoRA")].tolist() == ["better", "worse", "not told apart", "–"]
-    assert words.loc[("b", "PrefMoE", "FFT"), "collapse"] == "better"
-    wide = verdicts(table.assign(low=table["difference"] - 0.15, high=table["difference"] + 0.15))
-    assert set(wide.to_numpy().ravel()) - {np.nan} == {"not told apart", "–"}
-
-
-def test_told_apart_is_asked_of_a_table_or_of_one_row():
-    cases = [
-        (0.02, 0.3, 0.01, True), (-0.3, -0.02, 0.01, True), (-0.02, 0.3, 0.01, False), (0.02, 0.3, 0.06, False),
-        (0.0, 0.3, 0.01, False), (0.02, 0.3, np.nan, False), (np.nan, np.nan, 0.01, False),
-    ]  # fmt: skip
-    table = pd.DataFrame(cases, columns=["low", "high", "p_users_holm", "apart"])
-    assert told_apart(table).tolist() == table["apart"].tolist()
-    assert [bool(told_apart(row)) for _, row in table.iterrows()] == table["apart"].tolist()
-    assert told_apart(table, alpha=0.1).tolist()[3] and not told_apart(table, alpha=0.005).any()
-
-
-def test_one_is_counted_without_a_plural():
-    assert [counted(k, "choice") for k in (0, 1, 8)] == ["0 choices", "1 choice", "8 choices"]
-    assert [mean_of_seeds(k) for k in (1, 3)] == ["one seed", "mean of 3 seeds"]
-
-
-def test_group_rises_compares_intervals_of_the_outer_groups():
-    ends = {"rare": (0.1, 0.2), "middle": (0.5, 0.6), "popular": (0.25, 0.4)}
-    rows = [
-        {"method": "LoRA", "grouping": "popularity", "metric": metric, "group": group, "n": 20, "low": low,
-         "high": high}
-        for metric, shift in (("collapse", 0.0), ("recall", 0.05))
-        for group, (low, high) in (ends | {"rare": (0.1, 0.2 + shift)}).items()
-    ]  # fmt: skip
-    words = group_rises(pd.DataFrame(rows)).loc["LoRA"]
-    assert words["rare → popular items"].to_dict() == {"collapse": "rises", "recall": "not told apart"}
-    assert set(words["small → large groups"]) == {"–"}
-    few = [row | {"n": 19} if row["group"] == "rare" and row["metric"] == "collapse" else row for row in rows]
-    words = group_rises(pd.DataFrame(few)).loc["LoRA", "rare → popular items"]
-    assert words.to_dict() == {"collapse": "too few questions", "recall": "not told apart"}
-
-
-def test_readable_keeps_the_order_and_shows_intervals_where_there_are_any():
-    rows = [("z", "recall", 0.5, 0.4, 0.6), ("z", "collapse", -0.0001, np.nan, np.nan), ("a", "recall", np.nan, 0, 1)]
-    grid = readable(pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high"]))
-    assert grid.columns.tolist() == ["recall", "collapse"] and grid.index.tolist() == ["z", "a"]
-    assert grid.to_numpy().tolist() == [["0.500 [0.400, 0.600]", "0.000"], ["–", "–"]]
-
-
-def test_missing_values_of_any_table_are_dashes_and_numbers_keep_their_places():
-    nothing = float("nan")
-    table = pd.DataFrame(
-        {
-            "at_test": ["names", None, "text"],
-            "parameters": [9512.0, nothing, 0.0],
-            "value": [0.5, -0.00001, nothing],
-            "n": [8, 9, 10],
-            "empty": [nothing] * 3,
-        },
-        index=["a", "b", "b"],
-    )
-    shown = with_dashes(table)
-    assert shown.index.equals(table.index) and shown.columns.equals(table.columns)
-    assert shown.to_numpy().tolist() == [
-        ["names", "9512", "0.500", 8, "–"],
-        ["–", "–", "0.000", 9, "–"],
-        ["text", "0", "–", 10, "–"],
-    ]
-    assert with_dashes(table, 1)["value"].tolist() == ["0.5", "0.0", "–"]
-    assert table["value"].isna().sum() == 1
-
-
-def test_popularity_groups_are_thirds_of_the_items(benchmark):
-    groups = popularity_groups(benchmark)
-    items = depicted_items(benchmark)
-    by_item = {items[index]: group for index, group in groups.items()}
-    assert by_item["tea"] == "popular" and by_item["maps"] == "rare" and by_item["ice"] == "rare"
-
-
-def test_missing_runs_are_all_named(benchmark, results):
-    for key, seed, file in (("fft", 1, "run.json"), ("full", 0, "predictions.parquet")):
-        (run_folder(results, "tiny", "llava-mini", key, seed) / file).unlink()
-    with pytest.raises(TableError, match="(?s)2 run.*tiny.*fft/seed1: no finished.*full/seed0/pred.*: missing"):
-        tables.build(EDITION, benchmark, results=results)
-    assert not (results / "tiny" / "figures").exists()
-
-
-def test_runs_with_other_questions_are_refused(benchmark, results):
-    path = run_folder(results, "tiny", "llava-mini", "full", 1) / "predictions.parquet"
-    frame = pd.read_parquet(path)
-    keep(frame[frame["index"] != len(TRAIN)], results, *key_of(path))
-    with pytest.raises(TableError, match="full/seed1.*9 test questions with 0 turns.*other runs' 10"):
-        read_runs(EDITION, results, "test")
-
-
-def test_answers_that_changed_since_the_run_ended_are_refused_by_name(benchmark, results):
-    """Whatever the change: a lone bit, half a file, another run's answers, another run's whole folder."""
-    runs = {seed: run_folder(results, "tiny", "llava-mini", "full", seed) for seed in (0, 1)}
-    path = runs[0] / "predictions.parquet"
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 3] ^= 4
-    for damage in (bytes(flipped), whole[: len(whole) // 2], b"", (runs[1] / path.name).read_bytes()):
-        path.write_bytes(damage)
-        with pytest.raises(TableError, match="full/seed0/predictions.parquet: changed since the run"):
-            read_runs(EDITION, results, "test")
-    path.write_bytes(whole)
-    read_runs(EDITION, results, "test")
-    shutil.rmtree(runs[0])
-    shutil.copytree(runs[1], runs[0])
-    with pytest.raises(TableError, match="full/seed0/run.json, seed: expected 0, found 1"):
-        read_runs(EDITION, results, "test")
-
-
-@pytest.mark.parametrize("content", ["", "{", "null", "[]", "<html>Please log in</html>", "{}", '{"files": null}'])
-def test_a_story_that_is_no_run_s_is_refused_by_name(benchmark, results, content):
-    (run_folder(results, "tiny", "llava-mini", "e", 1) / "run.json").write_text(content)
-    with pytest.raises(TableError, match="1 run(?s:.*)e/seed1/run.json: expected"):
-        read_runs(EDITION, results, "test")
-
-
-def test_a_story_that_was_edited_is_refused_by_name(benchmark, results):
-    path = run_folder(results, "tiny", "llava-mini", "e", 1) / "run.json"
-    path.write_text(path.read_text().replace('"seed": 1', '"seed": 1, "steps": 3'))
-    with pytest.raises(TableError, match="e/seed1/run.json: changed since"):
-        read_runs(EDITION, results, "test")
-
-
 def test_gates_are_averaged_over_seeds(benchmark, results):
     runs = [
         pd.read_parquet(run_folder(results, "tiny", "llava-mini", "full", seed) / "predictions.parquet")
@@ -778,16 +352,3 @@ def test_gates_are_averaged_over_seeds(benchmark, results):
     assert set(table.index.get_level_values("group")) == {"preference, travel", "recognition, yes/no"}
     with pytest.raises(TableError, match="no gates"):
         tables.gates_table([runs[0].drop(columns=["gate_task_0", "gate_task_1"])])
-
-
-def test_popularity_and_group_sizes(benchmark):
-    popularity = item_popularity(benchmark)
-    assert popularity.set_index("item")["users"].to_dict() == {"tea": 3, "jam": 2, "kites": 2, "ice": 1, "maps": 0}
-    sizes = group_sizes(benchmark)
-    assert sizes["users"].tolist() == [2, 1, 1] and sizes["rank"].tolist() == [0, 1, 2]
-
-
-def test_dataset_statistics(benchmark):
-    table = dataset_statistics(benchmark).set_index(["question_type", "split"])["count"]
-    assert table["preference_yesno", "train"] == 8 and table["preference_mcq", "test"] == 3
-    assert table.sum() == len(TRAIN) + len(TEST) + len(UNSEEN)
