@@ -166,7 +166,7 @@ def test_who_is_told_apart_stands_beside_what_it_is_shown(tmp_path):
         assert ends(axis) == pytest.approx(sorted([*rows["low"], *rows["high"]]))
     written = one_line(first)
     assert "0 of 1 that know names alone, 1 of 1 that know the profile" in written
-    assert "50 auc_same questions" in written and "mean of 3 seeds for PrefMoE, one seed for all others" in written
+    assert "50 AUC questions" in written and "mean of 3 seeds for PrefMoE, one seed for all others" in written
     beside = {place.xy[1]: place.get_text() for place in first.axes[-1].texts}
     assert beside == {-1: "is shown of the user:", **dict(enumerate(list(SHOWN.values())[:3]))}
     assert "LoRA: name" in first.get_label()
@@ -204,7 +204,7 @@ def test_every_method_stands_where_its_collapse_and_recall_are():
     assert np.array(drawn) == pytest.approx(np.array(sorted(crosses)))
     levels = sorted(round(line.get_xy1()[1] - line.get_xy1()[0], 3) for line in figure.axes[0].lines)
     assert levels == pytest.approx(np.arange(-0.8, 0.81, 0.2)) and 'always "no"' in text(figure)
-    assert "1 of 1 that know names alone, 1 of 1 that know the profile" in one_line(figure)
+    assert "of the trained: all 2, whatever they know (b" in one_line(figure)
     assert "104 recall questions" in one_line(figure)
 
 
@@ -318,7 +318,9 @@ def test_published_differences_have_their_intervals_and_are_filled_where_clear(t
         assert values(axis) == pytest.approx(sorted(rows["difference"]))
         assert ends(axis) == pytest.approx(sorted([*rows["low"], *rows["high"]]))
         assert filled(axis) == pytest.approx(sorted(rows.loc[rows["clear"] == 1, "difference"]))
-    assert "18 of 18 in preference" in one_line(shown[0]) and "2 of 10 in collapse" in one_line(shown[2])
+    assert "18 better, 0 worse of 18 in preference accuracy" in one_line(shown[0])
+    assert "2 better, 0 worse of 10 in collapse" in one_line(shown[2])
+    assert "Preference accuracy PrefMoE minus the model" in one_line(shown[0])
     assert "10 turns" in text(shown[2]) and "219 collapse" in text(shown[2])
 
 
@@ -344,7 +346,8 @@ def test_gains_keep_the_paper_and_the_edition_in_panels_of_their_own(tmp_path):
             assert filled(axis) == pytest.approx(sorted(expected.loc[expected["clear"] == 1, "difference"]))
     written = one_line(shown[0])
     assert "As printed in the paper" in written and "Measured here, edition tiny" in written
-    assert "18 of 18 printed, 1 of 4 measured" in written and "n = 40 preference" in written  # one interval has 0
-    assert "18 of 18 printed, 0 of 4 measured" in one_line(shown[1])  # more collapse is no gain
-    assert "nothing" in text(talk) and not values(talk.axes[1]) and "0 of 0 measured" in one_line(talk)
+    assert "ahead in 18, behind in 0 of 18 printed" in written and "ahead in 1, behind in 0 of 4 measured" in written
+    assert "n = 40 preference" in written
+    assert "ahead in 0, behind in 1 of 4 measured" in one_line(shown[1])  # more collapse is a loss
+    assert "nothing" in text(talk) and not values(talk.axes[1]) and "behind in 0 of 0 measured" in one_line(talk)
     assert [p.name for p in tmp_path.iterdir()] == ["gains.png"]

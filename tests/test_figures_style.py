@@ -264,6 +264,17 @@ def test_a_picture_of_many_colours_is_shown_dot_by_dot():
         assert np.array_equal(np.asarray(picture.convert("RGB")), dots)
 
 
+def test_metrics_are_called_by_words_and_differences_have_no_guess():
+    table = pd.DataFrame({"metric": ["preference", "auc_same", "auc_told"], "n": [680, 406, 176]})
+    said = "n = 680 preference, 406 AUC, 176 (AUC of told likes) questions"
+    assert style.sizes(table, ["preference", "auc_same", "auc_told"]) == said
+    assert [style.named(name) for name in ("profile", "recall")] == ["recognition", "recall"]
+    assert not any("_" in style.named(name) for name in style.METRIC_LABELS)
+    labels = style.minus(style.METRIC_LABELS, "PrefMoE minus each")
+    assert not any("0.5" in label for label in labels.values()) and "lower is better" in labels["collapse"]
+    assert labels["auc_same"] == "AUC, same preference\nPrefMoE minus each"
+
+
 def test_captions_legends_and_titles_do_not_overlap():
     """The legend stands above the caption and below the axes' labels, the title above all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -66,10 +66,10 @@ def test_the_main_tables_marks_are_filled_before_small_talk_and_its_title_names_
     figure = main_table(table)["main_table"]("b", ["preference", "collapse"])
     rows = table[(table["metric"] == "preference") & (table["type"] != "Reference") & (table["turns"] == 0)]
     assert filled(figure.axes[0]) == pytest.approx(sorted(rows["value"]))
-    assert "PrefMoE in preference (0.43), LoRA in collapse (0.39)" in one_line(figure)
+    assert "PrefMoE in preference accuracy (0.43), LoRA in collapse (0.39)" in one_line(figure)
     assert "lowest and highest seed" not in one_line(figure)
     after = main_table(table, turns=10)["main_table"]("b", ["preference", "sensitivity"])
-    assert "PrefMoE in preference (0.38) and sensitivity (0.50); b, 10 turns" in one_line(after)
+    assert "PrefMoE in preference accuracy (0.38) and sensitivity (0.50); b, 10 turns" in one_line(after)
 
 
 def test_undefined_metrics_are_left_out():
@@ -112,7 +112,7 @@ def test_paired_differences_fill_what_is_clear():
     figure = cells("07", "main-function", "paired-function", **given)["paired"]("b", ["preference", "collapse"])
     for axis in figure.axes:
         assert values(axis) == pytest.approx([0.05, 0.2]) and filled(axis) == pytest.approx([0.2])
-    assert "better than 1, worse than 0 in preference; better than 0, worse than 1 in collapse" in one_line(figure)
+    assert "1, worse than 0 in preference accuracy; better than 0, worse than 1 in collapse" in one_line(figure)
     assert "mean of 3 seeds for PrefMoE, one seed for all others" in one_line(figure)
     other = cells("07", "main-function", "paired-function", **given)["paired"]("another", ["preference"])
     assert "not told apart from any" in one_line(other)
@@ -222,7 +222,7 @@ def test_variants_stand_beside_one_another_a_row_per_metric():
     assert values(axis) == pytest.approx([-0.2] * 6 + [0] * 6) and filled(axis) == pytest.approx([-0.2] * 6)
     assert len(axis.get_yticklabels()) == 6 and upright(axis)[0] == 0
     written = one_line(figure)
-    assert "It: 50: better in collapse; worse in 5 metrics." in written
+    assert "It, beside none: 50 is better in collapse; worse in 5 metrics." in written
     assert "Does it matter? Minus the reference (none)" in written and "40 overall" in written and "3 seeds" in written
 
 
@@ -310,7 +310,7 @@ def test_the_forest_counts_a_row_of_one_backbone_by_that_backbone():
     rival = table[(table["backbone"] == "a") & (table["baseline"] == "LoRA")].assign(baseline="Soft prompt")
     table = pd.concat([table, rival.assign(low=0.01)])
     figure = uncertain("forest-function", names={"forest": table})["forest"](["preference"])
-    said = "PrefMoE and 3 methods: better than 2, worse than 0 in preference (mean of all or a, 0 turns)"
+    said = "PrefMoE and 3 methods: better than 2, worse than 0 in preference accuracy (mean of all or a, 0 turns)"
     assert said in one_line(figure)
     assert len(values(figure.axes[0])) == 7 and "+0.020 [+0.010, +0.120]" in text(figure)
 
@@ -323,8 +323,8 @@ def test_detectable_differences_are_drawn_as_they_are(tmp_path):
     ]  # fmt: skip
     (figure,) = uncertain("detectable-figure", names={"detectable": pd.DataFrame(rows)}, folder=tmp_path).figures
     assert values(figure.axes[0]) == pytest.approx(sorted(k / n for k in (0.1, 0.15, 0.2) for n in (90, 12)))
-    assert "overall (90, 9)" in text(figure) and "collapse held by at most 4 (12, 9)" in text(figure)
-    assert "0.001 (overall)" in one_line(figure) and (tmp_path / "detectable.png").is_file()
+    assert "overall accuracy (90, 9)" in text(figure) and "collapse, held by at most 4 (12, 9)" in text(figure)
+    assert "0.001 (overall accuracy)" in one_line(figure) and (tmp_path / "detectable.png").is_file()
 
 
 def test_reliability_diagrams_show_accuracy_against_confidence():
@@ -385,7 +385,7 @@ def test_turns_are_curves_with_the_focus_method_behind():
         assert len(behind) == (0 if method == "PrefMoE" else 2)
     assert "PrefMoE, for comparison" in one_line(figure)
     assert values(change.axes[0]) == pytest.approx([-0.05] * 3) and len(filled(change.axes[0])) == 1
-    assert "of 3 methods lose 1 in overall, 1 in sensitivity (b)" in one_line(change)
+    assert "lose by small talk: 1 in overall accuracy, 1 in sensitivity (b)" in one_line(change)
 
 
 def test_the_cells_of_these_notebooks_draw_with_the_committed_small_tables():

@@ -87,7 +87,7 @@ def intervals(
                 axis.axvline(places[name], zorder=0.8, **_reference(label, list(lines)))
         axis.set(title="", ylabel="", xlabel=texts.get(name, name))
         axis.tick_params(axis="y", length=0)
-        axis.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.grid(axis="y", visible=False)
         for row in range(1, count) if by else ():
             axis.axhline(row - 0.5, color=GRID, linewidth=0.5, zorder=0)

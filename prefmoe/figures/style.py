@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -168,7 +169,18 @@ METRIC_LABELS = {
     "auc_untold": "AUC, told to nobody\n(profile reader = 0.5)",
     "auc_untold_fresh": "AUC, told to nobody, never\nasked in training (0.5)",
 }
+METRIC_NAMES = {
+    "overall": "overall accuracy",
+    "preference": "preference accuracy",
+    "profile": "recognition",
+    "auc_same": "AUC",
+    "auc_told": "AUC of told likes",
+    "auc_untold": "AUC of untold likes",
+    "auc_untold_fresh": "AUC of likes never asked about",
+}
+"""What titles and captions call a metric, where that is not its own name."""
 INTERVAL = "Bars: 95 % cluster bootstrap over users."
+BANDS = "Bands: 95 % cluster bootstrap over users."
 
 
 def house():
@@ -265,14 +277,27 @@ def light_grid(axis: Axes, which: str = "x") -> None:
     axis.grid(axis=which, color=GRID, linewidth=0.6)
 
 
+def named(metric: str) -> str:
+    """A metric in a sentence."""
+    return METRIC_NAMES.get(metric, metric)
+
+
+def minus(names: Iterable[str], what: str) -> dict[str, str]:
+    """Labels of panels with differences in these metrics: without the value that a guess has in the metric itself."""
+    plain = {name: re.sub(r"\s\([^)]*0\.5\)", "", METRIC_LABELS.get(name, name)) for name in names}
+    return {name: f"{label}\n{what}".strip() for name, label in plain.items()}
+
+
 def sizes(table: pd.DataFrame, names: Sequence[str]) -> str:
-    """ "n = 680 preference, 279 collapse questions" from the columns metric and n; a range where rows differ."""
+    """ "n = 680 preference, 406 AUC questions" from the columns metric and n; a range where rows differ."""
     parts = []
     for metric in names:
         n = table.loc[table["metric"] == metric, "n"]
         if len(n) and metric != "sensitivity":  # a difference of two shares has no questions of its own
             low, high = int(n.min()), int(n.max())
-            parts.append(f"{low if low == high else f'{low}–{high}'} {metric}")
+            said = named(metric) if metric.startswith("auc") else metric
+            said = f"({said})" if " " in said else said
+            parts.append(f"{low if low == high else f'{low}–{high}'} {said}")
     return "n = " + ", ".join(parts) + " questions"
 
 

@@ -152,8 +152,8 @@ def _sizes(t: Tables) -> str:
     holds(many == {"LoRA", "PrefMoE"}, "LoRA and PrefMoE alone have several seeds")
     full = t.main("PrefMoE", "auc_same")
     return (
-        f"Intervals are over {one_picture.chosen().holders[1]} users and {int(full['n'])} pairs of answers. PrefMoE "
-        f"and LoRA are means of {int(full['seeds'])} seeds; every other trained row is of one."
+        f"Intervals are over {one_picture.chosen().holders[1]} users, {int(full['n'])} of whose questions stand in "
+        f"pairs. PrefMoE and LoRA are means of {int(full['seeds'])} seeds; every other trained row is of one."
     )
 
 
@@ -219,7 +219,7 @@ def apart(t: Tables) -> Figure:
     return forms.intervals(
         table, rows="method", panels="metric", references={"the population's guess": 0.5}, panel_width=3.9,
         title=f"{len(above)} of {len(ROWS)} rows are above the population's guess",
-        caption=f"n = {int(table['n'].iloc[0])} pairs of answers; lines: 95 % bootstrap over users.",
+        caption=f"n = {int(table['n'].iloc[0])} questions in pairs of users; lines: 95 % bootstrap over users.",
     )  # fmt: skip
 
 
