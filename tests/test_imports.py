@@ -1,4 +1,4 @@
-"""The direction of imports: the contracts of pyproject.toml hold, and no module imports itself by way of others."""
+"""The direction of imports: contracts of pyproject.toml hold, no module imports itself by way of others; lengths."""
 
 import subprocess
 import sys
@@ -23,6 +23,14 @@ def test_every_wing_has_a_layer() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     layers = " ".join(next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers"))
     assert {f"prefmoe.{wing}" for wing in wings} == set(layers.split()) - {":", "|"}
+
+
+def test_no_file_is_longer_than_420_lines() -> None:
+    """Of the package, the workflow and the tests."""
+    files = [path for folder in ("prefmoe", "workflow", "tests") for path in (ROOT / folder).rglob("*")]
+    ours = [path for path in files if path.suffix in (".py", ".smk") and "node_modules" not in path.parts]
+    assert len(ours) > 300
+    assert not [path for path in ours if path.read_text(encoding="utf-8").count("\n") > 420]
 
 
 def test_the_linter_reads_every_module() -> None:
