@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import cells
 
 from prefmoe.analysis import audit, published, statistics
 
@@ -28,6 +29,10 @@ def honest_table(methods: int = 30, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _repeated(table: pd.DataFrame) -> pd.DataFrame:
+    return cells("12", "repeated-rows", table1=table)["again"]
+
+
 def test_a_share_fits_if_some_count_is_printed_so():
     for n in (7, 219, 750, 1395):
         printed = {f"{k / n:.4f}" for k in range(n + 1)}
@@ -39,7 +44,7 @@ def test_a_share_fits_if_some_count_is_printed_so():
 def test_an_honest_table_passes_every_check():
     table = honest_table()
     assert audit.values(table)["fits"].all() and audit.overall(table)["fits"].all()
-    assert not audit.turn_changes(table)["constant"].any() and audit.repeated_rows(table).empty
+    assert not audit.turn_changes(table)["constant"].any() and _repeated(table).empty
 
 
 def test_denominators_are_recovered_from_the_printed_values_alone(table1):
@@ -66,7 +71,7 @@ def test_slips_are_found_where_they_were_made():
     table = table.assign(value=table["value"].round(4))
     first, second = (table["method"] == name for name in ("m1", "m4"))
     table.loc[second, "value"] = table.loc[first, "value"].to_numpy()
-    again = audit.repeated_rows(table)
+    again = _repeated(table)
     assert set(again.index.get_level_values("method")) == {"m1", "m4"} and len(again) == 4
 
 
@@ -137,7 +142,7 @@ def test_detectable_differences_shrink_with_the_root_of_n():
     assert table.loc["collapse", "half_interval"] == pytest.approx(0.0656, abs=5e-4)
 
 
-def test_an_editions_gains_are_the_rows_of_its_comparisons():
+def test_an_editions_gains_are_the_rows_of_its_comparisons(tmp_path):
     rows = [
         {"method": "PrefMoE", "baseline": b, "backbone": "llava-mini", "turns": 0, "metric": m, "difference": 0.1,
          "low": -0.01 if m == "collapse" else 0.01, "high": 0.2, "n": 40, "p_users_holm": 0.03 if b == "LoRA" else 0.2}
@@ -145,9 +150,10 @@ def test_an_editions_gains_are_the_rows_of_its_comparisons():
     ]  # fmt: skip
     kinds = {"LoRA": "PEFT", "Non-tuned": "NT", "PrefMoE": "PEFT", "Popular choice": "Reference"}
     main = pd.DataFrame({"method": kinds.keys(), "type": kinds.values()})
-    table = audit.edition_gains(main, pd.DataFrame(rows))
+    for name, content in (("table1", main), ("comparisons", pd.DataFrame(rows))):
+        content.to_csv(tmp_path / f"{name}.csv", index=False)
+    table = cells("12", "measured", edition="tiny", tables_folder=lambda edition: tmp_path)["measured"]
     assert set(table["metric"]) == {"overall", "collapse"} and set(table["baseline"]) == {"LoRA", "Non-tuned"}
-    assert table.set_index("baseline")["type"].to_dict() == {"LoRA": "PEFT", "Non-tuned": "NT"}
     assert table.set_index(["baseline", "metric"])["clear"].to_dict() == {
         ("LoRA", "overall"): 1, ("LoRA", "collapse"): 0, ("Non-tuned", "overall"): 0, ("Non-tuned", "collapse"): 0,
     }  # fmt: skip

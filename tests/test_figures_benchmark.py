@@ -324,7 +324,7 @@ def test_published_differences_have_their_intervals_and_are_filled_where_clear(t
     assert "10 turns" in text(shown[2]) and "219 collapse" in text(shown[2])
 
 
-def test_gains_keep_the_paper_and_the_edition_in_panels_of_their_own(tmp_path):
+def test_gains_keep_the_paper_and_the_edition_in_panels_of_their_own(tmp_path, tmp_path_factory):
     printed = audit.differences(published.read("table1"))
     rows = [
         {"method": "PrefMoE", "baseline": baseline, "backbone": backbone, "turns": 0, "metric": metric,
@@ -333,7 +333,10 @@ def test_gains_keep_the_paper_and_the_edition_in_panels_of_their_own(tmp_path):
         for k, baseline in enumerate(("LoRA", "Non-tuned")) for backbone, shift in (("a", 0.02), ("b", -0.02))
         for metric in (*metrics.METRICS, "auc_same")
     ]  # fmt: skip
-    measured = audit.edition_gains(table1(), pd.DataFrame(rows))
+    source = tmp_path_factory.mktemp("tables")
+    for name, content in (("table1", table1()), ("comparisons", pd.DataFrame(rows))):
+        content.to_csv(source / f"{name}.csv", index=False)
+    measured = cells("12", "measured", edition="tiny", tables_folder=lambda edition: source)["measured"]
     assert set(measured["metric"]) == {"overall", "preference", "profile", "collapse"}
     given = {"differences": printed, "measured": measured, "edition": "tiny"}
     ids = ("gains-function", "gains-figure", "gains-detail", "gains-talk")

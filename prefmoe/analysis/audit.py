@@ -11,9 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from prefmoe.analysis import published, statistics
-from prefmoe.analysis.answers import REFERENCE
 from prefmoe.analysis.published import QUESTIONS
-from prefmoe.analysis.text import told_apart
 
 DECIMALS = 4
 """Decimals of the printed shares."""
@@ -105,14 +103,6 @@ def turn_changes(table: pd.DataFrame) -> pd.DataFrame:
     return change.assign(whole=whole.all(axis=1).astype(int)).sort_values("spread", kind="stable")
 
 
-def repeated_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose three accuracies are printed, digit for digit, for another row as well. Returns those rows with their
-    accuracies, rows of equal numbers side by side; empty if there are none."""
-    lines = published.wide(table)[list(ACCURACIES)]
-    again = lines[lines.duplicated(keep=False)]
-    return again.sort_values(list(ACCURACIES), kind="stable")
-
-
 def differences(table: pd.DataFrame) -> pd.DataFrame:
     """PrefMoE minus the fine-tuned and minus the non-tuned model of the same backbone, with intervals.
 
@@ -179,20 +169,3 @@ def detectable(share: float = 0.5) -> pd.DataFrame:
     smallest = statistics.detectable_difference(error)
     columns = {"questions": n, "half_interval": (high - low) / 2, "detectable": smallest}
     return pd.DataFrame(columns, index=pd.Index(QUESTIONS, name="metric"))
-
-
-def edition_gains(table1: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
-    """An edition's own gains in the shape of `differences`, for a plot beside the published ones.
-
-    Args:
-        table1, comparisons: CSV files of an edition's figures folder.
-
-    Returns columns backbone, baseline (label), type (of the baseline), turns, metric, difference, low, high, n, clear
-    (1 where they are `text.told_apart`, else 0); the methods of Table 1 only, and the metrics that the paper prints.
-    """
-    types = table1[table1["type"] != REFERENCE].drop_duplicates("method").set_index("method")["type"]
-    chosen = comparisons[comparisons["baseline"].isin(types.index) & comparisons["metric"].isin(QUESTIONS)]
-    clear = told_apart(chosen).astype(int)
-    chosen = chosen.assign(type=chosen["baseline"].map(types), clear=clear)
-    columns = ["backbone", "baseline", "type", "turns", "metric", "difference", "low", "high", "n", "clear"]
-    return chosen[columns].reset_index(drop=True)
