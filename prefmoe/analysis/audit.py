@@ -156,16 +156,15 @@ def _tested(pairs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return result.assign(clear=(result["p_holm"] < 0.05).astype(int))
 
 
-def detectable(share: float = 0.5) -> pd.DataFrame:
+def detectable() -> pd.DataFrame:
     """The smallest true difference that two rows of the published tables would show with probability .8, at p < .05.
 
-    ``share``: the share from which the difference departs; at .5 the noise is largest. Returns one line per metric:
-    questions, half_interval (half the width of the interval of one share) and detectable; both for independent
-    questions.
+    From a share of .5, where the noise is largest. Returns one line per metric: questions, half_interval (half the
+    width of the interval of one share) and detectable; both for independent questions.
     """
     n = np.array(list(QUESTIONS.values()))
-    low, high = statistics.wilson_interval(np.full(len(n), share), n)
-    error = np.sqrt(2 * share * (1 - share) / n)
+    low, high = statistics.wilson_interval(np.full(len(n), 0.5), n)
+    error = np.sqrt(0.5 / n)
     smallest = statistics.detectable_difference(error)
     columns = {"questions": n, "half_interval": (high - low) / 2, "detectable": smallest}
     return pd.DataFrame(columns, index=pd.Index(QUESTIONS, name="metric"))

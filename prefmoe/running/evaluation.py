@@ -41,9 +41,7 @@ def allowed_answers(example: Example) -> tuple[str, ...]:
     return OPTION_LETTERS[: len(example.options)] if example.is_multiple_choice else ("yes", "no")
 
 
-def first_tokens(
-    tokenizer: Any, answers: Sequence[str] = ANSWERS, *, letters: Literal["upper", "lower"] = "upper"
-) -> dict[str, list[int]]:
+def first_tokens(tokenizer: Any, *, letters: Literal["upper", "lower"] = "upper") -> dict[str, list[int]]:
     """The token ids with which each answer may begin: as it is, capitalised, and after a space.
 
     Option letters count in one case alone, that which a method is trained to say ("a" is a word). A token that could
@@ -52,7 +50,7 @@ def first_tokens(
     Raises EvaluationError if an answer is left without a token.
     """
     found: dict[str, set[int]] = {}
-    for answer in answers:
+    for answer in ANSWERS:
         letter = answer.lower() if letters == "lower" else answer
         spellings = {letter} if len(answer) == 1 else {answer, answer.capitalize(), answer.upper()}
         ids = set()
@@ -61,14 +59,10 @@ def first_tokens(
             if encoded and encoded[0] != tokenizer.unk_token_id:
                 ids.add(encoded[0])
         found[answer] = ids
-    for answer in answers:
-        others = set().union(*(found[other] for other in answers if other != answer))
-        if not found[answer] - others:
-            raise EvaluationError(f"the tokenizer has no token of its own that begins the answer {answer!r}")
-    return {
-        answer: sorted(found[answer] - set().union(*(found[other] for other in answers if other != answer)))
-        for answer in answers
-    }
+    own = {a: ids.difference(*(others for b, others in found.items() if b != a)) for a, ids in found.items()}
+    if silent := [answer for answer, ids in own.items() if not ids]:
+        raise EvaluationError(f"the tokenizer has no token of its own that begins the answer {silent[0]!r}")
+    return {answer: sorted(ids) for answer, ids in own.items()}
 
 
 def small_talk(example: Example, transcripts: Sequence[Sequence[Turn]], turns: int) -> tuple[Turn, ...]:
