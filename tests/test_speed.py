@@ -1,6 +1,7 @@
 """The benchmark script: its references compute what they are compared with, and its table is complete."""
 
 import json
+import re
 import shutil
 from functools import partial
 
@@ -13,7 +14,7 @@ from small_world import data_folder, small_edition
 from tiny_drawers import tiny_drawer
 
 from prefmoe import losses
-from prefmoe.config import FIGURES
+from prefmoe.config import FIGURES, ROOT
 from prefmoe.generation.user_branch import add_user_branch
 from prefmoe.models.moe_lora import MixtureOfLoRA, Ranks, Routing
 from prefmoe.models.user_state import FactorisedUsers
@@ -196,3 +197,8 @@ def without(table: pd.DataFrame, benchmark: str) -> pd.DataFrame:
     return rows.sort_values(
         "benchmark", key=lambda names: names.map(list(speed.BENCHMARKS).index), kind="stable"
     ).reset_index(drop=True)
+
+
+def test_the_page_about_speed_has_a_row_for_each_benchmark():
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| ([a-z ]+) \| ", page, re.M) == ["benchmark", *speed.BENCHMARKS]
