@@ -128,7 +128,7 @@ def test_a_run_ends_with_the_verdict_and_is_no_failure_if_it_says_not_reproduced
         few.to_csv(committed / path.name, index=False)
     shutil.copytree(committed, made)
     table = pd.read_csv(made / "table1.csv")
-    table.assign(value=table["value"].where(table.index > 0, 0.0)).to_csv(made / "table1.csv", index=False)
+    table.assign(value=table["value"].where(table.index > 0, 2.0)).to_csv(made / "table1.csv", index=False)
     try:
         planned = jobs_of(snakemake(clone, "--dry-run", edition="smoke"))
         assert planned["compare"] == 1
