@@ -192,6 +192,15 @@ def test_no_page_scrolls_sideways_on_a_phone(book, pages, tmp_path):
     assert not {path.relative_to(book).as_posix(): parts[:3] for path, parts in found.items() if parts}
 
 
+def test_figures_have_the_room_of_a_wide_screen_and_lines_of_text_stay_short(book):
+    widest = "parts => Math.max(...[...document.querySelectorAll(parts)].map((part) => part.clientWidth))"
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1920, "height": 1000})
+        page.goto((book / "notebooks/07_main_table.html").as_uri())
+        figure, text = (page.evaluate(widest, parts) for parts in (".cell_output img", ".bd-article section > p"))
+    assert figure > 1000 and text < 800
+
+
 def test_every_notebook_and_page_of_the_clone_is_a_page(book):
     named = {place.with_suffix(".html") for _, place in sources() if place.suffix in (".md", ".ipynb")}
     assert len(named) > 40 and not [place for place in named if not (book / place).is_file()]
