@@ -229,3 +229,20 @@ def test_the_command_names_what_it_wrote_and_refuses_what_nobody_knows(monkeypat
     assert publish.main(["pages"]) == 0 and capsys.readouterr().out == "README.md\none.ipynb\nslides.md\n"
     assert publish.main(["mimi"]) == 1
     assert "edition 'mimi' is unknown" in capsys.readouterr().err
+
+
+BESIDE = {"information", "alignment", "practice", "references", "published_intervals", "trends"}
+"""Tables that say what rows are shown, compare losses, or have no row of an edition's alone."""
+
+
+def test_every_committed_table_of_methods_says_what_its_rows_are_shown_of_users():
+    found = set()
+    for path in sorted(FIGURES.rglob("*.csv")):
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        if path.parent.name in ("small-sample", "speed") or path.stem in BESIDE:
+            continue
+        for who, told in (("method", ""), ("condition", ""), ("components", ""), ("baseline", "baseline_")):
+            if who in table:
+                assert table[f"{told}information"].notna().all(), path
+                found.add(path.stem)
+    assert found >= {"table1", "table2", "comparisons", "breakdown", "controls", "differences", "ranking", "scales"}
