@@ -23,7 +23,7 @@ def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     return [name for name, tensor in doubtful if not tensor.isfinite().all()]
 
 
-def check_finite(named: Iterable[tuple[str, Tensor]], where: object) -> None:
-    """Raises ValueError naming where the tensors come from and the first of those that hold a NaN or an infinity."""
+def check_finite(named: Iterable[tuple[str, Tensor]], where: object, error: type[ValueError] = ValueError) -> None:
+    """Raises ``error`` naming where the tensors come from and the first of those that hold a NaN or an infinity."""
     if damaged := not_finite(named):
-        raise ValueError(f"{where}: NaN or infinite values in {', '.join(damaged[:5])}")
+        raise error(f"{where}: NaN or infinite values in {', '.join(damaged[:5])}")

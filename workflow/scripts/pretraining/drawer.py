@@ -129,7 +129,7 @@ def pretrain_drawer(
     pool = draw_small_pool(recipe["pool"], seed=0, folder=work.parent)
     seconds: dict[str, float] = {}
 
-    def stage(name: str, learning: nn.Module, train: Callable[..., float], learner: Drawer | AttributeReader) -> None:
+    def stage(name: str, learning: nn.Module, train: Callable[..., float], learner: Drawer | nn.Module) -> None:
         seconds[name] = finished(
             name, work, learning, lambda place: train(learner, *pool, **recipe[name], seed=seed, path=place)
         )
