@@ -32,6 +32,10 @@ def test_loss_curves_average_seeds_and_steps():
     assert "LoRA: loss of the answer 1.50 over the first 2 steps, 5.50 over the last" in one_line(figure)
     alone = forms.losses({"+ losses of pairs": logs()[:1]}, window=2)
     assert "n = 1 seed." in one_line(alone) and "+ losses of pairs: loss of the answer 0.50" in one_line(alone)
+    (axis,) = forms.losses({"PrefMoE": moe}, window=2, together=True).axes
+    assert axis.get_yscale() == "log" and axis.get_title() == ""
+    means = [line for line in axis.lines if line.get_linewidth() > 1]
+    assert [list(line.get_ydata()) for line in means] == [[1, 1.5, 2.5, 3.5, 4.5, 5.5], [1.0] * 6]
 
 
 def test_the_loss_is_drawn_of_a_method_with_training_only(tmp_path):
@@ -42,7 +46,7 @@ def test_the_loss_is_drawn_of_a_method_with_training_only(tmp_path):
             folder.mkdir(exist_ok=True)
             log.to_parquet(folder / "losses.parquet")
         shown[steps] = cells("06", "curves", folders=folders, record={"steps": steps}, method="LoRA").figures
-    assert shown[0] == [] and [axis.get_title() for axis in shown[6][0].axes] == ["answer"]
+    assert shown[0] == [] and [axis.get_yscale() for axis in shown[6][0].axes] == ["log"]
 
 
 # Notebook 9
@@ -145,7 +149,7 @@ def test_gates_add_up_and_carry_their_n():
 # Notebook 15
 
 
-def test_the_same_picture_has_what_every_method_answers_about_each_user(picture):
+def test_the_same_abovehas_what_every_method_answers_about_each_user(picture):
     def example(name: str, truth: str) -> SimpleNamespace:
         return SimpleNamespace(image=picture, question=f"Would {name} like it?", name=name, concept="travel",
                                answer_text=truth)  # fmt: skip
@@ -157,11 +161,15 @@ def test_the_same_picture_has_what_every_method_answers_about_each_user(picture)
     answers = {"LoRA": said(("no", 0), ("no", 1)), "PrefMoE": said(("yes", 1), ("no", 1))}
     given = {"answers": answers, "backbone": "b", "seed": 0}
     (figure,) = cells("15", "figure", questions=[pair], **given).figures
-    written = text(figure)
-    assert "✗ LoRA: no" in written and "✓ PrefMoE: yes" in written and "truth: yes" in written
+    marks = [line for line in text(figure).splitlines() if line.startswith(("✓", "✗"))]
+    assert marks == ["✗ 0.10", "✓ 0.10", "✓ 0.90", "✓ 0.10"]
+    above, grid, *_ = figure.axes
+    assert [tick.get_text() for tick in grid.get_yticklabels()] == ["LoRA", "PrefMoE"]
+    assert [tick.get_text() for tick in grid.get_xticklabels()] == ["Ada:\nyes", "Bo:\nno"]
+    assert np.ma.allclose(grid.collections[0].get_array(), [[0.1, 0.1], [0.9, 0.1]])  # of yes
     assert "most pictures (1 of 1): PrefMoE" in one_line(figure) and "no answer was looked at" in one_line(figure)
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    assert np.array_equal(figure.axes[0].images[0].get_array(), pixels)
+    assert np.array_equal(above.images[0].get_array(), pixels)
     (alone,) = cells("15", "figure", questions=[pair[:1]], **given | {"answers": {"LoRA": said(("yes", 1))}}).figures
     assert "nobody is known to hold a preference" in one_line(alone)
 

@@ -145,24 +145,11 @@ def draw(plot: so.Plot, looks: Mapping[str, Look], target: Figure | Axes) -> Non
 
 @style.house()
 def curves(
-    table: pd.DataFrame,
-    *,
-    x: str,
-    series: str,
-    title: str,
-    caption: str,
-    panels: str = "",
-    lines: str = "",
-    units: str = "",
-    columns: int = 2,
-    shared: bool = True,
-    log: bool = False,
-    xlabel: str = "",
-    ylabel: str = "Share of questions",
-    labels: Mapping[str, str] | None = None,
-    markers: bool = True,
+    table: pd.DataFrame, *, x: str, series: str, title: str, caption: str, panels: str = "", lines: str = "",
+    units: str = "", columns: int = 2, shared: bool = True, log: bool = False, xlabel: str = "",
+    ylabel: str = "Share of questions", labels: Mapping[str, str] | None = None, markers: bool = True,
     panel: tuple[float, float] = (3.6, 2.6),
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Values along an axis, with their intervals as bands: a line per series, panels in a grid.
 
     Args:
@@ -219,12 +206,14 @@ def curves(
 
 
 def losses(
-    logs: Mapping[str, Sequence[pd.DataFrame]], *, window: int = 20, answer: str = "answer", about: str = "answer"
-) -> Figure:
+    logs: Mapping[str, Sequence[pd.DataFrame]], *, window: int = 20, answer: str = "answer", about: str = "answer",
+    together: bool = False,
+) -> Figure:  # fmt: skip
     """Every weighted term of the loss during training, each on a scale of its own that starts at 0.
 
     ``logs``: method -> losses.parquet of each seed; ``window``: steps of the running mean; ``answer``: what the term
-    "answer" is a loss of, in words; ``about``: the term of which the title tells, for the first method that has it.
+    "answer" is a loss of, in words; ``about``: the term of which the title tells, for the first method that has it;
+    ``together``: all terms of one method in one panel instead, on a logarithmic scale, where sizes can be compared.
     """
     parts = []
     for method, runs in logs.items():
@@ -237,15 +226,20 @@ def losses(
     drawn = f"thick: mean of n = {seeds} seeds, thin: single seeds" if seeds > 1 else "n = 1 seed"
     main = told[told["method"] == (first := told["method"].iloc[0])].groupby("step")["value"].mean()
     names = {term: term.replace("_", " ") for term in table["term"].unique()} | {"answer": answer}
+    scale = " Logarithmic scale." if together else ""
+    panels = {"series": "method", "panels": "term", "columns": 4, "shared": False, "panel": (2.3, 1.8)}
     figure = curves(
-        table, x="step", series="method", panels="term", units="seed", columns=4, shared=False, markers=False,
-        panel=(2.3, 1.8), labels=names, xlabel="Step", ylabel="Weighted loss",
-        caption=f"{', '.join(logs)}. Running mean over {window} steps; {drawn}.",
+        table, x="step", units="seed", markers=False, labels=names, xlabel="Step", ylabel="Weighted loss",
+        caption=f"{', '.join(logs)}. Running mean over {window} steps; {drawn}.{scale}",
         title=f"{first}: loss of the {names[about]} {main.iloc[:window].iloc[-1]:.2f} over the first {window} steps, "
         f"{main.iloc[-1]:.2f} over the last",
+        **({"series": "term", "panel": (7.0, 3.2)} if together else panels),
     )  # fmt: skip
     for axis in figure.axes:
-        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
+        if together:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
     return figure
 
 

@@ -1,6 +1,6 @@
 """Trained methods, the questions put to them about one picture and several users, and what they answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -206,23 +206,3 @@ def answers_of_methods(
         method = trained_method(edition, backbone_name, name, own, results=results)
         answers[edition.methods[name].label] = most_probable_answers(method, examples)
     return answers
-
-
-def answers_by_picture(
-    questions: Sequence[Sequence[Example]], answers: Mapping[str, pd.DataFrame]
-) -> list[tuple[Path, list[tuple[str, str, dict[str, tuple[str, bool]]]]]]:
-    """The pictures with what is asked about them, what is true and what each method says.
-
-    ``questions``: for each picture, its questions (`shared_questions`); ``answers``: method's label ->
-    `most_probable_answers` to all of them, picture after picture.
-    """
-    rows = {label: iter(table.itertuples()) for label, table in answers.items()}
-    pictures = []
-    for asked in questions:
-        entries = []
-        for example in asked:
-            given = {label: next(row) for label, row in rows.items()}
-            said = {label: (f"{row.answer} ({row.probability:.2f})", bool(row.right)) for label, row in given.items()}
-            entries.append((f"{asked_text(example)} ({example.concept})", example.answer_text, said))
-        pictures.append((asked[0].image, entries))
-    return pictures
