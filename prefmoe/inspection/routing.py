@@ -53,7 +53,7 @@ def own_expert(gates: pd.DataFrame) -> pd.DataFrame:
         column = chosen.loc[[f"preference, {name}" for name in asked], FACETS.index(facet)]
         own, elsewhere = column.pop(f"preference, {facet}"), column.mean()
         table.append({"facet": facet, "own": own, "elsewhere": elsewhere, "difference": own - elsewhere})
-    return pd.DataFrame(table)
+    return pd.DataFrame(table, columns=["facet", "own", "elsewhere", "difference"])
 
 
 def gate_ranges(gates: pd.DataFrame) -> pd.DataFrame:

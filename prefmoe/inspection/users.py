@@ -28,6 +28,14 @@ PREFIX_TOKENS = ("name", "image", "description", *(f"{part} {facet}" for facet i
 """The 13 prefix tokens: profile, then prototype (p) and residual (r) of each facet."""
 
 
+FEWEST = 5
+"""Vectors that t-SNE can place."""
+
+SPACE_COLUMNS = ("stage", "tokens", "user", "facet", "group", "x", "y")
+
+PURITY_COLUMNS = ("stage", "tokens", "colour", "neighbours", "value", "n", "low", "high", "chance", "best")
+
+
 def _factorised(method: Method) -> FactorisedUsers:
     state = getattr(method, "user_state", None)
     if not isinstance(state, FactorisedUsers):
@@ -90,7 +98,8 @@ def facet_tokens(method: Method) -> FacetTokens:
 def user_space(
     stages: Mapping[str, FacetTokens], *, neighbours: int = 5, seed: int = 0, perplexity: float = 30.0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """t-SNE coordinates of facet tokens and the purity of their neighbourhoods, per stage and kind of token.
+    """t-SNE coordinates of facet tokens and the purity of their neighbourhoods, per stage and kind of token; no rows of
+    a stage with fewer than five tokens, or with those of one user alone.
 
     Args:
         stages: stage of training -> tokens.
@@ -106,7 +115,9 @@ def user_space(
         labels = tokens.labels
         users = labels["user"].to_numpy()
         admissible = users[:, None] != users[None, :]
-        count = min(neighbours, int(admissible.sum(1).min()))
+        count = min(neighbours, int(admissible.sum(1).min(initial=len(labels))))
+        if len(labels) < FEWEST or not count:
+            continue
         for kind, vectors in tokens.vectors.items():
             x, y = tsne(vectors, seed, perplexity=perplexity).T
             place = {"stage": stage, "tokens": kind}
@@ -118,8 +129,8 @@ def user_space(
                 estimate = neighbourhood_purity(vectors, names, count, users, seed=seed)
                 best = float(np.minimum(same, count).mean() / count)
                 numbers.append({**place, "colour": colour, "neighbours": count, **estimate, "best": best})
-    columns = ["stage", "tokens", "user", "facet", "group", "x", "y"]
-    return pd.concat(points, ignore_index=True)[columns], pd.DataFrame(numbers)
+    coordinates = pd.concat(points, ignore_index=True) if points else pd.DataFrame(columns=list(SPACE_COLUMNS))
+    return coordinates[list(SPACE_COLUMNS)], pd.DataFrame(numbers, columns=list(PURITY_COLUMNS))
 
 
 def tsne(X: ArrayLike, seed: int = 0, *, perplexity: float = 30.0) -> NDArray:
@@ -128,11 +139,11 @@ def tsne(X: ArrayLike, seed: int = 0, *, perplexity: float = 30.0) -> NDArray:
     Rows are scaled to unit length (the losses compare cosines); exact gradients; started from the principal
     components; each axis flipped so that its skewness is positive.
 
-    Raises ValueError with fewer than five vectors.
+    Raises ValueError with fewer than `FEWEST` vectors.
     """
     X = np.asarray(X, dtype=np.float64)
-    if len(X) < 5:
-        raise ValueError(f"t-SNE needs at least 5 vectors, got {len(X)}")
+    if len(X) < FEWEST:
+        raise ValueError(f"t-SNE needs at least {FEWEST} vectors, got {len(X)}")
     X = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
     start = PCA(2, svd_solver="full").fit_transform(X)  # this solver draws nothing and fixes the signs
     start = start / max(start[:, 0].std(), 1e-12) * 1e-4
@@ -270,4 +281,5 @@ def residual_variants(method: Method) -> pd.DataFrame:
                     "between_users": float(cosines.mean()),
                 }
             )
-    return pd.DataFrame(table)
+    columns = ["facet", "variant", "prototype_rms", "residual_rms", "between_users"]
+    return pd.DataFrame(table, columns=columns)
