@@ -80,15 +80,16 @@ class JointTokens(Method, settings=JointTokensMethod):
         drawn = torch.Generator().manual_seed(self.seed)
         rows = trained.nonzero()[:, 0]
         self.register_buffer("circle", rows[torch.randperm(len(rows), generator=drawn).to(rows)], persistent=False)
-        together = torch.stack([self._companions(row) for row in range(len(start))])
+        together = self._companions(torch.arange(len(start), device=start.device))
         self.register_buffer("companions", together, persistent=False)  # (U, S) the user first
         self.learned = nn.Parameter(start.new_zeros(int(trained.sum()), *start.shape[1:]))
 
-    def _companions(self, row: int) -> Tensor:
-        """(S,) a user and the next ones on the circle; of somebody who is not on it, its first ones."""
-        place = (self.circle == row).nonzero()[:, 0]
-        others = self.circle.roll(-1 - int(place)) if len(place) else self.circle
-        return torch.cat([others.new_tensor([row]), others[: self.together - 1]])
+    def _companions(self, rows: Tensor) -> Tensor:
+        """(N, S) users (N,) and the next ones on the circle; of somebody who is not on it, its first ones."""
+        place = rows.new_full((max(len(self.start), int(rows.max())) + 1,), -1)
+        place[self.circle] = torch.arange(len(self.circle), device=rows.device)
+        after = place[rows, None] + 1 + torch.arange(self.together - 1, device=rows.device)
+        return torch.cat([rows[:, None], self.circle[after % max(1, len(self.circle))]], dim=1)
 
     def _make_collator(self, *, wording: Wording, cache: bool) -> JointCollator:
         return JointCollator(self.together, self.backbone, self.benchmark, wording=wording, cache=cache)
@@ -120,7 +121,7 @@ class JointTokens(Method, settings=JointTokensMethod):
         self.start, self.slot, self.companions = (
             with_rows(self, "start", start),
             with_rows(self, "slot", self.slot.new_full((1,), len(self.learned))),
-            with_rows(self, "companions", self._companions(len(self.start))[None]),
+            with_rows(self, "companions", self._companions(self.circle.new_tensor([len(self.start)]))),
         )
 
     def _buffers_to_save(self) -> dict[str, Tensor]:
