@@ -10,14 +10,12 @@ from prefmoe.analysis import choices
 from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE
 from prefmoe.analysis.choice_references import BEST, KNOWN, POPULATION, references
 from prefmoe.analysis.choices import Ratings
-from prefmoe.analysis.information import information_table, with_information
-from prefmoe.analysis.tables import write_csv
+from prefmoe.analysis.information import information_table
+from prefmoe.analysis.tables import write_tables
 from prefmoe.config import RESULTS, ChoicesData, Edition
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.choice_world import Tastes
 from prefmoe.data.choices import ChoiceBenchmark
-
-NAMES = ("table1", "table2", "table3", "table4", "table5", "comparisons", "collapse", "information")
 
 
 def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path = RESULTS) -> dict[str, Path]:
@@ -59,9 +57,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
         else pd.DataFrame(columns=list(choices.COLLAPSE_COLUMNS)),
         "information": pd.concat([information_table(edition, results), _known(known)], ignore_index=True),
     }  # fmt: skip
-    folder = made_folder(edition.name, results)
-    shown = tables["information"].set_index("method")["at_test"].to_dict()
-    return {name: write_csv(with_information(tables[name], shown), folder / f"{name}.csv") for name in NAMES}
+    return write_tables(tables, made_folder(edition.name, results))
 
 
 def _only(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:

@@ -6,14 +6,12 @@ import pandas as pd
 
 from prefmoe.analysis import choices, drawings, statistics
 from prefmoe.analysis.drawings import Drawn
-from prefmoe.analysis.information import information_table, with_information
-from prefmoe.analysis.tables import write_csv
+from prefmoe.analysis.information import information_table
+from prefmoe.analysis.tables import write_tables
 from prefmoe.config import RESULTS, Edition, ProbesMethod, RaterMethod, RewardedMethod, run_folder
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.choices import ChoiceBenchmark
 from prefmoe.system.run_files import read_predictions
-
-NAMES = ("table1", "probes", "comparisons", "lengths", "scales", "raters", "information")
 
 PROBE_COLUMNS = ("layer", "task", "value", "low", "high", "n", "chance", "split", "rater")
 
@@ -49,9 +47,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
         "raters": raters,
         "information": information_table(edition, results),
     }
-    folder = made_folder(edition.name, results)
-    shown = tables["information"].set_index("method")["at_test"].to_dict()
-    return {name: write_csv(with_information(tables[name], shown), folder / f"{name}.csv") for name in NAMES}
+    return write_tables(tables, made_folder(edition.name, results))
 
 
 def _gains(edition: Edition, drawn: list[Drawn], focus: Drawn) -> list[tuple[Drawn, Drawn]]:

@@ -4,7 +4,7 @@ Nothing here needs a model. Values are means over seeds; intervals are cluster b
 that mean; the spread over seeds stands apart in table1_seeds.csv.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -301,8 +301,13 @@ def build(edition: Edition, benchmark: Benchmark, *, results: str | Path = RESUL
     if "unseen" in splits:
         unseen = [entry for entry in everything if entry.split == "unseen" and entry.turns in REPORTED_TURNS]
         tables["unseen"] = estimates_table(unseen)[list(TABLE1_COLUMNS)]
-    folder = made_folder(edition.name, results)
-    shown = {entry.method: entry.information for entry in everything}
+    return write_tables(tables, made_folder(edition.name, results))
+
+
+def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> dict[str, Path]:
+    """Writes an edition's tables, each with what its rows are shown, which the one named information tells. Returns
+    table name -> file."""
+    shown = tables["information"].drop_duplicates("method").set_index("method")["at_test"].to_dict()
     return {name: write_csv(with_information(table, shown), folder / f"{name}.csv") for name, table in tables.items()}
 
 

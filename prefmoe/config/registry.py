@@ -192,7 +192,7 @@ def introduce(entry: BackboneEntry) -> None:
         raise BackboneError(
             f"the name {entry.name!r} is taken by a backbone of the registry; give the folder another one"
         )
-    known = _GUESTS.setdefault(entry.name, entry)
+    known = _GUESTS.get(entry.name, entry)
     if known.source != entry.source:
         raise BackboneError(
             f"{entry.name!r} is the name of two backbones, {known.source} and {entry.source}, which would share a "

@@ -85,6 +85,10 @@ class Cell:
             "information": self.answers.information,
         }
 
+    def beside(self, other: Answers, reference: str) -> dict[str, Any]:
+        """`where`, and what the values are compared with, in words."""
+        return self.where() | {"reference": reference, "reference_information": other.information, "group": ALL}
+
     def parts(self) -> Iterator[tuple[str, str, Answers]]:
         """Grouping, group and the answers in it: all questions first, then every group that has any."""
         yield ALL, ALL, self.answers
@@ -228,15 +232,12 @@ def difference_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[d
         *who, turns = row
         if first_turns is not None and turns != first_turns:
             other = found[(*who, first_turns), variant, split].answers
-            where = {**cell.where(), "reference": f"{first_turns} turns", "group": ALL, "paired": 1}
-            where |= {"reference_information": other.information}
+            where = cell.beside(other, f"{first_turns} turns")
             for compared in compare(cell.answers, other):
-                yield {**compared, **where}
+                yield {**compared, **where, "paired": 1}
         if variant != first_variant:
             other = found[row, first_variant, split].answers
-            where = {**cell.where(), "reference": first_variant, "group": ALL}
-            where |= {"reference_information": other.information}
-            mine = cell.answers
+            where, mine = cell.beside(other, first_variant), cell.answers
             paired = np.array_equal(mine.index, other.index) and np.array_equal(mine.users, other.users)
             for compared in compare(mine, other) if paired else _unpaired(mine, other):
                 yield {**compared, **where, "paired": int(paired)}
@@ -245,8 +246,7 @@ def difference_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[d
             for grouping, group in ((ALL, ALL), ("pair", PAIR_GROUPS[0])):
                 first, second = cell.part(grouping, group), other_cell.part(grouping, group)
                 if first is not None and second is not None:
-                    where = {**cell.where(), "reference": f"{variant}, {first_split}", "group": group}
-                    where |= {"reference_information": second.information}
+                    where = cell.beside(second, f"{variant}, {first_split}") | {"group": group}
                     for compared in _unpaired(first, second):
                         yield {**compared, **where, "paired": 0}
 

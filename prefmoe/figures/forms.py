@@ -222,9 +222,11 @@ def losses(
             long = terms.rolling(window, min_periods=1).mean().melt(var_name="term", ignore_index=False)
             parts.append(long.reset_index().assign(method=method, seed=seed))
     table = pd.concat(parts, ignore_index=True)
-    told, seeds = table[table["term"] == about].dropna(subset="value"), max(map(len, logs.values()))
+    seeds = max(map(len, logs.values()))
+    told = table[table["term"] == about].dropna(subset="value")
+    first = told["method"].iloc[0]
     drawn = f"thick: mean of n = {seeds} seeds, thin: single seeds" if seeds > 1 else "n = 1 seed"
-    main = told[told["method"] == (first := told["method"].iloc[0])].groupby("step")["value"].mean()
+    main = told[told["method"] == first].groupby("step")["value"].mean()
     names = {term: term.replace("_", " ") for term in table["term"].unique()} | {"answer": answer}
     scale = " Logarithmic scale." if together else ""
     panels = {"series": "method", "panels": "term", "columns": 4, "shared": False, "panel": (2.3, 1.8)}

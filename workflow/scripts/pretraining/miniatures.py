@@ -39,10 +39,11 @@ BLANK = "background"
 """The word whose embedding an image token takes where there is nothing."""
 
 LLAVA_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ 'USER:' if m['role'] == 'user' else 'ASSISTANT:' }}{% if m['content'] is "
-    "string %} {{ m['content'] }} {% else %}{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>{% else %} "
-    "{{ p['text'] }} {% endif %}{% endfor %}{% endif %}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% "
-    "endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{{ 'USER:' if m['role'] == 'user' else 'ASSISTANT:' }}"
+    "{% if m['content'] is string %} {{ m['content'] }} {% else %}{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<image>{% else %} {{ p['text'] }} {% endif %}{% endfor %}{% endif %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
