@@ -1,17 +1,15 @@
 """What the pages under docs/ say can be done as they say it."""
 
 import ast
-import json
 import re
 from pathlib import Path
 from typing import get_args
 
-import pandas as pd
 import yaml
 from logits import PROMPTS, fixed_picture
 from pydantic import TypeAdapter
 
-from prefmoe.config import CONFIG_FOLDER, KINDS, ControlKind, Method
+from prefmoe.config import KINDS, ControlKind, Method
 from prefmoe.config.registry import Registry
 from prefmoe.system.places import REGISTRY
 
@@ -45,17 +43,6 @@ def test_the_rows_on_the_page_of_baselines_are_rows_that_can_be_made() -> None:
     assert methods["Reading"].losses.none and methods["LoRA-text"].projector
     controls = re.findall(r"^\| `(\w+)` \| .* \| .* \|$", (DOCS / "baselines.md").read_text(encoding="utf-8"), re.M)
     assert set(controls) == set(get_args(ControlKind))
-
-
-def test_the_page_of_baselines_names_the_rows_whose_rates_lie_at_the_upper_edge_of_their_grid() -> None:
-    grid = yaml.safe_load((CONFIG_FOLDER / "tuning/mini.yaml").read_text(encoding="utf-8"))["methods"]
-    trials = pd.read_csv(CONFIG_FOLDER / "tuning/mini.csv")
-    chosen = {row.method: json.loads(row.settings) for row in trials[trials["chosen"] == 1].itertuples()}
-    edge = {name for name, rates in chosen.items() if all(rates[key] == max(grid[name][key]) for key in rates)}
-    assert edge == {"FFT-profile", "LoRA-profile", "YoLLaVA", "E-free", "EP"}
-    text = " ".join((DOCS / "baselines.md").read_text(encoding="utf-8").split())
-    named = "for full fine-tuning and LoRA with the profile, Yo'LLaVA, the free embedding and EP:"
-    assert f"upper edge, still rising, {named}" in text
 
 
 def test_the_script_for_the_published_code_draws_and_writes_what_a_record_needs() -> None:

@@ -12,7 +12,7 @@ from small_world import lay_out, small_edition
 from tune import TuningError, apply_settings, choose, load_grid, run_trial, tune
 
 from prefmoe import metrics
-from prefmoe.config import ConfigError
+from prefmoe.config import CONFIG_FOLDER, ConfigError, load_edition
 from prefmoe.running import answers as running_answers
 from prefmoe.running import runs
 
@@ -73,6 +73,19 @@ def test_every_trial_is_recorded_and_the_best_of_each_method_marked(monkeypatch)
     before = path.read_bytes()
     assert tune_here() == path and evaluated == []
     assert path.read_bytes() == before
+
+
+def test_a_grid_goes_on_beyond_the_end_where_its_best_trial_lies():
+    write(GRID | {"beyond": {"PrefMoE": [{"lr": 9e-3, "losses.alignment": 0.1}]}})
+    grid = load_grid(EDITION, "config")
+    assert grid.trials_of("LoRA") == [{"lr": 1e-3}, {"lr": 1e-2}]
+    table = pd.read_csv(tune_here())
+    assert [json.loads(cell) for cell in table.loc[table["method"] == "PrefMoE", "settings"]] == [
+        {"losses.alignment": 0.0, "lr": 3e-3},
+        {"losses.alignment": 0.1, "lr": 3e-3},
+        {"losses.alignment": 0.1, "lr": 9e-3},
+    ]
+    assert table.groupby("method")["chosen"].sum().tolist() == [1, 1]
 
 
 def test_parts_of_the_grid_can_be_shared_out_and_are_collected_at_the_end():
@@ -149,6 +162,10 @@ def test_settings_reach_nested_ones_and_are_validated():
         ({"methods": {"LoRA": {"rank": [4, 0]}}}, "methods.LoRA: lora: refused"),
         ({"criterion": "recall"}, "criterion"),
         ({"budget": 3}, "budget"),
+        ({"beyond": {"LoRA": [{"lr": 1e-2}]}}, "beyond.LoRA: {'lr': 0.01} is not a new trial of lr"),
+        ({"beyond": {"PrefMoE": [{"lr": 1e-2}]}}, "beyond.PrefMoE: .* is not a new trial of lr, losses.alignment"),
+        ({"beyond": {"LoRA": [{"lr": -1.0}]}}, "methods.LoRA: lora: refused"),
+        ({"beyond": {"Lora": [{"lr": 1e-2}]}}, "beyond.Lora: no grid to go beyond; did you mean 'LoRA'"),
     ],
 )
 def test_mistakes_in_a_grid_are_named(change, message):
@@ -174,3 +191,19 @@ def test_a_missing_grid_is_an_error():
 def test_the_command_says_what_is_wrong_without_a_traceback(capsys):
     assert tuning.main(["mini", "--methods", "LoRa"]) == 1
     assert "error: 'LoRa' is not in the grid; it has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mini", "rivals", "preference-mini"])
+def test_what_an_edition_uses_is_the_best_of_its_trials_and_has_worse_ones_on_both_sides(name):
+    edition, recorded = load_edition(name), pd.read_csv(CONFIG_FOLDER / "tuning" / f"{name}.csv")
+    grid = load_grid(edition)
+    for method in grid.methods:
+        trials = recorded[recorded["method"] == method]
+        tried = [json.loads(cell) for cell in trials["settings"]]
+        assert tried == grid.trials_of(method), method
+        (best,) = (json.loads(cell) for cell in trials.loc[trials["chosen"] == 1, "settings"])
+        assert trials.loc[trials["chosen"] == 1, grid.criterion].item() == trials[grid.criterion].max(), method
+        assert apply_settings(edition.methods[method], best) == edition.methods[method]
+        for setting, value in best.items():
+            line = [one[setting] for one in tried if {**one, setting: value} == best]
+            assert min(line) < value < max(line), (method, setting, line)

@@ -58,6 +58,8 @@ class Grid(Frozen):
         criterion: the validation metric to maximise; the earlier trial wins a tie. Of choices: accuracy, of two.
         methods: method -> setting (dotted for a nested one, "losses.alignment") -> values; the trials of a
             method are the product of its settings' values.
+        beyond: method -> further trials, outside the grid, for a method whose best one lies at an end of it. They are
+            the same rule for every method: a step past that end, and on until the best trial has neighbours.
     """
 
     trials: int = Field(ge=1)
@@ -65,6 +67,13 @@ class Grid(Frozen):
     backbones: Annotated[tuple[str, ...], Once] = ()
     criterion: str = Field("overall", pattern="^(overall|preference|profile|sensitivity|accuracy)$")
     methods: dict[str, dict[str, Annotated[tuple[Setting, ...], Field(min_length=1), Once]]] = Field(min_length=1)
+    beyond: dict[str, tuple[Settings, ...]] = {}
+
+    def trials_of(self, method: str) -> list[Settings]:
+        """A method's trials: the product of its settings' values, the last one varying fastest, then those beyond."""
+        grid = self.methods[method]
+        product = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        return [*product, *self.beyond.get(method, ())]
 
 
 def grid_path(edition: str, folder: str | Path = CONFIG_FOLDER) -> Path:
@@ -90,21 +99,22 @@ def _mistakes(grid: Grid, edition: Edition) -> Iterator[str]:
             near = did_you_mean(name, edition.methods)
             yield f"methods.{name}: not a method of edition {edition.name!r}{near}"
             continue
-        points = list(_points(settings))
-        if len(points) != grid.trials:
-            yield f"methods.{name}: {len(points)} trials, expected {grid.trials} as for every method"
-        for point in points:
+        beyond = grid.beyond.get(name, ())
+        trials = grid.trials_of(name)
+        if (within := len(trials) - len(beyond)) != grid.trials:
+            yield f"methods.{name}: {within} trials, expected {grid.trials} as for every method"
+        for point in trials:
             try:
                 apply_settings(edition.methods[name], point)
             except TuningError as error:
                 yield f"methods.{name}: {error}"
                 break
-
-
-def _points(settings: Mapping[str, Sequence[Setting]]) -> Iterator[Settings]:
-    """The product of a method's settings, the last one varying fastest."""
-    for values in itertools.product(*settings.values()):
-        yield dict(zip(settings, values, strict=True))
+        for point in beyond:
+            if set(point) != set(settings) or trials.count(point) > 1:
+                yield f"beyond.{name}: {point} is not a new trial of {', '.join(settings)}"
+    for name in grid.beyond:
+        if name not in grid.methods:
+            yield f"beyond.{name}: no grid to go beyond{did_you_mean(name, grid.methods)}"
 
 
 def apply_settings(config: Method, settings: Mapping[str, Setting]) -> Method:
@@ -206,7 +216,7 @@ def tune(
         for method in methods or grid.methods:
             if (backbone, method) not in edition.runs():  # a rival, say
                 continue
-            for settings in _points(grid.methods[method]):
+            for settings in grid.trials_of(method):
                 trial = run_trial(workbench, method, settings, grid.seed)
                 log.info("%s %s %s: %s %.3f", backbone, method, settings, grid.criterion, trial[grid.criterion])
                 trials.append(trial)
