@@ -139,6 +139,10 @@ def test_curves_follow_the_table_with_bands_and_thin_lines_for_units():
     drawn = {to_hex(line.get_color()).upper(): list(line.get_ydata()) for line in figure.axes[0].lines}
     assert drawn[style.METHODS["LoRA"].colour] == [1, 2, 4] and drawn[style.METHODS["PrefMoE"].colour] == [2, 3, 5]
     assert len(figure.axes[0].patches) + len(figure.axes[0].collections) == 2  # a band each
+    apart = forms.curves(one, x="x", series="method", log=True, bars=True, title="T", caption=CAPTION).axes[0]
+    first, second = (np.array(line.get_xdata()) for line in apart.lines[:2])
+    assert (second / first == pytest.approx([2**0.1] * 3)) and first * second == pytest.approx([1, 4, 16])
+    assert list(apart.get_xticks()) == [1, 2, 4] and not apart.patches  # bars side by side about the place, no band
     both = forms.curves(
         table.drop(columns=["low", "high"]), x="x", series="method", units="seed", title="T", caption=CAPTION
     )

@@ -148,7 +148,7 @@ def curves(
     table: pd.DataFrame, *, x: str, series: str, title: str, caption: str, panels: str = "", lines: str = "",
     units: str = "", columns: int = 2, shared: bool = True, log: bool = False, xlabel: str = "",
     ylabel: str = "Share of questions", labels: Mapping[str, str] | None = None, markers: bool = True,
-    panel: tuple[float, float] = (3.6, 2.6),
+    bars: bool = False, panel: tuple[float, float] = (3.6, 2.6),
 ) -> Figure:  # fmt: skip
     """Values along an axis, with their intervals as bands: a line per series, panels in a grid.
 
@@ -157,6 +157,7 @@ def curves(
             all panels of a row share their y axis, else all of the figure do, or none where not shared.
         units: a column, a thin line for each of its values behind the mean of all.
         columns: of panels, where lines is not given. log: doublings of x are equally wide.
+        bars: in the place of bands, which cover one another where series are close; on a logarithmic axis.
         panel: width and height of one, inches.
     """
     if table.empty:
@@ -164,6 +165,10 @@ def curves(
     texts = METRIC_LABELS | dict(labels or {})
     data = _ordered(table, series, panels, lines)
     looks = _looks(table, series)
+    places = sorted(data[x].unique())
+    if bars:
+        aside = {name: 2 ** (0.1 * (k - (len(looks) - 1) / 2)) for k, name in enumerate(looks)}
+        data[x] = data[x] * data[series].map(aside).astype(float)
     names = list(data[panels].cat.categories) if panels else [""]
     across = len(names) if lines else min(columns, len(names))
     down = len(data[lines].cat.categories) if lines else -(-len(names) // across)
@@ -175,13 +180,13 @@ def curves(
     if units:
         plot = plot.add(so.Lines(linewidth=0.6, alpha=0.4), group=units, legend=False)
     if {"low", "high"} <= set(data) and data[["low", "high"]].notna().all(axis=1).any():
-        plot = plot.add(so.Band(alpha=0.13, edgewidth=0), ymin="low", ymax="high", legend=False)
+        how = so.Range(linewidth=1, linestyle="-") if bars else so.Band(alpha=0.13, edgewidth=0)
+        plot = plot.add(how, ymin="low", ymax="high", legend=False)
     mark = so.Line(pointsize=4.5 if markers else 0, edgewidth=0, linewidth=1.4)
     plot = plot.add(mark, *([so.Agg()] if units else []), legend=False)
     dashes = so.Nominal({name: LINES[k % len(LINES)] for k, name in enumerate(looks)}, order=list(looks))
     draw(plot.scale(linestyle=dashes, **({"x": so.Continuous(trans="log2")} if log else {})), looks, figure)
 
-    places = sorted(data[x].unique())
     for number, axis in enumerate(figure.axes):
         column = number % across
         axis.set(title="", xlabel="", ylabel="")
