@@ -80,7 +80,8 @@ def alignment(t: Tables) -> list[str]:
         f"These are users whom nobody trained on. In pictures for them liked lies between {dot(min(values))} ({least}) "
         f"and {dot(max(values))} ({most}), and the intervals overlap.",
         f"Over all users MMD shows more of what is liked than no alignment, by {around(gain, 3, 'difference')}; MSE "
-        f"does as well, and number and item are no more often right ({around(kept, 3, 'difference')}).",
+        f"does as well, and number and item are no more often right ({around(kept, 3, 'difference')}). That is one "
+        "training each: added up as another processor does, the difference turns round (docs/reproduction.md).",
     ]
 
 
@@ -113,8 +114,9 @@ def pictures(t: Tables) -> list[str]:
     own, crowd = (main(t, FULL, name) for name in ("own", "population"))
     return [
         f"Drawn for unseen users, pictures show {around(unseen[FULL])} of what they like; without a user "
-        f"{around(unseen[NOBODY])}, a difference of {around(gain, 3, 'difference')}; with the true favourites in the "
-        f"prompt {around(unseen[favourites])}.",
+        f"{around(unseen[NOBODY])}, a difference of {around(gain, 3, 'difference')}, which one seed gave and another "
+        "processor's arithmetic halves (docs/reproduction.md); with the true favourites in the prompt "
+        f"{around(unseen[favourites])}.",
         f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in "
         f"{dot(told[favourites]['value'])} with the favourites in the prompt, beside "
         f"{dot(told[NOBODY]['value'])} without a user.",
