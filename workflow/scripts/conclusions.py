@@ -133,7 +133,7 @@ def _ablation(t: Tables) -> list[str]:
     return [
         f"Factors are what pays: with them accuracy goes from {dot(rows['E'], 3)} to {dot(rows['EP'], 3)}; the whole "
         f"has {dot(rows['EPICDM'], 3)}, which is {around(right['E'], 3, 'difference')} above the first row, told apart "
-        f"from it.",
+        "from it.",
         f"No loss is shown to help: the whole minus E P is {around(right['EP'], 3, 'difference')}. The mixture, last "
         f"to come, gives back {around(right['EPICD'], 3, 'difference')} of what the row before it had lost.",
         f"In the AUC no row is told apart from the whole (E {around(auc['E'], 3, 'difference')}, E P "

@@ -76,8 +76,11 @@ def ladder(t: Tables) -> list[str]:
     def told(rung: str, method: str, metric: str = "auc_told") -> pd.Series:
         return t.row("ladder/table1", backbone=f"{BACKBONE}-{rung}", method=method, metric=metric, turns=0)
 
-    def gained(rung: str, method: str, metric: str = "auc_told") -> pd.Series:
-        return t.row("ladder/practice", backbone=f"{BACKBONE}-{rung}", method=method, metric=metric, turns=0)
+    def gained(method: str, metric: str = "auc_told") -> list[pd.Series]:
+        """What the reader's two kinds of practice give a method: in PrefMoE's prefixes, and in free tokens."""
+        found = {"method": method, "metric": metric, "turns": 0}
+        rungs = (f"{BACKBONE}-reader-{practice}" for practice in ("practised", "placebo"))
+        return [t.row("ladder/practice", backbone=rung, **found) for rung in rungs]
 
     low, high = (told(rung, "LoRA with profile") for rung in ("unread", "reader"))
     holds(low["high"] < high["low"], "who is given the text is as good as the backbone reads")
@@ -87,15 +90,13 @@ def ladder(t: Tables) -> list[str]:
     holds(not (told_apart(beside_text) & (beside_text["difference"] > 0)).any(), "no rung has the prefix ahead")
     holds(unread["low"] < 0 < unread["high"], "the prefix is not ahead of the text where nobody reads")
     holds(reader["difference"] < 0 and told_apart(reader), "without practice the text is ahead of the prefix")
-    own, free = (gained(f"reader-{practice}", "PrefMoE") for practice in ("practised", "placebo"))
+    own, free = gained("PrefMoE")
     holds(own["low"] > 0 and free["low"] > 0, "both kinds of practice pay")
-    frozen = "LoRA that reads frozen anchors"
-    reading, other = (gained(f"reader-{practice}", frozen) for practice in ("practised", "placebo"))
+    reading, other = gained("LoRA that reads frozen anchors")
     holds(reading["low"] > 0 > other["low"], "who reads frozen anchors gains by their own practice alone")
     before = [told(rung, "PrefMoE before training") for rung in ("reader-practised", "reader-placebo")]
     holds(before[0]["low"] > 0.5 and before[1]["low"] < 0.5, "untrained PrefMoE is read after its own practice alone")
-    untold = "Free user embedding"
-    embedding = [gained(f"reader-{practice}", untold, "auc_same") for practice in ("practised", "placebo")]
+    embedding = gained("Free user embedding", "auc_same")
     holds(all(row["low"] < 0 < row["high"] for row in embedding), "the free embedding's gain is not told from nothing")
     return [
         f"Who is given the text is as good as the backbone reads: the AUC of LoRA with the profile about what profiles "

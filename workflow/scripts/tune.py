@@ -58,8 +58,8 @@ class Grid(Frozen):
         criterion: the validation metric to maximise; the earlier trial wins a tie. Of choices: accuracy, of two.
         methods: method -> setting (dotted for a nested one, "losses.alignment") -> values; the trials of a
             method are the product of its settings' values.
-        beyond: method -> further trials, outside the grid, for a method whose best one lies at an end of it. They are
-            the same rule for every method: a step past that end, and on until the best trial has neighbours.
+        beyond: method -> further trials for a method whose best one lies at an end of its grid: a step past that end,
+            and on until the best trial has worse ones on both sides.
     """
 
     trials: int = Field(ge=1)
@@ -99,9 +99,9 @@ def _mistakes(grid: Grid, edition: Edition) -> Iterator[str]:
             near = did_you_mean(name, edition.methods)
             yield f"methods.{name}: not a method of edition {edition.name!r}{near}"
             continue
-        beyond = grid.beyond.get(name, ())
-        trials = grid.trials_of(name)
-        if (within := len(trials) - len(beyond)) != grid.trials:
+        beyond, trials = grid.beyond.get(name, ()), grid.trials_of(name)
+        within = len(trials) - len(beyond)
+        if within != grid.trials:
             yield f"methods.{name}: {within} trials, expected {grid.trials} as for every method"
         for point in trials:
             try:
