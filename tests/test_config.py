@@ -148,6 +148,9 @@ def test_more_seeds_are_those_of_a_method_in_the_place_of_the_editions(tmp_path)
     edition = load_edition(_changed(tmp_path, ("seeds: [0]", "seeds: [0]\nmore_seeds: {LoRA: [2, 0], NT: [0, 1]}")))
     assert edition.seeds_of("LoRA") == (2, 0) and edition.seeds_of("PrefMoE") == (0,)
     assert edition.seeds_of("NT") == (0,), "nothing is trained, hence nothing random"
+    drawn = load_edition("generation-mini")
+    assert drawn.seeds_of("Wrong") == drawn.seeds_of("All") == (0, 1, 2), "it shows what three trainings have learned"
+    assert drawn.seeds_of("Like") == (0,) == drawn.seeds_of("Words"), "no more are asked for"
 
 
 def test_an_unknown_edition_lists_the_known_ones():

@@ -114,9 +114,9 @@ def test_rows_have_intervals_over_users_and_means_over_seeds():
     rows = pd.DataFrame(measure_rows(one, benchmark(), drawn("Drawings", "Drawings", "drawings")))
     assert set(rows.columns) == set(drawings.TABLE1_COLUMNS)
     assert set(rows["measure"]) == set(drawings.MEASURES) and set(rows["users"]) == {"seen", "unseen", "all"}
-    both = sum(measured(f, benchmark())["liked"] for f in one.frames) / 2
+    both = pd.concat([measured(f, benchmark())["liked"] for f in one.frames], axis=1).sort_index()
     found = rows[(rows["measure"] == "liked") & (rows["users"] == "all")].iloc[0]
-    expected = statistics.cluster_bootstrap(both.sort_index(), both.sort_index().index.get_level_values("user"))
+    expected = statistics.cluster_bootstrap(both, both.index.get_level_values("user"))
     assert (found["value"], found["low"], found["high"]) == pytest.approx(
         (expected["value"], expected["low"], expected["high"])
     )
@@ -162,9 +162,31 @@ def test_comparisons_pair_pictures_and_correct_for_how_many_they_are():
     assert list(table.columns) == list(drawings.COMPARISON_COLUMNS) and len(table) == 2 * 3 * len(drawings.PAIRED)
     rows = table[(table["users"] == "all") & (table["measure"] == "liked")].set_index("baseline")
     mine = of_seeds(focus, benchmark())["liked"]
-    assert rows["difference"]["Good"] == pytest.approx(mine.mean() - 1)
+    assert rows["difference"]["Good"] == pytest.approx(mine.to_numpy().mean() - 1)
     np.testing.assert_allclose(rows["p_users_holm"], statistics.holm(rows["p_users"]))
     assert rows["p_users"]["Good"] < 0.05
+
+
+def test_trainings_that_differ_widen_the_interval_of_a_difference_and_are_paired_by_seed():
+    """Two conditions of one training each were told apart, the other way round by another processor's arithmetic."""
+    taken = [taste, taste, lambda *_: {}]
+    mine = Drawn("Mine", "Mine", "drawer", tuple(frame(one) for one in taken))
+    same = Drawn("Same", "Same", "drawer", mine.frames)
+    other = drawn("Other", shown=lambda *_: {})
+    table = comparison_table([(mine, same), (mine, other)], benchmark(), permutations=99)
+    liked = table[(table["users"] == "all") & (table["measure"] == "liked")].set_index("baseline")
+    assert (liked.loc["Same", ["difference", "low", "high"]] == 0).all(), "each seed beside its own"
+    each = [measured(f, benchmark())["liked"].mean() for f in mine.frames]
+    low, high = liked.loc["Other", ["low", "high"]]
+    assert liked.loc["Other", "difference"] == pytest.approx(np.mean(each) - each[-1])
+    assert low <= 1e-9 and high >= 0.9 * (each[0] - each[-1]), "as likely as not, both drawn seeds are of one kind"
+    two = Drawn("Two", "Two", "drawer", mine.frames[:2])
+    with pytest.raises(TableError, match="Mine has 3 and Two has 2 seeds, which cannot be paired"):
+        comparison_table([(mine, two)], benchmark())
+    rows = pd.DataFrame(drawings.seed_rows(mine, benchmark()))
+    row = rows[(rows["users"] == "all") & (rows["measure"] == "liked")].iloc[0]
+    assert (row["sd"], row["minimum"], row["maximum"]) == pytest.approx((np.std(each, ddof=1), min(each), max(each)))
+    assert row["seeds"] == 3
 
 
 def test_what_cannot_be_measured_is_refused():

@@ -202,6 +202,29 @@ def test_a_blank_in_the_place_of_a_number_is_too_far_off_in_a_finer_table_too(tm
     )
 
 
+def test_pictures_of_several_trainings_are_held_to_their_spread(tmp_path):
+    """The sampling error over users, of differences of pictures of the same noise, is much smaller."""
+    committed = {name: tables.read_table(FIGURES / f"generation-mini/{name}.csv")
+                 for name in ("table1", "table1_seeds", "comparisons")}  # fmt: skip
+    spread = committed["table1_seeds"].set_index(["condition", "users", "measure"])
+    usual = (spread["sd"].dropna() ** 2).groupby(level=["users", "measure"]).mean() ** 0.5
+    pair = {"condition": "All, MMD", "baseline": "All, not aligned", "users": "all", "measure": "liked"}
+    one = {"condition": "Best of 4 by like", "users": "all", "measure": "liked"}
+    spreads = [spread.loc[(pair[side], "all", "liked"), "sd"] for side in ("condition", "baseline")]
+    units = [max(sd, usual["all", "liked"]) for sd in spreads]
+    limit = both(tmp_path / "same", committed).limit
+    unit = (units[0] ** 2 * 2 / 3 + units[1] ** 2 * 2 / 3) ** 0.5
+    for factor, verdict in ((0.95, WITHIN), (1.05, NOT)):
+        table = moved(committed["comparisons"], pair, factor * limit * unit, "difference")
+        assert both(tmp_path / f"pair {factor}", committed, comparisons=table).verdict == verdict
+        table = moved(committed["table1"], one, factor * limit * 2**0.5 * usual["all", "liked"])
+        assert both(tmp_path / f"one {factor}", committed, table1=table).verdict == verdict
+    about = {"condition": "No user", "users": "all", "measure": "liked"}
+    row = committed["table1"][where(committed["table1"], about)].squeeze()
+    table = moved(committed["table1"], about, 1.05 * (row["high"] - row["low"]) / 2)
+    assert both(tmp_path / "untrained", committed, table1=table).verdict == NOT, "nothing was trained for it"
+
+
 def test_a_changed_conclusion_about_pictures_names_the_condition_and_the_measure(tmp_path):
     """The verdict of the third paper's edition ended in a KeyError, in its first run that was not the committed one."""
     committed = {name: tables.read_table(FIGURES / f"generation-mini/{name}.csv") for name in ("table1", "comparisons")}

@@ -45,6 +45,19 @@ def test_interval_width_follows_the_closed_form_for_equal_clusters():
     assert alone["high"] - alone["low"] < 0.35 * (estimate["high"] - estimate["low"])
 
 
+def test_seeds_widen_the_interval_by_the_variance_of_their_mean():
+    """Values that differ by user and by seed: the variances of both means add up, that of the seeds with S - 1."""
+    rng = np.random.default_rng(0)
+    users, seeds = rng.normal(size=50), np.array([-0.4, 0.1, 0.3])
+    values, owners = np.repeat(users[:, None] + seeds, 4, axis=0), np.repeat(np.arange(50), 4)
+    estimate = statistics.cluster_bootstrap(values, owners)
+    alone = statistics.cluster_bootstrap(values.mean(1), owners)
+    assert estimate["value"] == pytest.approx(alone["value"]) and estimate["n"] == alone["n"] == 200
+    variance = [((one["high"] - one["low"]) / 3.92) ** 2 for one in (estimate, alone)]
+    assert variance[0] - variance[1] == pytest.approx(seeds.var(ddof=1) / 3, rel=0.25)
+    assert statistics.cluster_bootstrap(values[:, :1], owners) == statistics.cluster_bootstrap(values[:, 0], owners)
+
+
 def test_bootstrap_is_seeded():
     hits, users = np.arange(30) % 2, np.arange(30) % 5
     assert statistics.cluster_bootstrap(hits, users, seed=1) == statistics.cluster_bootstrap(hits, users, seed=1)

@@ -53,6 +53,8 @@ OF_PICTURES = ("faithful", "diversity")
 
 TABLE1_COLUMNS = ("condition", "users", "measure", "value", "low", "high", "n", "seeds")
 
+SEEDS_COLUMNS = ("condition", "users", "measure", "value", "sd", "minimum", "maximum", "seeds")
+
 COMPARISON_COLUMNS = (
     "condition", "baseline", "users", "measure", "difference", "low", "high", "n", "p_users", "p_users_holm"
 )  # fmt: skip
@@ -158,11 +160,12 @@ def _diversity(frame: pd.DataFrame) -> np.ndarray:
 
 
 def of_seeds(drawn: Drawn, benchmark: ChoiceBenchmark) -> pd.DataFrame:
-    """`measured`, the mean over seeds of every picture. Raises TableError if seeds drew for other users or prompts."""
+    """`measured` of every picture, a column per measure and seed. Raises TableError if seeds drew for other users or
+    prompts."""
     tables = [measured(frame, benchmark).sort_index() for frame in drawn.frames]
     if any(not one.index.equals(tables[0].index) for one in tables):
         raise TableError(f"{drawn.condition}: its seeds did not draw the same pictures; make the runs again")
-    return sum(tables) / len(tables)
+    return pd.concat(tables, axis=1, keys=range(len(tables))).swaplevel(axis=1)
 
 
 def _groups(table: pd.DataFrame | pd.Series) -> Iterator[tuple[str, pd.DataFrame | pd.Series]]:
@@ -180,10 +183,10 @@ def measure_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | No
     """
     table, rows, alike = of_seeds(drawn, benchmark), [], _same_for_all(drawn)
     for users, inside in _groups(table):
-        for measure in table.columns:
-            values = inside[measure].dropna()
+        for measure in MEASURES:
+            values = inside[measure].dropna() if measure in inside else ()
             if alike and measure in OF_PICTURES and len(values):
-                once = values.groupby(["prompt", "noise"]).first()
+                once = values.mean(axis=1).groupby(["prompt", "noise"]).first()
                 estimate = {"value": once.mean(), "low": np.nan, "high": np.nan, "n": len(once)}
                 rows.append({"users": users, "measure": measure, **estimate})
             elif len(values):
@@ -192,6 +195,17 @@ def measure_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | No
         if reference is not None and reference.key != drawn.key and not alike:
             rows.append({"users": users, "measure": "distance", **_distance(drawn, reference, users)})
     return [{"condition": drawn.condition, **row, "seeds": len(drawn.frames)} for row in rows]
+
+
+def seed_rows(drawn: Drawn, benchmark: ChoiceBenchmark) -> list[dict]:
+    """How much every measure differs between seeds: `SEEDS_COLUMNS`; sd is NaN where there is one."""
+    rows = []
+    for users, inside in _groups(of_seeds(drawn, benchmark)):
+        for measure, values in inside.mean().groupby(level=0, sort=False):
+            spread = {"sd": statistics.seed_spread(values), "minimum": values.min(), "maximum": values.max()}
+            row = {"condition": drawn.condition, "users": users, "measure": measure, "value": values.mean()}
+            rows.append({**row, **spread, "seeds": len(values)})
+    return rows
 
 
 def _same_for_all(drawn: Drawn) -> bool:
@@ -223,19 +237,27 @@ def comparison_table(
 ) -> pd.DataFrame:
     """One condition minus another, picture by picture (same user, prompt and noise), for every pair of them.
 
-    Returns `COMPARISON_COLUMNS`; p_users: permutation test in which users exchange the two conditions' pictures, with
-    Holm's correction over the pairs, for each measure and group of users.
+    Returns `COMPARISON_COLUMNS`; the interval is over users and, where there are several, over seeds, which are paired
+    (a condition that has only one seed stands beside each of the other's); p_users: permutation test in which users
+    exchange the two conditions' pictures, with Holm's correction over the pairs, for each measure and group of users.
     """
     drawn = {one.condition: one for pair in pairs for one in pair}
     measures, rows = {name: of_seeds(one, benchmark) for name, one in drawn.items()}, []
     for focus, other in pairs:
         mine = measures[focus.condition]
         theirs = measures[other.condition].reindex(mine.index)
-        if theirs["liked"].isna().any():
+        if theirs["liked"].isna().any(axis=None):
             raise TableError(f"{other.condition} was drawn for others than {focus.condition}; nothing to pair")
-        for users, difference in _groups(mine - theirs):
+        sides = {one.condition: len(one.frames) for one in (focus, other)}
+        if len(set(sides.values()) | {1}) > 2:
+            told = " and ".join(f"{name} has {count}" for name, count in sides.items())
+            raise TableError(f"{told} seeds, which cannot be paired")
+        difference = pd.concat(
+            {name: pd.DataFrame(mine[name].to_numpy() - theirs[name].to_numpy(), mine.index) for name in PAIRED}, axis=1
+        )
+        for users, inside in _groups(difference):
             for measure in PAIRED:
-                values = difference[measure].dropna()
+                values = inside[measure].dropna()
                 owners = values.index.get_level_values("user")
                 where = {"condition": focus.condition, "baseline": other.condition, "users": users, "measure": measure}
                 rows.append({**where, **statistics.paired_difference(values, owners, permutations=permutations)})

@@ -22,7 +22,8 @@ SCALE_COLUMNS = ("condition", "scale", *drawings.TABLE1_COLUMNS[1:])
 def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path = RESULTS) -> dict[str, Path]:
     """Reads all runs of an edition that draws and writes its tables to ``<results>/<edition>/figures/``.
 
-    table1: every condition by measure, at whole histories and the edition's scale; probes: accuracy by layer, task and
+    table1: every condition by measure, at whole histories and the edition's scale; table1_seeds: how much of it differs
+    between seeds, of what training has a part in; probes: accuracy by layer, task and
     rater; comparisons: the last method of table2 minus every other, and (a family of its own for Holm's correction)
     each way of telling of a user minus nobody, and of following a reward minus the first; lengths, scales: the same
     measures by length of history and scale of the user's guidance; raters: accuracies of the raters behind them;
@@ -36,10 +37,13 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     reference = next((one for one in plain if one.kind == "drawings"), None)
     focus = next((one for one in plain if one.key == edition.table2[-1]), plain[-1]) if edition.table2 else plain[-1]
     rows = [row for one in plain for row in drawings.measure_rows(one, benchmark, reference)]
+    spread = [(one, row) for one in plain for row in drawings.seed_rows(one, benchmark)]
+    seeds = [row for one, row in spread if _learned(edition, one, row["measure"])]
     families = [(focus, one) for one in plain if one is not focus], _gains(edition, plain, focus)
     raters = choices.accuracy_table(choices.read_ratings(edition, results, RaterMethod).values())
     tables = {
         "table1": pd.DataFrame(rows, columns=list(drawings.TABLE1_COLUMNS)),
+        "table1_seeds": pd.DataFrame(seeds, columns=list(drawings.SEEDS_COLUMNS)),
         "probes": probe_table(edition, results),
         "comparisons": pd.concat([drawings.comparison_table(pairs, benchmark) for pairs in families if pairs]),
         "lengths": _by_setting(drawn.values(), "n_ref", edition, benchmark, reference),
@@ -48,6 +52,11 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
         "information": information_table(edition, results),
     }
     return write_tables(tables, made_folder(edition.name, results))
+
+
+def _learned(edition: Edition, drawn: Drawn, measure: str) -> bool:
+    """Whether training has a part in a number: in what a condition drew, or in the rater that says the reward."""
+    return measure == "reward" or hasattr(edition.methods[drawn.key], "begins_with")
 
 
 def _gains(edition: Edition, drawn: list[Drawn], focus: Drawn) -> list[tuple[Drawn, Drawn]]:

@@ -292,8 +292,13 @@ class Edition(Strict):
         yield backbone, method
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
-        """The seeds a method is run with; the first of the edition's alone when nothing is trained, hence random."""
-        return self.more_seeds.get(method, self.seeds) if is_trained(self.methods[method]) else self.seeds[:1]
+        """The seeds a method is run with; the first of the edition's alone when nothing is trained, hence random. What
+        is not trained but begins with what is has more if more_seeds says so."""
+        settings, needed = self.methods[method], self.needs(method)
+        if is_trained(settings):
+            return self.more_seeds.get(method, self.seeds)
+        begun = any(self.seeds_of(name) != self.seeds[:1] for name in needed)
+        return self.more_seeds.get(method, self.seeds[:1]) if begun else self.seeds[:1]
 
 
 def load_edition(name: Edition | str | Path) -> Edition:

@@ -54,11 +54,11 @@ def requests(edition: Edition, name: str, benchmark: ChoiceBenchmark) -> pd.Data
     return pd.DataFrame(rows, columns=list(REQUEST))
 
 
-def noise_seeds(asked: pd.DataFrame, prompts: Sequence[str], seed: int) -> list[int]:
-    """The seed of each picture's noise: the same for one prompt and number, whoever the user, whatever the method."""
+def noise_seeds(asked: pd.DataFrame, prompts: Sequence[str]) -> list[int]:
+    """The seed of each picture's noise: the same for one prompt and number, whoever the user, whatever the method and
+    the seed it was trained with, so that all are paired."""
     where = {prompt: place for place, prompt in enumerate(prompts)}
-    keys = zip(asked["prompt"], asked["noise"], strict=True)
-    return [10**6 * seed + 1000 * where[prompt] + number for prompt, number in keys]
+    return [1000 * where[prompt] + number for prompt, number in zip(asked["prompt"], asked["noise"], strict=True)]
 
 
 class Drawing(Method):
@@ -103,7 +103,7 @@ class Drawing(Method):
     def _batch(self, own: pd.DataFrame, start: int, scale: float) -> Tensor:
         settings = self.generation
         some = own.iloc[start : start + settings.batch_size]
-        noise = noise_seeds(some, settings.prompts, self.seed)
+        noise = noise_seeds(some, settings.prompts)
         pictures = sample(
             self.drawer, self.prompts(some), noise=noise, steps=settings.steps, text_scale=settings.text_scale,
             user_tokens=self.user_tokens(some), user_scale=scale,

@@ -36,7 +36,7 @@ class Rewarded(Drawing, settings=RewardedMethod):
 
     def _batch(self, own: pd.DataFrame, start: int, scale: float) -> Tensor:
         some = own.iloc[start : start + self.generation.batch_size]
-        noise = noise_of(self.drawer, noise_seeds(some, self.generation.prompts, self.seed))
+        noise = noise_of(self.drawer, noise_seeds(some, self.generation.prompts))
         if self.config.how == "best":
             return self._best(some, noise)
         parts = range(0, len(some), AT_ONCE)

@@ -153,12 +153,15 @@ class _Scale:
         if committed is None:
             return
         trained = committed.dropna(subset="sd")
-        square = (trained["sd"] ** 2).groupby([trained["metric"], trained["turns"]]).mean()
+        alike = [name for name in ("metric", "turns", "users", "measure") if name in committed]
+        square = (trained["sd"] ** 2).groupby([trained[name] for name in alike]).mean()
         self.usual = np.sqrt(square).to_dict()
         here = {} if made is None else {self._place(row): row["seeds"] for row in made.to_dict("records")}
-        for row in committed[committed["type"] != NOT_TRAINED].to_dict("records"):
+        for row in committed.to_dict("records"):
+            if row.get("type") == NOT_TRAINED:
+                continue
             place, seeds = self._place(row), row["seeds"]
-            usual = self.usual.get((row["metric"], row["turns"]), np.nan)
+            usual = self.usual.get(tuple(row[name] for name in alike), np.nan)
             spread = np.fmax(row["sd"], usual)  # a lone seed has no spread of its own
             if np.isnan(spread):
                 continue
@@ -166,7 +169,7 @@ class _Scale:
 
     @staticmethod
     def _place(row: Mapping) -> tuple:
-        return tuple(row.get(key) for key in ("method", "backbone", "turns", "metric"))
+        return tuple(row.get(key) for key in ("method", "backbone", "turns", "metric", "condition", "users", "measure"))
 
     def measured(self, table: str, cells: pd.DataFrame) -> pd.DataFrame:
         """The cells with their scale, unit (the standard deviation of a difference) and difference in units."""
@@ -185,8 +188,9 @@ class _Scale:
             return "unknown", np.nan
         if "components" in keys:
             keys = keys | {"method": self.labels.get(keys["components"]), "backbone": self.backbone}
-        names = [keys.get("method"), *([keys["baseline"]] if "baseline" in keys else [])]
-        known = [self.own.get(self._place(keys | {"method": name})) for name in names]
+        who = "condition" if "condition" in keys else "method"
+        names = [keys.get(who), *([keys["baseline"]] if "baseline" in keys else [])]
+        known = [self.own.get(self._place(keys | {who: name})) for name in names]
         if any(known):
             return "seeds", float(np.sqrt(sum(unit**2 for unit in known if unit)))
         sampling = float(np.nanmax([(row["high"] - row["low"]) / 3.92, 1 / max(row["n"], 1)]))
