@@ -24,9 +24,9 @@ from prefmoe.generation.measures import noted, random_features
 from prefmoe.generation.pictures import as_bytes, small_pictures
 from prefmoe.generation.plain import Plain
 from prefmoe.generation.reader import READER, load_reader
-from prefmoe.generation.rewards import Rewarded
+from prefmoe.generation.rewards import NEXT, Rewarded
 from prefmoe.generation.runs import DrawingWorkbench, trained_branch
-from prefmoe.generation.sampling import sample
+from prefmoe.generation.sampling import noise_of, sample
 from prefmoe.models.base import MethodError
 from prefmoe.running.choices import Session, told
 from prefmoe.running.runs import RunError
@@ -216,6 +216,22 @@ def test_the_best_of_several_is_never_worse_than_the_first(name, by, side):
     logits = judged(best._rater[0], asked, best.draw(asked), n_ref=3, draw=0)[:, side].detach()
     torch.testing.assert_close(said[1], logits if by == "like" else -logits)
     torch.testing.assert_close(first.draw(asked), plain().draw(asked), rtol=0, atol=1e-5)
+
+
+def test_the_noises_that_are_tried_are_the_same_for_all_users_and_in_any_batch():
+    """They were drawn batch by batch: another size of the batch gave other pictures."""
+    asked, best = asked_of(USERS[:3], scale=0.0), rewarded("Like", candidates=3)
+    together = best.draw(asked)
+    best.generation = best.generation.model_copy(update={"batch_size": 4})
+    torch.testing.assert_close(best.draw(asked), together, rtol=0, atol=1e-5)
+    tried = {}
+    for number in range(3):
+        noise = [seed + NEXT * number for seed in noise_seeds(asked, best.generation.prompts)]
+        pictures = plain().draw(asked) if not number else best._sample(asked, noise_of(best.drawer, noise))
+        for key, picture in zip(zip(asked["prompt"], asked["noise"], strict=True), pictures, strict=True):
+            tried.setdefault(key, {})[number] = picture
+    for key, picture in zip(zip(asked["prompt"], asked["noise"], strict=True), together, strict=True):
+        assert min((picture - one).abs().max() for one in tried[key].values()) < 1e-5, "one of the three of its prompt"
 
 
 def test_noise_follows_the_gradient_uphill():

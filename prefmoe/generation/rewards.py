@@ -4,6 +4,8 @@ Either the best of several noises by the rater's word, or, as ReNO (arXiv 2406.0
 the noise along the reward's gradient, through a sampler of few steps and through the rater's eyes.
 """
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from prefmoe.generation.drawing import Drawing, noise_seeds
 from prefmoe.generation.judging import judged
 from prefmoe.generation.sampling import drawn, noise_of, sample
 from prefmoe.models.raters import Rater
+
+NEXT = 10**6
+"""From the seed of a picture's noise to that of the next noise that is tried for it."""
 
 AT_ONCE = 32
 """Pictures whose gradient is kept in memory at once."""
@@ -36,9 +41,10 @@ class Rewarded(Drawing, settings=RewardedMethod):
 
     def _batch(self, own: pd.DataFrame, start: int, scale: float) -> Tensor:
         some = own.iloc[start : start + self.generation.batch_size]
-        noise = noise_of(self.drawer, noise_seeds(some, self.generation.prompts))
+        seeds = noise_seeds(some, self.generation.prompts)
         if self.config.how == "best":
-            return self._best(some, noise)
+            return self._best(some, seeds)
+        noise = noise_of(self.drawer, seeds)
         parts = range(0, len(some), AT_ONCE)
         return torch.cat([self._ascent(some.iloc[k : k + AT_ONCE], noise[k : k + AT_ONCE]) for k in parts])
 
@@ -46,17 +52,14 @@ class Rewarded(Drawing, settings=RewardedMethod):
         wanted = {"steps": self.generation.steps, "text_scale": self.generation.text_scale}
         return sample(self.drawer, self.prompts(asked), noise=noise, **wanted)
 
-    def _best(self, asked: pd.DataFrame, noise: Tensor) -> Tensor:
-        """Of so many pictures, the first from the noise itself, the one that the rater likes most."""
-        generator = torch.Generator().manual_seed(self.seed)
-        best = self._sample(asked, noise)
-        most = self.said(asked, best)
-        for _ in range(self.config.candidates - 1):
-            tried = self._sample(asked, torch.randn(noise.shape, generator=generator))
-            said = self.said(asked, tried)
-            better = said > most
-            best, most = torch.where(better[:, None, None, None], tried, best), torch.where(better, said, most)
-        return best.cpu()
+    def _best(self, asked: pd.DataFrame, seeds: Sequence[int]) -> Tensor:
+        """Of so many pictures, the first from the noise itself, the one that the rater likes most. All users choose
+        among the same, each of which is drawn once."""
+        every = pd.concat(self.config.candidates * [asked], ignore_index=True)
+        others = [seed + NEXT * number for number in range(self.config.candidates) for seed in seeds]
+        tried = self._sample(every, noise_of(self.drawer, others))
+        best = self.said(every, tried).view(-1, len(seeds)).argmax(0)
+        return tried.cpu()[best.cpu() * len(seeds) + torch.arange(len(seeds))]
 
     @torch.inference_mode(False)
     @torch.enable_grad()
