@@ -29,9 +29,10 @@ def test_loss_curves_average_seeds_and_steps():
     assert list(mean.get_ydata()) == pytest.approx([1, 1.5, 2.5, 3.5, 4.5, 5.5])
     assert all(axis.get_ylim()[0] == 0 for axis in figure.axes)
     assert "thick: mean of n = 2 seeds, thin: single seeds" in one_line(figure)
-    assert "LoRA: loss of the answer 1.50 over the first 2 steps, 5.50 over the last" in one_line(figure)
+    told = "Loss of the answer, from the first to the last tenth of the steps: "
+    assert f"{told}LoRA 1 to 6; PrefMoE 1 to 6" in one_line(figure), "means of two seeds, not of two steps"
     alone = forms.losses({"+ losses of pairs": logs()[:1]}, window=2)
-    assert "n = 1 seed." in one_line(alone) and "+ losses of pairs: loss of the answer 0.50" in one_line(alone)
+    assert "n = 1 seed." in one_line(alone) and f"{told}+ losses of pairs 0 to 5" in one_line(alone)
     (axis,) = forms.losses({"PrefMoE": moe}, window=2, together=True).axes
     assert axis.get_yscale() == "log" and axis.get_title() == ""
     means = [line for line in axis.lines if line.get_linewidth() > 1]
@@ -178,4 +179,4 @@ def test_the_title_of_losses_tells_of_the_term_that_it_is_asked_about():
     apart = [run.assign(alignment=run["answer"] / 2) for run in logs()[:1]]
     figure = forms.losses({"None": logs()[:1], "MMD": apart}, window=2, answer="noise", about="alignment")
     assert [axis.get_title() for axis in figure.axes] == ["noise", "alignment"]
-    assert "MMD: loss of the alignment 0.25 over the first 2 steps, 2.25 over the last" in one_line(figure)
+    assert "Loss of the alignment, from the first to the last tenth of the steps: MMD 0 to 2.5" in one_line(figure)

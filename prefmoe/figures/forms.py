@@ -217,29 +217,28 @@ def losses(
     """Every weighted term of the loss during training, each on a scale of its own that starts at 0.
 
     ``logs``: method -> losses.parquet of each seed; ``window``: steps of the running mean; ``answer``: what the term
-    "answer" is a loss of, in words; ``about``: the term of which the title tells, for the first method that has it;
+    "answer" is a loss of, in words; ``about``: the term of which the title tells, for every method that has it;
     ``together``: all terms of one method in one panel instead, on a logarithmic scale, where sizes can be compared.
     """
-    parts = []
+    parts, fall = [], []
     for method, runs in logs.items():
         for seed, run in enumerate(runs):
             terms = run.drop(columns=["total", "lr_factor", "gradient_norm"], errors="ignore").set_index("step")
             long = terms.rolling(window, min_periods=1).mean().melt(var_name="term", ignore_index=False)
             parts.append(long.reset_index().assign(method=method, seed=seed))
+        own = pd.concat(run.set_index("step").get(about, pd.Series(dtype=float)) for run in runs).dropna().sort_index()
+        if tenth := -(-len(own) // 10):
+            fall.append(f"{method} {own.iloc[:tenth].mean():.2g} to {own.iloc[-tenth:].mean():.2g}")
     table = pd.concat(parts, ignore_index=True)
     seeds = max(map(len, logs.values()))
-    told = table[table["term"] == about].dropna(subset="value")
-    first = told["method"].iloc[0]
     drawn = f"thick: mean of n = {seeds} seeds, thin: single seeds" if seeds > 1 else "n = 1 seed"
-    main = told[told["method"] == first].groupby("step")["value"].mean()
     names = {term: term.replace("_", " ") for term in table["term"].unique()} | {"answer": answer}
     scale = " Logarithmic scale." if together else ""
     panels = {"series": "method", "panels": "term", "columns": 4, "shared": False, "panel": (2.3, 1.8)}
     figure = curves(
         table, x="step", units="seed", markers=False, labels=names, xlabel="Step", ylabel="Weighted loss",
         caption=f"{', '.join(logs)}. Running mean over {window} steps; {drawn}.{scale}",
-        title=f"{first}: loss of the {names[about]} {main.iloc[:window].iloc[-1]:.2f} over the first {window} steps, "
-        f"{main.iloc[-1]:.2f} over the last",
+        title=f"Loss of the {names[about]}, from the first to the last tenth of the steps: {'; '.join(fall)}",
         **({"series": "term", "panel": (7.0, 3.2)} if together else panels),
     )  # fmt: skip
     for axis in figure.axes:
