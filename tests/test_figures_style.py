@@ -321,3 +321,12 @@ def test_a_reproduction_has_a_panel_per_metric_that_both_tables_have():
         assert np.asarray(dots.get_offsets()) == pytest.approx(np.array([[0.1 * k, 0.1 * k + 0.05]]))
     assert "8 numbers" in text(figure)
     assert "share no number" in reproduction.draw(cells.assign(here=np.nan), "Not", "mini").get_label()
+
+
+def test_colours_that_are_near_have_different_lines():
+    """Two blue lines of seven were alike."""
+    looks = list(style.looks(map(str, range(8))).values())
+    pairs = [(a, b) for b in range(8) for a in range(b) if style.dash(a) == style.dash(b)]
+    for a, b in pairs:
+        apart = np.abs(np.subtract(to_rgb(looks[a].colour), to_rgb(looks[b].colour))).max()
+        assert apart > 0.3, (a, b)

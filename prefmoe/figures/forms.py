@@ -22,7 +22,7 @@ from PIL import Image
 
 from prefmoe.data.pictures import as_rgb, open_picture
 from prefmoe.figures import style
-from prefmoe.figures.style import GRID, HATCHES, HEAT, INK, LINES, METRIC_LABELS, MUTED, Look
+from prefmoe.figures.style import GRID, HATCHES, HEAT, INK, METRIC_LABELS, MUTED, Look
 
 Picture = str | Path | Image.Image
 
@@ -184,7 +184,7 @@ def curves(
         plot = plot.add(how, ymin="low", ymax="high", legend=False)
     mark = so.Line(pointsize=4.5 if markers else 0, edgewidth=0, linewidth=1.4)
     plot = plot.add(mark, *([so.Agg()] if units else []), legend=False)
-    dashes = so.Nominal({name: LINES[k % len(LINES)] for k, name in enumerate(looks)}, order=list(looks))
+    dashes = so.Nominal({name: style.dash(k) for k, name in enumerate(looks)}, order=list(looks))
     draw(plot.scale(linestyle=dashes, **({"x": so.Continuous(trans="log2")} if log else {})), looks, figure)
 
     for number, axis in enumerate(figure.axes):
@@ -205,7 +205,7 @@ def curves(
     handles = []
     for k, (name, look) in enumerate(looks.items()):
         look = look if markers else Look(look.colour, "")
-        handles.append(style.handle(texts.get(name, name).replace("\n", " "), look, line=LINES[k % len(LINES)]))
+        handles.append(style.handle(texts.get(name, name).replace("\n", " "), look, line=style.dash(k)))
     alt = f"Line plot against {xlabel or x}: {_listed(looks)}; {_listed([texts.get(n, n) for n in names])}."
     return style.finish(figure, title, caption, legend=handles if len(handles) > 1 else (), alt=alt)
 

@@ -215,6 +215,11 @@ def handle(label: str, look: Look = PLAIN, *, filled: bool = True, line: str = "
     return Line2D([], [], color=look.colour, marker=look.marker, markerfacecolor=face, linestyle=line, label=label)
 
 
+def dash(place: int) -> str:
+    """The line of a legend's so many-th entry. Four places apart, where colours may be near, lines are others."""
+    return LINES[(place + 2 * (place // len(LINES))) % len(LINES)]
+
+
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options) -> tuple[Figure, NDArray]:
     """A figure of so many inches and its (rows, columns) axes; pyplot does not know it."""
     figure = Figure((width, height), dpi=DPI, layout="constrained")
