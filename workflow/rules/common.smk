@@ -93,7 +93,7 @@ CHOICE_TABLES = {
     "Tables": ["table1", "table2", "table3", "table4", "table5", "comparisons", "collapse", "information"],
 }
 PICTURE_TABLES = {
-    "Tables": ["table1", "probes", "comparisons", "lengths", "scales", "raters", "information"],
+    "Tables": ["table1", "table1_seeds", "probes", "comparisons", "lengths", "scales", "raters", "information"],
 }
 if ABOUT == "choices":
     TABLES = CHOICE_TABLES

@@ -134,7 +134,8 @@ def _pictures(table: pd.DataFrame) -> str:
     table = table.assign(metric=table["measure"].mask(table["users"] == "unseen", "liked (unseen)"))
     shown = ["liked", "liked (unseen)", "utility", "reward", "faithful", "diversity", "own", "population", "distance"]
     counts = table[table["metric"].isin(("liked", "liked (unseen)"))].groupby("metric")["n"].max()
-    sizes = f"Pictures: {counts['liked']}, of them {counts['liked (unseen)']} for unseen users."
+    sizes = f"Pictures: {counts['liked']}, of them {counts['liked (unseen)']} for unseen users; "
+    sizes += f"{mean_of_seeds(int(table['seeds'].max()))} where user branches are trained."
     return f"{sizes}\n\n{_grid(table, ['condition'], shown)}\n"
 
 
