@@ -125,6 +125,7 @@ DRAWERS = {
     "Best of 4 by like": Look("#B0568C", "<"),
     "Best of 4 by dislike": Look("#6B7F0E", ">"),
     "Noise led by like": Look("#3F6212", "H"),
+    "Noise led by dislike": Look("#5C6B5A", "P"),
 }
 """The same of the conditions of editions that draw for users."""
 
