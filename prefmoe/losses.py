@@ -1,9 +1,11 @@
 """The equations: PrefMoE's terms beside the answer loss (Lyu et al. 2026), the loss of a choice, and MMD.
 
-Every similarity is a cosine, every term is one number, and no term loops over users, facets, examples or choices.
+Every similarity is a cosine, every term is one number, and no term loops over users, facets, examples or choices. Half
+precision is computed in single. Numbers that are not finite make a term that is not: training refuses it.
 B = examples of a batch, F = facets, N = counterfactual users, H = hidden size.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize, softplus
 
 TEMPERATURE = 0.07
+
+LEAST_P = 1e-6
+"""What a contrast's probability is clamped to."""
 
 
 def profile_alignment(image: Tensor, description: Tensor) -> Tensor:
@@ -54,15 +59,20 @@ def profile_contrast(
 
     Returns:
         The mean over the examples, a scalar.
+
+    Raises:
+        ValueError: if the temperature is not positive.
     """
+    anchor, positive = _single(anchor, positive, temperature=temperature)
     own = cosine_similarity(anchor, positive, dim=-1) / temperature  # (B,)
     others = user_ids[:, None] != user_ids[None, :]  # (B, B)
     pools = [_log_mean_exp(_cosines(anchor, positive) / temperature, others, real_weight)]
     if counterfactual is not None and len(counterfactual):
-        similarity = _cosines(anchor, counterfactual) / temperature  # (B, N)
-        admitted = torch.ones_like(similarity, dtype=torch.bool) if pool_mask is None else pool_mask
+        similarity = _cosines(anchor, *_single(counterfactual)) / temperature  # (B, N)
+        admitted = torch.ones_like(similarity, dtype=torch.bool) if pool_mask is None else pool_mask.bool()
         pools.append(_log_mean_exp(similarity, admitted, counterfactual_weight))
-    return (torch.logsumexp(torch.stack([own, *pools]), dim=0) - own).mean()
+    # log(exp(own) + others) - own, without the difference of two large numbers
+    return softplus(torch.logsumexp(torch.stack(pools), dim=0) - own).mean()
 
 
 def residual_contrast(
@@ -102,19 +112,20 @@ def residual_contrast(
         (contrast, focal), two scalars.
 
     Raises:
-        ValueError: if counterfactual users come without groups.
+        ValueError: if counterfactual users come without groups, or the temperature is not positive.
     """
     if counterfactual is not None and counterfactual_groups is None:
         raise ValueError("counterfactual residuals need counterfactual_groups (N, F)")
     batch, facets, _ = residuals.shape
     query = torch.zeros_like(residuals[:, 0]) if query is None else query
+    residuals, query = _single(residuals, query, temperature=temperature)
     members = groups.T  # (F, B)
-    activation = normalize((residuals + query[:, None]).transpose(0, 1), dim=-1)  # (F, B, H)
+    activation = _unit((residuals + query[:, None]).transpose(0, 1))  # (F, B, H)
     similarity = activation @ activation.transpose(1, 2)  # (F, B, B)
     candidates = members[:, None, :]  # (F, 1, B) group of each candidate
     if counterfactual is not None and len(counterfactual):
         # a_i . (r_k + q_i) / |r_k + q_i| expands into products of matrices: no (F, B, N, H) tensor is formed
-        pseudo = counterfactual.transpose(0, 1)  # (F, N, H)
+        pseudo = _single(counterfactual)[0].transpose(0, 1)  # (F, N, H)
         cross = pseudo @ query.T  # (F, N, B)
         norms = pseudo.square().sum(-1)[:, None] + query.square().sum(-1)[:, None]  # (F, B, N)
         squared = norms + 2 * cross.transpose(1, 2)
@@ -130,16 +141,16 @@ def residual_contrast(
         itself = torch.eye(batch, logits.shape[2], dtype=torch.bool, device=logits.device)
         logits, same = logits.masked_fill(itself, lowest), same & ~itself
         active = active & same.any(2)
-    log_p = torch.logsumexp(logits.masked_fill(~same, lowest), dim=2) - torch.logsumexp(logits, dim=2)
-    p = log_p.exp().clamp(1e-6, 1)
-    log_p = p.log()
+    # With z = log(mass of others / mass of the own group): -log p = log(1 + e^z) and 1 - p = sigma(z), also near p = 1.
+    own, others = (torch.logsumexp(logits.masked_fill(hidden, lowest), dim=2) for hidden in (~same, same))
+    surprise = softplus(others - own).clamp_max(-math.log(LEAST_P))
+    focal = (1 - rho) ** density_power * (others - own).sigmoid().clamp_max(1 - LEAST_P) * surprise
     count = active.sum(1).to(similarity.dtype)  # (F,)
-    focal = (1 - rho) ** density_power * (1 - p) * log_p
 
     def mean(values: Tensor) -> Tensor:
-        return -(values.masked_fill(~active, 0).sum(1) / count.clamp_min(1)).mean()
+        return (values.masked_fill(~active, 0).sum(1) / count.clamp_min(1)).mean()
 
-    return mean(log_p), mean(focal)
+    return mean(surprise), mean(focal)
 
 
 def decorrelation(residuals: Tensor, prototypes: Tensor) -> Tensor:
@@ -150,14 +161,15 @@ def decorrelation(residuals: Tensor, prototypes: Tensor) -> Tensor:
 
     Returns:
         Mean squared cosine between residuals of different facets, plus the mean squared cosine between each
-        residual and its facet's prototype; a scalar in [0, 2].
+        residual and its facet's prototype; a scalar in [0, 2]. A single facet has no others.
     """
     facets = residuals.shape[1]
-    unit = normalize(residuals, dim=-1)
+    residuals, prototypes = _single(residuals, prototypes)
+    unit = _unit(residuals)
     between = (unit @ unit.transpose(1, 2)).square()  # (B, F, F)
     different = ~torch.eye(facets, dtype=torch.bool, device=residuals.device)
-    to_prototype = (unit * normalize(prototypes, dim=-1)).sum(-1).square()  # (B, F)
-    return between[:, different].mean() + to_prototype.mean()
+    to_prototype = (unit * _unit(prototypes)).sum(-1).square().mean()
+    return to_prototype + between[:, different].mean() if facets > 1 else to_prototype
 
 
 def pairwise_preference(
@@ -210,20 +222,25 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | Tensor) -> Tensor
         A scalar.
 
     Raises:
-        ValueError: if a sample has fewer than two rows, their widths differ, or a bandwidth is not positive.
+        ValueError: if a sample has fewer than two rows, their widths differ, they are whole numbers, or a bandwidth is
+            not positive (its square is 0).
     """
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"expected two samples of two rows or more, of one width, found {[*x.shape]} and {[*y.shape]}")
+    if not (x.is_floating_point() and y.is_floating_point()):
+        raise ValueError(f"expected numbers with a fraction, found {x.dtype} and {y.dtype}")
+    x, y = _single(x, y)
     scales = torch.as_tensor(bandwidths, dtype=x.dtype, device=x.device).reshape(-1)
-    if not (len(scales) and bool((scales > 0).all())):
+    if not (len(scales) and bool((scales.square() > 0).all())):
         raise ValueError(f"expected positive bandwidths, found {scales.tolist()}")
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         squared = _squared_distances(a, b)
         return torch.exp(-squared / (2 * scales[:, None, None].square())).mean(0)
 
-    def within(a: Tensor) -> Tensor:  # k(a_i, a_i) = 1
-        return (kernel(a, a).sum() - len(a)) / (len(a) * (len(a) - 1))
+    def within(a: Tensor) -> Tensor:
+        pairs = kernel(a, a).masked_fill(torch.eye(len(a), dtype=torch.bool, device=a.device), 0)
+        return pairs.sum() / (len(a) * (len(a) - 1))
 
     return within(x) + within(y) - 2 * kernel(x, y).mean()
 
@@ -238,14 +255,26 @@ def median_bandwidths(x: Tensor, y: Tensor, factors: Sequence[float] = (0.25, 0.
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(N, H) and (M, H) to the (N, M) squared distances, with gradients where rows are equal."""
-    squares = a.square().sum(1)[:, None] + b.square().sum(1)[None, :] - 2 * a @ b.T
-    return squares.clamp_min(0)
+    """(N, H) and (M, H) to the (N, M) squared distances, with gradients where rows are equal. From differences: that of
+    squares and products would lose the distances of rows that are far from 0 or near to one another."""
+    return (a[:, None] - b[None]).square().sum(-1)
+
+
+def _single(*tensors: Tensor, temperature: float = 1.0) -> list[Tensor]:
+    """The tensors, those of half precision in single. Raises ValueError if the temperature is not positive."""
+    if not temperature > 0:
+        raise ValueError(f"expected a temperature above 0, found {temperature}")
+    return [one.float() if one.dtype in (torch.float16, torch.bfloat16) else one for one in tensors]
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length 1; those shorter than 1e-6 stay short, so that no gradient is beyond measure."""
+    return normalize(rows, dim=-1, eps=1e-6)
 
 
 def _cosines(left: Tensor, right: Tensor) -> Tensor:
     """(B, H) and (N, H) to the (B, N) cosines between them."""
-    return normalize(left, dim=-1) @ normalize(right, dim=-1).T
+    return _unit(left) @ _unit(right).T
 
 
 def _log_mean_exp(values: Tensor, mask: Tensor, weight: float) -> Tensor:

@@ -197,8 +197,8 @@ def file_digest(root: Path) -> str:
 
 
 def read(path: str | Path) -> list[PseudoUser]:
-    """The counterfactual users of a pseudo_users.csv. Raises MMPBError with one line per mistake, naming file, line,
-    field and what was expected."""
+    """The counterfactual users of a pseudo_users.csv, by their ids. Raises MMPBError with one line per mistake, naming
+    file, line, field and what was expected."""
     path = Path(path)
     mistakes = Mistakes(str(path))
     rows = list(read_rows(path, Columns(COLUMNS), mistakes, path.name))
@@ -226,4 +226,4 @@ def read(path: str | Path) -> list[PseudoUser]:
                 )
             )
     mistakes.check()
-    return users
+    return sorted(users, key=lambda user: user.pseudo_id)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from prefmoe.data.benchmark import FACETS, Benchmark
-from prefmoe.data.counterfactual import PseudoUser
+from prefmoe.data.counterfactual import PseudoUser, parse_phrase
 from prefmoe.data.prompts import UNKNOWN, Profiled, clean, format_preferences
 
 MAX_TOKENS = 192
@@ -21,14 +21,27 @@ def statement(user: Profiled, facet: str) -> str:
     """
     found = user.preferences.get(facet)
     if isinstance(found, str) or isinstance(user, PseudoUser):
-        return clean(found or "")
+        return _folded(found or "")
     return format_preferences(user.preferences if found is None else {facet: found})
+
+
+def worded(user: PseudoUser) -> PseudoUser:
+    """A drawn counterfactual user whose phrases are worded as real users' statements are, whose groups they then share;
+    free words stay. (Those of a file stand there as they are to be read.)"""
+    read = {facet: parse_phrase(phrase) for facet, phrase in user.preferences.items()}
+    said = {facet: format_preferences({facet: found}) for facet, found in read.items() if found}
+    return user.model_copy(update={"preferences": user.preferences | said})
+
+
+def _folded(text: str) -> str:
+    """The text with every run of blanks and line breaks as one space."""
+    return clean(" ".join(text.split()))
 
 
 def anchor_texts(user: Profiled) -> list[str]:
     """Name, description and the five facets, as the published code hands them to the backbone; <sks> stays."""
     facets = [f"User preference in {facet}: {statement(user, facet)}." for facet in FACETS]
-    return [f"User name: {clean(user.name)}.", f"User description: {clean(user.description)}.", *facets]
+    return [f"User name: {_folded(user.name)}.", f"User description: {_folded(user.description)}.", *facets]
 
 
 def preference_groups(

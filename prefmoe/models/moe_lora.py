@@ -38,11 +38,12 @@ def scaled_low_rank(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, context: Ten
     Returns (B, ..., out).
     """
     hidden = linear(x, A)  # (B, ..., R)
-    example = (len(scale), *[1] * (x.dim() - 2), -1)
+    scale, context = scale.to(hidden), context if context is None else context.to(hidden)
+    ones = [1] * (x.dim() - 2)
     if context is not None:
         bent, straight = hidden.split([context.shape[1], hidden.shape[-1] - context.shape[1]], dim=-1)
-        hidden = torch.cat([gelu(bent + context.view(example)), straight], dim=-1)
-    return linear(hidden * scale.view(example), B)
+        hidden = torch.cat([gelu(bent + context.view(len(x), *ones, context.shape[1])), straight], dim=-1)
+    return linear(hidden * scale.view(len(x), *ones, len(A)), B)
 
 
 def expert_mixture(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, context: Tensor | None = None) -> Tensor:
@@ -52,8 +53,12 @@ def expert_mixture(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, context: Tenso
         x: (batch, tokens, in). A: (experts, rank, in). B: (experts, out, rank). gate: (batch, experts).
         context: (batch, experts, rank) or None.
 
-    Returns (batch, tokens, out), by two matrix products in all.
+    Returns (batch, tokens, out), by two matrix products in all. Raises ValueError if gate or context has another shape.
     """
+    wanted = (len(x), len(A), A.shape[1])
+    if gate.shape != wanted[:2] or (context is not None and context.shape != wanted):
+        shapes = [*gate.shape], None if context is None else [*context.shape]
+        raise ValueError(f"expected a gate of {[*wanted[:2]]} and a context of {[*wanted]} or None, found {shapes}")
     scale = gate.repeat_interleave(A.shape[1], dim=1)  # (batch, experts * rank)
     stacked = B.transpose(0, 1).flatten(1)  # (out, experts * rank)
     context = None if context is None else context.flatten(1)

@@ -121,6 +121,8 @@ class PrefMoE(Method, settings=PrefMoEMethod):
                 raise MethodError(f"counterfactual_source: file: {error}") from error
         else:
             pseudo = counterfactual.generate(benchmark, config.counterfactual_users, self.seed)
+            if config.anchor_texts == "published":
+                pseudo = [published_texts.worded(user) for user in pseudo]
         if not pseudo:
             return None
         texts = config.anchor_texts

@@ -31,7 +31,7 @@ def mixed_images(anchors: Tensor, real: Tensor, users: Sequence[PseudoUser]) -> 
         nearest = likeness.topk(count).indices.cpu()
         drawn = torch.Generator().manual_seed(user.image_seed)
         first, second = (int(nearest[torch.randint(count, (1,), generator=drawn)]) for _ in range(2))
-        noise = torch.randn(real.shape[2], generator=drawn).to(real)
+        noise = torch.randn(real.shape[2], generator=drawn, dtype=real.dtype).to(real.device)
         mixed = 0.65 * real[first, 1] + 0.35 * real[second, 1]
         images.append(mixed + 0.10 * (description + wanted) + 0.01 * noise)
     return torch.stack(images)

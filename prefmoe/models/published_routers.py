@@ -22,6 +22,13 @@ from prefmoe.data.sizes import Ranks, published_router_shapes
 from prefmoe.models.free_users import UserTokens
 from prefmoe.models.routing import Routing
 
+PARTS = (
+    *(f"{part}_encoder" for part in ("image", "description", "name", "query", "profile", "preference")),
+    *(f"{part}_router" for part in ("task", "preference", "profile")), "user_context",
+)  # fmt: skip
+PUBLISHED_WEIGHTS = (*(f"{part}_{layer}" for part in PARTS for layer in (0, 1)), "facet_embedding")
+"""Names of the weights of `published_gates`."""
+
 STD = 0.01
 """Standard deviation from which the experts' A start beside these routers; their B start at zero."""
 
@@ -47,7 +54,14 @@ def published_gates(
         facet: (B,) the gold facet; -1, recognition, is the last row of facet_embedding.
 
     Returns task_gate (B, 2), preference_gate (B, F), profile_gate (B, 2), user_context (B, rank).
+
+    Raises ValueError if weights are missing, or facet is outside -1 to F - 1 (asked where that waits for no device).
     """
+    if missing := [name for name in PUBLISHED_WEIGHTS if name not in weights]:
+        raise ValueError(f"weights: missing {', '.join(missing)} (found {', '.join(weights) or 'none'})")
+    facets, facet = facet_tokens.shape[1], facet.long()
+    if facet.device.type == "cpu" and bool(((facet < -1) | (facet >= facets)).any()):
+        raise ValueError(f"facet: expected -1 to {facets - 1}, found {facet.tolist()}")
 
     def apply(part: str, value: Tensor) -> Tensor:
         first, second = weights[f"{part}_0"], weights[f"{part}_1"]

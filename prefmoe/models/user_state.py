@@ -64,7 +64,8 @@ class FactorisedUsers(nn.Module):
         users, _, hidden = anchors.shape
         weight = (known & trained[:, None]).to(anchors)[..., None]  # (U, F, 1)
         count = weight.sum(0).clamp_min(1)  # (F, 1)
-        mean = (anchors[:, 3:] * weight).sum(0) / count  # (F, H)
+        # in double precision: where all share one anchor, residuals are 0 and no rounding that has a direction
+        mean = ((anchors[:, 3:].cpu().double() * weight.cpu()).sum(0) / count.cpu()).to(anchors)  # (F, H)
         center = mean if residual == "centred" else torch.zeros_like(mean)
         facet_rms = root_mean((anchors[:, 3:] * weight).square().sum(0) / count)  # (F, 1)
         profile_rms = root_mean(anchors[trained, 1:3].square().mean(0))  # (2, 1)
