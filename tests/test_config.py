@@ -148,9 +148,23 @@ def test_more_seeds_are_those_of_a_method_in_the_place_of_the_editions(tmp_path)
     edition = load_edition(_changed(tmp_path, ("seeds: [0]", "seeds: [0]\nmore_seeds: {LoRA: [2, 0], NT: [0, 1]}")))
     assert edition.seeds_of("LoRA") == (2, 0) and edition.seeds_of("PrefMoE") == (0,)
     assert edition.seeds_of("NT") == (0,), "nothing is trained, hence nothing random"
-    drawn = load_edition("generation-mini")
+    drawn = load_edition("generation-mini", seeds="all")
     assert drawn.seeds_of("Wrong") == drawn.seeds_of("All") == (0, 1, 2), "it shows what three trainings have learned"
     assert drawn.seeds_of("Like") == (0,) == drawn.seeds_of("Words"), "no more are asked for"
+
+
+def test_a_short_run_has_the_first_seeds_and_all_of_them_where_all_are_asked_for(tmp_path, monkeypatch):
+    changes = ("seeds: [0]", "seeds: [3, 1, 2]\nmore_seeds: {LoRA: [1, 3, 2, 5]}\nat_first: 2")
+    path = _changed(tmp_path, changes)
+    assert [load_edition(path).seeds_of(name) for name in ("PrefMoE", "LoRA")] == [(3, 1), (1, 3)]
+    monkeypatch.setenv("PREFMOE_SEEDS", "all")
+    assert [load_edition(path).seeds_of(name) for name in ("PrefMoE", "LoRA")] == [(3, 1, 2), (1, 3, 2, 5)]
+    assert load_edition(path, seeds="1").seeds_of("LoRA") == (1,), "what is said in words comes first"
+    monkeypatch.setenv("PREFMOE_SEEDS", "")
+    assert load_edition(path).seeds == (3, 1)
+    for wrong in ("0", "-1", "two", "1.5"):
+        with pytest.raises(ConfigError, match=f"seeds: expected a number from 1, or all, got '{wrong}'"):
+            load_edition(path, seeds=wrong)
 
 
 def test_an_unknown_edition_lists_the_known_ones():

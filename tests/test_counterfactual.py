@@ -204,6 +204,14 @@ def test_phrases_are_read_back(phrase, likes, dislikes):
     assert prompts.preference_phrase(preference) == phrase
 
 
+def test_users_of_a_file_are_in_the_order_of_their_ids(drawn, tmp_path):
+    """The first two of each family are negatives of recognition, whoever wrote the file."""
+    users = counterfactual.generate(drawn, 6)
+    for name, order in (("a.csv", users), ("b.csv", users[::-1])):
+        write_pseudo_users(order, tmp_path / name)
+    assert counterfactual.read(tmp_path / "b.csv") == counterfactual.read(tmp_path / "a.csv")
+
+
 def test_mistakes_in_the_csv_are_named(tmp_path):
     path = tmp_path / "pseudo_users.csv"
     header = ",".join(counterfactual.COLUMNS)

@@ -205,6 +205,53 @@ def test_nobody_annotated_gives_zero_with_finite_gradients():
     assert residuals.grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_small_losses_keep_their_digits(seed):
+    """Where token and anchor are alike, as at the start of training, two large numbers were subtracted: .7 % were lost,
+    and all of it in half precision."""
+    tokens = torch.randn(8, 64, generator=torch.Generator().manual_seed(seed)) + 0.5
+    users = torch.arange(8)
+    exact = profile_contrast(tokens.double(), tokens.double(), users)
+    assert 0 < exact < 1e-3
+    torch.testing.assert_close(profile_contrast(tokens, tokens, users).double(), exact, rtol=1e-5, atol=0)
+    half = tokens.bfloat16()
+    found = profile_contrast(half, half, users)
+    torch.testing.assert_close(found.double(), profile_contrast(half.double(), half.double(), users), rtol=1e-5, atol=0)
+    clusters = torch.eye(64)[:4].repeat_interleave(2, 0)[:, None] + 0.02 * tokens[:, None]
+    groups = torch.arange(4).repeat_interleave(2)[:, None]
+    both = (residual_contrast(one, groups) for one in (clusters, clusters.double()))
+    for one, other in zip(*both, strict=True):
+        assert other > 0
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=0)
+    assert all(one > 0 for one in residual_contrast(clusters.bfloat16(), groups))
+
+
+def test_a_single_facet_has_no_others_to_repeat():
+    residuals, prototypes = torch.randn(3, 1, 4), torch.randn(1, 4)
+    expected = np.mean([cosine(one[0], prototypes[0]) ** 2 for one in residuals])
+    assert float(decorrelation(residuals, prototypes)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_is_positive(temperature):
+    tokens, users = torch.randn(3, 4), torch.arange(3)
+    with pytest.raises(ValueError, match="expected a temperature above 0, found"):
+        profile_contrast(tokens, tokens, users, temperature=temperature)
+    with pytest.raises(ValueError, match="expected a temperature above 0, found"):
+        residual_contrast(tokens[:, None], users[:, None], temperature=temperature)
+
+
+def test_a_pool_may_be_of_whole_numbers_and_a_token_of_zeros():
+    tokens, other, users = torch.randn(3, 4), torch.randn(5, 4), torch.arange(3)
+    pool = torch.rand(3, 5) > 0.5
+    for kind in (torch.uint8, torch.int64, torch.float32):
+        found = profile_contrast(tokens, tokens, users, other, pool.to(kind))
+        assert torch.equal(found, profile_contrast(tokens, tokens, users, other, pool))
+    zero = torch.zeros(3, 4, requires_grad=True)
+    profile_contrast(zero, tokens, users).backward()
+    assert zero.grad.abs().max() < 1e9
+
+
 def test_an_empty_facet_counts_as_zero_in_the_average():
     b = random_batch()
     full = residual_contrast(b["residuals"][:, :1], torch.zeros(9, 1), b["query"])

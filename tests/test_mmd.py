@@ -32,6 +32,22 @@ def test_mmd_is_the_double_loop(n, m, shift):
     assert float(mmd(x, y, bandwidths=torch.tensor(SCALES))) == pytest.approx(by_loops(x, y, SCALES), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "scales"),
+    [
+        (rows(8, 3, width=256), rows(8, 4, 0.2, width=256), (0.05, 0.2, 20.0)),
+        (rows(12, 5, width=32), rows(9, 6, 5.0, width=32), (0.5, 1.0, 2.0)),
+        (100 + 0.1 * rows(7, 7, width=64), 100.03 + 0.1 * rows(9, 8, width=64), (0.5, 1.0)),
+    ],
+    ids=["narrow beside wide", "far apart", "far from 0"],
+)
+def test_mmd_in_single_precision_is_the_double_loop(x, y, scales):
+    """Squares and products lost up to a fourteenth of it, and all of it far from 0."""
+    x, y = x.float(), y.float()
+    expected = by_loops(x, y, scales)
+    assert float(mmd(x, y, bandwidths=scales)) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
 def test_mmd_is_0_in_expectation_for_equal_distributions_and_not_for_others():
     same = np.array([float(mmd(rows(12, 2 * k), rows(9, 2 * k + 1), bandwidths=SCALES)) for k in range(400)])
     assert abs(same.mean()) < 4 * same.std() / len(same) ** 0.5

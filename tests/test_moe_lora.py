@@ -207,3 +207,22 @@ def test_installation_replaces_the_named_layers_and_refuses_others():
     with pytest.raises(TypeError, match="2: expected a torch.nn.Linear.*MixtureOfLoRA"):
         install_mixture(model, ["0", "2"], RANKS, routing)
     assert isinstance(model[0], nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("gate", "context"), [((1, 5), None), ((2, 4), None), ((2, 5), (2, 3, 2)), ((2, 5), (2, 5, 1)), ((2, 5), (1, 5, 2))]
+)
+def test_gates_and_contexts_of_another_shape_are_refused(gate, context):
+    """A context of fewer experts bent the first rows, silently."""
+    x, A, B = torch.randn(2, 3, 4), torch.randn(5, 2, 4), torch.randn(5, 6, 2)
+    with pytest.raises(ValueError, match=r"expected a gate of \[2, 5\] and a context of \[2, 5, 2\] or None"):
+        expert_mixture(x, A, B, torch.rand(gate), None if context is None else torch.randn(context))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_gates_may_be_more_precise_than_activations_and_a_batch_empty(kind):
+    x, A, B = torch.randn(2, 3, 4, dtype=kind), torch.randn(5, 2, 4, dtype=kind), torch.randn(5, 6, 2, dtype=kind)
+    gate, context = torch.rand(2, 5), torch.randn(2, 5, 2)
+    found = expert_mixture(x, A, B, gate, context)
+    assert found.dtype == kind and torch.equal(found, expert_mixture(x, A, B, gate.to(kind), context.to(kind)))
+    assert expert_mixture(x[:0], A, B, gate[:0], context[:0]).shape == (0, 3, 6)

@@ -15,6 +15,7 @@ from prefmoe.config import Training
 from prefmoe.data import counterfactual, published_texts
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.counterfactual import PseudoUser
+from prefmoe.data.prompts import preference_phrase
 from prefmoe.models.anchors import encode_counterfactual_users, encode_users
 from prefmoe.models.base import CONFIG_FILE, WEIGHTS_FILE, MethodError, build_method
 from prefmoe.models.moe_lora import MixtureOfLoRA, published_gates
@@ -159,6 +160,20 @@ def test_a_statement_is_its_own_facets_and_the_whole_text_elsewhere(tiny_benchma
     missing = next(facet for facet in FACETS if facet not in dot.preferences)
     whole = " ".join(published_texts.statement(dot, facet) for facet in FACETS if facet != missing)
     assert published_texts.statement(dot, missing) == whole and whole.count("In terms of") == 4
+
+
+def test_lines_are_folded_and_drawn_users_share_the_statements_of_real_ones(tiny_benchmark):
+    ann = tiny_benchmark.users["Ann"].model_copy(update={"description": "He is\na man.\r\n Tall."})
+    assert published_texts.anchor_texts(ann)[1] == "User description: He is a man. Tall.."
+    facet, preference = next(iter(ann.preferences.items()))
+    drawn = pseudo_user(0, facet, **{facet: preference_phrase(preference)})
+    assert published_texts.statement(drawn, facet) != published_texts.statement(ann, facet), "a file's stays as it is"
+    assert published_texts.statement(published_texts.worded(drawn), facet) == published_texts.statement(ann, facet)
+    real, invented = published_texts.preference_groups(tiny_benchmark, [published_texts.worded(drawn)])
+    place = list(tiny_benchmark.users).index("Ann"), FACETS.index(facet)
+    assert invented[0][place[1]] == real[place[0]][place[1]] >= 0
+    free = pseudo_user(1, facet, **{facet: "quiet ways"})
+    assert published_texts.worded(free) == free
 
 
 def test_groups_are_exact_statements_and_unknown_ones_take_no_part(tiny_benchmark):

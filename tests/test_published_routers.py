@@ -120,3 +120,16 @@ def test_gates_follow_their_own_user():
     torch.testing.assert_close(together.scale[2:3], alone.scale)
     torch.testing.assert_close(together.context[2:3], alone.context)
     torch.testing.assert_close(together.scale[:, 0], 2 * together.gates["task"][:, 0])
+
+
+def test_facets_and_weights_that_are_not_there_are_named():
+    """Facets beyond the last one wrapped to others, silently."""
+    weights, inputs = golden(0, "w_"), golden(0, "in_")
+    for wrong in (5, 6, -2):
+        with pytest.raises(ValueError, match="facet: expected -1 to 4, found"):
+            published_gates(weights, **inputs | {"facet": torch.full_like(inputs["facet"], wrong)})
+    small = published_gates(weights, **inputs | {"facet": inputs["facet"].to(torch.int8)})
+    torch.testing.assert_close(small["user_context"], published_gates(weights, **inputs)["user_context"])
+    some = {name: value for name, value in weights.items() if name != "task_router_1"}
+    with pytest.raises(ValueError, match=r"weights: missing task_router_1 \(found "):
+        published_gates(some, **inputs)

@@ -83,6 +83,14 @@ def test_prototype_and_centred_residual_add_up_to_the_anchor_before_training(anc
     torch.testing.assert_close(whole[~known], tokens.prototypes.expand_as(whole)[~known])
 
 
+def test_where_all_share_an_anchor_the_residual_is_nothing(anchors, known):
+    """What rounding left had a direction, which decorrelation drove with gradients ten thousand times the others'."""
+    same = anchors.clone()
+    same[:, 7] = same[0, 7]
+    state = FactorisedUsers(same, torch.ones_like(known), torch.ones(len(anchors), dtype=torch.bool))
+    assert (state(torch.arange(len(anchors))).residuals[:, 4] == 0).all()
+
+
 def test_no_correction_leaves_its_bound(anchors, known):
     state = FactorisedUsers(anchors, known, TRAINED, scale=0.1)
     before = state(torch.arange(USERS)).residuals.detach()

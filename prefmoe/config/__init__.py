@@ -25,6 +25,7 @@ from prefmoe.config.edition import (
     FIGURES,
     KEEP_FREED_MEMORY,
     RESULTS,
+    SEEDS,
     ControlKind,
     Edition,
     Evaluation,

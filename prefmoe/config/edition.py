@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,9 @@ CONFIG_FOLDER, RESULTS, FIGURES = ROOT / "config", ROOT / "results", ROOT / "fig
 
 DEFAULT_EDITION = "mini"
 """The edition that runs when none is named, and that the committed notebooks and README.md show."""
+
+SEEDS = "PREFMOE_SEEDS"
+"""The environment's variable that says how many seeds an edition has: a number, or all."""
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 """Environment in which glibc keeps the memory of a large tensor for the next one, instead of giving it back and getting
@@ -145,6 +149,8 @@ class Edition(Strict):
 
     Attributes:
         seeds: of every trained method, but those of which more_seeds names others.
+        at_first: so many of them are made unless more are asked for (`with_seeds`): tables in less time, to be held to
+            the committed ones of all.
         rivals: methods of table1 that run on ablation_backbone alone, as most of the paper's competitors do on one.
         own_methods: Python files, relative to the edition's, with methods that are not in the package.
     """
@@ -154,6 +160,7 @@ class Edition(Strict):
     seeds: Some[Seed]
     backbones: Some[Name]
     more_seeds: dict[Name, Some[Seed]] = {}
+    at_first: int | None = Field(None, ge=1)
     ablation_backbone: str | None = None
     data: Annotated[Data, Field(discriminator="kind")]
     training: Training
@@ -291,6 +298,15 @@ class Edition(Strict):
             yield from self._with_needs(backbone, before)
         yield backbone, method
 
+    def with_seeds(self, count: str | None) -> Edition:
+        """With the first so many seeds of every method: a number, "all", or None for those of `at_first`. Raises
+        ConfigError if it is neither."""
+        if count not in (None, "all") and not (count.isdecimal() and int(count)):
+            raise ConfigError(f"seeds: expected a number from 1, or all, got {count!r}")
+        most = self.at_first if count is None else None if count == "all" else int(count)
+        more = {name: seeds[:most] for name, seeds in self.more_seeds.items()}
+        return self.model_copy(update={"seeds": self.seeds[:most], "more_seeds": more})
+
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """The seeds a method is run with; the first of the edition's alone when nothing is trained, hence random. What
         is not trained but begins with what is has more if more_seeds says so."""
@@ -301,8 +317,9 @@ class Edition(Strict):
         return self.more_seeds.get(method, self.seeds[:1]) if begun else self.seeds[:1]
 
 
-def load_edition(name: Edition | str | Path) -> Edition:
-    """Reads config/<name>.yaml (or a YAML file given by path); an edition is returned as it is.
+def load_edition(name: Edition | str | Path, *, seeds: str | None = None) -> Edition:
+    """Reads config/<name>.yaml (or a YAML file given by path); an edition is returned as it is. ``seeds``: how many of
+    its own (`Edition.with_seeds`); where that is not said, the environment's PREFMOE_SEEDS.
 
     Raises ConfigError if the edition is unknown, a file elsewhere has the name of one in config/ (whose results it
     would mix with its own), or with one line per mistake in the file.
@@ -335,7 +352,7 @@ def load_edition(name: Edition | str | Path) -> Edition:
     if mistakes:
         lines = "\n".join(f"  {mistake}" for mistake in mistakes)
         raise ConfigError(f"{path} has {len(mistakes)} mistake(s):\n{lines}")
-    return edition
+    return edition.with_seeds(seeds or os.environ.get(SEEDS) or None)
 
 
 def run_folder(results: str | Path, edition: str, backbone: str, method: str, seed: int) -> Path:

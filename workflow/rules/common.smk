@@ -12,8 +12,8 @@ from snakemake.exceptions import WorkflowError
 
 from prefmoe.system import file_digests, provenance
 from prefmoe.workflow import workflow_lock
-from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, ConfigError, InjectedMethod, PrefMoEMethod,
-                            load_edition)
+from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, ROOT, SEEDS, ConfigError, InjectedMethod,
+                            PrefMoEMethod, load_edition)
 from prefmoe.config.backbone_files import cards_digest, registered_identity
 from prefmoe.config.outputs import committed_folder
 from prefmoe.system.places import (CHOICE_MINIATURE, DRAWER, MINIATURES, data_folder, drawer_folder, from_environment,
@@ -22,8 +22,10 @@ from prefmoe.experiments.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
     raise WorkflowError(f"the installed prefmoe belongs to another clone, {ROOT}; run pip install -e . in this one")
-if unknown := set(config) - {"edition"}:
-    raise WorkflowError(f"unknown --config {', '.join(sorted(unknown))}; expected edition=<name>")
+if unknown := set(config) - {"edition", "seeds"}:
+    raise WorkflowError(f"unknown --config {', '.join(sorted(unknown))}; expected edition=<name>, seeds=<number or all>")
+if "seeds" in config:
+    os.environ[SEEDS] = str(config["seeds"])  # for this and for every job
 try:
     EDITION = load_edition(str(config.get("edition", DEFAULT_EDITION)))
     PROTOCOL = load_protocol(EDITION) if protocol_path(EDITION.name).is_file() else None

@@ -85,11 +85,13 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
         return [*(_copy(path, figures / SPEED / path.name) for path in measured), *update_pages(root=root)]
     if what == ANY_VLM:
         return [*publish_any_vlm(results, figures / ANY_VLM), *update_pages(root=root)]
-    edition = load_edition(what)
+    edition = load_edition(what, seeds="all")
     made, committed = made_folder(edition.name, results), committed_folder(edition.name, figures)
     if not (made / PARTS[""]).is_file():
         command = f"snakemake --cores all --config edition={edition.name}"
         raise OutputError(f"there is no {made / PARTS['']}; make it with `{command}`")
+    if short := _too_few_seeds(edition, made / "table1_seeds.csv"):
+        raise OutputError(f"{made / 'table1_seeds.csv'}: {short}; published are all (snakemake --config seeds=all)")
     written = publish_notebooks(results / edition.name / "notebooks", root / "notebooks", edition.name)
     for part, last in PARTS.items():
         if (made / part / last).is_file():
@@ -97,6 +99,16 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
     if (trials := trials_file(edition.name, results)).is_file():
         written.append(_copy(trials, root / CONFIG_FOLDER.name / "tuning" / f"{edition.name}.csv"))
     return [*written, *update_pages(root=root)]
+
+
+def _too_few_seeds(edition: Edition, path: Path) -> str:
+    """What a table says of fewer seeds than the edition has; empty if it says nothing such, or does not exist."""
+    if not path.is_file():
+        return ""
+    counts = tables.read_table(path).set_index("method" if not edition.about_choices else "condition")["seeds"]
+    wanted = {method.label: len(edition.seeds_of(key)) for key, method in edition.methods.items()}
+    few = [(label, count) for label, count in counts.items() if count < wanted[label]]
+    return f"{few[0][0]} has {few[0][1]} of {wanted[few[0][0]]} seeds" if few else ""
 
 
 def publish_any_vlm(results: Path, folder: Path, editions: Sequence[str] = ("mini", "sample")) -> list[Path]:
