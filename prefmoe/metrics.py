@@ -250,7 +250,7 @@ def with_sensitivity(shares: NDArray) -> NDArray:
 def estimates(
     numerator: NDArray, denominator: NDArray, *, resamples: int = statistics.RESAMPLES
 ) -> dict[str, dict[str, float]]:
-    """Mean over seeds of every metric, with a cluster-bootstrap interval of that mean.
+    """Mean over seeds of every metric, with an interval of that mean: users are resampled, and seeds (`over_seeds`).
 
     Args:
         numerator, denominator: (U, seeds, 5) of `user_counts`.
@@ -262,7 +262,7 @@ def estimates(
     low, high = np.full((2, len(METRICS)), np.nan)
     if len(numerator) > 1:
         samples = statistics.ratio_bootstrap(numerator, denominator, resamples=resamples)
-        low, high = statistics.percentile_interval(with_sensitivity(samples).mean(axis=1))
+        low, high = statistics.percentile_interval(statistics.over_seeds(with_sensitivity(samples)))
     counted = denominator.sum(0).mean(axis=0)
     n = [*counted, counted[_COUNTED.index("collapse")] + counted[_COUNTED.index("recall")]]
     rows = zip(METRICS, value.tolist(), n, low.tolist(), high.tolist(), strict=True)

@@ -123,8 +123,9 @@ class Answers:
         return self.resample()
 
     def resample(self, seed: int = 0) -> NDArray:
-        """(B, M) every metric, mean over seeds, when users are drawn with replacement."""
-        shares = metrics.with_sensitivity(statistics.ratio_bootstrap(*self.user_sums, seed=seed)).mean(axis=1)
+        """(B, M) every metric, mean over seeds, when users and seeds are drawn with replacement."""
+        each = metrics.with_sensitivity(statistics.ratio_bootstrap(*self.user_sums, seed=seed))
+        shares = statistics.over_seeds(each, seed=seed)
         return np.column_stack([shares, *(duels.resampled(seed=seed) for duels in self.duels.values())])
 
     def influences(self, member: NDArray | None = None) -> NDArray:

@@ -36,7 +36,7 @@ ALL_BACKBONES = "mean of all"
 def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> list[dict]:
     """Paired comparison of two methods on the same questions, one row per metric.
 
-    difference is first minus second, mean over seeds, with a cluster-bootstrap interval (both methods are resampled
+    difference is first minus second, mean over seeds, with an interval over users and seeds (both methods are resampled
     together). p_questions: exact sign test on the seed means of single questions (McNemar's with one seed); it takes
     questions as independent. p_users: permutation test that exchanges the two methods' results of whole users; it does
     not. better and worse count the questions that favour the first and the second.

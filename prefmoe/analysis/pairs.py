@@ -91,11 +91,12 @@ class Duels:
         return statistics.ratio(self.won.sum(axis=0), np.full(self.won.shape[1], len(self.won)))
 
     def resampled(self, *, resamples: int = statistics.RESAMPLES, seed: int = 0) -> NDArray:
-        """(B,) the AUC, mean over seeds, when users are drawn with replacement: both users of a pair are."""
+        """(B,) the AUC, mean over seeds, when users (both of a pair) and seeds are drawn with replacement."""
         won, fought = self.by_user
         counts = statistics.resample_counts(self.users, resamples=resamples, seed=seed)
         drawn = np.einsum("bu,uvs,bv->bs", counts, won, counts, optimize=True)
-        return statistics.ratio(drawn, ((counts @ fought) * counts).sum(axis=1)[:, None]).mean(axis=1)
+        each = statistics.ratio(drawn, ((counts @ fought) * counts).sum(axis=1)[:, None])
+        return statistics.over_seeds(each, seed=seed)
 
     def influences(self) -> NDArray:
         """(N,) how much each question moves the AUC, mean over seeds, to first order (`statistics.influence`). Twice

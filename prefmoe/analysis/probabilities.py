@@ -83,7 +83,8 @@ def calibration(
         drawn = statistics.resample_counts(len(sums), resamples=resamples) @ sums
         samples.append(np.abs(drawn[:, :-1]).sum(axis=1) / drawn[:, -1])
         means.append((probability.mean(), right.mean()))
-    low, high = statistics.percentile_interval(np.mean(samples, axis=0)) if len(sums) > 1 else (np.nan, np.nan)
+    drawn = statistics.over_seeds(np.stack(samples, axis=1))
+    low, high = statistics.percentile_interval(drawn) if len(sums) > 1 else (np.nan, np.nan)
     sure, accuracy = np.mean(means, axis=0)
     return {
         "value": float(np.mean(values)), "low": float(low), "high": float(high), "floor": float(np.mean(floors)),
@@ -131,7 +132,7 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
         A population's guess may be above or below .5, as the questions' popularity has it.
     auc_same: the same among questions about one and the same item (`pairs.duels`): .5 for any population's guess.
 
-    Intervals resample users; for distance and alignment the population's means are held fixed.
+    Intervals resample users and seeds; for distance and alignment the population's means are held fixed.
 
     ``copies``: scored frames of the same questions, one per seed. Returns measure -> {"value", "low", "high", "n"}:
     means over copies; n counts pairs (u, k) for distance and alignment, questions for the others. NaN where nothing can
@@ -172,7 +173,7 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
 
 def _estimate(value: NDArray, samples: NDArray, n: int, users: int) -> dict[str, float]:
     """Means over seeds; value (S,), samples (B, S)."""
-    low, high = statistics.percentile_interval(samples.mean(axis=1)) if users > 1 else (np.nan, np.nan)
+    low, high = statistics.percentile_interval(statistics.over_seeds(samples)) if users > 1 else (np.nan, np.nan)
     return {"value": float(value.mean()), "low": float(low), "high": float(high), "n": n}
 
 

@@ -70,6 +70,21 @@ def ratio_bootstrap(numerator: NDArray, denominator: NDArray, *, resamples: int 
     return ratio(np.tensordot(counts, numerator, axes=1), np.tensordot(counts, denominator, axes=1))
 
 
+def over_seeds(samples: NDArray, *, axis: int = 1, seed: int = 0) -> NDArray:
+    """Resampled statistics of each of S seeds as those of their mean, (B, ..., S, ...) to (B, ..., ...): like users,
+    seeds are drawn with replacement in every resample (Owen, 2007, arXiv 0712.1111).
+
+    Few seeds seem to differ less than they do: S - 1 are drawn at a time, which makes up for it (McCarthy and Snowden,
+    1985). The same S gives the same draws, so that methods are resampled together.
+    """
+    last = np.moveaxis(samples, axis, -1)
+    seeds = last.shape[-1]
+    if seeds == 1:
+        return last[..., 0]
+    drawn = np.random.default_rng([seed, seeds]).multinomial(seeds - 1, np.full(seeds, 1 / seeds), len(last))
+    return np.einsum("b...s,bs->b...", last, drawn / (seeds - 1))
+
+
 def percentile_interval(samples: NDArray, *, level: float = LEVEL) -> tuple[NDArray, NDArray]:
     """Lower and upper percentile of resampled statistics, (B, ...) -> two (...) arrays. Resamples in which a statistic
     is undefined (NaN) are left out; both bounds are NaN if all are."""
@@ -83,25 +98,20 @@ def percentile_interval(samples: NDArray, *, level: float = LEVEL) -> tuple[NDAr
 def cluster_bootstrap(
     values: ArrayLike, clusters: Sequence | NDArray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """Mean of values with an interval that resamples clusters and, of values (N, S), the S seeds too, both at once
-    (Owen, 2007, arXiv 0712.1111). So few seeds as ours would seem to differ less than they do: S - 1 of them are drawn
-    at a time, which makes up for it (McCarthy and Snowden, 1985).
+    """Mean of values with an interval that resamples clusters and, of values (N, S), the S seeds too (`over_seeds`).
 
     ``values``: (N,) or (N, S). Returns value, n (N), low and high; the bounds are NaN with fewer than two clusters,
     value too without any row.
     """
     values = np.asarray(values, dtype=float)
-    values = values.reshape(len(values), -1)
+    values = values[:, None] if values.ndim == 1 else values
     seeds = values.shape[1]
     _, sums = cluster_sums(np.column_stack([values, np.ones(len(values))]), clusters)
     value = float(ratio(sums[:, :-1].sum() / seeds, sums[:, -1].sum()))
     low, high = np.nan, np.nan
     if len(sums) > 1:
         samples = ratio_bootstrap(sums[:, :-1], sums[:, -1:], resamples=resamples, seed=seed)
-        if seeds > 1:
-            drawn = np.random.default_rng([seed, seeds]).multinomial(seeds - 1, np.full(seeds, 1 / seeds), resamples)
-            samples = (samples * drawn).sum(axis=1, keepdims=True) / (seeds - 1)
-        low, high = (float(bound) for bound in percentile_interval(samples[:, 0]))
+        low, high = (float(bound) for bound in percentile_interval(over_seeds(samples, seed=seed)))
     return {"value": value, "n": int(len(values)), "low": low, "high": high}
 
 

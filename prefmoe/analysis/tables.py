@@ -124,7 +124,7 @@ def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str
                 )  # (U, groups, seeds, 2)
                 numerator, denominator = sums[..., 0], sums[..., 1]
                 value = statistics.ratio(numerator.sum(0), denominator.sum(0)).mean(axis=-1)
-                samples = statistics.ratio_bootstrap(numerator, denominator).mean(axis=-1)
+                samples = statistics.over_seeds(statistics.ratio_bootstrap(numerator, denominator), axis=-1)
                 low, high = statistics.percentile_interval(samples)
                 n = np.rint(denominator.sum(0).mean(axis=-1)).astype(int)
                 for g, group in enumerate(groups):

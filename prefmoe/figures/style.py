@@ -180,8 +180,8 @@ METRIC_NAMES = {
     "auc_untold_fresh": "AUC of likes never asked about",
 }
 """What titles and captions call a metric, where that is not its own name."""
-INTERVAL = "Bars: 95 % cluster bootstrap over users."
-BANDS = "Bands: 95 % cluster bootstrap over users."
+INTERVAL = "Bars: 95 % bootstrap over users, and over seeds where there are several."
+BANDS = "Bands: 95 % bootstrap over users, and over seeds where there are several."
 
 
 def house():
