@@ -2,12 +2,13 @@
 #
 #   snakemake --cores all                          the default edition, mini
 #   snakemake --cores all --config edition=smoke   another one of config/*.yaml
+#   snakemake --cores all --config seeds=all       all seeds of an edition that has the first alone unless asked
 #   snakemake --cores all pretrain                 make the miniature backbones' weights again
 #   snakemake --cores all projector                make the small edition's projector again (needs prefmoe fetch smollm2)
 #   snakemake --cores all tune                     choose settings on the validation split again
 #   snakemake --cores all protocol                 the experiments about the protocol (an hour)
 #   snakemake --cores 1 site                       the book of notebooks, course and pages (needs the extra docs)
-#   snakemake --cores all publish                  put the default edition's results into figures/, notebooks/, README.md
+#   snakemake --cores all --config seeds=all publish    the default edition's results into figures/, notebooks/, README.md
 
 from snakemake.utils import min_version
 

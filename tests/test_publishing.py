@@ -246,3 +246,14 @@ def test_every_committed_table_of_methods_says_what_its_rows_are_shown_of_users(
                 assert table[f"{told}information"].notna().all(), path
                 found.add(path.stem)
     assert found >= {"table1", "table2", "comparisons", "breakdown", "controls", "differences", "ranking", "scales"}
+
+
+def test_tables_of_fewer_seeds_than_the_edition_has_are_not_published(clone):
+    """The first seed alone is what the default command makes."""
+    made = clone / "results/mini/figures/table1_seeds.csv"
+    table = tables.read_table(FIGURES / "mini/table1_seeds.csv")
+    tables.write_csv(table.assign(seeds=1), made)
+    before = contents(clone)
+    with pytest.raises(OutputError, match=r"table1_seeds.csv: .* has 1 of 3 seeds; published are all .*seeds=all"):
+        publish.publish("mini", root=clone)
+    assert contents(clone) == before
