@@ -58,7 +58,7 @@ def write_answers(edition: str | Path, backbone: str | None, folder: Path, resul
     ``backbone``: the edition's first when None. Methods that the edition does not have are left out. Returns the files.
     Raises RunFileError for a run that is missing, unfinished or damaged.
     """
-    settings = load_edition(edition)
+    settings = load_edition(edition, seeds="all")
     backbone = backbone or settings.backbones[0]
     benchmark, runs = load_benchmark(settings, results), {}
     given, frames = [], []

@@ -64,7 +64,7 @@ def write_assets(edition: str | Path, backbone: str | None, folder: Path, result
     ``backbone``: the edition's first when None; it has to be the one whose weights the repository ships. Raises
     RunFileError for a run that is missing or unfinished, MethodError where a run belongs to other weights or users.
     """
-    settings = load_edition(edition)
+    settings = load_edition(edition, seeds="all")
     backbone = backbone or settings.backbones[0]
     benchmark = load_benchmark(settings, results)
     folder.mkdir(parents=True, exist_ok=True)
