@@ -76,7 +76,7 @@ def test_an_edition_without_these_rows_is_held_to_what_it_has():
 
 @pytest.mark.parametrize(("seeds", "words"), [
     ({"LoRA": 3, "PrefMoE": 3, "FFT": 1, "E": 1, "EP": 1},
-     "mean of 3 seeds for LoRA and PrefMoE, one seed for all others"),
+     "mean of 3 seeds for LoRA and PrefMoE, one seed for other trained rows"),
     ({"LoRA": 2, "PrefMoE": 2}, "mean of 2 seeds"), ({"LoRA": 1}, "one seed"), ({}, "nothing here is trained"),
 ])  # fmt: skip
 def test_seeds_are_told_as_they_are(seeds, words):

@@ -165,8 +165,8 @@ def test_who_is_told_apart_stands_beside_what_it_is_shown(tmp_path):
         assert values(axis) == pytest.approx(sorted(rows["value"])) and upright(axis) == [0.5]
         assert ends(axis) == pytest.approx(sorted([*rows["low"], *rows["high"]]))
     written = one_line(first)
-    assert "Two users are told apart: 0.50 from names alone, 0.60 from the profile's anchors (b, 0 turns)" in written
-    assert "50 AUC questions" in written and "mean of 3 seeds for PrefMoE, one seed for all others" in written
+    assert "Trained methods: AUC 0.50 from names alone, 0.60 from the profile's anchors (b, 0 turns)" in written
+    assert "50 AUC questions" in written and "mean of 3 seeds for PrefMoE, one seed for other trained rows" in written
     beside = {place.xy[1]: place.get_text() for place in first.axes[-1].texts}
     assert beside == {-1: "is shown of the user:", **dict(enumerate(list(SHOWN.values())[:3]))}
     assert "LoRA: name" in first.get_label()

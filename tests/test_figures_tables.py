@@ -112,7 +112,7 @@ def test_paired_differences_fill_what_is_clear():
     for axis in figure.axes:
         assert values(axis) == pytest.approx([0.05, 0.2]) and filled(axis) == pytest.approx([0.2])
     assert "1, worse than 0 in preference accuracy; better than 0, worse than 1 in collapse" in one_line(figure)
-    assert "mean of 3 seeds for PrefMoE, one seed for all others" in one_line(figure)
+    assert "mean of 3 seeds for PrefMoE, one seed for other trained rows" in one_line(figure)
     other = cells("07", "main-function", "paired-function", **given)["paired"]("another", ["preference"])
     assert "not told apart from any" in one_line(other)
 

@@ -56,8 +56,9 @@ def with_dashes(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 
 
 def seeds_in_words(table: pd.DataFrame, rows: str = "method") -> str:
-    """How many seeds stand behind the rows of a table: "mean of 3 seeds for LoRA and PrefMoE, one seed for all others".
-    ``table``: with columns seeds and ``rows``; rows without training (column type) have one run and do not count."""
+    """How many seeds stand behind the trained rows of a table: "mean of 3 seeds for LoRA and PrefMoE, one seed
+    for other trained rows". ``table``: with columns seeds and ``rows``; rows without training (column type) do not count.
+    """
     if "type" in table:
         table = table[~table["type"].isin((REFERENCE, "NT"))]
     names = table.groupby(rows, sort=False)["seeds"].max()
@@ -67,7 +68,7 @@ def seeds_in_words(table: pd.DataFrame, rows: str = "method") -> str:
     usual, parts = counts.index[0], []
     for seeds in sorted(set(counts.index) - {usual}, reverse=True):
         parts.append(f"{mean_of_seeds(seeds)} for {' and '.join(names.index[names == seeds])}")
-    return ", ".join([*parts, mean_of_seeds(usual) + " for all others" * bool(parts)])
+    return ", ".join([*parts, mean_of_seeds(usual) + " for other trained rows" * bool(parts)])
 
 
 def counted(count: int, noun: str) -> str:

@@ -50,7 +50,8 @@ def intervals(
         rows, panels, by, colour: columns: what stands below one another, in panels, beside one another within a row,
             and what colours and markers tell apart (else by, else rows); all in the table's order. filled: a column of
             truth values, marks are open where it is false. ticks: columns of further values, drawn as small ticks.
-        references: label -> where a vertical line stands, in every panel or by panel; "" stands in no legend.
+        references: label -> where a vertical line stands, in every panel or by panel; "" stands in no legend. Lines
+            that coincide in a panel are one, named after all of them.
         labels: of panels (else the metrics' own) and of rows. series: looks, where the fixed ones will not do.
     """
     if table.empty:
@@ -81,9 +82,10 @@ def intervals(
     draw(plot, looks, figure)
 
     lines = {label: dict.fromkeys(names, at) if np.isscalar(at) else at for label, at in (references or {}).items()}
+    lines = _together(lines, names)
     for axis, name in zip(figure.axes, names, strict=True):
         for label, places in lines.items():
-            if np.isfinite(places.get(name, np.nan)):
+            if name in places:
                 axis.axvline(places[name], zorder=0.8, **_reference(label, list(lines)))
         axis.set(title="", ylabel="", xlabel=texts.get(name, name))
         axis.tick_params(axis="y", length=0)
@@ -103,9 +105,25 @@ def intervals(
     return style.finish(figure, title, caption, legend=legend, alt=alt)
 
 
+def _together(lines: Mapping[str, Mapping[str, float]], panels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The places of lines by panel; those that coincide in one are one line there, "Chance = Popular choice"."""
+    found: dict[str, dict[str, float]] = {}
+    for panel in panels:
+        labels: dict[tuple[bool, float], list[str]] = {}
+        for label, places in lines.items():
+            if np.isfinite(place := places.get(panel, np.nan)):
+                labels.setdefault((bool(label), round(float(place), 9)), []).append(label)
+        for (_, place), names in labels.items():
+            found.setdefault(" = ".join(names), {})[panel] = place
+    return found
+
+
+DASHES = (":", "--", "-.", (0, (8, 3)), (0, (1, 3)), (0, (8, 2, 1, 2, 1, 2)))
+
+
 def _reference(label: str, labels: Sequence[str]) -> dict:
     """How the vertical line of this label looks; that without a label, 0 for instance, is a plain thin one."""
-    dashes = [":", "--", "-.", (0, (8, 3))][[name for name in labels if name].index(label) % 4] if label else "-"
+    dashes = DASHES[[name for name in labels if name].index(label) % len(DASHES)] if label else "-"
     return {"color": MUTED, "linestyle": dashes, "linewidth": 1.2 if label else 0.9}
 
 

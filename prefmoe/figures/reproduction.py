@@ -40,7 +40,8 @@ def draw(cells: pd.DataFrame, title: str, edition: str) -> Figure:
     return style.finish(
         figure,
         title,
-        f"Edition {edition}, Table 1: {len(rows)} numbers, a point per row. Bars: the committed "
-        "95 % interval (cluster bootstrap over users). A brown cross is further off than other seeds would take it.",
+        f"Edition {edition}, Table 1: {len(rows)} numbers, a point per row. Bars: the committed 95 % interval "
+        "(bootstrap over users, and over seeds where there are several). A brown cross is further off than other seeds "
+        "would take it.",
         alt="Scatter plots of what this machine made against what is committed, a panel per metric.",
     )

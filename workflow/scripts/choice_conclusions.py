@@ -78,8 +78,8 @@ def history(t: Tables) -> list[str]:
     holds(far - near > eight - one, "neighbours gain more from a lower start")
     gaps = [t.choices("Prototypes", "seen", n) - t.choices("Prototypes", "unseen", n) for n in (1, 8)]
     return [
-        f"From one choice of history to eight the complete method rises from {dot(one)} to {dot(eight)}, an ideal "
-        f"reader from {dot(first)} to {dot(last)}: it reads its history, and less well than could be.",
+        f"From one choice of history to eight the complete method rises from {dot(one)} to {dot(eight)} over all "
+        f"users, an ideal reader from {dot(first)} to {dot(last)}: it reads its history, and less well than could be.",
         f"Neighbours in the history, which learn nothing, rise from {dot(near)} to {dot(far)}.",
         f"Seen users are ahead of unseen ones by {dot(gaps[0], 3)} after one choice and by {dot(gaps[1], 3)} "
         f"after eight.",

@@ -19,7 +19,7 @@ from committed import Tables, around, dot, holds
 
 from prefmoe.analysis import audit, published, survey
 from prefmoe.analysis.answers import NO_BACKBONE, TableError
-from prefmoe.analysis.text import ENOUGH, told_apart
+from prefmoe.analysis.text import ENOUGH, seeds_in_words, told_apart
 from prefmoe.config import ROOT
 from prefmoe.system.files import whole_file
 
@@ -128,7 +128,8 @@ def _ablation(t: Tables) -> list[str]:
     right = {key: t.paired(label, "overall") for key, label in steps.items()}
     behind = [key for key, row in right.items() if told_apart(row) and row["difference"] > 0]
     holds(behind == ["E", "EPICD"], "the whole is ahead of the first and of the last step in accuracy")
-    rows = t.rows("mini/table2", metric="overall", turns=0).set_index("components")["value"]
+    whole = t.rows("mini/table2", metric="overall", turns=0)
+    rows = whole.set_index("components")["value"]
     holds(rows.idxmax() == "EP" and rows["EP"] - rows["EPICDM"] < 0.02, "E P is as good as the whole")
     return [
         f"Factors are what pays: with them accuracy goes from {dot(rows['E'], 3)} to {dot(rows['EP'], 3)}; the whole "
@@ -137,7 +138,7 @@ def _ablation(t: Tables) -> list[str]:
         f"No loss is shown to help: the whole minus E P is {around(right['EP'], 3, 'difference')}. The mixture, last "
         f"to come, gives back {around(right['EPICD'], 3, 'difference')} of what the row before it had lost.",
         f"In the AUC no row is told apart from the whole (E {around(auc['E'], 3, 'difference')}, E P "
-        f"{around(auc['EP'], 3, 'difference')}). All but the whole are one seed.",
+        f"{around(auc['EP'], 3, 'difference')}). Behind the rows: {seeds_in_words(whole, 'components')}.",
     ]
 
 
@@ -192,11 +193,12 @@ def _routing(t: Tables) -> list[str]:
     holds(widest["preference"] < 0.02 and abs(float(difference)) < 0.005, "the preference router does not route")
     holds(widest["task"] < 0.1, "the task router hardly routes")
     return [
-        "The routers do not route. Between kinds of questions, no mean gate of the preference router differs by more "
-        f"than {dot(widest['preference'], 3)}, of the profile router by {dot(widest['profile'], 3)}, of the task "
+        "The routers do not route by kind of question: between kinds, no mean gate of the preference router differs by "
+        f"more than {dot(widest['preference'], 3)}, of the profile router by {dot(widest['profile'], 3)}, of the task "
         f"router by {dot(widest['task'], 3)}.",
         f"A question about a facet does not favour the facet's expert: by {difference} on average.",
-        "What the mixture is worth (notebook 8) it is worth as a fixed mixture.",
+        "So what the mixture is worth (notebook 8) does not come from other experts for other kinds of questions. "
+        "Whether gates differ between users was not asked here.",
     ]
 
 
@@ -232,7 +234,8 @@ def _sure(t: Tables) -> list[str]:
     return [
         f"With {int(error['n'])} questions about {int(error['users'])} users a difference of "
         f"{dot(error['paired'], 3)} in overall accuracy can be "
-        f"told when both methods answer the same questions, {dot(error['unpaired'], 3)} when not.",
+        f"seen when both methods answer the same questions, {dot(error['unpaired'], 3)} when not; corrected for all "
+        f"comparisons of the same questions it takes {dot(error['paired_corrected'], 3)} to be told apart.",
         f"PrefMoE's AUC differs between seeds by a standard deviation of {dot(seeds['sd'], 3)} (from "
         f"{dot(seeds['minimum'])} to {dot(seeds['maximum'])}).",
         f"Ten turns of small talk change PrefMoE's overall accuracy by {change}, and that of LoRA with profile by "
@@ -249,12 +252,15 @@ def _map(t: Tables) -> list[str]:
     empty = [f"{application} by {way}" for application, row in found.cells.items() for way, c in row.items() if c.empty]
     above, below = numbers[numbers["low"] > numbers["chance"]], numbers[numbers["low"] <= numbers["chance"]]
     holds("PrefMoE" in " ".join(above["name"]) and 0 < len(below), "PrefMoE knows users, and something does not")
+    short = below[below["high"] < below["chance"]]
+    holds(0 < len(short) < len(below), "of those that are not above a guess some are below it")
     return [
         f"{len(cells) - len(empty)} of the survey's {len(cells)} cells can be run here; "
         + (f"nothing runs for {' and '.join(empty)}." if empty else "none is empty."),
         f"Of {len(numbers)} methods with a number, the whole interval of {len(above)} lies above what knowing nobody "
-        "is worth. It does not for these, which cannot be told from a guess for everybody (what that is worth stands "
-        "behind the stroke): " + "; ".join(_by_application(below)) + ".",
+        "is worth. It does not for these, which are not above a guess for everybody (what that is worth stands behind "
+        "the stroke): " + "; ".join(_by_application(below)) + ".",
+        "The whole interval lies below it for: " + "; ".join(_by_application(short)) + ".",
     ]
 
 

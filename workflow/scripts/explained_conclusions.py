@@ -48,9 +48,9 @@ def benchmark(t: Tables) -> list[str]:
     return [
         f"Of {asked.sum()} questions {about} are about preferences, a share of {dot(about / asked.sum())}; the others "
         "ask who is in a picture.",
-        f"Of {liked.sum()} test questions about something that the user likes, the profile tells {liked['told']} and "
-        f"leaves {liked['untold']} untold; {fresh} of these were never asked in training: only there would knowing "
-        "somebody go beyond reading and remembering.",
+        f"Of {liked.sum()} yes/no test questions about something that the user likes, the profile tells "
+        f"{liked['told']} and leaves {liked['untold']} untold; {fresh} of these were never asked in training: "
+        "only there would knowing somebody go beyond reading and remembering.",
         f"Of the {int(sizes.sum())} questions that measure collapse, {int(sizes[wide])} are about preferences which "
         f"nine users or more hold, a share of {dot(sizes[wide] / sizes.sum())}.",
     ]

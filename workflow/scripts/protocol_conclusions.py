@@ -34,10 +34,15 @@ def curves_and_choices(t: Tables) -> list[str]:
     told, untold = (around(_budget(t, "LoRA with the statement asked about", m)) for m in ("auc_told", FRESH))
     routers, label = _change(t, "routers", "published"), _change(t, "facet_label", "oracle")
     people = _change(t, "routers", "published", metric="profile")
+    untold_label = _change(t, "facet_label", "oracle", metric="auc_untold")
+    holds(told_apart(untold_label) and untold_label["high"] < 0, "with the gold facet less is known that is not told")
     holds(told_apart(people) and people["high"] < 0, "published routers recognise fewer people")
     residual, hidden = _change(t, "residual", "published"), _change(t, "anchors", "hidden")
     holds(told_apart(residual) and residual["difference"] < 0, "the code's residuals are worse")
     holds(not told_apart(hidden), "anchors from last hidden states are not told apart")
+    losses = [_change(t, "anchors", "hidden", metric=metric) for metric in ("auc_told", "collapse")]
+    holds(all(told_apart(row) for row in losses), "but they lose in what is told, and in collapse")
+    holds(losses[0]["high"] < 0 < losses[1]["low"], "both for the worse")
     return [
         f"More training pays for PrefMoE up to {reference} steps: its AUC over pairs of users is {values} after "
         f"{steps} steps, and the last doubling changes it by {_said(change[longest])}; LoRA with names alone lies "
@@ -50,9 +55,12 @@ def curves_and_choices(t: Tables) -> list[str]:
         f"{around(narrow)}; shown the one statement that a question is about, it has {told} about what "
         f"profiles tell and {untold} about what they do not.",
         f"Routing: published routers change PrefMoE's AUC by {_said(routers)} and recognition by {_said(people)}; the "
-        f"gold facet told to ours changes the AUC by {_said(label)}.",
+        f"gold facet told to ours changes the AUC by {_said(label)}, and that of what no profile tells by "
+        f"{_said(untold_label)}.",
         f"Residuals as the code has them change it by {_said(residual)}, and anchors from last hidden states by "
-        f"{_said(hidden)}: on miniatures that practised with centred means of input embeddings.",
+        f"{_said(hidden)}, but what is told by {_said(losses[0])} and collapse by {_said(losses[1])}: on miniatures "
+        "that practised with centred means of input embeddings.",
+        "Corrected is within one metric of one experiment; of so many metrics some would be told apart by chance.",
     ]
 
 
@@ -83,6 +91,8 @@ def ladder(t: Tables) -> list[str]:
         return [t.row("ladder/practice", backbone=rung, **found) for rung in rungs]
 
     low, high = (told(rung, "LoRA with profile") for rung in ("unread", "reader"))
+    untuned = told("unread-practised", "Non-tuned with profile")
+    holds(low["value"] < 0.55 and untuned["value"] > 0.65, "two expectations of claim (bb) failed")
     holds(low["high"] < high["low"], "who is given the text is as good as the backbone reads")
     where = {"method": "PrefMoE", "baseline": "LoRA with profile", "metric": "auc_told", "turns": 0}
     beside_text = t.rows("ladder/comparisons", **where).set_index("backbone")
@@ -100,15 +110,18 @@ def ladder(t: Tables) -> list[str]:
     holds(all(row["low"] < 0 < row["high"] for row in embedding), "the free embedding's gain is not told from nothing")
     return [
         f"Who is given the text is as good as the backbone reads: the AUC of LoRA with the profile about what profiles "
-        f"tell is {around(low)} where nobody reads and {around(high)} where the backbone reads well.",
+        f"tell is {around(low)} where nobody reads and {around(high)} where the backbone reads well. Two expectations "
+        "failed where nobody reads: the first of these numbers (.55 to .85 was expected), and that of the model which "
+        f"is not tuned, after practice in prefixes: {around(untuned)} (.45 to .65).",
         f"On no rung is the compressed profile told apart as better than the text: PrefMoE minus LoRA with it is "
         f"{around(unread, name='difference')} where nobody reads but prefixes were practised, and "
         f"{around(reader, name='difference')} where the backbone reads well and practised nothing.",
         f"Practice is a privilege: it gives PrefMoE {around(own, name='difference')} on the backbone that reads, and "
         f"LoRA that reads frozen anchors {around(reading, name='difference')}. Free tokens of invented people, which "
         f"no profile made, give {around(free, name='difference')} and {around(other, name='difference')}: what learns "
-        "of its users can do with any practice in soft tokens, what only reads needs practice in these, as does "
-        f"PrefMoE before training ({dot(before[0]['value'])}; after the placebo's {dot(before[1]['value'])}).",
+        "of its users may do with any practice in soft tokens, what only reads may need practice in these (the gains "
+        "were not tested against one another), and PrefMoE before training does "
+        f"({dot(before[0]['value'])}; after the placebo's {dot(before[1]['value'])}).",
         f"The free user embedding gains {around(embedding[0], 3, 'difference')} by PrefMoE's practice over all pairs, "
         f"{around(embedding[1], 3, 'difference')} by the placebo's: not told apart from nothing.",
     ]
