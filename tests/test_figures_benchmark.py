@@ -204,7 +204,7 @@ def test_every_method_stands_where_its_collapse_and_recall_are():
     assert np.array(drawn) == pytest.approx(np.array(sorted(crosses)))
     levels = sorted(round(line.get_xy1()[1] - line.get_xy1()[0], 3) for line in figure.axes[0].lines)
     assert levels == pytest.approx(np.arange(-0.8, 0.81, 0.2)) and 'always "no"' in text(figure)
-    assert "of the trained: all 2, whatever they know (b" in one_line(figure)
+    assert "of the 2 trained methods drawn: all, whatever they know (b" in one_line(figure)
     assert "104 recall questions" in one_line(figure)
 
 

@@ -56,7 +56,7 @@ def test_main_table_draws_values_intervals_references_and_seeds():
         chance = table[(table["metric"] == metric) & (table["method"] == "Chance") & (table["turns"] == 0)]
         assert upright(axis) == pytest.approx(list(chance["value"]))
     written = one_line(figure)
-    assert "100 overall" in written and "95 % cluster bootstrap" in written and "mean of 2 seeds" in written
+    assert "100 overall" in written and "95 % bootstrap" in written and "mean of 2 seeds" in written
     assert "lowest and highest seed" in written and "10 turns" in written and "Chance" in written
 
 
@@ -290,7 +290,7 @@ def test_the_forest_has_a_mark_per_backbone_and_a_diamond_with_its_number():
     assert sorted(black) == pytest.approx([0.0, 0.1])
     assert ends(axis) == pytest.approx(sorted([*differences()["low"][::6], *differences()["high"][::6]]))
     assert "+0.100 [+0.060, +0.140]" in text(figure)
-    assert "PrefMoE and 2 methods: better than 1, worse than 0 in preference" in one_line(figure)
+    assert "intervals without 0, uncorrected: better than 1, worse than 0 in preference" in one_line(figure)
     assert [
         len(uncertain("forest-function", "forest-figure", "forest-detail", names={"forest": differences()}).figures)
     ] == [3]
@@ -309,7 +309,7 @@ def test_the_forest_counts_a_row_of_one_backbone_by_that_backbone():
     rival = table[(table["backbone"] == "a") & (table["baseline"] == "LoRA")].assign(baseline="Soft prompt")
     table = pd.concat([table, rival.assign(low=0.01)])
     figure = uncertain("forest-function", names={"forest": table})["forest"](["preference"])
-    said = "PrefMoE and 3 methods: better than 2, worse than 0 in preference accuracy (mean of all or a, 0 turns)"
+    said = "uncorrected: better than 2, worse than 0 in preference accuracy (mean of all or a, 0 turns)"
     assert said in one_line(figure)
     assert len(values(figure.axes[0])) == 7 and "+0.020 [+0.010, +0.120]" in text(figure)
 
@@ -323,7 +323,7 @@ def test_detectable_differences_are_drawn_as_they_are(tmp_path):
     (figure,) = uncertain("detectable-figure", names={"detectable": pd.DataFrame(rows)}, folder=tmp_path).figures
     assert values(figure.axes[0]) == pytest.approx(sorted(k / n for k in (0.1, 0.15, 0.2) for n in (90, 12)))
     assert "overall accuracy (90, 9)" in text(figure) and "collapse, held by at most 4 (12, 9)" in text(figure)
-    assert "0.001 (overall accuracy)" in one_line(figure) and (tmp_path / "detectable.png").is_file()
+    assert "0.002 (overall accuracy)" in one_line(figure) and (tmp_path / "detectable.png").is_file()
 
 
 def test_reliability_diagrams_show_accuracy_against_confidence():
@@ -384,4 +384,5 @@ def test_turns_are_curves_with_the_focus_method_behind():
         assert len(behind) == (0 if method == "PrefMoE" else 2)
     assert "PrefMoE, for comparison" in one_line(figure)
     assert values(change.axes[0]) == pytest.approx([-0.05] * 3) and len(filled(change.axes[0])) == 1
-    assert "lose by small talk: 1 in overall accuracy, 1 in sensitivity (b)" in one_line(change)
+    said = "lose by small talk (interval without 0, uncorrected): 1 in overall accuracy, 1 in sensitivity (b)"
+    assert said in one_line(change)

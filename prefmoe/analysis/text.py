@@ -57,8 +57,7 @@ def with_dashes(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 
 def seeds_in_words(table: pd.DataFrame, rows: str = "method") -> str:
     """How many seeds stand behind the trained rows of a table: "mean of 3 seeds for LoRA and PrefMoE, one seed
-    for other trained rows". ``table``: with columns seeds and ``rows``; rows without training (column type) do not count.
-    """
+    for other trained rows". ``table``: with columns seeds and ``rows``; untrained ones (column type) do not count."""
     if "type" in table:
         table = table[~table["type"].isin((REFERENCE, "NT"))]
     names = table.groupby(rows, sort=False)["seeds"].max()

@@ -59,8 +59,7 @@ def curves_and_choices(t: Tables) -> list[str]:
         f"{_said(untold_label)}.",
         f"Residuals as the code has them change it by {_said(residual)}, and anchors from last hidden states by "
         f"{_said(hidden)}, but what is told by {_said(losses[0])} and collapse by {_said(losses[1])}: on miniatures "
-        "that practised with centred means of input embeddings.",
-        "Corrected is within one metric of one experiment; of so many metrics some would be told apart by chance.",
+        "that practised with centred means of input embeddings, and with no correction for the number of metrics.",
     ]
 
 
@@ -110,7 +109,7 @@ def ladder(t: Tables) -> list[str]:
     holds(all(row["low"] < 0 < row["high"] for row in embedding), "the free embedding's gain is not told from nothing")
     return [
         f"Who is given the text is as good as the backbone reads: the AUC of LoRA with the profile about what profiles "
-        f"tell is {around(low)} where nobody reads and {around(high)} where the backbone reads well. Two expectations "
+        f"tell is {around(low)} where nobody reads and {around(high)} where the backbone reads well; two expectations "
         "failed where nobody reads: the first of these numbers (.55 to .85 was expected), and that of the model which "
         f"is not tuned, after practice in prefixes: {around(untuned)} (.45 to .65).",
         f"On no rung is the compressed profile told apart as better than the text: PrefMoE minus LoRA with it is "

@@ -30,7 +30,7 @@ def rivals(t: Tables) -> list[str]:
     return [
         f"An index that nobody trained finds the right entry of a profile first for {dot(index['first'])} of "
         f"{int(index['n'])} test questions. Who is shown what it finds tells users apart by what profiles say: AUC "
-        f"{around(retrieved)}, PrefMoE {around(ours)}. PrefMoE minus it is {around(beside, 3, 'difference')}: behind "
+        f"{around(retrieved)}, PrefMoE {around(ours)}; PrefMoE minus it is {around(beside, 3, 'difference')}: behind "
         f"by the interval, not after Holm's correction (p = {dot(beside['p_users_holm'])}).",
         f"In overall accuracy PrefMoE is ahead of {_names(behind)}, behind {_names(ahead)}, and not told apart from "
         f"{_names(undecided)} (by the interval, and by the test with Holm's correction, .05).",
