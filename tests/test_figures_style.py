@@ -108,6 +108,17 @@ def test_intervals_draw_values_ends_references_and_open_marks():
     assert "LoRA, Full fine-tuning; Preference accuracy" in figure.get_label()
 
 
+def test_references_that_coincide_in_a_panel_are_one_line_with_all_their_names():
+    at = {"Chance": {"preference": 0.5, "sensitivity": 0.0}, "Popular choice": {"preference": 0.5, "sensitivity": 0.3}}
+    figure = forms.intervals(
+        differences(), rows="baseline", panels="metric", references={"": 0, **at}, title="A message", caption=CAPTION
+    )
+    upright = [sorted(x[0] for x in (line.get_xdata() for line in axis.lines) if x[0] == x[-1]) for axis in figure.axes]
+    assert upright == [[0, 0.5], [0, 0, 0.3]]
+    names = [entry.get_text() for entry in figure.legends[0].get_texts()]
+    assert names[-3:] == ["Chance = Popular choice", "Chance", "Popular choice"]
+
+
 def test_intervals_do_without_intervals_panels_and_rows():
     bare = differences().drop(columns=["low", "high"]).iloc[:1]
     figure = forms.intervals(bare, rows="baseline", title="One", caption=CAPTION)

@@ -118,7 +118,7 @@ def _together(lines: Mapping[str, Mapping[str, float]], panels: Sequence[str]) -
     return found
 
 
-DASHES = (":", "--", "-.", (0, (8, 3)), (0, (1, 3)), (0, (8, 2, 1, 2, 1, 2)))
+DASHES = (":", "--", "-.", (0, (8, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)))
 
 
 def _reference(label: str, labels: Sequence[str]) -> dict:

@@ -219,8 +219,7 @@ def apart(t: Tables) -> Figure:
     return forms.intervals(
         table, rows="method", panels="metric", references={"the population's guess": 0.5}, panel_width=3.9,
         title=f"{len(above)} of {len(ROWS)} rows are above the population's guess",
-        caption=f"n = {int(table['n'].iloc[0])} questions in pairs of users; lines: 95 % bootstrap over users, and "
-        "over seeds where there are several.",
+        caption=f"n = {int(table['n'].iloc[0])} questions in pairs of users; lines: 95 %, users and seeds drawn.",
     )  # fmt: skip
 
 
