@@ -110,6 +110,22 @@ def test_an_adapter_names_no_other_folder_as_its_backbone(trained_folder, tmp_pa
         assistant(folder)
 
 
+@pytest.mark.parametrize("name", ["{}/own.yaml", "own.yaml", "own", "../config/mini", 3, ["mini"], {"name": "mini"}])
+def test_a_run_names_no_file_as_its_edition(trained_folder, tmp_path, monkeypatch, name):
+    """Own methods of an edition's file are run, and run.json may have come with somebody else's adapter."""
+    monkeypatch.setattr(asking, "load_backbone", lambda name, **_: small_backbone())
+    monkeypatch.setattr(asking, "load_edition", lambda name: pytest.fail(f"{name} is read"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("own_methods: [own.py]")
+    folder = shutil.copytree(trained_folder, tmp_path / "seed0")
+    named = name.format(tmp_path) if isinstance(name, str) else name
+    (folder / "run.json").write_text(json.dumps({"edition": named}))
+    with pytest.raises(AskError, match=r"seed0/run.json, edition: expected one of config/, .* --edition .*; found"):
+        assistant(folder)
+    monkeypatch.setattr(asking, "load_edition", lambda name: small_edition(str(name)))
+    assert isinstance(assistant(folder, edition="small"), Assistant)
+
+
 @pytest.mark.parametrize("kind", ["PrefMoE", "NT", "LoRA"])
 def test_pictures_are_ranked_by_the_answers_to_single_questions(kind):
     model = Assistant(build_method(small_edition("tiny").methods[kind], small_backbone(), small_benchmark(), seed=0))

@@ -317,6 +317,11 @@ class Edition(Strict):
         return self.more_seeds.get(method, self.seeds[:1]) if begun else self.seeds[:1]
 
 
+def known_editions() -> list[str]:
+    """The names of the editions in config/."""
+    return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+
+
 def load_edition(name: Edition | str | Path, *, seeds: str | None = None) -> Edition:
     """Reads config/<name>.yaml (or a YAML file given by path); an edition is returned as it is. ``seeds``: how many of
     its own (`Edition.with_seeds`); where that is not said, the environment's PREFMOE_SEEDS.
@@ -326,7 +331,7 @@ def load_edition(name: Edition | str | Path, *, seeds: str | None = None) -> Edi
     """
     if isinstance(name, Edition):
         return name
-    given, known = str(name), sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+    given, known = str(name), known_editions()
     if not given.endswith((".yaml", ".yml")) and not NAME.fullmatch(given):
         raise ConfigError(f"the name {given!r:.80} of an edition is refused: expected {RULE}")
     path = Path(name) if given.endswith((".yaml", ".yml")) else CONFIG_FOLDER / f"{given}.yaml"

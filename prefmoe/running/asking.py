@@ -13,7 +13,7 @@ from prefmoe import metrics
 from prefmoe.backbones.errors import PromptError
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.pictures import load_pictures
-from prefmoe.config import Edition, PrefMoEMethod, load_edition
+from prefmoe.config import Edition, PrefMoEMethod, known_editions, load_edition
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Benchmark, Example, Preference, User, name_mistake
 from prefmoe.data.miniature import LIKES_QUESTIONS
@@ -241,16 +241,15 @@ def assistant(
         known = load_benchmark(used)
         return Assistant(build_method(_prefmoe(used), load_backbone(source, **options), known, seed=0).eval())
     folder = _adapter_folder(source)
+    used = edition or _made_by(folder) or "mini"
     try:
         named = read_json(folder / CONFIG_FILE, "the method.json of a saved method")["backbone"]["name"]
-        run = folder.parent / "run.json"
-        made_by = read_json(run, "the run.json of a finished run").get("edition") if run.is_file() else None
     except (FileError, LookupError, TypeError) as error:
         raise AskError(f"{folder}: expected what save_pretrained writes ({error})") from error
     if backbone is None and not (isinstance(named, str) and named in known_backbones()):
         expected = f"expected one of {', '.join(known_backbones())}; say with --backbone which backbone it belongs to"
         raise AskError(f"{folder / CONFIG_FILE}: backbone.name: {expected}, found {named!r}")
-    known: Benchmark = load_benchmark(load_edition(edition or made_by or "mini"))
+    known: Benchmark = load_benchmark(load_edition(used))
     loaded = load_backbone(named if backbone is None else backbone, **options)
     return Assistant(Method.from_pretrained(folder, loaded, known))
 
@@ -276,6 +275,22 @@ def _adapter_folder(source: str | Path) -> Path:
         f"{source}: expected a folder with {CONFIG_FILE} (such as method/ of a finished run), a hub repository "
         f"owner/name, or a backbone: {', '.join(known_backbones())}{did_you_mean(str(source), known_backbones())}"
     )
+
+
+def _made_by(folder: Path) -> str | None:
+    """The edition whose run left an adapter behind, by its name in config/; None of an adapter without a run.json.
+    Raises AskError if run.json names no such edition: a path could name a file whose own methods are run."""
+    run = folder.absolute().parent / "run.json"
+    if not run.is_file():
+        return None
+    try:
+        name = read_json(run, "the run.json of a finished run").get("edition")
+    except FileError as error:
+        raise AskError(str(error)) from error
+    if name is not None and name not in (known := known_editions()):
+        expected = f"expected one of config/, {', '.join(known)}; say with --edition whose users are known"
+        raise AskError(f"{run}, edition: {expected}; found {name!r:.80}")
+    return name
 
 
 def _example(index: int, user: str, question: str, picture: Path, options: tuple[str, ...] = ()) -> Example:
