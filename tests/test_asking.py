@@ -19,6 +19,7 @@ from prefmoe.models.base import MethodError, build_method
 from prefmoe.running import asking
 from prefmoe.running.asking import AskError, Assistant, assistant, read_profile
 from prefmoe.running.evaluation import evaluate
+from prefmoe.system.run_files import seal
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 LIKES, DISLIKES = {"travel": ["camping"]}, {"travel": ["flights"], "lifestyle": ["pizza"]}
@@ -39,7 +40,8 @@ def trained_folder(tmp_path_factory) -> Path:
     method = build_method(small_edition("tiny").methods["PrefMoE"], small_backbone(), small_benchmark(), seed=3)
     folder = tmp_path_factory.mktemp("runs") / "seed0"
     method.save_pretrained(folder / "method")
-    (folder / "run.json").write_text('{"edition": "small"}')
+    (folder / "predictions.parquet").touch()
+    seal(folder, {"edition": "small"})
     return folder
 
 
@@ -119,11 +121,26 @@ def test_a_run_names_no_file_as_its_edition(trained_folder, tmp_path, monkeypatc
     (tmp_path / "own.yaml").write_text("own_methods: [own.py]")
     folder = shutil.copytree(trained_folder, tmp_path / "seed0")
     named = name.format(tmp_path) if isinstance(name, str) else name
-    (folder / "run.json").write_text(json.dumps({"edition": named}))
+    seal(folder, {"edition": named})
     with pytest.raises(AskError, match=r"seed0/run.json, edition: expected one of config/, .* --edition .*; found"):
         assistant(folder)
     monkeypatch.setattr(asking, "load_edition", lambda name: small_edition(str(name)))
     assert isinstance(assistant(folder, edition="small"), Assistant)
+
+
+@pytest.mark.parametrize("name", ["run.json", "method/method.json", "method/method.safetensors"])
+@pytest.mark.parametrize("inside", ["", "method", "."])
+def test_a_run_whose_files_have_changed_is_not_asked(trained_folder, tmp_path, monkeypatch, inside, name):
+    monkeypatch.setattr(asking, "load_backbone", lambda name, **_: small_backbone())
+    folder = shutil.copytree(trained_folder, tmp_path / "seed0")
+    content = bytearray((folder / name).read_bytes())
+    content[-5] ^= 1
+    (folder / name).write_bytes(content)
+    monkeypatch.chdir(folder / "method")
+    with pytest.raises(AskError, match=f"{name}: (changed since the run was finished|expected)"):
+        assistant("." if inside == "." else folder / inside)
+    with pytest.raises(AskError, match="seed0"):
+        assistant(folder, edition="small")
 
 
 @pytest.mark.parametrize("kind", ["PrefMoE", "NT", "LoRA"])

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prefmoe.config import load_edition
+from prefmoe.config import load_edition, run_folder
 from prefmoe.course import answers
 from prefmoe.data.people import NAMES
 from prefmoe.data.prompts import split_items
 from prefmoe.system.file_digests import content_digest, files_below
+from prefmoe.system.run_files import RunFileError, seal
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE, ASSETS = ROOT / explorer_page.SOURCE, ROOT / explorer_page.ASSETS
@@ -118,6 +119,19 @@ def changed(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_nothing_is_made_from_a_run_whose_files_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(explorer, "load_benchmark", lambda *_: None)
+    for name in explorer.METHODS:
+        run = run_folder(tmp_path / "results", "mini", "llava-mini", name, explorer.SEED)
+        (run / "method").mkdir(parents=True)
+        for file in ("predictions.parquet", "method/method.json", "method/method.safetensors"):
+            (run / file).write_text(name)
+        seal(run, {})
+    (run / "method/method.safetensors").write_text("changed")
+    with pytest.raises(RunFileError, match=f"{name}/seed0/method/method.safetensors: changed since the run"):
+        explorer.write_assets("mini", "llava-mini", tmp_path / "assets", tmp_path / "results")
 
 
 def test_adapters_of_other_weights_leave_the_page_without_a_model_and_are_named(clone, tmp_path, monkeypatch, capsys):

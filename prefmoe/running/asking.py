@@ -13,7 +13,7 @@ from prefmoe import metrics
 from prefmoe.backbones.errors import PromptError
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.pictures import load_pictures
-from prefmoe.config import Edition, PrefMoEMethod, known_editions, load_edition
+from prefmoe.config import DEFAULT_EDITION, Edition, PrefMoEMethod, known_editions, load_edition
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import FACETS, OPTION_LETTERS, Benchmark, Example, Preference, User, name_mistake
 from prefmoe.data.miniature import LIKES_QUESTIONS
@@ -27,6 +27,7 @@ from prefmoe.system.files import FileError, read_json
 from prefmoe.system.frozen import Frozen, mistakes_of
 from prefmoe.system.names import did_you_mean
 from prefmoe.system.places import known_backbones
+from prefmoe.system.run_files import METHOD_FOLDER, RUN_FILE, RunFileError, read_story, verify
 from prefmoe.system.yaml_settings import read_settings
 
 Attribute = Literal["human", "animal", "object", "character"]
@@ -231,8 +232,8 @@ def assistant(
             run that made the adapter, else mini.
         options: of `load_backbone`, such as device and dtype.
 
-    Raises AskError if the source is none of these; MethodError if an adapter does not fit backbone or users;
-    BackboneError, HubError, SourceError from loading.
+    Raises AskError if the source is none of these, or a run whose files have changed since it was finished; MethodError
+    if an adapter does not fit backbone or users; BackboneError, HubError, SourceError from loading.
     """
     if str(source) in known_backbones() or (Path(source) / "config.json").is_file():
         if backbone is not None:
@@ -241,7 +242,10 @@ def assistant(
         known = load_benchmark(used)
         return Assistant(build_method(_prefmoe(used), load_backbone(source, **options), known, seed=0).eval())
     folder = _adapter_folder(source)
-    used = edition or _made_by(folder) or "mini"
+    made_by = _made_by(folder)
+    if not edition and made_by not in (names := known_editions()):  # a path might be of a file whose methods are run
+        expected = f"expected one of config/, {', '.join(names)}; say with --edition whose users are known"
+        raise AskError(f"{folder.parent / RUN_FILE}, edition: {expected}; found {made_by!r:.80}")
     try:
         named = read_json(folder / CONFIG_FILE, "the method.json of a saved method")["backbone"]["name"]
     except (FileError, LookupError, TypeError) as error:
@@ -249,7 +253,7 @@ def assistant(
     if backbone is None and not (isinstance(named, str) and named in known_backbones()):
         expected = f"expected one of {', '.join(known_backbones())}; say with --backbone which backbone it belongs to"
         raise AskError(f"{folder / CONFIG_FILE}: backbone.name: {expected}, found {named!r}")
-    known: Benchmark = load_benchmark(load_edition(used))
+    known: Benchmark = load_benchmark(load_edition(edition or made_by))
     loaded = load_backbone(named if backbone is None else backbone, **options)
     return Assistant(Method.from_pretrained(folder, loaded, known))
 
@@ -265,7 +269,7 @@ def _prefmoe(edition: Edition) -> PrefMoEMethod:
 def _adapter_folder(source: str | Path) -> Path:
     """The folder with an adapter's files, downloaded if need be."""
     path = Path(source)
-    for folder in (path, path / "method"):
+    for folder in (path, path / METHOD_FOLDER):
         if (folder / CONFIG_FILE).is_file():
             return folder
     with suppress(ValueError):
@@ -277,20 +281,17 @@ def _adapter_folder(source: str | Path) -> Path:
     )
 
 
-def _made_by(folder: Path) -> str | None:
-    """The edition whose run left an adapter behind, by its name in config/; None of an adapter without a run.json.
-    Raises AskError if run.json names no such edition: a path could name a file whose own methods are run."""
-    run = folder.absolute().parent / "run.json"
-    if not run.is_file():
-        return None
+def _made_by(folder: Path) -> Any:
+    """What run.json names as the edition whose run left an adapter behind; mini where it names none, or the adapter is
+    in no run's folder. Raises AskError if run.json or the adapter is not as the run left it."""
+    run = folder.absolute().parent
+    if folder.absolute().name != METHOD_FOLDER or not (run / RUN_FILE).is_file():
+        return DEFAULT_EDITION
     try:
-        name = read_json(run, "the run.json of a finished run").get("edition")
-    except FileError as error:
+        saved = [name for name in read_story(run)["files"] if name.startswith(f"{METHOD_FOLDER}/")]
+        return verify(run, saved).get("edition", DEFAULT_EDITION)
+    except RunFileError as error:
         raise AskError(str(error)) from error
-    if name is not None and name not in (known := known_editions()):
-        expected = f"expected one of config/, {', '.join(known)}; say with --edition whose users are known"
-        raise AskError(f"{run}, edition: {expected}; found {name!r:.80}")
-    return name
 
 
 def _example(index: int, user: str, question: str, picture: Path, options: tuple[str, ...] = ()) -> Example:

@@ -29,7 +29,7 @@ from prefmoe.models.saved import CONFIG_FILE, WEIGHTS_FILE
 from prefmoe.running.evaluation import evaluate
 from prefmoe.system.file_digests import content_digest
 from prefmoe.system.files import whole_file
-from prefmoe.system.run_files import read_story
+from prefmoe.system.run_files import verify
 
 FOLDER = ROOT / ASSETS
 """What is committed: of the trained parts, of the answers to one picture per item, and of the drawn pictures."""
@@ -62,14 +62,15 @@ def write_assets(edition: str | Path, backbone: str | None, folder: Path, result
     """Writes everything that the explorer ships, from finished runs of one seed; returns the files.
 
     ``backbone``: the edition's first when None; it has to be the one whose weights the repository ships. Raises
-    RunFileError for a run that is missing or unfinished, MethodError where a run belongs to other weights or users.
+    RunFileError for a run that is missing, unfinished or changed since, MethodError where a run belongs to other
+    weights or users.
     """
     settings = load_edition(edition, seeds="all")
     backbone = backbone or settings.backbones[0]
     benchmark = load_benchmark(settings, results)
     folder.mkdir(parents=True, exist_ok=True)
     places = {name: run_folder(results, settings.name, backbone, name, SEED) for name in METHODS}
-    stories = {name: read_story(place) for name, place in places.items()}
+    stories = {name: verify(place) for name, place in places.items()}
     methods = {
         name: Method.from_pretrained(place / "method", load_backbone(backbone), benchmark)
         for name, place in places.items()
