@@ -53,7 +53,11 @@ def same(found: mmpb.Benchmark, expected: mmpb.Benchmark, *splits: str) -> None:
         assert found.users[name].preferences == expected.users[name].preferences and len(pictures) == 5
 
 
-@pytest.mark.parametrize("name", ["{}-00000-of-00001.parquet", "data/{}.parquet", "default/{}/0000.parquet"])
+NAMES = ("{}-00000-of-00001.parquet", "data/{}-00000-of-00001-0123456789abcdef.parquet", "data/{}.parquet",
+         "default/{}/0000.parquet")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_hub_s_parquet_says_the_same_as_the_folder(folder, direct, tmp_path, name):
     made = convert(parquet(folder, tmp_path / "hub", name=name), tmp_path / "data")
     found = mmpb.read(tmp_path / "data")
@@ -92,6 +96,43 @@ def test_a_folder_that_cannot_be_made_is_named(folder, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"
     assert cli.main(["convert", str(folder), str(tmp_path / "file" / "data")]) == 1
     assert "cannot be made" in capsys.readouterr().err
+
+
+def table(folder: Path, path: Path, **columns: str) -> Path:
+    """A table with its pictures inside, and what all its rows say in further columns."""
+    path.parent.mkdir(parents=True)
+    pd.DataFrame([packed(folder, row) | columns for row in rows()]).to_csv(path, index=False)
+    return path
+
+
+def test_a_split_is_read_whatever_its_capitals_and_with_the_digest_of_its_shard(folder, tmp_path):
+    table(folder, tmp_path / "one/data/Train-00000-of-00001-0123456789abcdef.csv")
+    table(folder, tmp_path / "other/Unseen/0000.csv")
+    assert convert(tmp_path / "one", tmp_path / "data")["questions"]["train"] == 20
+    assert convert(tmp_path / "other", tmp_path / "unseen")["questions"]["unseen"] == 20
+
+
+@pytest.mark.parametrize(
+    "name", ["training.csv", "trian/0000.csv", "a_train.csv", "val-set.csv", "Valid.csv", "unsen.csv", "dev/a/0.csv"]
+)
+def test_a_name_that_nearly_says_a_split_is_refused_and_not_taken_for_testing(folder, tmp_path, name):
+    given = table(folder, tmp_path / "source" / name)
+    message = f"  {name}: the name says no split; expected train, validation, test, unseen, val, dev, or"
+    with pytest.raises(MMPBError, match=message):
+        convert(tmp_path / "source", tmp_path / "data")
+    (given.parent / "split.json").write_text(json.dumps([{"tasks": [{"train_idx": [*range(20)]}]}]))
+    assert convert(tmp_path / "source", tmp_path / "data")["questions"]["train"] == 20
+
+
+@pytest.mark.parametrize("name", ["sample.csv", "testing.csv", "latest/values.csv", "data/devices.csv", "MMPB.csv"])
+def test_a_name_that_is_like_no_split_is_for_testing(folder, tmp_path, name):
+    table(folder, tmp_path / "source" / name)
+    assert convert(tmp_path / "source", tmp_path / "data")["questions"]["test"] == 20
+
+
+def test_a_column_says_the_split_whatever_the_name_is_like(folder, tmp_path):
+    table(folder, tmp_path / "source/training.csv", split="train")
+    assert convert(tmp_path / "source", tmp_path / "data")["questions"]["train"] == 20
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])

@@ -1,5 +1,6 @@
 """Makes a data folder from a table of questions, pictures inside it or beside it, on disk or on the hub."""
 
+import difflib
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,13 @@ SPLIT_WORDS = {split: split for split in ("train", "validation", "test", "unseen
 ANSWERS = {text: str(code) for code, text in enumerate(mmpb.ANSWER_TEXTS)}
 """An answer as a letter or a word, as MMPB's own script and VLMEvalKit write it, and its code."""
 
-BESIDE = ("annotations.csv", "pseudo_users.csv", "split.json")
+SPLITS = "split.json"
+BESIDE = ("annotations.csv", "pseudo_users.csv", SPLITS)
 """Files of a data folder that are taken over as they are, from beside the table."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHARD = re.compile(rf"({'|'.join(SPLIT_WORDS)})(-\d+-of-\d+)?")
+_SHARD = re.compile(rf"({'|'.join(SPLIT_WORDS)})(-\d+-of-\d+(-[0-9a-f]{{16}})?)?")
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,20 @@ def _tables(folder: Path) -> Iterator[Path]:
 
 def _split_of(table: Path, root: Path) -> str | None:
     """The split that a table's name or its folder's says."""
-    match = _SHARD.fullmatch(table.stem)
-    word = match[1] if match else table.parent.name if table.parent != root else ""
+    match = _SHARD.fullmatch(table.stem.lower())
+    word = match[1] if match else table.parent.name.lower() if table.parent != root else ""
     return SPLIT_WORDS.get(word)
+
+
+def _nearly_split(name: str) -> bool:
+    """Whether a table's path has a word that seems to mean a split other than test, which questions are for anyway."""
+    others = [word for word, split in SPLIT_WORDS.items() if split != "test"]
+    long = [word for word in others if len(word) > 4]  # those near the short ones mean other things
+    words = re.findall("[a-z]+", Path(name).with_suffix("").as_posix().lower())
+    return any(
+        word in others or word.startswith(("valid", *long)) or difflib.get_close_matches(word, long, cutoff=0.8)
+        for word in words
+    )
 
 
 def _write(source: Source, building: Path, csv: str, checked: Path) -> None:
@@ -159,12 +172,16 @@ def _write(source: Source, building: Path, csv: str, checked: Path) -> None:
             split = _split_of(table, source.root) or SPLIT_WORDS.get(word, "" if word else "test")
             if row.require(split != "", "split", f"one of {', '.join(SPLIT_WORDS)}") and row["index"].isdecimal():
                 splits.setdefault(f"{split}_idx", []).append(int(row["index"]))
+        told = _split_of(table, source.root) or (table.parent / SPLITS).exists()
+        if not told and _nearly_split(name) and not all(row.fields.get("split") for row in own):
+            known = ", ".join(SPLIT_WORDS)
+            mistakes.add(name, f"the name says no split; expected {known}, or a name like none of these")
         rows += own
     mmpb.check_questions(rows, building, checked)
     mistakes.check()
     target = building / "mmpb_clean"
     mmpb.frame_of(rows).reset_index().to_csv(target / csv, index=False, lineterminator="\n")
-    write_json(target / "split.json", [{"tasks": [splits]}])
+    write_json(target / SPLITS, [{"tasks": [splits]}])
     for file in BESIDE:
         if (source.tables[0].parent / file).exists():
             (target / file).write_bytes(_bytes(source.tables[0].parent / file, source.name))
