@@ -23,6 +23,7 @@ from prefmoe.config import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DOCS = PROJECT["optional-dependencies"]["docs"]
 REQUIRED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"] + DOCS
+NOTEBOOKS = ("notebooks", "course/exercises", "course/solutions")
 OWN = {"prefmoe", *(path.stem for folder in ("tests", "workflow/scripts") for path in (ROOT / folder).iterdir())}
 
 
@@ -53,11 +54,12 @@ def _sources() -> Iterator[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8").splitlines()
         alone = [line.strip() for line in lines if re.match(r"\s*(import [\w.]+|from [\w.]+ import [\w, ]+)$", line)]
         yield path.name, "\n".join(alone)
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
+    for path in (path for folder in NOTEBOOKS for path in (ROOT / folder).glob("*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "code":
                 lines = "".join(cell["source"]).splitlines()
-                yield path.name, "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+                file = path.relative_to(ROOT).as_posix()
+                yield file, "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
 
 
 def test_every_import_is_declared():
@@ -72,6 +74,12 @@ def test_every_import_is_declared():
             if named.isdisjoint(canonicalize_name(owner) for owner in owners.get(name, [name])):
                 undeclared.setdefault(name, []).append(file)
     assert not undeclared
+
+
+def test_notebooks_of_the_course_are_looked_at_too():
+    looked_at = {file for file, _ in _sources()}
+    for path in (ROOT / "course").glob("[!.]*/[!.]*.ipynb"):
+        assert path.relative_to(ROOT).as_posix() in looked_at
 
 
 def test_a_book_without_what_it_needs_says_how_to_get_it(monkeypatch, capsys, tmp_path):
