@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import shutil
 import threading
 import zipfile
@@ -200,6 +201,31 @@ def test_sources_that_hold_no_data_are_refused(release, tmp_path):
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
         archive.writestr("readme.txt", "nothing")
     with pytest.raises(FetchError, match="expected an archive with mmpb_clean/sample.csv"):
+        fetch(tmp_path / "new", source=tmp_path / "archive.zip", release=release)
+
+
+def damaged(data: bytes, damage: str) -> bytes:
+    """An archive of one packed file, with some of its bytes exchanged."""
+    entry = data.rfind(b"PK\x01\x02")  # in the table of contents, which says again what stands before the file
+    places = {"content": range(100, 120), "directory": range(entry, entry + 4), "encrypted": (6, entry + 8),
+              "another packing": (8, entry + 10), "another version": (entry + 6,)}[damage]  # fmt: skip
+    return bytes({"encrypted": byte | 1}.get(damage, 255) if k in places else byte for k, byte in enumerate(data))
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("damage", ["content", "directory", "encrypted", "another packing", "another version"])
+def test_an_archive_that_cannot_be_read_is_named(release, tmp_path, damage, packing):
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("mmpb_clean/sample.csv", random.Random(0).randbytes(2000).hex())
+    path.write_bytes(damaged(path.read_bytes(), damage))
+    with pytest.raises(FetchError, match="archive.zip: (cannot read mmpb_clean/sample.csv|expected a whole zip)"):
+        fetch(tmp_path / "new", source=path, release=release)
+
+
+def test_a_pipe_is_no_source_and_is_not_waited_for(release, tmp_path):
+    os.mkfifo(tmp_path / "archive.zip")
+    with pytest.raises(FetchError, match="expected a zip archive, or a folder that holds"):
         fetch(tmp_path / "new", source=tmp_path / "archive.zip", release=release)
 
 

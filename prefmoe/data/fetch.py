@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import lzma
+import struct
 import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -34,6 +37,12 @@ ATTEMPTS = 5
 
 DOWNLOADS = 2
 """How often a file is downloaded that is not the published one: something on the way may have kept another."""
+
+_UNREADABLE = (
+    OSError, EOFError, KeyError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""What zipfile raises where an archive is damaged, encrypted (RuntimeError), or packed in a way that it cannot unpack
+(NotImplementedError, which is one)."""
 
 Reader = Callable[[str], bytes]
 """Gives the bytes of a file by its path in the data folder, or raises FetchError."""
@@ -129,8 +138,11 @@ def _reader(source: str | Path) -> Reader:
     if str(source).startswith(("http://", "https://")):
         return lambda path: _download(f"{str(source).rstrip('/')}/{path}")
     source = Path(source)
-    if zipfile.is_zipfile(source):
-        archive = zipfile.ZipFile(source)
+    if source.is_file() and zipfile.is_zipfile(source):
+        try:
+            archive = zipfile.ZipFile(source)
+        except _UNREADABLE as error:
+            raise FetchError(f"{source}: expected a whole zip archive: {error}") from error
         found = [name for name in archive.namelist() if f"/{name}".endswith(f"/{QUESTIONS}")]
         if not found:
             raise FetchError(f"{source}: expected an archive with {QUESTIONS} somewhere in it")
@@ -145,7 +157,7 @@ def _reader(source: str | Path) -> Reader:
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
-    except (KeyError, zipfile.BadZipFile, OSError) as error:
+    except _UNREADABLE as error:
         raise FetchError(f"{archive.filename}: cannot read {name}: {error}") from error
 
 
