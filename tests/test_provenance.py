@@ -131,7 +131,8 @@ def test_a_memory_gives_what_reading_the_code_gives_and_reads_it_once(package, t
     (package / "deep" / "second.py").write_text("from prefmoe import third\n\n\ndef g():\n    return third.h\n")
     changed = _digest("prefmoe.first")
     assert remembered("prefmoe.first") == changed not in (first, third)
-    for damaged in ("{", "[]", (tmp_path / "memory.json").read_text().replace('"made by": "', '"made by": "other')):
+    other = (tmp_path / "memory.json").read_text().replace('"made by": "', '"made by": "other')
+    for damaged in ("{", "[]", "[" * 10**5, other):
         (tmp_path / "memory.json").write_text(damaged)
         assert remembered("prefmoe.first") == changed and read
 
@@ -147,9 +148,10 @@ def test_a_memory_that_cannot_be_written_is_no_loss(package, tmp_path, monkeypat
 def test_a_notebook_whose_code_cannot_be_read_is_named(tmp_path):
     with pytest.raises(NotebookCodeError, match="absent.ipynb does not exist"):
         notebook_digest(tmp_path / "absent.ipynb")
-    (tmp_path / "list.ipynb").write_text("[]")
-    with pytest.raises(NotebookCodeError, match="list.ipynb: not a notebook"):
-        notebook_digest(tmp_path / "list.ipynb")
+    for content in ("[]", '{"cells": [{"cell_type": "code", "source": "", "metadata": []}]}', "[" * 10**5):
+        (tmp_path / "other.ipynb").write_text(content)
+        with pytest.raises(NotebookCodeError, match="other.ipynb: not a notebook"):
+            notebook_digest(tmp_path / "other.ipynb")
     with pytest.raises(NotebookCodeError, match="broken.ipynb: cell 1 is not valid Python"):
         notebook_digest(_notebook(tmp_path / "broken.ipynb", nbformat.v4.new_code_cell("def")))
 

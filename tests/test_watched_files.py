@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from small_world import model_folder
 from synthetic_mmpb import make
 
@@ -17,6 +18,7 @@ from prefmoe.config.registry import find_backbone
 from prefmoe.system import file_digests
 from prefmoe.system.file_digests import FileDigests, content_digest, content_digests, files_below
 from prefmoe.system.places import known_backbones, made_backbones
+from prefmoe.workflow.workflow_lock import WorkflowLockError, hold
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_a_file_that_may_still_change_within_its_time_stamp_is_not_remembered(fi
     assert not (tmp_path / "memory.json").exists()
 
 
-@pytest.mark.parametrize("memory", ["", "null", "[]", '{"%s": null}', '{"%s": [1, 2]}'])
+@pytest.mark.parametrize("memory", ["", "null", "[]", '{"%s": null}', '{"%s": [1, 2]}', "[" * 10**5])
 def test_a_damaged_memory_costs_time_and_nothing_else(files, tmp_path, memory, monkeypatch):
     monkeypatch.setattr(file_digests, "SETTLED", -1.0)
     path = files / "a.txt"
@@ -107,6 +109,15 @@ def test_the_workflow_and_a_run_identify_backbones_alike(monkeypatch, tmp_path):
         shutil.copytree(model_folder(), tmp_path / name)
     for name in known_backbones():
         assert registered_identity(name, content_digests) == weights_digest(find_backbone(name))
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{}", "[" * 10**5])
+def test_a_workflow_that_holds_a_lock_and_left_no_note_of_itself_is_another_process(tmp_path, note):
+    place = tmp_path / "mini"
+    place.mkdir()
+    (place / ".workflow.json").write_text(note)
+    with FileLock(place / ".workflow.lock"), pytest.raises(WorkflowLockError, match="is being made by another process"):
+        hold("mini", results=tmp_path)
 
 
 def test_a_plan_needs_no_torch():

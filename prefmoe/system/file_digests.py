@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prefmoe.system import provenance
-from prefmoe.system.files import write_json
+from prefmoe.system.files import FileError, read_json, write_json
 
 SETTLED = 2.0
 """Seconds after which a change to a file shows in its times for sure; a younger file is not remembered."""
@@ -51,11 +51,9 @@ class FileDigests:
 
     def __init__(self, memory: Path) -> None:
         self.memory = memory
-        try:
-            content = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            content = {}
-        self._known: dict[str, list] = content if isinstance(content, dict) else {}
+        self._known: dict[str, list] = {}
+        with suppress(FileError):
+            self._known = read_json(memory, "digests of files")
 
     def of(self, paths: Iterable[Path]) -> dict[Path, str]:
         """The digest of each file."""

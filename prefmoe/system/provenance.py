@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prefmoe.system.files import write_json
+from prefmoe.system.files import FileError, read_json, write_json
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -62,9 +62,9 @@ class Memory:
     def read(self, path: Path | None) -> None:
         """From now on what the file holds is known, and what is found is written to it; None: nothing, and nowhere."""
         self.path, self.known, self.news = path, {}, False
-        with suppress(OSError, ValueError):
-            content = json.loads(path.read_text(encoding="utf-8")) if path else None
-            if isinstance(content, dict) and content.pop("made by", None) == _maker():
+        with suppress(FileError):
+            content = read_json(path, "what was found in modules") if path else {}
+            if content.pop("made by", None) == _maker():
                 self.known = content
 
     def look_up(self, key: str, kind: type, find: Callable[[], Any]) -> Any:
@@ -196,7 +196,7 @@ def _code_cells(path: Path) -> list[tuple[int, str]]:
         ]
     except FileNotFoundError as error:
         raise NotebookCodeError(f"notebook {path} does not exist") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise NotebookCodeError(f"{path}: not a notebook: {error!r}") from error
 
 

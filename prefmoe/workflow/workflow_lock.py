@@ -1,7 +1,6 @@
 """One workflow per edition at a time: a lock that dies with the process that holds it, and a note of who that is."""
 
 import getpass
-import json
 import os
 import shlex
 import socket
@@ -12,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prefmoe.config import RESULTS
-from prefmoe.system.files import write_json
+from prefmoe.system.files import FileError, read_json, write_json
 
 
 class WorkflowLockError(RuntimeError):
@@ -56,8 +55,8 @@ def _user() -> str:
 
 def _holder(note: Path) -> str:
     try:
-        about = json.loads(note.read_text(encoding="utf-8"))
+        about = read_json(note, "who holds the lock")
         where = f"process {about['process']} of {about['user']} on {about['host']} since {about['since']}"
         return f"{where} ({about['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileError, KeyError):
         return "another process"
