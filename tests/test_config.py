@@ -1,16 +1,21 @@
 """Editions: every shipped one is valid, and every mistake in a file is named."""
 
+import re
 import shutil
 from pathlib import Path
 
+import explorer_page
+import publish
 import pytest
 import yaml
+from pretraining.place import work_folder
 from pydantic import TypeAdapter
 
 from prefmoe.config import (
     COMPONENTS,
     CONFIG_FOLDER,
     KINDS,
+    ROOT,
     ConfigError,
     Edition,
     Method,
@@ -18,6 +23,8 @@ from prefmoe.config import (
     PrefMoEMethod,
     load_edition,
 )
+from prefmoe.config.edition import RESERVED
+from prefmoe.config.outputs import speed_folder
 from prefmoe.config.registry import BackboneError, read_registry
 from prefmoe.system.names import check_name
 from prefmoe.system.places import REGISTRY, known_backbones, made_backbones
@@ -266,6 +273,21 @@ def test_a_file_elsewhere_does_not_take_the_results_of_an_edition(tmp_path):
         load_edition(tmp_path / "smoke.yaml")
     assert load_edition(CONFIG_FOLDER / "smoke.yaml") == load_edition("smoke")
     assert load_edition(_changed(tmp_path)).name == "changed"
+
+
+@pytest.mark.parametrize("name", [*RESERVED, "Speed"])
+def test_a_name_that_another_command_has_taken_is_no_edition_s(tmp_path, name):
+    _changed(tmp_path, ("name: changed", f"name: {name}")).rename(tmp_path / f"{name}.yaml")
+    with pytest.raises(ConfigError, match=f"{name}.yaml has 1 mis.*\n  name: expected none of any_vlm, .*which other"):
+        load_edition(tmp_path / f"{name}.yaml")
+
+
+def test_every_name_that_another_command_has_taken_is_reserved():
+    folders = (speed_folder(), work_folder("llava-mini").parent, explorer_page.CACHE)
+    assert {publish.ONLY_PAGES, publish.ANY_VLM, *(folder.name for folder in folders)} <= set(RESERVED)
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/scripts").rglob("*.py"))
+    rules = (ROOT / "workflow/rules/maintenance.smk").read_text(encoding="utf-8")
+    assert set(re.findall(r'\bRESULTS / "(\w+)"', scripts) + re.findall(r'"results/(\w+)/', rules)) <= set(RESERVED)
 
 
 def test_a_wrong_name_of_a_method_is_answered_with_the_right_one():

@@ -24,6 +24,9 @@ CONFIG_FOLDER, RESULTS, FIGURES = ROOT / "config", ROOT / "results", ROOT / "fig
 DEFAULT_EDITION = "mini"
 """The edition that runs when none is named, and that the committed notebooks and README.md show."""
 
+RESERVED = ("any_vlm", "course", "explorer", "pages", "pretraining", "projector", "site", "speed")
+"""No names of editions: folders of results/ and figures/ that other commands write, and words of publish.py."""
+
 SEEDS = "PREFMOE_SEEDS"
 """The environment's variable that says how many seeds an edition has: a number, or all."""
 
@@ -174,6 +177,13 @@ class Edition(Strict):
     rivals: Annotated[tuple[str, ...], Once] = ()
     cache_images: bool = Field(True, description="keep encoded pictures in memory; off for large backbones")
     hardware: Hardware = Hardware()
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name.lower() in RESERVED:
+            raise ValueError(f"expected none of {', '.join(RESERVED)}, which other commands use; rename the file, too")
+        return name
 
     @field_validator("backbones")
     @classmethod
