@@ -6,8 +6,9 @@ mean over K seeds; two means over different seeds differ by about spread x sqrt(
 of three seeds is itself uncertain, so that a cell's spread is never taken to be smaller than the usual one (root mean
 square over methods) of its metric and turns, which is also that of a method with a single seed. With hundreds of cells
 some differ by two units by chance: the limit is the number of units that, in nineteen of twenty repetitions, no cell
-exceeds (Bonferroni). An edition with one seed has no spread over seeds at all. The sampling error over users stands in
-for it, which is no smaller as a rule (in mini the spread of three seeds is .94 of it, root mean square over cells).
+exceeds (Bonferroni), by Student's distribution with the usual spread's degrees of freedom. An edition with one seed
+has no spread over seeds at all. The sampling error over users stands in for it; where there are three seeds it is
+XX of their spread (mini, root mean square over cells).
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import t
 
 from prefmoe.analysis import tables
 from prefmoe.analysis.answers import REFERENCE
@@ -137,7 +138,7 @@ def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[
                 problems += found
             parts.append(scale.measured(name, cells))
     cells = pd.concat(parts, ignore_index=True)
-    limit = float(norm.isf(0.025 / max(1, cells["scale"].isin(BY_CHANCE).sum())))
+    limit = float(t.isf(0.025 / max(1, cells["scale"].isin(BY_CHANCE).sum()), scale.freedom))
     cells["state"] = _states(cells, limit)
     changed = _changed_conclusions(left.get("comparisons"), right.get("comparisons"))
     return Comparison(cells.drop(columns="keys"), limit, problems, notes, changed)
@@ -148,14 +149,17 @@ class _Scale:
 
     def __init__(self, committed: pd.DataFrame | None, made: pd.DataFrame | None, ablation) -> None:
         self.backbone, self.labels = ablation
+        self.freedom = np.inf
         self.own: dict[tuple, float] = {}
         self.usual: dict[tuple, float] = {}
         if committed is None:
             return
         trained = committed.dropna(subset="sd")
         alike = [name for name in ("metric", "turns", "users", "measure") if name in committed]
-        square = (trained["sd"] ** 2).groupby([trained[name] for name in alike]).mean()
-        self.usual = np.sqrt(square).to_dict()
+        measures = [trained[name] for name in alike]
+        self.usual = np.sqrt((trained["sd"] ** 2).groupby(measures).mean()).to_dict()
+        if self.usual:
+            self.freedom = float((trained["seeds"] - 1).groupby(measures).sum().median())
         here = {} if made is None else {self._place(row): row["seeds"] for row in made.to_dict("records")}
         for row in committed.to_dict("records"):
             if row.get("type") == NOT_TRAINED:
