@@ -71,18 +71,23 @@ def ratio_bootstrap(numerator: NDArray, denominator: NDArray, *, resamples: int 
 
 
 def over_seeds(samples: NDArray, *, axis: int = 1, seed: int = 0) -> NDArray:
-    """Resampled statistics of each of S seeds as those of their mean, (B, ..., S, ...) to (B, ..., ...): like users,
-    seeds are drawn with replacement in every resample (Owen, 2007, arXiv 0712.1111).
+    """Resampled statistics of each of S seeds as those of their mean, (B, ..., S, ...) to (B, ..., ...).
 
-    Few seeds seem to differ less than they do: S - 1 are drawn at a time, which makes up for it (McCarthy and Snowden,
-    1985). The same S gives the same draws, so that methods are resampled together.
+    What the same users say in every seed is averaged, and in every resample the mean moves as it does when seeds are
+    drawn with replacement: the variances of both add up. (Drawing seeds and users at once, as Owen, 2007, does, counts
+    what is chance in a seed's single answers several times.) Few seeds seem to differ less than they do: S - 1 are drawn
+    at a time, which makes up for it (McCarthy and Snowden, 1985). The same S gives the same draws, so that methods are
+    resampled together.
     """
     last = np.moveaxis(samples, axis, -1)
     seeds = last.shape[-1]
     if seeds == 1:
         return last[..., 0]
     drawn = np.random.default_rng([seed, seeds]).multinomial(seeds - 1, np.full(seeds, 1 / seeds), len(last))
-    return np.einsum("b...s,bs->b...", last, drawn / (seeds - 1))
+    defined = ~np.isnan(last).any(axis=-1, keepdims=True)
+    each = ratio(np.where(defined, last, 0).sum(axis=0), np.broadcast_to(defined, last.shape).sum(axis=0))  # (..., S)
+    moved = np.einsum("bs,...s->b...", drawn / (seeds - 1), each - each.mean(axis=-1, keepdims=True))
+    return last.mean(axis=-1) + moved
 
 
 def percentile_interval(samples: NDArray, *, level: float = LEVEL) -> tuple[NDArray, NDArray]:
