@@ -75,9 +75,9 @@ def over_seeds(samples: NDArray, *, axis: int = 1, seed: int = 0) -> NDArray:
 
     What the same users say in every seed is averaged, and in every resample the mean moves as it does when seeds are
     drawn with replacement: the variances of both add up. (Drawing seeds and users at once, as Owen, 2007, does, counts
-    what is chance in a seed's single answers several times.) Few seeds seem to differ less than they do: S - 1 are drawn
-    at a time, which makes up for it (McCarthy and Snowden, 1985). The same S gives the same draws, so that methods are
-    resampled together.
+    what is chance in a seed's single answers several times.) Few seeds seem to differ less than they do: S - 1 are
+    drawn at a time, which makes up for it (McCarthy and Snowden, 1985). The same S gives the same draws, so that
+    methods are resampled together.
     """
     last = np.moveaxis(samples, axis, -1)
     seeds = last.shape[-1]
