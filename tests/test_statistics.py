@@ -58,6 +58,16 @@ def test_seeds_widen_the_interval_by_the_variance_of_their_mean():
     assert statistics.cluster_bootstrap(values[:, :1], owners) == statistics.cluster_bootstrap(values[:, 0], owners)
 
 
+def test_a_share_of_several_seeds_stays_a_share_and_undefined_resamples_stay_undefined():
+    values = np.column_stack([np.ones(8), np.ones(8), np.arange(8) > 0])
+    estimate = statistics.cluster_bootstrap(values, np.arange(8))
+    assert 0 <= estimate["low"] < estimate["value"] < estimate["high"] <= 1
+    samples = np.array([[0.2, 0.4], [np.nan, 0.5], [0.3, 0.3]])[:, None]  # (B, 1, S)
+    found = statistics.over_seeds(samples, axis=2)
+    assert found.shape == (3, 1) and np.isnan(found[:, 0]).tolist() == [False, True, False]
+    assert np.isnan(statistics.over_seeds(np.full((4, 2), np.nan))).all()
+
+
 def test_bootstrap_is_seeded():
     hits, users = np.arange(30) % 2, np.arange(30) % 5
     assert statistics.cluster_bootstrap(hits, users, seed=1) == statistics.cluster_bootstrap(hits, users, seed=1)

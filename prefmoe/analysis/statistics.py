@@ -87,7 +87,9 @@ def over_seeds(samples: NDArray, *, axis: int = 1, seed: int = 0) -> NDArray:
     defined = ~np.isnan(last).any(axis=-1, keepdims=True)
     each = ratio(np.where(defined, last, 0).sum(axis=0), np.broadcast_to(defined, last.shape).sum(axis=0))  # (..., S)
     moved = np.einsum("bs,...s->b...", drawn / (seeds - 1), each - each.mean(axis=-1, keepdims=True))
-    return last.mean(axis=-1) + moved
+    lowest = np.where(defined, last, np.inf).min(axis=(0, -1))  # a share stays between 0 and 1
+    highest = np.where(defined, last, -np.inf).max(axis=(0, -1))
+    return np.clip(last.mean(axis=-1) + moved, lowest, highest)
 
 
 def percentile_interval(samples: NDArray, *, level: float = LEVEL) -> tuple[NDArray, NDArray]:

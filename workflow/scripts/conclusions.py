@@ -76,7 +76,7 @@ def _collapse(t: Tables) -> list[str]:
 
 
 def _training(t: Tables) -> list[str]:
-    first, last = t.printed("06", r"oss of the answer.*? ([\d.]+) (?:over the first 20 steps,|to) ([\d.]+)")
+    first, last = t.printed("06", r"Loss of the answer.*? (\d\.\d+) to (\d\.\d+)")
     holds(float(last) < float(first) / 2, "the answer loss falls by half")
     full = t.main("PrefMoE", "sensitivity")
     return [
