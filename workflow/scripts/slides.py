@@ -133,13 +133,13 @@ def _told(t: Tables) -> str:
 def _fresh(t: Tables) -> str:
     fresh, other = (t.main("PrefMoE", "auc_untold_fresh", name) for name in ("llava-mini", "qwen2.5-vl-mini"))
     frozen = t.paired("LoRA that reads frozen anchors", "auc_untold_fresh")
-    holds(other["low"] < 0.5 < fresh["low"], "one of the backbones has an interval that includes one half")
+    holds(max(other["low"], fresh["low"]) < 0.5, "both intervals include one half")
     holds(not told_apart(frozen), "frozen anchors are not told apart from PrefMoE")
     holds(all(t.refuted("b", b) for b in ("llava-mini", "qwen2.5-vl-mini")), "claim (b) is refuted on both backbones")
     return "\n".join(
         [
             f"- PrefMoE's AUC where nothing was told or asked: {around(fresh)} on the LLaVA miniature, {around(other)} "
-            "on the other, which includes .5. **Refuted by the rule that was set.**",
+            "on the other; both include .5. **Refuted by the rule that was set.**",
             f"- LoRA that reads anchors in which nothing was learned is not told apart from it: a difference of "
             f"{around(frozen, 2, 'difference')}.",
         ]
@@ -148,12 +148,11 @@ def _fresh(t: Tables) -> str:
 
 def _sizes(t: Tables) -> str:
     rows = [_row(t, method, "auc_same") for method in ROWS]
-    many = {row["method"] for row in rows if row["seeds"] > 1}
-    holds(many == {"LoRA", "PrefMoE"}, "LoRA and PrefMoE alone have several seeds")
     full = t.main("PrefMoE", "auc_same")
+    holds({int(row["seeds"]) for row in rows} <= {1, int(full["seeds"])}, "all trained rows have as many seeds")
     return (
         f"Intervals are over {one_picture.chosen().holders[1]} users, {int(full['n'])} of whose questions stand in "
-        f"pairs. PrefMoE and LoRA are means of {int(full['seeds'])} seeds; every other trained row is of one."
+        f"pairs, and over {int(full['seeds'])} seeds of every trained row."
     )
 
 
