@@ -79,7 +79,7 @@ def test_a_sentence_that_no_longer_holds_is_named(tmp_path):
     table = pd.read_csv(tmp_path / "figures/mini/table1.csv")
     table.loc[(table["method"] == "PrefMoE") & (table["metric"] == "auc_untold_fresh"), "low"] = 0.6
     table.to_csv(tmp_path / "figures/mini/table1.csv", index=False)
-    with pytest.raises(TableError, match="no longer holds that one of the backbones has an interval"):
+    with pytest.raises(TableError, match="no longer holds that both intervals include one half"):
         slides.with_sentences(PAGE, Tables(tmp_path))
 
 
