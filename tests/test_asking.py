@@ -1,6 +1,7 @@
 """One question from Python and from the command line: users of an edition and new ones, adapters, errors."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -244,6 +245,12 @@ def test_a_profile_s_mistakes_are_named(tmp_path, content, expected):
     if content is not None:
         (tmp_path / "ada.yaml").write_text(content)
     with pytest.raises(AskError, match=expected):
+        read_profile(tmp_path / "ada.yaml")
+
+
+def test_a_profile_in_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "ada.yaml")
+    with pytest.raises(AskError, match="ada.yaml: cannot be read: Not a regular file"):
         read_profile(tmp_path / "ada.yaml")
 
 

@@ -1,5 +1,6 @@
 """Editions: every shipped one is valid, and every mistake in a file is named."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -246,6 +247,14 @@ def test_a_file_without_settings_is_refused(tmp_path):
     (tmp_path / "listed.yaml").write_text("- a list\n")
     with pytest.raises(ConfigError, match="expected a mapping of settings, found list"):
         load_edition(tmp_path / "listed.yaml")
+
+
+def test_settings_in_a_pipe_or_a_folder_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(BackboneError, match="pipe.yaml: cannot be read: Not a regular file"):
+        read_registry(tmp_path / "pipe.yaml")
+    with pytest.raises(BackboneError, match=": cannot be read: Is a directory"):
+        read_registry(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["$(touch x)", "../mini", "a b", "-n", ".hidden", "mini\n", "", "é", "x" * 101, "a;b"])

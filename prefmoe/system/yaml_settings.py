@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from prefmoe.system.files import read_regular
 from prefmoe.system.frozen import Frozen, mistakes_of
 
 Content = TypeVar("Content", bound=Frozen)
@@ -16,10 +17,13 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """A YAML file's mapping of settings, and one line per setting that is given twice. Raises ValueError if the file is
-    not UTF-8 text, not YAML, or holds something else than a mapping."""
+    """A YAML file's mapping of settings, and one line per setting that is given twice.
+
+    Raises OSError if the file cannot be read, or is no regular one; ValueError if it is not UTF-8 text, not YAML, or
+    holds something else than a mapping.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
         content, root = yaml.load(text, LOADER), yaml.compose(text, LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
@@ -39,6 +43,8 @@ def read_checked(
         lines += mistakes(read) if mistakes else ()
     except ValidationError as found:
         lines += mistakes_of(found)
+    except OSError as found:
+        raise error(f"{path}: cannot be read: {found.strerror}") from found
     except ValueError as found:
         raise error(str(found)) from found
     if lines:
