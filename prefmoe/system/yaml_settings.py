@@ -12,8 +12,17 @@ from prefmoe.system.frozen import Frozen, mistakes_of
 
 Content = TypeVar("Content", bound=Frozen)
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's, at a tenth of the time, where yaml was built with it: every process begins with settings."""
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """libyaml's, at a tenth of the time, where yaml was built with it: every process begins with settings. Of a value
+    that is none of its kind, such as the date 2024-13-45, it says the line; yaml passes on what Python raises of it."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            raise yaml.constructor.ConstructorError(problem=str(error), problem_mark=node.start_mark) from error
+
 
 
 def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -24,12 +33,14 @@ def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
     """
     try:
         text = read_regular(path).decode("utf-8")
-        content, root = yaml.load(text, LOADER), yaml.compose(text, LOADER)
+        content, repeated = yaml.load(text, Loader), list(_repeated(yaml.compose(text, Loader)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: expected a mapping of settings, found one nested without end") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
-    return content, list(_repeated(root))
+    return content, repeated
 
 
 def read_checked(
