@@ -14,7 +14,7 @@ from PIL import EpsImagePlugin, Image
 import prefmoe
 from prefmoe.backbones.errors import CollationError
 from prefmoe.backbones.pictures import load_pictures
-from prefmoe.data.pictures import FORMATS, PictureError, as_rgb, decode, open_picture
+from prefmoe.data.pictures import FORMATS, PictureError, as_rgb, decode, open_picture, picture_mistake
 
 
 def written(picture: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -36,10 +36,12 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(rows: int | None, *, said: int = 8) -> bytes:
-    """A valid PNG, checksums and all, that says it has 8 rows of 8 pixels and holds only some; None: no data chunk."""
+def png(rows: int | None, *, said: int = 8, form: int = 0) -> bytes:
+    """A valid PNG, checksums and all, that says it has 8 rows of 8 pixels and holds only some; None: no data chunk.
+    ``form``: the filter of the last row."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, said, 8, 2, 0, 0, 0))
-    data = b"" if rows is None else chunk(b"IDAT", zlib.compress((b"\0" + bytes([200] * 24)) * rows))
+    content = b"".join(bytes([filter, *[200] * 24]) for filter in [*[0] * ((rows or 0) - 1), form][: rows or 0])
+    data = b"" if rows is None else chunk(b"IDAT", zlib.compress(content))
     return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
 
 
@@ -125,19 +127,44 @@ def test_a_png_without_all_of_its_rows_is_refused(options):
         decode(png(rows, **options))
 
 
+@pytest.mark.parametrize("form", [5, 9, 255])
+def test_a_png_with_a_row_of_an_unknown_filter_is_refused_when_it_is_checked(form):
+    assert picture_mistake(png(8, form=4)) is None and decode(png(8, form=4))
+    assert f"a row of filter {form}, not 0 to 4" in picture_mistake(png(8, form=form))
+    assert picture_mistake(png(8, said=7, form=form)) is None  # behind the last row
+
+
+@pytest.mark.parametrize("palette", [None, b"", bytes(5)])
+@pytest.mark.parametrize("place", ["before the pixels", "behind them"])
+def test_a_png_without_its_palette_is_refused_and_not_black(palette, place):
+    whole = written(Image.new("P", (8, 8), 3).convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE))
+    start = whole.index(b"PLTE") - 4
+    end = start + 12 + struct.unpack_from(">I", whole, start)[0]
+    assert picture_mistake(whole) is None
+    instead = b"" if palette is None else chunk(b"PLTE", palette)
+    last = whole.index(b"IEND") - 4
+    moved = {"before the pixels": whole[:start] + instead + whole[end:],
+             "behind them": whole[:start] + whole[end:last] + whole[start:end] + whole[last:]}[place]  # fmt: skip
+    assert "without the palette of its colours" in picture_mistake(moved)
+    with pytest.raises(PictureError, match="without the palette of its colours"):
+        decode(moved)
+
+
 def test_an_interlaced_png_is_complete_or_refused(noise):
     values = np.asarray(noise)
     passes = [values[::8, ::8], values[::8, 4::8], values[4::8, ::4], values[::4, 2::4], values[2::4, ::2],
               values[::2, 1::2], values[1::2]]  # fmt: skip
     raw = b"".join(b"\0" + row.tobytes() for part in passes for row in part)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", noise.width, noise.height, 8, 2, 0, 0, 1))
-    whole, cut = (
+    last = len(raw) - 1 - 3 * noise.width
+    whole, cut, odd = (
         b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-        for data in (raw, raw[:-1])
+        for data in (raw, raw[:-1], raw[:last] + b"\7" + raw[last + 1 :])
     )
     assert np.array_equal(pixels(decode(whole)), values)
     with pytest.raises(PictureError, match="truncated"):
         decode(cut)
+    assert picture_mistake(whole) is None and "a row of filter 7" in picture_mistake(odd)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

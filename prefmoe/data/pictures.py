@@ -3,8 +3,9 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def decode(data: bytes) -> Image.Image:
 
 def picture_mistake(data: bytes) -> str | None:
     """What is wrong with a picture's bytes, or None if `decode` takes them. The pixels of a PNG are not made for that,
-    since its checksums and its length say enough."""
+    since its checksums, its length and the forms of its rows say enough."""
     try:
         with _opened(data) as picture:
             if picture.format != "PNG":
@@ -136,9 +137,10 @@ def _in_8_bits(clear: int | tuple[int, ...], bits: int) -> int | tuple[int, ...]
 
 
 def _check_png(data: bytes) -> int:
-    """The bits per channel of a PNG. Raises PictureError for one with a chunk that does not match its checksum, or with
-    fewer rows than it should have: Pillow compares no checksum of picture data, and leaves missing rows black."""
-    position, kind, header, packed = 8, b"", b"", []
+    """The bits per channel of a PNG. Raises PictureError for one with a chunk that does not match its checksum, with
+    fewer rows than it should have, with a row in no known form, or without the palette that its pixels name: Pillow
+    compares no checksum of picture data, and leaves what is missing black."""
+    position, kind, header, palette, packed = 8, b"", b"", b"", []
     while kind != b"IEND":
         (length,), kind = struct.unpack_from(">I", data, position), data[position + 4 : position + 8]
         content = data[position + 8 : position + 8 + length]
@@ -148,29 +150,48 @@ def _check_png(data: bytes) -> int:
             raise PictureError(f"expected a complete picture, found a damaged one ({text})")
         if kind == b"IHDR":
             header = content
+        elif kind == b"PLTE" and not packed:
+            palette = content
         elif kind == b"IDAT":
             packed.append(content)
         position += 12 + length
     width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    if colour == 3 and (not palette or len(palette) % 3):
+        raise PictureError("expected a complete picture, found a damaged one (without the palette of its colours)")
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     passes = [(0, 0, 1, 1)]
     if interlaced:  # Adam7: first column and row, then the steps between them
         passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-    expected = 0
+    expected, starts = 0, []
     for left, top, across, down in passes:
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)
         if columns > 0 and rows > 0:
-            expected += rows * (1 + -(-columns * channels * bits // 8))
-    unpacked, reader = 0, zlib.decompressobj()
+            row = 1 + -(-columns * channels * bits // 8)
+            starts.append(range(expected, expected + rows * row, row))
+            expected += rows * row
+    unpacked, waiting = 0, chain.from_iterable(starts)
+    start = next(waiting, expected)
+    for piece in _inflated(packed):
+        while start < min(unpacked + len(piece), expected):
+            if (form := piece[start - unpacked]) > 4:
+                text = f"a row of filter {form}, not 0 to 4"
+                raise PictureError(f"expected a complete picture, found a damaged one ({text})")
+            start = next(waiting, expected)
+        unpacked += len(piece)
+        if unpacked >= expected:
+            return bits
+    found = "without its data" if not packed else f"with {unpacked * 100 // expected} % of its data"
+    raise PictureError(f"expected a complete picture, found a truncated one ({found})")
+
+
+def _inflated(packed: Iterable[bytes]) -> Iterator[bytes]:
+    """What a PNG's data chunks hold, in pieces of a mebibyte at most."""
+    reader = zlib.decompressobj()
     for content in packed:
-        while content and unpacked < expected:
-            unpacked += len(reader.decompress(content, 2**20))
+        while content:
+            yield reader.decompress(content, 2**20)
             content = reader.unconsumed_tail
-    unpacked += len(reader.decompress(b"", 2**20)) if unpacked < expected else 0
-    if unpacked < expected:
-        found = "without its data" if not packed else f"with {unpacked * 100 // expected} % of its data"
-        raise PictureError(f"expected a complete picture, found a truncated one ({found})")
-    return bits
+    yield reader.decompress(b"", 2**20)
 
 
 def _format(data: bytes) -> str:
