@@ -25,7 +25,7 @@ from prefmoe.generation.pictures import as_bytes, small_pictures
 from prefmoe.generation.plain import Plain
 from prefmoe.generation.reader import READER, load_reader
 from prefmoe.generation.rewards import NEXT, Rewarded
-from prefmoe.generation.runs import DrawingWorkbench, trained_branch
+from prefmoe.generation.runs import DrawingWorkbench, folder_digest, trained_branch
 from prefmoe.generation.sampling import noise_of, sample
 from prefmoe.models.base import MethodError
 from prefmoe.running.choices import Session, told
@@ -312,6 +312,24 @@ def test_runs_depend_on_what_they_are_made_of(made):
     story = read_story(folder_of(made, "Wrong"))
     assert story["inputs"]["begins_with"] == read_story(folder_of(made, "All"))["inputs_digest"]
     assert read_story(folder_of(made, "All"))["pictures"] == 3 * 2 * 3 * 2 * 2
+
+
+def test_every_file_of_a_drawer_that_is_loaded_has_a_part_in_its_digest_and_its_card_has_none(tmp_path):
+    folder = shutil.copytree(drawer_folder(), tmp_path / "drawer")
+    for name in ("miniature.json", "tokenizer/merges.txt", "tokenizer/spiece.model", "tokenizer/chat_template.jinja"):
+        (folder / name).write_text("{}")
+    before = folder_digest(folder)
+    (folder / "README.md").write_text("what it is")
+    loaded = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("miniature.json", "README.md")]
+    parts = {"drawer", "unet", "text_encoder", "tokenizer", "scheduler", "reader"}
+    assert {path.parent.name for path in loaded} == parts
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
+        assert (folder_digest(folder) != before) == (path in loaded), path
+        path.write_bytes(content)
+    (folder / "tokenizer/vocab.txt").touch()
+    assert folder_digest(folder) != before
 
 
 def test_a_trained_branch_draws_what_its_run_drew(made):

@@ -23,6 +23,7 @@ from prefmoe.config import (
     is_trained,
     load_edition,
 )
+from prefmoe.config.backbone_files import CARDS, LOADED
 from prefmoe.generation import probes
 from prefmoe.generation.branch import UserBranch, WrongUser, liked_batches, training_histories
 from prefmoe.generation.drawer import Drawer
@@ -40,6 +41,7 @@ from prefmoe.running.record import circumstances
 from prefmoe.running.runs import Asked, RunError
 from prefmoe.running.training import TrainingResult, train
 from prefmoe.system import distributed, provenance
+from prefmoe.system.file_digests import files_below
 from prefmoe.system.files import is_intact, sha256, whole_file, write_json, write_parquet
 from prefmoe.system.places import drawer_folder
 from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, read_predictions, read_story, seal, verify
@@ -210,8 +212,8 @@ class DrawingWorkbench(ChoiceWorkbench):
 
 
 def folder_digest(folder: Path) -> str:
-    """A hash of the weights and settings in a drawer's folder, its reader's among them."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+    """A hash of all files in a drawer's folder that may be loaded, its reader's and its tokenizer's among them."""
+    files = [path for path in files_below(folder) if path.name not in CARDS and any(map(path.match, LOADED))]
     return provenance.digest({path.relative_to(folder).as_posix(): sha256(path) for path in files})
 
 
