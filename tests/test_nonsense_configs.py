@@ -1,4 +1,5 @@
-"""A config.json with words in the place of numbers, or numbers that do not go together: named wherever it is read."""
+"""A config.json with words in the place of numbers, or numbers that do not go together: named wherever it is read; and
+other settings of another form."""
 
 import json
 import re
@@ -61,6 +62,35 @@ def test_a_backbone_is_refused_by_file_and_field(folders, tmp_path, part, wrong,
     spoil(folder / "config.json", wrong, part)
     with pytest.raises(BackboneError, match=rf"model/config.json: .*{said}"):
         load_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("tokenizer", None, "tokenizer.json: expected a tokenizer .Model missing"),
+        ("tokenizer", {"model": None}, "tokenizer.json: expected a tokenizer .data did not match"),
+        ("tokenizer", {"added_tokens": None}, "tokenizer.json: expected a tokenizer .invalid type: null"),
+        ("chat_template", {}, "chat_template.json, chat_template: expected a text, found None"),
+        ("chat_template", {"chat_template": ["x"]}, r"chat_template: expected a text, found \['x'\]"),
+        ("tokenizer_config", {"added_tokens_decoder": []}, "'broken' cannot be loaded from .*/broken: 'list'"),
+        ("added_tokens", {"a": None}, "'broken' cannot be loaded from .*/broken: '<' not supported"),
+    ],
+)
+def test_json_of_another_form_is_refused_by_name(folders, tmp_path, name, changes, message):
+    folder = shutil.copytree(folders["llava"], tmp_path / "broken")
+    path = folder / f"{name}.json"
+    content = json.loads(path.read_text()) if path.is_file() and changes else {}
+    path.write_text(json.dumps(content | (changes or {})))
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": null}', "[]"])
+def test_a_tokenizer_that_is_none_is_refused_before_the_model_is_asked(folders, tmp_path, content):
+    folder = shutil.copytree(folders["internvl"], tmp_path / "model")
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(BackboneError, match="model/tokenizer.json: expected a "):
+        whole.check(whole.find_any(folder))
 
 
 def test_the_command_that_asks_says_it_in_one_line(folders, tmp_path, monkeypatch, capsys):

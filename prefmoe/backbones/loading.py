@@ -109,7 +109,8 @@ def _load(
             processor = _load_processor(entry, source, options, model)
     except BackboneError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, SafetensorError,
+            StrictDataclassError) as error:  # fmt: skip
         raise BackboneError(f"backbone {entry.name!r} cannot be loaded from {source}: {error}") from error
     # Files of transformers' classes may hold tensors of older versions; an own class knows all that it may meet.
     for kind in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if own else [])):

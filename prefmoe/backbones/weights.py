@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from prefmoe.config.backbone_files import LOADED, identity, noted_revision
 from prefmoe.config.registry import BackboneEntry, BackboneError, check_plain_folder, model_class_of
 from prefmoe.system import hub, places
@@ -9,8 +11,9 @@ from prefmoe.system.files import FileError, read_json
 from prefmoe.system.foreign_files import ForeignFileError, MissingFileError, foreign_file
 
 _MAPPINGS = (
-    "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.json", "generation_config.json", "preprocessor_config.json",
+    "processor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "video_preprocessor_config.json",
 )  # fmt: skip
 """Files of which transformers does not say that they hold something else: a login page, null."""
 
@@ -59,13 +62,25 @@ def checked_folder(entry: BackboneEntry) -> Path:
     found = model_class_of(folder)
     if found != entry.model_class:
         raise BackboneError(f"{folder / 'config.json'}, architectures: found {found}, expected {entry.model_class}")
-    for path in (folder / name for name in _MAPPINGS if (folder / name).is_file()):
-        try:
-            read_json(path, "a part of the backbone")
-        except FileError as error:
-            raise BackboneError(str(error)) from error
+    check_mappings(folder)
     _check_shards(entry, folder)
     return folder
+
+
+def check_mappings(folder: Path) -> None:
+    """Raises BackboneError naming the file where a folder's settings are no JSON mapping, or its tokenizer is none."""
+    for path in (folder / name for name in _MAPPINGS if (folder / name).is_file()):
+        try:
+            content = read_json(path, "a part of the backbone")
+        except FileError as error:
+            raise BackboneError(str(error)) from error
+        if path.name == "chat_template.json" and not isinstance(content.get("chat_template"), str | dict):
+            raise BackboneError(f"{path}, chat_template: expected a text, found {content.get('chat_template')!r:.80}")
+    if (path := folder / "tokenizer.json").is_file():
+        try:
+            Tokenizer.from_file(str(path))
+        except Exception as error:  # of no kind of its own
+            raise BackboneError(f"{path}: expected a tokenizer ({error})") from error
 
 
 def _check_shards(entry: BackboneEntry, folder: Path) -> None:

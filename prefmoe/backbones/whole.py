@@ -24,7 +24,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from prefmoe.backbones.encodings import Encoded
 from prefmoe.backbones.errors import CollationError
 from prefmoe.backbones.pictures import Picture, ProcessedPictures, load_pictures, mean_picture, pictures_only
-from prefmoe.backbones.weights import offline_folder
+from prefmoe.backbones.weights import check_mappings, offline_folder
 from prefmoe.config.registry import (
     BackboneEntry,
     BackboneError,
@@ -86,6 +86,7 @@ def check(entry: BackboneEntry, pictures: int = 1) -> None:
     folder = entry.folder or offline_folder(entry)
     if folder is None:
         folder = hub.download(str(entry.hub_id), revision=entry.revision, allow_patterns=list(SMALL))
+    check_mappings(folder)
     if entry.architecture is None:
         _check_class(entry, folder)
     elif not hasattr(transformers, entry.model_class):
