@@ -171,9 +171,18 @@ def test_small_talk_is_chosen_by_the_questions_index_and_cut_to_the_turns():
         small_talk(example, (), 1)
     with pytest.raises(EvaluationError, match="20 utterances, expected at least 22"):
         small_talk(example, benchmark.transcripts, 11)
+    with pytest.raises(EvaluationError, match="turns: expected a number from 0, found -1"):
+        small_talk(example, benchmark.transcripts, -1)
     method = method_of("NT")
     digests = [ask(method, questions(4), turns=turns)["prompt_digest"] for turns in (0, 1, 2)]
     assert len({digest for column in digests for digest in column}) == 12
+
+
+@pytest.mark.parametrize("name", ["turns", "batch_size", "max_new_tokens", "shard_batches"])
+def test_a_number_that_is_too_small_is_refused_by_name(name):
+    least = int(name != "turns")
+    with pytest.raises(EvaluationError, match=f"{name}: expected a number from {least}, found {least - 1}"):
+        ask(method_of("NT"), questions(2), **{name: least - 1})
 
 
 @pytest.mark.parametrize("name", ["NT", "LoRA"])

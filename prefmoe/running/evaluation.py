@@ -67,7 +67,9 @@ def first_tokens(tokenizer: Any, *, letters: Literal["upper", "lower"] = "upper"
 
 def small_talk(example: Example, transcripts: Sequence[Sequence[Turn]], turns: int) -> tuple[Turn, ...]:
     """The first ``turns`` exchanges (two utterances each) of the transcript that belongs to a question. Raises
-    EvaluationError if there is no transcript, or it is too short."""
+    EvaluationError if they are fewer than none, there is no transcript, or it is too short."""
+    if turns < 0:
+        raise EvaluationError(f"turns: expected a number from 0, found {turns}")
     if turns == 0:
         return ()
     if not transcripts:
@@ -248,12 +250,16 @@ def evaluate(
     benchmark's users), the question's columns (`QUESTION_COLUMNS`), prediction (raw text), unparsed (whether the parser
     cannot read it), p_yes, p_no, p_a ... p_d, p_allowed (`answer_probabilities`), prompt_digest, and gate_<router>_<k>
     for routed methods. Raises EvaluationError if there are no questions, one is about a user whom the method does not
-    know, there is no small talk, the tokenizer cannot say an answer, logits are not finite (the message names the
-    questions), or memory does not suffice (it says which settings help); TooLongError if prompts are longer than the
-    model's positions, and may not or cannot be shortened.
+    know, a number is too small, there is no small talk, the tokenizer cannot say an answer, logits are not finite (the
+    message names the questions), or memory does not suffice (it says which settings help); TooLongError if prompts are
+    longer than the model's positions, and may not or cannot be shortened.
     """
     if not examples:
         raise EvaluationError("no questions to evaluate")
+    sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "shard_batches": shard_batches}
+    for name, number in sizes.items():
+        if number < 1:
+            raise EvaluationError(f"{name}: expected a number from 1, found {number}")
     benchmark = method.benchmark
     for example in examples:
         if example.name not in benchmark.users:
