@@ -22,11 +22,13 @@ from prefmoe.config import (
     Method,
     MethodSettings,
     PrefMoEMethod,
+    claim_results,
     load_edition,
 )
 from prefmoe.config.edition import RESERVED
 from prefmoe.config.outputs import speed_folder
 from prefmoe.config.registry import BackboneError, read_registry
+from prefmoe.running.runs import Workbench
 from prefmoe.system.names import check_name
 from prefmoe.system.places import REGISTRY, known_backbones, made_backbones
 
@@ -286,6 +288,21 @@ def test_a_file_elsewhere_does_not_take_the_results_of_an_edition(tmp_path):
         load_edition(tmp_path / "smoke.yaml")
     assert load_edition(CONFIG_FOLDER / "smoke.yaml") == load_edition("smoke")
     assert load_edition(_changed(tmp_path)).name == "changed"
+
+
+def test_two_files_of_one_name_do_not_share_results(tmp_path):
+    files = []
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+        files.append(_changed(tmp_path / place))
+    for _ in range(2):
+        claim_results(load_edition(files[0]), tmp_path / "results")
+        claim_results(load_edition("smoke"), tmp_path / "results")
+    with pytest.raises(ConfigError, match=f"{files[1]}: .*results/changed is of {files[0]}; give the file"):
+        Workbench(files[1], "llava-mini", results=tmp_path / "results")
+    files[0].rename(tmp_path / "changed.yaml")
+    Workbench(tmp_path / "changed.yaml", "llava-mini", results=tmp_path / "results")
+    assert [path.name for path in (tmp_path / "results").rglob("*.txt")] == ["edition.txt"]
 
 
 @pytest.mark.parametrize("name", [*RESERVED, "Speed"])

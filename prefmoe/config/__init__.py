@@ -36,6 +36,7 @@ from prefmoe.config.edition import (
     TooLong,
     Training,
     Turns,
+    claim_results,
     known_editions,
     load_edition,
     run_folder,

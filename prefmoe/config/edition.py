@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from prefmoe.config.generation import Generation
 from prefmoe.config.method_settings import OWN_FILES, Method, is_trained
 from prefmoe.config.own_methods import read_own_methods
 from prefmoe.config.strict import ConfigError, Strict
+from prefmoe.system.files import whole_file
 from prefmoe.system.names import NAME, RULE, Name, Once, Some, did_you_mean
 from prefmoe.system.places import ROOT, known_backbones
 from prefmoe.system.yaml_settings import read_settings
@@ -177,6 +179,7 @@ class Edition(Strict):
     rivals: Annotated[tuple[str, ...], Once] = ()
     cache_images: bool = Field(True, description="keep encoded pictures in memory; off for large backbones")
     hardware: Hardware = Hardware()
+    _file: Path | None = None  # where it was read, if elsewhere than in config/
 
     @field_validator("name")
     @classmethod
@@ -367,7 +370,22 @@ def load_edition(name: Edition | str | Path, *, seeds: str | None = None) -> Edi
     if mistakes:
         lines = "\n".join(f"  {mistake}" for mistake in mistakes)
         raise ConfigError(f"{path} has {len(mistakes)} mistake(s):\n{lines}")
+    edition._file = None if own.is_file() else path.resolve()
     return edition.with_seeds(seeds or os.environ.get(SEEDS) or None)
+
+
+def claim_results(edition: Edition, results: str | Path) -> None:
+    """Notes in <results>/<edition> which file elsewhere than in config/ the edition is. Raises ConfigError if what is
+    there was made from another such file, which is still there."""
+    note = Path(results) / edition.name / "edition.txt"
+    if edition._file is None:
+        return
+    other = Path(note.read_text(encoding="utf-8").rstrip("\n")) if note.is_file() else edition._file
+    if other.is_file() and not other.samefile(edition._file):
+        end = "give the file and its setting `name` another one"
+        raise ConfigError(f"{edition._file}: {note.parent} is of {other}; {end}")
+    with suppress(OSError), whole_file(note) as partial:
+        partial.write_text(f"{edition._file}\n", encoding="utf-8")
 
 
 def run_folder(results: str | Path, edition: str, backbone: str, method: str, seed: int) -> Path:

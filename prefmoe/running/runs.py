@@ -16,7 +16,7 @@ from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.prepared import prepared_pictures, seen_pictures
 from prefmoe.backbones.weights import weights_digest
-from prefmoe.config import RESULTS, ControlKind, Edition, Method, is_trained, load_edition, run_folder
+from prefmoe.config import RESULTS, ControlKind, Edition, Method, claim_results, is_trained, load_edition, run_folder
 from prefmoe.config.registry import find_backbone, is_introduced
 from prefmoe.data import counterfactual
 from prefmoe.data.benchmark import Benchmark, Example
@@ -80,7 +80,7 @@ class Workbench:
         benchmark: Benchmark | None = None,
     ) -> None:
         """``benchmark``: with other questions than the edition's. Raises RunError if the backbone is not one of the
-        edition's, or the data are missing."""
+        edition's, or the data are missing; ConfigError as `claim_results`."""
         self.edition = load_edition(edition)
         if backbone_name not in self.edition.backbones:
             raise RunError(
@@ -90,6 +90,7 @@ class Workbench:
         use_threads()
         self.backbone_name = backbone_name
         self.results = Path(results)
+        claim_results(self.edition, self.results)
         self._benchmark = benchmark
         self._latest: Backbone | None = None
 
