@@ -248,12 +248,12 @@ def with_sensitivity(shares: NDArray) -> NDArray:
 
 
 def estimates(
-    numerator: NDArray, denominator: NDArray, *, resamples: int = statistics.RESAMPLES
+    numerator: NDArray, denominator: NDArray, *, resamples: int = statistics.RESAMPLES, copies: bool = False
 ) -> dict[str, dict[str, float]]:
     """Mean over seeds of every metric, with an interval of that mean: users are resampled, and seeds (`over_seeds`).
 
     Args:
-        numerator, denominator: (U, seeds, 5) of `user_counts`.
+        numerator, denominator: (U, seeds, 5) of `user_counts`. copies: see `statistics.over_seeds`.
 
     Returns metric -> {"value", "n", "low", "high"}; n is the number of questions counted in one seed (their mean,
     rounded, where unreadable answers make it differ between seeds).
@@ -262,7 +262,7 @@ def estimates(
     low, high = np.full((2, len(METRICS)), np.nan)
     if len(numerator) > 1:
         samples = statistics.ratio_bootstrap(numerator, denominator, resamples=resamples)
-        low, high = statistics.percentile_interval(statistics.over_seeds(with_sensitivity(samples)))
+        low, high = statistics.percentile_interval(statistics.over_seeds(with_sensitivity(samples), copies=copies))
     counted = denominator.sum(0).mean(axis=0)
     n = [*counted, counted[_COUNTED.index("collapse")] + counted[_COUNTED.index("recall")]]
     rows = zip(METRICS, value.tolist(), n, low.tolist(), high.tolist(), strict=True)

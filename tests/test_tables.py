@@ -353,3 +353,17 @@ def test_gates_are_averaged_over_seeds(benchmark, results):
     assert set(table.index.get_level_values("group")) == {"preference, travel", "recognition, yes/no"}
     with pytest.raises(TableError, match="no gates"):
         tables.gates_table([runs[0].drop(columns=["gate_task_0", "gate_task_1"])])
+
+
+def test_copies_of_a_reference_are_no_seeds_and_widen_nothing(benchmark, results):
+    """Chance had an interval of what its two copies guess."""
+    for entry in read_runs(EDITION, results, "test"):
+        if entry.type == REFERENCE and len(entry.frames) > 1:
+            lows = {m: e["low"] for m, e in entry.estimates.items()}
+            alone = metrics.estimates(*entry.user_sums, copies=True)
+            assert {m: alone[m]["low"] for m in alone} == {m: lows[m] for m in alone}
+            wide = metrics.estimates(*entry.user_sums)
+            assert any(wide[m]["low"] < alone[m]["low"] for m in alone)
+            break
+    else:
+        raise AssertionError("no reference with copies")

@@ -107,7 +107,8 @@ class Answers:
     def estimates(self) -> dict[str, dict[str, float]]:
         """Every metric's mean over seeds, with its interval (`metrics.estimates`, `pairs.Duels.estimate`)."""
         aucs = zip(self.duels.items(), self.resampled.T[len(metrics.METRICS) :], strict=True)
-        return metrics.estimates(*self.user_sums) | {name: duels.estimate(drawn) for (name, duels), drawn in aucs}
+        shares = metrics.estimates(*self.user_sums, copies=self.type == REFERENCE)
+        return shares | {name: duels.estimate(drawn) for (name, duels), drawn in aucs}
 
     @cached_property
     def seed_values(self) -> NDArray:
@@ -125,8 +126,9 @@ class Answers:
     def resample(self, seed: int = 0) -> NDArray:
         """(B, M) every metric, mean over seeds, when users and seeds are drawn with replacement."""
         each = metrics.with_sensitivity(statistics.ratio_bootstrap(*self.user_sums, seed=seed))
-        shares = statistics.over_seeds(each, seed=seed)
-        return np.column_stack([shares, *(duels.resampled(seed=seed) for duels in self.duels.values())])
+        known = {"seed": seed, "copies": self.type == REFERENCE}
+        aucs = (duels.resampled(**known) for duels in self.duels.values())
+        return np.column_stack([statistics.over_seeds(each, **known), *aucs])
 
     def influences(self, member: NDArray | None = None) -> NDArray:
         """(N, M) how much each question moves every metric's mean over seeds (`statistics.influence`). ``member``: (N,)

@@ -90,13 +90,13 @@ class Duels:
         """(S,) the AUC of each seed; NaN without pairs."""
         return statistics.ratio(self.won.sum(axis=0), np.full(self.won.shape[1], len(self.won)))
 
-    def resampled(self, *, resamples: int = statistics.RESAMPLES, seed: int = 0) -> NDArray:
-        """(B,) the AUC, mean over seeds, when users (both of a pair) and seeds are drawn with replacement."""
+    def resampled(self, *, resamples: int = statistics.RESAMPLES, seed: int = 0, copies: bool = False) -> NDArray:
+        """(B,) the AUC, mean over seeds, when users (both of a pair) and seeds (`statistics.over_seeds`) are drawn."""
         won, fought = self.by_user
         counts = statistics.resample_counts(self.users, resamples=resamples, seed=seed)
         drawn = np.einsum("bu,uvs,bv->bs", counts, won, counts, optimize=True)
         each = statistics.ratio(drawn, ((counts @ fought) * counts).sum(axis=1)[:, None])
-        return statistics.over_seeds(each, seed=seed)
+        return statistics.over_seeds(each, seed=seed, copies=copies)
 
     def influences(self) -> NDArray:
         """(N,) how much each question moves the AUC, mean over seeds, to first order (`statistics.influence`). Twice

@@ -115,7 +115,9 @@ def reliability(answers: Answered, users: NDArray) -> list[dict[str, float]]:
 # Collapse without a threshold
 
 
-def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RESAMPLES) -> dict[str, dict[str, float]]:
+def separation(
+    frames: Sequence[pd.DataFrame], *, resamples: int = statistics.RESAMPLES, copies: bool = False
+) -> dict[str, dict[str, float]]:
     """How far answers about a shared preference follow the user rather than the population; no threshold involved.
 
     Taken from preference yes/no questions whose holders are known and whose true meaning agrees with them (those of
@@ -134,11 +136,11 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
 
     Intervals resample users and seeds; for distance and alignment the population's means are held fixed.
 
-    ``copies``: scored frames of the same questions, one per seed. Returns measure -> {"value", "low", "high", "n"}:
-    means over copies; n counts pairs (u, k) for distance and alignment, questions for the others. NaN where nothing can
-    be compared.
+    ``frames``: scored, of the same questions, one per seed, or copies of a reference (``copies``). Returns measure ->
+    {"value", "low", "high", "n"}: means over frames; n counts pairs (u, k) for distance and alignment, questions for
+    the others. NaN where nothing can be compared.
     """
-    frame = copies[0]
+    frame = frames[0]
     outside, inside, _, _ = metrics.boundary(frame)
     members = metrics.holders(frame)
     kept = np.flatnonzero((outside | inside) & np.array([bool(names) for names in members], dtype=bool))
@@ -149,7 +151,7 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
     users = np.unique(names[kept])
     user = np.searchsorted(users, names)
     truth = inside[kept].astype(float)
-    scores = np.stack([pairs.held_probability(copy) for copy in copies], axis=-1)  # (N, S)
+    scores = np.stack([pairs.held_probability(copy) for copy in frames], axis=-1)  # (N, S)
     deviations = [
         _deviations(values, user[kept], preference, len(users), len(keys)) for values in (scores[kept], truth[:, None])
     ]
@@ -163,17 +165,19 @@ def separation(copies: Sequence[pd.DataFrame], *, resamples: int = statistics.RE
     for measure, (numerator, denominator) in sums.items():
         value = statistics.ratio(numerator.sum(axis=0), denominator.sum(axis=0))
         samples = statistics.ratio(counts @ numerator, counts @ denominator)
-        result[measure] = _estimate(value, samples, int(compared.sum()), len(users))
+        result[measure] = _estimate(value, samples, int(compared.sum()), len(users), copies)
     every = np.array(np.meshgrid(kept[truth == 1], kept[truth == 0], indexing="ij"), dtype=int).reshape(2, -1)
-    same = replace(pairs.duels(copies)[pairs.AUC_SAME], user=user, users=len(users))
+    same = replace(pairs.duels(frames)[pairs.AUC_SAME], user=user, users=len(users))
     for measure, duels in (("auc", pairs.Duels(*every, scores, user, len(users))), (pairs.AUC_SAME, same)):
-        result[measure] = duels.estimate(duels.resampled(resamples=resamples))
+        result[measure] = duels.estimate(duels.resampled(resamples=resamples, copies=copies))
     return result
 
 
-def _estimate(value: NDArray, samples: NDArray, n: int, users: int) -> dict[str, float]:
+def _estimate(value: NDArray, samples: NDArray, n: int, users: int, copies: bool) -> dict[str, float]:
     """Means over seeds; value (S,), samples (B, S)."""
-    low, high = statistics.percentile_interval(statistics.over_seeds(samples)) if users > 1 else (np.nan, np.nan)
+    low, high = np.nan, np.nan
+    if users > 1:
+        low, high = statistics.percentile_interval(statistics.over_seeds(samples, copies=copies))
     return {"value": float(value.mean()), "low": float(low), "high": float(high), "n": n}
 
 

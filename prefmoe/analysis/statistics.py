@@ -70,15 +70,17 @@ def ratio_bootstrap(numerator: NDArray, denominator: NDArray, *, resamples: int 
     return ratio(np.tensordot(counts, numerator, axes=1), np.tensordot(counts, denominator, axes=1))
 
 
-def over_seeds(samples: NDArray, *, axis: int = 1, seed: int = 0) -> NDArray:
+def over_seeds(samples: NDArray, *, axis: int = 1, seed: int = 0, copies: bool = False) -> NDArray:
     """Resampled statistics of each of S seeds as those of their mean, (B, ..., S, ...) to (B, ..., ...).
 
     What the same users say in every seed is averaged, and in every resample the mean moves as it does when seeds are
     drawn with replacement: the variances of both add up. (Drawing seeds and users at once, as Owen, 2007, does, counts
     what is chance in a seed's single answers several times.) Few seeds seem to differ less than they do: S - 1 are
     drawn at a time, which makes up for it (McCarthy and Snowden, 1985). The same S gives the same draws, so that
-    methods are resampled together.
+    methods are resampled together. ``copies``: of a reference, which are no seeds: their mean alone.
     """
+    if copies:
+        return samples.mean(axis=axis)
     last = np.moveaxis(samples, axis, -1)
     seeds = last.shape[-1]
     if seeds == 1:
