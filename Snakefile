@@ -8,7 +8,7 @@
 #   snakemake --cores all tune                     choose settings on the validation split again
 #   snakemake --cores all protocol                 the experiments about the protocol (an hour)
 #   snakemake --cores 1 site                       the book of notebooks, course and pages (needs the extra docs)
-#   snakemake --cores all --config seeds=all publish    the default edition's results into figures/, notebooks/, README.md
+#   snakemake --cores all publish --config seeds=all    the default edition's results into figures/, notebooks/, README.md
 
 from snakemake.utils import min_version
 

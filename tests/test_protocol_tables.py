@@ -87,7 +87,7 @@ def test_other_users_are_compared_without_pairing_by_draws_of_their_own():
     hits = [np.mean([f["hit"].mean() for f in cell.answers.frames]) for cell in (second, first)]
     assert overall["difference"] == pytest.approx(hits[0] - hits[1])
     spread = [
-        statistics.ratio_bootstrap(*cell.answers.user_sums, seed=s)[..., 0].mean(1)
+        statistics.over_seeds(statistics.ratio_bootstrap(*cell.answers.user_sums, seed=s)[..., 0], seed=s)
         for s, cell in ((0, second), (1, first))
     ]
     assert (overall["low"], overall["high"]) == pytest.approx(

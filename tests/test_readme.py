@@ -9,7 +9,7 @@ import yaml
 from pages import PAGES, TABLES, with_tables
 
 from prefmoe.cli import _parser
-from prefmoe.config import CONFIG_FOLDER, load_edition
+from prefmoe.config import CONFIG_FOLDER, DEFAULT_EDITION, load_edition
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -44,7 +44,10 @@ def test_every_snakemake_command_names_a_known_edition_target_and_profile(comman
         if word == "--profile":
             assert (REPOSITORY / following / "config.yaml").is_file()
         if word == "--config":
-            assert load_edition(following.removeprefix("edition="))
+            settings = dict(setting.split("=") for setting in words[words.index(word) + 1 :] if "=" in setting)
+            assert settings.keys() <= {"edition", "seeds"} and following.partition("=")[0] in settings
+            assert load_edition(settings.get("edition", DEFAULT_EDITION), seeds=settings.get("seeds"))
+            assert not [later for later in words[words.index(word) + 1 :] if "=" not in later], "taken for a setting"
     targets = [w for w in words if re.fullmatch("[a-z]+", w) and w != "all"]
     assert all(f"rule {target}:" in RULES for target in targets)
 
