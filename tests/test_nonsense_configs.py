@@ -56,6 +56,21 @@ def test_a_model_is_refused_before_it_is_asked(folders, tmp_path, capsys, kind, 
 
 
 @pytest.mark.parametrize("part", ["text_config", "vision_config"])
+@pytest.mark.parametrize("nothing", [None, []])
+@pytest.mark.parametrize("kind", ["llava", "internvl"])
+def test_settings_in_whose_place_there_is_nothing_are_refused_before_defaults_are_built(
+    folders, tmp_path, kind, part, nothing
+):
+    """The defaults have billions of weights: memory ended before a message."""
+    folder = shutil.copytree(folders[kind], tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {part: nothing}))
+    load = load_backbone if kind == "llava" else lambda place: whole.check(whole.find_any(place))
+    with pytest.raises(BackboneError, match=rf"config.json, {part}: expected a mapping, found (None|\[\])"):
+        load(folder)
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
 @pytest.mark.parametrize(("wrong", "said"), NONSENSE[:2])
 def test_a_backbone_is_refused_by_file_and_field(folders, tmp_path, part, wrong, said):
     folder = shutil.copytree(folders["llava"], tmp_path / "model")

@@ -11,11 +11,14 @@ from prefmoe.system.files import FileError, read_json
 from prefmoe.system.foreign_files import ForeignFileError, MissingFileError, foreign_file
 
 _MAPPINGS = (
-    "added_tokens.json", "chat_template.json", "generation_config.json", "preprocessor_config.json",
+    "config.json", "added_tokens.json", "chat_template.json", "generation_config.json", "preprocessor_config.json",
     "processor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "video_preprocessor_config.json",
 )  # fmt: skip
 """Files of which transformers does not say that they hold something else: a login page, null."""
+
+_PARTS = ("text_config", "vision_config", "language_config", "llm_config", "perceiver_config")
+"""Settings of config.json in whose place transformers, if one is null, takes its defaults: billions of weights."""
 
 
 def offline_folder(entry: BackboneEntry) -> Path | None:
@@ -74,6 +77,9 @@ def check_mappings(folder: Path) -> None:
             content = read_json(path, "a part of the backbone")
         except FileError as error:
             raise BackboneError(str(error)) from error
+        wrong = [part for part in _PARTS if path.name == "config.json" and not isinstance(content.get(part, {}), dict)]
+        if wrong:
+            raise BackboneError(f"{path}, {wrong[0]}: expected a mapping, found {content[wrong[0]]!r:.80}")
         if path.name == "chat_template.json" and not isinstance(content.get("chat_template"), str | dict):
             raise BackboneError(f"{path}, chat_template: expected a text, found {content.get('chat_template')!r:.80}")
     if (path := folder / "tokenizer.json").is_file():
