@@ -35,7 +35,7 @@ FOLDER = ROOT / ASSETS
 """What is committed: of the trained parts, of the answers to one picture per item, and of the drawn pictures."""
 
 METHODS = ("NT", "NT-profile", "PrefMoE-untrained", "LoRA-profile", "LoRA", "PrefMoE")
-"""Whose answers the grid has; in its order, from who knows nobody to who is told most apart."""
+"""Whose answers the grid has, in its order: who is not trained, who reads the text, who knows names, PrefMoE."""
 
 ADAPTERS = ("LoRA", "PrefMoE")
 """Whose trained parts go to the browser."""
