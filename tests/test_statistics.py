@@ -68,6 +68,12 @@ def test_a_share_of_several_seeds_stays_a_share_and_undefined_resamples_stay_und
     assert np.isnan(statistics.over_seeds(np.full((4, 2), np.nan))).all()
 
 
+def test_without_a_row_there_is_no_difference_and_no_error():
+    for nothing in (np.zeros(0), np.zeros((0, 3))):
+        found = statistics.paired_difference(nothing, [])
+        assert found["n"] == 0 and np.isnan([found["difference"], found["low"], found["high"]]).all()
+
+
 def test_bootstrap_is_seeded():
     hits, users = np.arange(30) % 2, np.arange(30) % 5
     assert statistics.cluster_bootstrap(hits, users, seed=1) == statistics.cluster_bootstrap(hits, users, seed=1)

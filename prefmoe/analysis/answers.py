@@ -78,9 +78,14 @@ class Answers:
         return replace(self, **kept, frames=tuple(frame[inside] for frame in self.frames))
 
     @property
+    def is_reference(self) -> bool:
+        """Whether its frames are copies of a reference, which are not seeds."""
+        return self.type == REFERENCE
+
+    @property
     def seeds(self) -> int:
-        """How many seeds stand behind an estimate; a reference's copies are not seeds."""
-        return 1 if self.type == REFERENCE else len(self.frames)
+        """How many seeds stand behind an estimate."""
+        return 1 if self.is_reference else len(self.frames)
 
     @cached_property
     def confidences(self) -> list[tuple[NDArray, NDArray]]:
@@ -107,7 +112,7 @@ class Answers:
     def estimates(self) -> dict[str, dict[str, float]]:
         """Every metric's mean over seeds, with its interval (`metrics.estimates`, `pairs.Duels.estimate`)."""
         aucs = zip(self.duels.items(), self.resampled.T[len(metrics.METRICS) :], strict=True)
-        shares = metrics.estimates(*self.user_sums, copies=self.type == REFERENCE)
+        shares = metrics.estimates(*self.user_sums, copies=self.is_reference)
         return shares | {name: duels.estimate(drawn) for (name, duels), drawn in aucs}
 
     @cached_property
@@ -126,7 +131,7 @@ class Answers:
     def resample(self, seed: int = 0) -> NDArray:
         """(B, M) every metric, mean over seeds, when users and seeds are drawn with replacement."""
         each = metrics.with_sensitivity(statistics.ratio_bootstrap(*self.user_sums, seed=seed))
-        known = {"seed": seed, "copies": self.type == REFERENCE}
+        known = {"seed": seed, "copies": self.is_reference}
         aucs = (duels.resampled(**known) for duels in self.duels.values())
         return np.column_stack([statistics.over_seeds(each, **known), *aucs])
 

@@ -225,7 +225,7 @@ def paired_difference(
     Returns difference, n, low, high and p_users."""
     values = np.asarray(differences, dtype=float)
     estimate = cluster_bootstrap(values, clusters)
-    _, sums = cluster_sums(values.reshape(len(values), -1).mean(axis=1), clusters)
+    _, sums = cluster_sums(values.mean(axis=1) if values.ndim > 1 else values, clusters)
     swap = 1 - 2 * swap_masks(len(sums), permutations=permutations)
     p = float(permutation_p(sums.sum(), swap @ sums))
     return {"difference": estimate.pop("value"), **estimate, "p_users": p}

@@ -125,7 +125,7 @@ def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str
                 numerator, denominator = sums[..., 0], sums[..., 1]
                 value = statistics.ratio(numerator.sum(0), denominator.sum(0)).mean(axis=-1)
                 drawn = statistics.ratio_bootstrap(numerator, denominator)
-                samples = statistics.over_seeds(drawn, axis=-1, copies=entry.type == REFERENCE)
+                samples = statistics.over_seeds(drawn, axis=-1, copies=entry.is_reference)
                 low, high = statistics.percentile_interval(samples)
                 n = np.rint(denominator.sum(0).mean(axis=-1)).astype(int)
                 for g, group in enumerate(groups):
@@ -222,7 +222,7 @@ def separation_table(answers: Sequence[Answers]) -> pd.DataFrame:
     rows = [
         {**entry.where(), "measure": measure, **estimate, "seeds": entry.seeds}
         for entry in answers
-        for measure, estimate in probabilities.separation(entry.frames, copies=entry.type == REFERENCE).items()
+        for measure, estimate in probabilities.separation(entry.frames, copies=entry.is_reference).items()
     ]
     return pd.DataFrame(rows, columns=list(SEPARATION_COLUMNS))
 

@@ -22,11 +22,7 @@ from prefmoe.data.sizes import Ranks, published_router_shapes
 from prefmoe.models.free_users import UserTokens
 from prefmoe.models.routing import Routing
 
-PARTS = (
-    *(f"{part}_encoder" for part in ("image", "description", "name", "query", "profile", "preference")),
-    *(f"{part}_router" for part in ("task", "preference", "profile")), "user_context",
-)  # fmt: skip
-PUBLISHED_WEIGHTS = (*(f"{part}_{layer}" for part in PARTS for layer in (0, 1)), "facet_embedding")
+PUBLISHED_WEIGHTS = tuple(published_router_shapes(1, Ranks(1, 1, 1)))
 """Names of the weights of `published_gates`."""
 
 STD = 0.01

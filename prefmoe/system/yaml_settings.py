@@ -24,7 +24,6 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             raise yaml.constructor.ConstructorError(problem=str(error), problem_mark=node.start_mark) from error
 
 
-
 def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
     """A YAML file's mapping of settings, and one line per setting that is given twice.
 

@@ -7,7 +7,7 @@ of three seeds is itself uncertain, so that a cell's spread is never taken to be
 square over methods) of its metric and turns, which is also that of a method with a single seed. With hundreds of cells
 some differ by two units by chance: the limit is the number of units that, in nineteen of twenty repetitions, no cell
 exceeds (Bonferroni), by Student's distribution with the usual spread's degrees of freedom. An edition with one seed
-has no spread over seeds at all. The error of its intervals stands in for it (in mini the spread of three seeds is .85
+has no spread over seeds at all. The error of its intervals stands in for it (in mini the spread of three seeds is .96
 of that, root mean square over cells).
 """
 

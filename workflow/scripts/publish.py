@@ -107,8 +107,10 @@ def _too_few_seeds(edition: Edition, path: Path) -> str:
         return ""
     counts = tables.read_table(path).set_index("method" if not edition.about_choices else "condition")["seeds"]
     wanted = {method.label: len(edition.seeds_of(key)) for key, method in edition.methods.items()}
-    few = [(label, count) for label, count in counts.items() if count < wanted[label]]
-    return f"{few[0][0]} has {few[0][1]} of {wanted[few[0][0]]} seeds" if few else ""
+    for label, count in counts.items():
+        if count < wanted[label]:
+            return f"{label} has {count} of {wanted[label]} seeds"
+    return ""
 
 
 def publish_any_vlm(results: Path, folder: Path, editions: Sequence[str] = ("mini", "sample")) -> list[Path]:
