@@ -35,10 +35,10 @@ def readable(table: pd.DataFrame, *, rows: str | Sequence[str] = "method", colum
 def _interval(row: Mapping, value: str) -> str:
     if pd.isna(row[value]):
         return "–"
-    text = f"{round(float(row[value]), 3) + 0.0:.3f}"  # no "-0.000"
-    if pd.isna(row.get("low")) or pd.isna(row.get("high")):
+    text, low, high = (f"{round(float(row.get(name, np.nan)), 3) + 0.0:.3f}" for name in (value, "low", "high"))
+    if pd.isna(row.get("low")) or pd.isna(row.get("high")):  # no "-0.000" in any of them
         return text
-    return f"{text} [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{text} [{low}, {high}]"
 
 
 def with_dashes(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:

@@ -141,7 +141,7 @@ def _looks(table: pd.DataFrame, column: str) -> dict[str, Look]:
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:
-    names = [" ".join(str(name).split()) for name in names if name]
+    names = [" ".join(str(name).split()) for name in names if str(name)]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

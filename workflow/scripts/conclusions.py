@@ -264,7 +264,8 @@ def _map(t: Tables) -> list[str]:
         f"Of {len(numbers)} methods with a number, the whole interval of {len(above)} lies above what knowing nobody "
         "is worth. It does not for these, which are not above a guess for everybody (what that is worth stands behind "
         "the stroke): " + "; ".join(_by_application(below)) + ".",
-        "The whole interval lies below it for: " + "; ".join(_by_application(short)) + ".",
+        "The whole interval lies below it for: " + "; ".join(_by_application(short)) + ". That takes what is behind "
+        "the stroke as known; paired on the same users, as notebook 29 does, a difference may not be told apart.",
     ]
 
 

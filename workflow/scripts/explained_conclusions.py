@@ -80,7 +80,7 @@ def prototypes(t: Tables) -> list[str]:
     whole = t.row("preference-mini/comparisons", method="Prototypes", baseline="Choices alone", n_ref=8, users="all")
     holds(pairs > alone > base and not told_apart(whole), "losses of pairs make good what prompts cost")
     return [
-        f"The losses of pairs make good what prompts cost: one of two pictures is named rightly in {dot(pairs)} with "
+        f"In notebook 19 the losses of pairs make good what prompts cost: one of two pictures is named rightly in {dot(pairs)} with "
         f"them and in {dot(base)} without, but choices alone, with neither, have {dot(alone)}.",
         f"Prototypes, trained alone in the second stage, change that by {around(worth, 3, 'difference')}: not told "
         "apart from nothing.",
@@ -99,9 +99,9 @@ def one_run(t: Tables) -> list[str]:
     crowd = at("seen", 0, "Population's choice")
     holds(many["low"] > crowd["high"], "a history tells more than the population")
     return [
-        f"The run shown here names the liked of two pictures in {around(few)} of the cases after one choice of "
-        f"history and in {around(many)} after eight.",
+        f"The run shown here names, of users whom it was trained on, the liked of two pictures in {around(few)} of the "
+        f"cases after one choice of history and in {around(many)} after eight.",
         f"Of users whom it was not trained on, in {around(unseen)} after eight: what was learned is how to read a "
         "history, not who the users are.",
-        f"Who names what most people like, and reads no history, is right in {around(crowd)}.",
+        f"Who names what most people like, and reads no history (notebook 19), is right in {around(crowd)}.",
     ]

@@ -31,21 +31,22 @@ def recommendation(t: Tables) -> list[str]:
     still = minus(t, "PrefMoE", "Popularity", liked="untold")
     below = learned["difference"] < 0 and still["difference"] < 0 and told_apart(still)
     holds(below, "PrefMoE is no better than frozen anchors, and below popularity, in untold likes")
-    lift = value(t, "LoRA", "lift")  # follows seed and pictures, so that nothing is concluded from it
+    lift = value(t, "LoRA", "lift", k=5)  # follows seed and pictures, so that nothing is concluded from it
     covered = [value(t, method, "coverage", k=5)["value"] for method in ("LoRA", "PrefMoE", "True taste")]
     holds(2 * covered[0] < covered[1], "name-only LoRA repeats itself")
     return [
         f"The popular list is hard to beat: its NDCG is {dot(popular['value'])} (chance {dot(chance['value'])}), and "
         f"only LoRA with the profile's text is above it, by {around(reader, name='difference')}; PrefMoE has "
         f"{dot(full['value'])}, which is below ({around(beside, name='difference')}).",
-        f"Who only reads finds what is told ({dot(told['value'])}) and little else: {dot(untold['value'])} of what no "
-        f"profile tells, chance {dot(nobody['value'])}, the popular list {dot(listed['value'])}.",
+        f"Who only reads finds what is told (NDCG of told likes {dot(told['value'])}) and little else: NDCG of likes "
+        f"that no profile tells is {dot(untold['value'])}, chance {dot(nobody['value'])}, the popular list "
+        f"{dot(listed['value'])}.",
         "In untold likes PrefMoE is no better than LoRA that reads frozen anchors, "
         f"{around(learned, name='difference')} (the same sign in {learned['agree']} of {learned['cases']} pairs of "
-        f"seed and gallery), nor than the popular list, {around(still, name='difference')}: that its users were "
-        "trained does not show here.",
+        f"seed and gallery), and it is below the popular list, {around(still, name='difference')}, told apart: that its "
+        "users were trained does not show here.",
         f"Name-only LoRA recommends the same to everybody: five things for each of {nobody['n']:.0f} users are "
-        f"{dot(covered[0])} of all things, PrefMoE's {dot(covered[1])}, five that each user likes {dot(covered[2])}. "
-        f"How popular these things are (lift {around(lift)}) follows seed and pictures (docs/results.md), and says "
-        "nothing about it.",
+        f"{dot(covered[0])} of all things, PrefMoE's {dot(covered[1])}; five that each user likes would be "
+        f"{dot(covered[2])} (the row True taste of ranking.csv, not shown above). How popular LoRA's five are (lift "
+        f"{around(lift)}) follows seed and pictures (docs/results.md), and says nothing about it.",
     ]

@@ -34,9 +34,10 @@ def rivals(t: Tables) -> list[str]:
         f"by the interval, not after Holm's correction (p = {dot(beside['p_users_holm'])}).",
         f"In overall accuracy PrefMoE is ahead of {_names(behind)}, behind {_names(ahead)}, and not told apart from "
         f"{_names(undecided)} (by the interval, and by the test with Holm's correction, .05).",
-        f"About told likes the interval reaches a guess, .5, for {_names(guessing)}.",
-        f"Users without training questions cost most where users are {told.loc[most, 'information']}: {most} falls "
-        f"from {dot(overall.loc[most, 'value'])} to {dot(unseen[most])} of all questions.",
+        f"About told likes the interval reaches a guess, .5, of the {len(others)} rivals for {_names(guessing)}; for "
+        f"name-only LoRA it {'does' if told.loc['LoRA', 'low'] <= 0.5 else 'does not'}.",
+        f"Users without training questions cost {most} most, in points: from {dot(overall.loc[most, 'value'])} of all "
+        f"questions to {dot(unseen[most])}; they are few, and the falls were not tested against one another.",
     ]
 
 
