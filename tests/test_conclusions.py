@@ -104,7 +104,7 @@ def test_repeating_oneself_is_told_by_coverage_whatever_the_lift(clone, lift):
     """The lift of name-only LoRA changes its sign with seed and pictures; coverage does not."""
     where = {"users": "trained", "items": "fresh", "liked": "all"}
     for column, value in (("value", lift), ("low", lift - 0.1), ("high", lift + 0.1)):
-        change(clone, "ranking/ranking", column, value, method="LoRA", measure="lift", k=10, **where)
+        change(clone, "ranking/ranking", column, value, method="LoRA", measure="lift", k=5, **where)
     others = {"method": "PrefMoE", "baseline": "LoRA", "measure": "lift"}
     change(clone, "ranking/ranking_comparisons", "low", -1.0, **others, **where)
     assert f"(lift {dot(lift)} [{dot(lift - 0.1)}, {dot(lift + 0.1)}])" in written("29", clone)

@@ -65,6 +65,10 @@ def test_every_method_of_an_edition_about_questions_has_a_look_of_its_own():
     assert labels | {POPULARITY, ALS, BPR} <= set(style.METHODS)
 
 
+def test_every_method_of_an_edition_about_choices_has_a_look_of_its_own():
+    assert {method.label for method in load_edition("preference-mini").methods.values()} <= set(style.RATERS)
+
+
 def test_a_method_looks_the_same_everywhere_and_others_take_what_is_left():
     assert style.look("PrefMoE (LLaVA-1.5-7B)", "PEFT") == style.METHODS["PrefMoE"]
     assert style.look("Somebody's own", "FFT") == style.METHODS["Full fine-tuning"]

@@ -93,7 +93,7 @@ RATERS = {
     "Personal scorer": Look("#7B3294", "h"),
     "Taste factors": Look("#D2466E", "P"),
     "Untrained backbone": Look("#8A8A8A", "8"),
-    "Untrained backbone, no prompts": Look("#666666", "*"),
+    "Untrained backbone, no prompts": Look("#6E6E6E", "d"),
     "ViPer-like": Look("#2A9C74", "X"),
     "Choices alone": Look("#0072B2", "^"),
     "+ prompts": Look("#2E8BC9", "v"),
