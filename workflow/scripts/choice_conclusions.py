@@ -63,7 +63,8 @@ def prototypes(t: Tables) -> list[str]:
     holds(attention < 0.05, "prototypes get little attention")
     return [
         f"In the layer that gives them most, prototypes get {100 * attention:.1f} % of a target picture's attention. "
-        f"Of its variance {dot(float(between))} lies between users, where {dot(float(by_chance))} would if users did not matter.",
+        f"Of its variance {dot(float(between))} lies between users, where {dot(float(by_chance))} would if users did "
+        "not matter.",
         f"The mere order of a history decides against the majority in {100 * changes:.1f} % of the readings.",
         f"Of a liked target's ten nearest neighbours {share} % are the same user's, by chance {chance} %: a "
         f"trace, not a map of tastes.",

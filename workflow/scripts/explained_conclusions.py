@@ -80,8 +80,8 @@ def prototypes(t: Tables) -> list[str]:
     whole = t.row("preference-mini/comparisons", method="Prototypes", baseline="Choices alone", n_ref=8, users="all")
     holds(pairs > alone > base and not told_apart(whole), "losses of pairs make good what prompts cost")
     return [
-        f"In notebook 19 the losses of pairs make good what prompts cost: one of two pictures is named rightly in {dot(pairs)} with "
-        f"them and in {dot(base)} without, but choices alone, with neither, have {dot(alone)}.",
+        f"In notebook 19 the losses of pairs make good what prompts cost: one of two pictures is named rightly in "
+        f"{dot(pairs)} with them and in {dot(base)} without, but choices alone, with neither, have {dot(alone)}.",
         f"Prototypes, trained alone in the second stage, change that by {around(worth, 3, 'difference')}: not told "
         "apart from nothing.",
         f"An ideal reader of the same histories names {dot(ideal)} rightly: more can be known than any of these reads.",

@@ -43,8 +43,8 @@ def recommendation(t: Tables) -> list[str]:
         f"{dot(listed['value'])}.",
         "In untold likes PrefMoE is no better than LoRA that reads frozen anchors, "
         f"{around(learned, name='difference')} (the same sign in {learned['agree']} of {learned['cases']} pairs of "
-        f"seed and gallery), and it is below the popular list, {around(still, name='difference')}, told apart: that its "
-        "users were trained does not show here.",
+        f"seed and gallery), and it is below the popular list, {around(still, name='difference')}, told apart: that "
+        "its users were trained does not show here.",
         f"Name-only LoRA recommends the same to everybody: five things for each of {nobody['n']:.0f} users are "
         f"{dot(covered[0])} of all things, PrefMoE's {dot(covered[1])}; five that each user likes would be "
         f"{dot(covered[2])} (the row True taste of ranking.csv, not shown above). How popular LoRA's five are (lift "
