@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from prefmoe.analysis import choices, drawings, statistics
+from prefmoe.analysis.answers import TableError
 from prefmoe.analysis.drawings import Drawn
 from prefmoe.analysis.information import information_table
 from prefmoe.analysis.tables import write_tables
@@ -13,7 +15,7 @@ from prefmoe.config.outputs import made_folder
 from prefmoe.data.choices import ChoiceBenchmark
 from prefmoe.system.run_files import read_predictions
 
-PROBE_COLUMNS = ("layer", "task", "value", "low", "high", "n", "chance", "split", "rater")
+PROBE_COLUMNS = ("layer", "task", "value", "low", "high", "n", "chance", "split", "rater", "seeds")
 
 LENGTH_COLUMNS = ("condition", "n_ref", *drawings.TABLE1_COLUMNS[1:])
 SCALE_COLUMNS = ("condition", "scale", *drawings.TABLE1_COLUMNS[1:])
@@ -84,17 +86,24 @@ def _by_setting(
 
 
 def probe_table(edition: Edition, results: str | Path) -> pd.DataFrame:
-    """Accuracy of every probe with its interval over users: `PROBE_COLUMNS`, of the edition's first seed. chance: of
-    whoever guesses."""
+    """Accuracy of every probe with its interval over users and seeds: `PROBE_COLUMNS`. chance: of whoever guesses.
+
+    Raises TableError if the seeds of a rater's probes were not asked about the same.
+    """
     rows = []
     for backbone, key in edition.runs():
         if not isinstance(edition.methods[key], ProbesMethod):
             continue
-        folder = run_folder(results, edition.name, backbone, key, edition.seeds_of(key)[0])
-        frame = read_predictions(folder, edition=edition.name, backbone=backbone, method=key)
+        folders = [run_folder(results, edition.name, backbone, key, seed) for seed in edition.seeds_of(key)]
+        frames = [read_predictions(one, edition=edition.name, backbone=backbone, method=key) for one in folders]
+        asked = frames[0].drop(columns="value")
+        if not all(frame.drop(columns="value").equals(asked) for frame in frames):
+            raise TableError(f"{edition.name}, {key}: its seeds were not asked about the same; make the runs again")
+        values = np.stack([frame["value"] for frame in frames], axis=1)
         rater = edition.methods[edition.methods[key].begins_with].label
-        for (layer, task, split), own in frame.groupby(["layer", "task", "split"]):
+        for (layer, task, split), own in asked.reset_index(drop=True).groupby(["layer", "task", "split"]):
             chance = 0.5 if task == "intra" else 1 / own["user"].nunique()
-            estimate = statistics.cluster_bootstrap(own["value"], own["user"])
-            rows.append({"layer": layer, "task": task, **estimate, "chance": chance, "split": split, "rater": rater})
+            estimate = statistics.cluster_bootstrap(values[own.index], own["user"])
+            row = {"layer": layer, "task": task, **estimate, "chance": chance, "split": split, "rater": rater}
+            rows.append({**row, "seeds": len(frames)})
     return pd.DataFrame(rows, columns=list(PROBE_COLUMNS))
