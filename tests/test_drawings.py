@@ -202,7 +202,7 @@ def test_what_cannot_be_measured_is_refused():
 
 
 def test_probes_are_means_over_seeds_and_their_intervals_hold_both(monkeypatch):
-    """Three seeds that differ by .2 each, equal in all users: nothing is left to users, all of the interval is seeds'."""
+    """Three seeds that differ by .2 each, equal in all users: all of the interval is the seeds'."""
     from prefmoe.analysis import generation_tables
     from prefmoe.config import load_edition
 

@@ -120,7 +120,7 @@ def measured(frame: pd.DataFrame, benchmark: ChoiceBenchmark) -> pd.DataFrame:
     crowd = favourites(benchmark.utilities.loc[benchmark.trained_users].mean(numeric_only=True))
     tastes = {user: favourites(benchmark.utilities.loc[user], CARED) for user in frame["user"].unique()}
     liked, own, population = [], [], []
-    for user, (_, picture) in zip(frame["user"], told.iterrows(), strict=True):
+    for user, picture in zip(frame["user"], told.to_dict("records"), strict=True):
         taste = tastes[user]
         liked.append(np.mean([picture[name] == value for name, value in taste.items()]))
         apart = [name for name, value in taste.items() if crowd[name] != value]
