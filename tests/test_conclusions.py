@@ -125,7 +125,7 @@ def test_a_router_that_routes_takes_its_sentence_back(clone):
     [
         ("17", "preference-mini/table1", {"method": "Ideal reader of the history", "n_ref": 8}, "value", 0.7, "ideal"),
         ("18", "preference-mini/table1", {"method": "Population's choice"}, "high", 0.8, "a history tells more"),
-        ("24", "generation-mini/comparisons", {"baseline": "All, not aligned"}, "low", -0.01, "MMD is worth something"),
+        ("24", "generation-mini/alignment", {"method": "All, MMD"}, "mmd", 0.5, "each loss lowers its own"),
         ("27", "generation-mini/table1", {"condition": "Noise led by like", "measure": "reward"}, "low", 0.5, "rater"),
     ],
 )

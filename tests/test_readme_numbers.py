@@ -81,17 +81,18 @@ def drawn(condition, measure="liked"):
     return rows.loc[(condition, "unseen", measure), "value"]
 
 
-def above_no_user():
+def above_no_user(users="unseen"):
     rows = pd.read_csv(ROOT / "figures" / "generation-mini" / "comparisons.csv")
     rows = rows.set_index(["condition", "baseline", "users", "measure"])
-    return rows.loc[("All, MMD", "No user", "unseen", "liked")]
+    return rows.loc[("All, MMD", "No user", users, "liked")]
 
 
 SENTENCES = {
-    rf"users show {NUMBER} of what they like \(no user {NUMBER}, another user's history {NUMBER}, favourites in the "
-    rf"prompt {NUMBER}; {NUMBER} \[{NUMBER}, {NUMBER}\] more": lambda: [
+    rf"users show {NUMBER} of what they like \(three seeds; no user {NUMBER}, another user's history {NUMBER}, favourites "
+    rf"in the prompt {NUMBER}\), {NUMBER} \[{NUMBER}, {NUMBER}\] more .* over all users {NUMBER} \[{NUMBER}, {NUMBER}\] it "
+    "is": lambda: [
         *map(drawn, ("All, MMD", "No user", "Another user's history", "Favourites in the prompt")),
-        *(above_no_user()[column] for column in ("difference", "low", "high")),
+        *(above_no_user(users)[column] for users in ("unseen", "all") for column in ("difference", "low", "high")),
     ],
     rf"the prompt's number and item in {NUMBER} instead of 1\.00": lambda: [drawn("All, MMD", "faithful")],
     rf"nobody trained on in {NUMBER} \[{NUMBER}, {NUMBER}\] of the cases": lambda: interval(
@@ -173,7 +174,7 @@ def test_numbers_in_sentences_are_those_of_the_tables(text, sentence):
 
 def test_the_numbers_of_questions_are_those_of_the_tables(text):
     sizes = [table1("PrefMoE", metric)["n"] for metric in ("auc_told", "auc_untold_fresh")]
-    sizes.append(choices("Prototypes", "unseen")["n"])
+    sizes += [choices("Prototypes", "unseen")["n"], above_no_user()["n"]]
     assert re.findall(r"\(n (\d+)(?=[,;)])", text) == list(map(str, sizes))
 
 
@@ -195,7 +196,8 @@ def test_what_the_sentences_conclude_follows_from_the_tables():
     assert not told_apart(frozen_behind())  # "is not told apart from PrefMoE"
     assert table1("LoRA with profile", "auc_told")["value"] > table1("PrefMoE", "auc_told")["value"]  # "is ahead"
     assert not told_apart(compared("LoRA with profile", "auc_told"))  # "not told apart from it"
-    assert told_apart(above_no_user())  # "more than without a user"
+    assert above_no_user()["low"] > 0 and not told_apart(above_no_user())  # "not told apart once corrected"
+    assert told_apart(above_no_user("all"))  # "over all users it is"
     assert not told_apart(against("Choices alone"))  # "is not told apart from learning by choices alone"
     assert not told_apart(against("+ losses of pairs"))  # prototypes: "nothing"
     assert not told_apart(compared("Popular choice", "preference"))  # "is not told apart from PrefMoE"

@@ -122,9 +122,8 @@ def pictures(t: Tables) -> list[str]:
     return [
         f"Drawn for unseen users, pictures show {around(unseen[FULL])} of what they like; without a user "
         f"{around(unseen[NOBODY])}, a difference of {around(gain, 3, 'difference')}: above 0 by the interval, "
-        f"not after Holm's correction (p = {dot(gain['p_users_holm'])}). Over all users it is "
-        f"{around(over_all, 3, 'difference')}, told apart. With the true favourites in the prompt liked is "
-        f"{around(unseen[favourites])}.",
+        f"not after Holm's correction (p = {dot(gain['p_users_holm'])}), and told apart over all users, "
+        f"{around(over_all, 3, 'difference')}; with the true favourites in the prompt {around(unseen[favourites])}.",
         f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in "
         f"{dot(told[favourites]['value'])} with the favourites in the prompt, beside "
         f"{dot(told[NOBODY]['value'])} without a user.",
