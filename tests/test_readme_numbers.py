@@ -88,9 +88,9 @@ def above_no_user(users="unseen"):
 
 
 SENTENCES = {
-    rf"users show {NUMBER} of what they like \(three seeds; no user {NUMBER}, another user's history {NUMBER}, favourites "
-    rf"in the prompt {NUMBER}\), {NUMBER} \[{NUMBER}, {NUMBER}\] more .* over all users {NUMBER} \[{NUMBER}, {NUMBER}\] it "
-    "is": lambda: [
+    rf"users show {NUMBER} of what they like \(three seeds; no user {NUMBER}, another user's history {NUMBER}, "
+    rf"favourites in the prompt {NUMBER}\), {NUMBER} \[{NUMBER}, {NUMBER}\] more .* over all users {NUMBER} "
+    rf"\[{NUMBER}, {NUMBER}\] it is": lambda: [
         *map(drawn, ("All, MMD", "No user", "Another user's history", "Favourites in the prompt")),
         *(above_no_user(users)[column] for users in ("unseen", "all") for column in ("difference", "low", "high")),
     ],
