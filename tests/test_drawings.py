@@ -183,10 +183,15 @@ def test_trainings_that_differ_widen_the_interval_of_a_difference_and_are_paired
     two = Drawn("Two", "Two", "drawer", mine.frames[:2])
     with pytest.raises(TableError, match="Mine has 3 and Two has 2 seeds, which cannot be paired"):
         comparison_table([(mine, two)], benchmark())
-    rows = pd.DataFrame(drawings.seed_rows(mine, benchmark()))
+    there = Drawn("There", "There", "drawings", (frame(lambda *_: {}, seed=9),))
+    rows = pd.DataFrame(drawings.seed_rows(mine, benchmark(), there))
     row = rows[(rows["users"] == "all") & (rows["measure"] == "liked")].iloc[0]
     assert (row["sd"], row["minimum"], row["maximum"]) == pytest.approx((np.std(each, ddof=1), min(each), max(each)))
     assert row["seeds"] == 3
+    far = rows[(rows["users"] == "all") & (rows["measure"] == "distance")].iloc[0]
+    mean = next(r for r in measure_rows(mine, benchmark(), there) if r["users"] == "all" and r["measure"] == "distance")
+    assert far["value"] == pytest.approx(mean["value"]) and far["minimum"] <= far["value"] <= far["maximum"]
+    assert "distance" not in set(pd.DataFrame(drawings.seed_rows(there, benchmark(), there))["measure"])
 
 
 def test_what_cannot_be_measured_is_refused():

@@ -110,3 +110,19 @@ def test_the_tables_distance_is_the_loss_with_a_jackknife_over_users():
     assert found["value"] == pytest.approx(value(x), abs=1e-9) and found["n"] == 12
     assert (found["low"], found["high"]) == pytest.approx((value(x) - 1.96 * error, value(x) + 1.96 * error), abs=1e-9)
     assert np.isnan(distances.mmd(x[:3], there, users[:3], scales)["low"])
+
+
+def test_the_distance_of_several_trainings_has_the_error_of_users_and_of_trainings():
+    """Many trainings, each with the same users: the interval holds the truth as often as it says."""
+    rng, true, own, between, trainings = np.random.default_rng(3), 0.3, 0.04, 0.05, 4
+    inside = []
+    for _ in range(4000):
+        users = own * rng.normal()
+        values = true + users + between * rng.normal(size=trainings)
+        each = [{"value": v, "low": v - 1.96 * own, "high": v + 1.96 * own, "n": 12} for v in values]
+        found = distances.over_seeds(each)
+        inside.append(found["low"] <= true <= found["high"])
+        assert found["value"] == pytest.approx(values.mean()) and found["n"] == 12
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
+    alone = {"value": 0.2, "low": 0.1, "high": 0.3, "n": 5}
+    assert distances.over_seeds([alone]) == pytest.approx(alone)

@@ -1,6 +1,6 @@
 """How far two sets of pictures are apart in a space of features, with an interval over users; without a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,20 @@ def mmd(x: NDArray, reference: NDArray, users: Sequence[str], scales: NDArray) -
         error = np.sqrt((len(owners) - 1) / len(owners) * ((left_out - left_out.mean()) ** 2).sum())
         low, high = estimate - Z * error, estimate + Z * error
     return {"value": estimate, "low": float(low), "high": float(high), "n": n}
+
+
+def over_seeds(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of what `mmd` returns for each of several seeds, whose pictures are of the same users.
+
+    The squared error of a mean over users (the seeds' mean: users are the same) and that of a mean over S seeds (their
+    standard deviation, over the root of S) add up, as in `prefmoe.analysis.statistics.over_seeds`.
+    """
+    values = np.array([one["value"] for one in each])
+    half = np.mean([one["high"] - one["low"] for one in each]) / 2
+    if len(values) > 1:
+        half = np.hypot(half, Z * values.std(ddof=1) / np.sqrt(len(values)))
+    value = float(values.mean())
+    return {"value": value, "low": float(value - half), "high": float(value + half), "n": each[0]["n"]}
 
 
 def _kernel(a: NDArray, b: NDArray, scales: NDArray) -> NDArray:

@@ -193,15 +193,20 @@ def measure_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | No
                 estimate = statistics.cluster_bootstrap(values.to_numpy(), values.index.get_level_values("user"))
                 rows.append({"users": users, "measure": measure, **estimate})
         if reference is not None and reference.key != drawn.key and not alike:
-            rows.append({"users": users, "measure": "distance", **_distance(drawn, reference, users)})
+            found = distances.over_seeds(_distances(drawn, reference, users))
+            rows.append({"users": users, "measure": "distance", **found})
     return [{"condition": drawn.condition, **row, "seeds": len(drawn.frames)} for row in rows]
 
 
-def seed_rows(drawn: Drawn, benchmark: ChoiceBenchmark) -> list[dict]:
-    """How much every measure differs between seeds: `SEEDS_COLUMNS`; sd is NaN where there is one."""
-    rows = []
+def seed_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | None) -> list[dict]:
+    """How much every measure differs between seeds: `SEEDS_COLUMNS`; sd is NaN where there is one. ``reference``: as in
+    `measure_rows`."""
+    rows, far = [], reference is not None and reference.key != drawn.key and not _same_for_all(drawn)
     for users, inside in _groups(of_seeds(drawn, benchmark)):
-        for measure, values in inside.mean().groupby(level=0, sort=False):
+        found = dict(iter(inside.mean().groupby(level=0, sort=False)))
+        if far:
+            found["distance"] = pd.Series([one["value"] for one in _distances(drawn, reference, users)])
+        for measure, values in found.items():
             spread = {"sd": statistics.seed_spread(values), "minimum": values.min(), "maximum": values.max()}
             row = {"condition": drawn.condition, "users": users, "measure": measure, "value": values.mean()}
             rows.append({**row, **spread, "seeds": len(values)})
@@ -218,18 +223,14 @@ def _same_for_all(drawn: Drawn) -> bool:
     return True
 
 
-def _distance(drawn: Drawn, reference: Drawn, users: str) -> dict[str, float]:
+def _distances(drawn: Drawn, reference: Drawn, users: str) -> list[dict[str, float]]:
     def of_users(frame: pd.DataFrame) -> tuple[np.ndarray, pd.Series]:
         own = frame[frame["split"].isin(USERS[users])]
         return own.filter(regex=r"^f_\d+$").to_numpy(float), own["user"]
 
     there, _ = of_users(reference.frames[0])
-    scales, found = distances.bandwidths(there), []
-    for frame in drawn.frames:
-        here, owners = of_users(frame)
-        found.append(distances.mmd(here, there, owners, scales))
-    table = pd.DataFrame(found)
-    return {**table.mean().to_dict(), "n": int(table["n"].iloc[0])}
+    scales = distances.bandwidths(there)
+    return [distances.mmd(here, there, owners, scales) for here, owners in map(of_users, drawn.frames)]
 
 
 def comparison_table(

@@ -39,7 +39,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     reference = next((one for one in plain if one.kind == "drawings"), None)
     focus = next((one for one in plain if one.key == edition.table2[-1]), plain[-1]) if edition.table2 else plain[-1]
     rows = [row for one in plain for row in drawings.measure_rows(one, benchmark, reference)]
-    spread = [(one, row) for one in plain for row in drawings.seed_rows(one, benchmark)]
+    spread = [(one, row) for one in plain for row in drawings.seed_rows(one, benchmark, reference)]
     seeds = [row for one, row in spread if _learned(edition, one, row["measure"])]
     families = [(focus, one) for one in plain if one is not focus], _gains(edition, plain, focus)
     raters = choices.accuracy_table(choices.read_ratings(edition, results, RaterMethod).values())
