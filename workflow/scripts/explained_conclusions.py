@@ -67,7 +67,7 @@ def two_users(t: Tables) -> list[str]:
         f"has {dot(crowd['value'])}.",
         f"LoRA, which reads the name alone, has {around(name, 3)}: ten questions can look better or worse.",
         f"LoRA that is shown the profile as text has {around(t.main(TEXT, 'auc_same'))}; PrefMoE minus it, over the "
-        f"same pairs, is {around(t.paired(TEXT, 'auc_same'), 2, 'difference')}.",
+        f"same pairs, is {around(t.paired(TEXT, 'auc_same'), 3, 'difference')}.",
     ]
 
 

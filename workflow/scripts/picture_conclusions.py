@@ -44,7 +44,7 @@ def probes(t: Tables) -> list[str]:
     tuned, plain = best("intra", "Preference VQA"), best("intra", "Untuned backbone")
     last = t.rows(f"{EDITION}/probes")["layer"].max()
     holds(tuned["layer"] == plain["layer"] == last, "taste is clearest in the last layer")
-    holds(tuned["low"] > plain["value"], "tuning makes taste clearer in the states")
+    holds(plain["value"] < tuned["low"] < plain["high"], "tuning may make taste clearer, intervals overlap")
     identity = t.rows(f"{EDITION}/probes", task="inter", split="test")
     holds(identity["value"].max() < 0.2, "identity is faint in every layer")
     above = identity[identity["low"] > identity["chance"] + 1e-9]
@@ -53,8 +53,8 @@ def probes(t: Tables) -> list[str]:
     asked, untold = (rows.loc[name] for name in ("Preference VQA", "Untuned backbone"))
     return [
         f"Whether a picture was liked is clearest in the last layer, {int(last)}: {around(tuned, 3)} with preference "
-        f"VQA (mean of {int(tuned['seeds'])} seeds), {around(plain, 3)} in the untuned backbone. Tuning makes it a "
-        "little clearer.",
+        f"VQA (mean of {int(tuned['seeds'])} seeds), {around(plain, 3)} in the untuned backbone: higher than "
+        "that, with intervals that overlap a little and no paired test.",
         f"Whose history it is, of 40, is faint everywhere: between {dot(identity['value'].min(), 3)} and "
         f"{dot(identity['value'].max(), 3)}, by chance {dot(identity['chance'].iloc[0], 3)}, which the interval leaves "
         f"behind in layers {', '.join(map(str, above['layer']))} of the tuned rater alone. Users of one taste group "
@@ -77,12 +77,15 @@ def alignment(t: Tables) -> list[str]:
     gain, kept = (minus(t, "All, not aligned", measure, "all") for measure in ("liked", "faithful"))
     holds(not told_apart(kept), "nor from no alignment in what is kept of the prompt")
     return [
-        f"What is trained for is reached: MMD to the text embeddings is {dot(rows.loc[FULL, 'mmd'], 3)} with MMD as "
-        f"the loss, {dot(rows.loc['All, MSE', 'mmd'], 3)} with MSE, {dot(rows.loc['All, cosine', 'mmd'], 3)} with "
-        f"cosine, and {dot(rows.loc['All, not aligned', 'mmd'], 3)} without any alignment (the first seed).",
+        "What is trained for is reached by MMD and by MSE, each the nearest by its own ruler: MMD to the text "
+        f"embeddings is {dot(rows.loc[FULL, 'mmd'], 3)} with MMD as the loss, {dot(rows.loc['All, MSE', 'mmd'], 3)} "
+        f"with MSE, {dot(rows.loc['All, cosine', 'mmd'], 3)} with cosine, and "
+        f"{dot(rows.loc['All, not aligned', 'mmd'], 3)} without any alignment (the first seed). By cosine the nearest "
+        f"is {rows['cosine'].idxmin()}, {dot(rows['cosine'].min(), 3)} beside "
+        f"{dot(rows.loc['All, cosine', 'cosine'], 3)}.",
         f"In pictures it does not show, with {int(liked[FULL]['seeds'])} trainings each: for users whom nobody trained "
         f"on liked lies between {dot(liked[least]['value'])} ({least}) and {dot(liked[most]['value'])} ({most}), and "
-        "no way of aligning is told apart from another's beside MMD.",
+        "nothing is told apart from MMD.",
         f"Over all users MMD minus no alignment is {around(gain, 3, 'difference')} in what is liked and "
         f"{around(kept, 3, 'difference')} in number and item (p = {dot(kept['p_users_holm'])} with Holm's correction). "
         "A single training each had said otherwise of the first (docs/history.md).",
@@ -94,11 +97,11 @@ def branch(t: Tables) -> list[str]:
     gap = minus(t, "Another user's history", "liked")
     holds(gap["low"] > 0 and told_apart(gap), "the own history shows more than another's")
     nobody = main(t, NOBODY, "liked", "unseen")
-    beside = minus(t, NOBODY, "liked", condition="Another user's history")
+    beside, with_own = (minus(t, NOBODY, "liked", condition=c) for c in ("Another user's history", FULL))
     holds(not told_apart(beside), "another's history is not told apart from nobody's")
     return [
-        f"A trained branch changes what is drawn: for unseen users liked is {around(own)} with the user's own history "
-        f"and {around(nobody)} without a user.",
+        f"For unseen users liked is {around(own)} with the user's own history and {around(nobody)} without a user, "
+        f"which test and interval together {'tell' if told_apart(with_own) else 'do not tell'} apart (notebook 26).",
         f"With the history of a user of another taste group it is {around(other)}, not told apart from no user's; the "
         f"own one minus it, {around(gap, 3, 'difference')}, is what the history is worth. Whose history it is matters.",
     ]
@@ -113,7 +116,7 @@ def pictures(t: Tables) -> list[str]:
     holds(told_apart(over_all) and over_all["low"] > 0, "over all users pictures are drawn for users")
     holds(told[FULL]["high"] < told[NOBODY]["value"], "and are less of the prompt")
     words = main(t, "Words of the history in the prompt", "liked", "unseen")
-    beside, more = (minus(t, "Words of the history in the prompt", m, "all") for m in ("liked", "faithful"))
+    beside, more = (minus(t, "Words of the history in the prompt", m) for m in ("liked", "faithful"))
     holds(not told_apart(beside), "words of the history are not told apart in what is liked")
     holds(more["low"] > 0 and not told_apart(more), "and keep less of the prompt by the interval alone")
     one = t.row(f"{EDITION}/lengths", condition=FULL, n_ref=1, users="all", measure="liked")
@@ -127,8 +130,8 @@ def pictures(t: Tables) -> list[str]:
         f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in "
         f"{dot(told[favourites]['value'])} with the favourites in the prompt, beside "
         f"{dot(told[NOBODY]['value'])} without a user.",
-        f"Words read off the history and written into the prompt do as well as the branch in what is liked, "
-        f"{around(words)}, not told apart; the branch keeps {around(more, 3, 'difference')} more of the prompt, by the "
+        f"Words read off the history and written into the prompt are not told apart from the branch in what is liked, "
+        f"{around(words)}; the branch keeps {around(more, 3, 'difference')} more of the prompt, by the "
         f"interval and not after Holm's correction (p = {dot(more['p_users_holm'])}).",
         f"One choice of history gives {around(one)}, eight {around(eight)} (all users).",
         f"Where a user's favourite is not the population's, the user's is drawn in {dot(own['value'])} and the "
@@ -140,7 +143,8 @@ def rewards(t: Tables) -> list[str]:
     like, dislike, led, nobody = (
         main(t, name, "liked") for name in ("Best of 4 by like", "Best of 4 by dislike", "Noise led by like", NOBODY)
     )
-    holds(abs(like["value"] - dislike["value"]) < 0.03, "like and dislike do the same")
+    words = minus(t, "Best of 4 by like", "liked", "all", "Best of 4 by dislike")
+    holds(not told_apart(words), "like and dislike are not told apart")
     more = minus(t, "Best of 4 by like", "liked", "all", "Noise led by like")
     holds(more["difference"] > 0 and told_apart(more), "the gradient does more than choosing")
     less = minus(t, "Best of 4 by like", "faithful", "all", "Noise led by like")
@@ -151,7 +155,8 @@ def rewards(t: Tables) -> list[str]:
     holds(first["low"] > second["high"] and second["low"] > third["high"], "a rater trained apart sees the same order")
     return [
         f'The best of four noises by "like" shows {around(like)} of what a user likes, by "dislike" '
-        f"{around(dislike)}, a single noise {around(nobody)}: the two words serve alike.",
+        f"{around(dislike)}, a single noise {around(nobody)}: the two words are not told apart "
+        f"({around(words, 3, 'difference')}).",
         f'Leading the noise along the gradient of "like" brings {around(led)}, {around(more, 3, "difference")} above '
         "choosing, told apart, and costs more of the prompt: number "
         f"and item are right in {dot(told['Noise led by like']['value'])}, and in "
