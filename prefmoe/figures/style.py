@@ -94,6 +94,8 @@ RATERS = {
     "Taste factors": Look("#D2466E", "P"),
     "Untrained backbone": Look("#8A8A8A", "8"),
     "Untrained backbone, no prompts": Look("#6E6E6E", "d"),
+    "Untuned backbone": Look("#757575", "v"),
+    "Preference VQA": Look("#3F6212", "h"),
     "ViPer-like": Look("#2A9C74", "X"),
     "Choices alone": Look("#0072B2", "^"),
     "+ prompts": Look("#2E8BC9", "v"),
