@@ -352,6 +352,11 @@ def test_gates_are_averaged_over_seeds(benchmark, results):
     row = table.loc[("task", "preference, travel", 0)]
     assert (row["value"], row["n"]) == (pytest.approx(0.5), 9)
     assert set(table.index.get_level_values("group")) == {"preference, travel", "recognition, yes/no"}
+    alike = tables.gates_table([runs[0], runs[0]]).set_index(["router", "group", "expert"])
+    moved = runs[0].assign(gate_task_0=runs[0]["gate_task_0"] + 0.3, gate_task_1=runs[0]["gate_task_1"] - 0.3)
+    apart = tables.gates_table([runs[0], moved]).set_index(["router", "group", "expert"])
+    widths = [(one["high"] - one["low"]).loc[("task", "preference, travel", 0)] for one in (alike, apart)]
+    assert widths[1] > widths[0] + 0.2, "trainings that differ widen the interval"
     with pytest.raises(TableError, match="no gates"):
         tables.gates_table([runs[0].drop(columns=["gate_task_0", "gate_task_1"])])
 

@@ -228,7 +228,7 @@ def separation_table(answers: Sequence[Answers]) -> pd.DataFrame:
 
 
 def gates_table(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Mean gates of every router by kind of question and facet, with cluster-bootstrap intervals over users.
+    """Mean gates of every router by kind of question and facet, with bootstrap intervals over users and seeds.
 
     ``runs``: predictions of the same questions, one frame per seed, with columns gate_<router>_<position>. Returns
     columns router, group, expert (position), value, low, high, n (questions); gates are averaged over seeds. Raises
@@ -238,7 +238,7 @@ def gates_table(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if not columns:
         raise TableError("the predictions have no gates; expected those of a method with the mixture (gate_* columns)")
     first = runs[0].sort_values("index")
-    gates = np.mean([run.sort_values("index")[columns].to_numpy(dtype=float) for run in runs], axis=0)
+    gates = np.stack([run.sort_values("index")[columns].to_numpy(dtype=float) for run in runs], axis=-1)  # (N, G, S)
     kind = np.where(first["l2-category"] == "inconsistency", "multiple choice", "yes/no")
     preference = (first["category"] == "preference").to_numpy()
     label = np.where(preference, "preference, " + first["concept"].astype(str), "recognition, " + kind.astype(object))
@@ -247,12 +247,12 @@ def gates_table(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
         *(f"recognition, {k}" for k in ("yes/no", "multiple choice")),
     ]
     rows = []
-    for column, values in zip(columns, gates.T, strict=True):
+    for place, column in enumerate(columns):
         router, position = column.removeprefix("gate_").rsplit("_", 1)
         for group in order:
             inside = label == group
             if inside.any():
-                estimate = statistics.cluster_bootstrap(values[inside], first["name"].to_numpy()[inside])
+                estimate = statistics.cluster_bootstrap(gates[inside, place], first["name"].to_numpy()[inside])
                 rows.append({"router": router, "group": group, "expert": int(position), **estimate})
     return pd.DataFrame(rows, columns=["router", "group", "expert", "value", "low", "high", "n"])
 

@@ -216,8 +216,7 @@ def _routing(t: Tables) -> list[str]:
         f"router by {dot(widest['task'], 3)}.",
         f"A question about a facet does not favour the facet's expert: by {dot(float(difference), 3)} on average. "
         "Which expert gets most is another one in every training (entertainment's mean gate "
-        f"{', '.join(map(dot, each))}), so that a mean over seeds says little of an expert, and intervals over users "
-        "nothing.",
+        f"{', '.join(map(dot, each))}), so that a mean over seeds says little of an expert.",
         "So what the mixture is worth (notebook 8) does not come from other experts for other kinds of questions. "
         "Whether gates differ between users was not asked here.",
     ]
