@@ -66,7 +66,7 @@ def test_user_space_draws_every_token_and_its_purity():
                 purity.append((stage, tokens, colour, 0.75, 0.7, 0.8, 0.2))
     coordinates = pd.DataFrame(rows, columns=["stage", "tokens", "x", "y", "facet", "group"])
     numbers = pd.DataFrame(purity, columns=["stage", "tokens", "colour", "value", "low", "high", "chance"])
-    draw = cells("09", "space-function")["user_space"]
+    draw = cells("09", "space-function", backbone="b", seed=0)["user_space"]
     for colour in ("facet", "group"):
         figure = draw(coordinates, numbers, colour, ["anchors", "residuals"])
         for axis, (tokens, stage) in zip(figure.axes, pd.MultiIndex.from_product(
@@ -77,9 +77,11 @@ def test_user_space_draws_every_token_and_its_purity():
             expected = inside.sort_values("x")[["x", "y"]].to_numpy()
             assert points[points[:, 0].argsort()] == pytest.approx(expected)
             words = {word.get_text(): word.xy for word in axis.texts}  # no facet is told by its colour alone
-            above = {f: (part["x"].median(), part["y"].max()) for f, part in inside.groupby("facet")}
-            assert words.keys() == (above.keys() if colour == "group" else set())
-            assert all(tuple(place) == pytest.approx(above[facet]) for facet, place in words.items())
+            marks = {facet: part[["x", "y"]].to_numpy() for facet, part in inside.groupby("facet")}
+            assert words.keys() == (marks.keys() if colour == "group" else set())
+            for facet, place in words.items():  # at a mark of its own, in the middle of them
+                away = [np.hypot(*(mark - np.median(marks[facet], axis=0))) for mark in marks[facet]]
+                assert tuple(place) == pytest.approx(tuple(marks[facet][np.argmin(away)]))
         assert "purity 0.75 [0.70, 0.80], chance 0.20" in text(figure) and "n = 20 tokens" in text(figure)
         assert ("group 2" in text(figure)) == (colour == "group")
         assert "0.75 before, 0.75 after" in one_line(figure)
@@ -89,7 +91,8 @@ def test_tokens_without_neighbours_of_their_group_are_drawn_without_a_number():
     labels = pd.DataFrame({"stage": "after", "tokens": "full token", "facet": FACETS, "group": 0, "x": 0.0, "y": 1.0})
     numbers = pd.DataFrame([("after", "full token", "group", np.nan, np.nan, np.nan, np.nan)],
                            columns=["stage", "tokens", "colour", "value", "low", "high", "chance"])  # fmt: skip
-    (axis,) = cells("09", "space-function")["user_space"](labels, numbers, "group", ["full token"]).axes
+    draw = cells("09", "space-function", backbone="b", seed=0)["user_space"]
+    (axis,) = draw(labels, numbers, "group", ["full token"]).axes
     assert "purity nan" in axis.get_title()
 
 
@@ -98,7 +101,7 @@ def test_tokens_without_neighbours_of_their_group_are_drawn_without_a_number():
 
 def test_attention_maps_hold_the_given_shares():
     matrix = np.random.default_rng(0).dirichlet(np.ones(13), size=3)
-    draw = cells("10", "prefix-function")["to_prefix"]
+    draw = cells("10", "prefix-function", backbone="b", seed=0)["to_prefix"]
     figure = draw({"answer": matrix, "image": matrix / 2}, ["a", "b", "c"], "Attention", "n = 3 users.")
     assert np.allclose(figure.axes[1].collections[0].get_array(), matrix / 2)
     assert figure.axes[0].collections[0].get_clim() == figure.axes[1].collections[0].get_clim()

@@ -157,11 +157,17 @@ def test_ablation_follows_the_table_and_the_published_numbers_theirs(tmp_path):
          "n": 50, "seeds": 3}
         for k, c in enumerate(steps) for m in metrics.METRICS
     ]  # fmt: skip
+    where = {"method": "PrefMoE", "baseline": "User embedding only", "turns": 0, "metric": metrics.METRICS}
+    paired = pd.DataFrame({**where, "backbone": EDITION.ablation_backbone, "difference": 0.2, "low": 0.1, "high": 0.3})
+    paired["p_users_holm"] = np.where(paired["metric"] == "recall", 0.2, 0.01)
     found = cells(
         "08", "ablation-function", "ablation-figure", "ablation-detail", "published-figure", table2=pd.DataFrame(rows),
-        turns=0, settings=EDITION, folder=tmp_path,
+        comparisons=paired, turns=0, settings=EDITION, folder=tmp_path,
     )  # fmt: skip
-    first, *_, printed, rest = found.figures
+    first, *details, printed, rest = found.figures
+    titles = [one_line(figure) for figure in (first, *details)]
+    assert ["not told apart" in title for title in titles] == ["Recall: " in title for title in titles]
+    assert all("told apart" in title for title in titles) and any("Recall: " in title for title in titles)
     assert values(first.axes[1]) == pytest.approx([0.1 * k for k in range(6)])
     assert ends(first.axes[1]) == pytest.approx(sorted(0.1 * k + e for k in range(6) for e in (-0.02, 0.02)))
     names = [label.get_text().split() for label in first.axes[0].get_yticklabels()]

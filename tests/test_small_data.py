@@ -74,7 +74,7 @@ def test_prefmoe_with_all_components_is_trained_and_looked_into(small, tiny_back
     questions, others = shared_questions(benchmark, pictures=2, users=8)
     assert others and {e.name for e in questions} <= set(benchmark.users)
     seen = attention.attention(method, questions)
-    draw = cells("10", "prefix-function")["to_prefix"]
+    draw = cells("10", "prefix-function", backbone="b", seed=0)["to_prefix"]
     draw({"all": seen.answer_to_prefix.mean(1)}, [e.name for e in questions], "All", "")
     by_group = attention.attention_by_group(method, benchmark.select("test"))
     assert attention.own_residual(by_group)["n"].sum() > 0
@@ -88,7 +88,7 @@ def test_users_without_any_preference_are_mapped_and_routed_as_far_as_they_can_b
     assert cells("05", "residual-real", untrained=method)["variants"].empty
     ids = ("tokens", "purity", "space-function", "facet", "facet-detail", "group", "group-detail", "ceiling", "apart",
            "apart-words", "seeds")  # fmt: skip
-    shown = cells("09", *ids, folder=tmp_path, seed=0, untrained=method, trained=method)
+    shown = cells("09", *ids, folder=tmp_path, backbone="b", seed=0, untrained=method, trained=method)
     assert len(shown.figures) == 5 and all("too few facet tokens" in f.get_label() for f in shown.figures)
     assert tables.read_table(tmp_path / "neighbourhood_purity.csv").columns.tolist() == list(users.PURITY_COLUMNS)
     about = {"group": "recognition, yes/no", "low": 0.4, "high": 0.6, "n": 8}
