@@ -208,16 +208,16 @@ def test_what_cannot_be_measured_is_refused():
 
 def test_probes_are_means_over_seeds_and_their_intervals_hold_both(monkeypatch):
     """Three seeds that differ by .2 each, equal in all users: all of the interval is the seeds'."""
-    from prefmoe.analysis import generation_tables
+    from prefmoe.analysis import answers, generation_tables
     from prefmoe.config import load_edition
 
     asked = pd.DataFrame({"layer": 1, "task": "intra", "split": "test", "user": [f"u{k // 10}" for k in range(80)]})
     right = {seed: np.arange(80) % 10 < 5 + 2 * seed for seed in range(3)}
 
-    def read(folder, **_):
+    def read(folder, *_, **__):
         return asked.assign(value=right[int(folder.name[-1])].astype(float))
 
-    monkeypatch.setattr(generation_tables, "read_predictions", read)
+    monkeypatch.setattr(answers, "read_predictions", read)
     edition = load_edition("generation-mini", seeds="all")
     table = generation_tables.probe_table(edition, "results").set_index("rater")
     own = table.loc["Preference VQA"]
@@ -228,7 +228,7 @@ def test_probes_are_means_over_seeds_and_their_intervals_hold_both(monkeypatch):
     assert (alone["value"], alone["low"], alone["high"], alone["seeds"]) == (pytest.approx(0.5), 0.5, 0.5, 1)
     fewer = asked.iloc[:-1].assign(value=0.0)
     monkeypatch.setattr(
-        generation_tables, "read_predictions", lambda folder, **_: read(folder) if folder.name == "seed0" else fewer
+        answers, "read_predictions", lambda folder, *_, **__: read(folder) if folder.name == "seed0" else fewer
     )
     with pytest.raises(TableError, match="generation-mini, Probes: its seeds were not asked about the same"):
         generation_tables.probe_table(edition, "results")

@@ -6,14 +6,13 @@ import numpy as np
 import pandas as pd
 
 from prefmoe.analysis import choices, drawings, statistics
-from prefmoe.analysis.answers import TableError
+from prefmoe.analysis.answers import TableError, finished
 from prefmoe.analysis.drawings import Drawn
 from prefmoe.analysis.information import information_table
 from prefmoe.analysis.tables import write_tables
-from prefmoe.config import RESULTS, Edition, ProbesMethod, RaterMethod, RewardedMethod, run_folder
+from prefmoe.config import RESULTS, Edition, ProbesMethod, RaterMethod, RewardedMethod
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.choices import ChoiceBenchmark
-from prefmoe.system.run_files import read_predictions
 
 PROBE_COLUMNS = ("layer", "task", "value", "low", "high", "n", "chance", "split", "rater", "seeds")
 
@@ -88,14 +87,11 @@ def _by_setting(
 def probe_table(edition: Edition, results: str | Path) -> pd.DataFrame:
     """Accuracy of every probe with its interval over users and seeds: `PROBE_COLUMNS`. chance: of whoever guesses.
 
-    Raises TableError if the seeds of a rater's probes were not asked about the same.
+    Raises TableError if the seeds of a rater's probes were not asked about the same, and as `answers.finished`.
     """
     rows = []
-    for backbone, key in edition.runs():
-        if not isinstance(edition.methods[key], ProbesMethod):
-            continue
-        folders = [run_folder(results, edition.name, backbone, key, seed) for seed in edition.seeds_of(key)]
-        frames = [read_predictions(one, edition=edition.name, backbone=backbone, method=key) for one in folders]
+    for _, key, found in finished(edition, results, kind=ProbesMethod):
+        frames = list(found.values())
         asked = frames[0].drop(columns="value")
         if not all(frame.drop(columns="value").equals(asked) for frame in frames):
             raise TableError(f"{edition.name}, {key}: its seeds were not asked about the same; make the runs again")
