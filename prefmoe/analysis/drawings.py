@@ -80,6 +80,16 @@ class Drawn:
         """The lengths of history and scales of guidance that were drawn with."""
         return sorted(set(map(tuple, self.frames[0][SETTING].to_numpy().tolist())))
 
+    @cached_property
+    def same_for_all(self) -> bool:
+        """Whether several users have the same pictures, but for a rounding."""
+        for frame in self.frames:
+            images = pixels(frame).astype(np.int16)
+            of_noise = frame.reset_index(drop=True).groupby(["prompt", "noise"]).indices.values()
+            if any(len(rows) < 2 or np.ptp(images[rows], axis=0).max() > 1 for rows in of_noise):
+                return False
+        return True
+
     def at(self, n_ref: int, scale: float) -> Drawn:
         """What was drawn with one setting; a condition without histories or guidance has only one."""
         kept = []
@@ -181,7 +191,7 @@ def measure_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | No
     Where every user has the same pictures (nobody was told of), n of `OF_PICTURES` is how many different ones there
     are, without an interval over users, and there is no distance: a few pictures are no distribution.
     """
-    table, rows, alike = of_seeds(drawn, benchmark), [], _same_for_all(drawn)
+    table, rows, alike = of_seeds(drawn, benchmark), [], drawn.same_for_all
     for users, inside in _groups(table):
         for measure in MEASURES:
             values = inside[measure].dropna() if measure in inside else ()
@@ -192,20 +202,19 @@ def measure_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | No
             elif len(values):
                 estimate = statistics.cluster_bootstrap(values.to_numpy(), values.index.get_level_values("user"))
                 rows.append({"users": users, "measure": measure, **estimate})
-        if reference is not None and reference.key != drawn.key and not alike:
-            found = distances.over_seeds(_distances(drawn, reference, users))
-            rows.append({"users": users, "measure": "distance", **found})
+        if found := _distances(drawn, reference, users):
+            rows.append({"users": users, "measure": "distance", **distances.over_seeds(found)})
     return [{"condition": drawn.condition, **row, "seeds": len(drawn.frames)} for row in rows]
 
 
 def seed_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | None) -> list[dict]:
     """How much every measure differs between seeds: `SEEDS_COLUMNS`; sd is NaN where there is one. ``reference``: as in
     `measure_rows`."""
-    rows, far = [], reference is not None and reference.key != drawn.key and not _same_for_all(drawn)
+    rows = []
     for users, inside in _groups(of_seeds(drawn, benchmark)):
         found = dict(iter(inside.mean().groupby(level=0, sort=False)))
-        if far:
-            found["distance"] = pd.Series([one["value"] for one in _distances(drawn, reference, users)])
+        if apart := _distances(drawn, reference, users):
+            found["distance"] = pd.Series([one["value"] for one in apart])
         for measure, values in found.items():
             spread = {"sd": statistics.seed_spread(values), "minimum": values.min(), "maximum": values.max()}
             row = {"condition": drawn.condition, "users": users, "measure": measure, "value": values.mean()}
@@ -213,17 +222,11 @@ def seed_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | None)
     return rows
 
 
-def _same_for_all(drawn: Drawn) -> bool:
-    """Whether several users have the same pictures, but for a rounding."""
-    for frame in drawn.frames:
-        images = pixels(frame).astype(np.int16)
-        of_noise = frame.reset_index(drop=True).groupby(["prompt", "noise"]).indices.values()
-        if any(len(rows) < 2 or np.ptp(images[rows], axis=0).max() > 1 for rows in of_noise):
-            return False
-    return True
+def _distances(drawn: Drawn, reference: Drawn | None, users: str) -> list[dict[str, float]]:
+    """The distance of each seed's pictures from the reference's; none where there is none to tell (`measure_rows`)."""
+    if reference is None or reference.key == drawn.key or drawn.same_for_all:
+        return []
 
-
-def _distances(drawn: Drawn, reference: Drawn, users: str) -> list[dict[str, float]]:
     def of_users(frame: pd.DataFrame) -> tuple[np.ndarray, pd.Series]:
         own = frame[frame["split"].isin(USERS[users])]
         return own.filter(regex=r"^f_\d+$").to_numpy(float), own["user"]
