@@ -10,14 +10,12 @@ from pathlib import Path
 import choice_conclusions as choices
 import explained_conclusions as explained
 import nbformat
-import numpy as np
 import pandas as pd
 import picture_conclusions as pictures
 import protocol_conclusions as protocol
 import ranking_conclusions as ranking
 import rival_conclusions as rivals
 from committed import Tables, around, dot, holds
-from scipy.spatial import KDTree
 
 from prefmoe.analysis import audit, published, survey
 from prefmoe.analysis.answers import NO_BACKBONE, TableError
@@ -157,9 +155,10 @@ def _space(t: Tables) -> list[str]:
     group = purity("group", "before"), purity("group", "after")
     holds(group[0]["value"] == group[0]["best"] == group[1]["value"], "groups are at their ceiling before and after")
     holds(abs(before["value"] - after["value"]) < 0.02, "facets are as pure after as before")
-    points = t.rows("mini/user_space")
-    copies = {which: _near_copies(part) for which, part in points.groupby(["tokens", "stage"])}
-    token, rest = ([copies[kind, stage] for stage in ("before", "after")] for kind in ("full token", "residual"))
+    copies = r"lie on another: .*?([\d.]+) \({kind}, before\),.*? ([\d.]+) \({kind}, after\)"
+    token, rest = (
+        tuple(map(float, t.printed("09", copies.format(kind=kind)))) for kind in ("full token", "residual")
+    )
     holds(min(token) > 0.9 and rest[0] > 0.9, "points lie on one another, but for residuals after training")
     pattern = r"after training: same group ([\d.]+), other group (-?[\d.]+)"
     same, other = map(float, t.printed("09", pattern))
@@ -174,13 +173,6 @@ def _space(t: Tables) -> list[str]:
         f"within a hundredth of the picture's width from another one before training and {dot(token[1])} after, of "
         f"residuals {dot(rest[0])} and {dot(rest[1])}, and t-SNE arranges near copies in rings.",
     ]
-
-
-def _near_copies(points: pd.DataFrame) -> float:
-    """Share of points that lie within a hundredth of the map's width from another one."""
-    places = points[["x", "y"]].to_numpy()
-    nearest = KDTree(places).query(places, k=2)[0][:, 1]
-    return float((nearest < 0.01 * np.ptp(places, axis=0).max()).mean())
 
 
 def _attention(t: Tables) -> list[str]:
