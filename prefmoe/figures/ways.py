@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Patch
 
 from prefmoe.figures import style
 
 COLOURS = {"words": "#CFE3F3", "soft": "#F6C89F", "picture": "#E4E4E4", "question": "#F4F4F4", "weights": "#CDE9D6"}
+
+LEGEND = {"words": "words", "soft": "vectors in the place of words", "weights": "adapted weights",
+          "picture": "the same for all"}  # fmt: skip
 
 
 class Way(NamedTuple):
@@ -53,7 +56,8 @@ def draw(kinds: Sequence[str], title: str, caption: str) -> Figure:
         axis.annotate("", (12.1, 0.5), (left + 0.1, 0.5), arrowprops={"arrowstyle": "->", "color": style.MUTED})
         colour = "#FFFFFF" if way.model == "frozen" else COLOURS["weights"]
         _box(axis, 12.3, 3.6, f"language model\n{way.model}", colour)
-    return style.finish(figure, title=title, caption=caption)
+    legend = [Patch(facecolor=COLOURS[part], edgecolor="#777777", label=text) for part, text in LEGEND.items()]
+    return style.finish(figure, title=title, caption=caption, legend=legend)
 
 
 def _box(axis, left: float, width: float, text: str, colour: str) -> None:
