@@ -53,7 +53,7 @@ class Grid(Frozen):
 
     Attributes:
         trials: number of trials of every method; each grid must have exactly this many points.
-        seed: the one seed of all trials.
+        seeds: every trial is made with each of them, and judged by their mean: one training may be lucky.
         backbones: of the edition, on which they are made; all where none are given.
         criterion: the validation metric to maximise; the earlier trial wins a tie. Of choices: accuracy, of two.
         methods: method -> setting (dotted for a nested one, "losses.alignment") -> values; the trials of a
@@ -63,7 +63,7 @@ class Grid(Frozen):
     """
 
     trials: int = Field(ge=1)
-    seed: Seed = 0
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Once] = (0,)
     backbones: Annotated[tuple[str, ...], Once] = ()
     criterion: str = Field("overall", pattern="^(overall|preference|profile|sensitivity|accuracy)$")
     methods: dict[str, dict[str, Annotated[tuple[Setting, ...], Field(min_length=1), Once]]] = Field(min_length=1)
@@ -126,9 +126,12 @@ def apply_settings(config: Method, settings: Mapping[str, Setting]) -> Method:
         raise TuningError(f"{config.kind}: {error}") from error
 
 
-def trial_folder(edition: Edition, backbone: str, method: str, settings: Settings, results: str | Path) -> Path:
+def trial_folder(
+    edition: Edition, backbone: str, method: str, settings: Settings, seed: int, results: str | Path
+) -> Path:
     """Where a trial's predictions are kept: a finished trial is not run again."""
-    return Path(results) / edition.name / "tuning" / backbone / method / provenance.digest(settings, 6)
+    name = f"{provenance.digest(settings, 6)}-seed{seed}"
+    return Path(results) / edition.name / "tuning" / backbone / method / name
 
 
 def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def run_trial(workbench: Workbench, method: str, settings: Settings, seed: int) 
     folder = workbench.run(
         apply_settings(edition.methods[method], settings),
         seed,
-        trial_folder(edition, workbench.backbone_name, method, settings, workbench.results),
+        trial_folder(edition, workbench.backbone_name, method, settings, seed, workbench.results),
         asked=workbench.validation(),
         about={"edition": edition.name, "backbone": workbench.backbone_name, "method": method, "settings": settings},
     )
@@ -171,7 +174,7 @@ def _measured(answers: pd.DataFrame, about_choices: bool) -> tuple[int, dict[str
 
 
 def choose(trials: pd.DataFrame, criterion: str) -> pd.DataFrame:
-    """Adds ``chosen`` (0/1): per method the settings with the best mean of the criterion over the backbones.
+    """Adds ``chosen`` (0/1): per method the settings with the best mean of the criterion over backbones and seeds.
 
     An edition holds one configuration of a method for all backbones it runs on; the first of equals is taken.
     """
@@ -216,9 +219,10 @@ def tune(
         for method in methods or grid.methods:
             if (backbone, method) not in edition.runs():  # a rival, say
                 continue
-            for settings in grid.trials_of(method):
-                trial = run_trial(workbench, method, settings, grid.seed)
-                log.info("%s %s %s: %s %.3f", backbone, method, settings, grid.criterion, trial[grid.criterion])
+            for settings, seed in itertools.product(grid.trials_of(method), grid.seeds):
+                trial = run_trial(workbench, method, settings, seed)
+                said = (backbone, method, settings, seed, grid.criterion, trial[grid.criterion])
+                log.info("%s %s %s, seed %d: %s %.3f", *said)
                 trials.append(trial)
     if backbones or methods:
         return None
