@@ -21,7 +21,7 @@ EDITION = small_edition(
 )
 GRID = {
     "trials": 2,
-    "seed": 3,
+    "seeds": [3],
     "methods": {"LoRA": {"lr": [1e-3, 1e-2]}, "PrefMoE": {"lr": [3e-3], "losses.alignment": [0.0, 0.1]}},
 }
 
@@ -73,6 +73,28 @@ def test_every_trial_is_recorded_and_the_best_of_each_method_marked(monkeypatch)
     before = path.read_bytes()
     assert tune_here() == path and evaluated == []
     assert path.read_bytes() == before
+
+
+def test_a_trial_is_made_with_every_seed_and_judged_by_their_mean(monkeypatch):
+    lucky = {(1e-3, 0): 0.7, (1e-3, 1): 0.7, (1e-2, 0): 0.9, (1e-2, 1): 0.4}
+    made = []
+
+    def trial(workbench, method, settings, seed):
+        made.append((settings["lr"], seed))
+        row = {"backbone": "tiny-llava", "method": method, "settings": json.dumps(settings), "seed": seed}
+        return row | dict.fromkeys(metrics.METRICS, lucky[settings["lr"], seed])
+
+    monkeypatch.setattr(tuning, "run_trial", trial)
+    write(GRID | {"seeds": [0, 1], "methods": {"LoRA": GRID["methods"]["LoRA"]}})
+    table = pd.read_csv(tune_here())
+    assert made == list(lucky) and table["chosen"].tolist() == [1, 1, 0, 0]
+
+
+def test_trials_of_two_seeds_are_kept_apart():
+    write(GRID | {"trials": 1, "seeds": [0, 1], "methods": {"LoRA": {"lr": [1e-3]}}})
+    assert pd.read_csv(tune_here())["seed"].tolist() == [0, 1]
+    folders = Path("results/small-world/tuning/tiny-llava/LoRA").glob("*/run.json")
+    assert [path.parent.name.partition("-")[2] for path in sorted(folders)] == ["seed0", "seed1"]
 
 
 def test_a_grid_goes_on_beyond_the_end_where_its_best_trial_lies():
@@ -199,11 +221,13 @@ def test_what_an_edition_uses_is_the_best_of_its_trials_and_has_worse_ones_on_bo
     grid = load_grid(edition)
     for method in grid.methods:
         trials = recorded[recorded["method"] == method]
-        tried = [json.loads(cell) for cell in trials["settings"]]
-        assert tried == grid.trials_of(method), method
-        (best,) = (json.loads(cell) for cell in trials.loc[trials["chosen"] == 1, "settings"])
-        assert trials.loc[trials["chosen"] == 1, grid.criterion].item() == trials[grid.criterion].max(), method
+        assert [(json.loads(cell), seed) for cell, seed in zip(trials["settings"], trials["seed"], strict=True)] == [
+            (settings, seed) for settings in grid.trials_of(method) for seed in grid.seeds
+        ], method
+        (best,) = (json.loads(cell) for cell in trials.loc[trials["chosen"] == 1, "settings"].unique())
+        means = trials.groupby("settings")[grid.criterion].mean()
+        assert means[json.dumps(best, sort_keys=True)] == means.max(), method
         assert apply_settings(edition.methods[method], best) == edition.methods[method]
         for setting, value in best.items():
-            line = [one[setting] for one in tried if {**one, setting: value} == best]
+            line = [one[setting] for one in grid.trials_of(method) if {**one, setting: value} == best]
             assert min(line) < value < max(line), (method, setting, line)
