@@ -44,7 +44,7 @@ def found(benchmark):
 
 def _accuracy(ratings, n_ref=0):
     values = ratings.values(2, 1)
-    return values[values.index.get_level_values("n_ref") == n_ref].mean()
+    return values[values.index.get_level_values("n_ref") == n_ref].to_numpy().mean()
 
 
 def test_the_ideal_reader_is_bayes_rule_summed_by_hand():
@@ -144,7 +144,7 @@ def test_who_knows_more_is_right_more_often(benchmark, found):
     assert order == sorted(order) and order[0] == 0.5
     short, long = (_accuracy(found[READER], n_ref) for n_ref in (1, 8))
     assert _accuracy(found[POPULATION]) < short < long < _accuracy(found[BEST])
-    assert found[CHANCE].values(4, 1).mean() == 0.25
+    assert found[CHANCE].values(4, 1).to_numpy().mean() == 0.25
 
 
 def test_the_best_possible_accuracy_is_what_the_rule_expects(benchmark, found):

@@ -49,8 +49,63 @@ def test_the_table_has_every_accuracy_of_every_group():
 def test_draws_and_seeds_count_alike():
     right, wrong = [[1, 0]] * 4, [[0, 1]] * 4
     draws = pd.concat([frame(right), frame(wrong).assign(draw=1), frame(wrong).assign(draw=2)])
-    assert Ratings("A", "a", (draws,)).values(2, 1).tolist() == pytest.approx([1 / 3] * 4)
-    assert Ratings("A", "a", (frame(right), frame(wrong)), 2).values(2, 1).tolist() == [0.5] * 4
+    assert Ratings("A", "a", (draws,)).values(2, 1)[0].tolist() == pytest.approx([1 / 3] * 4)
+    two = Ratings("A", "a", (frame(right), frame(wrong)), 2)
+    assert two.values(2, 1).to_numpy().tolist() == [[1, 0]] * 4
+    four = Ratings("A", "a", (frame([[1, 0, 0, 0]] * 4), frame([[0, 1, 0, 0]] * 4)), 2)
+    assert choices.accuracy_table([four])["value"].tolist()[:2] == [0.5] * 2  # of two, for seen and for all users
+
+
+def _seeds(shifts, rows=400, seed=5):
+    """Ratings of as many seeds as there are shifts of the liked picture's score; two choices of each user."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(rows, 4))
+    return Ratings("A", "a", tuple(frame(scores + [shift, 0, 0, 0]) for shift in shifts), len(shifts))
+
+
+def test_intervals_are_over_users_and_seeds_whose_variances_add_up():
+    three = _seeds((-1.0, 0.0, 1.0))
+    each = [_seeds((shift,)) for shift in (-1.0, 0.0, 1.0)]
+    row = choices.accuracy_table([three]).iloc[0]
+    singles = [choices.accuracy_table([one]).iloc[0] for one in each]
+    assert row["value"] == pytest.approx(np.mean([one["value"] for one in singles]))
+    of_users = three.values(2, 1).mean(axis=1).groupby("user").mean()
+    variance = of_users.var() / len(of_users) + np.var([one["value"] for one in singles], ddof=1) / 3
+    assert (row["high"] - row["low"]) / (2 * 1.96 * np.sqrt(variance)) == pytest.approx(1, abs=0.15)
+    spread = choices.seeds_table([three]).iloc[0]
+    assert spread["sd"] == pytest.approx(np.std([one["value"] for one in singles], ddof=1))
+    assert (spread["minimum"], spread["maximum"]) == (singles[0]["value"], singles[2]["value"])
+    assert np.isnan(choices.seeds_table(each[:1])["sd"].iloc[0])
+
+
+def test_a_difference_of_groups_moves_with_the_seeds_of_both():
+    rng = np.random.default_rng(6)
+    seen, unseen = rng.normal(size=(400, 2)), rng.normal(size=(400, 2))
+
+    def both(shift, also):
+        parts = frame(seen + [shift, 0]), frame(unseen + [also, 0], split="unseen")
+        return pd.concat([parts[0], parts[1].assign(index=lambda rows: rows["index"] + 1000)])
+
+    def width(pairs):
+        row = choices.difference_table([Ratings("A", "a", tuple(both(*pair) for pair in pairs), len(pairs))]).iloc[0]
+        return row["high"] - row["low"]
+
+    alone, together = width([(0, 0)]), width([(-1, -1), (0, 0), (1, 1)])  # what moves both leaves their difference
+    assert width([(-1, 1), (0, 0), (1, -1)]) > 2 * alone and together < 1.3 * alone
+
+
+def test_seeds_are_paired_and_what_has_one_stands_beside_each():
+    three, one = _seeds((0.5, 1.0, 1.5)), _seeds((0.0,))
+    other = Ratings("B", "b", tuple(f.assign(score=f["score"] - 0.0) for f in three.frames), 3)
+    table = choices.comparison_table([(three, other)], permutations=99)
+    assert table[["difference", "low", "high"]].iloc[0].tolist() == [0, 0, 0]
+    single = Ratings("B", "b", one.frames)
+    row = choices.comparison_table([(three, single)], permutations=99).iloc[0]
+    values = three.values(2, 1).to_numpy(), one.values(2, 1).to_numpy()
+    assert row["difference"] == pytest.approx((values[0] - values[1]).mean()) and row["low"] < row["high"]
+    two = Ratings("B", "b", three.frames[:2], 2)
+    with pytest.raises(TableError, match="A has 3 and B has 2 seeds, which cannot be paired"):
+        choices.comparison_table([(three, two)])
 
 
 def test_choices_with_two_candidates_stand_beside_choices_with_four():

@@ -21,7 +21,8 @@ from prefmoe.data.choices import ChoiceBenchmark
 def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path = RESULTS) -> dict[str, Path]:
     """Reads all runs of an edition about choices and writes its tables to ``<results>/<edition>/figures/``.
 
-    table1: all accuracies of all methods, and of references where tastes are known; table2: unseen minus seen users;
+    table1: all accuracies of all methods, and of references where tastes are known; table1_seeds: their spread over
+    seeds, of methods that the edition may train several times; table2: unseen minus seen users;
     table3: one liked picture among four; table4: the components, one after the other; table5: numbers of prototypes,
     the last three with the best possible accuracy beside each row, where it is known; comparisons: the last method of
     table2 minus every other, and (a family of its own for Holm's correction) each of its methods minus the one before;
@@ -48,6 +49,9 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     families = [(focus, one) for one in others], steps_up
     tables = {
         "table1": table1,
+        "table1_seeds": choices.seeds_table(
+            one for key, one in rated.items() if len(one.frames) > 1 or key in edition.more_seeds
+        ),
         "table2": choices.difference_table(everything),
         "table3": _beside_the_best(main[main["candidates"] == 4], main).drop(columns="candidates"),
         "table4": _beside_the_best(_only(main[one_of_two], steps), main),

@@ -1,7 +1,7 @@
 """What was chosen for users: top-k accuracies, seen users beside unseen ones, and collapse, from rated candidates.
 
 An answer is a score for each candidate of a choice, the liked one first. Choices of one user are not independent:
-intervals resample users. Each history drawn for a user counts as much as any other.
+intervals resample users, and seeds where there are several. Each history drawn for a user counts as much as any other.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,6 +30,8 @@ RANKED = ((2, 1), (4, 1), (4, 2), (4, 3))
 """The accuracies of the tables: among how many candidates, and in the first how many places."""
 
 TABLE1_COLUMNS = ("method", "users", "n_ref", "candidates", "k", "value", "low", "high", "n", "seeds")
+
+SEEDS_COLUMNS = ("method", "users", "n_ref", "candidates", "k", "value", "sd", "minimum", "maximum", "seeds")
 
 DIFFERENCE_COLUMNS = ("method", "n_ref", "difference", "low", "high", "seen", "unseen")
 
@@ -88,25 +90,26 @@ class Ratings:
             raise TableError(f"{self.method}: the seeds rated different candidates")
         return found
 
-    def values(self, candidates: int, k: int) -> pd.Series:
-        """The mean over draws and seeds of `hits` for each choice, indexed by n_ref, split, user and index."""
+    def values(self, candidates: int, k: int) -> pd.DataFrame:
+        """The mean over draws of `hits` for each choice, (N, S): indexed by n_ref, split, user and index, a column for
+        each seed."""
         tables = [table.dropna(subset=list(range(candidates))) for table in self.cases]
         if not candidates <= tables[0].shape[1] or tables[0].empty:
-            return pd.Series(dtype=float, index=pd.MultiIndex.from_arrays([[]] * 4, names=GROUPS))
-        mean = np.mean([hits(table[list(range(candidates))].to_numpy(float), k) for table in tables], axis=0)
-        return pd.Series(mean, tables[0].index).groupby(GROUPS).mean()
+            return pd.DataFrame(index=pd.MultiIndex.from_arrays([[]] * 4, names=GROUPS), dtype=float)
+        each = [hits(table[list(range(candidates))].to_numpy(float), k) for table in tables]
+        return pd.DataFrame(np.column_stack(each), tables[0].index).groupby(GROUPS).mean()
 
 
 GROUPS = ["n_ref", "split", "user", "index"]
 
 
-def _of(values: pd.Series, splits: Sequence[str]) -> Iterable[tuple[int, pd.Series]]:
+def _of(values: pd.DataFrame, splits: Sequence[str]) -> Iterable[tuple[int, pd.DataFrame]]:
     """The values of some splits, for each n_ref."""
     inside = values[values.index.get_level_values("split").isin(splits)]
     yield from inside.groupby("n_ref")
 
 
-def _estimate(values: pd.Series) -> dict[str, float]:
+def _estimate(values: pd.DataFrame) -> dict[str, float]:
     return statistics.cluster_bootstrap(values.to_numpy(), values.index.get_level_values("user"))
 
 
@@ -123,6 +126,21 @@ def accuracy_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(TABLE1_COLUMNS))
 
 
+def seeds_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
+    """How much every accuracy differs between seeds: `SEEDS_COLUMNS`; sd is NaN where there is one."""
+    rows = []
+    for one in ratings:
+        for candidates, k in RANKED:
+            values = one.values(candidates, k)
+            for users, splits in USERS.items():
+                for n_ref, chosen in _of(values, splits):
+                    where = {"method": one.method, "users": users, "n_ref": n_ref, "candidates": candidates, "k": k}
+                    each = chosen.mean()
+                    spread = {"sd": statistics.seed_spread(each), "minimum": each.min(), "maximum": each.max()}
+                    rows.append({**where, "value": each.mean(), **spread, "seeds": one.seeds})
+    return pd.DataFrame(rows, columns=list(SEEDS_COLUMNS))
+
+
 def difference_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
     """Unseen minus seen users' accuracy between two candidates: `DIFFERENCE_COLUMNS`. The two groups share no user:
     they are resampled apart."""
@@ -134,11 +152,11 @@ def difference_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
             means, drawn = {}, {}
             for seed, (users, of_n_ref) in enumerate(groups.items()):
                 chosen = of_n_ref[n_ref]
-                pairs = np.stack([chosen.to_numpy(), np.ones(len(chosen))], axis=-1)
-                _, sums = statistics.cluster_sums(pairs, chosen.index.get_level_values("user"))
-                means[users] = float(chosen.mean())
-                drawn[users] = statistics.ratio_bootstrap(sums[:, 0], sums[:, 1], seed=seed)
-            low, high = statistics.percentile_interval(drawn["unseen"] - drawn["seen"])
+                counted = np.column_stack([chosen.to_numpy(), np.ones(len(chosen))])
+                _, sums = statistics.cluster_sums(counted, chosen.index.get_level_values("user"))
+                means[users] = float(chosen.to_numpy().mean())
+                drawn[users] = statistics.ratio_bootstrap(sums[:, :-1], sums[:, -1:], seed=seed)  # (B, S)
+            low, high = statistics.percentile_interval(statistics.over_seeds(drawn["unseen"] - drawn["seen"]))
             difference = {"difference": means["unseen"] - means["seen"], "low": float(low), "high": float(high)}
             rows.append({"method": one.method, "n_ref": n_ref, **difference, **means})
     return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
@@ -147,8 +165,10 @@ def difference_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
 def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: int = 9999) -> pd.DataFrame:
     """The first method of each pair minus the second on the same choices, between two candidates.
 
-    Returns `COMPARISON_COLUMNS`, for all users and the histories that both had; p_users: permutation test in which
-    users exchange the two methods' results; with Holm's correction over the rows of one length of history.
+    Returns `COMPARISON_COLUMNS`, for all users and the histories that both had; the interval is over users and, where
+    there are several, over seeds, which are paired (what has only one stands beside each of the other's); p_users:
+    permutation test in which users exchange the two methods' results; with Holm's correction over the rows of one
+    length of history. Raises TableError where nothing can be paired.
     """
     rows, pairs = [], list(pairs)
     rated = {one.method: one for pair in pairs for one in pair}
@@ -163,10 +183,13 @@ def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: 
                 same = theirs.reindex(first.index)
             else:
                 continue
-            if same.isna().any():
+            if same.isna().any(axis=None):
                 raise TableError(f"{other.method} rated other choices than {focus.method}; nothing to pair")
-            difference = first - same
-            owners = difference.index.get_level_values("user")
+            if len({first.shape[1], same.shape[1]} | {1}) > 2:
+                told = f"{focus.method} has {first.shape[1]} and {other.method} has {same.shape[1]}"
+                raise TableError(f"{told} seeds, which cannot be paired")
+            difference = first.to_numpy() - same.to_numpy()  # (N, S)
+            owners = first.index.get_level_values("user")
             where = {"method": focus.method, "baseline": other.method, "users": "all", "n_ref": n_ref}
             rows.append({**where, **statistics.paired_difference(difference, owners, permutations=permutations)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
@@ -194,7 +217,7 @@ def collapse_table(ratings: Iterable[Ratings], population: Ratings) -> pd.DataFr
                 named = pd.Series(share[np.arange(len(share)), place], table.index)
                 measured[measure].append(named.groupby(GROUPS).mean())
         for measure, of_seeds in measured.items():
-            values = sum(of_seeds) / len(of_seeds)
+            values = pd.concat(of_seeds, axis=1)
             for users, splits in USERS.items():
                 for n_ref, chosen in _of(values, splits):
                     where = {"method": one.method, "users": users, "n_ref": n_ref, "measure": measure}

@@ -39,6 +39,9 @@ KEYS = (
 )  # fmt: skip
 """Columns that say what a row is about; rows are matched by those that a table has, never by position."""
 
+PLACE = ("method", "backbone", "turns", "metric", "condition", "users", "measure", "n_ref", "candidates", "k")
+"""Columns that say whose spread over seeds, and of what, a row is about."""
+
 ESTIMATES = ("value", "difference", "change", "paired_corrected", "count", "share")
 """Columns that are compared; intervals and tests follow from the same answers."""
 
@@ -155,7 +158,8 @@ class _Scale:
         if committed is None:
             return
         trained = committed.dropna(subset="sd")
-        alike = [name for name in ("metric", "turns", "users", "measure") if name in committed]
+        measured = ("metric", "turns", "users", "measure", "n_ref", "candidates", "k")
+        alike = [name for name in measured if name in committed]
         measures = [trained[name] for name in alike]
         self.usual = np.sqrt((trained["sd"] ** 2).groupby(measures).mean()).to_dict()
         if self.usual:
@@ -173,7 +177,7 @@ class _Scale:
 
     @staticmethod
     def _place(row: Mapping) -> tuple:
-        return tuple(row.get(key) for key in ("method", "backbone", "turns", "metric", "condition", "users", "measure"))
+        return tuple(row.get(key) for key in PLACE)
 
     def measured(self, table: str, cells: pd.DataFrame) -> pd.DataFrame:
         """The cells with their scale, unit (the standard deviation of a difference) and difference in units."""
@@ -192,9 +196,12 @@ class _Scale:
             return "unknown", np.nan
         if "components" in keys:
             keys = keys | {"method": self.labels.get(keys["components"]), "backbone": self.backbone}
+        if "n_ref" in keys:  # of choices: between two pictures where nothing else is said, unseen minus seen users
+            keys = {"candidates": 2, "k": 1} | keys
         who = "condition" if "condition" in keys else "method"
         names = [keys.get(who), *([keys["baseline"]] if "baseline" in keys else [])]
-        known = [self.own.get(self._place(keys | {who: name})) for name in names]
+        groups = ("seen", "unseen") if "n_ref" in keys and "users" not in keys else (keys.get("users"),)
+        known = [self.own.get(self._place(keys | {who: name, "users": users})) for name in names for users in groups]
         if any(known):
             return "seeds", float(np.sqrt(sum(unit**2 for unit in known if unit)))
         sampling = float(np.nanmax([(row["high"] - row["low"]) / 3.92, 1 / max(row["n"], 1)]))

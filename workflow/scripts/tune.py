@@ -167,7 +167,7 @@ def _measured(answers: pd.DataFrame, about_choices: bool) -> tuple[int, dict[str
     """The number of questions, or of choices, and each metric's value."""
     if about_choices:
         values = Ratings("", "", (answers,)).values(2, 1)
-        return len(values), {"accuracy": float(values.mean())}
+        return len(values), {"accuracy": float(values.to_numpy().mean())}
     scored = metrics.score(answers)
     summary = metrics.summarize(scored)
     return len(scored), {metric: summary[metric]["value"] for metric in metrics.METRICS}
