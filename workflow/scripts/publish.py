@@ -105,7 +105,8 @@ def _too_few_seeds(edition: Edition, path: Path) -> str:
     """What a table says of fewer seeds than the edition has; empty if it says nothing such, or does not exist."""
     if not path.is_file():
         return ""
-    counts = tables.read_table(path).set_index("method" if not edition.about_choices else "condition")["seeds"]
+    table = tables.read_table(path)
+    counts = table.set_index("condition" if "condition" in table else "method")["seeds"]
     wanted = {method.label: len(edition.seeds_of(key)) for key, method in edition.methods.items()}
     for label, count in counts.items():
         if count < wanted[label]:
