@@ -225,6 +225,36 @@ def test_pictures_of_several_trainings_are_held_to_their_spread(tmp_path):
     assert both(tmp_path / "untrained", committed, table1=table).verdict == NOT, "nothing was trained for it"
 
 
+def test_choices_of_several_trainings_are_held_to_their_spread(tmp_path):
+    """A difference between methods, or of unseen and seen users, has the spread of both sides."""
+    committed = {name: tables.read_table(FIGURES / f"preference-mini/{name}.csv")
+                 for name in ("table1", "table1_seeds", "table2", "comparisons")}  # fmt: skip
+    places = ["method", "users", "n_ref", "candidates", "k"]
+    spread = committed["table1_seeds"].set_index(places)["sd"]
+    usual = (spread**2).groupby(level=places[1:]).mean() ** 0.5
+
+    def unit(method, users):
+        return max(spread[method, users, 8, 2, 1], usual[users, 8, 2, 1]) * (2 / 3) ** 0.5
+
+    limit = both(tmp_path / "same", committed).limit
+    rows = {
+        "table1": ({"method": "Prototypes", "users": "all", "n_ref": 8, "candidates": 2, "k": 1}, "value",
+                   unit("Prototypes", "all")),
+        "table2": ({"method": "Prototypes", "n_ref": 8}, "difference",
+                   np.hypot(unit("Prototypes", "seen"), unit("Prototypes", "unseen"))),
+        "comparisons": ({"method": "Prototypes", "baseline": "Choices alone", "n_ref": 8}, "difference",
+                        np.hypot(unit("Prototypes", "all"), unit("Choices alone", "all"))),
+    }  # fmt: skip
+    for name, (about, column, size) in rows.items():
+        for factor, verdict in ((0.95, WITHIN), (1.05, NOT)):
+            table = moved(committed[name], about, factor * limit * size, column)
+            assert both(tmp_path / f"{name} {factor}", committed, **{name: table}).verdict == verdict, (name, factor)
+    about = {"method": "Aesthetic scorer", "users": "all", "n_ref": 0, "candidates": 2, "k": 1}
+    row = committed["table1"][where(committed["table1"], about)].squeeze()
+    table = moved(committed["table1"], about, 1.05 * (row["high"] - row["low"]) / 2)
+    assert both(tmp_path / "scorer", committed, table1=table).verdict == NOT, "nothing is drawn at random for it"
+
+
 def test_a_changed_conclusion_about_pictures_names_the_condition_and_the_measure(tmp_path):
     """The verdict of the third paper's edition ended in a KeyError, in its first run that was not the committed one."""
     committed = {name: tables.read_table(FIGURES / f"generation-mini/{name}.csv") for name in ("table1", "comparisons")}
