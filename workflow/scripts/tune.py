@@ -204,7 +204,7 @@ def tune(
     chosen), or None when only a part was asked for. Raises ConfigError if there is no valid grid; TuningError if a
     method asked for is not in the grid, or there is no validation split.
     """
-    edition = load_edition(edition)
+    edition = load_edition(edition, seeds="all")  # what begins with a method begins with its training of the same seed
     grid = load_grid(edition, config_folder)
     for method in methods or ():
         if method not in grid.methods:
