@@ -40,6 +40,7 @@ WAYS = {
 """By kind of method."""
 
 
+@style.house()
 def draw(kinds: Sequence[str], title: str, caption: str) -> Figure:
     """A row for each kind of method: where it comes from, the prompt, and the model."""
     figure, axes = style.canvas(9.4, 0.8 + 0.82 * len(kinds), len(kinds), 1)
