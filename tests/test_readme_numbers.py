@@ -69,9 +69,12 @@ def choices(method, users, table="table1"):
     return rows.iloc[0]
 
 
-def against(baseline):
+PAIRS = "+ losses of pairs"
+
+
+def against(baseline, method="Prototypes"):
     rows = pd.read_csv(ROOT / "figures" / "preference-mini" / "comparisons.csv")
-    rows = rows[(rows["method"] == "Prototypes") & (rows["baseline"] == baseline) & (rows["n_ref"] == 8)]
+    rows = rows[(rows["method"] == method) & (rows["baseline"] == baseline) & (rows["n_ref"] == 8)]
     assert len(rows) == 1
     return rows.iloc[0]
 
@@ -102,10 +105,10 @@ SENTENCES = {
         choices("Population's choice", "unseen")["value"], choices("Ideal reader of the history", "unseen")["value"]
     ],
     rf"and of seen users in {NUMBER}\.": lambda: [choices("Prototypes", "seen")["value"]],
-    rf"told apart from learning by choices alone \({NUMBER} \[{NUMBER}, {NUMBER}\], n 1536": lambda: [
+    rf"told apart from learning by choices alone \({NUMBER} \[(-\.\d+), {NUMBER}\], n 1536": lambda: [
         against("Choices alone")[column] for column in ("difference", "low", "high")
     ],
-    rf"prototypes are worth nothing \((-\.\d+) \[(-\.\d+), {NUMBER}\]\)": lambda: [
+    rf"three trainings show \(prototypes (-\.\d+) \[(-\.\d+), {NUMBER}\]\)": lambda: [
         against("+ losses of pairs")[column] for column in ("difference", "low", "high")
     ],
     rf"PrefMoE's AUC is {NUMBER} \[{NUMBER}, {NUMBER}\] \(n": lambda: interval(table1("PrefMoE", "auc_told")),
@@ -199,5 +202,6 @@ def test_what_the_sentences_conclude_follows_from_the_tables():
     assert above_no_user()["low"] > 0 and not told_apart(above_no_user())  # "not told apart once corrected"
     assert told_apart(above_no_user("all"))  # "over all users it is"
     assert not told_apart(against("Choices alone"))  # "is not told apart from learning by choices alone"
-    assert not told_apart(against("+ losses of pairs"))  # prototypes: "nothing"
+    assert not told_apart(against("+ losses of pairs"))  # "prompts, losses of pairs and prototypes are each nothing"
+    assert not told_apart(against("Choices alone", "+ prompts")) and not told_apart(against("+ prompts", PAIRS))
     assert not told_apart(compared("Popular choice", "preference"))  # "is not told apart from PrefMoE"
