@@ -158,12 +158,13 @@ class _Scale:
         if committed is None:
             return
         trained = committed.dropna(subset="sd")
-        measured = ("metric", "turns", "users", "measure", "n_ref", "candidates", "k")
+        measured = ("metric", "turns", "users", "measure", "candidates", "k")
         alike = [name for name in measured if name in committed]
         measures = [trained[name] for name in alike]
         self.usual = np.sqrt((trained["sd"] ** 2).groupby(measures).mean()).to_dict()
-        if self.usual:
-            self.freedom = float((trained["seeds"] - 1).groupby(measures).sum().median())
+        if self.usual:  # histories of several lengths are asked of the same trainings
+            apart = trained.drop_duplicates([name for name in PLACE if name in trained and name != "n_ref"])
+            self.freedom = float((apart["seeds"] - 1).groupby([apart[name] for name in alike]).sum().median())
         here = {} if made is None else {self._place(row): row["seeds"] for row in made.to_dict("records")}
         for row in committed.to_dict("records"):
             if row.get("type") == NOT_TRAINED:
