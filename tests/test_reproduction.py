@@ -309,6 +309,16 @@ def test_every_committed_edition_reproduces_itself(edition):
     assert compare_edition(edition, made=FIGURES / edition).verdict == REPRODUCED
 
 
+def test_rankings_that_nobody_asked_for_are_not_missing(tmp_path):
+    """They have a command of their own; one of them alone says that it was given and failed."""
+    names = ("table1", "ranking", "ranking_comparisons", "recommended")
+    committed = {name: tables.read_table(FIGURES / f"ranking/{name}.csv") for name in names}
+    found = both(tmp_path / "none", committed, **dict.fromkeys(names[1:]))
+    assert found.verdict == REPRODUCED and "ranking.csv was not made (prefmoe rank)" in found.notes
+    found = both(tmp_path / "some", committed, ranking=None)
+    assert found.verdict == NOT and found.problems == ["ranking.csv is missing"]
+
+
 def test_tables_of_one_seed_are_held_to_the_sampling_error_of_two_runs(tmp_path):
     """They have no spread over seeds, and those of choices neither backbone nor metric; references know no chance."""
     committed = {name: tables.read_table(FIGURES / f"preference-mini/{name}.csv")

@@ -55,6 +55,9 @@ own of which nobody knows it, is shown; a blank in the place of a number is too 
 EXACT = ("references", "dataset_statistics", "told_statistics", "published_intervals")
 """Judged too, and without any allowance: nothing in them was trained."""
 
+OF_THEIR_OWN = ("ranking", "ranking_comparisons", "recommended")
+"""Tables that a command of its own makes (`prefmoe rank`): where none of them was made, none is missing."""
+
 ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened", "recommended")
 """Tables that may have other rows without anything being wrong, such as bins that nobody's probability fell into."""
 
@@ -128,8 +131,11 @@ def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[
         {path.stem: tables.read_table(path) for path in sorted(folder.glob("*.csv")) if path.stem != MADE_WITH}
         for folder in (committed, made)
     )
-    problems = [f"{name}.csv is missing" for name in left if name not in right]
+    made_apart = right.keys() & set(OF_THEIR_OWN)
+    absent = [name for name in left if name not in right and (made_apart or name not in OF_THEIR_OWN)]
+    problems = [f"{name}.csv is missing" for name in absent]
     notes = [f"{name}.csv is not committed" for name in right if name not in left]
+    notes += [f"{name}.csv was not made (prefmoe rank)" for name in left if name not in {*right, *absent}]
     scale = _Scale(left.get(SPREAD), right.get(SPREAD), ablation)
     parts = []
     for name in left:

@@ -157,10 +157,11 @@ def _ranking(table: pd.DataFrame) -> str:
     table = table.assign(metric=[names.get(place, "") for place in places])
     counts = table.groupby("metric")["n"].max()
     several = table[table["seeds"] > 1]
+    names = list(several["method"].unique())
     sizes = (
         f"Users: {counts['NDCG@10']} who were trained on, {counts['unseen: NDCG@10']} who were not. Means over "
         f"{table['galleries'].max()} galleries; over {several['seeds'].max()} seeds for "
-        f"{' and '.join(several['method'].unique())}."
+        f"{' and '.join(names) if len(names) < 4 else 'every row that is trained'}."
     )
     return f"{sizes}\n\n{_grid(table[table['metric'] != ''], ['method', 'information'], list(wanted))}\n"
 
@@ -328,6 +329,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "choices": _from("preference-mini/table1.csv", _choices),
     "pictures": _from("generation-mini/table1.csv", _pictures),
     "ranking": _from("ranking/ranking.csv", _ranking),
+    "ranking rivals": _from("rivals/ranking.csv", _ranking),
     "ranking spread": _from("ranking/ranking.csv", _ranking_spread),
     "mmpb": _from("any_vlm/mini.csv", _mmpb),
     "mmpb switches": _from("any_vlm/mini.csv", _mmpb_switches),
