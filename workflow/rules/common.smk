@@ -92,10 +92,8 @@ TABLES = {  # by category of the report
 }
 TABLES["Tables"] += TOLD_TABLE + SHORTENED_TABLE + CONTROLS_TABLE + UNSEEN_TABLE + ATTRIBUTES_TABLE
 CHOICE_TABLES = {
-    "Tables": [
-        *("table1", "table1_seeds", "table2", "table3", "table4", "table5"),
-        *("comparisons", "collapse", "information"),
-    ],
+    "Tables": ["table1", "table1_seeds", "table2", "table3", "table4", "table5"]
+    + ["comparisons", "collapse", "information"],
 }
 PICTURE_TABLES = {
     "Tables": ["table1", "table1_seeds", "probes", "comparisons", "lengths", "scales", "raters", "information"],
