@@ -96,7 +96,7 @@ def test_a_difference_of_groups_moves_with_the_seeds_of_both():
 
 def test_seeds_are_paired_and_what_has_one_stands_beside_each():
     three, one = _seeds((0.5, 1.0, 1.5)), _seeds((0.0,))
-    other = Ratings("B", "b", tuple(f.assign(score=f["score"] - 0.0) for f in three.frames), 3)
+    other = Ratings("B", "b", three.frames, 3)
     table = choices.comparison_table([(three, other)], permutations=99)
     assert table[["difference", "low", "high"]].iloc[0].tolist() == [0, 0, 0]
     single = Ratings("B", "b", one.frames)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,13 @@ NO_BACKBONE = "none"
 
 class TableError(ValueError):
     """Runs from which a table cannot be made; the message names the runs and what was expected."""
+
+
+def check_seeds(counts: Mapping[str, int]) -> None:
+    """Raises TableError if two rows, by name, have numbers of seeds that cannot be paired: neither the same nor one."""
+    if len({*counts.values(), 1}) > 2:
+        told = " and ".join(f"{name} has {count}" for name, count in counts.items())
+        raise TableError(f"{told} seeds, which cannot be paired")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe.analysis import statistics
-from prefmoe.analysis.answers import TableError, finished
+from prefmoe.analysis.answers import TableError, check_seeds, finished
 from prefmoe.config import Edition, MethodSettings
 
 COLUMNS = ("index", "split", "user", "n_ref", "draw", "candidate", "score")
@@ -113,16 +113,20 @@ def _estimate(values: pd.DataFrame) -> dict[str, float]:
     return statistics.cluster_bootstrap(values.to_numpy(), values.index.get_level_values("user"))
 
 
+def _accuracies(one: Ratings) -> Iterable[tuple[dict, pd.DataFrame]]:
+    """What each of a method's accuracies is about, and the values behind it."""
+    for candidates, k in RANKED:
+        values = one.values(candidates, k)
+        for users, splits in USERS.items():
+            for n_ref, chosen in _of(values, splits):
+                yield {"method": one.method, "users": users, "n_ref": n_ref, "candidates": candidates, "k": k}, chosen
+
+
 def accuracy_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
     """Top-k accuracies of every method with their intervals: `TABLE1_COLUMNS`."""
-    rows = []
-    for one in ratings:
-        for candidates, k in RANKED:
-            values = one.values(candidates, k)
-            for users, splits in USERS.items():
-                for n_ref, chosen in _of(values, splits):
-                    where = {"method": one.method, "users": users, "n_ref": n_ref, "candidates": candidates, "k": k}
-                    rows.append({**where, **_estimate(chosen), "seeds": one.seeds})
+    rows = [
+        {**where, **_estimate(chosen), "seeds": one.seeds} for one in ratings for where, chosen in _accuracies(one)
+    ]
     return pd.DataFrame(rows, columns=list(TABLE1_COLUMNS))
 
 
@@ -130,14 +134,10 @@ def seeds_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
     """How much every accuracy differs between seeds: `SEEDS_COLUMNS`; sd is NaN where there is one."""
     rows = []
     for one in ratings:
-        for candidates, k in RANKED:
-            values = one.values(candidates, k)
-            for users, splits in USERS.items():
-                for n_ref, chosen in _of(values, splits):
-                    where = {"method": one.method, "users": users, "n_ref": n_ref, "candidates": candidates, "k": k}
-                    each = chosen.mean()
-                    spread = {"sd": statistics.seed_spread(each), "minimum": each.min(), "maximum": each.max()}
-                    rows.append({**where, "value": each.mean(), **spread, "seeds": one.seeds})
+        for where, chosen in _accuracies(one):
+            each = chosen.mean()
+            spread = statistics.spread_over_seeds(each)
+            rows.append({**where, "value": each.mean(), **spread, "seeds": one.seeds})
     return pd.DataFrame(rows, columns=list(SEEDS_COLUMNS))
 
 
@@ -185,9 +185,7 @@ def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: 
                 continue
             if same.isna().any(axis=None):
                 raise TableError(f"{other.method} rated other choices than {focus.method}; nothing to pair")
-            if len({first.shape[1], same.shape[1]} | {1}) > 2:
-                told = f"{focus.method} has {first.shape[1]} and {other.method} has {same.shape[1]}"
-                raise TableError(f"{told} seeds, which cannot be paired")
+            check_seeds({focus.method: first.shape[1], other.method: same.shape[1]})
             difference = first.to_numpy() - same.to_numpy()  # (N, S)
             owners = first.index.get_level_values("user")
             where = {"method": focus.method, "baseline": other.method, "users": "all", "n_ref": n_ref}

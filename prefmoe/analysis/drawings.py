@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from prefmoe.analysis import distances, statistics
-from prefmoe.analysis.answers import TableError, finished
+from prefmoe.analysis.answers import TableError, check_seeds, finished
 from prefmoe.analysis.choices import USERS
 from prefmoe.config import DrawingMethod, Edition
 from prefmoe.data.choice_drawing import ATTRIBUTES, PROMPTED, content_of
@@ -216,9 +216,8 @@ def seed_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | None)
         if apart := _distances(drawn, reference, users):
             found["distance"] = pd.Series([one["value"] for one in apart])
         for measure, values in found.items():
-            spread = {"sd": statistics.seed_spread(values), "minimum": values.min(), "maximum": values.max()}
             row = {"condition": drawn.condition, "users": users, "measure": measure, "value": values.mean()}
-            rows.append({**row, **spread, "seeds": len(values)})
+            rows.append({**row, **statistics.spread_over_seeds(values), "seeds": len(values)})
     return rows
 
 
@@ -252,10 +251,7 @@ def comparison_table(
         theirs = measures[other.condition].reindex(mine.index)
         if theirs["liked"].isna().any(axis=None):
             raise TableError(f"{other.condition} was drawn for others than {focus.condition}; nothing to pair")
-        sides = {one.condition: len(one.frames) for one in (focus, other)}
-        if len(set(sides.values()) | {1}) > 2:
-            told = " and ".join(f"{name} has {count}" for name, count in sides.items())
-            raise TableError(f"{told} seeds, which cannot be paired")
+        check_seeds({one.condition: len(one.frames) for one in (focus, other)})
         difference = pd.concat(
             {name: pd.DataFrame(mine[name].to_numpy() - theirs[name].to_numpy(), mine.index) for name in PAIRED}, axis=1
         )

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
@@ -246,3 +247,8 @@ def seed_spread(values: ArrayLike) -> float:
     """Sample standard deviation over seeds (NaN with fewer than two)."""
     values = np.asarray(values, dtype=float)
     return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def spread_over_seeds(values: NDArray | pd.Series) -> dict[str, float]:
+    """How much the values of single seeds differ: sd (`seed_spread`), minimum and maximum."""
+    return {"sd": seed_spread(values), "minimum": values.min(), "maximum": values.max()}

@@ -96,8 +96,7 @@ def seeds_table(answers: Iterable[Answers]) -> pd.DataFrame:
         if entry.type == REFERENCE:
             continue
         for metric, values in zip(entry.metrics, entry.seed_values.T, strict=True):
-            spread = {"sd": statistics.seed_spread(values), "minimum": values.min(), "maximum": values.max()}
-            row = {**entry.where(), "metric": metric, "value": values.mean(), **spread}
+            row = {**entry.where(), "metric": metric, "value": values.mean(), **statistics.spread_over_seeds(values)}
             rows.append({**row, "seeds": entry.seeds, "unparsed": entry.unread.sum(axis=0).mean()})
     return pd.DataFrame(rows, columns=list(SEEDS_COLUMNS))
 

@@ -203,11 +203,12 @@ class _Scale:
             return "unknown", np.nan
         if "components" in keys:
             keys = keys | {"method": self.labels.get(keys["components"]), "backbone": self.backbone}
+        groups = [keys.get("users")]
         if "n_ref" in keys:  # of choices: between two pictures where nothing else is said, unseen minus seen users
             keys = {"candidates": 2, "k": 1} | keys
+            groups = groups if "users" in keys else ["seen", "unseen"]
         who = "condition" if "condition" in keys else "method"
         names = [keys.get(who), *([keys["baseline"]] if "baseline" in keys else [])]
-        groups = ("seen", "unseen") if "n_ref" in keys and "users" not in keys else (keys.get("users"),)
         known = [self.own.get(self._place(keys | {who: name, "users": users})) for name in names for users in groups]
         if any(known):
             return "seeds", float(np.sqrt(sum(unit**2 for unit in known if unit)))

@@ -97,12 +97,13 @@ def one_run(t: Tables) -> list[str]:
     few, many, unseen = at("seen", 1), at("seen", 8), at("unseen", 8)
     holds(many["low"] > few["high"], "more history is better")
     holds(unseen["high"] > many["low"], "users whom nobody trained on are not told apart")
-    crowd, count = at("seen", 0, "Population's choice"), {3: "three"}[int(many["seeds"])]
+    holds(many["seeds"] == 3, "three trainings are shown")
+    crowd = at("seen", 0, "Population's choice")
     holds(many["low"] > crowd["high"], "a history tells more than the population")
     return [
-        f"The {count} trainings shown here name, of users whom they were trained on, the liked of two pictures in "
+        f"The three trainings shown here name, of users whom they were trained on, the liked of two pictures in "
         f"{around(few)} of the cases after one choice of history and in {around(many)} after eight.",
-        f"Of users whom it was not trained on, in {around(unseen)} after eight: what was learned is how to read a "
+        f"Of users whom they were not trained on, in {around(unseen)} after eight: what was learned is how to read a "
         "history, not who the users are.",
         f"Who names what most people like, and reads no history (notebook 19), is right in {around(crowd)}.",
     ]
