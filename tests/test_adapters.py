@@ -38,7 +38,7 @@ KINDS = {
     "EPICDM": {"kind": "prefmoe", "components": "EPICDM"} | SMALL,
     "retrieved": {"kind": "retrieved"} | LORA,
     "user_lora": {"kind": "user_lora", "rank": 2, "alpha": 2, "pooled_rank": 2},
-    "history": {"kind": "history", "width": 8},
+    "history": {"kind": "history", "width": 8, "pooled_rank": 2},
     "embedding_prefix": {"kind": "embedding_prefix", "width": 8},
     "graph_experts": {"kind": "graph_experts", "kinds": 4, "size": 4, "experts": 2, "expert_rank": 2, "pooled_rank": 2,
                       "neighbours": 2},

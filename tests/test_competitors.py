@@ -22,7 +22,7 @@ CONFIGS = {
     "lova3": dict(**LORA, asking=0.5, assessing=0.5),
     "tg_llava": dict(**LORA, lr_guidance=3e-3, side=4, latents=3),
     "retrieved": dict(**LORA, statements=2),
-    "embedding_prefix": dict(lr=1e-2, tokens=2, width=16),
+    "embedding_prefix": dict(lr=1e-2, tokens=2, width=16, pooled_rank=1),
     "history": dict(lr=1e-2, width=16),
     "graph_experts": dict(lr=3e-3, kinds=4, size=8, experts=2, expert_rank=1, pooled_rank=1, neighbours=2),
     "joint_tokens": dict(lr=1e-2, tokens=2, together=2),

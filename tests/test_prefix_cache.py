@@ -31,7 +31,7 @@ KINDS = METHODS | {
     "retrieved": {**METHODS["LoRA"], "kind": "retrieved"},
     "one LoRA each": {"kind": "user_lora", "label": "user_lora", "lr": 1e-2, "rank": 2, "alpha": 2, "pooled_rank": 2},
     "history": {"kind": "history", "label": "history", "lr": 1e-2, "width": 8},
-    "embedding": {"kind": "embedding_prefix", "label": "embedding", "lr": 1e-2, "width": 8},
+    "embedding": {"kind": "embedding_prefix", "label": "embedding", "lr": 1e-2, "width": 8, "pooled_rank": 2},
     "graph": {"kind": "graph_experts", "label": "graph", "lr": 1e-2, "kinds": 4, "size": 4, "experts": 2,
               "expert_rank": 2, "pooled_rank": 2, "neighbours": 2},
     "joint": {"kind": "joint_tokens", "label": "joint", "lr": 1e-2, "tokens": 2},

@@ -24,6 +24,17 @@ SCORES = np.array([3, 1, 2, 2, 1, 2, 0.0])
 RELEVANT = np.array([0, 1, 1, 0, 0, 1, 0], dtype=bool)
 EVERYTHING = np.ones((1, 7), dtype=bool)
 
+FEW = {
+    recommenders.ALS: {"factors": (4, 8), "regularization": (0.1, 1.0)},
+    recommenders.BPR: {"factors": (8,), "regularization": (1e-2,), "learning_rate": (1e-2, 5e-2)},
+}
+
+
+@pytest.fixture(autouse=True)
+def _few_trials(monkeypatch):
+    monkeypatch.setattr(recommenders, "GRIDS", FEW)
+
+
 
 def orders() -> list[list[int]]:
     """The seven items from the best to the worst, once for every way to break ties."""
@@ -101,7 +112,7 @@ def test_recall_and_coverage_count_lists():
 @pytest.mark.parametrize("items", [FRESH, ALL])
 def test_nothing_is_lifted_more_than_popularity(items):
     one = taste(users=30)
-    references = {name: scores for name, (_, scores) in ranking.references(one).items()}
+    references = {row.method: row.scores[0, 0] for row in ranking.references(one)[0]}
     references["random"] = np.random.default_rng(3).random(one.told.shape)
     lifts = {}
     for name, scores in references.items():
@@ -128,7 +139,14 @@ def test_recommenders_find_groups_of_taste_and_give_strangers_what_is_popular():
     asked = rng.random(likes.shape) < 0.6
     asked[-2:] = False
     answers = np.where(likes, 1, -1)
-    found = recommenders.fit(answers * asked, answers * ~asked)
+    fitted, trials = recommenders.fit(answers * asked, answers * ~asked, (0, 1), FEW)
+    assert trials.groupby("method")["chosen"].sum().to_dict() == dict.fromkeys(fitted, 1)
+    assert trials["method"].value_counts().to_dict() == {recommenders.ALS: 4, recommenders.BPR: 2, "Popularity": 1}
+    for name, rows in trials.groupby("method"):
+        assert rows.loc[rows["chosen"] == 1, "auc"].item() == rows["auc"].max(), name
+    assert all(fitted[name].shape == (2, *likes.shape) for name in FEW)
+    assert all((fitted[name][0] != fitted[name][1]).any() for name in FEW)  # other first values
+    found = {name: scores[0] for name, scores in fitted.items()}
     popular = found[recommenders.POPULARITY]
     assert np.array_equal(popular[0], (likes & asked).sum(axis=0))
     for name in (recommenders.ALS, recommenders.BPR):
@@ -136,10 +154,9 @@ def test_recommenders_find_groups_of_taste_and_give_strangers_what_is_popular():
         pairs = (likes & ~asked)[:-2, :, None] & (~likes & ~asked)[:-2, None, :]
         assert ahead[pairs].mean() > 0.8, name
         assert np.array_equal(found[name][-2:], popular[-2:])
-        again = recommenders.fit(
-            answers * asked, np.where(asked, -answers, answers)
-        )  # seeded; what is asked twice is left out
-        assert np.array_equal(found[name], again[name])
+        # Seeded; and what is asked twice is left out.
+        again, _ = recommenders.fit(answers * asked, np.where(asked, -answers, answers), (0, 1), FEW)
+        assert np.array_equal(fitted[name], again[name])
 
 
 def test_no_answer_of_the_test_reaches_a_recommender():
@@ -154,8 +171,10 @@ def test_no_answer_of_the_test_reaches_a_recommender():
         for index, one in benchmark.examples.items()
     }  # fmt: skip
     first, second = (ranking.taste_of(edition, b) for b in (benchmark, replace(benchmark, examples=lies)))
-    for name, (_, scores) in ranking.references(first).items():
-        assert np.array_equal(scores, ranking.references(second)[name][1]), name
+    known, known_again = (ranking.references(one) for one in (first, second))
+    assert known[1].equals(known_again[1])
+    for row, again in zip(known[0], known_again[0], strict=True):
+        assert np.array_equal(row.scores, again.scores), row.method
     assert first.trained.tolist() == [True] * 6 + [False]
     # What was answered in training, read from the table of questions instead of the examples.
     rows = benchmark.frame.loc[list(benchmark.splits["train"])]
@@ -217,7 +236,7 @@ def test_an_edition_is_ranked_from_its_finished_runs(tmp_path, monkeypatch, caps
     for key in edition.table1:
         for seed in edition.seeds_of(key):
             folder = run_method(edition, "tiny-llava", key, seed, results="results")
-    path, compared, examples = asking.rank(edition, results="results", depths=(2, 5), galleries=3)
+    path, compared, examples, _ = asking.rank(edition, results="results", depths=(2, 5), galleries=3)
     table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     assert list(table) == list(ranking.RANKING_COLUMNS) and set(table["k"]) == {0, 2, 5}
     names = ["non-tuned", "full", "Chance", "Popularity", "ALS", "BPR", "True taste"]
@@ -228,7 +247,8 @@ def test_an_edition_is_ranked_from_its_finished_runs(tmp_path, monkeypatch, caps
     assert values["True taste", TRAINED, ALL, "ndcg", 5] == 1
     assert values["Chance", TRAINED, FRESH, "pick", 0] == pytest.approx(0.25)
     made = table.drop_duplicates("method").set_index("method")[["seeds", "galleries"]]
-    expected = {"non-tuned": [1, 3], "full": [2, 3], **dict.fromkeys(names[2:], [1, 1])}
+    expected = {"non-tuned": [1, 3], "full": [2, 3], **dict.fromkeys(names[2:], [1, 1]),
+                    **dict.fromkeys(FEW, [3, 1])}  # fmt: skip
     assert {name: list(made.loc[name]) for name in names} == expected
     assert sorted(place.name for place in Path("results/small-world/items").glob("[0-9]*")) == ["0", "1", "2"]
     pairs = pd.read_csv(compared)
@@ -283,15 +303,19 @@ def test_differences_are_of_the_same_users():
     assert ranking._difference(first + [[0.5, 0]], first)["p_users"] < 0.01
 
 
+def shown(what: str) -> dict[str, str]:
+    return {ranking.TRAINED: what, ranking.UNSEEN: f"less than {what}"}
+
+
 def several(tastes: ranking.Taste, sizes: dict[str, tuple[int, ...]], galleries: int = 3) -> list[ranking.Row]:
     """Rows of random scores of some seeds, drawn around the truth, and popularity."""
     rng = np.random.default_rng(8)
     rows = []
     for name, seeds in sizes.items():
         noise = rng.normal(0, 1, (len(seeds), galleries, *tastes.told.shape))
-        rows.append(ranking.Row(name, "llava-mini", "names", name, seeds, tastes.likes + noise))
+        rows.append(ranking.Row(name, "llava-mini", shown("names"), name, seeds, tastes.likes + noise))
     popular = np.broadcast_to(tastes.popularity, tastes.told.shape)[None, None]
-    return [*rows, ranking.Row(recommenders.POPULARITY, "none", "answers", "", (0,), popular)]
+    return [*rows, ranking.Row(recommenders.POPULARITY, "none", shown("answers"), "", (0,), popular)]
 
 
 def test_seeds_and_galleries_are_averaged_for_each_user_and_their_spread_is_told():

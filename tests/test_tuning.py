@@ -98,9 +98,10 @@ def test_trials_of_two_seeds_are_kept_apart():
 
 
 def test_a_grid_goes_on_beyond_the_end_where_its_best_trial_lies():
-    write(GRID | {"beyond": {"PrefMoE": [{"lr": 9e-3, "losses.alignment": 0.1}]}})
+    other = {"lr": 1e-2, "rank": 3}  # another form, by a setting that the grid does not vary
+    write(GRID | {"beyond": {"PrefMoE": [{"lr": 9e-3, "losses.alignment": 0.1}], "LoRA": [other]}})
     grid = load_grid(EDITION, "config")
-    assert grid.trials_of("LoRA") == [{"lr": 1e-3}, {"lr": 1e-2}]
+    assert grid.trials_of("LoRA") == [{"lr": 1e-3}, {"lr": 1e-2}, other]
     table = pd.read_csv(tune_here())
     assert [json.loads(cell) for cell in table.loc[table["method"] == "PrefMoE", "settings"]] == [
         {"losses.alignment": 0.0, "lr": 3e-3},
@@ -228,6 +229,7 @@ def test_what_an_edition_uses_is_the_best_of_its_trials_and_has_worse_ones_on_bo
         means = trials.groupby("settings")[grid.criterion].mean()
         assert means[json.dumps(best, sort_keys=True)] == means.max(), method
         assert apply_settings(edition.methods[method], best) == edition.methods[method]
-        for setting, value in best.items():
-            line = [one[setting] for one in grid.trials_of(method) if {**one, setting: value} == best]
+        for setting in grid.methods[method]:  # others are forms of a method, not steps along a line
+            value, trials = best[setting], grid.trials_of(method)
+            line = [one[setting] for one in trials if {**one, setting: value} == best]
             assert min(line) < value < max(line), (method, setting, line)

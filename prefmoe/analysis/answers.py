@@ -224,6 +224,6 @@ def read_runs(edition: Edition, results: str | Path, *splits: str) -> list[Answe
                     )
             if len(copies[0]):
                 where = {"backbone": backbone, "type": type_of(method), "turns": turns, "split": split}
-                where |= {"information": method.information}
+                where |= {"information": method.information_unseen if split == "unseen" else method.information}
                 answers.append(Answers.of(copies, method=method.label, key=key, **where))
     return answers

@@ -14,7 +14,6 @@ from sklearn.metrics import ndcg_score
 from prefmoe.analysis import recommenders, statistics
 from prefmoe.analysis.answers import NO_BACKBONE
 from prefmoe.analysis.comparisons import focus_method
-from prefmoe.analysis.information import with_information
 from prefmoe.analysis.references import CHANCE
 from prefmoe.analysis.tables import write_csv
 from prefmoe.config import RESULTS, Edition, MiniatureData
@@ -217,25 +216,25 @@ def coverage(taste: Taste, scores: NDArray, items: str, k: int, rows: NDArray) -
 class Row:
     """Whose scores a row of the tables is about; ``key`` is empty for a reference, which looks at no picture.
 
+    ``information``: what is shown of the users, of `TRAINED` and of `UNSEEN` ones.
     ``scores``: (S, G, U, I), of each of ``seeds`` and of G galleries, which are sets of a picture of every item.
     """
 
     method: str
     backbone: str
-    information: str
+    information: Mapping[str, str]
     key: str
     seeds: tuple[int, ...]
     scores: NDArray
 
 
-def rows_of(edition: Edition, taste: Taste, scores: Mapping[tuple[str, str], Mapping[int, NDArray]]) -> list[Row]:
-    """The methods whose scores, (G, U, I) of every seed, are given by backbone and key; the references beside them."""
+def rows_of(edition: Edition, scores: Mapping[tuple[str, str], Mapping[int, NDArray]]) -> list[Row]:
+    """The methods whose scores, (G, U, I) of every seed, are given by backbone and key."""
     rows = []
     for (backbone, key), by_seed in scores.items():
         method, copies = edition.methods[key], np.stack(list(by_seed.values()))
-        rows.append(Row(method.label, backbone, method.information, key, tuple(by_seed), copies))
-    for name, (information, found) in references(taste).items():
-        rows.append(Row(name, NO_BACKBONE, information, "", (0,), found[None, None]))
+        information = {TRAINED: method.information, UNSEEN: method.information_unseen}
+        rows.append(Row(method.label, backbone, information, key, tuple(by_seed), copies))
     return rows
 
 
@@ -261,7 +260,7 @@ def tables(edition: Edition, taste: Taste, rows: Sequence[Row], depths: Sequence
             seeds, galleries = row.scores.shape[:2]
             copies = [[measures(taste, copy, items, liked, depths) for copy in line] for line in row.scores]
             sums.append({k: np.array([[one[k][member] for one in line] for line in copies]) for k in copies[0][0]})
-            first = {"method": row.method, "backbone": row.backbone, "information": row.information, **part}
+            first = {"method": row.method, "backbone": row.backbone, "information": row.information[users], **part}
             first |= {"seeds": seeds, "galleries": galleries}
             for (measure, k), values in sums[-1].items():
                 where, less = first | {"measure": measure, "k": k}, float(measure == "lift")
@@ -286,12 +285,18 @@ def tables(edition: Edition, taste: Taste, rows: Sequence[Row], depths: Sequence
     return [pd.DataFrame(estimates, columns=list(RANKING_COLUMNS)), compared]
 
 
-def references(taste: Taste) -> dict[str, tuple[str, NDArray]]:
-    """Chance, recommenders and the taste itself by name: what they know of users, and their scores (U, I)."""
-    found = {CHANCE: ("nobody", np.zeros(taste.told.shape))}
-    known = (taste.training, taste.validation)
-    found |= {name: (recommenders.KNOWN[name], scores) for name, scores in recommenders.fit(*known).items()}
-    return found | {"True taste": ("everything", taste.likes.astype(float))}
+def references(taste: Taste) -> tuple[list[Row], pd.DataFrame]:
+    """Chance, recommenders and the taste itself, and what was tried of the recommenders (`recommenders.fit`)."""
+
+    def row(name: str, scores: NDArray, trained: str, unseen: str) -> Row:
+        seeds = tuple(range(len(scores)))
+        return Row(name, NO_BACKBONE, {TRAINED: trained, UNSEEN: unseen}, "", seeds, scores[:, None])
+
+    fitted, trials = recommenders.fit(taste.training, taste.validation)
+    rows = [row(CHANCE, np.zeros((1, *taste.told.shape)), "nobody", "nobody")]
+    known = recommenders.KNOWN
+    rows += [row(name, scores, known[name], recommenders.KNOWN_UNSEEN) for name, scores in fitted.items()]
+    return [*rows, row("True taste", taste.likes.astype(float)[None], "everything", "everything")], trials
 
 
 def _parts(taste: Taste) -> list[tuple[str, str, str]]:
@@ -365,13 +370,21 @@ def write(
     results: str | Path = RESULTS,
     depths: Sequence[int] = DEPTHS,
 ) -> list[Path]:
-    """Writes ranking.csv, ranking_comparisons.csv and recommended.csv among the edition's tables; returns their paths.
+    """Writes ranking.csv, ranking_comparisons.csv, recommended.csv and recommender_trials.csv among the edition's
+    tables; returns their paths.
 
     ``scores``: (G, U, I) of every seed, by backbone and method of the edition.
     """
-    folder, rows = made_folder(edition.name, results), rows_of(edition, taste, scores)
+    beside, trials = references(taste)
+    rows = [*rows_of(edition, scores), *beside]
     ranked, compared = tables(edition, taste, rows, depths)
     models = [row for row in rows if row.key or row.method in recommenders.KNOWN]
     made = {"ranking": ranked, "ranking_comparisons": compared, "recommended": recommended_table(taste, models)}
-    shown = {row.method: row.information for row in rows}
-    return [write_csv(with_information(table, shown), folder / f"{name}.csv") for name, table in made.items()]
+    shown = {(row.method, users): told for row in rows for users, told in row.information.items()}
+    for table in made.values():
+        for column, who in (("information", "method"), ("baseline_information", "baseline")):
+            if who in table and column not in table:
+                table[column] = [shown[key] for key in zip(table[who], table["users"], strict=True)]
+    made["recommender_trials"] = trials
+    folder = made_folder(edition.name, results)
+    return [write_csv(table, folder / f"{name}.csv") for name, table in made.items()]

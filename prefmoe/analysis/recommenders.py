@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import numpy as np
+import pandas as pd
 from implicit.als import AlternatingLeastSquares
 from implicit.bpr import BayesianPersonalizedRanking
 from numpy.typing import NDArray
@@ -15,44 +18,69 @@ from sklearn.metrics import roc_auc_score
 POPULARITY, ALS, BPR = "Popularity", "ALS", "BPR"
 
 KNOWN = {POPULARITY: "population's answers", ALS: "every user's answers", BPR: "every user's answers"}
-"""What each is shown of users; of one whom nobody was asked about, the population's answers."""
+"""What each is shown of users."""
 
-FACTORS = (8, 16)
-REGULARISATION = {ALS: (0.1, 1.0), BPR: (0.01, 0.1)}
-"""What is chosen on validation answers, in four trials, as every method of the tables has."""
+KNOWN_UNSEEN = "population's answers"
+"""What the last two are shown of a user whom nobody was asked about."""
+
+SEEDS = (0, 1, 2)
+"""Of the factors' first values: a row is the mean over these, as a trained method's is over its seeds."""
+
+GRIDS = {
+    ALS: {"factors": (4, 8, 16, 32), "regularization": (0.3, 1.0, 3.0, 10.0, 30.0), "alpha": (1.0, 5.0, 20.0)},
+    BPR: {
+        "factors": (4, 8, 16, 32),
+        "regularization": (1e-4, 1e-3, 1e-2, 1e-1),
+        "learning_rate": (3e-3, 1e-2, 3e-2, 1e-1),
+    },
+}
+"""What is chosen on validation answers: all of it is tried, as a fit takes a moment."""
+
+TRIAL_COLUMNS = ("method", "settings", "seeds", "auc", "chosen")
+
+Grids = Mapping[str, Mapping[str, Sequence[float]]]
 
 
-def fit(training: NDArray, validation: NDArray, seed: int = 0) -> dict[str, NDArray]:
-    """Scores (U, I) of every recommender by its name.
+def fit(
+    training: NDArray, validation: NDArray, seeds: Sequence[int] = SEEDS, grids: Grids | None = None
+) -> tuple[dict[str, NDArray], pd.DataFrame]:
+    """Scores (S, U, I) of every recommender by its name, and what was tried: the columns of `TRIAL_COLUMNS`.
 
     Args:
         training: (U, I) 1 where an answer says that the user likes the item; -1 (does not) and 0 (not asked) are one
             to recommenders, which learn from likes alone.
-        validation: the same of other answers, by which factors and regularisation are chosen where training did not
-            ask about the item, too.
+        validation: the same of other answers, by which settings are chosen where training did not ask about the item,
+            too: by the mean over seeds of the AUC within a user (auc; of popularity as well, to be compared).
+        grids: what is tried, by name; `GRIDS` when absent.
 
-    Users without a training answer have no factors, and are given what is popular.
+    Popularity has one score for all seeds, S = 1. Users without a training answer have no factors, and are given what
+    is popular.
     """
     liked = training > 0
     validation = np.where(training == 0, validation, 0)  # what is asked again would reward remembering alone
     popularity = np.broadcast_to(liked.sum(axis=0).astype(float), training.shape)
-    found = {POPULARITY: popularity}
-    known = liked.any(axis=1)
-    for name in (ALS, BPR):
-        settings = product(FACTORS, REGULARISATION[name])
-        trials = [_scores(_model(name, factors, strength, seed), liked) for factors, strength in settings]
-        best = max(trials, key=lambda scores: _told_apart(scores, validation))
-        found[name] = np.where(known[:, None], best, popularity)
-    return found
+    found, known = {POPULARITY: popularity[None]}, liked.any(axis=1)
+    rows: list[tuple] = [(POPULARITY, "", 1, _told_apart(popularity, validation), 1)]
+    for name, grid in (grids or GRIDS).items():
+        best, first = -np.inf, len(rows)
+        for values in product(*grid.values()):
+            settings = dict(zip(grid, values, strict=True))
+            scores = np.stack([_scores(_model(name, settings, seed), liked) for seed in seeds])
+            auc = float(np.mean([_told_apart(one, validation) for one in scores]))
+            rows.append((name, json.dumps(settings), len(seeds), auc, 0))
+            if auc > best or len(rows) == first + 1:
+                best, place, found[name] = auc, len(rows) - 1, np.where(known[:, None], scores, popularity)
+        rows[place] = (*rows[place][:-1], 1)
+    return found, pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
 
 
 def _model(
-    name: str, factors: int, strength: float, seed: int
+    name: str, settings: Mapping[str, float], seed: int
 ) -> AlternatingLeastSquares | BayesianPersonalizedRanking:
-    common = {"regularization": strength, "random_state": seed, "num_threads": 1}
+    common = {**settings, "random_state": seed, "num_threads": 1}
     if name == ALS:
-        return AlternatingLeastSquares(factors, iterations=30, dtype=np.float64, **common)
-    return BayesianPersonalizedRanking(factors, iterations=100, learning_rate=0.05, **common)
+        return AlternatingLeastSquares(iterations=30, dtype=np.float64, **common)
+    return BayesianPersonalizedRanking(iterations=100, **common)
 
 
 def _scores(model: AlternatingLeastSquares | BayesianPersonalizedRanking, liked: NDArray) -> NDArray:

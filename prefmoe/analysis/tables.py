@@ -19,7 +19,7 @@ from prefmoe.analysis.controls import controls_table
 from prefmoe.analysis.groupings import QUESTION_GROUPS, breakdowns, dataset_statistics, question_groups, told_statistics
 from prefmoe.analysis.information import information_table, with_information
 from prefmoe.analysis.mmpb_tables import attributes_table
-from prefmoe.analysis.references import POPULAR, read_references
+from prefmoe.analysis.references import KNOWN, POPULAR, read_references
 from prefmoe.analysis.shortened import shortened_table
 from prefmoe.config import RESULTS, Edition, InjectedMethod
 from prefmoe.config.outputs import made_folder
@@ -300,7 +300,8 @@ def build(edition: Edition, benchmark: Benchmark, *, results: str | Path = RESUL
         tables["shortened"] = shortened_table(runs)
     if "unseen" in splits:
         unseen = [entry for entry in everything if entry.split == "unseen" and entry.turns in REPORTED_TURNS]
-        tables["unseen"] = estimates_table(unseen)[list(TABLE1_COLUMNS)]
+        shown = {entry.method: entry.information or KNOWN[entry.method] for entry in unseen}
+        tables["unseen"] = with_information(estimates_table(unseen)[list(TABLE1_COLUMNS)], shown)
     return write_tables(tables, made_folder(edition.name, results))
 
 

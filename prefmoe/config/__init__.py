@@ -66,6 +66,7 @@ from prefmoe.config.methods import (
     YoLLaVAMethod,
 )
 from prefmoe.config.rivals import (
+    BesideLoRA,
     EmbeddingPrefixMethod,
     GraphExpertsMethod,
     HistoryMethod,

@@ -25,6 +25,9 @@ INFORMATION = {
 }  # fmt: skip
 """What each setting `profile` shows of a user, in the words of the tables."""
 
+OF_OTHERS = "mean of other users' tokens"
+"""What tokens that are learned from a user's answers are, of whom there are none."""
+
 Label = Annotated[str, Field(min_length=1, description="a method's name in tables and figures")]
 
 
@@ -56,6 +59,11 @@ class MethodSettings(Strict):
         """What a question's prompt, or the method itself, shows of the user asked about; in every table."""
         profile = getattr(self, "profile", "none")
         return INFORMATION.get(profile, f"profile {profile}")
+
+    @property
+    def information_unseen(self) -> str:
+        """The same of a user without training questions, in tables of such users."""
+        return self.information
 
     @property
     def information_in_training(self) -> str:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from prefmoe.config.method_settings import MethodSettings, is_trained
+from prefmoe.config.method_settings import OF_OTHERS, MethodSettings, is_trained
 from prefmoe.config.strict import Strict
 
 COMPONENTS = "EPICDM"
@@ -84,6 +84,10 @@ class SoftPromptMethod(MethodSettings):
         return learned if self.profile == "none" else f"{super().information} and {learned}"
 
     @property
+    def information_unseen(self) -> str:
+        return OF_OTHERS if self.profile == "none" else f"{super().information} and {OF_OTHERS}"
+
+    @property
     def information_in_training(self) -> str:
         return "answers" if self.profile == "none" else f"{super().information} and answers"
 
@@ -94,6 +98,7 @@ class YoLLaVAMethod(MethodSettings):
     table_type = "PEFT"
     module = "prefmoe.models.yollava"
     information: ClassVar[str] = "tokens learned from answers and profile pictures"
+    information_unseen: ClassVar[str] = OF_OTHERS
     information_in_training: ClassVar[str] = "profile pictures and answers"
     kind: Literal["yollava"]
     lr: float = Field(gt=0)
@@ -190,6 +195,10 @@ class PrefMoEMethod(MethodSettings):
             return f"anchors of profile text and picture{told}"
         learned = is_trained(self) and self.user_state == "trained"
         return f"{'tokens learned from answers' if learned else 'random tokens'}{told}"
+
+    @property
+    def information_unseen(self) -> str:
+        return self.information.replace("tokens learned from answers", OF_OTHERS)
 
     @property
     def information_in_training(self) -> str:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from prefmoe.config.method_settings import MethodSettings
+from prefmoe.config.method_settings import INFORMATION, MethodSettings
 from prefmoe.config.methods import LoRAMethod
 
 
@@ -17,6 +17,7 @@ class UserLoRAMethod(MethodSettings):
     module = "prefmoe.models.user_lora"
     information: ClassVar[str] = "adapters learned from answers"
     information_in_training: ClassVar[str] = "answers"
+    information_unseen: ClassVar[str] = INFORMATION["none"]
     kind: Literal["user_lora"]
     lr: float = Field(gt=0, description="of everybody's adapters")
     rank: int = Field(4, ge=1, description="of each user's own adapter")
@@ -45,10 +46,17 @@ class RetrievedMethod(LoRAMethod):
         return f"{self.statements} retrieved statement{'s' * (self.statements > 1)} of the profile"
 
 
-class EmbeddingPrefixMethod(MethodSettings):
-    """One vector per user, fixed beforehand, that a small network turns into soft tokens."""
+class BesideLoRA(MethodSettings):
+    """Rivals that say their user in soft tokens: published before a frozen model, and here before a LoRA, too."""
 
     table_type = "PEFT"
+    pooled_rank: int = Field(0, ge=0, description="of a LoRA that everybody shares; 0 for none, as published")
+    lr_pooled: float = Field(2e-3, gt=0, description="of that LoRA")
+
+
+class EmbeddingPrefixMethod(BesideLoRA):
+    """One vector per user, fixed beforehand, that a small network turns into soft tokens."""
+
     module = "prefmoe.models.embedding_prefix"
     information: ClassVar[str] = "one vector of profile text and picture"
     kind: Literal["embedding_prefix"]
@@ -57,13 +65,13 @@ class EmbeddingPrefixMethod(MethodSettings):
     width: int = Field(256, ge=1, description="of the network's hidden layer")
 
 
-class HistoryMethod(MethodSettings):
+class HistoryMethod(BesideLoRA):
     """An embedder of what a user has answered, attended to by what is asked."""
 
-    table_type = "PEFT"
     module = "prefmoe.models.history"
     information: ClassVar[str] = "the user's answers to training questions"
     information_in_training: ClassVar[str] = "answers, other than the one asked for"
+    information_unseen: ClassVar[str] = "mean of everybody's answers"
     kind: Literal["history"]
     lr: float = Field(gt=0)
     width: int = Field(128, ge=1, description="of keys, queries and the hidden layer that values come from")
@@ -76,6 +84,7 @@ class GraphExpertsMethod(MethodSettings):
     module = "prefmoe.models.graph_experts"
     information: ClassVar[str] = "answers of the user and of alike users"
     information_in_training: ClassVar[str] = "answers"
+    information_unseen: ClassVar[str] = "profile text, by which alike users are found"
     kind: Literal["graph_experts"]
     lr: float = Field(gt=0, description="of experts and gate")
     lr_graph: float = Field(1e-2, gt=0, description="of the vectors of users and kinds")
@@ -96,6 +105,7 @@ class JointTokensMethod(MethodSettings):
     module = "prefmoe.models.joint_tokens"
     information: ClassVar[str] = "tokens made of profile pictures and learned from answers"
     information_in_training: ClassVar[str] = "profile pictures and answers"
+    information_unseen: ClassVar[str] = "tokens made of profile pictures"
     kind: Literal["joint_tokens"]
     lr: float = Field(gt=0)
     tokens: int = Field(16, ge=1, description="latent tokens per user, beside the user's word")

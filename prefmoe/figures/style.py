@@ -73,6 +73,8 @@ METHODS = {
     "One LoRA per user": Look("#3949AB", ">"),
     "Embedder of answers": Look("#8E1B4F", "<"),
     "Embedding to prefix": Look("#6A6A00", "p"),
+    "Embedder of answers, LoRA": Look("#8E1B4F", ">"),
+    "Embedding to prefix, LoRA": Look("#6A6A00", "h"),
     "Graph and experts": Look("#00695C", "s"),
     "Joint tokens": Look("#B23A48", "P"),
     "Popularity": Look(INK, "s"),

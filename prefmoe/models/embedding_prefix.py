@@ -16,6 +16,7 @@ from prefmoe.models.base import Method
 from prefmoe.models.controls import controlled_tokens
 from prefmoe.models.free_users import UserTokens, trained_rows
 from prefmoe.models.growing import with_rows
+from prefmoe.models.lora import pooled_lora
 from prefmoe.models.prefix import PrefixHook
 
 
@@ -24,15 +25,18 @@ class EmbeddingPrefix(Method, settings=EmbeddingPrefixMethod):
 
     e_u is fixed, the MLP is all that is trained and everybody's: who was never trained on is served like anybody.
 
-    Departures: the paper's vectors come from what a service knows of its users' behaviour; here e_u is the user's eight
-    anchors (name, picture, description, facets; PrefMoE's, of the frozen backbone) side by side, each dimension
-    centred and scaled by the trained users. The tokens are in units of the word embeddings' rms.
+    Departures: there may be more tokens than the paper's one, and a LoRA beside them that everybody shares
+    (``pooled_rank``; the paper's model is frozen); the paper's vectors come from what a service knows of its users'
+    behaviour, here e_u is the user's eight anchors (name, picture, description, facets; PrefMoE's, of the frozen
+    backbone) side by side, each dimension centred and scaled by the trained users. The tokens are in units of the word
+    embeddings' rms.
     """
 
     token_controls = ("zero_prefix",)
 
     def __init__(self, config: EmbeddingPrefixMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         super().__init__(config, backbone, benchmark, prefix_length=config.tokens, **options)
+        self.pooled = pooled_lora(backbone, config)
         vectors = self._vectors(list(benchmark.users.values()))
         known = vectors[trained_rows(benchmark, backbone.device)]
         self.register_buffer("vectors", vectors, persistent=False)  # (U, 8 H)
@@ -63,7 +67,7 @@ class EmbeddingPrefix(Method, settings=EmbeddingPrefixMethod):
             yield
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
-        return {"network": (list(self.network.parameters()), self.config.lr)}
+        return {"network": (list(self.network.parameters()), self.config.lr), **self.pooled}
 
     def _encode_user(self, user: User) -> Tensor:
         return self._vectors([user])

@@ -18,6 +18,7 @@ from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.prompts import fill, question_text
 from prefmoe.models.base import Method, MethodError
 from prefmoe.models.growing import with_rows
+from prefmoe.models.lora import pooled_lora
 from prefmoe.models.prefix import masked_mean
 
 KEPT = ("entries", "places", "questions")
@@ -36,7 +37,8 @@ class History(Method, settings=HistoryMethod):
     questions of other splits belong to no history. Who has none is shown the mean of all entries; `give_history` gives
     one to a user without training questions, and nothing is trained for that.
 
-    Departures: features are mean embeddings of the backbone itself (words, projected picture tokens) instead of those
+    Departures: a LoRA may learn beside it that everybody shares (``pooled_rank``; the paper's model is frozen);
+    features are mean embeddings of the backbone itself (words, projected picture tokens) instead of those
     of a text encoder, whose input half the paper trains; the softmax is taken with 1/sqrt(width); values come from a
     network of one hidden layer, because whether something was liked is told by question and answer together.
     """
@@ -46,6 +48,7 @@ class History(Method, settings=HistoryMethod):
 
     def __init__(self, config: HistoryMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         super().__init__(config, backbone, benchmark, prefix_length=2, **options)
+        self.pooled = pooled_lora(backbone, config)
         hidden, width, device = backbone.hidden_size, config.width, backbone.device
         self.query, self.key = (nn.Linear(2 * hidden, width, bias=False) for _ in range(2))
         self.value = nn.Sequential(nn.Linear(3 * hidden, width), nn.GELU(), nn.Linear(width, hidden))
@@ -116,7 +119,8 @@ class History(Method, settings=HistoryMethod):
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         parts = (self.query, self.key, self.value)
-        return {"embedder": ([*(p for part in parts for p in part.parameters()), self.instruction], self.config.lr)}
+        embedder = [*(p for part in parts for p in part.parameters()), self.instruction]
+        return {"embedder": (embedder, self.config.lr), **self.pooled}
 
     # --- users
 

@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.config import LoRAMethod
+from prefmoe.config import BesideLoRA, LoRAMethod
 from prefmoe.models.adapted_linear import AdaptedLinear, is_plain
 
 Targets = Literal["projections", "all_linear"]
@@ -84,6 +84,13 @@ def install_lora(
     for parameter in adapters:  # small steps get lost in half precision
         parameter.data = parameter.data.float()
     return adapters
+
+
+def pooled_lora(backbone: Backbone, config: BesideLoRA) -> dict[str, tuple[list[nn.Parameter], float]]:
+    """The LoRA that everybody shares, with alpha = rank: parameters and learning rate by part; empty without one."""
+    if not (rank := config.pooled_rank):
+        return {}
+    return {"pooled": (install_lora(backbone, None, rank=rank, alpha=rank, dropout=0.0), config.lr_pooled)}
 
 
 @contextmanager

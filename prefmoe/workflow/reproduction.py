@@ -55,7 +55,7 @@ own of which nobody knows it, is shown; a blank in the place of a number is too 
 EXACT = ("references", "dataset_statistics", "told_statistics", "published_intervals")
 """Judged too, and without any allowance: nothing in them was trained."""
 
-OF_THEIR_OWN = ("ranking", "ranking_comparisons", "recommended")
+OF_THEIR_OWN = ("ranking", "ranking_comparisons", "recommended", "recommender_trials")
 """Tables that a command of its own makes (`prefmoe rank`): where none of them was made, none is missing."""
 
 ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened", "recommended")

@@ -21,9 +21,11 @@ def parameters(method: MethodSettings, hidden: int, per_rank: int, users: int) -
         return per_rank * (method.pooled_rank + users * method.rank)
     if isinstance(method, HistoryMethod):
         width = method.width
-        return 2 * 2 * hidden * width + (3 * hidden + 1) * width + (width + 1) * hidden + hidden
+        embedder = 2 * 2 * hidden * width + (3 * hidden + 1) * width + (width + 1) * hidden + hidden
+        return embedder + per_rank * method.pooled_rank
     if isinstance(method, EmbeddingPrefixMethod):
-        return (len(ANCHORS) * hidden + 1) * method.width + (method.width + 1) * method.tokens * hidden
+        network = (len(ANCHORS) * hidden + 1) * method.width + (method.width + 1) * method.tokens * hidden
+        return network + per_rank * method.pooled_rank
     if isinstance(method, GraphExpertsMethod):
         experts = per_rank * (method.pooled_rank + method.experts * method.expert_rank)
         return experts + (method.size + 1) * method.experts + method.size * (users + method.kinds)

@@ -28,7 +28,7 @@ rule ranking:
         RUN_NOTEBOOKS,
     output:
         report(
-            [f"{FIGURES}/{name}.csv" for name in ("ranking", "ranking_comparisons", "recommended")],
+            [f"{FIGURES}/{name}.csv" for name in ("ranking", "ranking_comparisons", "recommended", "recommender_trials")],
             caption="../report/ranking.rst",
             category="Recommendation",
         ),

@@ -59,7 +59,7 @@ class Grid(Frozen):
         methods: method -> setting (dotted for a nested one, "losses.alignment") -> values; the trials of a
             method are the product of its settings' values.
         beyond: method -> further trials for a method whose best one lies at an end of its grid: a step past that end,
-            and on until the best trial has worse ones on both sides.
+            and on until the best trial has worse ones on both sides; and other forms of a method, by further settings.
     """
 
     trials: int = Field(ge=1)
@@ -110,7 +110,7 @@ def _mistakes(grid: Grid, edition: Edition) -> Iterator[str]:
                 yield f"methods.{name}: {error}"
                 break
         for point in beyond:
-            if set(point) != set(settings) or trials.count(point) > 1:
+            if not set(settings) <= set(point) or trials.count(point) > 1:
                 yield f"beyond.{name}: {point} is not a new trial of {', '.join(settings)}"
     for name in grid.beyond:
         if name not in grid.methods:
