@@ -46,8 +46,13 @@ def number(found: Any, name: str, expected: str = "a number") -> float:
     return float(found)
 
 
-def array(found: Any, shape: Sequence[int], name: str, kind: str = "numbers") -> np.ndarray:
-    """An array that a student gave; ``shape`` is what it has to be. Raises NotYet with both shapes otherwise."""
+def array(
+    found: Any, shape: Sequence[int], name: str, kind: str = "numbers", ignored: Sequence[bool] | None = None
+) -> np.ndarray:
+    """An array that a student gave; ``shape`` is what it has to be. Raises NotYet with both shapes otherwise.
+
+    Truth values may stand in an array of objects, as pandas makes them; where ``ignored`` is true anything may.
+    """
     if isinstance(found, torch.Tensor):
         found = found.detach().cpu().numpy()
     wanted = f"expected {kind} in shape {tuple(shape)}"
@@ -59,6 +64,13 @@ def array(found: Any, shape: Sequence[int], name: str, kind: str = "numbers") ->
         raise NotYet(f"{name} is {described(found)}: {wanted}.")
     if values.shape != tuple(shape):
         raise NotYet(f"{name} has shape {values.shape}: {wanted}.")
+    if kind == "true or false" and values.dtype == object:
+        free = np.zeros(values.shape, dtype=bool) if ignored is None else np.asarray(ignored, dtype=bool)
+        strange = [value for value, may in zip(values.flat, free.flat, strict=True)
+                   if not may and not isinstance(value, bool | np.bool_)]  # fmt: skip
+        if strange:
+            raise NotYet(f"{name} holds {described(strange[0])}: expected true or false in every place.")
+        values = np.where(free, False, values).astype(bool)
     if values.dtype == object or values.dtype.kind in "USM":
         raise NotYet(f"{name} holds {described(values.flat[0]) if values.size else 'nothing'}: expected {kind}.")
     if kind == "true or false" and values.dtype != bool:

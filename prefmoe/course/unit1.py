@@ -16,19 +16,24 @@ BY_HAND = pd.DataFrame(
         ("Cy", "travel", "kites", ("Ada", "Bo"), False, "no", "yes", 0.7, 0.3),
         ("Di", "travel", "kites", ("Ada", "Bo"), True, "yes", "yes", 0.8, 0.2),
         ("Ed", "travel", "kites", ("Ada", "Bo"), False, "no", "", 0.4, 0.4),
-        ("Cy", "fashion", "hats", ("Cy",), False, "yes", "no", 0.2, 0.8),
-        ("Ada", "fashion", "hats", ("Cy",), False, "no", "no", 0.2, 0.8),
+        ("Cy", "fashion", "hats", ("Bo", "Cy"), False, "yes", "no", 0.2, 0.8),
+        ("Ada", "fashion", "hats", ("Bo", "Cy"), False, "no", "no", 0.2, 0.8),
+        ("Flo", "travel", "kites", ("Ada", "Bo"), True, "yes", "no", 0.3, 0.7),
+        ("Gus", "travel", "kites", ("Ada", "Bo"), True, "yes", "yes", 0.6, 0.4),
+        ("Bo", "fashion", "hats", ("Bo", "Cy"), False, "no", "no", 0.1, 0.9),
     ],
     columns=["user", "facet", "item", "holders", "negated", "truth", "answer", "p_yes", "p_no"],
 )
-"""Seven questions with everything that can go wrong: negated ones, one without a readable answer, a tie."""
+"""Ten questions with everything that can go wrong: negated ones, one without a readable answer, a holder who does not
+like the thing after all, ties."""
 
 
 def said_likes(function: Callable) -> None:
     """(N,) true where the answer means that the user likes the thing."""
     found = checking.called(function, BY_HAND.copy(), name="said_likes")
-    values = checking.array(found, (len(BY_HAND),), "said_likes(questions)", "true or false")
-    expected = [True, False, True, False, False, False, False]
+    unread = (BY_HAND["answer"] == "").tolist()
+    values = checking.array(found, (len(BY_HAND),), "said_likes(questions)", "true or false", ignored=unread)
+    expected = [True, False, True, False, False, False, False, True, False, False]
     wrong = [k for k in range(len(expected)) if bool(values[k]) != expected[k] and BY_HAND["answer"][k]]
     if wrong:
         row = BY_HAND.iloc[wrong[0]]
@@ -43,17 +48,19 @@ def said_likes(function: Callable) -> None:
 def collapse(function: Callable) -> None:
     """By hand, and against the committed table."""
     hint = (
-        "Count the questions whose user is not among the holders and of which the truth means dislike; leave out "
-        "answers that cannot be read. Of these, the share that was answered as if the user liked it."
+        "Count the questions whose user is not among the holders and of which the truth means dislike (`yes` where the "
+        "question is negated); leave out answers that cannot be read. Of these, the share that was answered as if the "
+        "user liked it (`no` where the question is negated)."
     )
-    _share(function, "collapse", 1 / 3, hint)
+    _share(function, "collapse", 2 / 5, hint)
 
 
 def recall(function: Callable) -> None:
     """By hand, and against the committed table."""
     hint = (
-        "Count the questions whose user is among the holders and of which the truth means like; leave out answers "
-        "that cannot be read. Of these, the share that was answered as if the user liked it."
+        "Count the questions whose user is among the holders and of which the truth means like (`no` where the "
+        "question is negated); leave out answers that cannot be read. Of these, the share that was answered as if the "
+        "user liked it."
     )
     _share(function, "recall", 1 / 3, hint)
 
@@ -61,17 +68,17 @@ def recall(function: Callable) -> None:
 def auc_same(function: Callable) -> None:
     """By hand, and against the committed table."""
     hint = (
-        "Pair every question of somebody who holds the preference with every one about the same thing of somebody who "
-        "does not; count the pairs in which the first has the higher probability of `likes it` (p_no where the "
-        "question is negated), and a tie as one half."
+        "Pair every question of somebody who holds the preference and likes the thing with every one about the same "
+        "thing of somebody who does neither; count the pairs in which the first has the higher probability of `likes "
+        "it` (p_no where the question is negated), and a tie as one half."
     )
-    _share(function, "auc_same", 5 / 7, hint)
+    _share(function, "auc_same", 7.5 / 11, hint)
 
 
 def _share(function: Any, name: str, by_hand: float, hint: str) -> None:
     found = checking.called(function, BY_HAND.copy(), name=name)
-    value = checking.number(found, f"{name} of the seven questions", "a number between 0 and 1")
-    checking.close(value, by_hand, f"{name} of the seven questions", hint)
+    value = checking.number(found, f"{name} of the ten questions", "a number between 0 and 1")
+    checking.close(value, by_hand, f"{name} of the ten questions", hint)
     known = answers.methods()
     for label, seeds in known.items():
         values = [checking.called(function, answers.preferences(label, seed), name=name) for seed in seeds]

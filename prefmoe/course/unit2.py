@@ -53,6 +53,22 @@ def value_of(metric: str, method: str = POPULAR) -> float:
     return float(rows["value"].iloc[0])
 
 
+def popular_choice(questions: pd.DataFrame) -> pd.Series:
+    """(N,) what the popular choice says of questions about preferences: true where it means "likes it"."""
+    training = answers.training()
+    likes = (training["truth"] == "yes") != training["negated"]
+    return questions["item"].map(likes.groupby(training["item"]).mean()).fillna(likes.mean()) > 0.5
+
+
+def auc_same(questions: pd.DataFrame, likes: pd.Series) -> float:
+    """The AUC over pairs of users of unit 1, section 4; ``likes``: (N,) how probable "likes it" is said to be."""
+    held = pd.Series([u in h for u, h in zip(questions["user"], questions["holders"], strict=True)], questions.index)
+    truly = (questions["truth"] == "yes") != questions["negated"]
+    rows = questions[["facet", "item", "holders"]].assign(likes=likes.astype(float))
+    pairs = rows[held & truly].merge(rows[~held & ~truly], on=["facet", "item", "holders"])
+    return float(((pairs["likes_x"] > pairs["likes_y"]) + 0.5 * (pairs["likes_x"] == pairs["likes_y"])).mean())
+
+
 def auc(answer: Any) -> None:
     """The AUC of the popular choice, as a number."""
     value = checking.number(answer, "auc", "a number between 0 and 1")

@@ -22,12 +22,15 @@ def mass(function: Callable) -> None:
     )
     checking.close(values, [0.8446, 0.8446, 0.5761], "mass(residuals, groups, 1.0)", hint, tolerance=1e-4)
     residuals, groups = _drawn()
-    values = checking.tensor(checking.called(function, residuals, groups, 0.07, name="mass"), (12,), "mass(...)")
-    expected, _ = losses.residual_contrast(residuals[:, None], groups[:, None], temperature=0.07)
-    hint = "Are these cosines, or dot products? Is everything divided by the temperature?"
-    checking.close(
-        float(-values.clamp(1e-6, 1).log().mean()), float(expected), "mean of -log mass", hint, tolerance=1e-4
+    hint = (
+        "Are these cosines, or dot products? Is everything divided by the temperature? Does the softmax of a user run "
+        "over all users, so that a row sums to one? Is the sum over that user's own group?"
     )
+    for temperature in (0.5, 0.07):
+        found = checking.called(function, residuals.clone(), groups.clone(), temperature, name="mass")
+        values = checking.tensor(found, (12,), f"mass(..., {temperature})")
+        expected = _masses(residuals, groups, temperature)
+        checking.close(values, expected, f"mass(..., {temperature})", hint, tolerance=1e-4)
     checking.right("Two of a kind hold .84 of each other's mass, the lone user .58 of their own.")
 
 
@@ -49,9 +52,7 @@ def preservation(function: Callable) -> None:
     checking.close(value, 0.0578, "preservation(p, groups, 1)", hint, tolerance=2e-4)
     residuals, groups = _drawn()
     for eta in (0.0, 1.0, 2.0):
-        same = groups[:, None] == groups
-        weights = torch.softmax(torch.cosine_similarity(residuals[:, None], residuals[None], dim=-1) / 0.5, dim=1)
-        p = (weights * same).sum(1)
+        p = _masses(residuals, groups, 0.5)
         _, expected = losses.residual_contrast(residuals[:, None], groups[:, None], temperature=0.5, density_power=eta)
         value = checking.number(checking.called(function, p, groups, eta, name="preservation"), "preservation(...)")
         checking.close(value, float(expected), f"preservation with eta = {eta:g}", hint, tolerance=1e-5)
@@ -66,6 +67,11 @@ def weight(answer: Any) -> None:
     hint = "Compute (1 - rho) * (1 - p) * -log p for the third user and for the first, and divide."
     checking.close(value, lone / pair, "weight", hint, tolerance=0.2)
     checking.right("In the plain contrast it is 3.3 times; the two factors make it far more.")
+
+
+def _masses(residuals: torch.Tensor, groups: torch.Tensor, temperature: float) -> torch.Tensor:
+    cosines = torch.cosine_similarity(residuals[:, None], residuals[None], dim=-1)
+    return (torch.softmax(cosines / temperature, dim=1) * (groups[:, None] == groups)).sum(1)
 
 
 def _drawn() -> tuple[torch.Tensor, torch.Tensor]:

@@ -74,7 +74,8 @@ def attention_share() -> tuple[float, float]:
 def cause(answer: Any) -> None:
     """What attention and exchange say about each other."""
     reasons = {
-        "a": "The exchange is an intervention: nothing but one row changed, so that row is what changed the answer.",
+        "a": "The exchange is an intervention: nothing but one residual changed, in the prefix and where routers and "
+        "experts read it, so that this is what changed the answer.",
         "b": "Attention says from where information may flow. A row with a small share may still decide, as here.",
         "c": "What a token causes is seen by changing it, not by looking at how much it is looked at.",
     }

@@ -65,6 +65,11 @@ def permuted(function: Callable) -> None:
     value = checking.number(checking.called(function, first, second, users, swaps, name="permuted"), "permuted(...)")
     # observed 2 + 1 = 3; the rows give 3, -1, 1, -3, 3
     checking.close(value, 4 / 6, "permuted(...) of four questions", hint)
+    # who has more questions weighs more: observed 3 - 1 + 1 = 3 (a mean per user: 1); the rows give 5, 1, -3, 3
+    first, second, users = np.array([1.0, 1, 1, 0, 1]), np.array([0.0, 0, 0, 1, 0]), np.array(["a", "a", "a", "b", "c"])
+    swaps = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1]])
+    value = checking.number(checking.called(function, first, second, users, swaps, name="permuted"), "permuted(...)")
+    checking.close(value, 4 / 5, "permuted(...) of five questions", hint)
     (mine, users), (theirs, _) = hits(METHOD), hits(RIVAL)
     masks = statistics.swap_masks(len(set(users)))
     value = checking.number(checking.called(function, mine, theirs, users, masks, name="permuted"), "permuted(...)")

@@ -34,7 +34,7 @@ def fits(function: Callable) -> None:
 
 def excess(function: Callable) -> None:
     """excess(values (V,), n) -> how many standard deviations more fit than by chance."""
-    for metric, n in (("preference", 750), ("preference", 751), ("collapse", 219)):
+    for metric, n in (("preference", 750), ("preference", 751), ("collapse", 219), ("collapse", 20)):
         values = printed(metric)
         value = checking.number(checking.called(function, values.copy(), n, name="excess"), f"excess({metric}, {n})")
         chance = (n + 1) / 10001
@@ -44,7 +44,7 @@ def excess(function: Callable) -> None:
             f"{found} of {len(values)} values fit. By chance one does with probability c = (n + 1)/10001: subtract c "
             "times the number of values, and divide by the square root of that number times c (1 - c)."
         )
-        checking.close(value, expected, f"excess({metric}, {n})", hint, tolerance=0.02 * max(1.0, abs(expected)))
+        checking.close(value, expected, f"excess({metric}, {n})", hint, tolerance=1e-3 * max(1.0, abs(expected)))
     checking.right("Many n let some values fit; only the true one lets so many.")
 
 
