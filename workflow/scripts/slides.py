@@ -224,8 +224,8 @@ def apart(t: Tables) -> Figure:
     readers = values.drop(["LoRA", "Popular choice"])
     return forms.intervals(
         table, rows="method", panels="metric", references={"the population's guess": 0.5}, panel_width=3.9,
-        title=f"Readers of profiles tell users apart ({readers.min():.2f} to {readers.max():.2f}),\n"
-        f"names alone hardly do ({values['LoRA']:.2f})",
+        title=f"Profiles tell users apart ({dot(readers.min())} to {dot(readers.max())}), names hardly "
+        f"({dot(values['LoRA'])})",
         caption=f"n = {int(table['n'].iloc[0])} questions in pairs of users; lines: 95 %, users and seeds drawn.",
     )  # fmt: skip
 
