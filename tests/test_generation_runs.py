@@ -1,6 +1,7 @@
 """Runs that draw: what is asked, what is noted of pictures, guidance by a rater, an edition from raters to tables."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from prefmoe.config import Edition, load_edition, run_folder
 from prefmoe.data.choice_drawing import ATTRIBUTES
 from prefmoe.data.choice_tastes import favourites
 from prefmoe.generation.drawer import DrawerError
-from prefmoe.generation.drawing import noise_seeds, requests
+from prefmoe.generation.drawing import check_prompts, noise_seeds, requests
 from prefmoe.generation.judging import judged, picture_inputs
 from prefmoe.generation.measures import noted, random_features
 from prefmoe.generation.pictures import as_bytes, small_pictures
@@ -78,7 +79,7 @@ def test_noise_is_the_same_for_every_user_and_another_for_every_prompt_and_numbe
 def test_prompts_that_cannot_be_drawn_are_refused_before_anything_is():
     strange = Edition.model_validate(content(generation=generation(prompts=["two zebras"])))
     with pytest.raises(ValueError, match="prompt 'two zebras': expected a number and an item"):
-        requests(strange, "Nobody", benchmark())
+        check_prompts(strange, benchmark())
     one = plain()
     with pytest.raises(DrawerError, match="does not know zebras"):
         one.drawer.encode_prompts(["two zebras"])
@@ -259,6 +260,18 @@ def made(tmp_path_factory):
             workbench.run_method(name, 0)
         tables = generation_tables.build(edition, benchmark(), results=place / "results")
         yield place, workbench, tables
+
+
+def test_a_prompt_with_unknown_words_is_refused_before_anything_is_trained(made, monkeypatch):
+    place, _, _ = made
+    monkeypatch.chdir(place)
+    strange = small_edition(generation=generation(prompts=["two zebras"]))
+    untold = replace(benchmark(), attributes=None)  # whose prompts may be anything, but for the drawer's words
+    for one, message in ((benchmark(), "prompt 'two zebras': expected a number and an item"),
+                         (untold, "does not know zebras")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            DrawingWorkbench(strange, "tiny", results=place / "strange", benchmark=one).run_method("All", 0)
+    assert not list((place / "strange").rglob("*.partial"))
 
 
 def folder_of(made, name: str):

@@ -97,7 +97,7 @@ SENTENCES = {
         *map(drawn, ("All, MMD", "No user", "Another user's history", "Favourites in the prompt")),
         *(above_no_user(users)[column] for users in ("unseen", "all") for column in ("difference", "low", "high")),
     ],
-    rf"the prompt's number and item in {NUMBER} instead of 1\.00": lambda: [drawn("All, MMD", "faithful")],
+    rf"the prompt's number and item in {NUMBER} \(no user": lambda: [drawn("All, MMD", "faithful")],
     rf"nobody trained on in {NUMBER} \[{NUMBER}, {NUMBER}\] of the cases": lambda: interval(
         choices("Prototypes", "unseen")
     ),

@@ -126,6 +126,11 @@ class UserTokensMethod(DrawingMethod):
             raise ValueError("only e_sem is aligned; without it, alignment is none")
         return self
 
+    def core_layers(self, layers: int) -> range:
+        """The layers of a rater with so many, among which that of e_core is chosen: middle ones, below e_sem's."""
+        half = max(1, layers // 2)
+        return range(half, max(half, layers - self.top_layers) + 1)
+
     def mistakes_of_beginning(self, first: MethodSettings) -> str:
         return "" if isinstance(first, ProbesMethod) else "expected probes, which choose the layer of e_core"
 

@@ -32,12 +32,15 @@ def drawn_users(benchmark: ChoiceBenchmark, count: int) -> dict[str, list[str]]:
     return {split: [user for user in benchmark.users if user in own][:count] for split, own in asked.items()}
 
 
+def check_prompts(edition: Edition, benchmark: ChoiceBenchmark) -> None:
+    """Raises ValueError if a prompt is none of the benchmark's world; where attributes are unknown any may be."""
+    for prompt in edition.generation.prompts if benchmark.attributes is not None else ():
+        content_of(prompt)
+
+
 def requests(edition: Edition, name: str, benchmark: ChoiceBenchmark) -> pd.DataFrame:
-    """What a method of an edition is asked to draw: `REQUEST`. Raises ValueError if a prompt is none of this world."""
+    """What a method of an edition is asked to draw: `REQUEST`."""
     settings, method = edition.generation, edition.methods[name]
-    if benchmark.attributes is not None:
-        for prompt in settings.prompts:
-            content_of(prompt)
     lengths: Sequence[int] = edition.histories.asked(name) if method.reads_history else (0,)
     usual, scales = settings.user_scale, (settings.scales if name in settings.at_scales else ())
     if method.is_guided:

@@ -27,7 +27,7 @@ from prefmoe.config.backbone_files import CARDS, LOADED
 from prefmoe.generation import probes
 from prefmoe.generation.branch import UserBranch, WrongUser, liked_batches, training_histories
 from prefmoe.generation.drawer import Drawer
-from prefmoe.generation.drawing import Drawing, requests
+from prefmoe.generation.drawing import Drawing, check_prompts, requests
 from prefmoe.generation.measures import noted
 from prefmoe.generation.reader import READER, AttributeReader, load_reader
 from prefmoe.generation.rewards import Rewarded
@@ -57,6 +57,8 @@ class DrawingWorkbench(ChoiceWorkbench):
         super().__init__(edition, backbone_name, **options)
         if self.edition.generation is None:
             raise RunError(f"edition {self.edition.name!r} draws nothing: it has no section generation")
+        check_prompts(self.edition, self.benchmark)
+        self.drawer().token_ids(self.edition.generation.prompts)
 
     def drawer(self) -> Drawer:
         """The drawer, without a user branch of an earlier run."""
@@ -167,10 +169,8 @@ class DrawingWorkbench(ChoiceWorkbench):
         """The layer of e_core, which the probes chose, how many layers there are, and the width of what it sees."""
         found = read_predictions(self.begun_with(config, seed))
         layers = int(found["layer"].max())
-        middle = range(max(1, layers // 2), max(layers // 2, layers - config.top_layers) + 1)  # below those of e_sem
-        return {
-            "core_layer": probes.chosen_layer(found, middle), "layers": layers, "picture_width": backbone.hidden_size,
-        }  # fmt: skip
+        chosen = probes.chosen_layer(found, config.core_layers(layers))
+        return {"core_layer": chosen, "layers": layers, "picture_width": backbone.hidden_size}
 
     def rater_of(self, config: Method) -> str:
         """The rater whose states user tokens are made of."""
