@@ -15,7 +15,9 @@ from prefmoe.backbones import whole
 from prefmoe.cli import main
 from prefmoe.config import load_edition
 from prefmoe.config.registry import BackboneError, find_backbone, introduce
+from prefmoe.data.injection import Protocol
 from prefmoe.running import mmpb
+from prefmoe.running.evaluation import small_talk
 from prefmoe.system import hub
 from prefmoe.workflow import resources
 
@@ -194,6 +196,44 @@ def test_a_profile_that_lacks_what_is_shown_is_named_before_anything_is_asked(tm
         mmpb.ProtocolError, match=r"two, question \d+ \(\w+\): expected 2 pictures of user '\w+' in images, found 1"
     ):
         mmpb.check(entry, used, poor)
+
+
+def test_the_longest_question_of_a_condition_is_encoded_with_its_pictures_and_talk(broken, tmp_path):
+    """A processor that takes two small pictures may have no room for what is said beside them."""
+    lay_out(tmp_path)
+    folder = broken()
+    entry, benchmark = whole.find_any(folder), small_benchmark()
+    conditions = {"short": mmpb.condition(preferences=False)[1], "two": mmpb.condition(pictures=2)[1]}
+    limits = {"splits": ("test",), "turns": (0, 2)}
+
+    def edition(**more):
+        return mmpb.edition_for(entry, small_edition("any"), conditions, **limits, **more)
+
+    mmpb.check(entry, edition(), benchmark)
+    processor = whole.check(entry, 3).processor
+    longest = max(
+        (Protocol(conditions["two"], benchmark).conversation(e, small_talk(e, benchmark.transcripts, 2))
+         for e in benchmark.select("test")),
+        key=lambda one: len(processor.apply_chat_template(one.messages)),
+    )  # fmt: skip
+    tokens = whole.check(entry, 3).tokens(longest.messages, longest.pictures)
+    config = json.loads((folder / "config.json").read_text())
+    answer = edition().evaluation.max_new_tokens
+    for room, fits in ((tokens + answer, True), (tokens + answer - 1, False)):
+        config["text_config"]["max_position_embeddings"] = room
+        (folder / "config.json").write_text(json.dumps(config))
+        if fits:
+            mmpb.check(entry, edition(), benchmark)
+            continue
+        with pytest.raises(mmpb.ProtocolError, match=rf"two, question \d+ .*: {tokens:,} tokens with 2 turns .* room"):
+            mmpb.check(entry, edition(), benchmark)
+        mmpb.check(entry, edition(too_long="drop_small_talk"), benchmark)
+
+
+def test_an_image_token_that_the_model_does_not_look_for_is_refused(broken):
+    assert "no image token that its model knows: config.json, image_token_id is 3, and" in refused(
+        broken(image_token_id=3)
+    )
 
 
 # --- the edition and the command --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +77,30 @@ def find_any(model: str | Path) -> BackboneEntry:
     return entry
 
 
-def check(entry: BackboneEntry, pictures: int = 1) -> None:
+@dataclass(frozen=True)
+class Tried:
+    """What `check` learned without weights: a processor, and how many positions its model has, if it says so."""
+
+    processor: Any
+    positions: int | None
+
+    def tokens(self, messages: Sequence[Mapping[str, Any]], images: Sequence[Picture]) -> int:
+        """How many a conversation has. Raises CollationError if a picture cannot be read or is not taken."""
+        try:
+            return int(_processed(self.processor, messages, load_pictures(images))["input_ids"].shape[1])
+        except ValueError as error:
+            raise error if isinstance(error, CollationError) else CollationError(str(error)) from error
+
+
+def check(entry: BackboneEntry, pictures: int = 1) -> Tried | None:
     """Tries the processor of a backbone on a conversation of so many pictures, the question's included; no weights.
 
+    Returns what was tried; None for a class of this package, which knows its processor.
+
     Raises BackboneError, in words of its own for each: a class that is no image-text-to-text model of transformers,
-    code that would come from the repository, no processor of pictures, no chat template, no image token, a template
-    that does not show the pictures or the words, more pictures than it takes; HubError if files cannot be downloaded.
+    code that would come from the repository, no processor of pictures, no chat template, no image token or another than
+    the model looks for, a template that does not show the pictures or the words, more pictures than it takes; HubError
+    if files cannot be downloaded.
     """
     folder = entry.folder or offline_folder(entry)
     if folder is None:
@@ -90,17 +109,18 @@ def check(entry: BackboneEntry, pictures: int = 1) -> None:
     if entry.architecture is None:
         _check_class(entry, folder)
     elif not hasattr(transformers, entry.model_class):
-        return  # a class of this package, which knows its processor
+        return None
     config = _config(entry, folder)  # before the processor's parts read it, in words of their own
     processor = load_processor(entry, folder)
     if not processor.chat_template:
         raise _refused(entry, "its processor has no chat template, by which it could be asked")
-    count = _tried(entry, processor, pictures)
+    count = _tried(entry, processor, pictures, config)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and count > limit:
         size = "{} x {}".format(*TRIAL_SIZE)
         text = f"{pictures} of {size} pixels, the question's among them, take {count:,} positions of {limit:,}"
         raise _refused(entry, f"more pictures than it takes: {text}; show fewer (pictures)")
+    return Tried(processor, limit)
 
 
 def _refused(entry: BackboneEntry, why: str) -> BackboneError:
@@ -208,7 +228,7 @@ def _image_token(entry: BackboneEntry, processor: Any) -> str:
     return str(token)
 
 
-def _tried(entry: BackboneEntry, processor: Any, pictures: int) -> int:
+def _tried(entry: BackboneEntry, processor: Any, pictures: int, config: Any) -> int:
     """How many tokens a conversation with so many pictures takes, all but one in its first turn."""
     token, picture = _image_token(entry, processor), mean_picture(processor, TRIAL_SIZE)
     messages = [prompts.message("user", "a question", pictures=1)]
@@ -226,12 +246,17 @@ def _tried(entry: BackboneEntry, processor: Any, pictures: int) -> int:
     if (shown := prompt.count(token)) != pictures:
         raise _refused(entry, f"{many} its chat template shows {shown}; show fewer (pictures)")
     try:
-        return int(_processed(processor, messages, [picture] * pictures)["input_ids"].shape[1])
+        ids = _processed(processor, messages, [picture] * pictures)["input_ids"][0].tolist()
     except CollationError:
         raise
     except Exception as error:  # whatever a processor raises
         refused = f"{many} its {type(processor).__name__} takes fewer" if pictures > 1 else "it takes no picture"
         raise _refused(entry, f"{refused}: {error}") from error
+    for setting in ("image_token_id", "image_token_index"):
+        if (wanted := getattr(config, setting, None)) is not None and wanted not in ids:
+            told = f"config.json, {setting} is {wanted}, and no token of a conversation with a picture is that"
+            raise _refused(entry, f"no image token that its model knows: {told}")
+    return len(ids)
 
 
 # --- conversations --------------------------------------------------------------------------------------------------

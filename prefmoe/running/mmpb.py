@@ -91,23 +91,36 @@ def edition_for(
 
 
 def check(entry: BackboneEntry, edition: Edition, benchmark: Benchmark) -> None:
-    """Whatever would fail later: the model by its small files, and every question that will be asked. Raises
+    """Whatever would fail later: the model by its small files, every question that will be asked, and of each condition
+    the question with the most words as the model's processor encodes it, with pictures and small talk. Raises
     BackboneError about the model; ProtocolError naming condition and question; EvaluationError if there is too little
     small talk."""
-    methods = edition.methods.values()
-    whole.check(entry, 1 + max(method.pictures for method in methods))
+    tried = whole.check(entry, 1 + max(method.pictures for method in edition.methods.values()))
     asked = [example for split in edition.evaluation.splits for example in benchmark.select(split)]
     if not asked:
         raise ProtocolError(f"{benchmark.root}: no questions in the split(s) {', '.join(edition.evaluation.splits)}")
-    for example in asked:
-        small_talk(example, benchmark.transcripts, max(edition.evaluation.turns))
+    turns = max(edition.evaluation.turns)
+    talks = [small_talk(example, benchmark.transcripts, turns) for example in asked]
+    if edition.evaluation.too_long != "refuse":
+        turns, talks = 0, [()] * len(asked)  # the talk is what goes
     for name, method in edition.methods.items():
-        protocol = Protocol(method, benchmark)
-        for example in asked:
+        protocol, most = Protocol(method, benchmark), (-1, "", None)
+        for example, talk in zip(asked, talks, strict=True):
+            where = f"{name}, question {example.index} ({example.name})"
             try:
-                protocol.conversation(example, ())
+                conversation = protocol.conversation(example, talk)
             except ValueError as error:
-                raise ProtocolError(f"{name}, question {example.index} ({example.name}): {error}") from error
+                raise ProtocolError(f"{where}: {error}") from error
+            length = sum(len(part.get("text", "")) for one in conversation.messages for part in whole.parts(one))
+            most = max(most, (length, where, conversation), key=lambda one: one[0])
+        if tried is not None and tried.positions is not None:
+            _, where, conversation = most
+            room = tried.positions - edition.evaluation.max_new_tokens
+            if (count := tried.tokens(conversation.messages, conversation.pictures)) > room:
+                raise ProtocolError(
+                    f"{where}: {count:,} tokens with {turns} turns of small talk, and backbone {entry.name!r} has room "
+                    f"for {room:,} beside the answer; show fewer pictures or turns, or set evaluation.too_long"
+                )
 
 
 def run(

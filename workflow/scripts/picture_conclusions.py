@@ -128,8 +128,8 @@ def pictures(t: Tables) -> list[str]:
         f"not after Holm's correction (p = {dot(gain['p_users_holm'])}), and told apart over all users, "
         f"{around(over_all, 3, 'difference')}; with the true favourites in the prompt {around(unseen[favourites])}.",
         f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in "
-        f"{dot(told[favourites]['value'])} with the favourites in the prompt, beside {dot(told[NOBODY]['value'])} of the "
-        f"{int(told[NOBODY]['n'])} pictures without a user, too few to know how often it is right.",
+        f"{dot(told[favourites]['value'])} with the favourites in the prompt, beside {dot(told[NOBODY]['value'])} of "
+        f"the {int(told[NOBODY]['n'])} pictures without a user, too few to know how often it is right.",
         f"Words read off the history and written into the prompt are not told apart from the branch in what is liked, "
         f"{around(words)}; the branch keeps {around(more, 3, 'difference')} more of the prompt, by the "
         f"interval and not after Holm's correction (p = {dot(more['p_users_holm'])}).",
