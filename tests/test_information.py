@@ -1,7 +1,9 @@
 """What a row is shown of the user: the same in training and in test, as the non-tuned rows show it, and shared."""
 
+import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from method_checks import batch_of, fit, logits, moved_by, trained_names
@@ -9,7 +11,7 @@ from pydantic import ValidationError
 from small_world import small_backbone, small_benchmark
 from test_prefix_cache import ask, assert_same, method_of
 
-from prefmoe.config import FullFineTuningMethod, LoRAMethod, SoftPromptMethod, TGLLaVAMethod
+from prefmoe.config import FIGURES, FullFineTuningMethod, LoRAMethod, SoftPromptMethod, TGLLaVAMethod, load_edition
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Preference
 from prefmoe.models.base import Method, MethodError, build_method
@@ -197,3 +199,19 @@ def test_by_default_nothing_is_shown_and_nothing_more_is_trained():
         method = build_method(method_of(content, small_backbone()).config, small_backbone(), small_benchmark(), seed=0)
         assert method.profile == "none", name
         assert "projector" not in method.describe()["trainable"]
+
+
+@pytest.mark.parametrize("edition", ["mini", "rivals", "ranking"])
+def test_nobody_without_training_questions_is_said_to_be_known_by_answers(edition):
+    """Unseen tables said "adapters learned from answers" of users who had given none."""
+    methods = load_edition(edition).methods.values()
+    learned = {one.label for one in methods if "answers" in one.information}
+    changed = {one.label for one in methods if one.information_unseen != one.information}
+    assert learned == changed and learned
+    for one in methods:
+        assert not re.search(r"learned from answers|user.s answers|answers of the user", one.information_unseen)
+    told = {one.label: (one.information, one.information_unseen) for one in methods}
+    for table, where in (("table1", 0), ("unseen", 1)):
+        rows = pd.read_csv(FIGURES / f"{edition}/{table}.csv").drop_duplicates("method").set_index("method")
+        for label in set(told) & set(rows.index):
+            assert rows.loc[label, "information"] == told[label][where], (table, label)
