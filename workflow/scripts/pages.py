@@ -16,7 +16,7 @@ from prefmoe.config import FIGURES, ROOT
 from prefmoe.config.backbone_files import files_digest
 from prefmoe.config.outputs import SPEED
 from prefmoe.metrics import LOWER_IS_BETTER
-from prefmoe.system.places import MINIATURES, PACKAGE
+from prefmoe.system.places import CHOICE_MINIATURE, MINIATURES, PACKAGE
 
 PAGES = ("README.md", "docs/results.md", "docs/map.md", "docs/any_vlm.md")
 """The pages of a clone that have marked places for tables."""
@@ -261,7 +261,8 @@ def _made_with(figures: Path) -> str:
     if not found:
         return f"Nobody has committed `{FIGURES.name}/<edition>/{MADE_WITH}.csv` yet.\n"
     table = pd.concat(found, names=["edition"]).reset_index("edition")
-    shipped = table["backbone"].map({name: files_digest(PACKAGE / "weights" / name) for name in MINIATURES})
+    names = (*MINIATURES, CHOICE_MINIATURE)
+    shipped = table["backbone"].map({name: files_digest(PACKAGE / "weights" / name) for name in names})
     same = (table["weights"] == shipped).map({True: "as shipped", False: "earlier ones"})
     table["weights"] = table["weights"].where(shipped.isna(), same)
     one_day = table["first"] == table["last"]
