@@ -83,6 +83,31 @@ def test_the_first_check_of_an_untouched_notebook_says_that_the_cell_is_empty(pa
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_an_untouched_notebook_says_what_is_to_be_written_and_shows_no_traceback(path):
+    """Cells between the checks ended in "unsupported operand type(s) for /: 'NoneType' and 'int'"."""
+    space: dict[str, Any] = {}
+    for source in code(ROOT / "course/exercises" / path.name):
+        try:
+            exec(compile(source, path.name, "exec"), space)
+        except checking.NotYet as told:
+            assert re.search("returned nothing|still empty|write it first", str(told)), told
+
+
+def test_a_function_without_a_body_is_told_from_one_that_returns_what_it_was_given():
+    def written(x):
+        return x
+
+    def empty(x, y=1):
+        """What it shall do."""
+        ...
+
+    checking.ready(written, lambda: 0)
+    for one in (empty, lambda x: None):
+        with pytest.raises(checking.NotYet, match="write it first"):
+            checking.ready(written, one)
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
 def test_shown_outputs_are_of_the_notebook(path):
     notebooks.check_outputs(path, executed=True)
 

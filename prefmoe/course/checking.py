@@ -1,5 +1,7 @@
 """What every check of the course does: calls a student's function, and says in a sentence what was expected."""
 
+import dis
+import re
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
@@ -33,6 +35,14 @@ def called(function: Any, *arguments: Any, name: str) -> Any:
     if found is None or found is Ellipsis:
         raise NotYet(f"{name} returned nothing: write its body, and end it with `return`.")
     return found
+
+
+def ready(*functions: Callable) -> None:
+    """Raises NotYet, in a cell that shows what a student's functions give, if one of them has not been written."""
+    for function in functions:
+        steps = [step for step in dis.get_instructions(function) if step.opname != "RESUME"]
+        if all(step.argval is None and re.search("CONST|RETURN", step.opname) for step in steps):
+            raise NotYet(f"This cell shows what `{function.__name__}` gives: write it first.")
 
 
 def number(found: Any, name: str, expected: str = "a number") -> float:
