@@ -358,6 +358,29 @@ def test_a_notebook_shows_the_sentence_and_no_traceback():
     assert checking.NotYet("Expected 3.")._render_traceback_() == ["Not yet. Expected 3."]
 
 
+def test_a_pile_of_notebooks_is_graded_past_what_fails_and_stays_as_it_is(tmp_path):
+    pile, solved = tmp_path / "handed_in", SOLUTIONS[3]
+    for student in ("ada", "bo", "cy"):
+        (pile / student).mkdir(parents=True)
+    shutil.copy(solved, pile / "ada")
+    shutil.copy(ROOT / "course/exercises" / solved.name, pile / "bo")
+    text = json.loads((pile / "ada" / solved.name).read_text("utf-8"))
+    for cell in text["cells"]:  # one of four is wrong, and not the last
+        cell["source"] = "".join(cell["source"]).replace("anchors.mean(0)", "anchors.sum(0)")
+    (pile / "cy" / solved.name).write_text(json.dumps(text), encoding="utf-8")
+    before = {path: path.read_bytes() for path in pile.rglob("*.ipynb")}
+    assert course.main(["grade", str(pile), "--output", str(tmp_path / "out/grades.csv")]) == 0
+    table = pd.read_csv(tmp_path / "out/grades.csv")
+    table["student"] = table["notebook"].str.partition("/")[0]
+    names = checks(solved)
+    assert all(rows["check"].tolist() == names for _, rows in table.groupby("student"))
+    assert table.groupby("student")["right"].sum().to_dict() == {"ada": len(names), "bo": 0, "cy": len(names) - 1}
+    assert table["said"].notna().all() and "expected" in table.query("student == 'cy' and right == 0")["said"].item()
+    assert {path: path.read_bytes() for path in pile.rglob("*.ipynb")} == before
+    with pytest.raises(notebooks.NotebookError, match="no notebooks in it"):
+        course.grade(tmp_path / "out", tmp_path / "none.csv")
+
+
 # The answers that are shipped
 
 

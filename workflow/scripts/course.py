@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 import pandas as pd
 import shipping
+from nbclient import NotebookClient
 from publish import with_outputs
+from tqdm.auto import tqdm
 
 from prefmoe.analysis.groupings import depicted_items
 from prefmoe.analysis.groupings import questions as asked_of
@@ -49,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     solved = commands.add_parser("solve", help="execute course/solutions/ and keep the outputs")
     solved.add_argument("units", nargs="*", metavar="UNIT", help="such as unit5_experts; all when none is named")
     solved.set_defaults(made=lambda o: solve(units=o.units))
+    graded = commands.add_parser("grade", help="what every check says of the notebooks of a folder, as a table")
+    graded.add_argument("folder", type=Path, help="of notebooks that were handed in, in folders of their own or not")
+    graded.add_argument("--output", type=Path, default=RESULTS / "course/grades.csv", help="the table")
+    graded.set_defaults(made=lambda o: [grade(o.folder, o.output)])
     return shipping.make(parser, arguments)
 
 
@@ -204,6 +211,35 @@ def solve(folder: Path = COURSE, units: Sequence[str] = ()) -> list[Path]:
         executed = notebooks.execute(path, RESULTS / "course" / path.name, threads=1)
         notebooks.write(with_outputs(executed, path), path)
     return paths
+
+
+CHECK = re.compile(r"^check\.(\w+)\(", re.M)
+
+
+def grade(folder: Path, output: Path) -> Path:
+    """Runs every notebook below a folder from top to bottom, past what fails, each in a kernel and a folder of its own,
+    and writes a row per check: notebook, check, right (1, or 0), said (the check's sentence). What is handed in stays
+    as it is; it is code of others, and runs with your rights. Returns ``output``. Raises NotebookError without any.
+    """
+    paths = sorted(path for path in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+    if not paths:
+        raise notebooks.NotebookError(f"{folder}: no notebooks in it")
+    rows = []
+    for path in tqdm(paths, desc="graded", disable=None):
+        notebook = notebooks.read(path)
+        with TemporaryDirectory() as place:
+            NotebookClient(notebook, timeout=600, allow_errors=True, resources={"metadata": {"path": place}}).execute()
+        for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+            told = "".join(out.get("text", "") for out in cell.outputs if out.output_type == "stream")
+            failed = [f"{out.ename}: {out.evalue}" for out in cell.outputs if out.output_type == "error"]
+            for name in CHECK.findall(cell.source):
+                said = failed[0].removeprefix("NotYet: ") if failed else told.strip()
+                row = {"notebook": path.relative_to(folder).as_posix(), "check": name}
+                rows.append(row | {"right": int(not failed and bool(told)), "said": said})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(output) as partial:
+        pd.DataFrame(rows, columns=["notebook", "check", "right", "said"]).to_csv(partial, index=False)
+    return output
 
 
 if __name__ == "__main__":
