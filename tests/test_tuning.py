@@ -229,7 +229,12 @@ def test_what_an_edition_uses_is_the_best_of_its_trials_and_has_worse_ones_on_bo
         means = trials.groupby("settings")[grid.criterion].mean()
         assert means[json.dumps(best, sort_keys=True)] == means.max(), method
         assert apply_settings(edition.methods[method], best) == edition.methods[method]
-        for setting in grid.methods[method]:  # others are forms of a method, not steps along a line
-            value, trials = best[setting], grid.trials_of(method)
-            line = [one[setting] for one in trials if {**one, setting: value} == best]
-            assert min(line) < value < max(line), (method, setting, line)
+        for setting in grid.methods[method]:  # of which each is searched along a line; others are forms of a method
+            lines: dict[str, dict[float, float]] = {}
+            for trial in grid.trials_of(method):
+                rest = json.dumps({key: value for key, value in trial.items() if key != setting}, sort_keys=True)
+                lines.setdefault(rest, {})[trial[setting]] = means[json.dumps(trial, sort_keys=True)]
+            assert any(
+                line[best[setting]] == max(line.values()) and min(line) < best[setting] < max(line)
+                for line in lines.values() if best[setting] in line
+            ), (method, setting, lines)  # fmt: skip

@@ -27,7 +27,7 @@ from prefmoe.config import FIGURES, RESULTS, load_edition
 from prefmoe.running.choices import ChoiceWorkbench
 
 EDITION, SCORER = "preference-mini", "Aesthetic"
-RANKS, PENALTIES, PRIORS = (2, 4, 8, 32, 64), (3e-2, 1e-1, 3e-1, 1.0, 3.0), (0.01, 0.03, 0.1, 0.3, 1.0)
+RANKS, PENALTIES, PRIORS = (2, 4, 8, 32, 64), (3e-2, 1e-1, 3e-1, 1.0, 3.0), (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 STEPS, RATE, SEEDS = 300, 1e-2, (0, 1, 2)
 COLUMNS = ("user_known_by", "users", "value", "low", "high", "n", "seeds", "rank", "penalty", "prior", "validation")
 
