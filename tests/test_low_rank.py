@@ -55,5 +55,5 @@ def test_what_is_committed_is_chosen_on_validation_and_above_the_kinds_of_pictur
     assert tuple(table) == COLUMNS and table["seeds"].eq(3).all() and table["validation"].between(0.5, 1).all()
     rivals = pd.read_csv(FIGURES / "preference-mini/table1.csv")
     kinds = rivals[(rivals["method"] == "Taste factors") & (rivals["users"] == "seen") & (rivals["candidates"] == 2)]
-    seen = table[table["users"] == "seen"].set_index("user_known_by")
+    seen = table[table["users"] == "seen"].set_index("method")
     assert len(seen) == 2 and (seen["low"] > kinds["value"].max()).all()

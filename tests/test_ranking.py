@@ -141,9 +141,9 @@ def test_recommenders_find_groups_of_taste_and_give_strangers_what_is_popular():
     asked[-2:] = False
     answers = np.where(likes, 1, -1)
     fitted, trials = recommenders.fit(answers * asked, answers * ~asked, (0, 1), FEW)
-    assert trials.groupby("method")["chosen"].sum().to_dict() == dict.fromkeys(fitted, 1)
-    assert trials["method"].value_counts().to_dict() == {recommenders.ALS: 4, recommenders.BPR: 2, "Popularity": 1}
-    for name, rows in trials.groupby("method"):
+    assert trials.groupby("recommender")["chosen"].sum().to_dict() == dict.fromkeys(fitted, 1)
+    assert trials["recommender"].value_counts().to_dict() == {recommenders.ALS: 4, recommenders.BPR: 2, "Popularity": 1}
+    for name, rows in trials.groupby("recommender"):
         assert rows.loc[rows["chosen"] == 1, "auc"].item() == rows["auc"].max(), name
     assert all(fitted[name].shape == (2, *likes.shape) for name in FEW)
     assert all((fitted[name][0] != fitted[name][1]).any() for name in FEW)  # other first values
@@ -396,12 +396,12 @@ def test_the_committed_als_is_the_best_of_its_trials_with_worse_ones_on_both_sid
     """Four trials with the best at an end had put it below the popular list."""
     trials = pd.read_csv(FIGURES / f"{edition}/recommender_trials.csv")
     assert list(trials) == list(recommenders.TRIAL_COLUMNS)
-    for name, rows in trials.groupby("method"):
+    for name, rows in trials.groupby("recommender"):
         assert rows.loc[rows["chosen"] == 1, "auc"].item() == rows["auc"].max(), name
-    als = trials[trials["method"] == recommenders.ALS]
+    als = trials[trials["recommender"] == recommenders.ALS]
     best = json.loads(als.loc[als["chosen"] == 1, "settings"].item())
     for setting, value in best.items():
         tried = {json.loads(cell)[setting] for cell in als["settings"]}
         assert min(tried) < value < max(tried), setting
-    popularity = trials.loc[trials["method"] == recommenders.POPULARITY, "auc"].item()
+    popularity = trials.loc[trials["recommender"] == recommenders.POPULARITY, "auc"].item()
     assert als["auc"].max() > popularity

@@ -36,7 +36,7 @@ GRIDS = {
 }
 """What is chosen on validation answers: all of it is tried, as a fit takes a moment."""
 
-TRIAL_COLUMNS = ("method", "settings", "seeds", "auc", "chosen")
+TRIAL_COLUMNS = ("recommender", "settings", "seeds", "auc", "chosen")
 
 Grids = Mapping[str, Mapping[str, Sequence[float]]]
 

@@ -35,7 +35,7 @@ KEYS = (
     "stage", "tokens", "colour", "neighbours", "router", "expert", "question_type", "bin_low", "bin_high", "index",
     "user", "question", "origin", "layer", "token", "liked", "told", "fresh", "control", "users", "n_ref", "candidates",
     "k", "prototypes", "prototype", "order", "condition", "scale", "task", "rater", "attribute",
-    "items", "place", "ability",
+    "items", "place", "ability", "recommender", "settings",
 )  # fmt: skip
 """Columns that say what a row is about; rows are matched by those that a table has, never by position."""
 
@@ -55,8 +55,11 @@ own of which nobody knows it, is shown; a blank in the place of a number is too 
 EXACT = ("references", "dataset_statistics", "told_statistics", "published_intervals")
 """Judged too, and without any allowance: nothing in them was trained."""
 
-OF_THEIR_OWN = ("ranking", "ranking_comparisons", "recommended", "recommender_trials")
-"""Tables that a command of its own makes (`prefmoe rank`): where none of them was made, none is missing."""
+OF_THEIR_OWN = {
+    "prefmoe rank": ("ranking", "ranking_comparisons", "recommended", "recommender_trials"),
+    "low_rank.py": ("low_rank",),
+}
+"""Tables that commands of their own make: where none of a command's was made, none is missing."""
 
 ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened", "recommended")
 """Tables that may have other rows without anything being wrong, such as bins that nobody's probability fell into."""
@@ -131,11 +134,15 @@ def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[
         {path.stem: tables.read_table(path) for path in sorted(folder.glob("*.csv")) if path.stem != MADE_WITH}
         for folder in (committed, made)
     )
-    made_apart = right.keys() & set(OF_THEIR_OWN)
-    absent = [name for name in left if name not in right and (made_apart or name not in OF_THEIR_OWN)]
+    not_asked = {
+        name: command
+        for command, names in OF_THEIR_OWN.items() if not right.keys() & set(names)
+        for name in names if name in left
+    }  # fmt: skip
+    absent = [name for name in left if name not in {*right, *not_asked}]
     problems = [f"{name}.csv is missing" for name in absent]
     notes = [f"{name}.csv is not committed" for name in right if name not in left]
-    notes += [f"{name}.csv was not made (prefmoe rank)" for name in left if name not in {*right, *absent}]
+    notes += [f"{name}.csv was not made ({command})" for name, command in not_asked.items()]
     scale = _Scale(left.get(SPREAD), right.get(SPREAD), ablation)
     parts = []
     for name in left:

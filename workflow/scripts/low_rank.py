@@ -29,7 +29,9 @@ from prefmoe.running.choices import ChoiceWorkbench
 EDITION, SCORER = "preference-mini", "Aesthetic"
 RANKS, PENALTIES, PRIORS = (2, 4, 8, 32, 64), (3e-2, 1e-1, 3e-1, 1.0, 3.0), (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 STEPS, RATE, SEEDS = 300, 1e-2, (0, 1, 2)
-COLUMNS = ("user_known_by", "users", "value", "low", "high", "n", "seeds", "rank", "penalty", "prior", "validation")
+COLUMNS = (
+    "method", "users", "value", "low", "high", "n", "seeds", "rank", "penalty", "prior", "validation", "information"
+)  # fmt: skip
 
 
 class LowRank:
@@ -106,7 +108,8 @@ def write(folder: Path, results: Path = RESULTS) -> list[Path]:
                           for seed in SEEDS] for rank, penalty in product(RANKS, PENALTIES)
     }  # fmt: skip
     table = []
-    for by, priors in (("choices in training", (None,)), (f"history of {n_ref}", PRIORS)):
+    learned, read = "the user's choices in training", f"history of {n_ref} rated pictures"
+    for name, shown, priors in (("Low rank", learned, (None,)), ("Low rank, of a history", read, PRIORS)):
         tried = {
             (settings, prior): np.mean([answers(model, "validation", prior)[0].mean() for model in models])
             for (settings, models), prior in product(fitted.items(), priors)
@@ -116,7 +119,8 @@ def write(folder: Path, results: Path = RESULTS) -> list[Path]:
             found = [answers(model, split, prior) for model in fitted[settings]]
             estimate = cluster_bootstrap(np.column_stack([right for right, _ in found]), found[0][1])
             chosen = {"rank": settings[0], "penalty": settings[1], "prior": prior, "validation": best}
-            table.append({"user_known_by": by, "users": users, **estimate, "seeds": len(SEEDS), **chosen})
+            row = {"method": name, "users": users, "information": shown}
+            table.append({**row, **estimate, "seeds": len(SEEDS), **chosen})
     return [write_csv(pd.DataFrame(table, columns=list(COLUMNS)), folder / "low_rank.csv")]
 
 
