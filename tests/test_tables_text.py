@@ -9,7 +9,16 @@ from table_world import EDITION, TRAIN, keep, key_of
 
 from prefmoe.analysis import tables
 from prefmoe.analysis.answers import TableError, read_runs
-from prefmoe.analysis.text import counted, group_rises, mean_of_seeds, readable, told_apart, verdicts, with_dashes
+from prefmoe.analysis.text import (
+    counted,
+    group_rises,
+    listed,
+    mean_of_seeds,
+    readable,
+    told_apart,
+    verdicts,
+    with_dashes,
+)
 from prefmoe.config import run_folder
 
 pytest_plugins = ["table_fixtures"]
@@ -48,6 +57,7 @@ def test_told_apart_is_asked_of_a_table_or_of_one_row():
 
 def test_one_is_counted_without_a_plural():
     assert [counted(k, "choice") for k in (0, 1, 8)] == ["0 choices", "1 choice", "8 choices"]
+    assert [listed("ABC"[:k]) for k in range(4)] == ["none", "A", "A and B", "A, B and C"]
     assert [mean_of_seeds(k) for k in (1, 3)] == ["one seed", "mean of 3 seeds"]
 
 

@@ -1,6 +1,6 @@
 """Tables as text: cells with their intervals, and verdicts in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -66,8 +66,14 @@ def seeds_in_words(table: pd.DataFrame, rows: str = "method") -> str:
         return "nothing here is trained"
     usual, parts = counts.index[0], []
     for seeds in sorted(set(counts.index) - {usual}, reverse=True):
-        parts.append(f"{mean_of_seeds(seeds)} for {' and '.join(names.index[names == seeds])}")
+        parts.append(f"{mean_of_seeds(seeds)} for {listed(names.index[names == seeds])}")
     return ", ".join([*parts, mean_of_seeds(usual) + " for other trained rows" * bool(parts)])
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a sentence: "A, B and C"; "none" of none."""
+    *others, last = [*names] or ["none"]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def counted(count: int, noun: str) -> str:

@@ -2,7 +2,7 @@
 
 from committed import Tables, around, dot, holds
 
-from prefmoe.analysis.text import told_apart
+from prefmoe.analysis.text import listed, told_apart
 
 BACKBONE = "llava-mini"
 RETRIEVED = "Retrieved statements"
@@ -32,14 +32,10 @@ def rivals(t: Tables) -> list[str]:
         f"{int(index['n'])} test questions. Who is shown what it finds tells users apart by what profiles say: AUC "
         f"{around(retrieved)}, PrefMoE {around(ours)}; PrefMoE minus it is {around(beside, 3, 'difference')}: behind, "
         f"after Holm's correction too (p = {dot(beside['p_users_holm'], 3)}).",
-        f"In overall accuracy PrefMoE is ahead of {_names(behind)}, behind {_names(ahead)}, and not told apart from "
-        f"{_names(undecided)} (by the interval, and by the test with Holm's correction, .05).",
-        f"About told likes the interval reaches a guess, .5, of the {len(others)} rivals for {_names(guessing)}; for "
+        f"In overall accuracy PrefMoE is ahead of {listed(behind)}, behind {listed(ahead)}, and not told apart from "
+        f"{listed(undecided)} (by the interval, and by the test with Holm's correction, .05).",
+        f"About told likes the interval reaches a guess, .5, of the {len(others)} rivals for {listed(guessing)}; for "
         f"name-only LoRA it {'does' if told.loc['LoRA', 'low'] <= 0.5 else 'does not'}.",
         f"Users without training questions cost {most} most, in points: from {dot(overall.loc[most, 'value'])} of all "
         f"questions to {dot(unseen[most])}; they are few, and the falls were not tested against one another.",
     ]
-
-
-def _names(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or "none"
