@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from prefmoe.analysis import choice_baselines
 from prefmoe.analysis.choice_baselines import (
     STRENGTHS,
     PopulationScorer,
@@ -31,13 +32,28 @@ def test_the_population_s_scorer_finds_the_weights_that_choices_were_drawn_with(
     assert (scorer.score(liked) > scorer.score(disliked)).mean() > best - 0.02
 
 
-def test_a_scorer_of_what_is_drawn_at_random_is_penalised_away():
+def test_the_penalty_is_the_one_that_other_choices_ask_for(monkeypatch):
+    """Few choices that are told by one of many features: with next to no penalty the others are learned by heart."""
     rng = np.random.default_rng(1)
-    liked, disliked = rng.normal(size=(2, 60, 200))
-    held = tuple(rng.normal(size=(2, 400, 200)))
-    scorer = PopulationScorer().fit(liked, disliked, held)
-    assert abs((scorer.score(held[0]) > scorer.score(held[1])).mean() - 0.5) < 0.12
-    assert len(STRENGTHS) > 3
+
+    def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
+        first, second = rng.normal(size=(2, count, 60))
+        swap = (first[:, :1] < second[:, :1]) ^ (rng.random((count, 1)) < 0.2)
+        return np.where(swap, second, first), np.where(swap, first, second)
+
+    (liked, disliked), held = drawn(60), drawn(400)
+
+    def fitted(*strengths: float) -> tuple[float, np.ndarray]:
+        monkeypatch.setattr(choice_baselines, "STRENGTHS", strengths)
+        scorer = PopulationScorer().fit(liked, disliked, held)
+        return float((scorer.score(held[0]) > scorer.score(held[1])).mean()), scorer.weights
+
+    alone = {strength: fitted(strength) for strength in (*STRENGTHS, 1e8)}
+    best = max(accuracy for accuracy, _ in alone.values())
+    found, weights = fitted(*alone)
+    assert found == best > alone[1e8][0] + 0.02
+    strongest = min(strength for strength, (accuracy, _) in alone.items() if accuracy == best)  # of equals
+    assert np.array_equal(weights, alone[strongest][1])
 
 
 def test_neighbours_are_those_of_a_loop():

@@ -364,7 +364,7 @@ def test_missing_runs_are_named_by_the_tables(made, tmp_path):
         generation_tables.build(workbench.edition, benchmark(), results=tmp_path)
 
 
-def test_a_checkpoint_of_another_drawer_is_refused(made, tmp_path):
+def test_a_checkpoint_of_other_parts_is_refused(made, tmp_path):
     shutil.copytree(folder_of(made, "All") / "method", tmp_path / "method")
     with pytest.raises(MethodError, match="tensors missing or unknown|shape"):
         branch(parts=["sem"]).load(tmp_path / "method" / "method.safetensors")
