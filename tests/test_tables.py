@@ -18,6 +18,7 @@ from prefmoe.analysis.comparisons import (
     COMPARISON_COLUMNS,
     DETECTABLE_COLUMNS,
     DIFFERENCE_COLUMNS,
+    beside_table,
     compare,
     comparisons_table,
     detectable_table,
@@ -122,6 +123,22 @@ def test_comparisons_are_paired_and_corrected(benchmark, results):
     assert (row["better"], row["worse"], row["n"]) == ((full > base).sum(), (full < base).sum(), len(TEST))
     collapse = table[(table["metric"] == "collapse") & (table["baseline"] == "Embedding") & (table["turns"] == 0)]
     assert collapse["better"].iloc[0] >= collapse["worse"].iloc[0]  # fewer collapses count as better
+
+
+def test_every_method_is_compared_with_those_that_an_edition_names_for_it(benchmark, results):
+    answers = read_runs(EDITION, results, "test")
+    answers += [entry for entry in read_references(EDITION, benchmark, "test") if entry.method == POPULAR]
+    table = beside_table(EDITION.model_copy(update={"beside": ("fft",)}), answers)
+    assert set(table["baseline"]) == {"Full fine-tuning"}
+    assert set(table["method"]) == {"Non-tuned", "PrefMoE", "Embedding", POPULAR}
+    where = ["turns", "metric"]
+    focus = comparisons_table(EDITION, answers).query("baseline == 'Full fine-tuning'").set_index(where)
+    mine = table[table["method"] == "PrefMoE"].set_index(where).loc[focus.index]
+    columns = ["difference", "low", "high", "n", "better", "worse", "p_questions", "p_users"]
+    assert mine[columns].equals(focus[columns])
+    for metric, rows in table.groupby("metric"):
+        assert rows["p_users_holm"].to_numpy() == pytest.approx(statistics.holm(rows["p_users"])), metric
+    assert beside_table(EDITION, answers).empty
 
 
 def test_a_method_does_not_differ_from_itself(benchmark, results):

@@ -144,7 +144,26 @@ def compared(edition: Edition, answers: Sequence[Answers]) -> list[tuple[Answers
 def comparisons_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
     """PrefMoE against every other method of the same backbone and turns, and the references among the answers. Holm's
     correction runs over all comparisons of the same metric in the edition, for each of the two tests."""
-    rows = [row for first, second in compared(edition, answers) for row in compare(first, second)]
+    return _tested(compared(edition, answers))
+
+
+def beside_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
+    """Every method, and reference among the answers, against those that the edition names for it (`Edition.beside`):
+    the same columns, and corrections over these comparisons."""
+    return _tested(
+        [
+            (first, second)
+            for second in answers
+            if second.key in edition.beside
+            for first in answers
+            if first.key != second.key and first.turns == second.turns
+            if first.backbone in (second.backbone, NO_BACKBONE)
+        ]
+    )
+
+
+def _tested(pairs: Sequence[tuple[Answers, Answers]]) -> pd.DataFrame:
+    rows = [row for first, second in pairs for row in compare(first, second)]
     table = pd.DataFrame(rows, columns=[c for c in COMPARISON_COLUMNS if not c.endswith("_holm")])
     for test in ("p_questions", "p_users"):
         table[f"{test}_holm"] = table.groupby("metric")[test].transform(lambda p: statistics.holm(p.to_numpy()))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prefmoe import metrics
 from prefmoe.analysis import probabilities, statistics
 from prefmoe.analysis.answers import REFERENCE, Answers, TableError, read_runs
-from prefmoe.analysis.comparisons import comparisons_table, detectable_table, forest_table
+from prefmoe.analysis.comparisons import beside_table, comparisons_table, detectable_table, forest_table
 from prefmoe.analysis.controls import controls_table
 from prefmoe.analysis.groupings import QUESTION_GROUPS, breakdowns, dataset_statistics, question_groups, told_statistics
 from prefmoe.analysis.information import information_table, with_information
@@ -294,6 +294,8 @@ def build(edition: Edition, benchmark: Benchmark, *, results: str | Path = RESUL
         tables["told_statistics"] = told
     if any(isinstance(method, InjectedMethod) for method in edition.methods.values()):
         tables["attributes"] = attributes_table(benchmark, reported)
+    if edition.beside:
+        tables["beside"] = beside_table(edition, tested_against)
     if edition.evaluation.controls:
         tables["controls"] = controls_table(edition, results, tested)
     if edition.evaluation.too_long != "refuse":

@@ -157,6 +157,7 @@ class Edition(Strict):
         at_first: so many of them are made unless more are asked for (`with_seeds`): tables in less time, to be held to
             the committed ones of all.
         rivals: methods of table1 that run on ablation_backbone alone, as most of the paper's competitors do on one.
+        beside: methods that every other one is compared with, too: table beside.csv, with a correction of its own.
         own_methods: Python files, relative to the edition's, with methods that are not in the package.
     """
 
@@ -177,6 +178,7 @@ class Edition(Strict):
     table1: Some[str]
     table2: Annotated[tuple[str, ...], Once] = ()
     rivals: Annotated[tuple[str, ...], Once] = ()
+    beside: Annotated[tuple[str, ...], Once] = ()
     cache_images: bool = Field(True, description="keep encoded pictures in memory; off for large backbones")
     hardware: Hardware = Hardware()
     _file: Path | None = None  # where it was read, if elsewhere than in config/
@@ -218,7 +220,7 @@ class Edition(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Edition:
-        named = {table: getattr(self, table) for table in ("table1", "table2", "rivals", "more_seeds")}
+        named = {table: getattr(self, table) for table in ("table1", "table2", "rivals", "beside", "more_seeds")}
         named["histories.at_lengths"] = self.histories.at_lengths
         if self.generation:
             named |= {"generation.reward": (self.generation.reward,), "generation.at_scales": self.generation.at_scales}

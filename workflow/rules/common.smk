@@ -85,12 +85,13 @@ VERDICT = f"{RESULTS}/reproduction/verdict.txt"
 SHORTENED_TABLE = [] if EDITION.evaluation.too_long == "refuse" else ["shortened"]
 TOLD_TABLE = ["told_statistics"] if EDITION.data.kind == "miniature" and EDITION.data.untold else []
 CONTROLS_TABLE = ["controls"] if EDITION.evaluation.controls else []
+BESIDE_TABLE = ["beside"] if EDITION.beside else []
 ATTRIBUTES_TABLE = ["attributes"] if any(isinstance(m, InjectedMethod) for m in EDITION.methods.values()) else []
 TABLES = {  # by category of the report
     "Tables": ["table1", "table2", "information", "table1_seeds", "comparisons", "breakdown", "dataset_statistics"],
     "Uncertainty": ["turns", "forest", "detectable", "calibration", "reliability", "unparsed", "separation"],
 }
-TABLES["Tables"] += TOLD_TABLE + SHORTENED_TABLE + CONTROLS_TABLE + UNSEEN_TABLE + ATTRIBUTES_TABLE
+TABLES["Tables"] += TOLD_TABLE + SHORTENED_TABLE + CONTROLS_TABLE + BESIDE_TABLE + UNSEEN_TABLE + ATTRIBUTES_TABLE
 CHOICE_TABLES = {
     "Tables": ["table1", "table1_seeds", "table2", "table3", "table4", "table5"]
     + ["comparisons", "collapse", "information"],
