@@ -213,7 +213,7 @@ def protocol(rows: list[dict]) -> dict:
              "method": "PrefMoE", "backbone": "b", "reference": "none", "p_users": 0.5}  # fmt: skip
     table = pd.DataFrame([where | row for row in rows])
     asked = SimpleNamespace(question="Does it matter?", backbones=["b"])
-    return {"differences": table, "questions": {"it": asked}}
+    return {"differences": table, "questions": {"it": asked}, "BARS": "Bars: what they are."}
 
 
 def test_variants_stand_beside_one_another_a_row_per_metric():
