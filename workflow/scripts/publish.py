@@ -116,13 +116,15 @@ def _too_few_seeds(edition: Edition, path: Path) -> str:
 
 def publish_any_vlm(results: Path, folder: Path, editions: Sequence[str] = ("mini", "sample")) -> list[Path]:
     """Puts the tables of all `prefmoe mmpb` on an edition's questions into one, <folder>/<edition>.csv, what several of
-    them say once; the files. Raises OutputError without any."""
-    written = []
+    them say once, conditions in the order of edition mmpb; the files. Raises OutputError without any."""
+    order, written = {one.label: place for place, one in enumerate(load_edition("mmpb").methods.values())}, []
     for edition in editions:
         parts = [tables.read_table(path) for path in sorted((results / edition / "mmpb").glob("*.csv"))]
         if parts:
             keys = ["method", "backbone", "split", "turns", "category", "attribute", "task"]
             whole = pd.concat(parts).drop_duplicates(keys)
+            places = {"model": pd.factorize(whole["backbone"])[0], "place": whole["method"].map(order)}
+            whole = whole.assign(**places).sort_values(list(places), kind="stable").drop(columns=list(places))
             written.append(tables.write_csv(whole, folder / f"{edition}.csv"))
     if not written:
         raise OutputError(f"there are no tables of `prefmoe mmpb` under {results} for {' or '.join(editions)}")
