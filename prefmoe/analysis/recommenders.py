@@ -60,17 +60,16 @@ def fit(
     validation = np.where(training == 0, validation, 0)  # what is asked again would reward remembering alone
     popularity = np.broadcast_to(liked.sum(axis=0).astype(float), training.shape)
     found, known = {POPULARITY: popularity[None]}, liked.any(axis=1)
-    rows: list[tuple] = [(POPULARITY, "", 1, _told_apart(popularity, validation), 1)]
+    rows = [(POPULARITY, "", 1, _told_apart(popularity, validation), 1)]
     for name, grid in (grids or GRIDS).items():
-        best, first = -np.inf, len(rows)
+        trials = []
         for values in product(*grid.values()):
             settings = dict(zip(grid, values, strict=True))
             scores = np.stack([_scores(_model(name, settings, seed), liked) for seed in seeds])
-            auc = float(np.mean([_told_apart(one, validation) for one in scores]))
-            rows.append((name, json.dumps(settings), len(seeds), auc, 0))
-            if auc > best or len(rows) == first + 1:
-                best, place, found[name] = auc, len(rows) - 1, np.where(known[:, None], scores, popularity)
-        rows[place] = (*rows[place][:-1], 1)
+            trials.append((float(np.mean([_told_apart(one, validation) for one in scores])), settings, scores))
+        best = max(trials, key=lambda trial: trial[0])  # of equals the first
+        found[name] = np.where(known[:, None], best[2], popularity)
+        rows += [(name, json.dumps(one[1]), len(seeds), one[0], int(one is best)) for one in trials]
     return found, pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
 
 
