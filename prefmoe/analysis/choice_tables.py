@@ -17,6 +17,9 @@ from prefmoe.config.outputs import made_folder
 from prefmoe.data.choice_world import Tastes
 from prefmoe.data.choices import ChoiceBenchmark
 
+AMONG = ("users", "candidates", "k")
+"""What an accuracy has to share with the best possible one that stands beside it."""
+
 
 def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path = RESULTS) -> dict[str, Path]:
     """Reads all runs of an edition about choices and writes its tables to ``<results>/<edition>/figures/``.
@@ -24,7 +27,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     table1: all accuracies of all methods, and of references where tastes are known; table1_seeds: their spread over
     seeds, of methods that the edition may train several times; table2: unseen minus seen users;
     table3: one liked picture among four; table4: the components, one after the other; table5: numbers of prototypes,
-    the last three with the best possible accuracy beside each row, where it is known; comparisons: the last method of
+    these five with the best possible accuracy beside each row, where it is known; comparisons: the last method of
     table2 minus every other, and (a family of its own for Holm's correction) each of its methods minus the one before;
     collapse: what is named where the population's favourite is not the user's (empty where tastes are not known);
     information: what each row is shown.
@@ -35,6 +38,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     rows, known = list(rated.values()), _references(edition, benchmark, list(rated.values()))
     everything = [*rows, *known.values()]
     table1 = choices.accuracy_table(everything)
+    best = table1[table1["method"] == BEST].set_index(list(AMONG))["value"]
     main = table1[table1["n_ref"].isin((0, edition.histories.n_ref))]
     steps = [edition.methods[key].label for key in edition.table2]
     focus = rated[edition.table2[-1]] if edition.table2 else rows[-1]
@@ -48,14 +52,16 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     steps_up = [(rated[key], rated[before]) for before, key in pairwise(edition.table2) if rated[key] is not focus]
     families = [(focus, one) for one in others], steps_up
     tables = {
-        "table1": table1,
+        "table1": _beside(best, table1),
         "table1_seeds": choices.seeds_table(
             one for key, one in rated.items() if len(one.frames) > 1 or key in edition.more_seeds
         ),
-        "table2": choices.difference_table(everything),
-        "table3": _beside_the_best(main[main["candidates"] == 4], main).drop(columns="candidates"),
-        "table4": _beside_the_best(_only(main[one_of_two], steps), main),
-        "table5": _beside_the_best(by_number.assign(prototypes=by_number["method"].map(count)), main),
+        "table2": choices.difference_table(everything).assign(
+            **{f"best_{users}": best.get((users, 2, 1), float("nan")) for users in ("seen", "unseen")}
+        ),
+        "table3": _beside(best, main[main["candidates"] == 4]).drop(columns="candidates"),
+        "table4": _beside(best, _only(main[one_of_two], steps)),
+        "table5": _beside(best, by_number.assign(prototypes=by_number["method"].map(count))),
         "comparisons": pd.concat([choices.comparison_table(pairs) for pairs in families if pairs]),
         "collapse": choices.collapse_table(everything, known[POPULATION]) if known
         else pd.DataFrame(columns=list(choices.COLLAPSE_COLUMNS)),
@@ -70,11 +76,9 @@ def _only(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     return rows.sort_values("method", key=lambda names: names.map({name: k for k, name in enumerate(methods)}.get))
 
 
-def _beside_the_best(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def _beside(best: pd.Series, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with the column best: the best possible accuracy for the same users, candidates and k; NaN if unknown."""
-    among = ["users", "candidates", "k"]
-    best = table[table["method"] == BEST].set_index(among)["value"]
-    return rows.assign(best=best.reindex(pd.MultiIndex.from_frame(rows[among])).to_numpy())
+    return rows.assign(best=best.reindex(pd.MultiIndex.from_frame(rows[list(AMONG)])).to_numpy())
 
 
 def _varied(edition: Edition, focus: str) -> list[str]:
