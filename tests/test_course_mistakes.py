@@ -151,3 +151,71 @@ def test_the_course_s_own_popular_choice_is_the_table_s():
     ]
     table = answers.table("table1", method="LoRA", backbone="llava-mini", turns=0, metric="auc_same")
     assert np.mean(seeds) == pytest.approx(table["value"].item(), abs=1e-6)
+
+
+def _scaled(hidden, gate):
+    return hidden * gate.repeat_interleave(hidden.shape[2] // gate.shape[1], dim=1)[:, None]
+
+
+def _half(x, A, B, gate):
+    hidden = torch.einsum("bti,eri->bter", x, A) * gate[:, None, :, None]
+    return sum(hidden[:, :, e] @ B[e].T for e in range(len(B)))
+
+
+def _of_all(per_expert, gate):
+    """(batch, tokens, experts * out) outputs of all experts, weighed and summed."""
+    return (per_expert.unflatten(2, (gate.shape[1], -1)) * gate[:, None, :, None]).sum(2)
+
+
+TWO_PRODUCTS = {
+    "flat": lambda x, A, B, gate: _scaled(x @ A.flatten(0, 1).T, gate) @ torch.cat(list(B), 1).T,
+    "linear": lambda x, A, B, gate: torch.nn.functional.linear(
+        _scaled(torch.nn.functional.linear(x, A.flatten(0, 1)), gate), torch.cat(list(B), 1)
+    ),
+    "a convolution": lambda x, A, B, gate: torch.nn.functional.conv1d(
+        _scaled(torch.nn.functional.conv1d(x.mT, A.flatten(0, 1)[..., None]).mT, gate).mT,
+        torch.cat(list(B), 1)[..., None],
+    ).mT,
+    "batched over experts": lambda x, A, B, gate: ((x[:, None] @ A.mT * gate[..., None, None]) @ B.mT).sum(1),
+    "one einsum": lambda *given: torch.einsum("bti,eri,eor,be->bto", *given),
+    "gates spread by a third, small one": lambda x, A, B, gate: (
+        (x @ A.flatten(0, 1).T * (gate @ torch.eye(len(A)).repeat_interleave(A.shape[1], 1))[:, None])
+        @ torch.cat(list(B), 1).T
+    ),
+}
+LOOPS = {
+    "over experts": importlib.import_module("prefmoe.course.unit5").loop,
+    "over experts, under another name": lambda x, A, B, gate: sum(
+        gate[:, e, None, None] * torch.inner(torch.inner(x, A[e]), B[e]) for e in range(len(A))
+    ),
+    "over experts, in the second half": _half,
+    "over questions": lambda x, A, B, gate: torch.stack(
+        [_scaled(one[None] @ A.flatten(0, 1).T, g[None])[0] @ torch.cat(list(B), 1).T
+         for one, g in zip(x, gate, strict=True)]
+    ),
+}  # fmt: skip
+WASTE = {
+    "a full matrix for every expert": lambda x, A, B, gate: _of_all(x @ (B @ A).flatten(0, 1).T, gate),
+    "a full matrix for every question": lambda x, A, B, gate: x @ torch.einsum("be,eoi->boi", gate, B @ A).mT,
+    "every expert meets every part": lambda x, A, B, gate: _of_all(
+        x @ A.flatten(0, 1).T @ torch.block_diag(*B.mT), gate
+    ),
+}
+
+
+@pytest.mark.parametrize("form", TWO_PRODUCTS)
+def test_two_products_are_right_however_they_are_called(form, capsys):
+    importlib.import_module("prefmoe.course.unit5").mixture(TWO_PRODUCTS[form])
+    assert "Right." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", LOOPS)
+def test_a_loop_is_refused_by_the_work_that_its_largest_products_do(form):
+    with pytest.raises(checking.NotYet, match=r"is right .* by \d+ products of matrices .* expected 2"):
+        importlib.import_module("prefmoe.course.unit5").mixture(LOOPS[form])
+
+
+@pytest.mark.parametrize("form", WASTE)
+def test_full_products_are_refused_by_their_floating_point_operations(form):
+    with pytest.raises(checking.NotYet, match=r"is right .* \d+\.\d times the floating point operations .* expected"):
+        importlib.import_module("prefmoe.course.unit5").mixture(WASTE[form])

@@ -6,26 +6,30 @@ from typing import Any
 import pandas as pd
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from prefmoe.course import answers, checking
 
-PRODUCTS = set("matmul __matmul__ __rmatmul__ mm bmm linear einsum baddbmm addmm tensordot mv dot".split())
-"""Names of torch's functions that multiply matrices."""
+FREE = 1.5
+"""So many times the loop's floating point operations are let pass, for gates that are spread by a product, say."""
 
 ROUTED = 0.1
 """By so much some mean gate would differ between kinds of question in a router that tells them apart."""
 
 
-class _Counted(TorchFunctionMode):
-    """Counts products of matrices while it is active."""
+class _Work(TorchFunctionMode):
+    """Notes the floating point operations of every call of torch that multiplies matrices while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.products = 0
+        self.products: list[int] = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.products += getattr(function, "__name__", "") in PRODUCTS
-        return function(*args, **(kwargs or {}))
+        with FlopCounterMode(display=False) as counter:
+            found = function(*args, **(kwargs or {}))
+        if work := counter.get_total_flops():
+            self.products.append(work)
+        return found
 
 
 def loop(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -35,26 +39,40 @@ def loop(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, gate: torch.Tensor) 
 
 
 def mixture(function: Callable) -> None:
-    """mixture(x, A, B, gate): equal to the loop, by two products of matrices."""
+    """mixture(x, A, B, gate): equal to the loop, by two products of matrices, and with no more work.
+
+    Work is counted in floating point operations, of which the loop needs 2 * batch * tokens * experts * rank *
+    (in + out): the two largest products of an answer do that many, and all together not more than `FREE` times as many.
+    """
+    hint = (
+        "Write all A below one another, (experts * rank, in), multiply once; scale each expert's part by its gate; "
+        "write all B beside one another, (out, experts * rank), and multiply once."
+    )
+    batch, tokens, rank, width, out = 3, 4, 2, 48, 40
     for experts in (1, 5, 8):
         generator = torch.Generator().manual_seed(experts)
-        x, gate = torch.randn(3, 4, 6, generator=generator), torch.rand(3, experts, generator=generator)
-        A, B = (torch.randn(experts, *s, generator=generator) / 4 for s in ((2, 6), (7, 2)))
-        with _Counted() as counted:
+        x = torch.randn(batch, tokens, width, generator=generator)
+        gate = torch.rand(batch, experts, generator=generator)
+        A, B = (torch.randn(experts, *s, generator=generator) / 8 for s in ((rank, width), (out, rank)))
+        with _Work() as work:
             found = checking.called(function, x.clone(), A.clone(), B.clone(), gate.clone(), name="mixture")
-        y = checking.tensor(found, (3, 4, 7), f"mixture(...) of {experts} expert{'s' * (experts > 1)}")
-        hint = (
-            "Write all A below one another, (experts * rank, in), multiply once; scale each expert's part by its gate; "
-            "write all B beside one another, (out, experts * rank), and multiply once."
-        )
+        named = f"{experts} expert{'s' * (experts > 1)}"
+        y = checking.tensor(found, (batch, tokens, out), f"mixture(...) of {named}")
         checking.close(y, loop(x, A, B, gate), "mixture(...)", hint, tolerance=1e-5)
-        difference = float((y - loop(x, A, B, gate)).abs().max())
-        if counted.products != 2:
+        needed = 2 * batch * tokens * experts * rank * (width + out)
+        right = f"mixture is right (difference {float((y - loop(x, A, B, gate)).abs().max()):.0e})"
+        if sum(work.products) > FREE * needed:
             raise checking.NotYet(
-                f"mixture is right (difference {difference:.0e}), by {counted.products} products of matrices with "
-                f"{experts} experts: expected 2, by @, matmul, einsum or linear. {hint}"
+                f"{right}, with {sum(work.products) / needed:.1f} times the floating point operations that the loop "
+                f"takes for {named}: expected as many. An (out, in) matrix is never needed, and no expert meets "
+                f"another's part. {hint}"
             )
-    checking.right("Two products, however many experts there are.")
+        if sum(sorted(work.products)[-2:]) < needed:
+            raise checking.NotYet(
+                f"{right}, by {len(work.products)} products of matrices with {named}: expected 2, which do all the "
+                f"work. {hint}"
+            )
+    checking.right("Two products, however many experts there are, and no more work than the loop's.")
 
 
 def widest(function: Callable) -> None:
