@@ -19,7 +19,9 @@ LEAST_P = 1e-6
 
 
 def profile_alignment(image: Tensor, description: Tensor) -> Tensor:
-    """How far a user's two profile tokens point apart: the mean of 1 - cos(image, description).
+    """How far a user's two profile tokens point apart (PrefMoE, Lyu et al. 2026, the objective): the mean of
+
+        1 - cos(image, description).
 
     Args:
         image, description: (B, H) the profile tokens of each example's user.
@@ -41,7 +43,7 @@ def profile_contrast(
     real_weight: float = 1.0,
     counterfactual_weight: float = 0.5,
 ) -> Tensor:
-    """InfoNCE of a user's profile token against the user's own frozen anchor.
+    """InfoNCE of a user's profile token against the user's own frozen anchor (PrefMoE, Lyu et al. 2026, the objective).
 
     With t_i = anchor[i], a_i = positive[i], c_k = counterfactual[k] and s(., .) = exp(cos / temperature):
 
@@ -86,7 +88,7 @@ def residual_contrast(
     density_power: float = 1.0,
     anchor_is_positive: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Contrast of residuals between preference groups, plain and imbalance-aware.
+    """Contrast of residuals between preference groups, plain and imbalance-aware (PrefMoE, Lyu et al. 2026).
 
     In each facet an example is active with a_i = r_i + q_i. Its candidates are the active examples (itself
     included) and the counterfactual users, who answer example i's query: r_k + q_i. With p_i the softmax mass
@@ -154,7 +156,10 @@ def residual_contrast(
 
 
 def decorrelation(residuals: Tensor, prototypes: Tensor) -> Tensor:
-    """Keeps a user's residuals from repeating each other and from repeating the shared prototypes.
+    """Keeps a user's residuals from repeating each other and from repeating the shared prototypes (PrefMoE, Lyu et al.
+    2026, the objective):
+
+        mean_{f != g} cos(r_f, r_g)^2 + mean_f cos(r_f, p_f)^2
 
     Args:
         residuals: (B, F, H). prototypes: (F, H).

@@ -66,7 +66,8 @@ def parse_answer(text: str | None, kind: QuestionKind, options: Sequence[str] = 
         kind: "yes_no" or "multiple_choice".
         options: texts of A, B, C, ...; blank or missing ones do not exist.
 
-    Returns "yes", "no", "a" ... "d", "z", or the first word in lower case ("" for an empty answer).
+    Returns "yes", "no", "a" ... "d", "z", or the first word in lower case ("" for an empty answer). Raises ValueError
+    for another kind.
     """
     if kind not in ("yes_no", "multiple_choice"):
         raise ValueError(f"question kind {kind!r} is unknown; expected 'yes_no' or 'multiple_choice'")
@@ -124,6 +125,8 @@ def score(frame: pd.DataFrame) -> pd.DataFrame:
     letter or word itself; `preference_bucket_names` a cell of names or a list of them. Raises ScoringError naming the
     missing columns, or the first row with an unknown l2-category, category, answer or negation flag, or a list
     elsewhere, and what was expected.
+
+    Returns the copy: gt and pred as `parse_answer` writes them ("yes", "no", "a" ... "d", ...), hit 1 where they agree.
     """
     missing = [column for column in COLUMNS if column not in frame.columns]
     if missing:
@@ -184,8 +187,15 @@ def collapse_by_bucket(scored: pd.DataFrame) -> pd.DataFrame:
 def collapse_by(
     scored: pd.DataFrame, groups: Sequence | pd.Series, order: Iterable, *, resamples: int = statistics.RESAMPLES
 ) -> pd.DataFrame:
-    """Collapse within groups of N scored questions, with intervals. ``groups``: (N,) a label per question; ``order``:
-    those to report. Returns columns group, value, n, low, high; low and high are NaN when resamples is 0."""
+    """Collapse (`question_counts`) within groups of N scored questions, with 95 % intervals.
+
+    Args:
+        groups: (N,) a label per question. order: the labels to report.
+        resamples: of the bootstrap over users; 0 for no interval.
+
+    Returns columns group, value (a share), n (questions counted), low and high; value is NaN where n is 0, low and high
+    are when resamples is 0.
+    """
     hit, counted = question_counts(scored)
     labels, column = np.asarray(groups, dtype=object), _COUNTED.index("collapse")
     rows = []

@@ -130,6 +130,9 @@ def duels(copies: Sequence[pd.DataFrame]) -> dict[str, Duels]:
     - auc_untold_fresh: of these, the pairs in which neither user was asked about the item in training, so that who
       reads profiles and remembers answers is at .5, too.
 
+    Returns:
+        Measure -> its `Duels`; the last three only where the frames say what profiles tell (columns told, seen_pair).
+
     Raises:
         metrics.ScoringError: see `held_probability`.
     """

@@ -29,7 +29,9 @@ def chance(frame: pd.DataFrame) -> list[pd.DataFrame]:
 
     The mean of a metric over the copies is its expected value, because 12 is a multiple of 2, 3 and 4 answers.
 
-    Returns frames with a column prediction.
+    ``frame``: questions with the columns of `metrics.COLUMNS`; of multiple choice blank options are no answers.
+
+    Returns twelve frames with a column prediction.
     """
     allowed = [_allowed(row) for row in frame.to_dict("records")]
     return [frame.assign(prediction=[answers[k % len(answers)] for answers in allowed]) for k in range(12)]
@@ -48,7 +50,7 @@ def popular_choice(train: pd.DataFrame, frame: pd.DataFrame, items: pd.Series) -
         frame: questions to answer.
         items: index -> depicted item ("" if unknown).
 
-    Returns frame with a column prediction.
+    Returns frame with a column prediction. Raises ScoringError for training questions that `metrics.score` refuses.
     """
     truth = metrics.score(train.assign(prediction=""))
     yes_no = truth[truth["l2-category"] != "inconsistency"]

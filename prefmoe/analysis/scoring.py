@@ -175,8 +175,10 @@ def report(
     Args:
         by: columns whose values are scored apart; None for those of `SEPARATE` that the file has.
         auc: refuse a file from which the AUCs cannot be computed, rather than leave them out.
+        resamples: of the bootstrap over users behind the intervals.
 
-    Raises ScoringError naming the file, and the missing columns or the row, the field and what was expected.
+    Returns a `Report`. Raises ScoringError naming the file, and the missing columns or the row, the field and what was
+    expected.
     """
     try:
         read = read_predictions(path)

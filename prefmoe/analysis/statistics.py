@@ -158,7 +158,8 @@ def detectable_difference(error: ArrayLike, *, alpha: ArrayLike = 0.05, power: f
 
 
 def wilson_interval(share: ArrayLike, n: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Wilson's score interval (1927) of a share of n independent questions, (...) -> two (...) arrays."""
+    """Wilson's score interval (1927) of a share of n independent questions, at 95 %: (...) -> two (...) arrays, low and
+    high in [0, 1]; NaN where n is 0."""
     share, n = np.asarray(share, dtype=float), np.asarray(n, dtype=float)
     z = special.ndtri(0.5 + LEVEL / 2)
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -170,7 +171,7 @@ def newcombe_interval(first: ArrayLike, second: ArrayLike, n: ArrayLike) -> tupl
     """Newcombe's hybrid score interval (1998, method 10) of first - second, two shares of n questions each.
 
     The two shares are taken as independent; of the same questions they are usually positively correlated, and the
-    interval is then too wide.
+    interval is then too wide. Returns low and high at 95 %, two (...) arrays in [-1, 1].
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     (low_a, high_a), (low_b, high_b) = (wilson_interval(share, n) for share in (first, second))
@@ -180,7 +181,7 @@ def newcombe_interval(first: ArrayLike, second: ArrayLike, n: ArrayLike) -> tupl
 
 
 def two_proportions_p(first: ArrayLike, second: ArrayLike, n: ArrayLike) -> NDArray:
-    """Two-sided p of the pooled z test that two independent shares of n questions each are equal."""
+    """Two-sided p, (...), of the pooled z test that two independent shares (...) of n questions each are equal."""
     first, second, n = (np.asarray(value, dtype=float) for value in (first, second, n))
     pooled = (first + second) / 2
     error = np.sqrt(2 * pooled * (1 - pooled) / n)
@@ -233,7 +234,8 @@ def paired_difference(
 
 
 def holm(p: ArrayLike) -> NDArray:
-    """Holm's step-down adjusted p-values in the order given; NaN entries are no tests and stay NaN."""
+    """Holm's (1979) step-down adjusted p-values, (T,) in the order given: of the i-th smallest the largest of
+    (T + 1 - j) p_j over j <= i, and at most 1. NaN entries are no tests and stay NaN."""
     p = np.asarray(p, dtype=float)
     adjusted = np.full(p.shape, np.nan)
     tested = np.flatnonzero(~np.isnan(p))

@@ -159,7 +159,7 @@ class Benchmark:
         return [self.examples[i] for i in self.splits[split]]
 
     def row(self, name: str) -> int:
-        """The row of a user in every user axis."""
+        """The row of a user in every user axis, from 0. Raises KeyError for a name that no user has."""
         return self._rows[name]
 
     def told(self, indices: Sequence[int]) -> pd.DataFrame:

@@ -185,7 +185,8 @@ class Method(nn.Module):
         return []
 
     def describe(self) -> dict[str, Any]:
-        """What the method is and how many parameters it trains, in JSON types."""
+        """What the method is and how many parameters it trains, in JSON types: kind, label, prefix_length (tokens),
+        profile, trainable (by group) and trainable_total."""
         trainable = {name: sum(p.numel() for p in params) for name, (params, _) in self._groups().items()}
         return {
             "kind": self.config.kind,
@@ -373,7 +374,8 @@ class Method(nn.Module):
         token: str | None = None,
         commit_message: str = "Upload an adapter of prefmoe",
     ) -> str:
-        """Uploads what save_pretrained writes, with a model card, to a hub repository; returns its address."""
+        """Uploads what save_pretrained writes, with a model card, to a hub repository; returns its address. Raises the
+        errors of huggingface_hub: without a right to write, say, or a network."""
         api = HfApi(token=token)
         repository = api.create_repo(repo_id, private=private, exist_ok=True)
         with TemporaryDirectory() as folder:

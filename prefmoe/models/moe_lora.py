@@ -47,7 +47,9 @@ def scaled_low_rank(x: Tensor, A: Tensor, B: Tensor, scale: Tensor, context: Ten
 
 
 def expert_mixture(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, context: Tensor | None = None) -> Tensor:
-    """The gated sum over experts e of B_e A_e x, or of B_e gelu(A_e x + context_e) with a context.
+    """The gated sum over experts e (PrefMoE, Lyu et al. 2026, the mixture of LoRA experts):
+
+        y = sum_e gate_e B_e A_e x, or sum_e gate_e B_e gelu(A_e x + context_e) with a context
 
     Args:
         x: (batch, tokens, in). A: (experts, rank, in). B: (experts, out, rank). gate: (batch, experts).
@@ -66,7 +68,8 @@ def expert_mixture(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, context: Tenso
 
 
 class MixtureOfLoRA(nn.Module):
-    """A frozen linear layer plus its experts, in the place of that layer.
+    """A frozen linear layer W plus its experts, in the place of that layer: W x + `expert_mixture`, as (B, ..., in) to
+    (B, ..., out).
 
     Rows of A and columns of B are stacked: user expert, preference experts in the order of FACETS, profile
     experts (image, description).

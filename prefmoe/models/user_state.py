@@ -30,7 +30,8 @@ from prefmoe.models.growing import with_rows
 
 
 class FactorisedUsers(nn.Module):
-    """Anchors of all users with their corrections, and the facet prototypes.
+    """Anchors of all users with their corrections, and the facet prototypes (PrefMoE, Lyu et al. 2026, the factorised
+    user state): z[i, f] = p[f] + r[i, f] for user i and facet f, as at the top of this module.
 
     Args:
         anchors: (U, 8, H) from encode_users. known: (U, F) bool, which facet anchors exist.

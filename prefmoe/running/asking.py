@@ -118,11 +118,13 @@ class Assistant:
         """Makes somebody known, without training.
 
         Args:
+            name: a name that nobody has yet. picture: the file of one picture that shows the user.
             description: how the user looks; without one the name stands for it.
-            likes, dislikes: items by facet (`FACETS`).
+            likes, dislikes: items in words by facet, ``{"travel": ["camping"]}``, of the facets `FACETS`.
+            attribute: what the user is: "human", "animal", "object" or "character".
 
-        Raises AskError if a facet is unknown, or an item cannot be told from two; CollationError if the picture cannot
-        be read; MethodError if there is such a user, or the method needs training questions to know one.
+        Raises AskError if the name or a facet is none, or an item cannot be told from two; CollationError if the
+        picture cannot be read; MethodError if there is such a user, or the method needs training questions to know one.
         """
         if mistake := name_mistake(name):
             raise AskError(f"the name {name!r}: expected {mistake}")
@@ -148,14 +150,31 @@ class Assistant:
     def ask(
         self, picture: str | Path, question: str, user: str, options: Sequence[str] = (), *, max_new_tokens: int = 8
     ) -> Answer:
-        """The answer to one question about one picture.
+        """The answer to one question about one picture, without small talk before it, generated greedily.
 
         Args:
-            question: names the user as anybody would, or as <sks>. options: the four of a multiple-choice
-                question; one without is to be answered with yes or no.
+            picture: the file of a picture; relative paths are seen from where Python runs.
+            question: names the user as anybody would, or as <sks>.
+            user: whom it is about, one of `users`.
+            options: the texts of A to D of a multiple-choice question, in this order; a question without options is to
+                be answered with yes or no.
+            max_new_tokens: the longest answer, in tokens of the backbone's tokenizer.
 
-        Raises AskError if the user is unknown, the question is empty or too long, the options are not four, or the
-        picture is no file; CollationError if the picture cannot be read.
+        Returns an `Answer`; its probabilities, in [0, 1], are of the answers that the question allows and sum to 1, and
+        its ``p_yes`` is None for a question with options.
+
+        Raises:
+            AskError: if the user is unknown, the question is empty or too long for the backbone, the options are
+                neither none nor four, or the picture is given as something else than a file.
+            CollationError: if the picture cannot be read.
+
+        Example::
+
+            model = prefmoe.assistant("llava-mini")
+            likes, dislikes = {"travel": ["camping", "sailing"]}, {"travel": ["flights", "trains"]}
+            model.add_user("Ada", "docs/examples/ada.png", likes=likes, dislikes=dislikes)
+            answer = model.ask("docs/examples/camping.png", "Does this suit Ada?", user="Ada")
+            print(answer, answer.choice, answer.p_yes)
         """
         self._check(user, question)
         if len(options) not in (0, len(OPTION_LETTERS)):
@@ -185,7 +204,10 @@ class Assistant:
         The probabilities are those of `ask`, in few passes: what stands before the picture is computed once.
 
         Args:
+            pictures: their files, at least one. user: one of `users`.
             question: to be answered with yes or no; names the user as anybody would, or as <sks>.
+
+        Returns pairs of a picture, as it was given, and its P(yes) in [0, 1], the highest first.
 
         Raises AskError if the user is unknown, the question is empty or too long, there is no picture, or one is no
         file; CollationError if a picture cannot be read.
@@ -231,6 +253,8 @@ def assistant(
         edition: whose users the model knows, and whose settings an untrained PrefMoE has; None for the edition of the
             run that made the adapter, else mini.
         options: of `load_backbone`, such as device and dtype.
+
+    Returns an `Assistant` whose method is in evaluation mode.
 
     Raises AskError if the source is none of these, or a run whose files have changed since it was finished; MethodError
     if an adapter does not fit backbone or users; BackboneError, HubError, SourceError from loading.
