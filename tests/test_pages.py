@@ -40,6 +40,12 @@ def test_a_short_table_has_the_measures_in_their_order_and_only_those_that_there
     assert "Trained rows: mean of 3 seeds. References: above.\n" in second
 
 
+def test_a_long_table_has_first_what_tells_users_apart(figures):
+    text = with_tables("<!-- table: main -->\n<!-- end -->\n", figures=figures)
+    assert "| method | information | auc_same | recall |" in text and "Questions: auc_same 386, recall 240." in text
+    assert "| PrefMoE | anchors | 0.820 ± 0.040 | 0.500 ± 0.130 |" in text
+
+
 def test_what_stands_between_marks_is_replaced_and_the_rest_is_left(figures):
     page = "before\n<!-- table: headline -->\nold\n<!-- end -->\nafter <!-- a comment -->\n"
     text = with_tables(page, figures=figures)

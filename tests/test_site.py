@@ -163,7 +163,7 @@ def test_every_picture_has_an_alternative_text(pages):
     assert not {path.name: page.without_alt for path, page in pages.items() if page.without_alt}
 
 
-PHONE = {"width": 390, "height": 800}
+PHONE, LAPTOP = {"width": 390, "height": 800}, {"width": 1280, "height": 800}
 WIDER = """() => {
   const root = document.scrollingElement, phone = root.clientWidth;
   if (root.scrollWidth <= phone) return [];
@@ -199,6 +199,37 @@ def test_figures_have_the_room_of_a_wide_screen_and_lines_of_text_stay_short(boo
         page.goto((book / "notebooks/07_main_table.html").as_uri())
         figure, text = (page.evaluate(widest, parts) for parts in (".cell_output img", ".bd-article section > p"))
     assert figure > 1000 and text < 800
+
+
+@pytest.mark.parametrize(("place", "cell"), [("docs/results.html", "td"), ("notebooks/07_main_table.html", "th")])
+def test_a_wide_table_says_that_it_goes_on_and_keeps_the_names_of_its_rows_while_it_is_scrolled(book, place, cell):
+    with chromium() as browser:
+        page = browser.new_page(viewport=LAPTOP)
+        page.goto((book / place).as_uri())
+        hint = page.locator("p.scroll-hint:visible").first
+        table = page.locator("p.scroll-hint:visible + *").first
+        left = lambda: table.locator(f"{cell}:has-text('PrefMoE before')").first.bounding_box()["x"]  # noqa: E731
+        edge = table.bounding_box()["x"]
+        assert "to the right" in hint.inner_text() and "goes-on" in table.get_attribute("class")
+        table.evaluate("one => one.scrollLeft = 300")
+        assert abs(left() - edge) <= 1
+        table.evaluate("one => one.scrollLeft = one.scrollWidth")
+        page.wait_for_function("one => !one.classList.contains('goes-on')", arg=table.element_handle())
+        assert abs(left() - edge) <= 1
+
+
+def test_whether_users_are_told_apart_is_seen_without_scrolling_and_hardware_comes_last(book):
+    with chromium() as browser:
+        page = browser.new_page(viewport=LAPTOP)
+        page.goto((book / "docs/results.html").as_uri())
+        hidden = page.evaluate(
+            """() => [...document.querySelectorAll("th")].filter((th) => th.innerText === "auc_same").map((head) => {
+                const [place, window] = [head, head.closest("div")].map((part) => part.getBoundingClientRect());
+                return place.right - window.right;
+            })"""
+        )
+        assert len(hidden) > 10 and max(hidden) <= 0
+        assert "hardware" in page.locator("table").last.inner_text()
 
 
 def test_every_notebook_and_page_of_the_clone_is_a_page(book):
@@ -256,7 +287,7 @@ def clone(tmp_path) -> Path:
     folder = tmp_path / "clone"
     (folder / "site").mkdir(parents=True)
     (folder / "site/_static").mkdir()
-    for name in ("conf.py", "_static/book.css"):
+    for name in ("conf.py", "_static/book.css", "_static/tables.js"):
         (folder / "site" / name).write_bytes((ROOT / "site" / name).read_bytes())
     start = "# Start\n\n[a page](docs/there.md), $1 + 1$\n\n```{toctree}\ndocs/there\n```\n"
     (folder / "site/index.md").write_text(start)

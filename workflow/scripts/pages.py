@@ -49,7 +49,7 @@ def main_tables(table: pd.DataFrame, turns: int, metrics: Sequence[str] | None =
     """Rows of table1.csv after so many turns: a table per backbone; references, the same for all, end the first.
     ``metrics``: the columns, of which those that the table lacks are left out; all that it has when absent."""
     table = table[table["turns"] == turns]
-    shown = [m for m in metrics or table["metric"].unique() if (table["metric"] == m).any()]
+    shown = [m for m in metrics or auc_first(table["metric"].unique()) if (table["metric"] == m).any()]
     table = table[table["metric"].isin(shown)]
     reference = table["type"] == REFERENCE
     written = []
@@ -61,6 +61,12 @@ def main_tables(table: pd.DataFrame, turns: int, metrics: Sequence[str] | None =
     return "\n".join(written)
 
 
+def auc_first(metrics: Iterable[str]) -> list[str]:
+    """Measures in the order of a long table, whose first columns are seen without scrolling: those that only whoever
+    tells users apart is good at, then the others as they come."""
+    return sorted(metrics, key=lambda metric: not metric.startswith("auc"))
+
+
 def _main(edition: str, turns: int = 0, metrics: Sequence[str] | None = None, digits: int = 3) -> Callable:
     return _from(f"{edition}/table1.csv", lambda table: main_tables(table, turns, metrics, digits))
 
@@ -68,15 +74,15 @@ def _main(edition: str, turns: int = 0, metrics: Sequence[str] | None = None, di
 def _ablation(edition: str, turns: int = 0) -> Callable:
     def written(table: pd.DataFrame) -> str:
         table = table[table["turns"] == turns]
-        shown = list(table["metric"].unique())
+        shown = auc_first(table["metric"].unique())
         return f"{_sizes(table, shown)}\n\n{_grid(table, ['components'], shown)}\n"
 
     return _from(f"{edition}/table2.csv", written)
 
 
 def _comparisons(table: pd.DataFrame) -> str:
-    words = verdicts(table[table["turns"] == 0]).drop(columns=["profile"], errors="ignore").reset_index()
-    return _lines(words) + "\n"
+    words = verdicts(table[table["turns"] == 0]).drop(columns=["profile"], errors="ignore")
+    return _lines(words[auc_first(words)].reset_index()) + "\n"
 
 
 def _seeds(table: pd.DataFrame) -> str:

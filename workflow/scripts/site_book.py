@@ -26,7 +26,7 @@ APART = (explorer_page.SOURCE, SLIDES)
 
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_revealjs")
 
-KINDS = {".md", ".ipynb", ".py", ".png", ".yaml", ".css", ".svg"}
+KINDS = {".md", ".ipynb", ".py", ".png", ".yaml", ".css", ".js", ".svg"}
 
 
 def sources(clone: Path = ROOT) -> Iterator[tuple[Path, Path]]:
