@@ -70,10 +70,19 @@ def test_a_students_notebook_is_the_one_with_solutions_without_them(path):
     theirs = notebooks.read(ROOT / "course/exercises" / path.name)
     assert made == theirs, "run `python workflow/scripts/course.py exercises`"
     text = json.dumps(theirs)
-    assert "SOLUTION" not in text and "# yours" in text and all(not c.get("outputs") for c in theirs.cells)
+    assert "SOLUTION" not in text and "# yours" in text
+    first = next(number for number, cell in enumerate(theirs.cells) if "# yours" in cell.source)
+    outputs = [(number, output) for number, cell in enumerate(theirs.cells) for output in cell.get("outputs", [])]
+    assert all(number < first and "<img " in output.data["text/html"] for number, output in outputs)
     for source in code(path):  # nothing of a solution is left but the names that are to be filled
         for solution in re.findall(r"### BEGIN SOLUTION\n(.*?)\n[ \t]*### END", source, re.S):
             assert solution.strip() not in text
+
+
+def test_the_picture_of_unit_0_is_seen_before_anything_is_run():
+    (cell,) = (c for c in notebooks.read(ROOT / "course/exercises" / SOLUTIONS[0].name).cells if c.get("outputs"))
+    assert cell.source == "one_picture.show()"
+    assert re.search('alt="[^"]*who of them likes', cell.outputs[0].data["text/html"])
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)

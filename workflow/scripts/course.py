@@ -168,11 +168,15 @@ def residuals_of(user_state, row: int, exchanged: Callable[[int], bool]) -> Iter
 
 
 def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A student's notebook: every solution is a ``...`` to be replaced, and nothing has been run."""
-    cells = []
+    """A student's notebook: every solution is a ``...`` to be replaced, and nothing has been run; pictures above the
+    first of them stay, to be looked at before anything is installed."""
+    cells, begun = [], False
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell = nbformat.v4.new_code_cell(SOLUTION.sub(_placeholder, cell.source), id=cell.id)
+            begun = begun or bool(SOLUTION.search(cell.source))
+            pictures = [output for output in cell.outputs if "<img " in output.get("data", {}).get("text/html", "")]
+            shown = [] if begun else pictures
+            cell = nbformat.v4.new_code_cell(SOLUTION.sub(_placeholder, cell.source), id=cell.id, outputs=shown)
         cells.append(cell)
     metadata = {name: notebook.metadata[name] for name in ("kernelspec", "language_info") if name in notebook.metadata}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
