@@ -173,12 +173,12 @@ def test_everything_is_done_by_keys(visit, lively):
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#cut-shown") == ".51"
     page = lively.page  # whose model need not be loaded again
-    chip = page.locator("#made .chip[data-state=neither]").first
+    chip = page.locator("#made-person-2 .chip[data-state=neither]").first
     name = chip.get_attribute("data-item")
     chip.focus()
     for state in ("like", "dislike", "neither"):
         page.keyboard.press("Space")
-        assert page.get_attribute(f"#made .chip[data-item={name}]", "data-state") == state
+        assert page.get_attribute(f"#made-person-2 .chip[data-item={name}]", "data-state") == state
 
 
 def test_likes_and_dislikes_exchanged_change_no_answer_and_other_things_do(lively):
@@ -187,7 +187,7 @@ def test_likes_and_dislikes_exchanged_change_no_answer_and_other_things_do(livel
     page.evaluate("explorer.address.set({ asked: 'karaoke.pizza.movies.hats' })")
     page.select_option("#made-start", "Hana")
     page.wait_for_function("() => explorer.maker.rows.length === 4 && explorer.maker.settled()")
-    read = "() => Object.fromEntries(explorer.maker.rows.map((row) => [row.item, row.answers.map((one) => one.yes)]))"
+    read = "() => Object.fromEntries(explorer.maker.rows.map((row) => [row.item, row.both[0].map((one) => one.yes)]))"
 
     def after(change) -> dict[str, np.ndarray]:
         change()
@@ -206,6 +206,34 @@ def test_likes_and_dislikes_exchanged_change_no_answer_and_other_things_do(livel
     lively.addressed("gates=100")
     assert max(abs(alone[item] - even[item])[0] for item in even) > 1e-4
     assert max(abs(alone[item] - even[item])[1:].max() for item in even) < 1e-6
+
+
+def test_two_made_users_get_two_answers_to_one_picture_from_whoever_reads_their_likes(lively):
+    page, empty = lively.page, {f"{part}{two}": "" for part in ("start", "likes", "dislikes") for two in ("", "2")}
+    page.evaluate("(state) => explorer.address.set(state)", empty | {"asked": "karaoke.theatre", "routing": "router"})
+    read = "() => explorer.maker.rows.map((row) => row.both.map((answers) => answers.map((one) => one.yes)))"
+
+    def after(change) -> np.ndarray:
+        """(pictures, users, methods) P(yes)."""
+        change()
+        page.wait_for_function("() => explorer.maker.rows.length === 2 && explorer.maker.settled()")
+        return np.array(page.evaluate(read))
+
+    after(lambda: page.select_option("#made-start", "Hana"))
+    before = after(lambda: page.select_option("#made-start-2", "Hana"))
+    apart = after(lambda: page.select_option("#made-start-2", "Ravi"))
+    np.testing.assert_allclose(apart[:, 0], before[:, 0], atol=1e-6)  # of the first user nothing was changed
+    moved = abs(apart[:, 1] - before[:, 1]).max(0)
+    assert moved[0] > 0.3 and moved[1:].max() < 1e-6
+    yes = apart > 0.5
+    split = (yes[:, 0] != yes[:, 1]).sum(0)
+    assert split[0] > split[1]
+    said = page.inner_text("#made-reading")
+    assert f"of 2 pictures: PrefMoE {split[0]}, LoRA {split[1]}, Non-tuned without profile {split[2]}." in said
+    rows = page.locator("#made-answers tbody tr").all_inner_texts()
+    names = page.evaluate("['#made-name', '#made-name-2'].map((id) => document.querySelector(id).value)")
+    assert names[0] != names[1] and [next(n for n in names if n in row) for row in rows] == names * 2
+    lively.addressed("start2=Ravi")
 
 
 def test_maps_change_with_perplexity_and_seed_and_purity_does_not(visit, with_plots):
@@ -278,6 +306,32 @@ def test_a_missing_file_of_the_model_is_named_and_everything_else_stays(browser,
         one.page.wait_for_selector("#plane-table tbody tr")
         assert one.page.is_enabled("#load-model") and one.errors == []
         one.page.close()
+
+
+@pytest.mark.parametrize(
+    ("gone", "lost"),
+    [
+        ("maps.js", ["maps"]), ("metrics.js", ["threshold", "resample"]),
+        ("data/answers.js", ["threshold", "resample"]), ("data/grid.js", None), ("charts.js", None),
+    ],
+)  # fmt: skip
+def test_a_missing_script_is_named_where_its_part_would_be_and_other_parts_stay(browser, made, tmp_path, gone, lost):
+    """None: no part can do without it."""
+    folder = tmp_path / "page"
+    shutil.copytree(made[0], folder, copy_function=shutil.os.link)
+    (folder / gone).unlink()
+    one = Visit(browser, (folder / "index.html").as_uri())
+    told = f"{gone} is missing"
+    if lost is None:
+        assert told in one.page.inner_text("#missing") and "works without it" in one.page.inner_text("#missing")
+        assert not one.page.is_visible("main")
+    else:
+        for part in lost:
+            one.near(part)
+            one.page.wait_for_selector(f"#{part} :text('{told}')")
+        assert one.page.locator("#answers tbody tr").count() == len(GRID["methods"])
+        assert not one.page.locator("#pictures .notice").count()
+    one.page.close()
 
 
 def test_a_browser_without_webassembly_is_told_so(visit, with_model):

@@ -4,7 +4,8 @@
 {
   const defaults = {
     item: "", first: "", second: "", method: "PrefMoE", t: "0.5",
-    start: "", name: "", face: "", likes: "", dislikes: "", asked: "", question: "0", routing: "router", gates: "",
+    start: "", name: "", face: "", likes: "", dislikes: "",
+    start2: "", name2: "", face2: "", likes2: "", dislikes2: "", asked: "", question: "0", routing: "router", gates: "",
     tokens: "residual", stage: "after training", perplexity: "30", seed: "0", colour: "group",
     one: "LoRA", other: "PrefMoE", measure: "auc_same", chance: "1",
   };

@@ -57,6 +57,10 @@
     node("select", { id, onchange: (event) => choose(event.target.value) },
       ...options.map(([key, text]) => node("option", { value: key, selected: key === value }, text))));
 
+  /** What stands where a part would be whose data are missing. */
+  const nothing = (error) => node("p", { class: "notice" },
+    `Nothing to show: ${error.message}. The other parts of this page work without it.`);
+
   /** Calls back once, when a part comes near. */
   const near = (id, begin) => {
     if (typeof IntersectionObserver === "undefined") {
@@ -71,7 +75,7 @@
     watch.observe(document.getElementById(id));
   };
 
-  explorer.dom = { node, svg, fill, share, picture, face, swatch, chooser, near };
+  explorer.dom = { node, svg, fill, share, picture, face, swatch, chooser, near, nothing };
 
   if (explorer.data.made.missing.length) {
     const place = document.getElementById("missing");

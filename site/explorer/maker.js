@@ -1,5 +1,5 @@
 "use strict";
-/* Part 3: a user made of chips, and what the model in the browser answers about pictures. */
+/* Part 3: two users made of chips, and what the model in the browser answers to one picture about both. */
 
 {
   const { node, fill, share, picture, face, swatch, chooser } = explorer.dom;
@@ -15,27 +15,39 @@
   const taken = grid.users.map((user) => user.name);
   const borrowed = grid.users.flatMap((user, place) => (user.trained ? [] : [place]));
   const list = (key) => address.get(key).split(".").filter((item) => items.includes(item));
+  const BOTH = [0, 1];
+  /** What the address calls a part of either user, and the page its element. */
+  const key = (place, part) => `${part}${place ? "2" : ""}`;
+  const id = (place, part) => `made-${part}${place ? "-2" : ""}`;
   let model = null;
   let newest = 0;
 
-  /** What is chosen: name, face and chips, and the pictures that are asked about. */
-  const current = () => {
+  /** What is chosen of either user: name, face and chips. */
+  const current = (place) => {
     const free = grid.names;
-    const likes = list("likes");
-    const dislikes = list("dislikes").filter((item) => !likes.includes(item));
+    const likes = list(key(place, "likes"));
+    const dislikes = list(key(place, "dislikes")).filter((item) => !likes.includes(item));
     const of = (chosen, facet) => grid.facets[facet].filter((item) => chosen.includes(item));
-    const chosenFace = taken.indexOf(address.get("face"));
+    const [name, chosenFace] = [address.get(key(place, "name")), taken.indexOf(address.get(key(place, "face")))];
     return {
-      free,
-      name: free.includes(address.get("name")) ? address.get("name") : free[0],
-      face: borrowed.includes(chosenFace) ? chosenFace : borrowed[0],
+      name: free.includes(name) ? name : free[place],
+      face: borrowed.includes(chosenFace) ? chosenFace : borrowed[place],
       likes,
       dislikes,
       told: Object.fromEntries(facets.map((facet) => [facet, [of(likes, facet).sort(), of(dislikes, facet).sort()]])),
-      asked: list("asked").slice(0, 8),
-      question: QUESTIONS[Number(address.get("question"))] || QUESTIONS[0],
     };
   };
+
+  /** The pictures that are asked about: before any choice, things that one of the two likes and the other does not. */
+  const asked = () => {
+    if (address.get("asked")) return list("asked").slice(0, 8);
+    const [one, other] = BOTH.map((place) => current(place).likes);
+    const apart = (likes, theirs) => likes.filter((item) => !theirs.includes(item)).slice(0, 2);
+    const found = [...apart(one, other), ...apart(other, one)];
+    return found.length ? found : ["coffee"];
+  };
+
+  const question = () => QUESTIONS[Number(address.get("question"))] || QUESTIONS[0];
 
   const gatesByHand = () => {
     const given = address.get("gates").split(".").map(Number);
@@ -48,28 +60,29 @@
     return { task: [task, 1 - task], preference: preference.map((value) => value / sum), profile: [profile, 1 - profile], raw: [task, ...rest] };
   };
 
-  const press = (item) => {
-    const { likes, dislikes } = current();
-    if (likes.includes(item)) {
-      address.set({ likes: likes.filter((one) => one !== item).join("."), dislikes: [...dislikes, item].join(".") });
-    } else if (dislikes.includes(item)) {
-      address.set({ dislikes: dislikes.filter((one) => one !== item).join(".") });
-    } else {
-      address.set({ likes: [...likes, item].join(".") });
-    }
+  /** Changes some of either user; lists of things as the address has them. */
+  const change = (place, parts) => address.set(Object.fromEntries(
+    Object.entries(parts).map(([part, value]) => [key(place, part), [value].flat().join(".")])));
+
+  const press = (place, item) => {
+    const { likes, dislikes } = current(place);
+    const without = (list) => list.filter((one) => one !== item);
+    if (likes.includes(item)) change(place, { likes: without(likes), dislikes: [...dislikes, item] });
+    else if (dislikes.includes(item)) change(place, { dislikes: without(dislikes) });
+    else change(place, { likes: [...likes, item] });
   };
 
   /** Starts from somebody's profile, or from nothing. */
-  const begin = (name) => {
+  const begin = (place, name) => {
     const user = grid.users[taken.indexOf(name)];
     const all = (kind) => (user ? facets.flatMap((facet) => user.told[facet][kind]) : []);
-    address.set({ start: name, likes: all(0).join("."), dislikes: all(1).join(".") });
+    change(place, { start: name, likes: all(0), dislikes: all(1) });
   };
 
   /** Exchanges everything that is liked with everything that is disliked. */
-  const swap = () => {
-    const { likes, dislikes } = current();
-    address.set({ likes: dislikes.join("."), dislikes: likes.join(".") });
+  const swap = (place) => {
+    const { likes, dislikes } = current(place);
+    change(place, { likes: dislikes, dislikes: likes });
   };
 
   /** Of pairs of something that one of some users likes, by the profile, and something that one dislikes, the share in
@@ -90,20 +103,27 @@
       `${share(grid.made_up.share)}. A coin has .50. Begin with somebody's likes and see it work; then make up a combination that nobody had.`);
   };
 
-  const build = () => {
-    const { free } = current();
+  /** The controls and the chips of either user. */
+  const person = (place) => {
     const options = (names) => names.map((name) => [name, name]);
-    fill("made",
+    const { name, face: chosenFace } = current(place);
+    const title = place ? "The second user" : "The first user";
+    return node("div", { class: "maker", role: "group", "aria-label": title, id: id(place, "person") },
+      node("h3", {}, node("span", { id: id(place, "portrait") }), ` ${title}`),
       node("div", { class: "controls" },
-        chooser("Name", "made-name", options(free), current().name, (name) => address.set({ name })),
-        chooser("Face and description of", "made-face", options(borrowed.map((user) => taken[user])), taken[current().face], (name) => address.set({ face: name })),
-        chooser("Begin with the likes of", "made-start", [["", "nobody"], ...options(taken)], address.get("start"), begin),
-        node("button", { type: "button", id: "made-swap", onclick: swap }, "Swap likes and dislikes"),
-        node("span", { id: "made-portrait" })),
+        chooser("Name", id(place, "name"), options(grid.names), name, (value) => change(place, { name: value })),
+        chooser("Face and description of", id(place, "face"), options(borrowed.map((user) => taken[user])), taken[chosenFace], (value) => change(place, { face: value })),
+        chooser("Begin with the likes of", id(place, "start"), [["", "nobody"], ...options(taken)], address.get(key(place, "start")), (value) => begin(place, value)),
+        node("button", { type: "button", id: id(place, "swap"), onclick: () => swap(place) }, "Swap likes and dislikes")),
+      ...facets.map((facet) => node("fieldset", {}, node("legend", {}, facet), node("div", { class: "chips" },
+        ...grid.facets[facet].map((item) => node("button", { type: "button", class: "chip", "data-item": item, onclick: () => press(place, item) }, item))))));
+  };
+
+  const build = () => {
+    fill("made",
       lesson(),
       node("p", { class: "small" }, "Press once for a like (filled), twice for a dislike (struck through), three times for neither. Everybody in the training liked two things and disliked two in every facet."),
-      ...facets.map((facet) => node("fieldset", {}, node("legend", {}, facet), node("div", { class: "chips" },
-        ...grid.facets[facet].map((item) => node("button", { type: "button", class: "chip", "data-item": item, onclick: () => press(item) }, item))))),
+      node("div", { class: "makers" }, ...BOTH.map(person)),
       node("h3", {}, "Pictures to ask about"),
       node("div", { class: "facets" }, node("fieldset", { id: "made-pictures" }, node("legend", {}, "up to eight"),
         ...items.map((item) => node("label", { class: "thumb", title: item },
@@ -123,9 +143,9 @@
   };
 
   const ask = (item, box) => {
-    const { asked } = current();
-    if (!box.checked) address.set({ asked: asked.filter((one) => one !== item).join(".") || "none" });
-    else if (asked.length < 8) address.set({ asked: [...asked, item].join(".") });
+    const before = asked();
+    if (!box.checked) address.set({ asked: before.filter((one) => one !== item).join(".") || "none" });
+    else if (before.length < 8) address.set({ asked: [...before, item].join(".") });
     else box.checked = false;
   };
 
@@ -151,57 +171,79 @@
 
   const stated = (user, item) => (user.likes.includes(item) ? "liked" : user.dislikes.includes(item) ? "disliked" : "not said");
 
-  const table = (user, rows) => node("table", { class: "answers three" },
-    node("caption", {}, "P(yes): ", node("q", {}, user.question.replace("<sks>", user.name))),
-    node("thead", {}, node("tr", {}, node("th", { scope: "col" }, "Picture"), node("th", { scope: "col" }, "Your chips say"),
+  const said = ({ yes }) => (yes > 0.5 ? "yes" : "no");
+
+  /** A pair of rows for every picture, one for each user. */
+  const table = (users, rows) => node("table", { class: "answers three" },
+    node("caption", {}, "P(yes): ", node("q", {}, question().replace("<sks>", "…"))),
+    node("thead", {}, node("tr", {}, ...["Picture", "User", "Your chips say"].map((text) => node("th", { scope: "col" }, text)),
       ...METHODS.map(([, label]) => node("th", { scope: "col" }, swatch(label), ` ${label}`)))),
-    node("tbody", {}, ...rows.map(({ item, answers }) => node("tr", {},
-      node("th", { scope: "row" }, picture(grid.items.indexOf(item)), ` ${item}`), node("td", {}, stated(user, item)),
-      ...answers.map(({ yes }, place) => node("td", {},
-        node("span", { class: "bar", style: `--share:${yes};--colour:${grid.looks[METHODS[place][1]][0]}` }),
-        node("span", { class: "said" }, `${yes > 0.5 ? "yes" : "no"} ${share(yes)}`)))))));
+    ...rows.map(({ item, both }) => node("tbody", {}, ...both.map((answers, place) => node("tr", {},
+      place ? null : node("th", { scope: "rowgroup", rowspan: both.length }, picture(grid.items.indexOf(item)), ` ${item}`),
+      node("th", { scope: "row" }, users[place].name), node("td", {}, stated(users[place], item)),
+      ...answers.map((answer, method) => node("td", {},
+        node("span", { class: "bar", style: `--share:${answer.yes};--colour:${grid.looks[METHODS[method][1]][0]}` }),
+        node("span", { class: "said" }, `${said(answer)} ${share(answer.yes)}`))))))));
+
+  /** How many of the pictures get two answers, of every method. */
+  const apart = (users, rows) => {
+    const counts = METHODS.map((_, method) => rows.filter(({ both }) => said(both[0][method]) !== said(both[1][method])).length);
+    return `Yes to one of ${users[0].name} and ${users[1].name} and no to the other, of ${rows.length} picture${rows.length > 1 ? "s" : ""}: ` +
+      `${METHODS.map(([, label], method) => `${label} ${counts[method]}`).join(", ")}. `;
+  };
+
+  /** Brings the controls of either user up to date. */
+  const mark = (place, user) => {
+    for (const chip of document.querySelectorAll(`#${id(place, "person")} .chip`)) {
+      const { item } = chip.dataset;
+      chip.dataset.state = user.likes.includes(item) ? "like" : user.dislikes.includes(item) ? "dislike" : "neither";
+      chip.setAttribute("aria-label", `${item}: ${chip.dataset.state}`);
+    }
+    for (const [part, value] of [["name", user.name], ["face", taken[user.face]], ["start", address.get(key(place, "start"))]]) {
+      document.getElementById(id(place, part)).value = value;
+    }
+    fill(id(place, "portrait"), face(user.face));
+  };
 
   const show = async () => {
     newest += 1;
     const turn = newest;
-    const user = current();
-    if (!user.asked.length && address.get("asked") === "") user.asked = [user.likes[0], user.dislikes[0], "coffee"].filter(Boolean);
-    for (const chip of document.querySelectorAll("#made .chip")) {
-      const state = user.likes.includes(chip.dataset.item) ? "like" : user.dislikes.includes(chip.dataset.item) ? "dislike" : "neither";
-      chip.dataset.state = state;
-      chip.setAttribute("aria-label", `${chip.dataset.item}: ${state}`);
-    }
-    for (const box of document.querySelectorAll("#made-pictures input")) box.checked = user.asked.includes(box.value);
-    for (const [id, value] of [["name", user.name], ["face", taken[user.face]], ["start", address.get("start")], ["question", address.get("question")]]) {
-      document.getElementById(`made-${id}`).value = value;
-    }
-    fill("made-portrait", face(user.face, { class: "big" }));
+    const users = BOTH.map(current);
+    const pictures = asked();
+    users.forEach((user, place) => mark(place, user));
+    for (const box of document.querySelectorAll("#made-pictures input")) box.checked = pictures.includes(box.value);
+    document.getElementById("made-question").value = address.get("question");
     const byHand = address.get("routing") === "hand";
     for (const button of document.querySelectorAll("#made input[name=routing]")) button.checked = (button.value === "hand") === byHand;
-    const tokens = explorer.users.made(model.tables, { ...user, description: grid.users[user.face].description });
+    const tokens = users.map((user) => explorer.users.made(model.tables, { ...user, description: grid.users[user.face].description }));
     const gates = byHand ? gatesByHand() : null;
     const rows = [];
     const times = [];
     let routed = null;
-    for (const item of user.asked) {
-      const answers = [];
-      for (const [method] of METHODS) {
-        answers.push(await explorer.model.answer(model, {
-          method, user: tokens, item: grid.items.indexOf(item), question: user.question.replace("<sks>", user.name), gates,
-        }));
-        if (turn !== newest) return; // something else has been chosen meanwhile
+    for (const item of pictures) {
+      const both = [];
+      for (const place of BOTH) {
+        const answers = [];
+        for (const [method] of METHODS) {
+          answers.push(await explorer.model.answer(model, {
+            method, user: tokens[place], item: grid.items.indexOf(item), question: question().replace("<sks>", users[place].name), gates,
+          }));
+          if (turn !== newest) return; // something else has been chosen meanwhile
+        }
+        times.push(...answers.map((answer) => answer.milliseconds));
+        both.push(answers);
       }
-      routed = answers[0].gates;
-      times.push(...answers.map((answer) => answer.milliseconds));
-      rows.push({ item, answers });
+      routed = both[0][0].gates;
+      rows.push({ item, both });
     }
-    fill("made-answers", table(user, rows));
+    fill("made-answers", table(users, rows));
     if (!rows.length) fill("made-reading", "Choose a picture to ask about.");
     else {
       times.sort((a, b) => a - b);
       const facet = explorer.pictures.facetOf[rows.at(-1).item];
-      fill("made-reading", `${times.length} answers, ${times[Math.floor(times.length / 2)].toFixed(0)} ms each on this machine. ` +
-        (byHand ? "The gates are yours." : `About ${rows.at(-1).item} (${facet}), the routers give that facet's expert ${share(routed.preference[facets.indexOf(facet)])}; even shares would be ${share(1 / facets.length)}.`));
+      fill("made-reading", node("strong", {}, apart(users, rows)),
+        `${times.length} answers, ${times[Math.floor(times.length / 2)].toFixed(0)} ms each on this machine. `,
+        byHand ? "The gates are yours." : `About ${rows.at(-1).item} (${facet}) and ${users[0].name}, the routers give that facet's expert ${share(routed.preference[facets.indexOf(facet)])}; even shares would be ${share(1 / facets.length)}.`);
     }
     sliders(byHand ? gates : routed || gatesByHand(), byHand);
     Object.assign(explorer.maker, { rows, shown: turn });
@@ -220,8 +262,10 @@
     fill("model-status", "The model is ready.");
     document.getElementById("model-gate").hidden = true;
     build();
-    if (!["start", "likes", "dislikes"].some((key) => address.get(key))) begin(taken[borrowed[0]]);
-    address.follow(["name", "face", "start", "likes", "dislikes", "asked", "question", "routing", "gates"], show);
+    const parts = (place) => ["start", "likes", "dislikes"].map((part) => key(place, part));
+    for (const place of BOTH) if (!parts(place).some(address.get)) begin(place, taken[borrowed[place]]);
+    const shown = BOTH.flatMap((place) => [...parts(place), key(place, "name"), key(place, "face")]);
+    address.follow([...shown, "asked", "question", "routing", "gates"], show);
   };
 
   explorer.maker = { start, readOf, rows: [], shown: 0, settled: () => explorer.maker.shown === newest };

@@ -2,7 +2,7 @@
 /* Part 4: drawings of the users' tokens, and the purity of their neighbourhoods. */
 
 {
-  const { node, fill, share, svg, chooser, near } = explorer.dom;
+  const { node, fill, share, svg, chooser, near, nothing } = explorer.dom;
   const { address, charts } = explorer;
   const grid = explorer.data.grid;
   const facets = Object.keys(grid.facets);
@@ -16,7 +16,7 @@
     try {
       await explorer.load("data/maps.js");
     } catch (error) {
-      fill("map-purity", node("p", { class: "notice" }, `Nothing to show: ${error.message}.`));
+      fill("map-purity", nothing(error));
       return;
     }
     const { maps, points, perplexities, seeds, neighbours } = explorer.data.maps;

@@ -2,7 +2,7 @@
 /* Part 5: the cluster bootstrap, draw by draw. */
 
 {
-  const { node, fill, share, face, swatch, chooser, near } = explorer.dom;
+  const { node, fill, share, face, swatch, chooser, near, nothing } = explorer.dom;
   const { address, metrics, statistics, charts } = explorer;
   const grid = explorer.data.grid;
   const MEASURES = [["auc_same", "AUC, same preference"], ["recall", "recall"], ["collapse", "collapse"]];
@@ -21,7 +21,7 @@
     try {
       await explorer.load("data/answers.js");
     } catch (error) {
-      fill("resample-reading", `Nothing to draw from: ${error.message}.`);
+      fill("resample-reading", nothing(error));
       return;
     }
     const asked = explorer.data.answers;

@@ -2,7 +2,7 @@
 /* Part 2: methods in the plane of collapse and recall, as the threshold of "likes it" moves. */
 
 {
-  const { node, fill, share, swatch, near } = explorer.dom;
+  const { node, fill, share, swatch, near, nothing } = explorer.dom;
   const { address, metrics, charts } = explorer;
   const grid = explorer.data.grid;
   const steps = Array.from({ length: 51 }, (_, step) => step / 50);
@@ -25,7 +25,7 @@
     try {
       await explorer.load("data/answers.js");
     } catch (error) {
-      fill("plane-table", node("p", { class: "notice" }, `Nothing to show: ${error.message}.`));
+      fill("plane-table", nothing(error));
       return;
     }
     const asked = explorer.data.answers;
