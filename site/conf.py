@@ -46,7 +46,7 @@ add_module_names = False
 # Formulas become MathML, which browsers draw themselves: no script, no fonts.
 html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
-html_static_path, html_css_files, html_js_files = ["_static"], ["book.css"], ["tables.js"]
+html_static_path, html_css_files, html_js_files = ["_static"], ["book.css"], ["book.js"]
 html_copy_source = True
 html_show_sourcelink = False
 html_last_updated_fmt = None

@@ -10,11 +10,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import explorer_page
 import pytest
 import site_zip
 import warm_python
 import yaml
-from explorer_browser import chromium
+from explorer_browser import PATIENCE, chromium
 from site_book import NEEDED, assemble, sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -232,6 +233,25 @@ def test_whether_users_are_told_apart_is_seen_without_scrolling_and_hardware_com
         assert "hardware" in page.locator("table").last.inner_text()
 
 
+def test_axe_finds_nothing_serious_on_a_page_of_every_kind(book):
+    modules, reason = explorer_page.installed(ROOT, explorer_page.CACHE)
+    if modules is None:
+        pytest.skip(reason)
+    shown = ["index", "docs/results", "notebooks/07_main_table", "course/exercises/unit0_two_users_one_picture",
+             "glossary", "teachers", "api", "slides/index"]  # fmt: skip
+    found = {}
+    with chromium() as browser:
+        for name in shown:
+            page = browser.new_page(viewport=LAPTOP)
+            page.goto((book / f"{name}.html").as_uri(), timeout=PATIENCE)
+            page.add_script_tag(path=modules / "axe-core/axe.min.js")
+            for rule in page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]:
+                if rule["impact"] in ("serious", "critical"):
+                    found[name, rule["id"]] = [node["html"][:200] for node in rule["nodes"]]
+            page.close()
+    assert found == {}
+
+
 def test_every_notebook_and_page_of_the_clone_is_a_page(book):
     named = {place.with_suffix(".html") for _, place in sources() if place.suffix in (".md", ".ipynb")}
     assert len(named) > 40 and not [place for place in named if not (book / place).is_file()]
@@ -287,7 +307,7 @@ def clone(tmp_path) -> Path:
     folder = tmp_path / "clone"
     (folder / "site").mkdir(parents=True)
     (folder / "site/_static").mkdir()
-    for name in ("conf.py", "_static/book.css", "_static/tables.js"):
+    for name in ("conf.py", "_static/book.css", "_static/book.js"):
         (folder / "site" / name).write_bytes((ROOT / "site" / name).read_bytes())
     start = "# Start\n\n[a page](docs/there.md), $1 + 1$\n\n```{toctree}\ndocs/there\n```\n"
     (folder / "site/index.md").write_text(start)

@@ -1,7 +1,7 @@
 "use strict";
-/* Says of a table or figure that is wider than its place that it goes on to the right, until it has been scrolled to its end. */
 
 document.addEventListener("DOMContentLoaded", () => {
+  /* A table or figure that is wider than its place says that it goes on to the right, until it has been scrolled to its end. */
   for (const place of document.querySelectorAll(".pst-scrollable-table-container, .cell_output .output.text_html")) {
     const hint = document.createElement("p");
     hint.className = "scroll-hint";
@@ -16,4 +16,10 @@ document.addEventListener("DOMContentLoaded", () => {
     const watch = new ResizeObserver(look);
     for (const part of [place, ...place.children]) watch.observe(part);
   }
+
+  /* Two names that the theme leaves out: of the arrows in the contents, and all that is written on the search button. */
+  for (const arrow of document.querySelectorAll(".bd-sidenav details > summary")) {
+    arrow.setAttribute("aria-label", `Pages under ${arrow.closest("li").querySelector("a").textContent.trim()}`);
+  }
+  document.querySelector(".search-button-field")?.removeAttribute("aria-label");
 });
