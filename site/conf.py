@@ -75,6 +75,11 @@ if REPOSITORY:
         },
     }
 
+COLAB = """</h1>
+<div class="admonition note" id="on-colab"><p class="admonition-title">On Colab, first</p>
+<p>Colab has nothing of this repository. Run this in a new cell at the top, restart the session, and go on below it:</p>
+<pre>!git clone --depth 1 --branch {branch} {repository} prefmoe &amp;&amp; pip install -e ./prefmoe</pre></div>"""
+
 
 def as_tex_reads(formula: str) -> str:
     """A formula for docutils, which takes all digits after a command for its first argument, as TeX does not, and sets
@@ -102,7 +107,15 @@ def _display(translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _first_on_colab(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    """Says below the title of a notebook that can be opened on Colab what comes first there."""
+    if REPOSITORY and doctree and str(app.env.doc2path(page)).endswith(".ipynb"):
+        told = COLAB.format(branch=html_theme_options["repository_branch"], repository=REPOSITORY)
+        context["body"] = context["body"].replace("</h1>", told, 1)
+
+
 def setup(app: Sphinx) -> None:
     SearchEnglish.stem = cache(SearchEnglish.stem)  # of words that most pages say
     app.add_lexer("csv", TextLexer)
+    app.connect("html-page-context", _first_on_colab)
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))

@@ -278,6 +278,9 @@ def test_notebooks_are_opened_elsewhere_from_the_repository_that_the_book_is_bui
         text = (book / place).with_suffix(".html").read_text(encoding="utf-8")
         assert f"https://colab.research.google.com/github/somebody/fork/blob/trunk/{place}" in text
         assert f"https://mybinder.org/v2/gh/somebody/fork/trunk?urlpath=lab/tree/{place}" in text
+        first = f"!git clone --depth 1 --branch trunk {REPOSITORY} prefmoe &amp;&amp; pip install -e ./prefmoe"
+        assert text.count(first) == 1
+    assert 'id="on-colab"' not in (book / "docs/results.html").read_text(encoding="utf-8")
 
 
 def test_formulas_are_drawn_by_the_browser(pages):
