@@ -35,10 +35,10 @@ def prefixed(control):
     return row("controls", method="PrefMoE", backbone="llava-mini", control=control, metric="auc_told")["value"]
 
 
-def after(steps, metric="auc_same"):
-    where = {"experiment": "more_training", "backbone": "llava-mini", "method": "PrefMoE", "x": steps, "turns": 0}
+def after(steps, metric="auc_same", experiment="more_training", method="PrefMoE"):
+    where = {"experiment": experiment, "backbone": "llava-mini", "method": method, "x": steps, "turns": 0}
     where |= {"split": "test", "grouping": "all", "metric": metric}
-    return row("protocol/more_training", **where)
+    return row(f"protocol/{experiment}", **where)
 
 
 def interval(found):
@@ -136,6 +136,11 @@ SENTENCES = {
     rf"is {NUMBER}, {NUMBER}, {NUMBER}, {NUMBER} and {NUMBER} after 100 to 1,600 steps, and of what is untold "
     rf"and fresh {NUMBER} \[{NUMBER}, {NUMBER}\] at": lambda: [
         *(after(steps)["value"] for steps in (100, 200, 400, 800, 1600)), *interval(after(1600, "auc_untold_fresh"))
+    ],
+    rf"after 6,400 steps {NUMBER} and {NUMBER} \[{NUMBER}, {NUMBER}\], and names alone .*? \({NUMBER}\)": lambda: [
+        after(6400, experiment="plateau")["value"],
+        *interval(after(6400, "auc_untold_fresh", experiment="plateau")),
+        after(6400, experiment="plateau", method="LoRA")["value"],
     ],
     rf"is learned on the first \({NUMBER}; name-only LoRA {NUMBER}\)": lambda: [
         table1("PrefMoE", "profile")["value"], table1("LoRA", "profile")["value"]

@@ -28,6 +28,17 @@ def curves_and_choices(t: Tables) -> list[str]:
     holds(ours["low"] > 0.5, "after the longest training something is known that nobody was told")
     holds(fresh["LoRA"]["low"] < 0.5 < fresh["LoRA"]["high"], "names alone are not told apart from a guess there")
     holds(fresh["LoRA"]["high"] > ours["low"], "and their intervals touch")
+    most = {"x": 6400, **WHERE}
+    plateau = {m: t.row("mini/protocol/plateau", **most, metric="auc_same", method=m) for m in ("LoRA", "PrefMoE")}
+    later = {(x, metric): _change(t, "plateau", str(x), metric=metric) for x in (3200, 6400)
+             for metric in ("auc_same", "collapse", "overall")}  # fmt: skip
+    holds(not any(told_apart(later[x, "auc_same"]) for x in (3200, 6400)), "no longer training changes the AUC")
+    holds(plateau["LoRA"]["high"] < plateau["PrefMoE"]["value"], "names alone stay below PrefMoE for ever")
+    holds(plateau["LoRA"]["low"] < 0.5, "and are not told apart from the population")
+    fewer, better = later[6400, "collapse"], later[6400, "overall"]
+    holds(told_apart(fewer) and fewer["high"] < 0 and told_apart(better) and better["low"] > 0, "answers improve")
+    end = t.row("mini/protocol/plateau", **most, metric=FRESH, method="PrefMoE")
+    holds(end["low"] > 0.5, "after 6,400 steps something is known that nobody was told")
     wide, narrow, full_budget = (_budget(t, m, "auc_same") for m in ("LoRA matched in parameters", "LoRA", "PrefMoE"))
     holds(wide["high"] < full_budget["value"], "parameters alone do not do what PrefMoE does")
     steps, values = (", ".join(texts) for texts in (full["x"].map("{:.0f}".format), full["value"].map(dot)))
@@ -45,12 +56,14 @@ def curves_and_choices(t: Tables) -> list[str]:
     holds(losses[0]["high"] < 0 < losses[1]["low"], "both for the worse")
     return [
         f"PrefMoE's AUC over pairs of users is {values} after {steps} steps: 100 are told apart from {reference}, the "
-        f"other lengths are not, and the last doubling changes it by {_said(change[longest])}; LoRA with names alone "
-        f"lies between {dot(name['value'].min())} and {dot(name['value'].max())}, and who reads the text reaches "
-        f"{dot(reader['value'].max())}.",
-        f"Of what no profile tells and nobody was asked PrefMoE knows something after {longest} steps: its AUC there "
-        f"is {around(ours)}, while names alone have {around(fresh['LoRA'])} and LoRA with profile "
-        f"{around(fresh['LoRA with profile'])}: intervals that touch its own.",
+        f"other lengths are not; LoRA with names alone lies between {dot(name['value'].min())} and "
+        f"{dot(name['value'].max())}, and who reads the text reaches {dot(reader['value'].max())}.",
+        f"There is a plateau: eight times as long, after 6400 steps, PrefMoE's AUC has changed by "
+        f"{_said(later[6400, 'auc_same'])}, though its answers still improve, overall by {_said(better)} and in "
+        f"collapse by {_said(fewer)}; names alone, at {around(plateau['LoRA'])}, stay with the population; of what no "
+        f"profile tells and nobody was asked PrefMoE knows something after {longest} steps ({around(ours)}) and after "
+        f"6400 ({around(end)}); names alone have {around(fresh['LoRA'])} after {longest}, an interval that touches its "
+        "own.",
         f"Parameters are no information: LoRA with as many as PrefMoE has an AUC of {around(wide)} beside "
         f"{around(narrow)}; shown the one statement that a question is about, it has {told} about what "
         f"profiles tell and {untold} about what they do not.",
