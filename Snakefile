@@ -6,7 +6,7 @@
 #   snakemake --cores all pretrain                 make the miniature backbones' weights again
 #   snakemake --cores all projector                make the small edition's projector again (needs prefmoe fetch smollm2)
 #   snakemake --cores all tune                     choose settings on the validation split again
-#   snakemake --cores all protocol                 the experiments about the protocol (an hour)
+#   snakemake --cores all protocol                 the experiments about the protocol (three hours)
 #   snakemake --cores 1 site                       the book of notebooks, course and pages (needs the extra docs)
 #   snakemake --cores all publish --config seeds=all    the default edition's results into figures/, notebooks/, README.md
 
