@@ -141,7 +141,7 @@ def test_the_conversations_question_is_shown_first(picture, monkeypatch):
 
 
 GIVEN = {"backbone": "b", "turns": 0, "trained": TRAINED, "other_prefixes": ["Free user embedding"]}
-PLANE = ("auc-function", "labels-function", "collapse-recall")
+PLANE = ("auc-function", "labels-function", "sensitivity-lines", "marks-function", "collapse-recall")
 
 
 def pairs_of_users() -> pd.DataFrame:

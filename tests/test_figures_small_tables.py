@@ -73,7 +73,7 @@ def test_an_edition_where_nobody_has_a_preference_still_has_its_figures():
         "reliability": calibration.assign(confidence=[]), "separation": separation,
     }  # fmt: skip
     shown = uncertain(
-        "forest-function", "forest-figure", "detectable-figure", "turns-figure", "turns-curves", "calibration-figure",
-        "reliability-diagrams", "separation-function", "separation-figure", names=names,
+        "forest-function", "forest-figure", "asked-function", "detectable-figure", "turns-figure", "turns-curves",
+        "calibration-figure", "reliability-diagrams", "separation-function", "separation-figure", names=names,
     ).figures  # fmt: skip
     assert len(shown) == 7 and all(figure.get_label() for figure in shown)

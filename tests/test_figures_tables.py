@@ -326,7 +326,8 @@ def test_detectable_differences_are_drawn_as_they_are(tmp_path):
          "design_effect": 2.0, "unpaired": 0.2 / n, "paired": 0.1 / n, "paired_corrected": 0.15 / n}
         for m, g, group, n in (("overall", "all", "all", 90), ("collapse", "bucket", "small_<=4", 12))
     ]  # fmt: skip
-    (figure,) = uncertain("detectable-figure", names={"detectable": pd.DataFrame(rows)}, folder=tmp_path).figures
+    names, ids = {"detectable": pd.DataFrame(rows)}, ("asked-function", "detectable-figure")
+    (figure,) = uncertain(*ids, names=names, folder=tmp_path).figures
     assert values(figure.axes[0]) == pytest.approx(sorted(k / n for k in (0.1, 0.15, 0.2) for n in (90, 12)))
     assert "overall accuracy (90, 9)" in text(figure) and "collapse, held by at most 4 (12, 9)" in text(figure)
     assert "0.002 (overall accuracy)" in one_line(figure) and (tmp_path / "detectable.png").is_file()
