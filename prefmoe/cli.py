@@ -241,12 +241,13 @@ def _mmpb(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from prefmoe.analysis.scoring import report, write_table
+    from prefmoe.analysis.scoring import report
+    from prefmoe.analysis.tables import write_csv
 
     found = report(options.predictions, by=options.by, auc=options.auc)
     print(found)
     if options.output:
-        write_table(found.table, options.output)
+        write_csv(found.table, options.output)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -180,7 +180,7 @@ def summarize(scored: pd.DataFrame, *, resamples: int = statistics.RESAMPLES) ->
 def collapse_by_bucket(scored: pd.DataFrame) -> pd.DataFrame:
     """Collapse by the number of users who share the preference. Returns columns bucket, value and n, one row per entry
     of `BUCKETS`; value is NaN where n is 0."""
-    table = collapse_by(scored, group_bucket(scored), BUCKETS, resamples=0)
+    table = collapse_by(scored, group_bucket(scored), BUCKETS)
     return table.rename(columns={"group": "bucket"})[["bucket", "value", "n"]]
 
 
@@ -191,22 +191,17 @@ def collapse_by(
 
     Args:
         groups: (N,) a label per question. order: the labels to report.
-        resamples: of the bootstrap over users; 0 for no interval.
+        resamples: of the bootstrap over users.
 
-    Returns columns group, value (a share), n (questions counted), low and high; value is NaN where n is 0, low and high
-    are when resamples is 0.
+    Returns columns group, value (a share), n (questions counted), low and high; value is NaN where n is 0.
     """
     hit, counted = question_counts(scored)
     labels, column = np.asarray(groups, dtype=object), _COUNTED.index("collapse")
     rows = []
     for label in order:
         inside = counted[:, column].astype(bool) & (labels == label)
-        values = hit[inside, column]
-        if resamples:
-            row = statistics.cluster_bootstrap(values, scored["name"].to_numpy()[inside], resamples=resamples)
-        else:
-            value = float(values.mean()) if len(values) else np.nan
-            row = {"value": value, "n": len(values), "low": np.nan, "high": np.nan}
+        users = scored["name"].to_numpy()[inside]
+        row = statistics.cluster_bootstrap(hit[inside, column], users, resamples=resamples)
         rows.append({"group": label, **row})
     return pd.DataFrame(rows, columns=["group", "value", "n", "low", "high"])
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from small_world import small_backbone, small_benchmark, small_edition
 
-from prefmoe.analysis.shortened import SHORTENED_COLUMNS, shortened_table
+from prefmoe.analysis.tables import SHORTENED_COLUMNS, shortened_table
 from prefmoe.backbones.errors import PromptTooLong
 from prefmoe.config import Training
 from prefmoe.models.base import build_method

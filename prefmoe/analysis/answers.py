@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -151,6 +151,12 @@ class Answers:
         unknown = np.full(len(self.index), np.nan)
         aucs = (duels.influences() if member is None else unknown for duels in self.duels.values())
         return np.column_stack([shares.mean(axis=1), *aucs])
+
+    def at_first(self, answers: Iterable[Answers]) -> Answers:
+        """Of these, the same method's on the same backbone and split after the fewest turns of small talk."""
+        own = (self.method, self.backbone, self.split)
+        alike = (one for one in answers if (one.method, one.backbone, one.split) == own)
+        return min(alike, key=lambda one: one.turns)
 
     def where(self) -> dict:
         """The columns that say whose values a row holds."""

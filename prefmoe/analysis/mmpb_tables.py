@@ -29,14 +29,11 @@ def attributes_table(benchmark: Benchmark, answers: Sequence[Answers]) -> pd.Dat
     and the same draws of users; NaN there. Intervals of one user's questions are NaN; where all or none are right, of
     which no draw of users could say how sure it is, they are Wilson's over questions.
     """
-    start: dict[tuple[str, ...], Answers] = {}
-    for entry in sorted(answers, key=lambda entry: entry.turns):
-        start.setdefault((entry.split, entry.backbone, entry.method), entry)
     rows = []
     for entry in answers:
         if entry.type == REFERENCE:
             continue
-        first = start[entry.split, entry.backbone, entry.method]
+        first = entry.at_first(answers)
         before = None if first is entry or not np.array_equal(first.index, entry.index) else first
         for group, inside in _groups(benchmark, entry):
             rows.append(
@@ -75,12 +72,11 @@ def _estimate(entry: Answers, inside: NDArray, before: Answers | None) -> dict[s
     users, sums = statistics.cluster_sums(np.stack(columns, axis=-1), entry.users[inside])
     hits, counts, earlier = sums.T
     value, change = hits.sum() / counts.sum(), (hits - earlier).sum() / counts.sum()
-    low = high = change_low = change_high = np.nan
-    if len(users) > 1:
-        low, high = _interval(hits, counts)
-        if value in (0.0, 1.0):
-            low, high = map(float, statistics.wilson_interval(value, len(right)))
-        change_low, change_high = _interval(hits - earlier, counts)
+    (low, high), (change_low, change_high) = (
+        statistics.interval(statistics.ratio_bootstrap(sums, counts), len(users)) for sums in (hits, hits - earlier)
+    )
+    if value in (0.0, 1.0) and len(users) > 1:
+        low, high = map(float, statistics.wilson_interval(value, len(right)))
     if before is None:
         change = change_low = change_high = np.nan
     return {
@@ -88,11 +84,6 @@ def _estimate(entry: Answers, inside: NDArray, before: Answers | None) -> dict[s
         "unread": entry.unread[inside].mean(axis=1).sum(), "change": change, "change_low": change_low,
         "change_high": change_high,
     }  # fmt: skip
-
-
-def _interval(numerator: NDArray, denominator: NDArray) -> tuple[float, float]:
-    low, high = statistics.percentile_interval(statistics.ratio_bootstrap(numerator, denominator))
-    return float(low), float(high)
 
 
 def as_printed(table: pd.DataFrame) -> str:

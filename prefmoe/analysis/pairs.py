@@ -105,10 +105,8 @@ class Duels:
 
     def estimate(self, samples: NDArray | None = None) -> dict[str, float]:
         """value, n, low and high: the mean over seeds with its interval, from ``samples`` (`resampled`) if given."""
-        low, high = np.nan, np.nan
-        if self.users > 1:
-            low, high = statistics.percentile_interval(self.resampled() if samples is None else samples)
-        return {"value": float(self.values.mean()), "n": self.n, "low": float(low), "high": float(high)}
+        low, high = statistics.interval(self.resampled() if samples is None else samples, self.users)
+        return {"value": float(self.values.mean()), "n": self.n, "low": low, "high": high}
 
 
 def measures(frame: pd.DataFrame) -> tuple[str, ...]:

@@ -84,10 +84,10 @@ def calibration(
         samples.append(np.abs(drawn[:, :-1]).sum(axis=1) / drawn[:, -1])
         means.append((probability.mean(), right.mean()))
     drawn = statistics.over_seeds(np.stack(samples, axis=1))
-    low, high = statistics.percentile_interval(drawn) if len(sums) > 1 else (np.nan, np.nan)
+    low, high = statistics.interval(drawn, len(sums))
     sure, accuracy = np.mean(means, axis=0)
     return {
-        "value": float(np.mean(values)), "low": float(low), "high": float(high), "floor": float(np.mean(floors)),
+        "value": float(np.mean(values)), "low": low, "high": high, "floor": float(np.mean(floors)),
         "confidence": float(sure), "accuracy": float(accuracy), "n": len(users),
     }  # fmt: skip
 
@@ -165,20 +165,13 @@ def separation(
     for measure, (numerator, denominator) in sums.items():
         value = statistics.ratio(numerator.sum(axis=0), denominator.sum(axis=0))
         samples = statistics.ratio(counts @ numerator, counts @ denominator)
-        result[measure] = _estimate(value, samples, int(compared.sum()), len(users), copies)
+        low, high = statistics.interval(statistics.over_seeds(samples, copies=copies), len(users))
+        result[measure] = {"value": float(value.mean()), "low": low, "high": high, "n": int(compared.sum())}
     every = np.array(np.meshgrid(kept[truth == 1], kept[truth == 0], indexing="ij"), dtype=int).reshape(2, -1)
     same = replace(pairs.duels(frames)[pairs.AUC_SAME], user=user, users=len(users))
     for measure, duels in (("auc", pairs.Duels(*every, scores, user, len(users))), (pairs.AUC_SAME, same)):
         result[measure] = duels.estimate(duels.resampled(resamples=resamples, copies=copies))
     return result
-
-
-def _estimate(value: NDArray, samples: NDArray, n: int, users: int, copies: bool) -> dict[str, float]:
-    """Means over seeds; value (S,), samples (B, S)."""
-    low, high = np.nan, np.nan
-    if users > 1:
-        low, high = statistics.percentile_interval(statistics.over_seeds(samples, copies=copies))
-    return {"value": float(value.mean()), "low": float(low), "high": float(high), "n": n}
 
 
 def _deviations(

@@ -328,10 +328,8 @@ def _agreement(seeds: Sequence[int], mine: NDArray, others: Sequence[int], their
 def _estimate(values: NDArray, less: float) -> dict[str, float]:
     """value, low, high and n of a ratio of sums over users, (U, 2), less a constant."""
     value = statistics.ratio(*values.sum(axis=0)) - less
-    low, high = np.nan, np.nan
-    if len(values) > 1:
-        low, high = statistics.percentile_interval(statistics.ratio_bootstrap(*values.T) - less)
-    return {"value": float(value), "low": float(low), "high": float(high), "n": int((values[:, 1] > 0).sum())}
+    low, high = statistics.interval(statistics.ratio_bootstrap(*values.T) - less, len(values))
+    return {"value": float(value), "low": low, "high": high, "n": int((values[:, 1] > 0).sum())}
 
 
 def _difference(first: NDArray, second: NDArray) -> dict[str, float]:
@@ -339,10 +337,8 @@ def _difference(first: NDArray, second: NDArray) -> dict[str, float]:
     apart, total = first[:, 0] - second[:, 0], first[:, 1].sum()
     swapped = (apart.sum() - 2 * statistics.swap_masks(len(apart)) @ apart) / total
     observed = apart.sum() / total
-    row = {"difference": observed, "n": int((first[:, 1] > 0).sum())}
-    if len(apart) > 1:
-        low, high = statistics.percentile_interval(statistics.ratio_bootstrap(apart, first[:, 1]))
-        row |= {"low": float(low), "high": float(high)}
+    low, high = statistics.interval(statistics.ratio_bootstrap(apart, first[:, 1]), len(apart))
+    row = {"difference": observed, "low": low, "high": high, "n": int((first[:, 1] > 0).sum())}
     return row | {"p_users": float(statistics.permutation_p(observed, swapped))}
 
 

@@ -13,7 +13,6 @@ from prefmoe import metrics
 from prefmoe.analysis import pairs, statistics
 from prefmoe.analysis.groupings import QUESTION_GROUPS, question_groups
 from prefmoe.metrics import ScoringError
-from prefmoe.system.files import whole_file
 
 REQUIRED = ("name", "category", "l2-category", "answer", "prediction")
 """Columns without which nothing can be scored."""
@@ -225,12 +224,6 @@ def report(
         users=scored["name"].nunique(),
         notes=tuple(notes),
     )
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Writes a report's table as CSV, whole or not at all."""
-    with whole_file(path) as partial:
-        table.to_csv(partial, index=False, float_format="%.6f")
 
 
 def _short(answer: str, length: int = 60) -> str:

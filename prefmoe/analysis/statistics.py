@@ -105,6 +105,12 @@ def percentile_interval(samples: NDArray, *, level: float = LEVEL) -> tuple[NDAr
     return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
 
 
+def interval(samples: NDArray, clusters: int) -> tuple[float, float]:
+    """`percentile_interval` of one statistic, (B,), as numbers; NaN with fewer than two clusters to draw from."""
+    low, high = percentile_interval(samples) if clusters > 1 else (np.nan, np.nan)
+    return float(low), float(high)
+
+
 def cluster_bootstrap(
     values: ArrayLike, clusters: Sequence | NDArray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
@@ -118,10 +124,8 @@ def cluster_bootstrap(
     seeds = values.shape[1]
     _, sums = cluster_sums(np.column_stack([values, np.ones(len(values))]), clusters)
     value = float(ratio(sums[:, :-1].sum() / seeds, sums[:, -1].sum()))
-    low, high = np.nan, np.nan
-    if len(sums) > 1:
-        samples = ratio_bootstrap(sums[:, :-1], sums[:, -1:], resamples=resamples, seed=seed)
-        low, high = (float(bound) for bound in percentile_interval(over_seeds(samples, seed=seed)))
+    samples = ratio_bootstrap(sums[:, :-1], sums[:, -1:], resamples=resamples, seed=seed)
+    low, high = interval(over_seeds(samples, seed=seed), len(sums))
     return {"value": value, "n": int(len(values)), "low": low, "high": high}
 
 

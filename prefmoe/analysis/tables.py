@@ -20,7 +20,6 @@ from prefmoe.analysis.groupings import QUESTION_GROUPS, breakdowns, dataset_stat
 from prefmoe.analysis.information import information_table, with_information
 from prefmoe.analysis.mmpb_tables import attributes_table
 from prefmoe.analysis.references import KNOWN, POPULAR, read_references
-from prefmoe.analysis.shortened import shortened_table
 from prefmoe.config import RESULTS, Edition, InjectedMethod
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
@@ -51,6 +50,8 @@ RELIABILITY_COLUMNS = (
 UNPARSED_COLUMNS = (
     "method", "type", "backbone", "turns", "group", "value", "low", "high", "allowed_mass", "n", "seeds"
 )  # fmt: skip
+
+SHORTENED_COLUMNS = ("method", "type", "backbone", "turns", "questions", "shortened", "exchanges_left_out")
 
 SEPARATION_COLUMNS = ("method", "type", "backbone", "turns", "measure", "value", "low", "high", "n", "seeds")
 
@@ -137,12 +138,9 @@ def breakdown_table(benchmark: Benchmark, answers: Sequence[Answers], split: str
 def turns_table(answers: Sequence[Answers]) -> pd.DataFrame:
     """Every metric after every number of turns, and its change from the fewest turns on the same questions. Returns the
     columns of `TURNS_COLUMNS`; the change's interval resamples users."""
-    start: dict[tuple[str, str], Answers] = {}
-    for entry in sorted(answers, key=lambda entry: entry.turns):
-        start.setdefault((entry.backbone, entry.method), entry)
     rows = []
     for entry in answers:
-        first = start[entry.backbone, entry.method]
+        first = entry.at_first(answers)
         if not np.array_equal(entry.index, first.index):
             raise TableError(f"{entry.method}: other questions after {entry.turns} turns than after {first.turns}")
         change = (entry.seed_values - first.seed_values).mean(axis=0)
@@ -224,6 +222,17 @@ def separation_table(answers: Sequence[Answers]) -> pd.DataFrame:
         for measure, estimate in probabilities.separation(entry.frames, copies=entry.is_reference).items()
     ]
     return pd.DataFrame(rows, columns=list(SEPARATION_COLUMNS))
+
+
+def shortened_table(answers: Iterable[Answers]) -> pd.DataFrame:
+    """How many questions were asked with less small talk than the others, because their prompts were too long, and how
+    many exchanges they miss in all."""
+    rows = []
+    for entry in answers:
+        missing = entry.frames[0]["turns_left_out"]
+        row = {**entry.where(), "questions": len(missing), "shortened": int((missing > 0).sum())}
+        rows.append({**row, "exchanges_left_out": int(missing.sum())})
+    return pd.DataFrame(rows, columns=list(SHORTENED_COLUMNS))
 
 
 def gates_table(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
