@@ -233,11 +233,11 @@ def test_the_command_asks_for_known_and_for_new_users(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("name: Ada", "ada.yaml: picture: Field required"),
-        ("name: Ada\npicture: a.png\nhobbies: x", "ada.yaml: hobbies: Extra inputs"),
+        ("name: Ada", r"ada.yaml has 1 mistake.*\n +picture: Field required"),
+        ("name: Ada\npicture: a.png\nhobbies: x", r"ada.yaml has 1 mistake.*\n +hobbies: Extra inputs"),
         ("[", "ada.yaml: not valid YAML"),
         ("", "ada.yaml: expected a mapping"),
-        ("name: Ada\npicture: a.png\nname: Eve", "ada.yaml: name: given twice, again in line 3"),
+        ("name: Ada\npicture: a.png\nname: Eve", r"ada.yaml has 1 mistake.*\n +name: given twice, again in line 3"),
         (None, "ada.yaml: cannot be read"),
     ],
 )

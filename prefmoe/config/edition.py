@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from prefmoe.config.benchmarks import Choices, Data, Seed
 from prefmoe.config.generation import Generation
@@ -19,7 +19,7 @@ from prefmoe.config.strict import ConfigError, Strict
 from prefmoe.system.files import whole_file
 from prefmoe.system.names import NAME, RULE, Name, Once, Some, did_you_mean
 from prefmoe.system.places import ROOT, known_backbones
-from prefmoe.system.yaml_settings import read_settings
+from prefmoe.system.yaml_settings import read_checked
 
 CONFIG_FOLDER, RESULTS, FIGURES = ROOT / "config", ROOT / "results", ROOT / "figures"
 
@@ -185,9 +185,11 @@ class Edition(Strict):
 
     @field_validator("name")
     @classmethod
-    def _free(cls, name: str) -> str:
+    def _free(cls, name: str, info: ValidationInfo) -> str:
         if name.lower() in RESERVED:
             raise ValueError(f"expected none of {', '.join(RESERVED)}, which other commands use; rename the file, too")
+        if info.context and name != info.context.stem:
+            raise ValueError(f"expected {info.context.stem!r} as in the file's name")
         return name
 
     @field_validator("backbones")
@@ -202,7 +204,7 @@ class Edition(Strict):
     @classmethod
     def _run(cls, files: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
         """Before the methods are looked at, whose kinds they may define."""
-        paths = tuple((info.context or Path()).joinpath(file).resolve() for file in files)
+        paths = tuple((info.context or Path()).parent.joinpath(file).resolve() for file in files)
         for path in paths:
             read_own_methods(path)
         return paths
@@ -359,19 +361,7 @@ def load_edition(name: Edition | str | Path, *, seeds: str | None = None) -> Edi
             f"{path}: the name {path.stem!r} is taken by {own}, whose results are in results/{path.stem}; give the "
             "file and its setting `name` another one"
         )
-    try:
-        content, mistakes = read_settings(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if "name" in content and content["name"] != path.stem:
-        mistakes.append(f"name: expected {path.stem!r} as in the file's name (got {content['name']!r})")
-    try:
-        edition = Edition.model_validate(content, context=path.parent)
-    except ValidationError as error:
-        mistakes += [_mistake(entry) for entry in error.errors()]
-    if mistakes:
-        lines = "\n".join(f"  {mistake}" for mistake in mistakes)
-        raise ConfigError(f"{path} has {len(mistakes)} mistake(s):\n{lines}")
+    edition = read_checked(path, Edition, ConfigError, said=lambda error: map(_mistake, error.errors()))
     edition._file = None if own.is_file() else path.resolve()
     return edition.with_seeds(seeds or os.environ.get(SEEDS) or None)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 
 from prefmoe import metrics
 from prefmoe.backbones.errors import PromptError
@@ -24,11 +23,11 @@ from prefmoe.running.evaluation import evaluate
 from prefmoe.running.shortening import TooLongError
 from prefmoe.running.together import score
 from prefmoe.system.files import FileError, read_json
-from prefmoe.system.frozen import Frozen, mistakes_of
+from prefmoe.system.frozen import Frozen
 from prefmoe.system.names import did_you_mean
 from prefmoe.system.places import known_backbones
 from prefmoe.system.run_files import METHOD_FOLDER, RUN_FILE, RunFileError, read_story, verify
-from prefmoe.system.yaml_settings import read_settings
+from prefmoe.system.yaml_settings import read_checked
 
 Attribute = Literal["human", "animal", "object", "character"]
 
@@ -76,19 +75,8 @@ class Profile(Frozen):
 
 def read_profile(path: str | Path) -> Profile:
     """Reads a profile from YAML (or JSON). Raises AskError naming the file, and the field and what was expected."""
-    path = Path(path)
-    try:
-        content, repeated = read_settings(path)
-        profile = Profile.model_validate(content)
-    except OSError as error:
-        raise AskError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise AskError(f"{path}: {'; '.join(mistakes_of(error))}") from error
-    except ValueError as error:
-        raise AskError(str(error)) from error
-    if repeated:
-        raise AskError(f"{path}: {'; '.join(repeated)}")
-    return profile.model_copy(update={"picture": path.parent / profile.picture})
+    profile = read_checked(Path(path), Profile, AskError)
+    return profile.model_copy(update={"picture": Path(path).parent / profile.picture})
 
 
 class Assistant:

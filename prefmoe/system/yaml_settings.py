@@ -43,16 +43,17 @@ def read_settings(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def read_checked(
-    path: Path, kind: type[Content], error: type[Exception], mistakes: Callable[[Content], Iterable[str]] | None = None
-) -> Content:
-    """The settings of a file, read and checked; raises ``error`` with one line per mistake. ``mistakes``: says what is
-    wrong with settings that are well formed."""
+    path: Path, kind: type[Content], error: type[Exception], mistakes: Callable[[Content], Iterable[str]] | None = None,
+    *, said: Callable[[ValidationError], Iterable[str]] = mistakes_of,
+) -> Content:  # fmt: skip
+    """The settings of a file, read and checked, with its path as pydantic's context; raises ``error`` with one line per
+    mistake. ``mistakes``: says what is wrong with settings that are well formed; ``said``: with those that are not."""
     try:
         content, lines = read_settings(path)
-        read = kind.model_validate(content)
+        read = kind.model_validate(content, context=path)
         lines += mistakes(read) if mistakes else ()
     except ValidationError as found:
-        lines += mistakes_of(found)
+        lines += said(found)
     except OSError as found:
         raise error(f"{path}: cannot be read: {found.strerror}") from found
     except ValueError as found:

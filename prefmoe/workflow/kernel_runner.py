@@ -61,7 +61,8 @@ def run_in_kernel(
             def __init__(self, **options: Any) -> None:
                 super().__init__(**options, **_connection(Path(folder)))
 
-        with _quiet("papermill"), _signals_as_exits():
+        logging.getLogger("papermill").setLevel(logging.WARNING)  # its chatter stays out of the log
+        with _signals_as_exits():
             papermill.execute_notebook(
                 str(notebook),
                 str(partial),
@@ -106,15 +107,3 @@ def _signals_as_exits() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keeps a library's chatter out of the log while its warnings stay."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
