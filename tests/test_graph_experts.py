@@ -12,8 +12,8 @@ from prefmoe.config import GraphExpertsMethod
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.models.anchors import encode_users
 from prefmoe.models.base import build_method
-from prefmoe.models.graph_experts import LIKENESS, GatedLinear, GraphExperts, edges, normalised, verdict
-from prefmoe.models.moe_lora import expert_mixture
+from prefmoe.models.graph_experts import LIKENESS, GraphExperts, edges, normalised, verdict
+from prefmoe.models.moe_lora import MixtureOfLoRA, expert_mixture
 
 SETTINGS = {"kinds": 5, "size": 6, "experts": 3, "expert_rank": 2, "pooled_rank": 2, "neighbours": 2}
 BOTH = pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
@@ -85,21 +85,21 @@ def test_no_test_answer_is_an_edge(tiny_backbone, tiny_benchmark):
 @torch.no_grad()
 def test_layers_are_a_mixture_of_each_user_s_gate_beside_a_plain_lora(tiny_backbone, tiny_benchmark, kind):
     method = build(tiny_backbone(kind), tiny_benchmark)
-    layer = next(module for module in method.model.modules() if isinstance(module, GatedLinear))
-    layer.lora_B.normal_()
+    layer = next(module for module in method.model.modules() if isinstance(module, MixtureOfLoRA))
+    layer.B.normal_()
     method.gate.weight.mul_(20)
     batch = batch_of(method, tiny_benchmark.select("test")[::5], with_answer=False)
-    x = torch.randn(len(batch), 3, layer.base_layer.in_features)
+    x = torch.randn(len(batch), 3, layer.base.in_features)
     people = method.convolved()[0]
     asked = people[batch.user]
     gate = method.gate(asked / asked.square().mean(1, keepdim=True).sqrt()).softmax(1)
-    A, B = layer.lora_A[2:].view(3, 2, -1), layer.lora_B[:, 2:].reshape(-1, 3, 2).transpose(0, 1)
-    expected = layer.base_layer(x) + x @ layer.lora_A[:2].T @ layer.lora_B[:, :2].T
+    A, B = layer.A[2:].view(3, 2, -1), layer.B[:, 2:].reshape(-1, 3, 2).transpose(0, 1)
+    expected = layer.base(x) + x @ layer.A[:2].T @ layer.B[:, :2].T
     expected = expected + expert_mixture(x, A, B, 3 * gate)
     with method.context(batch):
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(method.gates()["experts"], gate, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(layer(x), layer.base_layer(x))
+    torch.testing.assert_close(layer(x), layer.base(x))
     assert (gate.amax(1) > 0.4).any()
 
 

@@ -62,7 +62,7 @@ def test_golden_delta_by_one_layer(golden):
         dim=1,
     )
     routing = Routing(scale=scale, context=golden["in_user_context"])
-    layer = MixtureOfLoRA(nn.Linear(x.shape[2], golden["out_delta"].shape[2]), ranks, routing)
+    layer = MixtureOfLoRA(nn.Linear(x.shape[2], golden["out_delta"].shape[2]), ranks.total, routing)
     with torch.no_grad():
         layer.A.copy_(torch.cat([golden["w_user_A"], *golden["w_preference_A"], *golden["w_profile_A"]]))
         layer.B.copy_(torch.cat([golden["w_user_B"], *golden["w_preference_B"], *golden["w_profile_B"]], dim=1))
@@ -120,7 +120,7 @@ def random_router(**options):
 
 def test_an_empty_routing_is_the_plain_layer_and_new_experts_change_nothing():
     base, routing = nn.Linear(7, 9), Routing()
-    layer = MixtureOfLoRA(base, RANKS, routing)
+    layer = MixtureOfLoRA(base, RANKS.total, routing)
     x = torch.randn(4, 3, 7)
     assert torch.equal(layer(x), base(x))
     HierarchicalRouter(HIDDEN, RANKS)(routing, **router_inputs())
@@ -202,10 +202,10 @@ def test_the_gold_facet_is_read_by_the_oracle_only():
 def test_installation_replaces_the_named_layers_and_refuses_others():
     model, routing = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), Routing()
     plain = model[2].weight
-    install_mixture(model, ["2"], RANKS, routing)
+    install_mixture(model, ["2"], RANKS.total, routing)
     assert isinstance(model[0], nn.Linear) and model[2].base.weight is plain
     with pytest.raises(TypeError, match="2: expected a torch.nn.Linear.*MixtureOfLoRA"):
-        install_mixture(model, ["0", "2"], RANKS, routing)
+        install_mixture(model, ["0", "2"], RANKS.total, routing)
     assert isinstance(model[0], nn.Linear)
 
 

@@ -28,7 +28,7 @@ def test_the_loop_over_experts_is_the_mixture():
     gates = torch.rand(2, 8)
     sizes = torch.tensor([3, *[2] * 5, *[4] * 2])
     routing = Routing(gates.repeat_interleave(sizes, dim=1), torch.randn(2, 3))
-    mixture = MixtureOfLoRA(torch.nn.Linear(6, 5), ranks, routing)
+    mixture = MixtureOfLoRA(torch.nn.Linear(6, 5), ranks.total, routing)
     torch.nn.init.normal_(mixture.B)
     x = torch.randn(2, 4, 6)
     torch.testing.assert_close(loops.loop_over_experts(x, mixture, ranks), mixture(x))

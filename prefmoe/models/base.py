@@ -60,6 +60,7 @@ class Method(nn.Module):
         adapts_to_user: of the class, whether whose question it is matters though prompts show the name alone.
         auxiliary: of the class, the terms of the objective beside what the method is to do (`training.auxiliary_ramp`).
         decodes_with_cache: whether steps of decoding reuse keys and values of the tokens before.
+        kept: of the class, the buffers that are saved beside the trained parameters.
 
     Raises MethodError if the backbone carries another method's adapters.
     """
@@ -69,6 +70,7 @@ class Method(nn.Module):
     adapts_to_user: ClassVar[bool] = False
     auxiliary: ClassVar[frozenset[str]] = frozenset()
     decodes_with_cache: bool = True
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, settings: type[configuration.MethodSettings] | None = None, **options: Any) -> None:
         """Notes, where settings are given, that this class does what they say; raises TypeError if another one does."""
@@ -249,8 +251,8 @@ class Method(nn.Module):
     # --- saving and loading
 
     def _buffers_to_save(self) -> dict[str, Tensor]:
-        """Tensors beside the trained parameters that a loaded method needs."""
-        return {}
+        """Tensors beside the trained parameters that a loaded method needs: `kept`."""
+        return {name: self.get_buffer(name) for name in self.kept}
 
     def _tensors(self) -> dict[str, Tensor]:
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}

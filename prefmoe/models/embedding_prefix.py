@@ -33,6 +33,7 @@ class EmbeddingPrefix(Method, settings=EmbeddingPrefixMethod):
     """
 
     token_controls = ("zero_prefix",)
+    kept = ("vectors", "centre", "spread")
 
     def __init__(self, config: EmbeddingPrefixMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         super().__init__(config, backbone, benchmark, prefix_length=config.tokens, **options)
@@ -75,6 +76,3 @@ class EmbeddingPrefix(Method, settings=EmbeddingPrefixMethod):
     def _append_user(self, groups: list[int], encoded: Tensor | None) -> None:
         new = self.vectors.new_zeros(1, self.vectors.shape[1]) if encoded is None else encoded
         self.vectors = with_rows(self, "vectors", new)
-
-    def _buffers_to_save(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("vectors", "centre", "spread")}

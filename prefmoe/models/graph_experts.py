@@ -14,13 +14,13 @@ from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Batch
 from prefmoe.config import GraphExpertsMethod
 from prefmoe.data.benchmark import Benchmark, Example, User
-from prefmoe.models.adapted_linear import AdaptedLinear, is_plain
 from prefmoe.models.anchors import encode_users
 from prefmoe.models.base import Method
 from prefmoe.models.free_users import trained_rows
 from prefmoe.models.growing import with_rows
 from prefmoe.models.likeness import most_alike
-from prefmoe.models.moe_lora import scaled_low_rank
+from prefmoe.models.moe_lora import install_mixture
+from prefmoe.models.routing import Routing
 
 LIKENESS = 0.1
 """Temperature of the softmax over how alike profiles are."""
@@ -46,6 +46,7 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
 
     auxiliary = frozenset({"graph"})
     adapts_to_user = True
+    kept = ("signs", "adjacency", "known_profiles", "made_of", "shares")
 
     def __init__(self, config: GraphExpertsMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         super().__init__(config, backbone, benchmark, **options)
@@ -68,11 +69,9 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
             for count in signs.shape
         )
         self.gate = nn.Linear(config.size, config.experts).to(device)
-        self.gating = Gating()
-        ranks = {"rank": config.pooled_rank + config.experts * config.expert_rank}
-        for name in backbone.target_modules(config.last_layers):
-            base = self.model.get_submodule(name)
-            self.model.set_submodule(name, GatedLinear(base, self.gating, **ranks))
+        self.routing = Routing()
+        rank = config.pooled_rank + config.experts * config.expert_rank
+        install_mixture(self.model, backbone.target_modules(config.last_layers), rank, self.routing)
         self.experts = [p for p in self.model.parameters() if p.requires_grad]
 
     def _profiles(self, users: Sequence[User]) -> Tensor:
@@ -107,12 +106,12 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
         config = self.config
         gate = self.user_gates(batch.user)
         scale = config.experts * gate.repeat_interleave(config.expert_rank, dim=1)  # an even mixture is a plain LoRA
-        self.gating.scale = torch.cat([scale.new_ones(len(scale), config.pooled_rank), scale], dim=1)
-        self.gating.gates = {"experts": gate.detach()}
+        self.routing.scale = torch.cat([scale.new_ones(len(scale), config.pooled_rank), scale], dim=1)
+        self.routing.gates = {"experts": gate.detach()}
         try:
             yield
         finally:
-            self.gating.scale = None
+            self.routing.clear()
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The answers' loss, and the mean logistic loss of the graph's edges."""
@@ -123,7 +122,7 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
         return {**terms, "graph": self.config.graph_weight * wrong.sum() / known.sum().clamp_min(1)}
 
     def gates(self, output: Any = None) -> dict[str, Tensor]:
-        return self.gating.gates
+        return self.routing.gates
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         return {
@@ -144,9 +143,6 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
     def _append_user(self, groups: list[int], encoded: tuple[Tensor, Tensor] | None) -> None:
         made_of, shares = encoded or (torch.zeros_like(some[:1]) for some in (self.made_of, self.shares))
         self.made_of, self.shares = with_rows(self, "made_of", made_of), with_rows(self, "shares", shares)
-
-    def _buffers_to_save(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("signs", "adjacency", "known_profiles", "made_of", "shares")}
 
 
 def verdict(example: Example) -> int:
@@ -177,34 +173,3 @@ def normalised(signs: Tensor) -> Tensor:
     """Signed edges (T, K) over the square roots of both ends' degrees; 0 where there is no edge."""
     degrees = [signs.abs().sum(axis, keepdim=True).clamp_min(1) for axis in (1, 0)]
     return signs / (degrees[0] * degrees[1]).sqrt()
-
-
-class Gating:
-    """What all layers read of the gate: ``scale`` (B, R), None for the plain backbone; the latest gates stay."""
-
-    scale: Tensor | None = None
-    gates: dict[str, Tensor] = {}
-
-
-class GatedLinear(nn.Module):
-    """A frozen linear layer plus LoRA experts, side by side in one A (R, in) and one B (out, R), in its place."""
-
-    is_adapter = True
-
-    def __init__(self, base: nn.Linear, gating: Gating, rank: int) -> None:
-        super().__init__()
-        self.base_layer, self.gating = base, gating
-        device, bound = base.weight.device, 1 / math.sqrt(base.in_features)
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device).uniform_(-bound, bound))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, ..., in) to (B, ..., out)."""
-        base = self.base_layer
-        if self.gating.scale is None:
-            return base(x)
-        scale = self.gating.scale.to(x.device)
-        if is_plain(base, self.lora_A, x):
-            return AdaptedLinear.apply(x, base.weight, base.bias, self.lora_A, self.lora_B, scale, None)
-        output = base(x)
-        return output + scaled_low_rank(x.to(self.lora_A.dtype), self.lora_A, self.lora_B, scale).to(output.dtype)

@@ -21,8 +21,6 @@ from prefmoe.models.growing import with_rows
 from prefmoe.models.lora import pooled_lora
 from prefmoe.models.prefix import masked_mean
 
-KEPT = ("entries", "places", "questions")
-
 
 class History(Method, settings=HistoryMethod):
     """Persona-Plug (PPlug: Liu et al. 2024, arXiv 2409.11901): one personal embedding in front of a frozen model.
@@ -44,6 +42,7 @@ class History(Method, settings=HistoryMethod):
     """
 
     token_controls = ("zero_prefix",)
+    kept = ("entries", "places", "questions")
     beginning = "question"  # on which the soft tokens at the front depend
 
     def __init__(self, config: HistoryMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
@@ -149,13 +148,10 @@ class History(Method, settings=HistoryMethod):
     def _append_user(self, groups: list[int], encoded: Any) -> None:
         self.places = with_rows(self, "places", self.places.new_full((1, self.places.shape[1]), -1))
 
-    def _buffers_to_save(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in KEPT}
-
     def _load_tensors(self, path: Path) -> None:
         """Makes room for the histories of the file, which may be longer or of more users than the benchmark's."""
         with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
-            for name in set(KEPT) & set(file.keys()):
+            for name in set(self.kept) & set(file.keys()):
                 if len(shape := file.get_slice(name).get_shape()) == (own := getattr(self, name)).dim():
                     setattr(self, name, own.new_zeros(shape))
         super()._load_tensors(path)

@@ -62,6 +62,7 @@ class JointTokens(Method, settings=JointTokensMethod):
     """
 
     token_controls = ("zero_prefix",)
+    kept = ("start", "companions")
     beginning = "question"  # on which the place of the user among the companions depends
 
     def __init__(self, config: JointTokensMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
@@ -123,9 +124,6 @@ class JointTokens(Method, settings=JointTokensMethod):
             with_rows(self, "slot", self.slot.new_full((1,), len(self.learned))),
             with_rows(self, "companions", self._companions(self.circle.new_tensor([len(self.start)]))),
         )
-
-    def _buffers_to_save(self) -> dict[str, Tensor]:
-        return {"start": self.start, "companions": self.companions}
 
 
 def centres(tokens: Tensor, count: int, seed: int) -> Tensor:

@@ -75,7 +75,7 @@ class MixtureOfLoRA(nn.Module):
     experts (image, description).
 
     Args:
-        base: the layer. ranks: of the experts. routing: shared by all layers of the model.
+        base: the layer. rank: of all experts together. routing: shared by all layers of the model.
         std: of the normal distribution that A starts from (published: 0.01); None for that of torch's linear layers.
 
     Attributes:
@@ -84,13 +84,13 @@ class MixtureOfLoRA(nn.Module):
 
     is_adapter = True
 
-    def __init__(self, base: nn.Linear, ranks: Ranks, routing: Routing, std: float | None = None) -> None:
+    def __init__(self, base: nn.Linear, rank: int, routing: Routing, std: float | None = None) -> None:
         super().__init__()
         self.base = base
         self.routing = routing
         device = base.weight.device
-        self.A = nn.Parameter(torch.empty(ranks.total, base.in_features, device=device))
-        self.B = nn.Parameter(torch.zeros(base.out_features, ranks.total, device=device))
+        self.A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
+        self.B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         if std is None:
             nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         else:
@@ -102,7 +102,8 @@ class MixtureOfLoRA(nn.Module):
         if routing.scale is None:
             return self.base(x)
         # layers of a large backbone may live on different devices; the routing is made on the first
-        scale, context = routing.scale.to(x.device), routing.context.to(x.device)
+        scale, context = routing.scale.to(x.device), routing.context
+        context = None if context is None else context.to(x.device)
         if is_plain(self.base, self.A, x):
             return AdaptedLinear.apply(x, self.base.weight, self.base.bias, self.A, self.B, scale, context)
         output = self.base(x)
@@ -170,9 +171,7 @@ class HierarchicalRouter(nn.Module):
         )
 
 
-def install_mixture(
-    model: nn.Module, names: list[str], ranks: Ranks, routing: Routing, std: float | None = None
-) -> None:
+def install_mixture(model: nn.Module, names: list[str], rank: int, routing: Routing, std: float | None = None) -> None:
     """Replaces the named linear layers of ``model`` by mixtures around them, whose A start as `MixtureOfLoRA` says.
     Raises TypeError if a name is not that of a linear layer (for example of one that is adapted already)."""
     found = {name: model.get_submodule(name) for name in names}
@@ -180,4 +179,4 @@ def install_mixture(
         if not isinstance(module, nn.Linear):
             raise TypeError(f"{name}: expected a torch.nn.Linear to adapt, found {type(module).__name__}")
     for name, module in found.items():
-        model.set_submodule(name, MixtureOfLoRA(module, ranks, routing, std))
+        model.set_submodule(name, MixtureOfLoRA(module, rank, routing, std))

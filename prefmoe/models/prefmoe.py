@@ -33,7 +33,7 @@ from prefmoe.models import saved
 from prefmoe.models.anchors import encode_counterfactual_users, encode_users
 from prefmoe.models.base import Method, MethodError
 from prefmoe.models.controls import controlled_tokens
-from prefmoe.models.free_users import FreeUsers, UserTokens
+from prefmoe.models.free_users import FreeUsers, UserTokens, trained_rows
 from prefmoe.models.growing import with_rows
 from prefmoe.models.lora import install_lora
 from prefmoe.models.moe_lora import HierarchicalRouter, install_mixture
@@ -64,8 +64,7 @@ class PrefMoE(Method, settings=PrefMoEMethod):
     def __init__(self, config: PrefMoEMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         super().__init__(config, backbone, benchmark, prefix_length=PREFIX_LENGTH, **options)
         self.components = frozenset(config.components)
-        trained = set(benchmark.trained_users)
-        is_trained = torch.tensor([name in trained for name in benchmark.users], device=backbone.device)
+        is_trained = trained_rows(benchmark, backbone.device)
         self.counterfactual, groups = None, benchmark.groups
         sparse = config.user_updates == "sparse"
         if "P" in self.components or config.user_embedding == "anchors":
@@ -97,7 +96,7 @@ class PrefMoE(Method, settings=PrefMoEMethod):
         if "M" in self.components:
             names = backbone.target_modules(config.last_layers)
             published = config.routers == "published"
-            install_mixture(backbone.model, names, ranks, self.routing, STD if published else None)
+            install_mixture(backbone.model, names, ranks.total, self.routing, STD if published else None)
             self.experts = [p for p in backbone.model.parameters() if p.requires_grad]
             options = {"alpha": config.alpha, "facet_label": config.facet_label}
             if published:

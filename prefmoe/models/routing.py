@@ -16,8 +16,8 @@ class Routing:
     layers under the routing of their first pass.
 
     Attributes:
-        scale: (B, R) factor of each low-rank activation. context: (B, user rank).
-        gates: the routers' outputs by name, (B, 2), (B, 5), (B, 2); kept until the next forward pass.
+        scale: (B, R) factor of each low-rank activation. context: (B, user rank), or None without a user expert.
+        gates: the routers' outputs by name, (B, experts) each; kept until the next forward pass.
     """
 
     scale: Tensor | None = None

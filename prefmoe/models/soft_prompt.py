@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Batch
@@ -28,6 +28,7 @@ class SoftPrompt(Method, settings=SoftPromptMethod):
 
     users_need_training = "a soft prompt comes from training questions"
     token_controls = ("zero_prefix",)
+    kept = ("users.slot",)
 
     def __init__(self, config: SoftPromptMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         super().__init__(config, backbone, benchmark, prefix_length=config.tokens, **options)
@@ -45,6 +46,3 @@ class SoftPrompt(Method, settings=SoftPromptMethod):
 
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         return {"soft_prompt": (list(self.users.parameters()), self.config.lr)}
-
-    def _buffers_to_save(self) -> dict[str, Tensor]:
-        return {f"users.{name}": buffer for name, buffer in self.users.named_buffers()}

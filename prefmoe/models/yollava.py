@@ -45,6 +45,7 @@ class YoLLaVA(Method, settings=YoLLaVAMethod):
 
     users_need_training = "a user's words come from training questions"
     token_controls = ("zero_prefix",)
+    kept = ("inputs.slot", "outputs.slot")
 
     def __init__(self, config: YoLLaVAMethod, backbone: Backbone, benchmark: Benchmark, **options: Any) -> None:
         latent = [f"<token{k}>" for k in range(config.tokens)]
@@ -136,10 +137,6 @@ class YoLLaVA(Method, settings=YoLLaVAMethod):
     def _groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
         parts = {"input_rows": self.inputs, "output_rows": self.outputs}
         return {name: (list(part.parameters()), self.config.lr) for name, part in parts.items()}
-
-    def _buffers_to_save(self) -> dict[str, Tensor]:
-        parts = {"inputs": self.inputs, "outputs": self.outputs}
-        return {f"{part}.{name}": value for part, users in parts.items() for name, value in users.named_buffers()}
 
 
 def _draw(items: Sequence[int]) -> int:

@@ -31,12 +31,6 @@ KNOWN = {"components": "EPICDM", "routers": "own", "query": "question", "anchors
 """The readings of the method that users.js and routing.js follow."""
 
 
-class Rows(NamedTuple):
-    """How many rows all adapters of a projection have together."""
-
-    total: int
-
-
 class Adapters(NamedTuple):
     """The committed adapters of one backbone: settings and tensors by name."""
 
@@ -113,7 +107,7 @@ def modules(adapters: Adapters) -> dict[str, nn.Module]:
     backbone, routing = adapters.backbone, Routing()
     names = backbone.target_modules(adapters.prefmoe.last_layers)
     rank, scaling = adapters.lora.rank, adapters.lora.alpha / adapters.lora.rank
-    install_mixture(backbone.model, names, Rows(adapters.experts + rank), routing)
+    install_mixture(backbone.model, names, adapters.experts + rank, routing)
     for name in names:
         layer = backbone.model.get_submodule(name)
         lora = {part: adapters.plain[f"model.{name}.lora_{part}.default.weight"] for part in "AB"}

@@ -39,7 +39,7 @@ def layer_variants(hidden: int, tokens: int, batch: int, device: torch.device) -
     sizes = torch.tensor([ranks.user, *[ranks.preference] * len(FACETS), *[ranks.profile] * 2], device=device)
     scale = experts.repeat_interleave(sizes, dim=1).requires_grad_()
     context = torch.randn(batch, ranks.user, device=device).requires_grad_()
-    mixture = MixtureOfLoRA(base, ranks, Routing(scale, context))
+    mixture = MixtureOfLoRA(base, ranks.total, Routing(scale, context))
     nn.init.normal_(mixture.B)
     x = torch.randn(batch, tokens, hidden, device=device, requires_grad=True)
 
