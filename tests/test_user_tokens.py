@@ -13,12 +13,11 @@ from torch.nn.functional import cosine_similarity
 from prefmoe.config import Training
 from prefmoe.data.choice_tastes import TasteError, excess, words
 from prefmoe.data.choices import HistoryError
-from prefmoe.generation.branch import WrongUser, liked_batches, training_histories
+from prefmoe.generation.branch import WrongUser, embed_words, liked_batches, training_histories
 from prefmoe.generation.drawing import Drawing, drawn_users
 from prefmoe.generation.sampling import sample
 from prefmoe.generation.states import History
 from prefmoe.generation.user_tokens import Known, alignment
-from prefmoe.generation.words import embed_words
 from prefmoe.losses import median_bandwidths, mmd
 from prefmoe.models.base import MethodError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,22 +22,23 @@ from prefmoe.data import prompts
 from prefmoe.data.benchmark import Benchmark, Example, Turn, User
 from prefmoe.data.controls import Control
 
-_Batch = TypeVar("_Batch")
 
+class OnDevice:
+    """A dataclass of tensors that goes to a device as they do."""
 
-def moved(batch: _Batch, device: str | torch.device) -> _Batch:
-    """A dataclass whose tensors are on a device; those in dictionaries, and in batches that it holds, too."""
+    def to(self, device: str | torch.device) -> Self:
+        """The same with its tensors on a device; those in dictionaries, and in batches that it holds, too."""
 
-    def there(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: there(part) for key, part in value.items()}
-        return value.to(device) if hasattr(value, "to") else value
+        def there(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: there(part) for key, part in value.items()}
+            return value.to(device) if hasattr(value, "to") else value
 
-    return replace(batch, **{field.name: there(getattr(batch, field.name)) for field in fields(batch)})
+        return replace(self, **{field.name: there(getattr(self, field.name)) for field in fields(self)})
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(OnDevice):
     """Several conversations, padded on the left.
 
     Attributes:
@@ -72,10 +73,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.user)
-
-    def to(self, device: str | torch.device) -> Batch:
-        """The batch with its tensors on a device."""
-        return moved(self, device)
 
 
 def pad(

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.batches import moved
+from prefmoe.backbones.batches import OnDevice
 from prefmoe.backbones.errors import CollationError, PromptError
 from prefmoe.backbones.pictures import ProcessedPictures, mean_picture, stack_pictures
 from prefmoe.config.registry import BackboneError
@@ -57,7 +57,7 @@ class Session:
 
 
 @dataclass(frozen=True)
-class HistoryBatch:
+class HistoryBatch(OnDevice):
     """Several sessions, padded on the left.
 
     A row reads: prefix, beginning of sequence, rated pictures with their labels, targets without, questions with their
@@ -91,10 +91,6 @@ class HistoryBatch:
 
     def __len__(self) -> int:
         return len(self.input_ids)
-
-    def to(self, device: str | torch.device) -> HistoryBatch:
-        """The batch with its tensors on a device."""
-        return moved(self, device)
 
 
 class HistoryCollator:

@@ -20,17 +20,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.batches import moved
+from prefmoe.backbones.batches import OnDevice
 from prefmoe.config import Training, UserTokensMethod, WrongUserMethod
 from prefmoe.data.choice_tastes import TasteError, excess, words
 from prefmoe.data.choices import Choice, ChoiceBenchmark, HistoryError
 from prefmoe.generation.denoising import denoising_loss
+from prefmoe.generation.drawer import Drawer
 from prefmoe.generation.drawing import Drawing, drawn_users
 from prefmoe.generation.pictures import small_pictures
 from prefmoe.generation.states import History
 from prefmoe.generation.user_branch import add_user_branch, drawer_digest
 from prefmoe.generation.user_tokens import Known, UserTokens, alignment
-from prefmoe.generation.words import embed_words
 from prefmoe.models.base import MethodError
 from prefmoe.running.training import Batches, total_steps
 
@@ -42,33 +42,23 @@ TRAINING_DRAWS = 2**20
 
 
 @dataclass(frozen=True)
-class LikedBatch:
+class LikedBatch(OnDevice):
     """Liked pictures with what is known of who liked them.
 
     Attributes:
         pictures: (B, 3, S, S) in [-1, 1]. text: (B, W, D) what their prompts say.
-        states, seen: of their users, as of `Known`.
+        known: of their users.
         liked, disliked: (B, V, D) text embeddings of words for the users' attributes; (B, 0, D) if nothing is aligned.
     """
 
     pictures: Tensor
     text: Tensor
-    states: Tensor
-    seen: Tensor
+    known: Known
     liked: Tensor
     disliked: Tensor
 
     def __len__(self) -> int:
         return len(self.pictures)
-
-    @property
-    def known(self) -> Known:
-        """What is known of the users."""
-        return Known(self.states, self.seen)
-
-    def to(self, device: str | torch.device) -> LikedBatch:
-        """The batch with its tensors on a device."""
-        return moved(self, device)
 
 
 def training_histories(
@@ -110,6 +100,7 @@ class UserBranch(Drawing, settings=UserTokensMethod):
 
     config: UserTokensMethod
     auxiliary = frozenset({"alignment"})
+    kept = ("tokens.mean", "tokens.spread", "drawn_with")
 
     def __init__(
         self, config: UserTokensMethod, backbone: Backbone, benchmark: ChoiceBenchmark, *, core_layer: int, layers: int,
@@ -166,11 +157,6 @@ class UserBranch(Drawing, settings=UserTokensMethod):
             "branch": (list(self.branch.parameters()), self.config.lr),
         }
 
-    def _buffers_to_save(self) -> dict[str, Tensor]:
-        """Mean and spread of the training users' states, and the digest of the drawer that the branch belongs to."""
-        kept = {f"tokens.{name}": value for name, value in self.tokens.named_buffers()}
-        return {**kept, "drawn_with": self.drawn_with}
-
     def load(self, path: Path) -> None:
         """Takes what a finished run has trained. Raises MethodError if the file is damaged, another method's, or of
         another drawer."""
@@ -201,6 +187,20 @@ class UserBranch(Drawing, settings=UserTokensMethod):
         return torch.stack(liked), torch.stack(disliked)
 
 
+@torch.no_grad()
+def embed_words(drawer: Drawer, words: Sequence[str], carrier: str) -> Tensor:
+    """Text embeddings of words behind a prompt, (N, D): the mean over each word's own tokens. ``carrier``: the prompt.
+    Raises DrawerError if the drawer does not know a word."""
+    prompts = [f"{carrier}, {word}" for word in words]
+    ids, embedded = drawer.token_ids(prompts), drawer.encode_prompts(prompts)
+    plain = drawer.token_ids([carrier])[0]
+    begins = int((plain != ids[:1]).any(0).nonzero()[0])  # where the word stands in the place of the end
+    stops = torch.tensor([len(drawer.tokenizer(prompt)["input_ids"]) - 1 for prompt in prompts])
+    places = torch.arange(ids.shape[1])[None]
+    own = ((places >= begins) & (places < stops[:, None])).to(embedded)
+    return (embedded * own[..., None]).sum(1) / own.sum(1, keepdim=True)
+
+
 def liked_batches(method: UserBranch, histories: list[History], fitting: dict[int, list[int]], known: Known) -> Any:
     """What `train` makes batches of liked pictures with, each behind one of the histories that do not hold it."""
     method.tokens.standardise(known.states)
@@ -228,9 +228,8 @@ def liked_batches(method: UserBranch, histories: list[History], fitting: dict[in
             drawn = which[number][rank::world]
             behind = [fitting[choices[place].index] for place in places]
             mine = [some[draw % len(some)] for some, draw in zip(behind, drawn.tolist(), strict=True)]
-            rows = known.rows(mine)
             said = texts[[text_of[choices[place].prompt] for place in places]]
-            return LikedBatch(pictures[places], said, rows.states, rows.picture, liked[mine], disliked[mine])
+            return LikedBatch(pictures[places], said, known.rows(mine), liked[mine], disliked[mine])
 
         return Batches(plan, collate)
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
 
+from prefmoe.backbones.batches import OnDevice
 from prefmoe.config import UserTokensMethod
 from prefmoe.losses import median_bandwidths, mmd
 
 
 @dataclass(frozen=True)
-class Known:
+class Known(OnDevice):
     """What a rater knows of B users.
 
     Attributes:
@@ -36,10 +37,6 @@ class Known:
         """Some of the users, in this order."""
         index = torch.as_tensor(places, device=self.states.device)
         return Known(self.states[index], self.picture[index])
-
-    def to(self, device: str | torch.device) -> Known:
-        """The same on a device."""
-        return Known(self.states.to(device), self.picture.to(device))
 
 
 class UserTokens(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.batches import moved
+from prefmoe.backbones.batches import OnDevice
 from prefmoe.backbones.histories import (
     LABELS,
     HistoryBatch,
@@ -40,7 +40,7 @@ from prefmoe.models.prefix import PrefixHook
 
 
 @dataclass(frozen=True)
-class RatedBatch:
+class RatedBatch(OnDevice):
     """Sessions whose targets are the two pictures of choices, the liked one first: 2k and 2k + 1 belong together.
 
     Attributes:
@@ -57,10 +57,6 @@ class RatedBatch:
 
     def __len__(self) -> int:
         return len(self.histories)
-
-    def to(self, device: str | torch.device) -> RatedBatch:
-        """The batch with its tensors on a device."""
-        return moved(self, device)
 
 
 class Rater(Method):
