@@ -71,6 +71,11 @@ class Preference(Frozen):
     likes: tuple[str, ...]
     dislikes: tuple[str, ...]
 
+    @property
+    def items(self) -> tuple[str, ...]:
+        """All that it names, likes first."""
+        return (*self.likes, *self.dislikes)
+
 
 class User(Frozen):
     """A user: a name, a face and a description (profile), and up to five preferences (one per facet)."""
@@ -126,6 +131,11 @@ class Example(Frozen):
     @property
     def is_multiple_choice(self) -> bool:
         return self.l2_category == "inconsistency"
+
+
+def named_items(users: Iterable[User], facet: str) -> list[str]:
+    """All that the preferences of some users name in a facet, sorted."""
+    return sorted({item for user in users if facet in user.preferences for item in user.preferences[facet].items})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prefmoe.data.benchmark import FACETS, Benchmark, Preference, User
+from prefmoe.data.benchmark import FACETS, Benchmark, Preference, User, named_items
 from prefmoe.data.prompts import parse_preferences, preference_phrase
 from prefmoe.data.rows import Columns, Mistakes, Row, read_rows
 from prefmoe.system.file_digests import content_digest
@@ -108,10 +108,7 @@ class _Population:
     def __init__(self, users: Sequence[User]) -> None:
         of_facet = {facet: [user for user in users if facet in user.preferences] for facet in FACETS}
         self.holders = {facet: holders for facet, holders in of_facet.items() if holders}
-        self._items = {
-            facet: sorted({item for user in holders for item in _items(user.preferences[facet])})
-            for facet, holders in self.holders.items()
-        }
+        self._items = {facet: named_items(holders, facet) for facet, holders in self.holders.items()}
         self._taken = {
             facet: {_content(user.preferences[facet]) for user in holders} for facet, holders in self.holders.items()
         }
@@ -151,13 +148,9 @@ class _Population:
         return f"{base.description} {others[rng.integers(len(others))]}"
 
 
-def _items(preference: Preference) -> tuple[str, ...]:
-    return (*preference.likes, *preference.dislikes)
-
-
 def _exchanges(preference: Preference, items: Sequence[str], rng: np.random.Generator) -> Iterator[Preference]:
     """The preference with one item replaced by one that it does not hold, in random order."""
-    held = _items(preference)
+    held = preference.items
     others = [item for item in items if item not in held]
     for choice in rng.permutation(len(held) * len(others)):
         slot, other = divmod(int(choice), len(others))

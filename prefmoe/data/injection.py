@@ -9,7 +9,7 @@ import numpy as np
 
 from prefmoe.config import InjectedMethod
 from prefmoe.data import prompts
-from prefmoe.data.benchmark import FACETS, Benchmark, Example, Turn, User
+from prefmoe.data.benchmark import FACETS, Benchmark, Example, Turn, User, named_items
 from prefmoe.data.controls import derangement
 
 FIXED_NAME, NEUTRAL_NAME = "FixedUser", "ENTITY_X"
@@ -156,11 +156,7 @@ class Protocol:
         return self.benchmark.frame.drop_duplicates("name").set_index("name")[column].to_dict()
 
     @cached_property
-    def _items(self) -> dict[str, tuple[str, ...]]:
+    def _items(self) -> dict[str, list[str]]:
         """What somebody likes or dislikes, by facet."""
         users = [self.benchmark.users[name] for name in self.first_users]
-        held = {facet: [user.preferences[facet] for user in users if facet in user.preferences] for facet in FACETS}
-        return {
-            facet: tuple(sorted({i for one in some for i in (*one.likes, *one.dislikes)}))
-            for facet, some in held.items()
-        }
+        return {facet: named_items(users, facet) for facet in FACETS}

@@ -16,7 +16,7 @@ from prefmoe.backbones.batches import Collator
 from prefmoe.backbones.pictures import Picture
 from prefmoe.config import RetrievedMethod
 from prefmoe.data import prompts
-from prefmoe.data.benchmark import FACETS, Benchmark, Example, Turn, User
+from prefmoe.data.benchmark import FACETS, Benchmark, Example, Turn, User, named_items
 from prefmoe.data.prompts import PLAIN, Wording
 from prefmoe.models.base import Method
 from prefmoe.models.lora import adapt
@@ -56,7 +56,7 @@ class Index:
         self._to_see = list(dict.fromkeys(example.image for example in benchmark.examples.values()))
         self._place = {picture: place for place, picture in enumerate(self._to_see)}
         users = list(benchmark.users.values())
-        named = [sorted({item for user in users for item in items_of(user, facet)}) for facet in FACETS]
+        named = [named_items(users, facet) for facet in FACETS]
         self._words = [self._tokens(items) for items in named]
         examples = benchmark.select("train")
         examples = examples[:: max(1, len(examples) // SAMPLE)]
@@ -110,12 +110,6 @@ class Index:
         ids = {i for text in texts for i in tokenizer(text, add_special_tokens=False)["input_ids"]}
         known = sorted(ids - set(tokenizer.all_special_ids))
         return normalize(weight[torch.tensor(known, dtype=torch.long, device=weight.device)].float(), dim=-1)
-
-
-def items_of(user: User, facet: str) -> tuple[str, ...]:
-    """What a user's statement in a facet names."""
-    preference = user.preferences.get(facet)
-    return () if preference is None else (*preference.likes, *preference.dislikes)
 
 
 def entry_of(example: Example) -> str:
