@@ -3,7 +3,7 @@
 Whatever has to be chosen (strength of a penalty, number of neighbours or clusters) is chosen on validation choices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Scorer(Method):
 
     benchmark: ChoiceBenchmark
     reads_history = True
+    tried: Sequence[Any] = ()
     users_need_training = "a scorer asks about the users of its benchmark"
     _own_users = saved.identify(())  # nobody: what is fitted is fitted anew, to the choices that are there
 
@@ -88,8 +89,10 @@ class Scorer(Method):
         liked, disliked = (self.features(items) for items in sides)
         return liked, disliked
 
-    def _best(self, values: Sequence[Any], score: Callable[[Any, str, tuple[Choice, ...], Items], NDArray]) -> Any:
-        """The value whose scores are right most often on validation choices, behind their users' whole histories."""
+    @cached_property
+    def _best(self) -> Any:
+        """The value tried whose scores are right most often on validation choices, behind their users' whole
+        histories."""
         by_user = self.benchmark.by_user("validation")
 
         def right(value: Any) -> float:
@@ -98,15 +101,19 @@ class Scorer(Method):
                 n_ref = min(8, len(self.benchmark.references[user]))
                 history = self.benchmark.history(user, n_ref, 0, own)
                 items = [(picture, c.prompt) for c in own for picture in c.candidates[:2]]
-                scores = score(value, user, history, items)
+                scores = self.scored(value, user, history, items)
                 found += list(scores[0::2] > scores[1::2])
             return float(np.mean(found))
 
-        return max(values, key=right)
+        return max(self.tried, key=right)
+
+    def scored(self, value: Any, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
+        """Scores of pictures for a user, (N,), with a value of those tried."""
+        raise NotImplementedError
 
     def score(self, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
-        """Scores of pictures for a user, (N,)."""
-        raise NotImplementedError
+        """Scores of pictures for a user, (N,), with the best value."""
+        return self.scored(self._best, user, history, items)
 
     def rate(self, split: str, *, n_ref: int, draw: int) -> pd.DataFrame:
         """Scores of all candidates of a split's choices: a row each, with the columns of predictions. n_ref and draw
@@ -151,16 +158,13 @@ class Neighbours(Scorer, settings=NeighboursMethod):
 
     config: NeighboursMethod
 
-    @cached_property
-    def _k(self) -> int:
-        return self._best(self.config.k, self._nearest)
+    @property
+    def tried(self) -> Sequence[int]:
+        return self.config.k
 
-    def _nearest(self, k: int, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
+    def scored(self, k: int, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
         shown = [(picture, c.prompt) for c in history for picture in c.candidates[:2]]
         return nearest_score(self.features(shown), np.tile([True, False], len(history)), self.features(items), k)
-
-    def score(self, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
-        return self._nearest(self._k, user, history, items)
 
 
 class Personal(Scorer, settings=PersonalScorerMethod):
@@ -168,18 +172,15 @@ class Personal(Scorer, settings=PersonalScorerMethod):
 
     config: PersonalScorerMethod
 
-    @cached_property
-    def _penalty(self) -> float:
-        return self._best(self.config.penalties, self._moved)
+    @property
+    def tried(self) -> Sequence[float]:
+        return self.config.penalties
 
-    def _moved(self, penalty: float, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
+    def scored(self, penalty: float, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
         scorer = self._population
         liked, disliked = (scorer.scaler.transform(side) for side in self._sides(history))
         weights = personal_weights(liked - disliked, scorer.weights, penalty * liked.shape[1] / 100)
         return scorer.scaler.transform(self.features(items)) @ weights
-
-    def score(self, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
-        return self._moved(self._penalty, user, history, items)
 
 
 class Factors(Scorer, settings=FactorsMethod):
@@ -198,13 +199,8 @@ class Factors(Scorer, settings=FactorsMethod):
         return TasteFactors(clusters, self.config.factors, self.seed).fit(users, *self._sides(choices))
 
     @cached_property
-    def _model(self) -> TasteFactors:
-        models = {clusters: self._fitted(clusters) for clusters in self.config.clusters}
-        best = self._best(self.config.clusters, lambda c, user, _, items: self._scored(models[c], user, items))
-        return models[best]
+    def tried(self) -> Sequence[TasteFactors]:
+        return [self._fitted(clusters) for clusters in self.config.clusters]
 
-    def _scored(self, model: TasteFactors, user: str, items: Items) -> NDArray:
+    def scored(self, model: TasteFactors, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
         return model.score(self._rows.get(user), self.features(items))
-
-    def score(self, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
-        return self._scored(self._model, user, items)
