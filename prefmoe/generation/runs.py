@@ -37,14 +37,13 @@ from prefmoe.models.base import implementation_of
 from prefmoe.models.raters import Rater
 from prefmoe.models.saved import WEIGHTS_FILE
 from prefmoe.running.choices import ChoiceWorkbench
-from prefmoe.running.record import circumstances
 from prefmoe.running.runs import Asked, RunError
-from prefmoe.running.training import TrainingResult, train
+from prefmoe.running.training import train
 from prefmoe.system import distributed, provenance
 from prefmoe.system.file_digests import files_below
 from prefmoe.system.files import is_intact, sha256, whole_file, write_json, write_parquet
 from prefmoe.system.places import drawer_folder
-from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, read_predictions, read_story, seal, verify
+from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, read_predictions, read_story, verify
 
 STATES = "states"
 """The folder of an edition's results in which what raters know of users is kept."""
@@ -114,7 +113,7 @@ class DrawingWorkbench(ChoiceWorkbench):
         described = {"rater": config.begins_with, "layers": int(found["layer"].max())}
         write_json(folder / METHOD_FOLDER / "probes.json", described)
         about |= {"parameters": {"trainable_total": 0}}
-        self._seal(config, seed, folder, about, None, {"evaluate": _since(started)})
+        self._finish(config, seed, folder, about, None, {"evaluate": _since(started)})
 
     def _draw(self, config: Method, seed: int, folder: Path, about: dict[str, Any]) -> None:
         method, training = self._built(config, seed), None
@@ -132,16 +131,13 @@ class DrawingWorkbench(ChoiceWorkbench):
         method.save_pretrained(folder / METHOD_FOLDER)
         write_parquet(folder / PREDICTIONS_FILE, frame)
         about |= {"pictures": len(asked), "parameters": method.describe()}
-        self._seal(config, seed, folder, about, training, {"draw": drawn, "evaluate": _since(started)})
+        self._finish(config, seed, folder, about, training, {"draw": drawn, "evaluate": _since(started)})
 
-    def _seal(
-        self, config: Method, seed: int, folder: Path, about: dict[str, Any], training: TrainingResult | None,
-        seconds: dict[str, float],
-    ) -> None:  # fmt: skip
+    def _finish(self, config: Method, seed: int, folder: Path, about: dict[str, Any], *measured: Any) -> None:
         if distributed.state().is_main_process:
-            story = self._story(config, seed, training, generation=self.edition.generation.model_dump(mode="json"))
-            story["seconds"] |= seconds
-            seal(folder, {**about, **story, "context_tokens": 0.0, **circumstances(torch.device("cpu"))})
+            sections = {"generation": self.edition.generation.model_dump(mode="json")}
+            where = {"sections": sections, "device": torch.device("cpu")}
+            self._seal(config, seed, folder, {**about, "context_tokens": 0.0}, *measured, **where)
 
     # --- what draws
 

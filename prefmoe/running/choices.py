@@ -33,13 +33,12 @@ from prefmoe.models.lora import merged_lora
 from prefmoe.models.raters import RatedBatch, Rater
 from prefmoe.models.scorers import Scorer
 from prefmoe.running.evaluation import EvaluationError
-from prefmoe.running.record import circumstances
 from prefmoe.running.runs import Asked, RunError, Workbench
 from prefmoe.running.training import Batches, total_steps, train
 from prefmoe.system import distributed, memory
 from prefmoe.system.files import is_intact, write_parquet
 from prefmoe.system.progress import progress_bar
-from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, read_story, seal, verify
+from prefmoe.system.run_files import METHOD_FOLDER, PREDICTIONS_FILE, read_story, verify
 
 MEMORY_HINT = "lower histories.batch_size, or set hardware.four_bit: true"
 
@@ -277,14 +276,9 @@ class ChoiceWorkbench(Workbench):
         if not distributed.state().is_main_process:
             return
         write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
-        story = {
-            **self._story(config, seed, training, histories=self._histories(asked)),
-            "parameters": method.describe(),
-            "context_tokens": self._context_tokens(config, method),
-            **circumstances(method.backbone.device),
-        }
-        story["seconds"] |= {"evaluate": seconds}
-        seal(folder, about | story)
+        about |= {"parameters": method.describe(), "context_tokens": self._context_tokens(config, method)}
+        where = {"sections": {"histories": self._histories(asked)}, "device": method.backbone.device}
+        self._seal(config, seed, folder, about, training, {"evaluate": seconds}, **where)
 
     def _context_tokens(self, config: Method, method: Rater | Scorer) -> float:
         """How many tokens tell a rater of its user, on average; what reads no tokens has none."""

@@ -282,23 +282,25 @@ class Workbench:
         write_parquet(folder / PREDICTIONS_FILE, pd.concat(frames, ignore_index=True))
         if under is not None:
             write_parquet(folder / CONTROLS_FILE, under)
-        story = {
-            **self._story(config, seed, training, evaluation=settings.model_dump(mode="json")),
+        told = {
             "parameters": method.describe(),
             "context_tokens": context_tokens(method, next(iter(questions.values()))),
             "shortened_questions": {str(f["turns"][0]): int((f["turns_left_out"] > 0).sum()) for f in frames},
-            **circumstances(device),
         }
-        story["seconds"] |= {"evaluate": seconds} | ({"controls": control_seconds} if control_seconds else {})
-        seal(folder, about | story)
+        seconds = {"evaluate": seconds} | ({"controls": control_seconds} if control_seconds else {})
+        sections = {"evaluation": settings.model_dump(mode="json")}
+        self._seal(config, seed, folder, about | told, training, seconds, sections=sections, device=device)
 
-    def _story(
-        self, config: Method, seed: int, training: TrainingResult | None, **settings: dict[str, Any]
-    ) -> dict[str, Any]:
-        """What run.json says of every kind of run. ``settings``: sections of the edition beside training."""
+    def _seal(
+        self, config: Method, seed: int, folder: Path, about: dict[str, Any], training: TrainingResult | None,
+        seconds: dict[str, Any], *, sections: dict[str, Any], device: torch.device,
+    ) -> None:  # fmt: skip
+        """Writes run.json, by which a run is finished. ``about``: what it says of this one; ``seconds``: that took
+        beside training; ``sections``: of the edition beside training."""
         told = {"method": config.model_dump(mode="json"), "training": self.edition.training.model_dump(mode="json")}
-        steps, seconds = (training.steps, training.seconds) if training else (0, 0.0)
-        return {"seed": seed, "config": told | settings, "steps": steps, "seconds": {"train": seconds}}
+        steps, trained = (training.steps, training.seconds) if training else (0, 0.0)
+        story = {"seed": seed, "config": told | sections, "steps": steps, "seconds": {"train": trained, **seconds}}
+        seal(folder, {**about, **story, **circumstances(device)})
 
 
 def _open_partial(partial: Path, inputs: dict[str, Any]) -> None:
