@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 
 from prefmoe.analysis import choices
-from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE
 from prefmoe.analysis.choice_references import BEST, KNOWN, POPULATION, references
 from prefmoe.analysis.choices import Ratings
 from prefmoe.analysis.information import information_table
@@ -65,7 +64,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
         "comparisons": pd.concat([choices.comparison_table(pairs) for pairs in families if pairs]),
         "collapse": choices.collapse_table(everything, known[POPULATION]) if known
         else pd.DataFrame(columns=list(choices.COLLAPSE_COLUMNS)),
-        "information": pd.concat([information_table(edition, results), _known(known)], ignore_index=True),
+        "information": information_table(edition, results, {name: KNOWN[name] for name in known}),
     }  # fmt: skip
     return write_tables(tables, made_folder(edition.name, results))
 
@@ -98,8 +97,3 @@ def _references(edition: Edition, benchmark: ChoiceBenchmark, rows: Sequence[Rat
     n_refs = sorted(n for n in histories["n_ref"].unique() if n > 0)
     draws = int(histories["draw"].max()) + 1
     return references(benchmark, Tastes.of(edition.data.seed), n_refs=n_refs, draws=draws)
-
-
-def _known(known: dict[str, Ratings]) -> pd.DataFrame:
-    shown = [{"method": name, "type": REFERENCE, "backbone": NO_BACKBONE, "at_test": KNOWN[name]} for name in known]
-    return pd.DataFrame(shown, columns=["method", "type", "backbone", "at_test"])

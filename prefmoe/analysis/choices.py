@@ -191,8 +191,7 @@ def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: 
             where = {"method": focus.method, "baseline": other.method, "users": "all", "n_ref": n_ref}
             rows.append({**where, **statistics.paired_difference(difference, owners, permutations=permutations)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
-    for _, group in table.groupby("n_ref"):
-        table.loc[group.index, "p_users_holm"] = statistics.holm(group["p_users"])
+    table["p_users_holm"] = table.groupby("n_ref")["p_users"].transform(lambda p: statistics.holm(p.to_numpy()))
     return table
 
 

@@ -262,8 +262,8 @@ def comparison_table(
                 where = {"condition": focus.condition, "baseline": other.condition, "users": users, "measure": measure}
                 rows.append({**where, **statistics.paired_difference(values, owners, permutations=permutations)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
-    for _, group in table.groupby(["users", "measure"]):
-        table.loc[group.index, "p_users_holm"] = statistics.holm(group["p_users"])
+    family = table.groupby(["users", "measure"])["p_users"]
+    table["p_users_holm"] = family.transform(lambda p: statistics.holm(p.to_numpy()))
     return table
 
 

@@ -1,13 +1,13 @@
 """What each row of the tables rests on: what it is shown of users, how long that is, and what it trains."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
 from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE, type_of
-from prefmoe.analysis.references import KNOWN
 from prefmoe.config import Edition, run_folder
 from prefmoe.config.backbone_files import MINIATURE_CARD
 from prefmoe.system.files import FileError, read_json
@@ -19,8 +19,10 @@ INFORMATION_COLUMNS = (
 )  # fmt: skip
 
 
-def information_table(edition: Edition, results: str | Path, references: Iterable[str] = ()) -> pd.DataFrame:
-    """A row per run of an edition, and one per reference: the columns of `INFORMATION_COLUMNS`.
+def information_table(
+    edition: Edition, results: str | Path, references: Mapping[str, str] = MappingProxyType({})
+) -> pd.DataFrame:
+    """A row per run of an edition, and one per reference, whose name says what it is shown: `INFORMATION_COLUMNS`.
 
     context_tokens: how many tokens of a prompt tell the model of its user, on average, trainable_parameters: both as
     run.json of the first seed has them, empty without it. practice: what the backbone's card says of soft prefixes,
@@ -40,8 +42,8 @@ def information_table(edition: Edition, results: str | Path, references: Iterabl
             "trainable_parameters": story.get("parameters", {}).get("trainable_total", np.nan),
             "practice": practice[backbone],
         })  # fmt: skip
-    for name in references:
-        rows.append({"method": name, "type": REFERENCE, "backbone": NO_BACKBONE, "at_test": KNOWN[name]})
+    for name, shown in references.items():
+        rows.append({"method": name, "type": REFERENCE, "backbone": NO_BACKBONE, "at_test": shown})
     return pd.DataFrame(rows, columns=list(INFORMATION_COLUMNS))
 
 

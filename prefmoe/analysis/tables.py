@@ -19,7 +19,7 @@ from prefmoe.analysis.controls import controls_table
 from prefmoe.analysis.groupings import QUESTION_GROUPS, breakdowns, dataset_statistics, question_groups, told_statistics
 from prefmoe.analysis.information import information_table, with_information
 from prefmoe.analysis.mmpb_tables import attributes_table
-from prefmoe.analysis.references import KNOWN, POPULAR, read_references
+from prefmoe.analysis.references import POPULAR, read_references
 from prefmoe.config import RESULTS, Edition, InjectedMethod
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
@@ -280,7 +280,7 @@ def build(edition: Edition, benchmark: Benchmark, *, results: str | Path = RESUL
     tested = [entry for entry in everything if entry.split == "test"]
     reported = [entry for entry in tested if entry.turns in REPORTED_TURNS]
     runs = [entry for entry in reported if entry.type != REFERENCE]
-    known = dict.fromkeys(entry.method for entry in reported if entry.type == REFERENCE)
+    known = {entry.method: entry.information for entry in reported if entry.type == REFERENCE}
     tested_against = [*runs, *(entry for entry in reported if entry.method == POPULAR)]
     table = estimates_table(reported)
     tables = {
@@ -311,7 +311,7 @@ def build(edition: Edition, benchmark: Benchmark, *, results: str | Path = RESUL
         tables["shortened"] = shortened_table(runs)
     if "unseen" in splits:
         unseen = [entry for entry in everything if entry.split == "unseen" and entry.turns in REPORTED_TURNS]
-        shown = {entry.method: entry.information or KNOWN[entry.method] for entry in unseen}
+        shown = {entry.method: entry.information for entry in unseen}
         tables["unseen"] = with_information(estimates_table(unseen)[list(TABLE1_COLUMNS)], shown)
     return write_tables(tables, made_folder(edition.name, results))
 
