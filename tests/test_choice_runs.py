@@ -287,7 +287,7 @@ def test_damaged_weights_are_made_again_before_anything_begins_with_them(copied)
     assert all(torch.equal(value, own[key]) for key, value in tensors.items())
 
 
-@pytest.mark.parametrize(("module", "name"), [(choices, "rate"), (choices, "circumstances"), (runs, "_publish")])
+@pytest.mark.parametrize(("module", "name"), [(choices, "rate"), (runs, "circumstances"), (runs, "_publish")])
 def test_a_run_killed_anywhere_is_absent_and_then_ends_like_any_other(copied, finished, monkeypatch, module, name):
     folder = folder_of("results", "Full")
     shutil.rmtree(folder)
