@@ -334,6 +334,18 @@ def test_a_missing_script_is_named_where_its_part_would_be_and_other_parts_stay(
     one.page.close()
 
 
+@pytest.mark.parametrize("gone", ["data/pictures.webp", "data/faces.webp"])
+def test_missing_pictures_are_named_and_everything_else_stays(browser, made, tmp_path, gone):
+    folder = tmp_path / "page"
+    shutil.copytree(made[0], folder, copy_function=shutil.os.link)
+    (folder / gone).unlink()
+    one = Visit(browser, (folder / "index.html").as_uri())
+    one.page.wait_for_selector(f"#missing:has-text('{gone} is missing')")
+    assert one.page.locator("#missing .notice").count() == 1 and one.page.is_visible("main")
+    assert one.page.locator("#answers tbody tr").count() == len(GRID["methods"])
+    one.page.close()
+
+
 def test_a_browser_without_webassembly_is_told_so(visit, with_model):
     one = visit(script="delete globalThis.WebAssembly")
     one.near("maker")

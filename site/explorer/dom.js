@@ -77,9 +77,15 @@
 
   explorer.dom = { node, svg, fill, share, picture, face, swatch, chooser, near, nothing };
 
-  if (explorer.data.made.missing.length) {
+  const said = (sentence) => {
     const place = document.getElementById("missing");
     place.hidden = false;
-    place.append(...explorer.data.made.missing.map((sentence) => node("p", { class: "notice" }, sentence)));
+    place.append(node("p", { class: "notice" }, sentence));
+  };
+  explorer.data.made.missing.forEach(said);
+  for (const [sheet, shown] of [["data/pictures.webp", "what is on a picture"], ["data/faces.webp", "whose face it is"]]) {
+    const image = new Image();
+    image.onerror = () => said(`The file ${sheet} is missing: ${shown} stands there in words alone.`);
+    image.src = sheet; // the style sheet's own, asked for once
   }
 }
