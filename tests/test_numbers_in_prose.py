@@ -31,6 +31,7 @@ ABOUT = {
     "docs/map.md": {"": tuple("any_vlm generation-mini ladder mini preference-mini ranking rivals small".split())},
     "docs/results.md": {
         "": ("mini",),
+        "Does it hold?": ("mini", "mini/protocol", "ranking", "preference-mini", "generation-mini"),
         "Longer and shorter training": ("mini", "mini/protocol"),
         "The ladder of readers": ("ladder",),
         "Rivals: other ways of knowing a user": ("rivals",),
@@ -39,7 +40,7 @@ ABOUT = {
         "Recommendation and retrieval": ("ranking", "rivals"),
         "Pictures drawn for users": ("generation-mini",),
     },
-    "README.md": {"": ("mini", "mini/protocol", "ranking", "preference-mini", "generation-mini")},
+    "README.md": {"": ("mini", "preference-mini", "generation-mini")},
 }
 """Page -> heading -> the folders of figures/ whose tables are meant there; "" of sections that are not named. With all
 tables for every sentence, a number that was mistyped is found in one of them too often."""

@@ -1,4 +1,4 @@
-"""The numbers in README's sentences are those of the committed tables."""
+"""Numbers in README's sentences, and in those of docs/results.md that say whether it holds, are those of the tables."""
 
 import re
 from pathlib import Path
@@ -90,7 +90,39 @@ def above_no_user(users="unseen"):
     return rows.loc[("All, MMD", "No user", users, "liked")]
 
 
-SENTENCES = {
+FRONT_PAGE = {
+    rf"names alone reach {NUMBER} to {NUMBER}\.": lambda: [
+        choose(table1(method, "auc_same")["value"] for method in names_alone()) for choose in (min, max)
+    ],
+    rf"PrefMoE {NUMBER} \[{NUMBER}, {NUMBER}\], with somebody else's prefix {NUMBER}; LoRA that reads the text itself "
+    rf"{NUMBER} \|": lambda: [
+        *interval(table1("PrefMoE", "auc_told")),
+        prefixed("other_user"), table1("LoRA with profile", "auc_told")["value"],
+    ],
+    rf"never asked: {NUMBER} \[{NUMBER}, {NUMBER}\] and {NUMBER} \[{NUMBER}, {NUMBER}\]; both": lambda: [
+        number for where in (LLAVA, QWEN) for number in interval(table1("PrefMoE", "auc_untold_fresh", where))
+    ],
+    rf"6,400 steps: name-only LoRA {NUMBER}, PrefMoE {NUMBER} \|": lambda: [
+        after(6400, experiment="plateau", method=method)["value"] for method in ("LoRA", "PrefMoE")
+    ],
+    rf"AUC {NUMBER} \[{NUMBER}, {NUMBER}\] higher \(p = {NUMBER}, corrected for all rows\) and {NUMBER} "
+    rf"\[{NUMBER}, {NUMBER}\] \(p = {NUMBER}\)": lambda: [
+        compared("LoRA", "auc_same", where)[column]
+        for where in (LLAVA, QWEN) for column in ("difference", "low", "high", "p_users_holm")
+    ],
+    rf"about preferences: PrefMoE {NUMBER}, the popular choice, which knows nobody, {NUMBER} \|": lambda: [
+        table1("PrefMoE", "preference")["value"], table1("Popular choice", "preference", NO_BACKBONE)["value"]
+    ],
+    rf"unseen users in {NUMBER} \[{NUMBER}, {NUMBER}\] of the cases; {NUMBER} \[(-\.\d+), {NUMBER}\] more": lambda: [
+        *interval(choices("Prototypes", "unseen")),
+        *(against("Choices alone")[column] for column in ("difference", "low", "high")),
+    ],
+    rf"\| {NUMBER} \[{NUMBER}, {NUMBER}\] more of what they like than without a user; of unseen users {NUMBER} "
+    rf"\[{NUMBER}, {NUMBER}\] \|": lambda: [
+        above_no_user(users)[column] for users in ("all", "unseen") for column in ("difference", "low", "high")
+    ],
+}  # fmt: skip
+AT_LENGTH = {
     rf"users show {NUMBER} of what they like \(three seeds; no user {NUMBER}, another user's history {NUMBER}, "
     rf"favourites in the prompt {NUMBER}\), {NUMBER} \[{NUMBER}, {NUMBER}\] more .* over all users {NUMBER} "
     rf"\[{NUMBER}, {NUMBER}\] it is": lambda: [
@@ -112,9 +144,6 @@ SENTENCES = {
         against("+ losses of pairs")[column] for column in ("difference", "low", "high")
     ],
     rf"PrefMoE's AUC is {NUMBER} \[{NUMBER}, {NUMBER}\] \(n": lambda: interval(table1("PrefMoE", "auc_told")),
-    rf"names alone reach {NUMBER} to {NUMBER}\.": lambda: [
-        choose(table1(method, "auc_same")["value"] for method in names_alone()) for choose in (min, max)
-    ],
     rf"{NUMBER} with somebody else's prefix, and {NUMBER} with a prefix of zeros": lambda: [
         prefixed("other_user"), prefixed("zero_prefix")
     ],
@@ -165,25 +194,29 @@ SENTENCES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def text():
-    return " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+PAGES = {"README.md": FRONT_PAGE, "docs/results.md": AT_LENGTH}
 
 
-@pytest.mark.parametrize("sentence", SENTENCES)
-def test_numbers_in_sentences_are_those_of_the_tables(text, sentence):
-    found = re.findall(sentence, text)
-    assert len(found) == 1, "the sentence is gone from README, or there twice"
+def text(page):
+    """A page, or what it says under the heading that asks whether it holds, in one line."""
+    whole = (ROOT / page).read_text(encoding="utf-8")
+    return " ".join((whole if page == "README.md" else whole.split("## Does it hold?")[1].split("\n## ")[0]).split())
+
+
+@pytest.mark.parametrize(("page", "sentence"), [(page, sentence) for page in PAGES for sentence in PAGES[page]])
+def test_numbers_in_sentences_are_those_of_the_tables(page, sentence):
+    found = re.findall(sentence, text(page))
+    assert len(found) == 1, "the sentence is gone, or there twice"
     said = [found[0]] if isinstance(found[0], str) else list(found[0])
-    for number, value in zip(said, SENTENCES[sentence](), strict=True):
+    for number, value in zip(said, PAGES[page][sentence](), strict=True):
         places = len(number.partition(".")[2])
         assert abs(float(number) - value) <= 0.5 * 10**-places + 1e-9, (number, value)
 
 
-def test_the_numbers_of_questions_are_those_of_the_tables(text):
+def test_the_numbers_of_questions_are_those_of_the_tables():
     sizes = [table1("PrefMoE", metric)["n"] for metric in ("auc_told", "auc_untold_fresh")]
     sizes += [choices("Prototypes", "unseen")["n"], above_no_user()["n"]]
-    assert re.findall(r"\(n (\d+)(?=[,;)])", text) == list(map(str, sizes))
+    assert re.findall(r"\(n (\d+)(?=[,;)])", text("docs/results.md")) == list(map(str, sizes))
 
 
 def test_what_the_sentences_conclude_follows_from_the_tables():
@@ -210,3 +243,4 @@ def test_what_the_sentences_conclude_follows_from_the_tables():
     assert not told_apart(against("+ losses of pairs"))  # "prompts, losses of pairs and prototypes are each nothing"
     assert not told_apart(against("Choices alone", "+ prompts")) and not told_apart(against("+ prompts", PAIRS))
     assert not told_apart(compared("Popular choice", "preference"))  # "is not told apart from PrefMoE"
+    assert told_apart(compared("Popular choice", "auc_same"))  # "told apart by the AUC"
