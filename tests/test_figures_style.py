@@ -255,7 +255,7 @@ def test_a_figure_is_shown_as_a_picture_with_an_alternative_text(tmp_path, monke
 def test_the_title_is_one_sentence_of_the_alternative_text(title, said):
     figure = Figure(layout="constrained")
     style.finish(figure, title, "n = 3.", alt="Bars.")
-    assert figure.get_label() == f"Bars. {said} n = 3."
+    assert figure.get_label() == f"{said} Bars. n = 3."
 
 
 def test_what_is_shown_is_smaller_than_the_file_and_differs_from_it_invisibly(tmp_path):

@@ -98,7 +98,7 @@ def intervals(
     if colour != rows:
         legend += [style.handle(texts.get(name, name).replace("\n", " "), look) for name, look in looks.items()]
     legend += [Line2D([], [], label=label, **_reference(label, list(lines))) for label in lines if label]
-    alt = f"Interval plot: {_listed(data['row'].cat.categories)}; {_listed([texts.get(n, n) for n in names])}."
+    alt = _form("Interval plot", data["row"].cat.categories, [texts.get(name, name) for name in names])
     return style.finish(figure, title, caption, legend=legend, alt=alt)
 
 
@@ -140,7 +140,12 @@ def _looks(table: pd.DataFrame, column: str) -> dict[str, Look]:
     return style.looks(dict.fromkeys(names), kinds)
 
 
-def _listed(names: Sequence[str], most: int = 20) -> str:
+def _form(kind: str, rows: Sequence[str], panels: Sequence[str]) -> str:
+    """What a figure looks like, for its alternative text: "Interval plot: LoRA, PrefMoE; Collapse, Recall."."""
+    return "; ".join(part for part in (f"{kind}: {_listed(rows)}", _listed(panels)) if part) + "."
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
     names = [" ".join(str(name).split()) for name in names if str(name)]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -221,7 +226,7 @@ def curves(
     for k, (name, look) in enumerate(looks.items()):
         look = look if markers else Look(look.colour, "")
         handles.append(style.handle(texts.get(name, name).replace("\n", " "), look, line=style.dash(k)))
-    alt = f"Line plot against {xlabel or x}: {_listed(looks)}; {_listed([texts.get(n, n) for n in names])}."
+    alt = _form(f"Line plot against {xlabel or x}", looks, [texts.get(name, name) for name in names])
     return style.finish(figure, title, caption, legend=handles if len(handles) > 1 else (), alt=alt)
 
 
@@ -299,7 +304,7 @@ def heat(
             axis.axvline(place, color="white", linewidth=1.4)
     axes[0, 0].tick_params(axis="y", rotation=0)
     figure.colorbar(axes[0, 0].collections[0], ax=axes[0], shrink=0.85, pad=0.02).set_label(label)
-    alt = f"Heat map of {label}: {_listed(first.index)} by {_listed(first.columns)}; {_listed(list(panels))}."
+    alt = _form(f"Heat map of {label}", first.index, [f"by {_listed(first.columns)}", *panels])
     return style.finish(figure, title, caption, alt=alt)
 
 
@@ -372,5 +377,5 @@ def bars(
             axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handleheight=1.1)
     axes[-1, 0].set_xlabel(xlabel)
     kind = "Stacked bars" if stacked else "Bars"
-    alt = f"{kind} of {xlabel}: {_listed(lists[0][0])}; {_listed(data[series].cat.categories)}."
+    alt = _form(f"{kind} of {xlabel}", lists[0][0], data[series].cat.categories)
     return style.finish(figure, title, caption, legend=() if panels or len(handles) < 2 else handles, alt=alt)

@@ -264,7 +264,7 @@ def finish(
     figure.text(inset, 1 - 0.05 / height, heading, fontsize=10.5, weight="bold", color=INK, va="top", ha="left")
     figure.text(inset, 0.06 / height, "\n".join(lines), fontsize=8, color=MUTED, va="bottom", ha="left")
     said = title if title.endswith((".", "?", "!")) else f"{title}."
-    figure.set_label(" ".join(part for part in (alt, said, caption) if part))
+    figure.set_label(" ".join(part for part in (said, alt, caption) if part))
     return figure
 
 
