@@ -242,7 +242,7 @@ def test_a_figure_is_shown_as_a_picture_with_an_alternative_text(tmp_path, monke
     style.show(small(), tmp_path / "one.png")
     output = shown[0]
     assert re.search(
-        r'<img src="data:image/webp;base64,[^"]+" width="\d+" alt="Bars of Users: human', output["text/html"]
+        r'<img src="data:image/webp;base64,[^"]+" width="\d+" alt="Who[.] Bars of Users: human', output["text/html"]
     )
     assert output["text/plain"].endswith("Who. n = 3 users.") and (tmp_path / "one.png").is_file()
     style.show(small(), alt='5 < 6 & "so on"')

@@ -25,6 +25,6 @@ def beside(figure: Figure, table: pd.DataFrame, rows: str = "method") -> Figure:
         )
     width, height = figure.get_size_inches()
     figure.set_size_inches(width + 0.065 * max(len(text) for text in (HEADING, *known)), height)
-    told = "; ".join(f"{name}: {text}" for name, text in known.items())
+    told = "; ".join(f"{text} ({', '.join(rows)})" for text, rows in known.index.groupby(known).items() if text)
     figure.set_label(f"{figure.get_label()} Shown of the user: {told}.")
     return figure
