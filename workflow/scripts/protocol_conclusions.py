@@ -69,8 +69,8 @@ def curves_and_choices(t: Tables) -> list[str]:
         f"{_said(label)}, and that of what no profile tells by {_said(untold_label)}.",
         f"Residuals as the code has them change it by {_said(residual)}, and anchors from last hidden states by "
         f"{_said(hidden)}, but what is told by {_said(reading[0])} and {_said(reading[1])}, as in the earlier "
-        "trainings: on miniatures that practised with centred means of input embeddings, and with no correction for the "
-        "number of metrics.",
+        "trainings: on miniatures that practised with centred means of input embeddings, and with no correction for "
+        "the number of metrics.",
     ]
 
 
