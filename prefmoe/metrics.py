@@ -180,7 +180,7 @@ def summarize(scored: pd.DataFrame, *, resamples: int = statistics.RESAMPLES) ->
 def collapse_by_bucket(scored: pd.DataFrame) -> pd.DataFrame:
     """Collapse by the number of users who share the preference. Returns columns bucket, value and n, one row per entry
     of `BUCKETS`; value is NaN where n is 0."""
-    table = collapse_by(scored, group_bucket(scored), BUCKETS)
+    table = collapse_by(scored, group_bucket(scored), BUCKETS, resamples=1)  # no interval is asked for
     return table.rename(columns={"group": "bucket"})[["bucket", "value", "n"]]
 
 
