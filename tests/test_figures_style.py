@@ -187,6 +187,7 @@ def test_heat_maps_share_a_scale_and_write_their_numbers():
     first, second = (axis.collections[0] for axis in figure.axes[:2])
     assert first.get_clim() == second.get_clim() == (0, 0.4)
     assert np.allclose(second.get_array(), table / 2) and "40%" in text(figure) and "Share" in text(figure)
+    assert "T. Heat map of Share: a, b by x, y; one, half." in figure.get_label()
 
 
 def test_bars_add_up_beside_and_on_one_another():

@@ -304,7 +304,7 @@ def heat(
             axis.axvline(place, color="white", linewidth=1.4)
     axes[0, 0].tick_params(axis="y", rotation=0)
     figure.colorbar(axes[0, 0].collections[0], ax=axes[0], shrink=0.85, pad=0.02).set_label(label)
-    alt = _form(f"Heat map of {label}", first.index, [f"by {_listed(first.columns)}", *panels])
+    alt = _form(f"Heat map of {label}", [f"{_listed(first.index)} by {_listed(first.columns)}"], list(panels))
     return style.finish(figure, title, caption, alt=alt)
 
 
