@@ -1,6 +1,7 @@
 """Numbers in README's sentences, and in those of docs/results.md that say whether it holds, are those of the tables."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -41,18 +42,31 @@ def after(steps, metric="auc_same", experiment="more_training", method="PrefMoE"
     return row(f"protocol/{experiment}", **where)
 
 
-def interval(found):
-    return [found["value"], found["low"], found["high"]]
+def interval(found, estimate="value"):
+    return [found[estimate], found["low"], found["high"]]
+
+
+def difference(found):
+    return interval(found, "difference")
+
+
+def shown_names():
+    """Rows that are shown the name and nothing else."""
+    return pd.read_csv(FIGURES / "information.csv").query("at_test == 'name'")
 
 
 def names_alone():
-    """Trained rows that are shown the name and nothing else."""
-    rows = pd.read_csv(FIGURES / "information.csv")
-    return rows.loc[(rows["at_test"] == "name") & (rows["type"] != "NT") & (rows["backbone"] == "llava-mini"), "method"]
+    """Those of them that are trained, on one backbone."""
+    return shown_names().query("type != 'NT' and backbone == 'llava-mini'")["method"]
 
 
 def compared(baseline, metric, where=LLAVA):
     return row("comparisons", method="PrefMoE", baseline=baseline, metric=metric, **where)
+
+
+def beside_names():
+    rows = [compared("LoRA", "auc_same", where) for where in (LLAVA, QWEN)]
+    return [number for row in rows for number in (*difference(row), row["p_users_holm"])]
 
 
 def frozen_behind():
@@ -110,12 +124,9 @@ FRONT_PAGE = {
         for method in ("LoRA", "PrefMoE") for number in interval(after(6400, experiment="plateau", method=method))
     ],
     rf"AUC {NUMBER} \[{NUMBER}, {NUMBER}\] higher \(p = {NUMBER}, corrected for all rows\) and {NUMBER} "
-    rf"\[{NUMBER}, {NUMBER}\] \(p = {NUMBER}\)": lambda: [
-        compared("LoRA", "auc_same", where)[column]
-        for where in (LLAVA, QWEN) for column in ("difference", "low", "high", "p_users_holm")
-    ],
+    rf"\[{NUMBER}, {NUMBER}\] \(p = {NUMBER}\)": beside_names,
     rf"AUC {NUMBER} \[{NUMBER}, {NUMBER}\] higher; accuracy about preferences {NUMBER} beside {NUMBER} \|": lambda: [
-        *(compared("Popular choice", "auc_same")[column] for column in ("difference", "low", "high")),
+        *difference(compared("Popular choice", "auc_same")),
         table1("PrefMoE", "preference")["value"], table1("Popular choice", "preference", NO_BACKBONE)["value"],
     ],
     rf"unseen users: {NUMBER} \[{NUMBER}, {NUMBER}\]; the population's choice {NUMBER}, an ideal reader "
@@ -124,12 +135,11 @@ FRONT_PAGE = {
         *(choices(name, "unseen")["value"] for name in ("Population's choice", "Ideal reader of the history")),
     ],
     rf"prototypes (-\.\d+) \[(-\.\d+), {NUMBER}\]; all parts {NUMBER} \[(-\.\d+), {NUMBER}\] above": lambda: [
-        against(baseline)[column] for baseline in (PAIRS, "Choices alone") for column in ("difference", "low", "high")
+        *difference(against(PAIRS)), *difference(against("Choices alone"))
     ],
     rf"\| {NUMBER} \[{NUMBER}, {NUMBER}\] more of what they like than without a user, of unseen users {NUMBER} "
     rf"\[{NUMBER}, {NUMBER}\]; number and item of the prompt in {NUMBER}, without": lambda: [
-        *(above_no_user(users)[column] for users in ("all", "unseen") for column in ("difference", "low", "high")),
-        drawn("All, MMD", "faithful"),
+        *difference(above_no_user("all")), *difference(above_no_user()), drawn("All, MMD", "faithful")
     ],
 }  # fmt: skip
 AT_LENGTH = {
@@ -137,7 +147,7 @@ AT_LENGTH = {
     rf"favourites in the prompt {NUMBER}\), {NUMBER} \[{NUMBER}, {NUMBER}\] more .* over all users {NUMBER} "
     rf"\[{NUMBER}, {NUMBER}\] it is": lambda: [
         *map(drawn, ("All, MMD", "No user", "Another user's history", "Favourites in the prompt")),
-        *(above_no_user(users)[column] for users in ("unseen", "all") for column in ("difference", "low", "high")),
+        *difference(above_no_user()), *difference(above_no_user("all")),
     ],
     rf"the prompt's number and item in {NUMBER} \(no user": lambda: [drawn("All, MMD", "faithful")],
     rf"nobody trained on in {NUMBER} \[{NUMBER}, {NUMBER}\] of the cases": lambda: interval(
@@ -147,12 +157,12 @@ AT_LENGTH = {
         choices("Population's choice", "unseen")["value"], choices("Ideal reader of the history", "unseen")["value"]
     ],
     rf"and of seen users in {NUMBER}\.": lambda: [choices("Prototypes", "seen")["value"]],
-    rf"told apart from learning by choices alone \({NUMBER} \[(-\.\d+), {NUMBER}\], n 1536": lambda: [
-        against("Choices alone")[column] for column in ("difference", "low", "high")
-    ],
-    rf"three trainings show \(prototypes (-\.\d+) \[(-\.\d+), {NUMBER}\]\)": lambda: [
-        against("+ losses of pairs")[column] for column in ("difference", "low", "high")
-    ],
+    rf"told apart from learning by choices alone \({NUMBER} \[(-\.\d+), {NUMBER}\], n 1536": lambda: difference(
+        against("Choices alone")
+    ),
+    rf"three trainings show \(prototypes (-\.\d+) \[(-\.\d+), {NUMBER}\]\)": lambda: difference(
+        against("+ losses of pairs")
+    ),
     rf"PrefMoE's AUC is {NUMBER} \[{NUMBER}, {NUMBER}\] \(n": lambda: interval(table1("PrefMoE", "auc_told")),
     rf"{NUMBER} with somebody else's prefix, and {NUMBER} with a prefix of zeros": lambda: [
         prefixed("other_user"), prefixed("zero_prefix")
@@ -169,9 +179,9 @@ AT_LENGTH = {
     rf"the other backbone's {NUMBER} \[{NUMBER}, {NUMBER}\]": lambda: interval(
         table1("PrefMoE", "auc_untold_fresh", QWEN)
     ),
-    rf"told apart from PrefMoE \({NUMBER} \[(-\.\d+), {NUMBER}\]\)": lambda: [
-        frozen_behind()[column] for column in ("difference", "low", "high")
-    ],
+    rf"told apart from PrefMoE \({NUMBER} \[(-\.\d+), {NUMBER}\]\)": lambda: difference(
+        frozen_behind()
+    ),
     rf"is {NUMBER}, {NUMBER}, {NUMBER}, {NUMBER} and {NUMBER} after 100 to 1,600 steps, and of what is untold "
     rf"and fresh {NUMBER} \[{NUMBER}, {NUMBER}\] at": lambda: [
         *(after(steps)["value"] for steps in (100, 200, 400, 800, 1600)), *interval(after(1600, "auc_untold_fresh"))
@@ -188,10 +198,7 @@ AT_LENGTH = {
         table1("PrefMoE", "profile", QWEN)["value"], table1("LoRA", "profile", QWEN)["value"]
     ],
     rf"PrefMoE is {NUMBER} \[{NUMBER}, {NUMBER}\] above name-only LoRA .* \(p = {NUMBER}\), and {NUMBER} "
-    rf"\[{NUMBER}, {NUMBER}\] on the Qwen2.5-VL miniature, which is \(p = {NUMBER}\)": lambda: [
-        compared("LoRA", "auc_same", where)[column]
-        for where in (LLAVA, QWEN) for column in ("difference", "low", "high", "p_users_holm")
-    ],
+    rf"\[{NUMBER}, {NUMBER}\] on the Qwen2.5-VL miniature, which is \(p = {NUMBER}\)": beside_names,
     rf"full fine-tuning, shown names alone, has {NUMBER};": lambda: [
         table1("Full fine-tuning", "auc_untold_fresh")["value"]
     ],
@@ -207,6 +214,7 @@ AT_LENGTH = {
 PAGES = {"README.md": FRONT_PAGE, "docs/results.md": AT_LENGTH}
 
 
+@cache
 def text(page):
     """A page, or what it says under the heading that asks whether it holds, in one line."""
     whole = (ROOT / page).read_text(encoding="utf-8")
@@ -242,9 +250,8 @@ def test_what_the_sentences_conclude_follows_from_the_tables():
     assert told_apart(compared("Non-tuned with profile", "auc_told"))  # "the non-tuned reader, told apart"
     assert told_apart(compared("LoRA", "auc_same", QWEN)) and not told_apart(compared("LoRA", "auc_same"))
     assert told_apart(compared("LoRA", "profile")) and not told_apart(compared("LoRA", "profile", QWEN))
-    name_rows = pd.read_csv(FIGURES / "information.csv").query("at_test == 'name'")[["method", "backbone"]]
-    rows = pd.read_csv(FIGURES / "comparisons.csv").query("turns == 0").drop(columns="method")
-    rows = rows.merge(name_rows.rename(columns={"method": "baseline"}))
+    rows = pd.read_csv(FIGURES / "comparisons.csv").query("turns == 0")
+    rows = rows.merge(shown_names()[["backbone", "method"]].rename(columns={"method": "baseline"}))
     ahead = {"collapse": (-1, 4), "recall": (1, 0), "profile": (1, 6)}  # "told apart in 4, 0 and 6 of 7 rows"
     for metric, (better, count) in ahead.items():
         asked = rows[rows["metric"] == metric].to_dict("records")
