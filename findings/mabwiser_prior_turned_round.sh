@@ -4,10 +4,10 @@
 # Seen with mabwiser 2.7.4, numpy 2.4.6, pandas 3.1.1, scikit-learn 1.9.1 (CPython 3.11, Linux). LinUCB adds to an arm's
 # expectation alpha sqrt(x' A^-1 x), where A = l2_lambda I + X'X; an arm without data has A = l2_lambda I, so a unit context
 # should get alpha / sqrt(l2_lambda). An arm that has been tried gets that (here with a context at right angles to the one
-# asked about, which teaches nothing of it): .316 for l2_lambda = 10 and 3.162 for .1. One that has not gets the inverse, 3.162 and .316:
-# A itself stands in the place of A^-1 until the first fit of that arm. So with l2_lambda above 1 whatever is new (a user's
-# first picture, an item of this week) has a bonus that is l2_lambda times too large, and below 1 one that is too small by
-# as much. With the default, l2_lambda = 1, both are 1 and nothing is seen. LinTS starts from the same matrix.
+# asked about, which teaches nothing of it): .316 for l2_lambda = 10 and 3.162 for .1. One that has not gets the inverse,
+# 3.162 and .316: A itself stands in the place of A^-1 until the first fit of that arm. So with l2_lambda above 1 whatever
+# is new (a user's first picture, an item of this week) has a bonus that is l2_lambda times too large, and below 1 one
+# that is too small by as much. With the default, l2_lambda = 1, both are 1 and nothing is seen. LinTS starts from the same matrix.
 set -euo pipefail
 place="$(mktemp -d)"; trap 'rm -rf "$place"' EXIT; cd "$place"
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
