@@ -335,6 +335,7 @@ SCORERS = {
     "Near": {"kind": "neighbours", "label": "Neighbours", "k": [1]},
     "Own": {"kind": "personal_scorer", "label": "Personal", "penalties": [1.0]},
     "Kinds": {"kind": "factors", "label": "Factors", "clusters": [4]},
+    "Low": {"kind": "low_rank", "label": "Low rank", "ranks": [2]},
 }
 
 
@@ -365,6 +366,10 @@ def changed(**methods) -> dict:
         *[(changed(Near={"k": k}), r"Near\.neighbours\.k") for k in ([], [0], [-1], [3, 3])],
         *[(changed(Own={"penalties": p}), r"Own\.personal_scorer\.penalties") for p in ([], [0.0], [-1.0], [1.0, 1.0])],
         *[(changed(Kinds={"clusters": c}), r"Kinds\.factors\.clusters") for c in ([], [0], [8, 8])],
+        *[(changed(Kinds={"factors": f}), r"Kinds\.factors\.factors") for f in ([], [0])],
+        *[(changed(Low={"ranks": r}), r"Low\.low_rank\.ranks") for r in ([], [0], [2, 2])],
+        *[(changed(Low={n: v}), rf"Low\.low_rank\.{n}") for n in ("penalties", "priors") for v in ([], [0.0], [-1.0])],
+        (changed(Low={"reads": "nothing"}), r"Low\.low_rank\.reads"),
     ],
 )
 def test_mistakes_of_an_edition_are_named(edition, complaint):

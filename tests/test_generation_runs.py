@@ -208,14 +208,14 @@ def test_features_are_of_no_training_and_tell_pictures_apart():
 # --- guidance by a rater
 
 
-@pytest.mark.parametrize("name, by, side", [("Like", "like", 0), ("Like", "dislike", 1)])
+@pytest.mark.parametrize("name, by, side", [("Like", "like", 0), ("Like", "dislike", 1), ("Like", "displease", 1)])
 def test_the_best_of_several_is_never_worse_than_the_first(name, by, side):
     asked = asked_of(USERS[:3], scale=0.0)
     first, best = (rewarded(name, by=by, candidates=n) for n in (1, 3))
     said = [one.said(asked, one.draw(asked)).detach() for one in (first, best)]
     assert (said[1] >= said[0] - 1e-5).all() and (said[1] > said[0] + 1e-6).any()
     logits = judged(best._rater[0], asked, best.draw(asked), n_ref=3, draw=0)[:, side].detach()
-    torch.testing.assert_close(said[1], logits if by == "like" else -logits)
+    torch.testing.assert_close(said[1], -logits if by == "dislike" else logits)
     torch.testing.assert_close(first.draw(asked), plain().draw(asked), rtol=0, atol=1e-5)
 
 

@@ -48,7 +48,7 @@ def test_the_package_s_kinds_know_the_class_that_does_them():
         assert made is None if kind == "probes" else made.__module__ == settings.module, "probes are no class: measured"
     assert LoRAMethod.implementation is LoRA
     without_steps = {name for name, settings in KINDS.items() if settings.table_type == "NT"}
-    scorers = {"population_scorer", "neighbours", "personal_scorer", "factors"}
+    scorers = {"population_scorer", "neighbours", "personal_scorer", "factors", "low_rank"}
     of_drawing = {"probes", "drawer", "drawings", "wrong_user", "rewarded"}
     assert without_steps == {"nontuned", "zero_shot", "injected", *scorers, *of_drawing}
     assert not is_trained(load_edition("smoke").methods["NT"])

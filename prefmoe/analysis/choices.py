@@ -39,6 +39,8 @@ COMPARISON_COLUMNS = (
     "method", "baseline", "users", "n_ref", "difference", "low", "high", "n", "p_users", "p_users_holm"
 )  # fmt: skip
 
+MORE_HISTORY_COLUMNS = ("method", "users", "n_ref", "than", "difference", "low", "high", "n", "p_users", "p_users_holm")
+
 COLLAPSE_COLUMNS = ("method", "users", "n_ref", "measure", "value", "low", "high", "n", "seeds")
 
 
@@ -192,6 +194,28 @@ def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: 
             rows.append({**where, **statistics.paired_difference(difference, owners, permutations=permutations)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
     table["p_users_holm"] = table.groupby("n_ref")["p_users"].transform(lambda p: statistics.holm(p.to_numpy()))
+    return table
+
+
+def more_history_table(ratings: Iterable[Ratings], *, permutations: int = 9999) -> pd.DataFrame:
+    """Each method's accuracy behind its longest history minus that behind its shortest, on the same choices, between
+    two candidates: `MORE_HISTORY_COLUMNS`, than: the shortest. Holm's correction is over the methods, for each group
+    of users; what was asked after one length only has no row."""
+    rows = []
+    for one in ratings:
+        values = one.values(2, 1)
+        for users, splits in USERS.items():
+            lengths = dict(_of(values, splits))
+            if len(lengths) < 2:
+                continue
+            short, long = (lengths[pick(lengths)].droplevel("n_ref") for pick in (min, max))
+            difference = long - short.reindex(long.index)
+            paired = statistics.paired_difference(
+                difference.to_numpy(), difference.index.get_level_values("user"), permutations=permutations
+            )
+            rows.append({"method": one.method, "users": users, "n_ref": max(lengths), "than": min(lengths), **paired})
+    table = pd.DataFrame(rows, columns=list(MORE_HISTORY_COLUMNS))
+    table["p_users_holm"] = table.groupby("users")["p_users"].transform(lambda p: statistics.holm(p.to_numpy()))
     return table
 
 

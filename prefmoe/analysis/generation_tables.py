@@ -1,5 +1,6 @@
 """The tables of an edition that draws for users: builds and writes the CSV files from its runs, without a model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from prefmoe.data.choices import ChoiceBenchmark
 
 PROBE_COLUMNS = ("layer", "task", "value", "low", "high", "n", "chance", "split", "rater", "seeds")
 
+PAIRED_PROBE_COLUMNS = (
+    "layer", "task", "rater", "baseline", "difference", "low", "high", "n", "p_users", "p_users_holm"
+)  # fmt: skip
+
 LENGTH_COLUMNS = ("condition", "n_ref", *drawings.TABLE1_COLUMNS[1:])
 SCALE_COLUMNS = ("condition", "scale", *drawings.TABLE1_COLUMNS[1:])
 
@@ -24,11 +29,11 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     """Reads all runs of an edition that draws and writes its tables to ``<results>/<edition>/figures/``.
 
     table1: every condition by measure, at whole histories and the edition's scale; table1_seeds: how much of it differs
-    between seeds, of what training has a part in; probes: accuracy by layer, task and
-    rater; comparisons: the last method of table2 minus every other, and (a family of its own for Holm's correction)
-    each way of telling of a user minus nobody, and of following a reward minus the first; lengths, scales: the same
-    measures by length of history and scale of the user's guidance; raters: accuracies of the raters behind them;
-    information: what each is shown.
+    between seeds, of what training has a part in; probes: accuracy by layer, task and rater; probes_paired: each rater
+    minus the first on the same cases; comparisons: the last method of table2 minus every other, and (a family of its
+    own for Holm's correction) each way of telling of a user minus nobody, and of following a reward minus the first;
+    lengths, scales: the same measures by length of history and scale of the user's guidance; raters: accuracies of the
+    raters behind them; information: what each is shown.
 
     Returns table name -> file. Raises TableError: see `drawings.read_drawn`.
     """
@@ -46,6 +51,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
         "table1": pd.DataFrame(rows, columns=list(drawings.TABLE1_COLUMNS)),
         "table1_seeds": pd.DataFrame(seeds, columns=list(drawings.SEEDS_COLUMNS)),
         "probes": probe_table(edition, results),
+        "probes_paired": paired_probes(edition, results),
         "comparisons": pd.concat([drawings.comparison_table(pairs, benchmark) for pairs in families if pairs]),
         "lengths": _by_setting(drawn.values(), "n_ref", edition, benchmark, reference),
         "scales": _by_setting(drawn.values(), "scale", edition, benchmark, reference),
@@ -90,16 +96,39 @@ def probe_table(edition: Edition, results: str | Path) -> pd.DataFrame:
     Raises TableError if the seeds of a rater's probes were not asked about the same, and as `answers.finished`.
     """
     rows = []
-    for _, key, found in finished(edition, results, kind=ProbesMethod):
-        frames = list(found.values())
-        asked = frames[0].drop(columns="value")
-        if not all(frame.drop(columns="value").equals(asked) for frame in frames):
-            raise TableError(f"{edition.name}, {key}: its seeds were not asked about the same; make the runs again")
-        values = np.stack([frame["value"] for frame in frames], axis=1)
-        rater = edition.methods[edition.methods[key].begins_with].label
-        for (layer, task, split), own in asked.reset_index(drop=True).groupby(["layer", "task", "split"]):
+    for rater, asked, values in _probed(edition, results):
+        for (layer, task, split), own in asked.groupby(["layer", "task", "split"]):
             chance = 0.5 if task == "intra" else 1 / own["user"].nunique()
             estimate = statistics.cluster_bootstrap(values[own.index], own["user"])
             row = {"layer": layer, "task": task, **estimate, "chance": chance, "split": split, "rater": rater}
-            rows.append({**row, "seeds": len(frames)})
+            rows.append({**row, "seeds": values.shape[1]})
     return pd.DataFrame(rows, columns=list(PROBE_COLUMNS))
+
+
+def paired_probes(edition: Edition, results: str | Path, *, permutations: int = 9999) -> pd.DataFrame:
+    """Test accuracies of each rater's probes minus those of the first one's, on the same cases: `PAIRED_PROBE_COLUMNS`,
+    Holm's correction over all rows. What has one seed stands beside each of the other's. Raises TableError as
+    `probe_table`, and if the two were not asked about the same."""
+    (first, asked, base), *others = _probed(edition, results)
+    rows = []
+    for rater, too, values in others:
+        if not too.equals(asked):
+            raise TableError(f"{edition.name}: probes of {rater} and {first} were not asked about the same")
+        for (layer, task), own in asked[asked["split"] == "test"].groupby(["layer", "task"]):
+            paired = statistics.paired_difference(
+                values[own.index] - base[own.index], own["user"], permutations=permutations
+            )
+            rows.append({"layer": layer, "task": task, "rater": rater, "baseline": first, **paired})
+    table = pd.DataFrame(rows, columns=list(PAIRED_PROBE_COLUMNS))
+    return table.assign(p_users_holm=statistics.holm(table["p_users"].to_numpy()))
+
+
+def _probed(edition: Edition, results: str | Path) -> Iterator[tuple[str, pd.DataFrame, np.ndarray]]:
+    """Each rater that is probed: its label, what its probes were asked about, and (cases, seeds) 1 where right."""
+    for _, key, found in finished(edition, results, kind=ProbesMethod):
+        frames = list(found.values())
+        asked = frames[0].drop(columns="value").reset_index(drop=True)
+        if not all(frame.drop(columns="value").reset_index(drop=True).equals(asked) for frame in frames):
+            raise TableError(f"{edition.name}, {key}: its seeds were not asked about the same; make the runs again")
+        values = np.stack([frame["value"] for frame in frames], axis=1)
+        yield edition.methods[edition.methods[key].begins_with].label, asked, values

@@ -25,8 +25,8 @@ def information_table(
     """A row per run of an edition, and one per reference, whose name says what it is shown: `INFORMATION_COLUMNS`.
 
     context_tokens: how many tokens of a prompt tell the model of its user, on average, trainable_parameters: both as
-    run.json of the first seed has them, empty without it. practice: what the backbone's card says of soft prefixes,
-    empty without a card. Of a reference only what it is shown is known.
+    run.json of the first seed has them, empty without it. practice: what the backbone's card says of soft prefixes or
+    histories, empty without a card. Of a reference only what it is shown is known.
 
     Raises RunFileError if a run is not finished.
     """
@@ -56,7 +56,7 @@ def with_information(table: pd.DataFrame, shown: Mapping[str, str]) -> pd.DataFr
 
 
 def _practice(backbone: str) -> str:
-    """What a backbone's card says of soft prefixes: whether it has practised reading them, and how long."""
+    """What a backbone's card says of soft prefixes or rated histories: whether it has practised them, how long."""
     folder = weights_folder(backbone) if backbone in known_backbones() else None  # a folder that nobody registered
     try:
         recipe = read_json(folder / MINIATURE_CARD, "the card of a backbone")["recipe"] if folder else {}
@@ -65,5 +65,8 @@ def _practice(backbone: str) -> str:
     phases = recipe.get("phases", recipe.get("joint", {}).get("phases", []))
     steps = sum(phase["steps"] for phase in phases if "prefix" in phase)
     practice = recipe.get("practice", "anchors") if steps else "none"
+    if lessons := recipe.get("words", {}).get("lessons"):
+        most = sum(lesson["most"] for lesson in lessons) + recipe["joint"]["steps"]
+        return f"rated histories of random tastes, at most {most} steps"
     kinds = {"anchors": "prefixes like PrefMoE's", "free": "prefixes of free tokens"}
     return f"{kinds[practice]}, {steps} steps" if practice in kinds else "no prefixes" if phases else ""

@@ -11,6 +11,7 @@ from prefmoe.config.benchmarks import (
 )
 from prefmoe.config.choice_methods import (
     FactorsMethod,
+    LowRankMethod,
     NeighboursMethod,
     PersonalScorerMethod,
     PreferenceVQAMethod,

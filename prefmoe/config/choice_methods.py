@@ -142,5 +142,25 @@ class FactorsMethod(ChoiceMethod):
     information: ClassVar[str] = "the user's choices in training"
     information_in_training: ClassVar[str] = "choices of seen users"
     kind: Literal["factors"]
-    clusters: Tried = Field((16, 64, 128), description="kinds of picture")
-    factors: int = Field(8, ge=1)
+    clusters: Tried = Field((16, 64, 128), description="kinds of picture, tried on validation choices")
+    factors: Tried = Field((2, 8, 32), description="tried on validation choices")
+
+
+class LowRankMethod(ChoiceMethod):
+    """Everybody's weights of a picture's features, moved along a few directions that are learned of all users."""
+
+    module = "prefmoe.models.low_rank"
+    information_in_training: ClassVar[str] = "choices of seen users"
+    kind: Literal["low_rank"]
+    reads: Literal["history", "training"] = Field(
+        "history", description="what a user's numbers are found from: a history, or (seen users) choices of training"
+    )
+    ranks: Tried = Field((2, 8, 32), description="directions, tried on validation choices")
+    penalties: Some[Annotated[float, Field(gt=0)]] = Field((0.1, 0.3, 1.0), description="of training, tried as well")
+    priors: Some[Annotated[float, Field(gt=0)]] = Field(
+        (1e-3, 1e-2, 1e-1, 1.0), description="of a history's reading, tried as well"
+    )
+
+    @property
+    def information(self) -> str:
+        return "history of rated pictures" if self.reads == "history" else "the user's choices in training"

@@ -73,13 +73,14 @@ class ProbesMethod(ChoiceMethod):
 class PlainDrawingMethod(DrawingMethod):
     """The drawer as it is; the user is told in words, or not at all. Or drawings that nobody generated.
 
-    told: nobody; the true favourites (the ceiling); words that the history's liked pictures share.
+    told: nobody; the true favourites of all attributes, or of the three that matter most (what `liked` counts: the
+    ceiling); words that the history's liked pictures share.
     """
 
     module = "prefmoe.generation.plain"
     information_in_training: ClassVar[str] = "nothing"
     kind: Literal["drawer", "drawings"]
-    told: Literal["nobody", "favourites", "history"] = "nobody"
+    told: Literal["nobody", "favourites", "three", "history"] = "nobody"
 
     @property
     def reads_history(self) -> bool:
@@ -93,7 +94,8 @@ class PlainDrawingMethod(DrawingMethod):
 
     @property
     def information(self) -> str:
-        return {"nobody": "nothing", "favourites": "the true tastes", "history": "words of the history"}[self.told]
+        shown = {"nobody": "nothing", "favourites": "the true tastes", "three": "three true favourites"}
+        return {**shown, "history": "words of the history"}[self.told]
 
 
 class UserTokensMethod(DrawingMethod):
@@ -152,15 +154,15 @@ class WrongUserMethod(DrawingMethod):
 class RewardedMethod(DrawingMethod):
     """The drawer's noise guided by what a rater says of the picture (Figures 6 and 8 of arXiv 2508.08220).
 
-    by: like raises M+, dislike lowers M-. how: gradient ascent on the noise (ReNO, arXiv 2406.04312) or the best of
-    so many noises.
+    by: like raises M+, dislike lowers M-, and displease raises M-: a picture of what the user does not like.
+    how: gradient ascent on the noise (ReNO, arXiv 2406.04312) or the best of so many noises.
     """
 
     module = "prefmoe.generation.rewards"
     information_in_training: ClassVar[str] = "histories and choices of seen users"
     kind: Literal["rewarded"]
     begins_with: Name = Field(description="the rater that guides; another one than generation.reward")
-    by: Literal["like", "dislike"]
+    by: Literal["like", "dislike", "displease"]
     how: Literal["gradient", "best"] = "best"
     candidates: int = Field(8, ge=1, description="noises of best, or steps of ascent")
     few_steps: int = Field(4, ge=1, description="of the sampler that the gradient goes through")

@@ -119,7 +119,7 @@ DASHES = (":", "--", "-.", (0, (8, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)))
 
 
 def _reference(label: str, labels: Sequence[str]) -> dict:
-    """How the vertical line of this label looks; that without a label, 0 for instance, is a plain thin one."""
+    """How the reference line of this label looks; that without a label, 0 for instance, is a plain thin one."""
     dashes = DASHES[[name for name in labels if name].index(label) % len(DASHES)] if label else "-"
     return {"color": MUTED, "linestyle": dashes, "linewidth": 1.2 if label else 0.9}
 
@@ -168,7 +168,8 @@ def curves(
     table: pd.DataFrame, *, x: str, series: str, title: str, caption: str, panels: str = "", lines: str = "",
     units: str = "", columns: int = 2, shared: bool = True, log: bool = False, xlabel: str = "",
     ylabel: str = "Share of questions", labels: Mapping[str, str] | None = None, markers: bool = True,
-    bars: bool = False, panel: tuple[float, float] = (3.6, 2.6),
+    bars: bool = False, levels: Mapping[str, Mapping[str, float]] | None = None,
+    panel: tuple[float, float] = (3.6, 2.6),
 ) -> Figure:  # fmt: skip
     """Values along an axis, with their intervals as bands: a line per series, panels in a grid.
 
@@ -178,6 +179,7 @@ def curves(
         units: a column, a thin line for each of its values behind the mean of all.
         columns: of panels, where lines is not given. log: doublings of x are equally wide.
         bars: in the place of bands, which cover one another where series are close; on a logarithmic axis.
+        levels: label -> panel -> where a horizontal line stands, chance for instance.
         panel: width and height of one, inches.
     """
     if table.empty:
@@ -220,14 +222,18 @@ def curves(
         if len(places) <= 8:
             axis.set_xticks(places, [f"{place:g}" for place in places])
             axis.minorticks_off()
+        for label, heights in (levels or {}).items():
+            if names[number % len(names)] in heights:
+                axis.axhline(heights[names[number % len(names)]], zorder=0.8, **_reference(label, list(levels)))
         axis.grid(axis="x", visible=False)
         style.light_grid(axis, "y")
     handles = []
     for k, (name, look) in enumerate(looks.items()):
         look = look if markers else Look(look.colour, "")
         handles.append(style.handle(texts.get(name, name).replace("\n", " "), look, line=style.dash(k)))
+    lines_at = [Line2D([], [], label=label, **_reference(label, list(levels))) for label in levels or ()]
     alt = _form(f"Line plot against {xlabel or x}", looks, [texts.get(name, name) for name in names])
-    return style.finish(figure, title, caption, legend=handles if len(handles) > 1 else (), alt=alt)
+    return style.finish(figure, title, caption, legend=[*(handles if len(handles) > 1 else ()), *lines_at], alt=alt)
 
 
 def losses(

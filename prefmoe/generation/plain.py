@@ -30,7 +30,8 @@ class Plain(Drawing, settings=PlainDrawingMethod):
             elif self.benchmark.utilities is None:
                 raise TasteError(f"{self.benchmark.root}: true tastes are not known (utilities.csv)")
             else:
-                known[user, n_ref, draw] = favourites(self.benchmark.utilities.loc[user])
+                most = (3,) if self.config.told == "three" else ()
+                known[user, n_ref, draw] = favourites(self.benchmark.utilities.loc[user], *most)
         return [known[key] for key in zip(asked["user"], asked["n_ref"], asked["draw"], strict=True)]
 
     def prompts(self, asked: pd.DataFrame) -> list[str]:

@@ -24,8 +24,8 @@ AT_ONCE = 32
 
 
 class Rewarded(Drawing, settings=RewardedMethod):
-    """Draws without a user branch, from noise that a rater has chosen: "like" (M+) is to rise, or "dislike" (M-) to
-    fall."""
+    """Draws without a user branch, from noise that a rater has chosen: "like" (M+) is to rise, "dislike" (M-) to
+    fall, or, to displease, to rise."""
 
     config: RewardedMethod
 
@@ -34,10 +34,10 @@ class Rewarded(Drawing, settings=RewardedMethod):
         self._rater = [rater]
 
     def said(self, asked: pd.DataFrame, pictures: Tensor) -> Tensor:
-        """M+, or minus M-, of every picture, (N,)."""
+        """What is to rise of every picture, (N,): M+, minus M- or M-."""
         n_ref, draw = int(asked["n_ref"].iloc[0]), int(asked["draw"].iloc[0])
         plus, minus = judged(self._rater[0], asked, pictures, n_ref=n_ref, draw=draw).unbind(-1)
-        return plus if self.config.by == "like" else -minus
+        return {"like": plus, "dislike": -minus, "displease": minus}[self.config.by]
 
     def _batch(self, own: pd.DataFrame, start: int, scale: float) -> Tensor:
         some = own.iloc[start : start + self.generation.batch_size]

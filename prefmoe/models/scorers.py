@@ -5,6 +5,7 @@ Whatever has to be chosen (strength of a penalty, number of neighbours or cluste
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -193,14 +194,12 @@ class Factors(Scorer, settings=FactorsMethod):
     def _rows(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.benchmark.trained_users)}
 
-    def _fitted(self, clusters: int) -> TasteFactors:
-        choices = self.benchmark.select("train")
-        users = [self._rows[choice.user] for choice in choices]
-        return TasteFactors(clusters, self.config.factors, self.seed).fit(users, *self._sides(choices))
-
     @cached_property
     def tried(self) -> Sequence[TasteFactors]:
-        return [self._fitted(clusters) for clusters in self.config.clusters]
+        choices = self.benchmark.select("train")
+        users, sides = [self._rows[choice.user] for choice in choices], self._sides(choices)
+        settings = product(self.config.clusters, self.config.factors)
+        return [TasteFactors(clusters, factors, self.seed).fit(users, *sides) for clusters, factors in settings]
 
     def scored(self, model: TasteFactors, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
         return model.score(self._rows.get(user), self.features(items))

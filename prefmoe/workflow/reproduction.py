@@ -57,7 +57,6 @@ EXACT = ("references", "dataset_statistics", "told_statistics", "published_inter
 
 OF_THEIR_OWN = {
     "prefmoe rank": ("ranking", "ranking_comparisons", "recommended", "recommender_trials"),
-    "low_rank.py": ("low_rank",),
 }
 """Tables that commands of their own make: where none of a command's was made, none is missing."""
 
