@@ -8,10 +8,12 @@ from functools import partial
 import loops
 import pandas as pd
 import pytest
+import small_choices
 import speed
 import torch
 from small_world import data_folder, small_edition
 from tiny_drawers import tiny_drawer
+from whole_methods import HistoryBench
 
 from prefmoe import losses
 from prefmoe.config import FIGURES, ROOT
@@ -126,6 +128,16 @@ def test_a_sparse_step_passes_over_the_batchs_users_alone():
     assert sizes[50] == sizes[5000] == 3 * 7 * 16
 
 
+def test_sessions_and_plain_sequences_have_one_loss_and_one_answer(tmp_path, monkeypatch):
+    small_choices.lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lab = HistoryBench(small_choices.small_edition(), tmp_path / "results", "Ranked")
+    shared, plain = (variant() for variant in lab.step_variants().values())
+    assert shared == pytest.approx(plain, rel=1e-4)
+    together, apart = (variant() for variant in lab.answer_variants(3).values())
+    torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-3)
+
+
 @pytest.fixture
 def tiny_edition(tmp_path, monkeypatch):
     settings = {"evaluation": {"batch_size": 4, "max_new_tokens": 1}, "training": {"steps": 1, "batch_size": 2}}
@@ -135,7 +147,13 @@ def tiny_edition(tmp_path, monkeypatch):
     (content,) = json.loads(split.read_text(encoding="utf-8"))
     content["tasks"][0]["test_idx"] = content["tasks"][0]["test_idx"][:8]  # two batches: all of them are measured alike
     split.write_text(json.dumps([content]), encoding="utf-8")
-    monkeypatch.setattr(speed, "load_edition", lambda name: edition)
+    (tmp_path / "choices").mkdir()
+    small_choices.lay_out(tmp_path / "choices")
+    shutil.copytree(tmp_path / "choices/results/small-choices", tmp_path / "small-choices", symlinks=True)
+    monkeypatch.chdir(tmp_path / "choices")
+    editions = {"small-choices": small_choices.small_edition(), "small-world": edition}
+    monkeypatch.setattr(speed, "load_edition", editions.__getitem__)
+    monkeypatch.setattr(speed, "HISTORIES", ("small-choices", "Ranked"))
     return tmp_path
 
 
@@ -158,7 +176,7 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
     assert path.name == "cpu.csv" and table["hardware"].str.contains("torch 2").all()
     assert list(dict.fromkeys(table["benchmark"])) == [
         "adapted projection", "residual terms", "drawing", "training step", "evaluation", "prompts that begin alike",
-        "ranking", "many users", "user state",
+        "ranking", "histories", "many users", "user state",
     ]  # fmt: skip
     steps = table[table["benchmark"] == "training step"]
     assert steps["setting"].nunique() == 2 and steps["variant"].nunique() == 5  # fmt: skip

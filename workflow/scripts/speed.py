@@ -17,7 +17,7 @@ import psutil
 import torch
 from growth import growth
 from loops import Variant, drawing_variants, layer_variants, loss_variants
-from whole_methods import Bench, wide_llava
+from whole_methods import Bench, HistoryBench, wide_llava
 
 from prefmoe.cli import call
 from prefmoe.config import DEFAULT_EDITION, FIGURES, RESULTS, Edition, MiniatureData, load_edition
@@ -35,6 +35,9 @@ from prefmoe.system.places import DRAWER
 
 DRAWN = 64
 """Pictures that are drawn together and one by one."""
+
+HISTORIES = ("preference-mini", "Auxiliary")
+"""The edition about choices and its rater that histories are measured with."""
 
 RANKED = 240
 """Questions that are asked together and one by one: all items for four users."""
@@ -242,6 +245,16 @@ def ranking_rows(request: Request) -> Rows:
     yield f"{request.about}, {RANKED} questions{timed}", rows
 
 
+def history_rows(request: Request) -> Rows:
+    clock, timed = request.work
+    edition, method = load_edition(HISTORIES[0]), HISTORIES[1]
+    lab = HistoryBench(edition, request.results, method)
+    about = f"{edition.name}, {edition.backbones[0]}, histories of {edition.histories.n_ref}"
+    made = {"a training step": lab.step_variants(), "test choices of 8 users": lab.answer_variants()}
+    for what, variants in made.items():
+        yield f"{about}, {what}{timed}", measure(variants, request.device, seconds=request.seconds, clock=clock)
+
+
 def growth_rows(request: Request) -> Rows:
     yield request.about, growth(request.lab.workbench.method(request.lab.prefmoe, seed=0), request.users)
 
@@ -258,7 +271,7 @@ def user_state_rows(request: Request) -> Rows:
 BENCHMARKS: Mapping[str, Callable[[Request], Rows]] = {
     "adapted projection": projection_rows, "residual terms": residual_rows, "drawing": drawing_rows,
     "training step": step_rows, "evaluation": evaluation_rows, "prompts that begin alike": beginning_rows,
-    "ranking": ranking_rows, "many users": growth_rows, "user state": user_state_rows,
+    "ranking": ranking_rows, "histories": history_rows, "many users": growth_rows, "user state": user_state_rows,
 }  # fmt: skip
 """What can be measured, in the order of the table."""
 

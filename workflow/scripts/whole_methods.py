@@ -2,16 +2,23 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
 from loops import Variant
+from torch import Tensor
 
+from prefmoe.backbones.histories import HistoryBatch
 from prefmoe.config import Edition, LoRAMethod, PrefMoEMethod, UserLoRAMethod
 from prefmoe.config.registry import find_backbone
+from prefmoe.losses import pairwise_preference
 from prefmoe.models.base import Method
 from prefmoe.models.moe_lora import Ranks
+from prefmoe.models.raters import Rater
+from prefmoe.running.choices import ChoiceWorkbench, session
 from prefmoe.running.evaluation import evaluate
 from prefmoe.running.ranking import item_pictures, questions
 from prefmoe.running.runs import Workbench
@@ -147,3 +154,75 @@ class Bench:
             for name, method in built.items()
             for how, made in (("together", together), ("one by one", single))
         }
+
+
+class HistoryBench:
+    """A rater on an edition about choices: a session per user, where what its targets share is computed once, and the
+    plain way, a sequence of its own for every target.
+
+    Args:
+        method: of the edition, in what its tower learns, so that pictures are looked at anew in each step.
+    """
+
+    def __init__(self, edition: Edition, folder: Path, method: str) -> None:
+        self.edition = edition
+        self.workbench = ChoiceWorkbench(edition, edition.backbones[0], results=folder)
+        self.method = edition.methods[method].model_copy(update={"vision": True})
+
+    def _sessions(self, rater: Rater, split: str, users: int, choices: int) -> list:
+        """Sessions of the first users of a split, with so many choices each."""
+        by_user = list(rater.benchmark.by_user(split).values())[:users]
+        n_ref = self.edition.histories.n_ref
+        return [session(rater.benchmark, own[:choices], n_ref=n_ref, draw=0, pairs=True) for own in by_user]
+
+    def step_variants(self) -> dict[str, Variant]:
+        """Losses and their gradients of one of the edition's batches of training choices; each returns its loss."""
+        rater = self.workbench.method(self.method, seed=0).train()
+        targets = self.edition.histories.targets
+        sessions = self._sessions(rater, "train", self.edition.training.batch_size // targets, targets)
+        shared, apart = rater.collate(sessions), in_plain_sequences(rater.collator(single(sessions)))
+
+        def of_sessions() -> Tensor:
+            return sum(rater.training_losses(shared).values())
+
+        def of_sequences() -> Tensor:
+            liked, disliked = rater.rate(apart)[:, 0].float().view(-1, 2, 2).unbind(1)
+            return sum(pairwise_preference(liked[:, 0], disliked[:, 0], liked[:, 1], disliked[:, 1]))
+
+        def step(loss: Callable[[], Tensor]) -> Variant:
+            def run() -> float:
+                total = loss()
+                total.backward()
+                rater.zero_grad(set_to_none=True)
+                return float(total.detach())
+
+            return run
+
+        return {"shared": step(of_sessions), "a sequence for each target": step(of_sequences)}
+
+    def answer_variants(self, users: int = 8) -> dict[str, Variant]:
+        """Ratings of the test choices of some users, (targets, 2): a session per user, and one target at a time."""
+        rater = self.workbench.method(self.method, seed=0).eval()
+        sessions = self._sessions(rater, "test", users, 100)
+        shared, apart = rater.collator(sessions), [rater.collator([one]) for one in single(sessions)]
+
+        @torch.inference_mode()
+        def together() -> Tensor:
+            return rater.rate(shared)[shared.target >= 0]
+
+        @torch.inference_mode()
+        def one_by_one() -> Tensor:
+            return torch.cat([rater.rate(batch)[0] for batch in apart])
+
+        return {"shared": together, "one by one": one_by_one}
+
+
+def single(sessions: list) -> list:
+    """A session of its own for each target."""
+    return [replace(one, targets=(target,)) for one in sessions for target in one.targets]
+
+
+def in_plain_sequences(batch: HistoryBatch) -> HistoryBatch:
+    """The batch with each picture looked at wherever it is shown."""
+    shown = tuple(batch.files[slot] for slot in batch.slots)
+    return replace(batch, files=shown, slots=torch.arange(len(shown)))
