@@ -37,6 +37,9 @@ def liked(t: Tables) -> list[str]:
     holds(not any(map(told_apart, (prompts, pairs, worth, whole))), "no part is told apart from nothing")
     crowd, reader = t.choices("Population's choice", n_ref=0), t.choices("Ideal reader of the history")
     told = "told apart" if told_apart(viper) else "not told apart"
+    linear = against("Low rank")
+    reads = [t.choices(f"Low rank{how}", "seen", n) for how, n in (("", 8), (", learned", 0))]
+    holds(linear["difference"] < 0 and not told_apart(linear), "a linear reader is ahead, not told apart")
     return [
         f"After eight choices the complete method names the liked of two pictures in {dot(seen)} of the cases of "
         f"users who were trained "
@@ -44,7 +47,10 @@ def liked(t: Tables) -> list[str]:
         f"That is not told apart from learning by choices alone: {around(whole, 3, 'difference')}. Nor is any part "
         f"from the row before it: prompts {around(prompts, 3, 'difference')}, losses of pairs "
         f"{around(pairs, 3, 'difference')}, prototypes {around(worth, 3, 'difference')}.",
-        f"The nearest rival (ViPer-like) is {around(viper, 3, 'difference')} behind, {told} after correction.",
+        f"ViPer-like is {around(viper, 3, 'difference')} behind, {told} after correction. A linear reader of the same "
+        f"history and pictures (low rank) is not told apart: the complete method minus it is "
+        f"{around(linear, 3, 'difference')}. Of seen users it names {dot(reads[0])}, and {dot(reads[1])} where it has "
+        "learned them from their training choices.",
     ]
 
 
@@ -56,10 +62,17 @@ def prototypes(t: Tables) -> list[str]:
     between, by_chance = t.printed("20", variance)
     holds(float(between) > float(by_chance) and int(share) > int(chance), "users differ a little")
     holds(attention < 0.05, "prototypes get little attention")
+    random = t.rows("preference-mini/random_prototypes")
+    least, most = random["learned_minus"].min(), random["learned_minus"].max()
+    holds(random["low"].max() < 0.01 and most < 0.01, "learned prototypes hardly answer better than random ones")
     return [
         f"In the layer that gives them most, prototypes get {100 * attention:.1f} % of a target picture's attention. "
         f"Of its variance {dot(float(between))} lies between users, where {dot(float(by_chance))} would if users did "
         "not matter.",
+        f"Random vectors of the same sizes in their place get {100 * random['attention'].min():.1f} to "
+        f"{100 * random['attention'].max():.1f} %, of whose variance {dot(random['between_users'].min())} to "
+        f"{dot(random['between_users'].max())} lies between users; the learned ones name the liked picture "
+        f"{dot(least, 3)} to {dot(most, 3)} more often than those.",
         f"The mere order of a history decides against the majority in {100 * changes:.1f} % of the readings.",
         f"Of a liked target's ten nearest neighbours {share} % are the same user's, by chance {chance} %: a "
         f"trace, not a map of tastes.",
@@ -72,11 +85,16 @@ def history(t: Tables) -> list[str]:
     near, far = (t.choices("Neighbours in the history", n_ref=n) for n in (1, 8))
     holds(0 < eight - one < last - first, "the model gains less than the ideal reader")
     holds(far - near > eight - one, "neighbours gain more from a lower start")
+    gain = t.row("preference-mini/more_history", method="Prototypes", users="all")
+    every = t.rows("preference-mini/more_history", users="all")
+    holds(told_apart(every).all() and (every["low"] > 0).all(), "whoever reads a history gains by a longer one")
     gaps = [t.row("preference-mini/table2", method="Prototypes", n_ref=n) for n in (1, 8)]
     holds(all(gap["low"] < 0 < gap["high"] for gap in gaps), "seen and unseen users are not told apart")
     return [
         f"From one choice of history to eight the complete method rises from {dot(one)} to {dot(eight)} over all "
         f"users, an ideal reader from {dot(first)} to {dot(last)}: it reads its history, and less well than could be.",
+        f"On the same choices that is {around(gain, 3, 'difference')}; every row that reads a history is told "
+        "apart from itself after one choice.",
         f"Neighbours in the history, which learn nothing, rise from {dot(near)} to {dot(far)}.",
         f"Unseen minus seen users is {around(gaps[0], 3, 'difference')} after one choice and "
         f"{around(gaps[1], 3, 'difference')} after eight: not told apart.",
