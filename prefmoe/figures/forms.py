@@ -263,7 +263,7 @@ def losses(
     panels = {"series": "method", "panels": "term", "columns": 4, "shared": False, "panel": (2.3, 1.8)}
     figure = curves(
         table, x="step", units="seed", markers=False, labels=names, xlabel="Step", ylabel="Weighted loss",
-        caption=f"{', '.join(logs)}. Running mean over {window} steps; {drawn}.{scale}",
+        caption=f"{f'{next(iter(logs))}. ' if len(logs) == 1 else ''}Running mean over {window} steps; {drawn}.{scale}",
         title=f"Loss of the {names[about]}, from the first to the last tenth of the steps: {'; '.join(fall)}",
         **({"series": "term", "panel": (7.0, 3.2)} if together else panels),
     )  # fmt: skip

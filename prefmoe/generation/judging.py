@@ -17,6 +17,9 @@ from prefmoe.running.choices import told
 USERS = 8
 """Users whose pictures are judged at once."""
 
+AT_ONCE = 64
+"""Pictures that are looked at together."""
+
 
 def picture_inputs(backbone: Backbone, pictures: Tensor) -> dict[str, Tensor]:
     """Pictures (N, 3, S, S) in [0, 1] as the backbone's image processor would prepare them: enlarged or reduced
@@ -43,7 +46,7 @@ def judged(rater: Rater, asked: pd.DataFrame, pictures: Tensor, *, n_ref: int, d
     rater.eval()
     users = list(asked.reset_index(drop=True).groupby("user", sort=True).indices.items())
     rater.look_at(shown_pictures(rater.benchmark, {user for user, _ in users}))
-    found, order = [], []
+    seen, found, order = _look(rater, pictures), [], []
     for start in range(0, len(users), USERS):
         some = users[start : start + USERS]
         sessions = [
@@ -54,7 +57,7 @@ def judged(rater: Rater, asked: pd.DataFrame, pictures: Tensor, *, n_ref: int, d
             for user, rows in some
         ]
         batch = rater.collator(sessions).to(rater.backbone.device)
-        features = _features(rater, batch, pictures)
+        features = _features(rater, batch, seen)
         with rater.context(batch):
             hidden = hidden_states(rater.backbone, batch, features=features)
         logits = label_logits(rater.backbone, hidden, batch.target).float()
@@ -64,11 +67,20 @@ def judged(rater: Rater, asked: pd.DataFrame, pictures: Tensor, *, n_ref: int, d
     return torch.cat(found)[torch.tensor(order).argsort()]
 
 
-def _features(rater: Rater, batch: HistoryBatch, pictures: Tensor) -> Tensor:
-    """What the language model sees of a batch's pictures, (U, L, H): of files as noted, of tensors computed here."""
+def _look(rater: Rater, pictures: Tensor) -> Tensor:
+    """What the language model sees of tensors, (N, L, H); of equal ones once, where no gradient is asked for."""
+    rows, back = pictures, torch.arange(len(pictures))
+    if not pictures.requires_grad:
+        rows, back = torch.unique(pictures, dim=0, return_inverse=True)
+    backbone, parts = rater.backbone, rows.split(AT_ONCE)
+    seen = [picture_features(backbone, picture_inputs(backbone, some.to(backbone.device))) for some in parts]
+    return torch.cat(seen)[back.to(backbone.device)]
+
+
+def _features(rater: Rater, batch: HistoryBatch, looked: Tensor) -> Tensor:
+    """What the language model sees of a batch's pictures, (U, L, H): of files as noted, of tensors as looked at."""
     drawn = [file.parent.name == "drawn" and not file.is_absolute() for file in batch.files]
-    numbers = torch.tensor([int(file.name) for file, own in zip(batch.files, drawn, strict=True) if own])
-    seen = picture_features(rater.backbone, picture_inputs(rater.backbone, pictures[numbers].to(rater.backbone.device)))
+    seen = looked[[int(file.name) for file, own in zip(batch.files, drawn, strict=True) if own]]
     with torch.no_grad():
         noted = rater.features([file for file, own in zip(batch.files, drawn, strict=True) if not own]).to(seen)
     mask = torch.tensor(drawn)

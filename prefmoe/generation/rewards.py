@@ -14,6 +14,7 @@ from prefmoe.config import RewardedMethod
 from prefmoe.generation.drawing import Drawing, noise_seeds
 from prefmoe.generation.judging import judged
 from prefmoe.generation.sampling import drawn, noise_of, sample
+from prefmoe.models.lora import merged_lora
 from prefmoe.models.raters import Rater
 
 NEXT = 10**6
@@ -58,7 +59,8 @@ class Rewarded(Drawing, settings=RewardedMethod):
         every = pd.concat(self.config.candidates * [asked], ignore_index=True)
         others = [seed + NEXT * number for number in range(self.config.candidates) for seed in seeds]
         tried = self._sample(every, noise_of(self.drawer, others))
-        best = self.said(every, tried).view(-1, len(seeds)).argmax(0)
+        with merged_lora(self._rater[0].model):
+            best = self.said(every, tried).view(-1, len(seeds)).argmax(0)
         return tried.cpu()[best.cpu() * len(seeds) + torch.arange(len(seeds))]
 
     @torch.inference_mode(False)
