@@ -18,6 +18,7 @@ from prefmoe.analysis.answers import TableError
 from prefmoe.config import Edition, load_edition, run_folder
 from prefmoe.data.choice_drawing import ATTRIBUTES
 from prefmoe.data.choice_tastes import favourites
+from prefmoe.generation import judging
 from prefmoe.generation.drawer import DrawerError
 from prefmoe.generation.drawing import check_prompts, noise_seeds, requests
 from prefmoe.generation.judging import judged, picture_inputs
@@ -173,6 +174,17 @@ def test_gradients_reach_every_picture_and_no_other():
     said = judged(one, asked_of(USERS[:2]), pictures, n_ref=3, draw=0)
     (gradient,) = torch.autograd.grad(said[2, 0], pictures)
     assert gradient[2].abs().sum() > 0 and gradient[[0, 1, 3]].abs().sum() == 0
+
+
+def test_equal_pictures_are_looked_at_once_and_judged_as_if_each_were_alone(monkeypatch):
+    one, asked = method("Ranked").eval(), asked_of(USERS[:3])
+    pictures = some_pictures(2)[[0, 1, 1, 0, 1, 0]]
+    alone = [judged(one, asked.iloc[[k]], pictures[[k]], n_ref=3, draw=0)[0] for k in range(len(asked))]
+    looked, look = [], judging.picture_features
+    monkeypatch.setattr(judging, "picture_features", lambda *of: looked.append(look(*of)) or looked[-1])
+    found = judged(one, asked, pictures, n_ref=3, draw=0)
+    torch.testing.assert_close(found, torch.stack(alone), rtol=1e-4, atol=1e-4)
+    assert [len(some) for some in looked] == [2]
 
 
 def test_nan_pictures_are_refused_and_named():

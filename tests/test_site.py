@@ -269,8 +269,17 @@ def test_every_notebook_stands_once_in_the_contents_under_the_page_that_leads_to
     }
     assert sorted(number for found in parts.values() for number in found) == numbers
     for page, captions in {"results": ["Results", "Appendices"], "other_papers": ["The other papers"]}.items():
-        led = set(re.findall(r"\(notebooks/(\d\d)_", (ROOT / f"site/{page}.md").read_text(encoding="utf-8")))
+        led = set(re.findall(r"\(\.\./notebooks/(\d\d)_", (ROOT / f"site/{page}.md").read_text(encoding="utf-8")))
         assert led == {number for caption in captions for number in parts[caption]}, page
+
+
+def test_links_of_the_site_s_pages_lead_somewhere_in_the_repository_too():
+    """They stand one folder lower there: whoever came from README to the course found no unit."""
+    for page in sorted((ROOT / "site").glob("*.md")):
+        links = re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+        made = ("explorer/", "slides/", "prefmoe-site.zip")  # of the book alone
+        gone = [link for link in links if not link.startswith(made) and not (page.parent / link).exists()]
+        assert not gone, (page.name, gone)
 
 
 def test_notebooks_are_opened_elsewhere_from_the_repository_that_the_book_is_built_for(book):
@@ -314,7 +323,7 @@ def clone(tmp_path) -> Path:
     (folder / "site/_static").mkdir()
     for name in ("conf.py", "_static/book.css", "_static/book.js"):
         (folder / "site" / name).write_bytes((ROOT / "site" / name).read_bytes())
-    start = "# Start\n\n[a page](docs/there.md), $1 + 1$\n\n```{toctree}\ndocs/there\n```\n"
+    start = "# Start\n\n[a page](../docs/there.md), $1 + 1$\n\n```{toctree}\ndocs/there\n```\n"
     (folder / "site/index.md").write_text(start)
     (folder / "docs").mkdir()
     (folder / "docs/there.md").write_text("# There\n")

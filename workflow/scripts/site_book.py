@@ -5,7 +5,6 @@ go into html/slides/, and the whole book once more into one zip.
 """
 
 import argparse
-import filecmp
 import importlib.util
 import shutil
 import sys
@@ -18,7 +17,8 @@ import site_zip
 from prefmoe.config import RESULTS, ROOT
 
 PARTS = {"site": ".", "notebooks": "notebooks", "course": "course", "docs": "docs", "figures/mini": "figures/mini"}
-"""Folders of the clone, and where their files stand in the book: links between them stay as they are."""
+"""Folders of the clone, and where their files stand in the book: links between them stay as they are, but for those of
+site/, whose pages stand one folder higher."""
 
 SLIDES = Path("site/slides")
 APART = (explorer_page.SOURCE, SLIDES)
@@ -47,9 +47,12 @@ def assemble(folder: Path, clone: Path = ROOT) -> Path:
     for path, place in sources(clone):
         target = folder / place
         wanted.add(target)
-        if not (target.is_file() and filecmp.cmp(path, target, shallow=False)):
+        content = path.read_bytes()
+        if path.parent == clone / "site" and path.suffix == ".md":
+            content = content.replace(b"](../", b"](")
+        if not (target.is_file() and target.read_bytes() == content):
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            target.write_bytes(content)
     for path in folder.rglob("*"):
         if path.is_file() and path not in wanted:
             path.unlink()
