@@ -114,6 +114,7 @@ def pictures(t: Tables) -> list[str]:
     told = {c: main(t, c, "faithful", "unseen") for c in unseen}
     ceiling = [main(t, three, measure, "unseen") for measure in ("liked", "faithful")]
     holds(ceiling[1]["value"] > told[favourites]["value"], "told less, the drawer keeps more of the prompt")
+    all_told = dot(told[favourites]["value"])
     gain, over_all = (minus(t, NOBODY, "liked", users) for users in ("unseen", "all"))
     holds(gain["low"] > 0 and not told_apart(gain), "for unseen users by the interval alone")
     holds(told_apart(over_all) and over_all["low"] > 0, "over all users pictures are drawn for users")
@@ -130,9 +131,9 @@ def pictures(t: Tables) -> list[str]:
         f"{around(unseen[NOBODY])}, a difference of {around(gain, 3, 'difference')}: above 0 by the interval, "
         f"not after Holm's correction (p = {dot(gain['p_users_holm'])}), and told apart over all users, "
         f"{around(over_all, 3, 'difference')}; with the true favourites in the prompt {around(unseen[favourites])}.",
-        f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in "
-        f"{dot(told[favourites]['value'])} with the favourites in the prompt ({dot(ceiling[1]['value'])} with the "
-        f"three that liked counts, {dot(ceiling[0]['value'])} of them drawn), beside {dot(told[NOBODY]['value'])} of the "
+        f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in {all_told} with the "
+        f"favourites in the prompt ({dot(ceiling[1]['value'])} with the three that liked counts, "
+        f"{dot(ceiling[0]['value'])} of them drawn), beside {dot(told[NOBODY]['value'])} of the "
         f"{int(told[NOBODY]['n'])} pictures without a user, too few to know how often it is right.",
         f"Words read off the history and written into the prompt are not told apart from the branch in what is liked, "
         f"{around(words)}; the branch keeps {around(more, 3, 'difference')} more of the prompt, by the "
