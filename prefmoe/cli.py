@@ -215,7 +215,7 @@ def _ask(options: argparse.Namespace) -> None:
 
 def _mmpb(options: argparse.Namespace) -> None:
     from prefmoe.analysis.answers import read_runs
-    from prefmoe.analysis.mmpb_tables import as_printed, attributes_table
+    from prefmoe.analysis.mmpb_tables import DIFFERENCES, as_printed, attributes_table, differences_table
     from prefmoe.analysis.tables import write_csv
     from prefmoe.config import RESULTS
     from prefmoe.data.sources import load_benchmark
@@ -233,11 +233,17 @@ def _mmpb(options: argparse.Namespace) -> None:
     if options.check:
         print(f"{edition.backbones[0]} can be asked: {', '.join(edition.methods)}")
         return
-    table = attributes_table(load_benchmark(edition), read_runs(edition, RESULTS, *edition.evaluation.splits))
+    answers = read_runs(edition, RESULTS, *edition.evaluation.splits)
+    table, paired = attributes_table(load_benchmark(edition), answers), differences_table(answers)
     print(as_printed(table))
     for folder in folders:
         print(folder)
-    print(write_csv(table, RESULTS / edition.name / "mmpb" / f"{edition.backbones[0]}-{'-'.join(edition.methods)}.csv"))
+    name = f"{edition.backbones[0]}-{'-'.join(edition.methods)}"
+    print(write_csv(table, RESULTS / edition.name / "mmpb" / f"{name}.csv"))
+    if len(paired):
+        shown = paired[paired["category"] != "all"].drop(columns=["information", "baseline_information"])
+        print(shown.round(3).to_string(index=False))
+        print(write_csv(paired, RESULTS / edition.name / "mmpb" / f"{name}{DIFFERENCES}.csv"))
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from any_models import UNKNOWN, folder_of, wordy
 from small_world import lay_out, model_folder, small_benchmark, small_edition
 
 from prefmoe.analysis.answers import read_runs
-from prefmoe.analysis.mmpb_tables import TASKS, as_printed, attributes_table
+from prefmoe.analysis.mmpb_tables import TASKS, as_printed, attributes_table, differences_table
 from prefmoe.backbones import whole
 from prefmoe.backbones.conversations import encode
 from prefmoe.backbones.loading import load_backbone
@@ -232,6 +232,30 @@ def test_the_table_by_task_and_attribute_is_that_of_a_plain_count(tmp_path):
     assert change["change"] == pytest.approx(hits[1] - hits[0])
     assert (table["low"].isna() | (table["low"] <= table["value"])).all()
     assert "answers unread" in as_printed(table)
+
+
+def test_differences_between_conditions_are_of_the_same_questions(tmp_path):
+    lay_out(tmp_path)
+    used, folders = mmpb.run(
+        folder_of("gemma3"), edition=small_edition("any"), results=tmp_path / "results", turns=(0, 1), splits=("test",),
+        conditions=["text", "blind", "pictures"],
+    )  # fmt: skip
+    answers = read_runs(used, tmp_path / "results", "test")
+    table = differences_table(answers, permutations=199)
+    assert len(table) == 2 * 2 * 3 and set(table["baseline"]) == {"Text"}
+    assert (table["low"] <= table["difference"]).all() and (table["difference"] <= table["high"]).all()
+    keys = ["index", "turns"]
+    files = [folder / "predictions.parquet" for folder in folders[:2]]
+    text, blind = (pd.read_parquet(file).set_index(keys)["prediction"] for file in files)
+    same = text.eq(blind.reindex(text.index)).groupby("turns").all()
+    for turns, row in table[(table["method"] == "Blind") & (table["category"] == "all")].set_index("turns").iterrows():
+        of = {one.method: one for one in answers if one.turns == turns}
+        expected = of["Blind"].right[:, 0, 0].mean() - of["Text"].right[:, 0, 0].mean()
+        assert row["difference"] == pytest.approx(expected) and (not same[turns] or row["difference"] == 0)
+    family = table.groupby(["turns", "category"])
+    assert (family["p_users_holm"].max() >= family["p_users"].max() - 1e-9).all()
+    fewer = [one for one in answers if one.turns == 0 or one.method == "Text"]
+    assert set(differences_table(fewer, permutations=99)["turns"]) == {0}
 
 
 def test_the_page_s_script_asks_and_reads_what_was_answered(tmp_path, monkeypatch):

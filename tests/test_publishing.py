@@ -113,7 +113,12 @@ def test_tables_of_any_model_are_one_for_an_edition_and_say_nothing_twice(clone)
     )  # fmt: skip
     for name, some in (("m-text", rows[rows["method"] == "Text"]), ("m-switches", rows[rows["turns"] == 0])):
         tables.write_csv(some, clone / "results/mini/mmpb" / f"{name}.csv")
+    about = {"method": "Blind", "baseline": "Text", "backbone": "m", "split": "test", "turns": 0, "category": "all"}
+    for name in ("m-switches", "m-text-blind"):
+        paired = pd.DataFrame([about | {"difference": -0.2}])
+        tables.write_csv(paired, clone / "results/mini/mmpb" / f"{name}-differences.csv")
     written = publish.publish(publish.ANY_VLM, root=clone)
+    assert tables.read_table(clone / "figures/any_vlm/mini-differences.csv")["difference"].tolist() == [-0.2]
     assert clone / "figures/any_vlm/mini.csv" in written and not (clone / "figures/any_vlm/sample.csv").exists()
     whole = tables.read_table(clone / "figures/any_vlm/mini.csv")
     assert len(whole) == len(rows)

@@ -22,6 +22,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
+DIFFERENCES = "-differences"
+"""What the names of files with `differences_table` end in."""
+
+DIFFERENCE_COLUMNS = (
+    "method", "baseline", "backbone", "split", "turns", "information", "baseline_information", "category",
+    "difference", "low", "high", "n", "p_users", "p_users_holm",
+)  # fmt: skip
+
+
 def attributes_table(benchmark: Benchmark, answers: Sequence[Answers]) -> pd.DataFrame:
     """Accuracy of every category, attribute and task type, each also "all", with intervals that resample users.
 
@@ -84,6 +93,33 @@ def _estimate(entry: Answers, inside: NDArray, before: Answers | None) -> dict[s
         "unread": entry.unread[inside].mean(axis=1).sum(), "change": change, "change_low": change_low,
         "change_high": change_high,
     }  # fmt: skip
+
+
+def differences_table(answers: Sequence[Answers], *, permutations: int = 9999) -> pd.DataFrame:
+    """Each condition's accuracy minus the first one's, in the same questions after as many turns: `DIFFERENCE_COLUMNS`.
+
+    Intervals resample users, in the test they exchange the two conditions' answers; Holm's correction is over the
+    conditions, for each backbone, split, number of turns and category. Questions that one condition was not asked
+    make no row.
+    """
+    rows, models = [], [entry for entry in answers if entry.type != REFERENCE]
+    for entry in models:
+        where = (entry.backbone, entry.split, entry.turns)
+        first = next(one for one in models if (one.backbone, one.split, one.turns) == where)
+        if entry is first or not np.array_equal(first.index, entry.index):
+            continue
+        difference = (entry.right[:, :, 0] - first.right[:, :, 0]).mean(axis=1)
+        about = {"baseline": first.method, "baseline_information": first.information, "split": entry.split}
+        category = entry.frames[0]["category"].to_numpy(dtype=object)
+        for name in ("all", "recognition", "preference"):
+            inside = (category == name) | (name == "all")
+            if inside.any():
+                users = entry.users[inside]
+                paired = statistics.paired_difference(difference[inside], users, permutations=permutations)
+                rows.append({**entry.where(), **about, "category": name, **paired})
+    table = pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
+    family = table.groupby(["backbone", "split", "turns", "category"])["p_users"]
+    return table.assign(p_users_holm=family.transform(lambda p: statistics.holm(p.to_numpy())))
 
 
 def as_printed(table: pd.DataFrame) -> str:

@@ -9,6 +9,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,7 @@ from pages import PAGES, with_tables
 from slides import update as update_slides
 
 from prefmoe.analysis import tables
+from prefmoe.analysis.mmpb_tables import DIFFERENCES
 from prefmoe.cli import call
 from prefmoe.config import CONFIG_FOLDER, FIGURES, RESULTS, ROOT, Edition, load_edition
 from prefmoe.config.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
@@ -115,17 +117,20 @@ def _too_few_seeds(edition: Edition, path: Path) -> str:
 
 
 def publish_any_vlm(results: Path, folder: Path, editions: Sequence[str] = ("mini", "sample")) -> list[Path]:
-    """Puts the tables of all `prefmoe mmpb` on an edition's questions into one, <folder>/<edition>.csv, what several of
-    them say once, conditions in the order of edition mmpb; the files. Raises OutputError without any."""
+    """Puts the tables of all `prefmoe mmpb` on an edition's questions into one, <folder>/<edition>.csv, and their
+    differences into <edition>-differences.csv: what several of them say once, conditions in the order of edition mmpb;
+    the files. Raises OutputError without any."""
     order, written = {one.label: place for place, one in enumerate(load_edition("mmpb").methods.values())}, []
-    for edition in editions:
-        parts = [tables.read_table(path) for path in sorted((results / edition / "mmpb").glob("*.csv"))]
+    every = ("method", "baseline", "backbone", "split", "turns", "category", "attribute", "task")
+    for edition, kind in product(editions, ("", DIFFERENCES)):
+        paths = sorted((results / edition / "mmpb").glob("*.csv"))
+        parts = [tables.read_table(path) for path in paths if path.stem.endswith(DIFFERENCES) == bool(kind)]
         if parts:
-            keys = ["method", "backbone", "split", "turns", "category", "attribute", "task"]
-            whole = pd.concat(parts).drop_duplicates(keys)
+            whole = pd.concat(parts)
+            whole = whole.drop_duplicates([key for key in every if key in whole])
             places = {"model": pd.factorize(whole["backbone"])[0], "place": whole["method"].map(order)}
             whole = whole.assign(**places).sort_values(list(places), kind="stable").drop(columns=list(places))
-            written.append(tables.write_csv(whole, folder / f"{edition}.csv"))
+            written.append(tables.write_csv(whole, folder / f"{edition}{kind}.csv"))
     if not written:
         raise OutputError(f"there are no tables of `prefmoe mmpb` under {results} for {' or '.join(editions)}")
     return written
