@@ -217,6 +217,18 @@ def test_features_are_of_no_training_and_tell_pictures_apart():
     assert (found[0] - found[1]).abs().max() > 1e-3
 
 
+def test_words_are_those_of_the_true_attributes_or_of_what_a_reader_sees_and_three_are_what_is_measured(monkeypatch):
+    asked = asked_of(USERS, n_ref=3)
+    true, read, three, every = (plain(told=how) for how in ("history", "read", "three", "favourites"))
+    read.see_with(load_reader())
+    pairs = list(zip(true.told(asked), read.told(asked), strict=True))
+    assert np.mean([one == other for one, other in pairs]) > 0.7, "the shipped reader is right about nearly everything"
+    monkeypatch.setattr(Plain, "_read", lambda self, asked: benchmark().attributes)
+    assert read.prompts(asked) == true.prompts(asked)
+    for few, whole in zip(three.told(asked), every.told(asked), strict=True):
+        assert len(few) == 3 and list(few.items()) == list(whole.items())[:3]
+
+
 # --- guidance by a rater
 
 

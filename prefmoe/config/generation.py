@@ -74,28 +74,29 @@ class PlainDrawingMethod(DrawingMethod):
     """The drawer as it is; the user is told in words, or not at all. Or drawings that nobody generated.
 
     told: nobody; the true favourites of all attributes, or of the three that matter most (what `liked` counts: the
-    ceiling); words that the history's liked pictures share.
+    ceiling); words that the history's liked pictures share, by the true attributes, or as the attribute reader sees
+    them.
     """
 
     module = "prefmoe.generation.plain"
     information_in_training: ClassVar[str] = "nothing"
     kind: Literal["drawer", "drawings"]
-    told: Literal["nobody", "favourites", "three", "history"] = "nobody"
+    told: Literal["nobody", "favourites", "three", "history", "read"] = "nobody"
 
     @property
     def reads_history(self) -> bool:
-        return self.told == "history"
+        return self.told in ("history", "read")
 
     @model_validator(mode="after")
     def _drawn(self) -> PlainDrawingMethod:
-        if self.kind == "drawings" and self.told == "history":
+        if self.kind == "drawings" and self.reads_history:
             raise ValueError("drawings are of random attributes (nobody) or of the users' favourites")
         return self
 
     @property
     def information(self) -> str:
         shown = {"nobody": "nothing", "favourites": "the true tastes", "three": "three true favourites"}
-        return {**shown, "history": "words of the history"}[self.told]
+        return {**shown, "history": "words of the history", "read": "history of rated pictures"}[self.told]
 
 
 class UserTokensMethod(DrawingMethod):

@@ -14,20 +14,25 @@ class TasteError(ValueError):
     """Choices that cannot tell of a taste: none at all, or of pictures whose attributes nobody knows."""
 
 
-def excess(benchmark: ChoiceBenchmark, choices: Sequence[Choice]) -> pd.Series:
+def excess(
+    benchmark: ChoiceBenchmark, choices: Sequence[Choice], attributes: pd.DataFrame | None = None
+) -> pd.Series:
     """How much more often liked pictures have each value of an open attribute than disliked ones: (attribute, value).
 
     In standard deviations of what would be seen if the two did not differ: with n choices and k values, liked minus
     disliked pictures over sqrt(2 n p (1 - p)), p = 1 / k.
 
-    Raises TasteError if there is no choice, or the benchmark does not know its pictures' attributes.
+    ``attributes``: what somebody has read off the pictures, in the place of what the benchmark knows of them.
+
+    Raises TasteError if there is no choice, or nobody knows the pictures' attributes.
     """
     if not choices:
         raise TasteError("a user without liked pictures: expected at least one choice")
-    if benchmark.attributes is None:
+    known = benchmark.attributes if attributes is None else attributes
+    if known is None:
         raise TasteError(f"{benchmark.root}: attributes of the pictures are not known (attributes.csv)")
     liked, disliked = (
-        benchmark.attributes.loc[[benchmark.relative(picture) for picture in some]]
+        known.loc[[benchmark.relative(picture) for picture in some]]
         for some in ([c.liked for c in choices], [c.disliked for c in choices])
     )
     found = {}

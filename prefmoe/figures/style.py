@@ -122,6 +122,7 @@ DRAWERS = {
     "Favourites in the prompt": Look(INK, "^"),
     "Three favourites in the prompt": Look(INK, "v"),
     "Words of the history in the prompt": Look("#7B3294", "h"),
+    "Words read off the history": Look("#9C4FB5", "H"),
     "e_img (IP-Adapter)": Look("#2A9C74", "X"),
     "e_sem, MMD": Look("#0072B2", "^"),
     "e_core": Look("#2E8BC9", "v"),

@@ -10,6 +10,8 @@ from prefmoe.data.choice_drawing import content_of, draw_choice_picture, random_
 from prefmoe.data.choice_tastes import TasteError, excess, favourites, words
 from prefmoe.generation.captions import caption, reduced
 from prefmoe.generation.drawing import Drawing
+from prefmoe.generation.pictures import small_pictures
+from prefmoe.generation.reader import AttributeReader
 
 
 class Plain(Drawing, settings=PlainDrawingMethod):
@@ -22,10 +24,11 @@ class Plain(Drawing, settings=PlainDrawingMethod):
         tastes, or of pictures, that nobody knows."""
         if self.config.told == "nobody":
             return [{} for _ in range(len(asked))]
-        known = {}
+        known: dict[tuple, dict[str, str]] = {}
+        read = self._read(asked) if self.config.told == "read" else None
         for user, n_ref, draw in set(zip(asked["user"], asked["n_ref"], asked["draw"], strict=True)):
-            if self.config.told == "history":
-                found = excess(self.benchmark, self.benchmark.history(user, n_ref, draw))
+            if self.config.reads_history:
+                found = excess(self.benchmark, self.benchmark.history(user, n_ref, draw), read)
                 known[user, n_ref, draw] = words(found, 3)
             elif self.benchmark.utilities is None:
                 raise TasteError(f"{self.benchmark.root}: true tastes are not known (utilities.csv)")
@@ -33,6 +36,18 @@ class Plain(Drawing, settings=PlainDrawingMethod):
                 most = (3,) if self.config.told == "three" else ()
                 known[user, n_ref, draw] = favourites(self.benchmark.utilities.loc[user], *most)
         return [known[key] for key in zip(asked["user"], asked["n_ref"], asked["draw"], strict=True)]
+
+    def see_with(self, reader: AttributeReader) -> None:
+        """Takes what reads attributes off pictures; its weights are not this method's."""
+        self._reader = [reader]
+
+    def _read(self, asked: pd.DataFrame) -> pd.DataFrame:
+        """The attributes that the reader finds in the pictures of all histories, a row for each picture's name."""
+        told = asked[["user", "n_ref", "draw"]].drop_duplicates().itertuples(index=False)
+        choices = [choice for one in told for choice in self.benchmark.history(*one)]
+        files = list(dict.fromkeys(file for choice in choices for file in (choice.liked, choice.disliked)))
+        names = [self.benchmark.relative(file) for file in files]
+        return self._reader[0].read(small_pictures(files, self.drawer.size)).set_axis(names)
 
     def prompts(self, asked: pd.DataFrame) -> list[str]:
         """The prompt, with the attributes behind it."""

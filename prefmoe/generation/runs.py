@@ -29,6 +29,7 @@ from prefmoe.generation.branch import UserBranch, WrongUser, liked_batches, trai
 from prefmoe.generation.drawer import Drawer
 from prefmoe.generation.drawing import Drawing, check_prompts, requests
 from prefmoe.generation.measures import noted
+from prefmoe.generation.plain import Plain
 from prefmoe.generation.reader import READER, AttributeReader, load_reader
 from prefmoe.generation.rewards import Rewarded
 from prefmoe.generation.states import History, user_states
@@ -159,6 +160,8 @@ class DrawingWorkbench(ChoiceWorkbench):
             built = implementation_of(config)(config, backbone, self.benchmark, **options)
         if isinstance(built, Rewarded):
             built.judge(self.rater(config.begins_with, seed))
+        if isinstance(built, Plain):
+            built.see_with(self.reader)
         return built
 
     def _shape(self, config: UserTokensMethod, seed: int, backbone: Any) -> dict[str, int]:
