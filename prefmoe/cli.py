@@ -220,6 +220,7 @@ def _mmpb(options: argparse.Namespace) -> None:
     from prefmoe.config import RESULTS
     from prefmoe.data.sources import load_benchmark
     from prefmoe.running import mmpb
+    from prefmoe.system.provenance import digest
 
     asked = {name: getattr(options, name) for name in ("turns", "splits", "batch_size", "max_new_tokens")}
     edition, folders = mmpb.run(
@@ -238,7 +239,10 @@ def _mmpb(options: argparse.Namespace) -> None:
     print(as_printed(table))
     for folder in folders:
         print(folder)
-    name = f"{edition.backbones[0]}-{'-'.join(edition.methods)}"
+    named = "-".join(edition.methods)
+    if len(named) > 100:  # a file's name has room for 255 bytes, of which a folder's may take many
+        named = f"{len(edition.methods)}-conditions-{digest(named)[:8]}"
+    name = f"{edition.backbones[0]}-{named}"
     print(write_csv(table, RESULTS / edition.name / "mmpb" / f"{name}.csv"))
     if len(paired):
         shown = paired[paired["category"] != "all"].drop(columns=["information", "baseline_information"])
