@@ -114,11 +114,13 @@ def test_tables_of_any_model_are_one_for_an_edition_and_say_nothing_twice(clone)
     for name, some in (("m-text", rows[rows["method"] == "Text"]), ("m-switches", rows[rows["turns"] == 0])):
         tables.write_csv(some, clone / "results/mini/mmpb" / f"{name}.csv")
     about = {"method": "Blind", "baseline": "Text", "backbone": "m", "split": "test", "turns": 0, "category": "all"}
-    for name in ("m-switches", "m-text-blind"):
-        paired = pd.DataFrame([about | {"difference": -0.2}])
+    for name, method in (("m-switches", "Blind"), ("m-text-blind", "Blind"), ("m-text-pictures", "Pictures")):
+        paired = pd.DataFrame([about | {"method": method, "difference": -0.2, "p_users": 0.02, "p_users_holm": 0.02}])
         tables.write_csv(paired, clone / "results/mini/mmpb" / f"{name}-differences.csv")
     written = publish.publish(publish.ANY_VLM, root=clone)
-    assert tables.read_table(clone / "figures/any_vlm/mini-differences.csv")["difference"].tolist() == [-0.2]
+    paired = tables.read_table(clone / "figures/any_vlm/mini-differences.csv")
+    assert paired["method"].tolist() == ["Pictures", "Blind"], "each once, in the order of edition mmpb"
+    assert paired["p_users_holm"].tolist() == [0.04, 0.04], "corrected over what is published"
     assert clone / "figures/any_vlm/mini.csv" in written and not (clone / "figures/any_vlm/sample.csv").exists()
     whole = tables.read_table(clone / "figures/any_vlm/mini.csv")
     assert len(whole) == len(rows)

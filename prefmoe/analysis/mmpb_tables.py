@@ -117,7 +117,11 @@ def differences_table(answers: Sequence[Answers], *, permutations: int = 9999) -
                 users = entry.users[inside]
                 paired = statistics.paired_difference(difference[inside], users, permutations=permutations)
                 rows.append({**entry.where(), **about, "category": name, **paired})
-    table = pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
+    return corrected(pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS)))
+
+
+def corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """A `differences_table`, or several as one, with Holm's correction over all conditions that it has."""
     family = table.groupby(["backbone", "split", "turns", "category"])["p_users"]
     return table.assign(p_users_holm=family.transform(lambda p: statistics.holm(p.to_numpy())))
 

@@ -19,7 +19,7 @@ from pages import PAGES, with_tables
 from slides import update as update_slides
 
 from prefmoe.analysis import tables
-from prefmoe.analysis.mmpb_tables import DIFFERENCES
+from prefmoe.analysis.mmpb_tables import DIFFERENCES, corrected
 from prefmoe.cli import call
 from prefmoe.config import CONFIG_FOLDER, FIGURES, RESULTS, ROOT, Edition, load_edition
 from prefmoe.config.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
@@ -128,6 +128,7 @@ def publish_any_vlm(results: Path, folder: Path, editions: Sequence[str] = ("min
         if parts:
             whole = pd.concat(parts)
             whole = whole.drop_duplicates([key for key in every if key in whole])
+            whole = corrected(whole) if kind else whole
             places = {"model": pd.factorize(whole["backbone"])[0], "place": whole["method"].map(order)}
             whole = whole.assign(**places).sort_values(list(places), kind="stable").drop(columns=list(places))
             written.append(tables.write_csv(whole, folder / f"{edition}{kind}.csv"))
