@@ -129,10 +129,13 @@ FRONT_PAGE = {
         *difference(compared("Popular choice", "auc_same")),
         table1("PrefMoE", "preference")["value"], table1("Popular choice", "preference", NO_BACKBONE)["value"],
     ],
-    rf"unseen users: {NUMBER} \[{NUMBER}, {NUMBER}\]; the population's choice {NUMBER}, an ideal reader "
-    rf"{NUMBER} \|": lambda: [
+    rf"unseen users: {NUMBER} \[{NUMBER}, {NUMBER}\]; the population's choice {NUMBER}, a linear reader of the same "
+    rf"histories {NUMBER}, an ideal one {NUMBER} \|": lambda: [
         *interval(choices("Prototypes", "unseen")),
-        *(choices(name, "unseen")["value"] for name in ("Population's choice", "Ideal reader of the history")),
+        *(
+            choices(name, "unseen")["value"]
+            for name in ("Population's choice", "Low rank", "Ideal reader of the history")
+        ),
     ],
     rf"prototypes (-\.\d+) \[(-\.\d+), {NUMBER}\]; all parts {NUMBER} \[(-\.\d+), {NUMBER}\] above": lambda: [
         *difference(against(PAIRS)), *difference(against("Choices alone"))
