@@ -45,7 +45,7 @@ ABOUT = {
 """Page -> heading -> the folders of figures/ whose tables are meant there; "" of sections that are not named. With all
 tables for every sentence, a number that was mistyped is found in one of them too often."""
 
-ESTIMATES = ("value", "difference", "slope")
+ESTIMATES = ("value", "difference", "slope", "learned_minus")
 
 
 @cache
