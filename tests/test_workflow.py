@@ -58,11 +58,13 @@ def test_an_edition_about_choices_is_planned_in_its_stages_without_its_data(plan
     settings, text = load_edition("pick-a-pic"), result.stdout + result.stderr
     planned = jobs_of(result)
     chain = {name for name in settings.methods if settings.needs(name)} | {"Auxiliary"}
-    assert planned["run_of_a_chain"] == len([method for _, method in settings.runs() if method in chain]) > 1
-    assert planned["run"] + planned["run_of_a_chain"] == len(settings.runs())
+    assert planned["run_that_others_need"] == 1
+    assert planned["run_of_a_chain"] == len([method for _, method in settings.runs() if method in chain]) - 1 > 1
+    assert planned["run"] + planned["run_of_a_chain"] + 1 == len(settings.runs())
     assert planned["data"] == planned["tables"] == 1
     urgent = dict(re.findall(r"method=(\w+)\n    priority: (\d+)", text))
     assert {name for name, priority in urgent.items() if int(priority) > int(urgent["Baseline"])} == chain
+    assert all(int(urgent["Auxiliary"]) > int(urgent[name]) for name in chain - {"Auxiliary"})
     assert "Planned without its data: edition 'pick-a-pic' needs the parquet files of Pick-a-Pic v2" in text
     found = re.findall(r"input: ([^\n]*)\n    output: results/pick-a-pic/notebooks/\S+/(\w+)\.ipynb", text)
     needed = {name: line for line, name in found}

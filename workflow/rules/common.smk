@@ -108,7 +108,8 @@ TABLES["Tables"].append("made_with")
 
 PLANS = plans(EDITION, PROTOCOL) if PROTOCOL else {}
 OWN_PLANS = [place for place, one in PLANS.items() if one.own]  # a place is then a backbone and a method
-CHAINED = sorted({one for _, method in EDITION.runs() for before in EDITION.needs(method) for one in (before, method)})
+NEEDED = sorted({before for _, method in EDITION.runs() for before in EDITION.needs(method)})  # others begin with them
+CHAINED = sorted({method for _, method in EDITION.runs() if EDITION.needs(method)} - {*NEEDED})
 
 
 # The second stage learns from photographs, which only those who fetched MMPB-clean have.

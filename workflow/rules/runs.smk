@@ -52,13 +52,18 @@ rule run:
         " -p edition={params.edition:q} -p backbone={wildcards.backbone:q} -p method={wildcards.method:q}) > {log:q} 2>&1"
 
 
-if CHAINED:
+if NEEDED:
 
-    # Runs that others begin with, and those others, come first: a chain of two long runs would else be left for the end,
-    # and for one core.
+    # Runs that others begin with come first, and then those others: a chain of two long runs would else be left for the
+    # end, and for one core.
+    use rule run as run_that_others_need with:
+        wildcard_constraints:
+            method="|".join(map(re.escape, NEEDED)),
+        priority: 18
+
     use rule run as run_of_a_chain with:
         wildcard_constraints:
             method="|".join(map(re.escape, CHAINED)),
         priority: 15
 
-    ruleorder: run_of_a_chain > run
+    ruleorder: run_that_others_need > run_of_a_chain > run
