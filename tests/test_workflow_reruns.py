@@ -49,6 +49,14 @@ def test_a_killed_workflow_goes_on_and_a_finished_one_rests(clone):
     change(clone / "config/tiny.yaml", "steps: 4", "steps: 5")
     assert jobs_of(snakemake(clone, "--dry-run", *targets)) == {"backbone": 1, "run": 1}
 
+    change(clone / "config/tiny.yaml", "steps: 5", "steps: 4")
+    assert jobs_of(snakemake(clone, "--dry-run", *targets)) == {"backbone": 1}
+    with (clone / "config/tiny.yaml").open("a") as settings:
+        settings.write("more_seeds: {LoRA: [0, 1]}\nat_first: 1\n")
+    assert jobs_of(snakemake(clone, "--dry-run", *targets)) == {"backbone": 1}
+    every = snakemake(clone, "seeds=all", "--dry-run", *targets)
+    assert jobs_of(every) == {"backbone": 1, "run": 1}, "`seeds=all` found nothing to be done where one seed was made"
+
 
 def test_a_run_is_repeated_when_its_benchmark_or_its_weights_change(clone, tmp_path):
     """The data in the home folder, the weights in a folder of the registry, and neither below the clone."""

@@ -195,7 +195,8 @@ def code(name, methods=METHODS):
 def run_inputs(wildcards):
     """A digest of what a run depends on besides the data; runs of equal inputs are not repeated."""
     about = {"choices": {"histories"}, "pictures": {"histories", "generation"}, "questions": {"evaluation"}}[ABOUT]
-    settings = EDITION.model_dump(mode="json", include={"seeds", "training", "cache_images"} | about)
+    settings = EDITION.model_dump(mode="json", include={"training", "cache_images"} | about)
+    settings["seeds"] = EDITION.seeds_of(wildcards.method)
     method = EDITION.methods[wildcards.method]
     code_behind = code(RUN_NOTEBOOK, (method.source(),))
     loaded = [weights(wildcards.backbone), *([drawer()] if ABOUT == "pictures" else [])]
@@ -204,7 +205,7 @@ def run_inputs(wildcards):
 
 def table_inputs(wildcards):
     """A digest of the settings and the code behind the tables, and of the cards that they quote."""
-    settings = EDITION.model_dump(mode="json", include={"methods", "table1", "table2", "backbones", "seeds"})
+    settings = EDITION.model_dump(mode="json", include={"methods", "table1", "table2", "backbones", "seeds", "more_seeds"})
     makers = {
         "choices": "prefmoe.analysis.choice_tables",
         "pictures": "prefmoe.analysis.generation_tables",
