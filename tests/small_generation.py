@@ -31,7 +31,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "Nobody": {"kind": "drawer", "label": "Nobody"},
     "Told": {"kind": "drawer", "label": "Told", "told": "favourites"},
     "Words": {"kind": "drawer", "label": "Words", "told": "history"},
-    "Read": {"kind": "drawer", "label": "Read", "told": "read"},
     "All": {**BRANCH, "label": "All"},
     "Image": {**BRANCH, "label": "Image", "parts": ["img"], "alignment": "none"},
     "Wrong": {"kind": "wrong_user", "label": "Wrong", "begins_with": "All"},

@@ -332,7 +332,7 @@ def test_the_teachers_page_quotes_the_table():
 def test_every_unit_stands_on_the_pages_with_its_minutes_and_typical_wrong_answers(path):
     course_page, teachers = ((ROOT / f"site/{name}.md").read_text(encoding="utf-8") for name in ("course", "teachers"))
     (minutes,) = re.findall(r"\*\*Time\*\* (\d+) minutes", path.read_text(encoding="utf-8"))
-    (told,) = re.findall(rf"\(course/exercises/{path.stem}\.ipynb\) \|[^|]+\| (\d+) \|", course_page)
+    (told,) = re.findall(rf"\(\.\./course/exercises/{path.stem}\.ipynb\) \|[^|]+\| (\d+) \|", course_page)
     assert told == minutes
     wrong = teachers.partition("## Typical wrong answers")[2]
     assert len(re.findall(rf"^\| {path.stem[4]} \|", wrong, re.M)) >= 2

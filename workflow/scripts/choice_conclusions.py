@@ -47,10 +47,10 @@ def liked(t: Tables) -> list[str]:
         f"That is not told apart from learning by choices alone: {around(whole, 3, 'difference')}. Nor is any part "
         f"from the row before it: prompts {around(prompts, 3, 'difference')}, losses of pairs "
         f"{around(pairs, 3, 'difference')}, prototypes {around(worth, 3, 'difference')}.",
-        f"ViPer-like is {around(viper, 3, 'difference')} behind, {told} after correction. A linear reader of the same "
-        f"history and pictures (low rank) is not told apart: the complete method minus it is "
-        f"{around(linear, 3, 'difference')}. Of seen users it names {dot(reads[0])}, and {dot(reads[1])} where it has "
-        "learned them from their training choices.",
+        f"ViPer-like is {around(viper, 3, 'difference')} behind, {told} after correction; a linear reader of the "
+        "same history and pictures (low rank) is ahead, not told apart after correction either: the complete method "
+        f"minus it is {around(linear, 3, 'difference')}; of seen users it names {dot(reads[0])}, and {dot(reads[1])} "
+        "where it has learned them from their training choices.",
     ]
 
 
