@@ -252,8 +252,11 @@ def test_differences_between_conditions_are_of_the_same_questions(tmp_path):
         of = {one.method: one for one in answers if one.turns == turns}
         expected = of["Blind"].right[:, 0, 0].mean() - of["Text"].right[:, 0, 0].mean()
         assert row["difference"] == pytest.approx(expected) and (not same[turns] or row["difference"] == 0)
-    family = table.groupby(["turns", "category"])
-    assert (family["p_users_holm"].max() >= family["p_users"].max() - 1e-9).all()
+    for _, family in table.groupby(["turns", "category"]):
+        assert len(family) == 2
+        least, most = sorted(family["p_users"])
+        expected = {min(1, 2 * least), min(1, max(2 * least, most))}
+        assert set(family["p_users_holm"].round(9)) == {round(p, 9) for p in expected}
     fewer = [one for one in answers if one.turns == 0 or one.method == "Text"]
     assert set(differences_table(fewer, permutations=99)["turns"]) == {0}
 

@@ -181,3 +181,24 @@ def test_collapse_counts_where_the_population_likes_another():
 def test_ratings_that_are_not_whole_are_refused(spoil, message):
     with pytest.raises(TableError, match=message):
         choices.cases(spoil(frame([[1, 0, 0, 0]] * 2)))
+
+
+def test_the_longest_history_is_compared_with_the_shortest_choice_by_choice():
+    users, rng = 12, np.random.default_rng(1)
+    short, long, between = (
+        [[int(one), 1 - int(one)] for one in rng.random(2 * users) < share] for share in (0.4, 0.9, 0.5)
+    )
+    lengths = [frame(short, n_ref=1), frame(between, n_ref=4), frame(long, n_ref=8)]
+    both = Ratings("A", "a", (pd.concat(lengths).sample(frac=1, random_state=0),))
+    alike = Ratings("B", "b", (pd.concat([frame(long, n_ref=1), frame(long, n_ref=8)]),))
+    alone = Ratings("C", "c", (frame(long),))
+    table = choices.more_history_table([both, alike, alone], permutations=999)
+    assert list(table.columns) == list(choices.MORE_HISTORY_COLUMNS) and list(table["method"]) == ["A", "A", "B", "B"]
+    row = table[(table["method"] == "A") & (table["users"] == "all")].iloc[0]
+    assert (row["n_ref"], row["baseline_n_ref"], row["n"]) == (8, 1, 2 * users)
+    first = np.mean([one[0] - other[0] for one, other in zip(long, short, strict=True)])
+    assert row["difference"] == pytest.approx(first) and row["low"] < row["difference"] < row["high"]
+    same = table[(table["method"] == "B") & (table["users"] == "all")].iloc[0]
+    assert same["difference"] == same["low"] == same["high"] == 0 and same["p_users_holm"] == 1
+    assert row["p_users_holm"] == pytest.approx(min(1, 2 * row["p_users"]))
+

@@ -226,6 +226,10 @@ def test_probes_are_means_over_seeds_and_their_intervals_hold_both(monkeypatch):
     assert own["low"] < 0.7 - error and own["high"] > 0.7 + error
     alone = table.loc["Untuned backbone"]
     assert (alone["value"], alone["low"], alone["high"], alone["seeds"]) == (pytest.approx(0.5), 0.5, 0.5, 1)
+    paired = generation_tables.paired_probes(edition, "results", permutations=199).iloc[0]
+    assert (paired["rater"], paired["baseline"]) == ("Preference VQA", "Untuned backbone")
+    assert paired["difference"] == pytest.approx(0.2) and paired["n"] == 80 and paired["low"] < 0.2 < paired["high"]
+    assert paired["p_users"] <= paired["p_users_holm"] < 0.05, "all eight users have the same difference"
     fewer = asked.iloc[:-1].assign(value=0.0)
     monkeypatch.setattr(
         answers, "read_predictions", lambda folder, *_, **__: read(folder) if folder.name == "seed0" else fewer

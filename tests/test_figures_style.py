@@ -177,6 +177,10 @@ def test_curves_stand_in_a_grid_of_panels():
         style.METRIC_LABELS["collapse"],
         "Recall",
     ]
+    levels = {"chance": {"all": 0.5, "few": 0.25}}
+    marked = forms.curves(table, x="x", series="metric", panels="group", levels=levels, title="T", caption=CAPTION)
+    flat = [[line.get_ydata()[0] for line in axis.lines if len(set(line.get_ydata())) == 1] for axis in marked.axes]
+    assert flat == [[0.5], [0.25], []] and "chance" in text(marked)
     wrapped = forms.curves(table, x="x", series="metric", panels="group", columns=2, title="T", caption=CAPTION)
     assert [axis.get_title() for axis in wrapped.axes] == ["all", "few", "many"]
 

@@ -39,7 +39,9 @@ COMPARISON_COLUMNS = (
     "method", "baseline", "users", "n_ref", "difference", "low", "high", "n", "p_users", "p_users_holm"
 )  # fmt: skip
 
-MORE_HISTORY_COLUMNS = ("method", "users", "n_ref", "than", "difference", "low", "high", "n", "p_users", "p_users_holm")
+MORE_HISTORY_COLUMNS = (
+    "method", "users", "n_ref", "baseline_n_ref", "difference", "low", "high", "n", "p_users", "p_users_holm"
+)  # fmt: skip
 
 COLLAPSE_COLUMNS = ("method", "users", "n_ref", "measure", "value", "low", "high", "n", "seeds")
 
@@ -199,8 +201,8 @@ def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: 
 
 def more_history_table(ratings: Iterable[Ratings], *, permutations: int = 9999) -> pd.DataFrame:
     """Each method's accuracy behind its longest history minus that behind its shortest, on the same choices, between
-    two candidates: `MORE_HISTORY_COLUMNS`, than: the shortest. Holm's correction is over the methods, for each group
-    of users; what was asked after one length only has no row."""
+    two candidates: `MORE_HISTORY_COLUMNS`, baseline_n_ref: the shortest. Holm's correction is over the methods, for
+    each group of users; what was asked after one length only has no row."""
     rows = []
     for one in ratings:
         values = one.values(2, 1)
@@ -213,7 +215,8 @@ def more_history_table(ratings: Iterable[Ratings], *, permutations: int = 9999) 
             paired = statistics.paired_difference(
                 difference.to_numpy(), difference.index.get_level_values("user"), permutations=permutations
             )
-            rows.append({"method": one.method, "users": users, "n_ref": max(lengths), "than": min(lengths), **paired})
+            where = {"method": one.method, "users": users, "n_ref": max(lengths), "baseline_n_ref": min(lengths)}
+            rows.append({**where, **paired})
     table = pd.DataFrame(rows, columns=list(MORE_HISTORY_COLUMNS))
     table["p_users_holm"] = table.groupby("users")["p_users"].transform(lambda p: statistics.holm(p.to_numpy()))
     return table

@@ -56,7 +56,7 @@ def with_information(table: pd.DataFrame, shown: Mapping[str, str]) -> pd.DataFr
 
 
 def _practice(backbone: str) -> str:
-    """What a backbone's card says of soft prefixes or rated histories: whether it has practised them, how long."""
+    """What a backbone's card says of soft prefixes or rated histories: whether it has practised them, and how long."""
     folder = weights_folder(backbone) if backbone in known_backbones() else None  # a folder that nobody registered
     try:
         recipe = read_json(folder / MINIATURE_CARD, "the card of a backbone")["recipe"] if folder else {}
@@ -66,7 +66,7 @@ def _practice(backbone: str) -> str:
     steps = sum(phase["steps"] for phase in phases if "prefix" in phase)
     practice = recipe.get("practice", "anchors") if steps else "none"
     if lessons := recipe.get("words", {}).get("lessons"):
-        most = sum(lesson["most"] for lesson in lessons) + recipe["joint"]["steps"]
+        most = sum(lesson["most"] for lesson in lessons) + recipe.get("joint", {}).get("steps", 0)
         return f"rated histories of random tastes, at most {most} steps"
     kinds = {"anchors": "prefixes like PrefMoE's", "free": "prefixes of free tokens"}
     return f"{kinds[practice]}, {steps} steps" if practice in kinds else "no prefixes" if phases else ""

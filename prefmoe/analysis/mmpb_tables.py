@@ -99,8 +99,8 @@ def differences_table(answers: Sequence[Answers], *, permutations: int = 9999) -
     """Each condition's accuracy minus the first one's, in the same questions after as many turns: `DIFFERENCE_COLUMNS`.
 
     Intervals resample users, in the test they exchange the two conditions' answers; Holm's correction is over the
-    conditions, for each backbone, split, number of turns and category. Questions that one condition was not asked
-    make no row.
+    conditions, for each backbone, split, number of turns and category. The first is the first that was asked after
+    as many turns; a condition that was asked other questions than it has no row.
     """
     rows, models = [], [entry for entry in answers if entry.type != REFERENCE]
     for entry in models:
@@ -122,7 +122,7 @@ def differences_table(answers: Sequence[Answers], *, permutations: int = 9999) -
 
 def corrected(table: pd.DataFrame) -> pd.DataFrame:
     """A `differences_table`, or several as one, with Holm's correction over all conditions that it has."""
-    family = table.groupby(["backbone", "split", "turns", "category"])["p_users"]
+    family = table.groupby(["baseline", "backbone", "split", "turns", "category"])["p_users"]
     return table.assign(p_users_holm=family.transform(lambda p: statistics.holm(p.to_numpy())))
 
 

@@ -141,6 +141,7 @@ class FactorsMethod(ChoiceMethod):
     module = "prefmoe.models.scorers"
     information: ClassVar[str] = "the user's choices in training"
     information_in_training: ClassVar[str] = "choices of seen users"
+    random_start = True
     kind: Literal["factors"]
     clusters: Tried = Field((16, 64, 128), description="kinds of picture, tried on validation choices")
     factors: Tried = Field((2, 8, 32), description="tried on validation choices")
@@ -151,6 +152,7 @@ class LowRankMethod(ChoiceMethod):
 
     module = "prefmoe.models.low_rank"
     information_in_training: ClassVar[str] = "choices of seen users"
+    random_start = True
     kind: Literal["low_rank"]
     reads: Literal["history", "training"] = Field(
         "history", description="what a user's numbers are found from: a history, or (seen users) choices of training"

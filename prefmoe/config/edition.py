@@ -325,10 +325,10 @@ class Edition(Strict):
         return self.model_copy(update={"seeds": self.seeds[:most], "more_seeds": more})
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
-        """The seeds a method is run with; the first of the edition's alone when nothing is trained, hence random. What
-        is not trained but begins with what is has more if more_seeds says so."""
+        """The seeds a method is run with; the first of the edition's alone when nothing in it is random: neither
+        trained in steps nor fitted from a random start. What begins with what is has more if more_seeds says so."""
         settings, needed = self.methods[method], self.needs(method)
-        if is_trained(settings):
+        if is_trained(settings) or settings.random_start:
             return self.more_seeds.get(method, self.seeds)
         begun = any(self.seeds_of(name) != self.seeds[:1] for name in needed)
         return self.more_seeds.get(method, self.seeds[:1]) if begun else self.seeds[:1]

@@ -38,6 +38,7 @@ class MethodSettings(Strict):
         table_type: of the class, its type in Table 1 (what is not trained has "NT" there).
         about_choices: of the class, whether it chooses between pictures instead of answering questions.
         generates: of the class, whether it draws pictures for users.
+        random_start: of the class, whether what has no training steps is fitted from a random start all the same.
         module: of the class, where the class is that does it; by default the one with the settings.
         implementation: that class, once its module has been imported (`prefmoe.models.base.Method` notes it here).
     """
@@ -45,6 +46,7 @@ class MethodSettings(Strict):
     table_type: ClassVar[Literal["NT", "FFT", "PEFT"]]
     about_choices: ClassVar[bool] = False
     generates: ClassVar[bool] = False
+    random_start: ClassVar[bool] = False
     module: ClassVar[str]
     implementation: ClassVar[type | None] = None
 

@@ -260,10 +260,11 @@ def losses(
     drawn = f"thick: mean of n = {seeds} seeds, thin: single seeds" if seeds > 1 else "n = 1 seed"
     names = {term: term.replace("_", " ") for term in table["term"].unique()} | {"answer": answer}
     scale = " Logarithmic scale." if together else ""
+    alone = f"{next(iter(logs))}. " if len(logs) == 1 else ""  # several stand in the legend
     panels = {"series": "method", "panels": "term", "columns": 4, "shared": False, "panel": (2.3, 1.8)}
     figure = curves(
         table, x="step", units="seed", markers=False, labels=names, xlabel="Step", ylabel="Weighted loss",
-        caption=f"{f'{next(iter(logs))}. ' if len(logs) == 1 else ''}Running mean over {window} steps; {drawn}.{scale}",
+        caption=f"{alone}Running mean over {window} steps; {drawn}.{scale}",
         title=f"Loss of the {names[about]}, from the first to the last tenth of the steps: {'; '.join(fall)}",
         **({"series": "term", "panel": (7.0, 3.2)} if together else panels),
     )  # fmt: skip

@@ -35,7 +35,7 @@ class Rewarded(Drawing, settings=RewardedMethod):
         self._rater = [rater]
 
     def said(self, asked: pd.DataFrame, pictures: Tensor) -> Tensor:
-        """What is to rise of every picture, (N,): M+, minus M- or M-."""
+        """What is to rise of every picture, (N,): M+ to please by like, -M- by dislike, M- to displease."""
         n_ref, draw = int(asked["n_ref"].iloc[0]), int(asked["draw"].iloc[0])
         plus, minus = judged(self._rater[0], asked, pictures, n_ref=n_ref, draw=draw).unbind(-1)
         return {"like": plus, "dislike": -minus, "displease": minus}[self.config.by]

@@ -23,7 +23,8 @@ STEPS, RATE = 300, 1e-2
 
 
 class LowRankUsers:
-    """w, B and each user's u, which minimise -log sigma(...) + penalty (|B|^2 + mean |u|^2 + |w - population|^2).
+    """w, B and each user's u: `STEPS` of Adam from random u and B, and the population's w, downhill on mean
+    -log sigma(...) + penalty (|B|^2 + mean |u|^2 + |w - population|^2).
 
     Attributes:
         w: (D,). b: (k, D). u: (U, k).
@@ -52,7 +53,8 @@ class LowRankUsers:
         self.w, self.u, self.b = (part.detach().double().numpy() for part in (w, u, b))
 
     def found(self, history: NDArray, prior: float) -> NDArray:
-        """(k,) the most probable u of who made a history's choices, (E, D), under the trained users' spread."""
+        """(k,) the u of who made a history's choices, (E, D), by least -log sigma(...) + prior / 2 |u / spread|^2.
+        spread: the standard deviation of the trained users' u. With a great prior u is 0, everybody."""
         base, moves, spread = history @ self.w, history @ self.b.T, self.u.std(0).clip(1e-3)
 
         def objective(u: NDArray) -> tuple[float, NDArray]:
@@ -68,21 +70,17 @@ class LowRankUsers:
 
 
 Fitted = tuple[LowRankUsers, float]
-"""What was learned of users, and how strongly a history's reading is drawn to the mean user."""
+"""What was learned of users, and how strongly a history's reading is drawn to 0, everybody."""
 
 
 class LowRank(Scorer, settings=LowRankMethod):
-    """Of a history it reads u by maximum a posteriori, of training it takes the learned one; u = 0 is everybody."""
+    """Of a history it finds u, of training it takes the learned one; u = 0 is everybody."""
 
     config: LowRankMethod
 
     @property
     def reads_history(self) -> bool:
         return self.config.reads == "history"
-
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.benchmark.trained_users)}
 
     def _differences(self, choices: Sequence[Choice]) -> NDArray:
         liked, disliked = (self._population.scaler.transform(side) for side in self._sides(choices))

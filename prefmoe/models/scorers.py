@@ -1,6 +1,7 @@
 """Rivals without a language model: what a frozen backbone sees of pictures, and a scorer that is fitted to choices.
 
-Whatever has to be chosen (strength of a penalty, number of neighbours or clusters) is chosen on validation choices.
+Whatever has to be chosen (strength of a penalty; numbers of neighbours, clusters, factors) is chosen on validation
+choices.
 """
 
 from collections.abc import Sequence
@@ -77,6 +78,11 @@ class Scorer(Method):
     def features(self, items: Items) -> NDArray:
         """What the scorer reads of pictures and prompts, (N, D)."""
         return self.seen(items)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        """The number of each user who is trained on."""
+        return {name: row for row, name in enumerate(self.benchmark.trained_users)}
 
     @cached_property
     def _population(self) -> PopulationScorer:
@@ -189,10 +195,6 @@ class Factors(Scorer, settings=FactorsMethod):
 
     config: FactorsMethod
     reads_history = False
-
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.benchmark.trained_users)}
 
     @cached_property
     def tried(self) -> Sequence[TasteFactors]:

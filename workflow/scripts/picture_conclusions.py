@@ -135,7 +135,7 @@ def pictures(t: Tables) -> list[str]:
         f"favourites in the prompt ({dot(ceiling[1]['value'])} with the three that liked counts, "
         f"{dot(ceiling[0]['value'])} of them drawn), beside {dot(told[NOBODY]['value'])} of the "
         f"{int(told[NOBODY]['n'])} pictures without a user, too few to know how often it is right.",
-        f"Words read off the history and written into the prompt are not told apart from the branch in what is liked, "
+        f"Words of the history, written into the prompt, are not told apart from the branch in what is liked, "
         f"{around(words)}; the branch keeps {around(more, 3, 'difference')} more of the prompt, by the "
         f"interval and not after Holm's correction (p = {dot(more['p_users_holm'])}).",
         f"One choice of history gives {around(one)}, eight {around(eight)} (all users).",

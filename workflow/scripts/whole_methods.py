@@ -169,8 +169,8 @@ class HistoryBench:
         self.workbench = ChoiceWorkbench(edition, edition.backbones[0], results=folder)
         self.method = edition.methods[method].model_copy(update={"vision": True})
 
-    def _sessions(self, rater: Rater, split: str, users: int, choices: int) -> list:
-        """Sessions of the first users of a split, with so many choices each."""
+    def _sessions(self, rater: Rater, split: str, users: int, choices: int | None = None) -> list:
+        """Sessions of the first users of a split, with so many choices each, or all."""
         by_user = list(rater.benchmark.by_user(split).values())[:users]
         n_ref = self.edition.histories.n_ref
         return [session(rater.benchmark, own[:choices], n_ref=n_ref, draw=0, pairs=True) for own in by_user]
@@ -203,7 +203,7 @@ class HistoryBench:
     def answer_variants(self, users: int = 8) -> dict[str, Variant]:
         """Ratings of the test choices of some users, (targets, 2): a session per user, and one target at a time."""
         rater = self.workbench.method(self.method, seed=0).eval()
-        sessions = self._sessions(rater, "test", users, 100)
+        sessions = self._sessions(rater, "test", users)
         shared, apart = rater.collator(sessions), [rater.collator([one]) for one in single(sessions)]
 
         @torch.inference_mode()
