@@ -102,3 +102,5 @@ def test_factors_know_the_tastes_of_users_they_were_trained_on():
     right = [(model.score(user, fresh)[:2].mean() > model.score(user, fresh)[2:].mean()) == (user % 2 == 0)
              for user in range(40)]  # fmt: skip
     assert np.mean(right) > 0.95
+    again = TasteFactors(4, 2, seed=0).fit(users, np.array(liked), np.array(disliked)).with_factors(3)
+    assert again.score(0, fresh) == pytest.approx(model.score(0, fresh)) and again.model.factors == 3

@@ -152,7 +152,7 @@ def _tested(pairs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     low, high = statistics.newcombe_interval(first, second, n)
     result = pairs[keys].assign(difference=first - second, low=low, high=high, n=n)
     result["p"] = statistics.two_proportions_p(first, second, n)
-    result["p_holm"] = result.groupby("metric")["p"].transform(lambda p: statistics.holm(p.to_numpy()))
+    result["p_holm"] = result.groupby("metric")["p"].transform(statistics.holm)
     return result.assign(clear=(result["p_holm"] < 0.05).astype(int))
 
 

@@ -7,6 +7,7 @@ K = targets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 from implicit.als import AlternatingLeastSquares
@@ -91,10 +92,7 @@ class TasteFactors:
     """
 
     def __init__(self, clusters: int, factors: int, seed: int) -> None:
-        self.kinds = KMeans(clusters, n_init=4, random_state=seed)
-        self.model = AlternatingLeastSquares(
-            factors, regularization=0.1, iterations=30, random_state=seed, num_threads=1, dtype=np.float64
-        )
+        self.kinds, self.factors, self.seed = KMeans(clusters, n_init=4, random_state=seed), factors, seed
 
     def fit(self, users: Sequence[int], liked: NDArray, disliked: NDArray) -> TasteFactors:
         """
@@ -108,7 +106,20 @@ class TasteFactors:
             csr_matrix((np.ones(len(users)), (users, self._kind(rows))), shape).toarray() for rows in (liked, disliked)
         ]
         # As sure of a like as the kind was liked more often than not; ALS takes no dislikes.
-        self.model.fit(csr_matrix(np.maximum(counts[0] - counts[1], 0)), show_progress=False)
+        self.likes = csr_matrix(np.maximum(counts[0] - counts[1], 0))
+        return self._factorised()
+
+    def with_factors(self, factors: int) -> TasteFactors:
+        """The same kinds and likes, once fitted, with another number of factors."""
+        other = copy(self)
+        other.factors = factors
+        return other._factorised()
+
+    def _factorised(self) -> TasteFactors:
+        self.model = AlternatingLeastSquares(
+            self.factors, regularization=0.1, iterations=30, random_state=self.seed, num_threads=1, dtype=np.float64
+        )
+        self.model.fit(self.likes, show_progress=False)
         return self
 
     def _kind(self, features: NDArray) -> NDArray:

@@ -195,7 +195,7 @@ def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: 
             where = {"method": focus.method, "baseline": other.method, "users": "all", "n_ref": n_ref}
             rows.append({**where, **statistics.paired_difference(difference, owners, permutations=permutations)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
-    table["p_users_holm"] = table.groupby("n_ref")["p_users"].transform(lambda p: statistics.holm(p.to_numpy()))
+    table["p_users_holm"] = table.groupby("n_ref")["p_users"].transform(statistics.holm)
     return table
 
 
@@ -218,7 +218,7 @@ def more_history_table(ratings: Iterable[Ratings], *, permutations: int = 9999) 
             where = {"method": one.method, "users": users, "n_ref": max(lengths), "baseline_n_ref": min(lengths)}
             rows.append({**where, **paired})
     table = pd.DataFrame(rows, columns=list(MORE_HISTORY_COLUMNS))
-    table["p_users_holm"] = table.groupby("users")["p_users"].transform(lambda p: statistics.holm(p.to_numpy()))
+    table["p_users_holm"] = table.groupby("users")["p_users"].transform(statistics.holm)
     return table
 
 

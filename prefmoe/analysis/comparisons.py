@@ -166,7 +166,7 @@ def _tested(pairs: Sequence[tuple[Answers, Answers]]) -> pd.DataFrame:
     rows = [row for first, second in pairs for row in compare(first, second)]
     table = pd.DataFrame(rows, columns=[c for c in COMPARISON_COLUMNS if not c.endswith("_holm")])
     for test in ("p_questions", "p_users"):
-        table[f"{test}_holm"] = table.groupby("metric")[test].transform(lambda p: statistics.holm(p.to_numpy()))
+        table[f"{test}_holm"] = table.groupby("metric")[test].transform(statistics.holm)
     return table[list(COMPARISON_COLUMNS)]
 
 

@@ -263,7 +263,7 @@ def comparison_table(
                 rows.append({**where, **statistics.paired_difference(values, owners, permutations=permutations)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
     family = table.groupby(["users", "measure"])["p_users"]
-    table["p_users_holm"] = family.transform(lambda p: statistics.holm(p.to_numpy()))
+    table["p_users_holm"] = family.transform(statistics.holm)
     return table
 
 

@@ -120,7 +120,7 @@ def paired_probes(edition: Edition, results: str | Path, *, permutations: int = 
             )
             rows.append({"layer": layer, "task": task, "rater": rater, "baseline": first, **paired})
     table = pd.DataFrame(rows, columns=list(PAIRED_PROBE_COLUMNS))
-    return table.assign(p_users_holm=statistics.holm(table["p_users"].to_numpy()))
+    return table.assign(p_users_holm=statistics.holm(table["p_users"]))
 
 
 def _probed(edition: Edition, results: str | Path) -> Iterator[tuple[str, pd.DataFrame, np.ndarray]]:

@@ -123,7 +123,7 @@ def differences_table(answers: Sequence[Answers], *, permutations: int = 9999) -
 def corrected(table: pd.DataFrame) -> pd.DataFrame:
     """A `differences_table`, or several as one, with Holm's correction over all conditions that it has."""
     family = table.groupby(["baseline", "backbone", "split", "turns", "category"])["p_users"]
-    return table.assign(p_users_holm=family.transform(lambda p: statistics.holm(p.to_numpy())))
+    return table.assign(p_users_holm=family.transform(statistics.holm))
 
 
 def as_printed(table: pd.DataFrame) -> str:

@@ -281,7 +281,7 @@ def tables(edition: Edition, taste: Taste, rows: Sequence[Row], depths: Sequence
                     comparisons.append(where | _difference(*means) | agree)
     compared = pd.DataFrame(comparisons, columns=list(COMPARISON_COLUMNS[:-1]))
     family = compared.groupby(["users", "items", "liked", "measure", "k"])["p_users"]
-    compared["p_users_holm"] = family.transform(lambda p: statistics.holm(p.to_numpy()))
+    compared["p_users_holm"] = family.transform(statistics.holm)
     return [pd.DataFrame(estimates, columns=list(RANKING_COLUMNS)), compared]
 
 

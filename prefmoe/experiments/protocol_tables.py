@@ -273,7 +273,7 @@ def corrected(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Differences as a table, p-values Holm-corrected over the tests of one metric within one experiment."""
     table = pd.DataFrame(rows, columns=[name for name in DIFFERENCE_COLUMNS if name != "p_users_holm"])
     tested = table.astype({"p_users": float}).groupby(["experiment", "metric"])["p_users"]
-    table["p_users_holm"] = tested.transform(lambda p: statistics.holm(p.to_numpy()))
+    table["p_users_holm"] = tested.transform(statistics.holm)
     return table[list(DIFFERENCE_COLUMNS)]
 
 

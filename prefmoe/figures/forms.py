@@ -5,6 +5,7 @@ form returns a matplotlib Figure whose axes can be added to, `style.show` shows 
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -168,7 +169,7 @@ def curves(
     table: pd.DataFrame, *, x: str, series: str, title: str, caption: str, panels: str = "", lines: str = "",
     units: str = "", columns: int = 2, shared: bool = True, log: bool = False, xlabel: str = "",
     ylabel: str = "Share of questions", labels: Mapping[str, str] | None = None, markers: bool = True,
-    bars: bool = False, levels: Mapping[str, Mapping[str, float]] | None = None,
+    bars: bool = False, levels: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
     panel: tuple[float, float] = (3.6, 2.6),
 ) -> Figure:  # fmt: skip
     """Values along an axis, with their intervals as bands: a line per series, panels in a grid.
@@ -222,16 +223,16 @@ def curves(
         if len(places) <= 8:
             axis.set_xticks(places, [f"{place:g}" for place in places])
             axis.minorticks_off()
-        for label, heights in (levels or {}).items():
-            if names[number % len(names)] in heights:
-                axis.axhline(heights[names[number % len(names)]], zorder=0.8, **_reference(label, list(levels)))
+        for label, heights in levels.items():
+            if (panel_name := names[number % len(names)]) in heights:
+                axis.axhline(heights[panel_name], zorder=0.8, **_reference(label, list(levels)))
         axis.grid(axis="x", visible=False)
         style.light_grid(axis, "y")
     handles = []
     for k, (name, look) in enumerate(looks.items()):
         look = look if markers else Look(look.colour, "")
         handles.append(style.handle(texts.get(name, name).replace("\n", " "), look, line=style.dash(k)))
-    lines_at = [Line2D([], [], label=label, **_reference(label, list(levels))) for label in levels or ()]
+    lines_at = [Line2D([], [], label=label, **_reference(label, list(levels))) for label in levels]
     alt = _form(f"Line plot against {xlabel or x}", looks, [texts.get(name, name) for name in names])
     return style.finish(figure, title, caption, legend=[*(handles if len(handles) > 1 else ()), *lines_at], alt=alt)
 

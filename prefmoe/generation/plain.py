@@ -5,6 +5,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from prefmoe.analysis.drawings import CARED
 from prefmoe.config import PlainDrawingMethod
 from prefmoe.data.choice_drawing import content_of, draw_choice_picture, random_attributes
 from prefmoe.data.choice_tastes import TasteError, excess, favourites, words
@@ -33,8 +34,8 @@ class Plain(Drawing, settings=PlainDrawingMethod):
             elif self.benchmark.utilities is None:
                 raise TasteError(f"{self.benchmark.root}: true tastes are not known (utilities.csv)")
             else:
-                most = (3,) if self.config.told == "three" else ()
-                known[user, n_ref, draw] = favourites(self.benchmark.utilities.loc[user], *most)
+                count = CARED if self.config.told == "three" else None
+                known[user, n_ref, draw] = favourites(self.benchmark.utilities.loc[user], count)
         return [known[key] for key in zip(asked["user"], asked["n_ref"], asked["draw"], strict=True)]
 
     def see_with(self, reader: AttributeReader) -> None:

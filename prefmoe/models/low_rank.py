@@ -82,10 +82,6 @@ class LowRank(Scorer, settings=LowRankMethod):
     def reads_history(self) -> bool:
         return self.config.reads == "history"
 
-    def _differences(self, choices: Sequence[Choice]) -> NDArray:
-        liked, disliked = (self._population.scaler.transform(side) for side in self._sides(choices))
-        return liked - disliked
-
     @cached_property
     def tried(self) -> Sequence[Fitted]:
         choices = self.benchmark.select("train")

@@ -6,7 +6,6 @@ choices.
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +95,11 @@ class Scorer(Method):
         liked, disliked = (self.features(items) for items in sides)
         return liked, disliked
 
+    def _differences(self, choices: Sequence[Choice]) -> NDArray:
+        """Features of the liked picture less those of the disliked one, in the population scorer's scale, (N, D)."""
+        liked, disliked = (self._population.scaler.transform(side) for side in self._sides(choices))
+        return liked - disliked
+
     @cached_property
     def _best(self) -> Any:
         """The value tried whose scores are right most often on validation choices, behind their users' whole
@@ -184,9 +188,8 @@ class Personal(Scorer, settings=PersonalScorerMethod):
         return self.config.penalties
 
     def scored(self, penalty: float, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
-        scorer = self._population
-        liked, disliked = (scorer.scaler.transform(side) for side in self._sides(history))
-        weights = personal_weights(liked - disliked, scorer.weights, penalty * liked.shape[1] / 100)
+        scorer, differences = self._population, self._differences(history)
+        weights = personal_weights(differences, scorer.weights, penalty * differences.shape[1] / 100)
         return scorer.scaler.transform(self.features(items)) @ weights
 
 
@@ -200,8 +203,9 @@ class Factors(Scorer, settings=FactorsMethod):
     def tried(self) -> Sequence[TasteFactors]:
         choices = self.benchmark.select("train")
         users, sides = [self._rows[choice.user] for choice in choices], self._sides(choices)
-        settings = product(self.config.clusters, self.config.factors)
-        return [TasteFactors(clusters, factors, self.seed).fit(users, *sides) for clusters, factors in settings]
+        first, *others = self.config.factors
+        fitted = [TasteFactors(clusters, first, self.seed).fit(users, *sides) for clusters in self.config.clusters]
+        return [model for one in fitted for model in (one, *map(one.with_factors, others))]
 
     def scored(self, model: TasteFactors, user: str, history: tuple[Choice, ...], items: Items) -> NDArray:
         return model.score(self._rows.get(user), self.features(items))

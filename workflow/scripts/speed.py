@@ -39,6 +39,9 @@ DRAWN = 64
 HISTORIES = ("preference-mini", "Auxiliary")
 """The edition about choices and its rater that histories are measured with."""
 
+RATED_FOR = 8
+"""Users whose test choices are rated together and one target at a time."""
+
 RANKED = 240
 """Questions that are asked together and one by one: all items for four users."""
 
@@ -250,7 +253,10 @@ def history_rows(request: Request) -> Rows:
     edition, method = load_edition(HISTORIES[0]), HISTORIES[1]
     lab = HistoryBench(edition, request.results, method)
     about = f"{edition.name}, {edition.backbones[0]}, histories of {edition.histories.n_ref}"
-    made = {"a training step": lab.step_variants(), "test choices of 8 users": lab.answer_variants()}
+    made = {
+        "a training step": lab.step_variants(),
+        f"test choices of {RATED_FOR} users": lab.answer_variants(RATED_FOR),
+    }
     for what, variants in made.items():
         yield f"{about}, {what}{timed}", measure(variants, request.device, seconds=request.seconds, clock=clock)
 

@@ -200,7 +200,7 @@ class HistoryBench:
 
         return {"shared": step(of_sessions), "a sequence for each target": step(of_sequences)}
 
-    def answer_variants(self, users: int = 8) -> dict[str, Variant]:
+    def answer_variants(self, users: int) -> dict[str, Variant]:
         """Ratings of the test choices of some users, (targets, 2): a session per user, and one target at a time."""
         rater = self.workbench.method(self.method, seed=0).eval()
         sessions = self._sessions(rater, "test", users)
