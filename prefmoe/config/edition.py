@@ -59,6 +59,9 @@ class Training(Strict):
     group_batches: bool = Field(True, description="draw batches in which preference groups recur")
     batches_of_one_form: bool = Field(True, description="questions with options apart from others, as they are longer")
     gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass")
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no", description="of the forward pass of backbones in float32: bf16 multiplies in half the bits"
+    )
 
 
 TooLong = Literal["refuse", "drop_small_talk"]

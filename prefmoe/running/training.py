@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,8 @@ def train(
     if training.batch_size % world:
         raise TrainingError(f"a batch of {training.batch_size} cannot be shared equally among {world} processes")
     folder, device = Path(folder), method.backbone.device
+    bf16 = training.mixed_precision == "bf16"
+    autocast = partial(torch.autocast, device.type, torch.bfloat16) if bf16 else accelerator.autocast
     steps = total_steps(training, method.config)
     micro = training.gradient_accumulation
     batches = (make_batches or question_batches)(method, examples, training, seed)
@@ -210,7 +213,7 @@ def train(
             for number in range(step * micro, (step + 1) * micro):
                 batch = batches.collate(number, rank, world).to(device)
                 with _memory_explained(step, steps), method.context(batch):
-                    with accelerator.autocast():
+                    with autocast():
                         losses = method.training_losses(batch)
                     names = list(losses)
                     if ramp < 1.0:

@@ -54,10 +54,10 @@ def _named(text: str, name: str) -> str:
 
 class Conversations:
     """Draws training conversations about invented people. ``pool``: pictures, or None for stage 1, where the word of an
-    item stands in for its picture; ``rng``: source of every choice."""
+    item stands in for its picture; ``rng``: source of every choice; ``negated``: share of questions with a "not"."""
 
-    def __init__(self, pool: Pictures | None, rng: np.random.Generator):
-        self.rng, self.pool = rng, pool
+    def __init__(self, pool: Pictures | None, rng: np.random.Generator, negated: float = world.NEGATED_SHARE):
+        self.rng, self.pool, self.negated = rng, pool, negated
         if pool is None:
             return
         self.quarters, self.group_list = list(pool.quarters), list(pool.groups)
@@ -97,7 +97,7 @@ class Conversations:
         return self._liking_question(name, item, any(item in p.likes for p in preferences.values()))
 
     def _liking_question(self, name: str, item: str, liked: bool) -> list[Say]:
-        negated = self.rng.random() < world.NEGATED_SHARE
+        negated = self.rng.random() < self.negated
         question = self._pick(world.NEGATED_QUESTIONS if negated else world.LIKES_QUESTIONS)
         return self._ask(_named(question, name), "yes" if liked != negated else "no", **self._shown(item))
 

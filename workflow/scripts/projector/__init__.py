@@ -27,6 +27,7 @@ from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import pad
 from prefmoe.backbones.conversations import encode
 from prefmoe.backbones.loading import load_backbone
+from prefmoe.backbones.smollm2_lite import WEIGHTS
 from prefmoe.config import RESULTS, Edition
 from prefmoe.data.sources import load_benchmark
 from prefmoe.system import provenance
@@ -35,8 +36,6 @@ from projector.lessons import COLUMNS, NAME_IT, Lesson, asked, drawings, photogr
 from projector.training import Captions, Words, features, fit, save, word_vectors
 
 Stage = Literal["drawings", "photographs"]
-
-WEIGHTS = "model.safetensors"
 
 RECIPE: dict[str, dict[str, Any]] = {
     "drawings": {"items": 1200, "quarters": 240, "people": 720},

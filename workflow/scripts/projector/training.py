@@ -45,14 +45,14 @@ def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None
 
 
 def fit(
-    projector: nn.Module, loss: Callable[[np.random.Generator], Tensor], path: Path, *, steps: int, lr: float,
-    every: int = 25,
+    module: nn.Module, loss: Callable[[np.random.Generator], Tensor], path: Path, *, steps: int, lr: float,
+    every: int = 25, decay: bool = True,
 ) -> None:  # fmt: skip
-    """Trains a projector with AdamW and a cosine schedule; weights and moments are kept in ``path``. ``loss``: of one
-    step; everything random in it comes from the generator, which depends on the step alone."""
-    named = dict(projector.named_parameters())
-    projector.requires_grad_(True)
-    optimizer = torch.optim.AdamW(projector.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+    """Trains a module with AdamW; weights and moments are kept in ``path``. ``loss``: of one step; everything random in
+    it comes from the generator, which depends on the step alone. ``decay``: of the learning rate, by a cosine."""
+    named = dict(module.named_parameters())
+    module.requires_grad_(True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     first = 0
     if is_intact(path):
         with safe_open(path, "pt") as file:
@@ -65,10 +65,10 @@ def fit(
     for step in bar:
         warmup = min(1.0, (step + 1) / max(1, steps // 20))
         for group in optimizer.param_groups:
-            group["lr"] = lr * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = lr * warmup * (0.5 * (1 + math.cos(math.pi * step / steps)) if decay else 1.0)
         value = loss(np.random.default_rng([step, 41]))
         value.backward()
-        torch.nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % every == 0 or step + 1 == steps:
@@ -79,7 +79,7 @@ def fit(
                     tensors[f"{name}/{moment}"] = optimizer.state[parameter][moment]
             check_finite(tensors.items(), f"{path} is left as it was")
             save(tensors, path, {"step": str(step + 1)}, sealed=True)
-    projector.requires_grad_(False)
+    module.requires_grad_(False)
 
 
 def word_vectors(backbone: Backbone) -> tuple[list[Tensor], Tensor]:

@@ -1,0 +1,222 @@
+"""Teaches the small edition's language model to look up in a profile what somebody likes, before it meets any user.
+
+Conversations are the miniatures' own (pretraining.conversations), about people invented for one of them each; at first
+they name the item, later a drawing shows it. Low-rank updates (Hu et al. 2022) of the decoder's linear layers learn;
+tower and projector stay as they are. What was learned becomes part of the folder's weights.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from pretraining.conversations import Conversations, Say
+from pretraining.drawings import Pictures
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from prefmoe.backbones import smollm2_lite
+from prefmoe.backbones.backbone import Backbone
+from prefmoe.backbones.loading import load_backbone
+from prefmoe.config import RESULTS
+from prefmoe.data.prompts import message
+from prefmoe.running.record import hardware
+from prefmoe.system import provenance
+from prefmoe.system.files import write_json
+from projector.lessons import LIST_THEM, NAME_IT, Lesson, drawings
+from projector.training import features, fit, save
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+PROFILES = {"facets": 3, "negated": 0.0, "choices": 0.0, "questions": 6, "pictures": False}
+FULL = {"facets": 5, "negated": 0.3, "choices": 0.4, "questions": 6, "pictures": False}
+
+RECIPE: dict[str, dict[str, Any]] = {
+    "drawings": {"items": 1200, "quarters": 240, "people": 0},
+    "updates": {"rank": 8, "alpha": 16},
+    "words": {"lesson": 2, "steps": 30, "lr": 1.5e-3},
+    "sentences": {"lesson": 3, "steps": 10, "lr": 1e-3},
+    "profiles": {**PROFILES, "steps": 15, "lr": 1e-3},
+    "negations": {**PROFILES, "negated": 0.3, "steps": 50, "lr": 1e-3},
+    "choices": {**FULL, "steps": 40, "lr": 1e-3},
+    "pictures": {**FULL, "choices": 0.3, "questions": 3, "pictures": True, "steps": 60, "lr": 1e-3},
+}
+"""What is drawn; the updates; and of each part what its conversations are like, its steps and its learning rate. A
+lesson is one of the miniatures' first; elsewhere: most facets of a profile, shares of questions with a "not" and with
+four options, questions in a conversation, and whether drawings show what is asked about."""
+
+CONVERSATIONS = 8
+"""In a step."""
+
+
+def low_rank_updates(backbone: Backbone, rank: int, alpha: int) -> nn.ParameterDict:
+    """Puts updates that change nothing yet on the decoder's linear layers; returns what learns, by layer and matrix."""
+    torch.manual_seed(0)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=LINEAR), backbone.language_model)
+    found = {}
+    for name, value in backbone.language_model.named_parameters():
+        if "lora_" in name:
+            layer, _, matrix = name.removesuffix(".default.weight").partition(".lora_")
+            found[f"{layer}.{matrix}".replace(".", "/")] = value
+    return nn.ParameterDict(found)
+
+
+def pool_of(lessons: Sequence[Lesson]) -> Pictures:
+    """The lessons' drawings of items, for conversations to choose from."""
+    items: dict[str, list[int]] = {}
+    for index, lesson in enumerate(lessons):
+        if lesson.question == NAME_IT:
+            items.setdefault(lesson.answer, []).append(index)
+    quarters: dict[int, list[str]] = {k: [] for k, lesson in enumerate(lessons) if lesson.question == LIST_THEM}
+    return Pictures(np.empty(0), np.empty(0), items, quarters, groups={}, faces=[])
+
+
+def tokenized(backbone: Backbone, turns: Sequence[Say], tokens: int) -> tuple[Tensor, Tensor, list[int]]:
+    """A conversation by the chat template: token ids (T,), which of them are to be said (T,), pictures in order.
+
+    Args:
+        tokens: of one picture.
+    """
+    ids: list[int] = []
+    learned: list[bool] = []
+
+    def add(text: str, learn: bool = False) -> None:
+        more = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids.extend(more)
+        learned.extend([learn] * len(more))
+
+    for number, say in enumerate(turns):
+        if say.role == "assistant":
+            add(f"{say.text}{backbone.tokenizer.eos_token}", learn=say.learn)
+            continue
+        asked = turns[number + 1].learn
+        content = message("user", f"\n{say.text.rstrip()}\n" if asked else say.text, pictures=len(say.pictures))
+        prompt = backbone.processor.apply_chat_template([content], tokenize=False, add_generation_prompt=True)
+        prompt = prompt.replace(backbone.entry.image_token, backbone.entry.image_token * tokens)
+        add(f"\n{prompt}" if number else prompt)
+    return torch.tensor(ids), torch.tensor(learned), [picture for say in turns for picture in say.pictures]
+
+
+class Reading:
+    """The loss of answers in a part's conversations, through the decoder with its updates."""
+
+    def __init__(self, backbone: Backbone, states: Tensor, lessons: Sequence[Lesson], part: dict[str, Any]) -> None:
+        """states: (n, tokens, D) of the lessons' pictures. part: of the recipe."""
+        self.backbone, self.states, self.part, self.pool = backbone, states, part, pool_of(lessons)
+
+    def conversations(self, rng: np.random.Generator, count: int) -> list[list[Say]]:
+        """So many, as the part wants them."""
+        part = self.part
+        if "lesson" in part:
+            drawn = Conversations(None, rng)
+            return [drawn.lesson(part["lesson"]) for _ in range(count)]
+        drawn = Conversations(self.pool if part["pictures"] else None, rng, part["negated"])
+        facets = rng.integers(1, part["facets"] + 1, size=count)
+        return [drawn.preferences(int(n), part["questions"], choices=part["choices"]) for n in facets]
+
+    def answers(self, conversations: Sequence[Sequence[Say]]) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and token ids (N,) of all that is to be said in these conversations."""
+        backbone = self.backbone
+        rows = [tokenized(backbone, turns, self.states.shape[1]) for turns in conversations]
+        ids = pad_sequence([row for row, _, _ in rows], batch_first=True, padding_value=backbone.pad_token_id)
+        ids = ids.to(backbone.device)
+        learned = pad_sequence([row for _, row, _ in rows], batch_first=True).to(backbone.device)[:, 1:]
+        embeddings = backbone.embed_tokens(ids)
+        if shown := [picture for _, _, pictures in rows for picture in pictures]:
+            tokens = backbone.projector(self.states[shown].to(backbone.device, backbone.dtype))
+            places = (ids == backbone.image_token_id).unsqueeze(-1).expand_as(embeddings)
+            embeddings = embeddings.masked_scatter(places, tokens.to(embeddings.dtype))
+        # Blanks stand behind a conversation, so that nothing in it looks at them.
+        hidden = backbone.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return backbone.lm_head(hidden[:, :-1][learned]).float(), ids[:, 1:][learned]
+
+    def __call__(self, rng: np.random.Generator) -> Tensor:
+        with torch.autocast(self.backbone.device.type, torch.bfloat16):
+            return F.cross_entropy(*self.answers(self.conversations(rng, CONVERSATIONS)))
+
+
+@torch.no_grad()
+def abilities(backbone: Backbone, states: Tensor, lessons: Sequence[Lesson], count: int) -> dict[str, dict[str, float]]:
+    """Shares of right first tokens, over the whole vocabulary, about people invented for one conversation each.
+
+    states, lessons: drawings that were not learned from. count: conversations of one question for each of four kinds.
+    """
+    found = {}
+    for kind, choices in (("preference yes/no", 0.0), ("preference choice", 1.0)):
+        for shown, pictures in (("in words", False), ("of a drawing", True)):
+            part = {**FULL, "choices": choices, "pictures": pictures, "questions": 1}
+            reading, right = Reading(backbone, states, lessons, part), []
+            for first in range(0, count, CONVERSATIONS):
+                rng = np.random.default_rng([first, 43])
+                logits, wanted = reading.answers(reading.conversations(rng, min(CONVERSATIONS, count - first)))
+                answer = wanted != backbone.tokenizer.eos_token_id
+                right += (logits.argmax(-1) == wanted)[answer].tolist()
+            found[f"{kind}, {shown}"] = {"accuracy": round(float(np.mean(right)), 3), "n": len(right)}
+    return found
+
+
+def teach(
+    folder: str | Path, *, work: str | Path | None = None, recipe: dict[str, dict[str, Any]] = RECIPE, count: int = 200
+) -> dict[str, Any]:
+    """Teaches the language model of a folder of `smollm2_lite.fetch`, and puts what it learned into its weights.
+
+    Args:
+        work: where features and interrupted training are kept; results/projector/reading by default.
+        count: conversations that each ability is measured in.
+
+    Returns the card: recipe, minutes, hardware, and abilities before and after. Raises AssemblyError if the folder's
+    model has learned to read before.
+    """
+    folder, began = Path(folder), time.time()
+    origin = smollm2_lite.read_card(folder)
+    if origin.get("reading"):
+        raise smollm2_lite.AssemblyError(f"{folder} can read; `prefmoe fetch smollm2 --unread` makes one that cannot")
+    backbone = load_backbone(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+    start = smollm2_lite.sha256(folder / smollm2_lite.WEIGHTS)
+    work = Path(work or RESULTS / "projector/reading") / provenance.digest([recipe, start])[:12]
+    work.mkdir(parents=True, exist_ok=True)
+    side = backbone.model.config.vision_config.image_size // backbone.model.config.vision_config.patch_size
+    lessons = drawings(**recipe["drawings"], seed=0, side=side)
+    states = features(backbone, lessons, work / "drawings")
+    others = drawings(**{**recipe["drawings"], "items": 120}, seed=1, side=side)
+    measured = features(backbone, others, work / "unseen"), others, count
+    before = abilities(backbone, *measured)
+    updates = low_rank_updates(backbone, **recipe["updates"])
+    parts = [name for name, part in recipe.items() if "steps" in part]
+    for name in parts:
+        part = recipe[name]
+        loss = Reading(backbone, states, lessons, part)
+        fit(updates, loss, work / f"{name}.safetensors", steps=part["steps"], lr=part["lr"], decay=name == parts[-1])
+    learned = {name.replace("/", "."): value.detach() for name, value in updates.items()}
+    scale = recipe["updates"]["alpha"] / recipe["updates"]["rank"]
+    halves = {name: (value * (scale if name.endswith(".B") else 1)).cpu().half() for name, value in learned.items()}
+    save(halves, folder / smollm2_lite.READING.name)
+    tensors = load_file(folder / smollm2_lite.WEIGHTS)
+    save(smollm2_lite.with_reading(tensors, halves), folder / smollm2_lite.WEIGHTS, {"format": "pt"})
+    card = {
+        "made_by": "python workflow/scripts/align.py <folder> reading",
+        "recipe": {**recipe, "conversations": CONVERSATIONS},
+        "minutes": round((time.time() - began) / 60, 1),
+        "hardware": hardware(backbone.device),
+        "language_model": origin["language_model"],
+        "abilities before": before,
+        "abilities": abilities(load_backbone(folder, device=backbone.device), *measured),
+    }
+    digests = {**origin.get("sha256", {}), smollm2_lite.WEIGHTS: smollm2_lite.sha256(folder / smollm2_lite.WEIGHTS)}
+    smollm2_lite.write_card(folder, {**origin, "reading": card, "sha256": digests})
+    return card
+
+
+def ship(folder: str | Path, path: Path = smollm2_lite.READING) -> Path:
+    """Copies what a folder's language model has learned into the package, with a card beside it."""
+    folder = Path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(load_file(folder / smollm2_lite.READING.name), path)
+    card = smollm2_lite.read_card(folder)["reading"]
+    write_json(path.with_suffix(".json"), {**card, "sha256": smollm2_lite.sha256(path)})
+    return path
