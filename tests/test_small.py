@@ -11,6 +11,7 @@ import projector
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tiny_models import tiny_tokenizer
 from torch import nn
 
@@ -278,6 +279,7 @@ def test_fetch_leaves_a_finished_folder_alone_and_names_what_is_damaged_in_it(
     monkeypatch.setattr(smollm2_lite, "_member", lambda *_: tmp_path / "tower.pth")
     monkeypatch.setattr(smollm2_lite, "folded", lambda published: tower.state_dict())
     monkeypatch.setattr(smollm2_lite, "assemble", lambda folder, *_: shutil.copytree(model, folder))
+    monkeypatch.setattr(smollm2_lite, "READING", tmp_path / "none.safetensors")
     folder = tmp_path / "fetched/smollm2-lite"
     fetch = ["fetch", "smollm2", str(folder)]
     assert main(fetch) == 0
@@ -294,6 +296,37 @@ def test_fetch_leaves_a_finished_folder_alone_and_names_what_is_damaged_in_it(
             (folder / name).write_bytes(content)
     projector.put_projector(folder, load_backbone(folder).projector.state_dict(), {})
     assert main(fetch) == 0
+
+
+@pytest.mark.parametrize("unread", [False, True])
+def test_fetch_adds_what_the_package_has_learned_about_reading(
+    parts: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: bool
+) -> None:
+    _, language, tower = parts
+    torch.save({}, tmp_path / "tower.pth")
+    layer, learned = "layers.1.self_attn.k_proj", tmp_path / "reading.safetensors"
+    factors = {"A": torch.randn(2, 32), "B": torch.randn(16, 2)}
+    save_file({f"{layer}.{name}": value.half() for name, value in factors.items()}, learned)
+    monkeypatch.setattr(smollm2_lite, "READING", learned)
+    monkeypatch.setattr(smollm2_lite, "_language_model", lambda *_: (language, None, {"hub_id": "tiny"}))
+    monkeypatch.setattr(smollm2_lite, "_member", lambda *_: tmp_path / "tower.pth")
+    monkeypatch.setattr(smollm2_lite, "folded", lambda published: tower.state_dict())
+    given = {}
+
+    def assemble(folder: Path, config, weights, *_) -> None:
+        given.update(weights)
+        folder.mkdir()
+
+    monkeypatch.setattr(smollm2_lite, "assemble", assemble)
+    folder = tmp_path / "fetched/smollm2-lite"
+    assert main(["fetch", "smollm2", str(folder), *(["--unread"] if unread else [])]) == 0
+    card = smollm2_lite.read_card(folder)["reading"]
+    assert card == (None if unread else f"sha256 {smollm2_lite.sha256(learned)}")
+    for name, weight in language.state_dict().items():
+        update = 0 * weight
+        if name == f"model.{layer}.weight" and not unread:
+            update = torch.einsum("or,ri->oi", factors["B"].half().float(), factors["A"].half().float())
+        torch.testing.assert_close(given[name], weight + update)
 
 
 # --- real weights -------------------------------------------------------------------------------------------------

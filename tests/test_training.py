@@ -132,6 +132,21 @@ def test_resuming_ends_in_the_very_weights_of_an_uninterrupted_run(tmp_path, nam
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "cut" / "losses.parquet"), result.losses)
 
 
+@pytest.mark.parametrize("name", ["LoRA", "PrefMoE"])
+def test_mixed_precision_multiplies_in_half_the_bits_and_keeps_what_is_trained_whole(tmp_path, name):
+    examples, losses, weights = small_benchmark().select("train"), {}, {}
+    for precision in ("no", "bf16"):
+        method = fresh(small_backbone(), name)
+        training = TRAINING.model_copy(update={"mixed_precision": precision})
+        losses[precision] = train(method, examples, training, folder=tmp_path / precision, seed=1).losses["answer"]
+        weights[precision] = trained(method)
+    assert {tensor.dtype for tensor in weights["bf16"]} == {torch.float32}
+    assert (losses["no"] != losses["bf16"]).any(), "nothing was rounded"
+    assert losses["bf16"].iloc[0] == pytest.approx(losses["no"].iloc[0], rel=0.03)  # 8 bits in each product
+    with pytest.raises(CheckpointError, match="mixed_precision"):
+        train(fresh(small_backbone(), name), examples, TRAINING, folder=tmp_path / "bf16", seed=1)
+
+
 def test_a_finished_training_is_only_loaded(tmp_path):
     examples = small_benchmark().select("train")
     first = fresh(small_backbone(), "LoRA")

@@ -112,8 +112,8 @@ NEEDED = sorted({before for _, method in EDITION.runs() for before in EDITION.ne
 CHAINED = sorted({method for _, method in EDITION.runs() if EDITION.needs(method)} - {*NEEDED})
 
 
-# The second stage learns from photographs, which only those who fetched MMPB-clean have.
-PROJECTOR_STAGES = ["drawings", *(["photographs"] if data_folder(None) else [])]
+# The last stage learns from photographs, which only those who fetched MMPB-clean have.
+PROJECTOR_STAGES = ["drawings", "reading", *(["photographs"] if data_folder(None) else [])]
 
 
 wildcard_constraints:
@@ -314,7 +314,7 @@ def fetched_weights(wildcards):
 
 
 def projector_folder():
-    """The model folder whose projector is trained."""
+    """The model folder whose parts are trained."""
     return (from_environment("PREFMOE_WEIGHTS") or ROOT / "weights") / "smollm2-lite"
 
 

@@ -31,8 +31,8 @@ rule pretrain_miniature:
         f"{PYTHON_FOR_LONG} workflow/scripts/pretrain.py {{wildcards.miniature:q}} >> {{log:q}} 2>&1"
 
 
-# The small edition's projector: the first stage's is part of the package, the second's stays with whoever has the
-# photographs.
+# What the small edition's backbone learned before it met any user: from drawings the projector, from conversations the
+# language model; both are part of the package. A projector from photographs stays with whoever has these.
 rule projector:
     input:
         expand("results/projector/{stage}.done", stage=PROJECTOR_STAGES),
@@ -40,12 +40,15 @@ rule projector:
 
 rule align:
     input:
-        lambda wildcards: [f"results/projector/{stage}.done" for stage in PROJECTOR_STAGES if stage < wildcards.stage],
+        lambda wildcards: [
+            f"results/projector/{stage}.done"
+            for stage in PROJECTOR_STAGES[: PROJECTOR_STAGES.index(wildcards.stage)]
+        ],
     output:
         touch("results/projector/{stage}.done"),
     params:
         folder=lambda wildcards: projector_folder(),
-        ship=lambda wildcards: "--ship" if wildcards.stage == "drawings" else "",
+        ship=lambda wildcards: "--ship" if wildcards.stage != "photographs" else "",
     log:
         "results/projector/{stage}.log",
     threads: 1

@@ -152,8 +152,9 @@ def abilities(backbone: Backbone, states: Tensor, lessons: Sequence[Lesson], cou
             part = {**FULL, "choices": choices, "pictures": pictures, "questions": 1}
             reading, right = Reading(backbone, states, lessons, part), []
             for first in range(0, count, CONVERSATIONS):
-                rng = np.random.default_rng([first, 43])
-                logits, wanted = reading.answers(reading.conversations(rng, min(CONVERSATIONS, count - first)))
+                talks = reading.conversations(np.random.default_rng([first, 43]), min(CONVERSATIONS, count - first))
+                with torch.autocast(backbone.device.type, torch.bfloat16):
+                    logits, wanted = reading.answers(talks)
                 answer = wanted != backbone.tokenizer.eos_token_id
                 right += (logits.argmax(-1) == wanted)[answer].tolist()
             found[f"{kind}, {shown}"] = {"accuracy": round(float(np.mean(right)), 3), "n": len(right)}
@@ -161,7 +162,7 @@ def abilities(backbone: Backbone, states: Tensor, lessons: Sequence[Lesson], cou
 
 
 def teach(
-    folder: str | Path, *, work: str | Path | None = None, recipe: dict[str, dict[str, Any]] = RECIPE, count: int = 200
+    folder: str | Path, *, work: str | Path | None = None, recipe: dict[str, dict[str, Any]] = RECIPE, count: int = 100
 ) -> dict[str, Any]:
     """Teaches the language model of a folder of `smollm2_lite.fetch`, and puts what it learned into its weights.
 
