@@ -87,16 +87,19 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(tmp_path: Path) 
             rows = torch.from_numpy(rng.integers(64, size=8))
             return nn.functional.mse_loss(module(inputs[rows]), target[rows])
 
-        projector.fit(module, loss, path, steps=12, lr=1e-2, every=4)
+        spent[path.stem] = projector.fit(module, loss, path, steps=12, lr=1e-2, every=4)
         return module
 
+    spent: dict[str, float] = {}
     whole = train(tmp_path / "whole.safetensors")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut.safetensors", stop=6)
     resumed = train(tmp_path / "cut.safetensors")
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
+    took = spent["whole"]
     assert (whole[0].weight - train(tmp_path / "whole.safetensors", stop=0)[0].weight).abs().max() == 0
+    assert spent["whole"] == pytest.approx(took, abs=0.1) and took > 0, "what is finished takes no more time"
 
 
 def test_the_first_stage_changes_the_projector_alone(lite_folder: Path, tmp_path: Path) -> None:

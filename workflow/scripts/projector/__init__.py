@@ -9,7 +9,6 @@ The tower's output is computed once per picture, and everything can be interrupt
 """
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -100,10 +99,10 @@ def teach(
         edition: whose benchmark has the photographs of the second stage.
         work: where features and interrupted training are kept; results/projector/<stage> by default.
 
-    Returns the card: recipe, minutes, language model, and abilities. Raises SourceError if the photographs are missing;
-    BackboneError if the folder holds no such model.
+    Returns the card: recipe, minutes of training, language model, and abilities. Raises SourceError if the photographs
+    are missing; BackboneError if the folder holds no such model.
     """
-    folder, began = Path(folder), time.time()
+    folder = Path(folder)
     origin = smollm2_lite.read_card(folder)
     backbone = load_backbone(folder, device="cuda" if torch.cuda.is_available() else "cpu")
     start = smollm2_lite.sha256(folder / WEIGHTS) if stage == "photographs" else origin["language_model"]
@@ -124,13 +123,13 @@ def teach(
         lessons = drawings(**recipe["drawings"], seed=0, side=side)
         states = seen("drawings", lessons, recipe["drawings"])
         labels = np.stack([lesson.labels for lesson in lessons]).reshape(len(lessons), side * side, -1)
-        _part(backbone, "words", Words, recipe, work, states, labels)
-        _part(backbone, "captions", Captions, recipe, work, states, lessons)
+        seconds = _part(backbone, "words", Words, recipe, work, states, labels)
+        seconds += _part(backbone, "captions", Captions, recipe, work, states, lessons)
     else:
         benchmark = load_benchmark(edition)
         lessons = photographs(benchmark)
         states = seen("photographs", lessons, benchmark.digest)
-        _part(backbone, "photographs", Captions, recipe, work, states, lessons)
+        seconds = _part(backbone, "photographs", Captions, recipe, work, states, lessons)
     parts = ["drawings", "words", "captions"] if stage == "drawings" else ["photographs"]
     card = {
         "made_by": f"python workflow/scripts/align.py <folder> {stage}",
@@ -138,16 +137,16 @@ def teach(
         "pictures": len(lessons),
         "language_model": origin["language_model"],
         "vision_tower": origin["vision_tower"],
-        "minutes": round((time.time() - began) / 60, 1),
+        "minutes": round(seconds / 60, 1),
         "abilities": abilities(backbone, checked, seen("unseen", checked, unseen)),
     }
     put_projector(folder, backbone.projector.state_dict(), card)
     return card
 
 
-def _part(backbone: Backbone, name: str, loss: Callable[..., Any], recipe: dict, work: Path, *data: Any) -> None:
+def _part(backbone: Backbone, name: str, loss: Callable[..., Any], recipe: dict, work: Path, *data: Any) -> float:
     options = recipe[name]
-    fit(
+    return fit(
         backbone.projector, loss(backbone, *data, batch=options["batch"]), work / f"{name}.safetensors",
         steps=options["steps"], lr=options["lr"],
     )  # fmt: skip

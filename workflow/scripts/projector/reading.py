@@ -5,7 +5,6 @@ they name the item, later a drawing shows it. Low-rank updates (Hu et al. 2022) 
 tower and projector stay as they are. What was learned becomes part of the folder's weights.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,12 +141,14 @@ class Reading:
 
 @torch.no_grad()
 def abilities(backbone: Backbone, states: Tensor, lessons: Sequence[Lesson], count: int) -> dict[str, dict[str, float]]:
-    """Shares of right first tokens, over the whole vocabulary, about people invented for one conversation each.
+    """Shares of right answers, of "yes" and "no" or of four letters the likelier, about people invented for one
+    conversation each.
 
     states, lessons: drawings that were not learned from. count: conversations of one question for each of four kinds.
     """
     found = {}
-    for kind, choices in (("preference yes/no", 0.0), ("preference choice", 1.0)):
+    for kind, choices, words in (("preference yes/no", 0.0, ["yes", "no"]), ("preference choice", 1.0, list("ABCD"))):
+        known = torch.tensor(backbone.tokenizer.convert_tokens_to_ids(words), device=backbone.device)
         for shown, pictures in (("in words", False), ("of a drawing", True)):
             part = {**FULL, "choices": choices, "pictures": pictures, "questions": 1}
             reading, right = Reading(backbone, states, lessons, part), []
@@ -155,8 +156,8 @@ def abilities(backbone: Backbone, states: Tensor, lessons: Sequence[Lesson], cou
                 talks = reading.conversations(np.random.default_rng([first, 43]), min(CONVERSATIONS, count - first))
                 with torch.autocast(backbone.device.type, torch.bfloat16):
                     logits, wanted = reading.answers(talks)
-                answer = wanted != backbone.tokenizer.eos_token_id
-                right += (logits.argmax(-1) == wanted)[answer].tolist()
+                answer = torch.isin(wanted, known)
+                right += (known[logits[:, known].argmax(-1)] == wanted)[answer].tolist()
             found[f"{kind}, {shown}"] = {"accuracy": round(float(np.mean(right)), 3), "n": len(right)}
     return found
 
@@ -170,10 +171,10 @@ def teach(
         work: where features and interrupted training are kept; results/projector/reading by default.
         count: conversations that each ability is measured in.
 
-    Returns the card: recipe, minutes, hardware, and abilities before and after. Raises AssemblyError if the folder's
-    model has learned to read before.
+    Returns the card: recipe, minutes of training, hardware, and abilities before and after. Raises AssemblyError if the
+    folder's model has learned to read before.
     """
-    folder, began = Path(folder), time.time()
+    folder = Path(folder)
     origin = smollm2_lite.read_card(folder)
     if origin.get("reading"):
         raise smollm2_lite.AssemblyError(f"{folder} can read; `prefmoe fetch smollm2 --unread` makes one that cannot")
@@ -188,11 +189,11 @@ def teach(
     measured = features(backbone, others, work / "unseen"), others, count
     before = abilities(backbone, *measured)
     updates = low_rank_updates(backbone, **recipe["updates"])
-    parts = [name for name, part in recipe.items() if "steps" in part]
+    parts, seconds = [name for name, part in recipe.items() if "steps" in part], 0.0
     for name in parts:
         part = recipe[name]
-        loss = Reading(backbone, states, lessons, part)
-        fit(updates, loss, work / f"{name}.safetensors", steps=part["steps"], lr=part["lr"], decay=name == parts[-1])
+        loss, place = Reading(backbone, states, lessons, part), work / f"{name}.safetensors"
+        seconds += fit(updates, loss, place, steps=part["steps"], lr=part["lr"], decay=name == parts[-1])
     learned = {name.replace("/", "."): value.detach() for name, value in updates.items()}
     scale = recipe["updates"]["alpha"] / recipe["updates"]["rank"]
     halves = {name: (value * (scale if name.endswith(".B") else 1)).cpu().half() for name, value in learned.items()}
@@ -202,7 +203,7 @@ def teach(
     card = {
         "made_by": "python workflow/scripts/align.py <folder> reading",
         "recipe": {**recipe, "conversations": CONVERSATIONS},
-        "minutes": round((time.time() - began) / 60, 1),
+        "minutes": round(seconds / 60, 1),
         "hardware": hardware(backbone.device),
         "language_model": origin["language_model"],
         "abilities before": before,

@@ -1,6 +1,7 @@
 """What the tower says of lessons' pictures, kept; and the projector's training on it: losses, steps, and going on."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,15 +48,19 @@ def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None
 def fit(
     module: nn.Module, loss: Callable[[np.random.Generator], Tensor], path: Path, *, steps: int, lr: float,
     every: int = 25, decay: bool = True,
-) -> None:  # fmt: skip
+) -> float:  # fmt: skip
     """Trains a module with AdamW; weights and moments are kept in ``path``. ``loss``: of one step; everything random in
-    it comes from the generator, which depends on the step alone. ``decay``: of the learning rate, by a cosine."""
+    it comes from the generator, which depends on the step alone. ``decay``: of the learning rate, by a cosine.
+
+    Returns the seconds that all steps took, those of interrupted calls included.
+    """
     named = dict(module.named_parameters())
     module.requires_grad_(True)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    first = 0
+    first, seconds, began = 0, 0.0, time.perf_counter()
     if is_intact(path):
         with safe_open(path, "pt") as file:
+            seconds = float(file.metadata().get("seconds", 0))
             first, kept = int(file.metadata()["step"]), {name: file.get_tensor(name) for name in file.keys()}
         for name, parameter in named.items():
             parameter.data.copy_(kept[name])
@@ -78,8 +83,10 @@ def fit(
                 for moment in ("exp_avg", "exp_avg_sq"):
                     tensors[f"{name}/{moment}"] = optimizer.state[parameter][moment]
             check_finite(tensors.items(), f"{path} is left as it was")
-            save(tensors, path, {"step": str(step + 1)}, sealed=True)
+            seconds, began = seconds + time.perf_counter() - began, time.perf_counter()
+            save(tensors, path, {"step": str(step + 1), "seconds": f"{seconds:.1f}"}, sealed=True)
     module.requires_grad_(False)
+    return seconds
 
 
 def word_vectors(backbone: Backbone) -> tuple[list[Tensor], Tensor]:
