@@ -39,7 +39,9 @@ ABOUT = {
         "Choices between pictures": ("preference-mini",),
         "Recommendation and retrieval": ("ranking", "rivals"),
         "Pictures drawn for users": ("generation-mini",),
+        "The small edition": ("small",),
     },
+    "docs/small.md": {"": ("small",)},
     "README.md": {"": ("mini", "preference-mini", "generation-mini")},
 }
 """Page -> heading -> the folders of figures/ whose tables are meant there; "" of sections that are not named. With all

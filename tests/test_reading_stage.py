@@ -124,6 +124,17 @@ def test_what_is_learned_is_in_the_decoders_weights_alone_and_comes_back_from_th
         smollm2_lite.with_reading({"other": torch.ones(2)}, {"layers.0.mlp.down_proj.A": torch.ones(1, 2)})
 
 
+def test_what_is_shipped_is_what_its_recipe_makes() -> None:
+    card = json.loads(smollm2_lite.READING.with_suffix(".json").read_text())
+    assert card["recipe"] == {**reading.RECIPE, "conversations": reading.CONVERSATIONS}
+    assert card["sha256"] == smollm2_lite.sha256(smollm2_lite.READING)
+    assert smollm2_lite.READING.stat().st_size < 6e6
+    learned, rank = load_file(smollm2_lite.READING), reading.RECIPE["updates"]["rank"]
+    assert len(learned) == 2 * 30 * len(reading.LINEAR)  # as many layers as SmolLM2-135M has
+    for name, factor in learned.items():
+        assert rank == factor.shape[0 if name.endswith(".A") else 1] and factor.float().abs().max() > 0
+
+
 def test_the_update_that_training_sees_is_the_one_that_is_kept(lite_folder, seen, tmp_path) -> None:
     """alpha / rank is part of what is kept: the folder answers as the model with its updates did."""
     folder = shutil.copytree(lite_folder, tmp_path / "model")
