@@ -30,9 +30,8 @@ from prefmoe.backbones.smollm2_lite import WEIGHTS
 from prefmoe.config import RESULTS, Edition
 from prefmoe.data.sources import load_benchmark
 from prefmoe.system import provenance
-from prefmoe.system.files import write_json
 from projector.lessons import COLUMNS, NAME_IT, Lesson, asked, drawings, photographs
-from projector.training import Captions, Words, features, fit, save, word_vectors
+from projector.training import Captions, Words, features, fit, note, save, ship_part, word_vectors
 
 Stage = Literal["drawings", "photographs"]
 
@@ -154,14 +153,13 @@ def _part(backbone: Backbone, name: str, loss: Callable[..., Any], recipe: dict,
 
 def put_projector(folder: Path, projector: dict[str, Tensor], card: dict[str, Any]) -> None:
     """Writes a projector into a model folder, and into its card how it was made; the rest stays as it is."""
-    weights, origin = folder / WEIGHTS, smollm2_lite.read_card(folder)
+    weights = folder / WEIGHTS
     tensors = load_file(weights)
     for name, value in projector.items():
         (place,) = [key for key in tensors if key.endswith(f"multi_modal_projector.{name}")]
         tensors[place] = value.detach().cpu().half().float()  # as precise as the one that the package holds
     save(tensors, weights, {"format": "pt"})
-    digests = {**origin.get("sha256", {}), WEIGHTS: smollm2_lite.sha256(weights)}
-    smollm2_lite.write_card(folder, {**origin, "projector": card, "sha256": digests})
+    note(folder, "projector", card)
 
 
 def ship(folder: str | Path, path: Path = smollm2_lite.PROJECTOR) -> Path:
@@ -171,11 +169,7 @@ def ship(folder: str | Path, path: Path = smollm2_lite.PROJECTOR) -> Path:
     card = smollm2_lite.read_card(folder)["projector"]
     if not isinstance(card, dict) or "drawings" not in card["recipe"]:
         raise smollm2_lite.AssemblyError(f"{folder} holds no projector that was made from drawings alone")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(dict(_projector_tensors(folder)), path)
-    card = {**card, "sha256": smollm2_lite.sha256(path)}
-    write_json(path.with_suffix(".json"), card)
-    return path
+    return ship_part(dict(_projector_tensors(folder)), card, path)
 
 
 def _projector_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

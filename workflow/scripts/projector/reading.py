@@ -17,7 +17,6 @@ from pretraining.drawings import Pictures
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from prefmoe.backbones import smollm2_lite
 from prefmoe.backbones.backbone import Backbone
@@ -26,9 +25,8 @@ from prefmoe.config import RESULTS
 from prefmoe.data.prompts import message
 from prefmoe.running.record import hardware
 from prefmoe.system import provenance
-from prefmoe.system.files import write_json
 from projector.lessons import LIST_THEM, NAME_IT, Lesson, drawings
-from projector.training import features, fit, save
+from projector.training import answers, features, fit, note, save, ship_part
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -120,19 +118,9 @@ class Reading:
 
     def answers(self, conversations: Sequence[Sequence[Say]]) -> tuple[Tensor, Tensor]:
         """Logits (N, V) and token ids (N,) of all that is to be said in these conversations."""
-        backbone = self.backbone
-        rows = [tokenized(backbone, turns, self.states.shape[1]) for turns in conversations]
-        ids = pad_sequence([row for row, _, _ in rows], batch_first=True, padding_value=backbone.pad_token_id)
-        ids = ids.to(backbone.device)
-        learned = pad_sequence([row for _, row, _ in rows], batch_first=True).to(backbone.device)[:, 1:]
-        embeddings = backbone.embed_tokens(ids)
-        if shown := [picture for _, _, pictures in rows for picture in pictures]:
-            tokens = backbone.projector(self.states[shown].to(backbone.device, backbone.dtype))
-            places = (ids == backbone.image_token_id).unsqueeze(-1).expand_as(embeddings)
-            embeddings = embeddings.masked_scatter(places, tokens.to(embeddings.dtype))
-        # Blanks stand behind a conversation, so that nothing in it looks at them.
-        hidden = backbone.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        return backbone.lm_head(hidden[:, :-1][learned]).float(), ids[:, 1:][learned]
+        rows = [tokenized(self.backbone, turns, self.states.shape[1]) for turns in conversations]
+        shown = [picture for _, _, pictures in rows for picture in pictures]
+        return answers(self.backbone, [row[:2] for row in rows], self.states[shown])
 
     def __call__(self, rng: np.random.Generator) -> Tensor:
         with torch.autocast(self.backbone.device.type, torch.bfloat16):
@@ -198,8 +186,8 @@ def teach(
     scale = recipe["updates"]["alpha"] / recipe["updates"]["rank"]
     halves = {name: (value * (scale if name.endswith(".B") else 1)).cpu().half() for name, value in learned.items()}
     save(halves, folder / smollm2_lite.READING.name)
-    tensors = load_file(folder / smollm2_lite.WEIGHTS)
-    save(smollm2_lite.with_reading(tensors, halves), folder / smollm2_lite.WEIGHTS, {"format": "pt"})
+    read = smollm2_lite.with_reading(load_file(folder / smollm2_lite.WEIGHTS), halves)
+    save(read, folder / smollm2_lite.WEIGHTS, {"format": "pt"})
     card = {
         "made_by": "python workflow/scripts/align.py <folder> reading",
         "recipe": {**recipe, "conversations": CONVERSATIONS},
@@ -209,16 +197,12 @@ def teach(
         "abilities before": before,
         "abilities": abilities(load_backbone(folder, device=backbone.device), *measured),
     }
-    digests = {**origin.get("sha256", {}), smollm2_lite.WEIGHTS: smollm2_lite.sha256(folder / smollm2_lite.WEIGHTS)}
-    smollm2_lite.write_card(folder, {**origin, "reading": card, "sha256": digests})
+    note(folder, "reading", card)
     return card
 
 
 def ship(folder: str | Path, path: Path = smollm2_lite.READING) -> Path:
     """Copies what a folder's language model has learned into the package, with a card beside it."""
     folder = Path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(load_file(folder / smollm2_lite.READING.name), path)
-    card = smollm2_lite.read_card(folder)["reading"]
-    write_json(path.with_suffix(".json"), {**card, "sha256": smollm2_lite.sha256(path)})
-    return path
+    learned = load_file(folder / smollm2_lite.READING.name)
+    return ship_part(learned, smollm2_lite.read_card(folder)["reading"], path)

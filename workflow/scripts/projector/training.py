@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from prefmoe.backbones import smollm2_lite
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.pictures import stack_pictures
+from prefmoe.backbones.smollm2_lite import WEIGHTS
 from prefmoe.backbones.tower_layout import tower_states
-from prefmoe.system.files import is_intact, whole_file
+from prefmoe.system.files import is_intact, whole_file, write_json
 from prefmoe.system.finite import check_finite
 from projector.lessons import COLUMNS, Lesson, asked
 
@@ -43,6 +46,21 @@ def features(backbone: Backbone, lessons: Sequence[Lesson], folder: Path, chunk:
 def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None, sealed: bool = False) -> None:
     with whole_file(path, sealed=sealed) as partial_path:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial_path, metadata)
+
+
+def note(folder: Path, part: str, card: dict[str, Any]) -> None:
+    """Writes into a model folder's card how a part was made, and the digest of the weights that hold it now."""
+    origin = smollm2_lite.read_card(folder)
+    digests = {**origin.get("sha256", {}), WEIGHTS: smollm2_lite.sha256(folder / WEIGHTS)}
+    smollm2_lite.write_card(folder, {**origin, part: card, "sha256": digests})
+
+
+def ship_part(tensors: dict[str, Tensor], card: dict[str, Any], path: Path) -> Path:
+    """Puts what a part learned into the package, with its card beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(tensors, path)
+    write_json(path.with_suffix(".json"), {**card, "sha256": smollm2_lite.sha256(path)})
+    return path
 
 
 def fit(
@@ -136,28 +154,34 @@ class Captions:
         backbone = self.backbone
         chosen = rng.choice(len(self.sequences), min(self.batch, len(self.sequences)), replace=False)
         rows = [self.sequences[index] for index in chosen]
-        ids = pad_sequence([row for row, _ in rows], batch_first=True, padding_value=backbone.pad_token_id)
-        ids = ids.to(backbone.device)
-        tokens = backbone.projector(self.states[torch.from_numpy(chosen)].to(backbone.device, backbone.dtype))
-        embeddings = backbone.embed_tokens(ids)
+        return F.cross_entropy(*answers(backbone, rows, self.states[torch.from_numpy(chosen)]))
+
+
+def answers(backbone: Backbone, rows: Sequence[tuple[Tensor, Tensor]], states: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) and token ids (N,) of all that is to be said in these rows.
+
+    Args:
+        rows: token ids (T,) of a row, and which of them are to be said (T,).
+        states: (n, tokens, D) of the rows' pictures, in order; there may be none.
+    """
+    ids = pad_sequence([row for row, _ in rows], batch_first=True, padding_value=backbone.pad_token_id)
+    ids = ids.to(backbone.device)
+    learned = pad_sequence([row for _, row in rows], batch_first=True).to(backbone.device)[:, 1:]
+    embeddings = backbone.embed_tokens(ids)
+    if len(states):
+        tokens = backbone.projector(states.to(backbone.device, backbone.dtype))
         places = (ids == backbone.image_token_id).unsqueeze(-1).expand_as(embeddings)
-        embeddings = embeddings.masked_scatter(places, tokens)
-        attention = torch.zeros_like(ids)
-        answered = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (sequence, prompt) in enumerate(rows):  # a few rows, to write masks
-            attention[row, : len(sequence)] = 1
-            answered[row, prompt : len(sequence)] = True
-        hidden = backbone.language_model(
-            inputs_embeds=embeddings, attention_mask=attention, use_cache=False
-        ).last_hidden_state
-        logits = backbone.lm_head(hidden[:, :-1][answered[:, 1:]])
-        return F.cross_entropy(logits, ids[:, 1:][answered[:, 1:]])
+        embeddings = embeddings.masked_scatter(places, tokens.to(embeddings.dtype))
+    # Blanks stand behind a row, so that nothing in it looks at them.
+    hidden = backbone.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    return backbone.lm_head(hidden[:, :-1][learned]).float(), ids[:, 1:][learned]
 
 
-def tokenized(backbone: Backbone, lesson: Lesson, tokens: int) -> tuple[Tensor, int]:
-    """A lesson as token ids (T,), answer and end of sequence included, and where the answer begins."""
+def tokenized(backbone: Backbone, lesson: Lesson, tokens: int) -> tuple[Tensor, Tensor]:
+    """A lesson as token ids (T,), answer and end of sequence included, and which of them are to be said (T,)."""
     prompt = backbone.processor.apply_chat_template(asked(lesson), tokenize=False, add_generation_prompt=True)
     prompt = prompt.replace(backbone.entry.image_token, backbone.entry.image_token * tokens)
     texts = (prompt, lesson.answer)
     before, answer = (backbone.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
-    return torch.tensor([*before, *answer, backbone.tokenizer.eos_token_id]), len(before)
+    ids = torch.tensor([*before, *answer, backbone.tokenizer.eos_token_id])
+    return ids, torch.arange(len(ids)) >= len(before)
