@@ -9,7 +9,7 @@ import pytest
 import torch
 from pretraining.conversations import Conversations
 from pretraining.miniatures import vocabulary
-from projector import drawings, features, reading
+from projector import drawings, features, reading, teach
 from safetensors.torch import load_file
 from tiny_models import save_tiny
 
@@ -118,6 +118,8 @@ def test_what_is_learned_is_in_the_decoders_weights_alone_and_comes_back_from_th
         torch.testing.assert_close(after[name].double(), before[name].double() + b @ a, rtol=1e-5, atol=1e-6)
     with pytest.raises(AssemblyError, match="model can read; `prefmoe fetch smollm2 --unread` makes one that cannot"):
         reading.teach(folder, work=tmp_path / "work", recipe=RECIPE, count=3)
+    with pytest.raises(AssemblyError, match="model can read; `prefmoe fetch smollm2 --unread` makes one that cannot"):
+        teach(folder, "drawings", work=tmp_path / "work")
     again = smollm2_lite.with_reading(before, learned)
     assert all(torch.equal(again[name], after[name]) for name in after)
     with pytest.raises(AssemblyError, match=r"expected one weight of layers.0.mlp.down_proj, found 0"):

@@ -326,7 +326,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "seeds": _from("mini/table1_seeds.csv", _seeds),
     "information": _from("mini/information.csv", _information),
     "curves": _from("mini/protocol/more_training.csv", _curves),
-    "plateau": _from("mini/protocol/plateau.csv", _curves),
     "small": _main("small"),
     "small ablation": _ablation("small"),
     "small controls": _from("small/controls.csv", _controls),

@@ -31,7 +31,7 @@ from prefmoe.config import RESULTS, Edition
 from prefmoe.data.sources import load_benchmark
 from prefmoe.system import provenance
 from projector.lessons import COLUMNS, NAME_IT, Lesson, asked, drawings, photographs
-from projector.training import Captions, Words, features, fit, note, save, ship_part, word_vectors
+from projector.training import Captions, Words, features, fit, note, save, ship_part, unread, word_vectors
 
 Stage = Literal["drawings", "photographs"]
 
@@ -99,10 +99,11 @@ def teach(
         work: where features and interrupted training are kept; results/projector/<stage> by default.
 
     Returns the card: recipe, minutes of training, language model, and abilities. Raises SourceError if the photographs
-    are missing; BackboneError if the folder holds no such model.
+    are missing; BackboneError if the folder holds no such model; AssemblyError if the first stage is asked of one whose
+    language model has learned to read: what it would make is no part of a model as published.
     """
     folder = Path(folder)
-    origin = smollm2_lite.read_card(folder)
+    origin = unread(folder) if stage == "drawings" else smollm2_lite.read_card(folder)
     backbone = load_backbone(folder, device="cuda" if torch.cuda.is_available() else "cpu")
     start = smollm2_lite.sha256(folder / WEIGHTS) if stage == "photographs" else origin["language_model"]
     drawing = Path(__file__).with_name("lessons.py").read_text(encoding="utf-8")  # may change, and its settings not

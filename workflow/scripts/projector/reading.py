@@ -26,7 +26,7 @@ from prefmoe.data.prompts import message
 from prefmoe.running.record import hardware
 from prefmoe.system import provenance
 from projector.lessons import LIST_THEM, NAME_IT, Lesson, drawings
-from projector.training import answers, features, fit, note, save, ship_part
+from projector.training import answers, features, fit, note, save, ship_part, unread
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -163,9 +163,7 @@ def teach(
     folder's model has learned to read before.
     """
     folder = Path(folder)
-    origin = smollm2_lite.read_card(folder)
-    if origin.get("reading"):
-        raise smollm2_lite.AssemblyError(f"{folder} can read; `prefmoe fetch smollm2 --unread` makes one that cannot")
+    origin = unread(folder)
     backbone = load_backbone(folder, device="cuda" if torch.cuda.is_available() else "cpu")
     start = smollm2_lite.sha256(folder / smollm2_lite.WEIGHTS)
     work = Path(work or RESULTS / "projector/reading") / provenance.digest([recipe, start])[:12]

@@ -48,6 +48,15 @@ def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial_path, metadata)
 
 
+def unread(folder: Path) -> dict[str, Any]:
+    """The card of a folder whose language model is as published. Raises AssemblyError if it has learned to read, or the
+    folder is none of smollm2_lite.fetch."""
+    card = smollm2_lite.read_card(folder)
+    if card.get("reading"):
+        raise smollm2_lite.AssemblyError(f"{folder} can read; `prefmoe fetch smollm2 --unread` makes one that cannot")
+    return card
+
+
 def note(folder: Path, part: str, card: dict[str, Any]) -> None:
     """Writes into a model folder's card how a part was made, and the digest of the weights that hold it now."""
     origin = smollm2_lite.read_card(folder)
