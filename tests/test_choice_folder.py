@@ -72,6 +72,9 @@ def test_the_digest_tells_choices_and_pictures_and_not_the_place(tmp_path):
         (0, "liked", "", r"field liked .*: expected the path of the picture that was liked"),
         (0, "disliked", "p/0.png", r"line 2, field disliked .*: expected a picture that is not in this choice already"),
         (2, "other_2", "p/4.png", r"field other_2 .*: expected a picture that is not in this choice already"),
+        (0, "disliked", "./p/0.png", r"line 2, field disliked .*: expected a picture .* already \(liked has it\), found"),
+        (2, "liked", "p/../p/4.png", r"line 4, field liked .*: expected a path relative to the data folder"),
+        (2, "liked", "./p/1.png", r"line 4, field liked .*: expected a picture that is in no choice of train \(line 2"),
         (2, "other_1", "", r"field other_1 .*: expected a picture, as other_2 names one"),
         (0, "liked", "p/99.png", r"line 2, field liked .*: expected a file that can be read .*found 'p/99.png'"),
         (0, "liked", "../p.png", r"field liked .*: expected a path relative to the data folder"),
@@ -88,6 +91,20 @@ def test_a_row_that_is_wrong_is_named_with_what_was_expected(tmp_path, row, colu
     with pytest.raises(MMPBError, match=message) as caught:
         choice_folder.read(folder)
     assert "choices.csv, line" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("copy", "message"),
+    [
+        ("1.png", r"line 2, field disliked .*: expected a picture .* already \(liked has it\), found 'p/1.png'"),
+        ("7.png", r"line 4, field other_2 .*: expected a picture that is in no choice of train \(line 2 has it\)"),
+    ],
+)
+def test_copies_of_a_picture_are_the_same_picture_under_any_name(tmp_path, copy, message):
+    folder = _save(tmp_path / "own")
+    (folder / "p" / copy).write_bytes((folder / "p/0.png").read_bytes())
+    with pytest.raises(MMPBError, match=message):
+        choice_folder.read(folder)
 
 
 def test_damaged_pictures_missing_columns_and_empty_tables_are_named(tmp_path):

@@ -43,8 +43,10 @@ def read(folder: str | Path, *, seen: Path | None = None) -> ChoiceBenchmark:
     kept = [row for row in rows if _check(row)]
     numbered(rows)
     _check_users(kept)
-    _check_apart(kept)
     pictures = check_pictures(rows, root, seen, PICTURES)
+    same = {path: digest or path for path, digest in pictures.items()}
+    _check_different(kept, same)
+    _check_apart(kept, same)
     attributes, utilities = _read_tastes(root, kept, mistakes)
     mistakes.check()
     users: dict[str, int] = {}
@@ -90,9 +92,6 @@ def _check(row: Row) -> bool:
         row.require(row[column] != "", column, f"the path of the picture that was {column}")
     expected = "a picture, as other_2 names one (one among four has both)"
     row.require(bool(row["other_1"]) == bool(row["other_2"]), "other_1", expected if row["other_2"] else "none")
-    for k, column in enumerate(PICTURES):
-        if row[column] and row[column] in (row[other] for other in PICTURES[:k]):
-            row.require(False, column, "a picture that is not in this choice already")
     return len(row.mistakes.lines) == before
 
 
@@ -116,14 +115,23 @@ def _check_users(rows: Sequence[Row]) -> None:
                 row.require(False, "split", expected)
 
 
-def _check_apart(rows: Sequence[Row]) -> None:
-    """No picture of a target that is not trained on is in a choice of training or of a history."""
-    known = {picture: row for row in rows if row["split"] in _HISTORIES for picture in _shown(row)}
+def _check_different(rows: Sequence[Row], same: Mapping[str, str]) -> None:
+    """No picture is in a choice twice, under whatever path: ``same`` maps each to what its copies have in common."""
+    for row in rows:
+        first: dict[str, str] = {}
+        for column in PICTURES:
+            if row[column] and (there := first.setdefault(same[row[column]], column)) != column:
+                row.require(False, column, f"a picture that is not in this choice already ({there} has it)")
+
+
+def _check_apart(rows: Sequence[Row], same: Mapping[str, str]) -> None:
+    """No picture of a target that is not trained on is in a choice of training or of a history, nor a copy of one."""
+    known = {same[picture]: row for row in rows if row["split"] in _HISTORIES for picture in _shown(row)}
     for row in rows:
         if row["split"] in _HISTORIES:
             continue
         for column in PICTURES:
-            if first := known.get(row[column]):
+            if row[column] and (first := known.get(same[row[column]])):
                 told = f"a picture that is in no choice of {first['split']} ({first.place_for(row)} has it)"
                 row.require(False, column, told)
 
