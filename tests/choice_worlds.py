@@ -1,5 +1,6 @@
 """Small benchmarks of choices for tests."""
 
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,12 @@ TINY = ChoicesData(
 
 
 def without_drawing(config: ChoicesData, folder: Path) -> ChoiceBenchmark:
-    """The benchmark of a configuration, with a white dot in the place of every picture."""
+    """The benchmark of a configuration, with a dot in the place of every picture, each of another colour."""
+    numbers = count()
+
+    def dot(attributes, rng) -> Image.Image:
+        return Image.frombytes("RGB", (1, 1), next(numbers).to_bytes(3))
+
     with pytest.MonkeyPatch.context() as patch:
-        dot = Image.new("RGB", (1, 1), "white")
-        patch.setattr(choice_world, "draw_choice_picture", lambda attributes, rng: dot)
+        patch.setattr(choice_world, "draw_choice_picture", dot)
         return choice_folder.read(choice_world.build(config, folder))

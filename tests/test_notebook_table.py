@@ -45,6 +45,16 @@ def test_every_caption_belongs_to_a_file_and_every_file_has_one() -> None:
     assert made | by_hand | {"workflow"} == CAPTIONS
 
 
+@pytest.mark.parametrize("kind", ["choices", "pictures"])
+def test_tables_that_several_kinds_of_edition_have_under_one_name_have_captions_of_their_own(kind: str) -> None:
+    (listed,) = re.findall(rf"^{kind[:-1].upper()}_TABLES = \{{.*?^\}}", RULES["common.smk"], re.M | re.S)
+    (answers,) = re.findall(r"^TABLES = \{.*?^\}", RULES["common.smk"], re.M | re.S)
+    shared = set(re.findall(r'"(\w+)"', listed)) & set(re.findall(r'"(\w+)"', answers)) - {"Tables", "information"}
+    own = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "workflow/report" / kind).glob("*.rst")}
+    assert own.keys() == shared and {"table1", "table1_seeds", "comparisons"} <= shared
+    assert all("small talk" not in text and "AUC" not in text for text in own.values())
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_says_what_its_notebook_reads_and_makes(name: str) -> None:
     row = ROWS[name]

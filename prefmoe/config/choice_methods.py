@@ -127,7 +127,7 @@ class PersonalScorerMethod(ChoiceMethod):
     """The population's score, moved by the choices of the history."""
 
     module = "prefmoe.models.scorers"
-    information: ClassVar[str] = "history of rated pictures with prompts"
+    information: ClassVar[str] = "history of rated pictures"
     information_in_training: ClassVar[str] = "choices of seen users"
     kind: Literal["personal_scorer"]
     penalties: Some[Annotated[float, Field(gt=0)]] = Field(

@@ -95,8 +95,9 @@ class PlainDrawingMethod(DrawingMethod):
 
     @property
     def information(self) -> str:
-        shown = {"nobody": "nothing", "favourites": "the true tastes", "three": "three true favourites"}
-        return {**shown, "history": "words of the history", "read": "history of rated pictures"}[self.told]
+        favourites = {"favourites": "the true tastes", "three": "three true favourites"}
+        words = {"history": "true attributes of the history's pictures", "read": "history of rated pictures"}
+        return {"nobody": "nothing", **favourites, **words}[self.told]
 
 
 class UserTokensMethod(DrawingMethod):

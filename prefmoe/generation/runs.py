@@ -138,7 +138,7 @@ class DrawingWorkbench(ChoiceWorkbench):
         if distributed.state().is_main_process:
             sections = {"generation": self.edition.generation.model_dump(mode="json")}
             where = {"sections": sections, "device": torch.device("cpu")}
-            self._seal(config, seed, folder, {**about, "context_tokens": 0.0}, *measured, **where)
+            self._seal(config, seed, folder, about, *measured, **where)
 
     # --- what draws
 

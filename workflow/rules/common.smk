@@ -166,7 +166,8 @@ def shown(path, category, name=None):
     """A file that the report shows, with the caption of its name; of a table that has a figure of its name, its own."""
     name = name or Path(path).stem
     own = f"{name}_table" if path.endswith(".csv") else name
-    caption = own if (ROOT / f"workflow/report/{own}.rst").is_file() else name
+    captions = [f"{ABOUT}/{name}", own, name]  # what pairs of pictures or drawings say under a name that answers have, too
+    caption = next((known for known in captions if (ROOT / f"workflow/report/{known}.rst").is_file()), name)
     return report(path, caption=f"../report/{caption}.rst", category=category)
 
 
