@@ -194,6 +194,24 @@ def test_heat_maps_share_a_scale_and_write_their_numbers():
     assert "T. Heat map of Share: a, b by x, y; one, half." in figure.get_label()
 
 
+def test_numbers_on_any_colour_of_a_heat_map_have_the_contrast_of_text():
+    def luminance(colour):
+        parts = np.array(to_rgb(colour))
+        return np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+    table = pd.DataFrame(np.linspace(-2, 2, 60).reshape(6, 10))
+    axis = forms.heat({"one": table}, label="u", limits=(-2, 2), numbers=".1f", title="T", caption=CAPTION).axes[0]
+    for words, face in zip(axis.texts, axis.collections[0].get_facecolors(), strict=True):
+        low, high = sorted(map(luminance, (words.get_color(), face[:3])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, words.get_text()
+
+
+def test_a_legend_of_broken_lines_shows_a_length_at_which_they_differ():
+    rows = pd.DataFrame({"x": [1, 2] * 3, "value": [0.1, 0.2] * 3, "method": ["a", "a", "b", "b", "c", "c"]})
+    options = {"x": "x", "series": "method", "xlabel": "x", "ylabel": "y", "title": "T", "caption": CAPTION}
+    assert forms.curves(rows, **options).legends[0].handlelength >= 3
+
+
 def test_bars_add_up_beside_and_on_one_another():
     rows = [
         {"group": g, "expert": e, "value": v, "low": v - 0.01, "high": v + 0.01}

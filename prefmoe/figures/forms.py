@@ -18,11 +18,15 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from seaborn.utils import relative_luminance
 
 from prefmoe.figures import style
 from prefmoe.figures.picture_grid import Picture as Picture
 from prefmoe.figures.picture_grid import pictures as pictures
 from prefmoe.figures.style import GRID, HATCHES, HEAT, INK, METRIC_LABELS, MUTED, Look
+
+EVEN = (1.05 * 0.05) ** 0.5 - 0.05
+"""The relative luminance (WCAG) on which black and white have the same contrast."""
 
 
 @style.house()
@@ -305,6 +309,8 @@ def heat(
             table, ax=axis, cmap=HEAT, vmin=low, vmax=high, cbar=False, annot=bool(numbers), fmt=numbers,
             annot_kws={"fontsize": 7}, xticklabels=True, yticklabels=True,
         )  # fmt: skip
+        for text, face in zip(axis.texts, axis.collections[0].get_facecolors(), strict=False):  # no texts, no numbers
+            text.set_color("black" if relative_luminance(face) > EVEN else "white")
         axis.set_xticks(axis.get_xticks(), axis.get_xticklabels(), rotation=55, ha="right", rotation_mode="anchor")
         axis.tick_params(length=0)
         axis.set(title=heading, xlabel="", ylabel="")

@@ -128,9 +128,11 @@ def _choices(table: pd.DataFrame) -> str:
     table = table[table["n_ref"].isin([0, table["n_ref"].max()])]
     table = table.assign(metric=[f"{r.users}: {r.k} of {r.candidates}" for r in table.itertuples()])
     shown = ["seen: 1 of 2", "unseen: 1 of 2", "all: 1 of 2", *(f"all: {k} of 4" for k in (1, 2, 3))]
-    counts = table.groupby("metric")["n"].max()
+    counts, best = table.groupby("metric")["n"].max(), table.drop_duplicates("metric").set_index("metric")["best"]
+    keys = ["method", "best possible, all: 1 of 2"]
+    table = table.assign(**{keys[1]: f"{best['all: 1 of 2']:.3f}"})
     sizes = f"Choices: {counts['seen: 1 of 2']} of seen and {counts['unseen: 1 of 2']} of unseen users"
-    return f"{sizes}, after {table['n_ref'].max()} choices of history.\n\n{_grid(table, ['method'], shown)}\n"
+    return f"{sizes}, after {table['n_ref'].max()} choices of history.\n\n{_grid(table, keys, shown)}\n"
 
 
 def _pictures(table: pd.DataFrame) -> str:
