@@ -22,6 +22,7 @@ from prefmoe import metrics
 from prefmoe.analysis import pairs
 from prefmoe.config import FIGURES, ROOT
 from prefmoe.course import answers, checking, one_picture
+from prefmoe.models.free_users import prefix_of
 from prefmoe.workflow import notebooks
 
 SOLUTIONS = sorted((ROOT / "course/solutions").glob("*.ipynb"))
@@ -128,6 +129,11 @@ WRONG = {
     "that returns a list": lambda *a: [[1], [2, 3]], "that takes nothing": lambda: 1,
     "that returns another shape": lambda *a: np.zeros((2, 1, 3)),
     "that returns a tensor of another shape": lambda *a: torch.zeros(2, 1, 3), "of NaN": lambda *a: math.nan,
+    "array of nothing": np.array(37.5), "tensor of nothing": torch.tensor(37.5), "complex": [1j, 2j],
+    "that returns an array without a dimension": lambda *a: np.array(37.5),
+    "that returns a tensor without a dimension": lambda *a: torch.tensor(37.5),
+    "that returns a set": lambda *a: {0.1, 0.2}, "that returns complex numbers": lambda *a: np.array([1j, 2j]),
+    "that returns a generator": lambda *a: (one for one in (1, 2, 3)),
 }  # fmt: skip
 
 
@@ -161,6 +167,30 @@ def test_answers_of_a_wrong_kind_are_met_with_what_was_expected(path, name):
             getattr(UNITS[path.stem], name)(wrong)
         expected = r"expected|lacks|returned nothing|stops with (ZeroDivision|Type)Error"
         assert re.search(expected, str(told.value)) and len(str(told.value)) < 500, (kind, told.value)
+
+
+def _prefix(kind):
+    """The right prefix of unit 3, in another kind of tensor."""
+    return lambda profile, p, r: kind(prefix_of(profile[None], p, r[None])[0])
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.to_sparse, lambda x: x.to(torch.complex64)])
+def test_a_tensor_of_another_kind_is_met_with_what_was_expected(kind):
+    with pytest.raises(checking.NotYet, match="tensor of another kind .*: expected a dense one of real numbers"):
+        UNITS[SOLUTIONS[3].stem].prefix(_prefix(kind))
+
+
+def test_precision_is_a_student_s_choice_where_it_is_enough(capsys):
+    UNITS[SOLUTIONS[3].stem].prefix(_prefix(torch.Tensor.double))
+    assert "Right." in capsys.readouterr().out
+    with pytest.raises(checking.NotYet, match=r"prefix\(...\) is .* expected"):
+        UNITS[SOLUTIONS[3].stem].prefix(_prefix(torch.Tensor.bfloat16))
+
+    def whole(anchors, reading):
+        return anchors.mean(0).int(), anchors.int()
+
+    with pytest.raises(checking.NotYet, match="expected"):
+        UNITS[SOLUTIONS[3].stem].split(whole)
 
 
 def test_names_that_are_missing_and_names_that_do_not_belong_are_told_apart():

@@ -179,6 +179,8 @@ def test_ablation_follows_the_table_and_the_published_numbers_theirs(tmp_path):
     for metric, axis in zip(("preference", "collapse", "overall", "profile"), [*printed.axes, *rest.axes], strict=True):
         expected = table[(table["turns"] == 0) & (table["metric"] == metric)]["value"]
         assert values(axis) == pytest.approx(sorted(expected))
+    assert not any("told apart" in one_line(figure) or "Holm" in one_line(figure) for figure in (printed, rest))
+    assert all("Holm" in one_line(figure) for figure in (first, *details))
     assert "n = 2145" in one_line(printed) and "50 preference" in one_line(first)
     assert "mean of 3 seeds" in one_line(first)
     assert [path.name for path in tmp_path.iterdir()] == ["ablation.png"]

@@ -64,7 +64,7 @@ def array(
     Truth values may stand in an array of objects, as pandas makes them; where ``ignored`` is true anything may.
     """
     if isinstance(found, torch.Tensor):
-        found = found.detach().cpu().numpy()
+        found = _whole(found, name, truth=kind == "true or false").numpy()
     wanted = f"expected {kind} in shape {tuple(shape)}"
     try:
         values = np.asarray(found)
@@ -81,7 +81,7 @@ def array(
         if strange:
             raise NotYet(f"{name} holds {described(strange[0])}: expected true or false in every place.")
         values = np.where(free, False, values).astype(bool)
-    if values.dtype == object or values.dtype.kind in "USM":
+    if values.dtype.kind not in "biuf":
         raise NotYet(f"{name} holds {described(values.flat[0]) if values.size else 'nothing'}: expected {kind}.")
     if kind == "true or false" and values.dtype != bool:
         raise NotYet(f"{name} holds {values.dtype}: expected true or false in every place.")
@@ -94,7 +94,17 @@ def tensor(found: Any, shape: Sequence[int], name: str) -> torch.Tensor:
         raise NotYet(f"{name} is {described(found)}: expected a tensor of shape {tuple(shape)}.")
     if tuple(found.shape) != tuple(shape):
         raise NotYet(f"{name} has shape {tuple(found.shape)}: expected {tuple(shape)}.")
-    return found.detach()
+    return _whole(found, name)
+
+
+def _whole(found: torch.Tensor, name: str, truth: bool = False) -> torch.Tensor:
+    """A tensor of whatever precision in double precision, or of truth values as it is. Raises NotYet if it is sparse or
+    complex."""
+    if found.layout != torch.strided or found.is_complex() or found.is_quantized:
+        kind = f"{found.layout}, {found.dtype}".replace("torch.", "")
+        raise NotYet(f"{name} is a tensor of another kind ({kind}): expected a dense one of real numbers.")
+    found = found.detach().cpu()
+    return found if truth and found.dtype == torch.bool else found.double()
 
 
 def close(found: Any, expected: Any, name: str, hint: str = "", *, tolerance: float = 1e-6) -> None:
@@ -120,7 +130,8 @@ def names(found: Any, name: str, known: Iterable[str], kind: str) -> set[str]:
     """A set out of known names; ``kind``: what they are names of. Raises NotYet for anything else."""
     known = list(known)
     listed = ", ".join(known) if len(known) < 10 else f"{', '.join(known[:3])} and {len(known) - 3} more"
-    if found is None or isinstance(found, str) or not isinstance(found, Iterable):
+    scalar = isinstance(found, np.ndarray | torch.Tensor) and found.ndim == 0
+    if found is None or isinstance(found, str) or not isinstance(found, Iterable) or scalar:
         raise NotYet(f"{name} is {described(found)}: expected a set of {kind}, out of {listed}.")
     given = list(found)
     if strange := [one for one in given if not isinstance(one, str) or one not in known]:

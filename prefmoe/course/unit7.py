@@ -1,9 +1,10 @@
 """Checks of unit 7: a bootstrap over users, a permutation test, and a correction for many tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from prefmoe.analysis import statistics
 from prefmoe.course import answers, checking
@@ -43,7 +44,8 @@ def interval(function: Callable) -> None:
 
 
 def _bounds(found: Any) -> tuple[float, float]:
-    if isinstance(found, str) or not hasattr(found, "__len__") or len(found) != 2:
+    ordered = isinstance(found, Sequence | np.ndarray | torch.Tensor) and not isinstance(found, str)
+    if not ordered or getattr(found, "ndim", 1) == 0 or len(found) != 2:
         raise checking.NotYet(f"interval is {checking.described(found)}: expected two numbers, low and high.")
     low, high = (checking.number(bound, "a bound of interval") for bound in found)
     return low, high
