@@ -234,6 +234,10 @@ def test_two_made_users_get_two_answers_to_one_picture_from_whoever_reads_their_
     names = page.evaluate("['#made-name', '#made-name-2'].map((id) => document.querySelector(id).value)")
     assert names[0] != names[1] and [next(n for n in names if n in row) for row in rows] == names * 2
     lively.addressed("start2=Ravi")
+    after(lambda: page.select_option("#made-start-2", ""))
+    lively.addressed("likes2=none", "dislikes2=none")  # somebody without likes, whoever opens the link
+    states = page.evaluate("[...document.querySelectorAll('#made-person-2 .chip')].map((chip) => chip.dataset.state)")
+    assert set(states) == {"neither"}
 
 
 def test_maps_change_with_perplexity_and_seed_and_purity_does_not(visit, with_plots):
@@ -250,6 +254,9 @@ def test_maps_change_with_perplexity_and_seed_and_purity_does_not(visit, with_pl
     page.wait_for_function("(old) => document.getElementById('map').innerHTML !== old", arg=other)
     one.addressed("perplexity=5", "seed=1")
     assert purity == same == read()[1]
+    page.evaluate("location.hash = 'perplexity=50&seed=2'")  # as from a link on the page, or by the browser's back
+    chosen = "['perplexity', 'seed'].map((name) => document.getElementById(`map-${name}`).value).join()"
+    page.wait_for_function(f"() => {chosen} === '50,2'")
 
 
 def test_drawing_users_gives_an_interval_about_the_books(visit, with_plots):

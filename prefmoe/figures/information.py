@@ -3,9 +3,12 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
+from prefmoe.analysis.text import counted
 from prefmoe.figures import style
 
 HEADING = "is shown of the user:"
+MOST_NAMED = 8
+"""Rows that an alternative text names; of more it counts how many are shown what."""
 
 
 def beside(figure: Figure, table: pd.DataFrame, rows: str = "method") -> Figure:
@@ -25,6 +28,8 @@ def beside(figure: Figure, table: pd.DataFrame, rows: str = "method") -> Figure:
         )
     width, height = figure.get_size_inches()
     figure.set_size_inches(width + 0.065 * max(len(text) for text in (HEADING, *known)), height)
-    told = "; ".join(f"{text} ({', '.join(rows)})" for text, rows in known.index.groupby(known).items() if text)
+    kinds = {text: who for text, who in known.index.groupby(known).items() if text}
+    named = len(known) <= MOST_NAMED
+    told = "; ".join(f"{text} ({', '.join(who) if named else counted(len(who), 'row')})" for text, who in kinds.items())
     figure.set_label(f"{figure.get_label()} Shown of the user: {told}.")
     return figure

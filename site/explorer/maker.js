@@ -60,9 +60,10 @@
     return { task: [task, 1 - task], preference: preference.map((value) => value / sum), profile: [profile, 1 - profile], raw: [task, ...rest] };
   };
 
-  /** Changes some of either user; lists of things as the address has them. */
+  /** Changes some of either user; lists of things as the address has them, an empty one by a word of its own: who opens
+      it must not take it for no choice. */
   const change = (place, parts) => address.set(Object.fromEntries(
-    Object.entries(parts).map(([part, value]) => [key(place, part), [value].flat().join(".")])));
+    Object.entries(parts).map(([part, value]) => [key(place, part), Array.isArray(value) ? value.join(".") || "none" : value])));
 
   const press = (place, item) => {
     const { likes, dislikes } = current(place);

@@ -61,7 +61,8 @@
           })),
         ],
       }));
-      for (const [name, value] of [["tokens", map.tokens], ["stage", map.stage], ["colour", colour]]) document.getElementById(`map-${name}`).value = value;
+      const chosen = { tokens: map.tokens, stage: map.stage, colour, perplexity: pick("perplexity", perplexities), seed: pick("seed", seeds) };
+      for (const [name, value] of Object.entries(chosen)) document.getElementById(`map-${name}`).value = value;
     };
     address.follow(["tokens", "stage", "perplexity", "seed", "colour"], show);
   };
