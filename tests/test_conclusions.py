@@ -17,7 +17,6 @@ from prefmoe.workflow.notebooks import check_outputs, defaults, read
 
 NOTEBOOKS = {name: next((ROOT / "notebooks").glob(f"{name}_*.ipynb")) for name in CONCLUSIONS}
 NO_TABLES = {
-    "03": "a backbone's abilities stand in its card, which notebook 3 and docs/miniatures.md read; no table has them",
     "05": "each number is worked out by hand beside the package's; 8, 9 and 11 have the tables",
 }
 """Notebooks that explain: why no committed table holds a number that they are about."""

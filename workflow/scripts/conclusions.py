@@ -285,13 +285,13 @@ def _by_application(numbers: pd.DataFrame) -> Iterator[str]:
 
 
 CONCLUSIONS: dict[str, Callable[[Tables], list[str]]] = {
-    "01": explained.paper, "02": explained.benchmark, "04": _collapse, "06": _training, "07": _table, "08": _ablation,
-    "09": _space, "10": _attention, "11": _routing, "12": _audit, "13": protocol.curves_and_choices, "14": _sure,
-    "15": explained.two_users, "16": choices.known, "17": explained.prototypes, "18": explained.one_run,
-    "19": choices.liked, "20": choices.prototypes, "21": choices.history, "22": pictures.drawer,
-    "23": pictures.probes, "24": pictures.alignment, "25": pictures.branch, "26": pictures.pictures,
-    "27": pictures.rewards, "28": rivals.rivals, "29": ranking.recommendation, "30": _map,
-    "31": protocol.ladder,
+    "01": explained.paper, "02": explained.benchmark, "03": explained.backbones, "04": _collapse, "06": _training,
+    "07": _table, "08": _ablation, "09": _space, "10": _attention, "11": _routing, "12": _audit,
+    "13": protocol.curves_and_choices, "14": _sure, "15": explained.two_users, "16": choices.known,
+    "17": explained.prototypes, "18": explained.one_run, "19": choices.liked, "20": choices.prototypes,
+    "21": choices.history, "22": pictures.drawer, "23": pictures.probes, "24": pictures.alignment,
+    "25": pictures.branch, "26": pictures.pictures, "27": pictures.rewards, "28": rivals.rivals,
+    "29": ranking.recommendation, "30": _map, "31": protocol.ladder,
 }  # fmt: skip
 """The sentences of each notebook, by the beginning of its file name."""
 
