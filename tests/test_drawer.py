@@ -195,8 +195,9 @@ def test_a_drawers_own_scheduler_is_left_alone(drawer):
     [
         ({"text_scale": -0.1}, "text_scale: expected a number from 0, got -0.1"),
         ({"user_scale": float("nan")}, "user_scale: expected a number from 0, got nan"),
-        ({"steps": 0}, "steps: expected 1 to 1000, got 0"),
-        ({"noise": torch.full((3, 3, 32, 32), torch.nan)}, "noise: expected finite numbers"),
+        ({"steps": 0}, "steps: expected a whole number from 1 to 1000, got 0"),
+        ({"steps": 2.5}, "steps: expected a whole number from 1 to 1000, got 2.5"),
+        ({"noise": torch.full((3, 3, 32, 32), torch.nan)}, "noise of picture 0 of 3: expected finite numbers"),
         ({"noise": torch.zeros(2, 3, 32, 32)}, r"noise: expected \(3, 3, 32, 32\), got \(2, 3, 32, 32\)"),
         ({"noise": [1, 2]}, r"noise: expected \(3, 3, 32, 32\)"),
         ({"user_tokens": torch.zeros(3, 4, 16)}, "no branch for users"),

@@ -257,13 +257,16 @@ def test_an_edition_is_ranked_from_its_finished_runs(tmp_path, monkeypatch, caps
     assert {key: list(found) for key, found in cases.items()} == {
         ("full", False): [6], ("full", True): [6],  # seeds that both have, in three galleries
         ("non-tuned", False): [3], ("non-tuned", True): [9],
+        ("ALS", False): [3], ("BPR", False): [3], ("BPR", True): [3],
     }  # fmt: skip
     told = ["information", "baseline_information"]
     assert list(pairs) == [*ranking.COMPARISON_COLUMNS, *told] and pairs["p_users"].between(0, 1).all()
     assert pairs[told].notna().all(axis=None)
     assert (pairs["p_users"] <= pairs["p_users_holm"]).all()
     beside = {key: list(dict.fromkeys(rows["baseline"])) for key, rows in pairs.groupby("method")}
-    assert beside == {"full": [n for n in names if n != "full"], "non-tuned": ["Popularity", "ALS", "BPR"]}
+    few = {"ALS": ["Popularity"], "BPR": ["Popularity", "ALS"]}
+    assert beside == {"full": [n for n in names if n != "full"], "non-tuned": ["Popularity", "ALS", "BPR"]} | few
+    assert set(pairs[pairs["method"].isin(few)]["users"]) == {TRAINED}, "strangers get what is popular from each of them"
     for row in pairs.itertuples():
         of = (row.users, row.items, row.measure, row.k)
         assert row.difference == pytest.approx(values[row.method, *of] - values[row.baseline, *of], abs=3e-6)

@@ -245,7 +245,8 @@ def tables(edition: Edition, taste: Taste, rows: Sequence[Row], depths: Sequence
     at once, has none. What another seed or other pictures would change is told by sd_seeds, the standard deviation of
     the seeds' values (each a mean over galleries), and sd_galleries, that of the galleries' (over seeds).
 
-    The edition's PrefMoE is compared with every other row of its backbone, every method with every recommender:
+    The edition's PrefMoE is compared with every other row of its backbone, every method with every recommender, and a
+    recommender with those before it in `recommenders.KNOWN` (where users were trained on; a family of its own):
     difference is the method's value minus the baseline's on the same users, p_users exchanges two rows' results of
     whole users, and Holm's correction runs over the comparisons of the same measure, k, users, items and likes. Of all
     pairs of the same seed and gallery (cases; who has one stands beside all of the other's) agree counts those in which
@@ -271,8 +272,7 @@ def tables(edition: Edition, taste: Taste, rows: Sequence[Row], depths: Sequence
                 value = {"value": float(shares.mean()), "n": int(member.sum())}
                 estimates.append(first | {"measure": "coverage", "k": k} | value | _spread(shares))
         for (one, mine), (other, theirs) in product(zip(rows, sums, strict=True), repeat=2):
-            beside = other.backbone in (one.backbone, NO_BACKBONE) and other is not one
-            if one.key and beside and (one.key == focus or other.method in recommenders.KNOWN):
+            if _compared(one, other, focus, users):
                 who = {"method": one.method, "baseline": other.method, "backbone": one.backbone, **part}
                 for (measure, k), values in mine.items():
                     where = who | {"measure": measure, "k": k}
@@ -280,9 +280,19 @@ def tables(edition: Edition, taste: Taste, rows: Sequence[Row], depths: Sequence
                     agree = _agreement(one.seeds, values, other.seeds, theirs[measure, k])
                     comparisons.append(where | _difference(*means) | agree)
     compared = pd.DataFrame(comparisons, columns=list(COMPARISON_COLUMNS[:-1]))
-    family = compared.groupby(["users", "items", "liked", "measure", "k"])["p_users"]
+    recommended = compared["backbone"] == NO_BACKBONE
+    family = compared.groupby(["users", "items", "liked", "measure", "k", recommended.rename("recommended")])["p_users"]
     compared["p_users_holm"] = family.transform(statistics.holm)
     return [pd.DataFrame(estimates, columns=list(RANKING_COLUMNS)), compared]
+
+
+def _compared(one: Row, other: Row, focus: str, users: str) -> bool:
+    """Whether a table has the first row beside the second."""
+    known = list(recommenders.KNOWN)
+    if one.key:
+        beside = other.backbone in (one.backbone, NO_BACKBONE) and other is not one
+        return beside and (one.key == focus or other.method in known)
+    return users == TRAINED and one.method in known and other.method in known[: known.index(one.method)]
 
 
 def references(taste: Taste) -> tuple[list[Row], pd.DataFrame]:

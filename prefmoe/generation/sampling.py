@@ -134,8 +134,8 @@ def _checked(
         if not 0 <= scale < float("inf"):
             raise DrawerError(f"{name}: expected a number from 0, got {scale}")
     most = drawer.scheduler.config.num_train_timesteps
-    if not 1 <= steps <= most:
-        raise DrawerError(f"steps: expected 1 to {most}, got {steps}")
+    if not isinstance(steps, int) or not 1 <= steps <= most:
+        raise DrawerError(f"steps: expected a whole number from 1 to {most}, got {steps}")
     noise = noise if isinstance(noise, Tensor) else noise_of(drawer, noise)
     _finite("noise", noise, (len(prompts), 3, drawer.size, drawer.size))
     if user_tokens is not None:
@@ -148,5 +148,7 @@ def _checked(
 def _finite(name: str, given: Tensor, shape: tuple[int, ...]) -> None:
     if given.shape != shape:
         raise DrawerError(f"{name}: expected {shape}, got {tuple(given.shape)}")
-    if not bool(torch.isfinite(given).all()):
-        raise DrawerError(f"{name}: expected finite numbers, found NaN or infinity")
+    whole = torch.isfinite(given).flatten(1).all(dim=1)
+    if not whole.all():
+        row = int((~whole).nonzero()[0, 0])
+        raise DrawerError(f"{name} of picture {row} of {len(given)}: expected finite numbers, found NaN or infinity")

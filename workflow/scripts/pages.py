@@ -11,7 +11,7 @@ from prefmoe.analysis.answers import REFERENCE, TableError
 from prefmoe.analysis.made_with import MADE_WITH
 from prefmoe.analysis.pairs import AUC_SAME
 from prefmoe.analysis.tables import read_table
-from prefmoe.analysis.text import mean_of_seeds, verdicts
+from prefmoe.analysis.text import listed, mean_of_seeds, verdicts
 from prefmoe.config import FIGURES, ROOT
 from prefmoe.config.backbone_files import files_digest
 from prefmoe.config.outputs import SPEED
@@ -164,12 +164,11 @@ def _ranking(table: pd.DataFrame) -> str:
     places = zip(table["users"], table["liked"], table["measure"], strict=True)
     table = table.assign(metric=[names.get(place, "") for place in places])
     counts = table.groupby("metric")["n"].max()
-    several = table[table["seeds"] > 1]
-    names = list(several["method"].unique())
+    names, once = (list(table["method"][kind].unique()) for kind in (table["seeds"] > 1, table["seeds"] == 1))
+    repeated = listed(names) if len(names) <= len(once) else f"every row but {listed(once)}"
     sizes = (
         f"Users: {counts['NDCG@10']} who were trained on, {counts['unseen: NDCG@10']} who were not. Means over "
-        f"{table['galleries'].max()} galleries; over {several['seeds'].max()} seeds for "
-        f"{' and '.join(names) if len(names) < 4 else 'every row that is trained'}."
+        f"{table['galleries'].max()} galleries; over {table['seeds'].max()} seeds for {repeated}."
     )
     return f"{sizes}\n\n{_grid(table[table['metric'] != ''], ['method', 'information'], list(wanted))}\n"
 
