@@ -263,7 +263,7 @@ def finish(
         anchor = (inset, bottom / height)
         broken = any(getattr(entry, "get_linestyle", str)() in LINES[1:] for entry in legend)  # shown at a length
         place = {"loc": "lower left", "bbox_to_anchor": anchor, "ncols": columns, "borderpad": 0.3}
-        figure.legend(handles=list(legend), **place, handlelength=3.2 if broken else None)
+        figure.legend(handles=list(legend), **place, handlelength=4 if broken else None)
         bottom += 0.19 * below + 0.1
     top = 0.19 * len(heading) + 0.06
     figure.get_layout_engine().set(rect=(0, bottom / height, 1, 1 - (bottom + top) / height))
