@@ -266,7 +266,7 @@ def test_an_edition_is_ranked_from_its_finished_runs(tmp_path, monkeypatch, caps
     beside = {key: list(dict.fromkeys(rows["baseline"])) for key, rows in pairs.groupby("method")}
     few = {"ALS": ["Popularity"], "BPR": ["Popularity", "ALS"]}
     assert beside == {"full": [n for n in names if n != "full"], "non-tuned": ["Popularity", "ALS", "BPR"]} | few
-    assert set(pairs[pairs["method"].isin(few)]["users"]) == {TRAINED}, "strangers get what is popular from each of them"
+    assert set(pairs[pairs["method"].isin(few)]["users"]) == {TRAINED}, "strangers get what is popular from each"
     for row in pairs.itertuples():
         of = (row.users, row.items, row.measure, row.k)
         assert row.difference == pytest.approx(values[row.method, *of] - values[row.baseline, *of], abs=3e-6)

@@ -7,7 +7,7 @@ from prefmoe.analysis.text import counted
 from prefmoe.figures import style
 
 HEADING = "is shown of the user:"
-MOST_NAMED = 8
+MOST_NAMED = 4
 """Rows that an alternative text names; of more it counts how many are shown what."""
 
 

@@ -1,5 +1,6 @@
 """The form of figures of pictures: a grid of pictures and texts."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from prefmoe.figures import style
 from prefmoe.figures.style import GRID
 
 Picture = str | Path | Image.Image
+
+MOST = 120
+"""Characters of a text in a grid that its alternative text repeats."""
 
 
 @style.house()
@@ -59,7 +63,7 @@ def pictures(
                 axis.spines[:].set(visible=True, color=GRID)
                 axis.set_xlabel(style.wrapped(text, text_width), fontsize=8, loc="left")
     shown = [cell[1] if isinstance(cell, tuple) else cell for row in rows for cell in row]
-    texts = [" ".join(text.split()) for text in shown if isinstance(text, str)]
+    texts = [textwrap.shorten(text, MOST, placeholder=" …") for text in shown if isinstance(text, str)]
     return style.finish(figure, title, caption, alt=f"Pictures: {'; '.join(texts)}".rstrip(": ") + ".")
 
 
