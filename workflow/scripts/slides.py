@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -162,9 +163,15 @@ def _sizes(t: Tables) -> str:
     )
 
 
+def _in_words(name: str, t: Tables) -> str:
+    """A picture whose finding its alternative text tells, too."""
+    return f"![{drawn(t)[name].get_label()}]({MADE}/{name}.png)"
+
+
 SAID: Mapping[str, Callable[[Tables], str]] = {
     "answers": _answers, "collapse": _collapse, "measures": _measures, "popular": _popular, "gates": _gates,
     "claim a": _told, "claim b": _fresh, "sizes": _sizes,
+    **{f"picture {name}": partial(_in_words, name) for name in ("everybody", "apart", "gates")},
 }  # fmt: skip
 
 
