@@ -62,13 +62,19 @@ def prototypes(t: Tables) -> list[str]:
     between, by_chance = t.printed("20", variance)
     holds(float(between) > float(by_chance) and int(share) > int(chance), "users differ a little")
     holds(attention < 0.05, "prototypes get little attention")
+    pattern = r"look more alike in ([\d.]+) of the comparisons; if groups did not matter, in ([\d.]+) to ([\d.]+)"
+    alike, low, high = map(float, t.printed("20", pattern))
+    holds(alike < high, "like-minded users do not look alike")
     random = t.rows("preference-mini/random_prototypes")
     least, most = random["learned_minus"].min(), random["learned_minus"].max()
     holds(random["low"].max() < 0.01 and most < 0.01, "learned prototypes hardly answer better than random ones")
     return [
-        f"In the layer that gives them most, prototypes get {100 * attention:.1f} % of a target picture's attention. "
-        f"Of its variance {dot(float(between))} lies between users, where {dot(float(by_chance))} would if users did "
+        f"In the layer that gives them most, prototypes get {100 * attention:.1f} % of a target picture's attention, "
+        f"of whose variance {dot(float(between))} lies between users, where {dot(float(by_chance))} would if users did "
         "not matter.",
+        f"Like-minded users do not look more alike than others: in {dot(alike, 3)} of the comparisons, where "
+        f"{dot(low, 3)} to {dot(high, 3)} is what knowing no groups gives, so that the paper's Figure 3 is not found "
+        "again.",
         f"Random vectors of the same sizes in their place get {100 * random['attention'].min():.1f} to "
         f"{100 * random['attention'].max():.1f} %, of whose variance {dot(random['between_users'].min())} to "
         f"{dot(random['between_users'].max())} lies between users; the learned ones name the liked picture "
