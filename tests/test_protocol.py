@@ -92,7 +92,7 @@ def test_the_default_editions_references_are_its_methods_as_they_are():
                     edition.methods[method],
                 ), name
     steps = [settings["training.steps"] for settings in asked.experiments["more_training"].variants.values()]
-    assert steps[0] == edition.training.steps and sorted(steps) == [100 * 2**doubling for doubling in range(7)]
+    assert steps[0] == edition.training.steps and sorted(steps) == [100, 200, 400, 800, 1600, 6400]
 
 
 def test_what_was_asked_earlier_can_be_asked_of_the_default_edition():

@@ -36,10 +36,10 @@ def prefixed(control):
     return row("controls", method="PrefMoE", backbone="llava-mini", control=control, metric="auc_told")["value"]
 
 
-def after(steps, metric="auc_same", experiment="more_training", method="PrefMoE"):
-    where = {"experiment": experiment, "backbone": "llava-mini", "method": method, "x": steps, "turns": 0}
+def after(steps, metric="auc_same", method="PrefMoE"):
+    where = {"experiment": "more_training", "backbone": "llava-mini", "method": method, "x": steps, "turns": 0}
     where |= {"split": "test", "grouping": "all", "metric": metric}
-    return row(f"protocol/{experiment}", **where)
+    return row("protocol/more_training", **where)
 
 
 def interval(found, estimate="value"):
@@ -116,12 +116,12 @@ FRONT_PAGE = {
     rf"never asked: {NUMBER} \[{NUMBER}, {NUMBER}\] and {NUMBER} \[{NUMBER}, {NUMBER}\]; both intervals include .5 "
     rf"\(after 6,400 steps {NUMBER} \[{NUMBER}, {NUMBER}\]\)": lambda: [
         *(number for where in (LLAVA, QWEN) for number in interval(table1("PrefMoE", "auc_untold_fresh", where))),
-        *interval(after(6400, "auc_untold_fresh", experiment="plateau")),
+        *interval(after(6400, "auc_untold_fresh")),
     ],
     rf"6,400 steps: name-only LoRA {NUMBER} \[{NUMBER}, {NUMBER}\], PrefMoE {NUMBER} "
     rf"\[{NUMBER}, {NUMBER}\] \|": lambda: [
         number
-        for method in ("LoRA", "PrefMoE") for number in interval(after(6400, experiment="plateau", method=method))
+        for method in ("LoRA", "PrefMoE") for number in interval(after(6400, method=method))
     ],
     rf"AUC {NUMBER} \[{NUMBER}, {NUMBER}\] higher \(p = {NUMBER}, corrected for all rows\) and {NUMBER} "
     rf"\[{NUMBER}, {NUMBER}\] \(p = {NUMBER}\)": beside_names,
@@ -190,9 +190,9 @@ AT_LENGTH = {
         *(after(steps)["value"] for steps in (100, 200, 400, 800, 1600)), *interval(after(1600, "auc_untold_fresh"))
     ],
     rf"after 6,400 steps {NUMBER} and {NUMBER} \[{NUMBER}, {NUMBER}\], and names alone .*? \({NUMBER}\)": lambda: [
-        after(6400, experiment="plateau")["value"],
-        *interval(after(6400, "auc_untold_fresh", experiment="plateau")),
-        after(6400, experiment="plateau", method="LoRA")["value"],
+        after(6400)["value"],
+        *interval(after(6400, "auc_untold_fresh")),
+        after(6400, method="LoRA")["value"],
     ],
     rf"is learned on the first \({NUMBER}; name-only LoRA {NUMBER}\)": lambda: [
         table1("PrefMoE", "profile")["value"], table1("LoRA", "profile")["value"]

@@ -11,36 +11,24 @@ WHERE = {"backbone": BACKBONE, "turns": 0, "grouping": "all"}
 
 
 def curves_and_choices(t: Tables) -> list[str]:
-    longest, reference = 1600, 800
-    aucs = {
-        method: rows.drop_duplicates("x").sort_values("x")
-        for method, rows in t.rows("mini/protocol/more_training", **WHERE, metric="auc_same").groupby("method")
-    }
-    full, name, reader = (aucs[method] for method in ("PrefMoE", "LoRA", "LoRA with profile"))
-    change = {x: _change(t, "more_training", str(x), method="PrefMoE") for x in (100, 200, 400, longest)}
-    holds(told_apart(change[100]) and change[100]["difference"] < 0, "eight passes are better than one")
-    holds(not any(told_apart(change[x]) for x in (200, 400, longest)), "no other length is told apart from 800 steps")
-    holds(full["x"].max() == longest and name["high"].max() < full["value"].iloc[-1], "names alone stay below PrefMoE")
-    fresh = {
-        method: t.row("mini/protocol/more_training", **WHERE, metric=FRESH, method=method, x=longest) for method in aucs
-    }
-    ours = fresh["PrefMoE"]
-    holds(ours["low"] > 0.5, "after the longest training something is known that nobody was told")
-    holds(fresh["LoRA"]["low"] < 0.5 < fresh["LoRA"]["high"], "names alone are not told apart from a guess there")
-    holds(fresh["LoRA"]["high"] > ours["low"], "and their intervals touch")
-    most = {"x": 6400, **WHERE}
-    plateau = {m: t.row("mini/protocol/plateau", **most, metric="auc_same", method=m) for m in ("LoRA", "PrefMoE")}
-    later = {x: _change(t, "plateau", str(x)) for x in (3200, 6400)}
-    fewer, better = (_change(t, "plateau", "6400", metric=metric) for metric in ("collapse", "overall"))
-    holds(not any(map(told_apart, later.values())), "no longer training changes the AUC")
-    holds(plateau["LoRA"]["high"] < plateau["PrefMoE"]["value"], "names alone stay below PrefMoE for ever")
-    holds(plateau["LoRA"]["low"] < 0.5, "and are not told apart from the population")
-    holds(told_apart(fewer) and fewer["high"] < 0 and told_apart(better) and better["low"] > 0, "answers improve")
-    end = t.row("mini/protocol/plateau", **most, metric=FRESH, method="PrefMoE")
-    holds(end["low"] > 0.5, "after 6,400 steps something is known that nobody was told")
+    shortest, reference, longest = 100, 800, 6400
+    factors, text = "+ profile and preference factors", "LoRA with profile"
+    aucs = t.rows("mini/protocol/more_training", **WHERE, metric="auc_same").drop_duplicates(["method", "x"])
+    aucs = aucs.pivot(index="method", columns="x", values="value")
+    ends = {method: f"{dot(row[reference])} and {dot(row[longest])}" for method, row in aucs.iterrows()}
+    change = {method: _change(t, "more_training", str(longest), method=method) for method in aucs.index}
+    holds(not any(map(told_apart, change.values())), "no row's AUC is told apart from that after 800 steps")
+    fewer = _change(t, "more_training", str(shortest))
+    holds(told_apart(fewer) and fewer["high"] < 0, "eight passes are better than one")
+    better, met = (_change(t, "more_training", str(longest), metric=metric) for metric in ("overall", "profile"))
+    name, full = (_trained(t, longest, method) for method in ("LoRA", "PrefMoE"))
+    holds(name["high"] < full["value"], "names alone stay below PrefMoE for ever")
+    holds(name["low"] < 0.5, "and are not told apart from the population")
+    fresh = {x: _trained(t, x, metric=FRESH) for x in (reference, longest)}
     wide, narrow, full_budget = (_budget(t, m, "auc_same") for m in ("LoRA matched in parameters", "LoRA", "PrefMoE"))
     holds(wide["high"] < full_budget["value"], "parameters alone do not do what PrefMoE does")
-    steps, values = (", ".join(texts) for texts in (full["x"].map("{:.0f}".format), full["value"].map(dot)))
+    curve = aucs.loc["PrefMoE"]
+    steps, values = (", ".join(texts) for texts in (curve.index.map("{:.0f}".format), curve.map(dot)))
     told, untold = (around(_budget(t, "LoRA with the statement asked about", m)) for m in ("auc_told", FRESH))
     routers, label = _change(t, "routers", "published"), _change(t, "facet_label", "oracle")
     people = _change(t, "routers", "published", metric="profile")
@@ -52,15 +40,15 @@ def curves_and_choices(t: Tables) -> list[str]:
     reading = [_change(t, *which, metric="auc_told") for which in (("residual", "published"), ("anchors", "hidden"))]
     holds(all(told_apart(row) and row["high"] < 0 for row in reading), "both lose in what is told")
     return [
-        f"PrefMoE's AUC over pairs of users is {values} after {steps} steps: 100 are told apart from {reference}, the "
-        f"other lengths are not; LoRA with names alone lies between {dot(name['value'].min())} and "
-        f"{dot(name['value'].max())}, and who reads the text reaches {dot(reader['value'].max())}.",
-        f"There is a plateau: eight times as long, after 6400 steps, PrefMoE's AUC has changed by "
-        f"{_said(later[6400])}, though its answers still improve, overall by {_said(better)} and in "
-        f"collapse by {_said(fewer)}; names alone, at {around(plateau['LoRA'])}, stay with the population; of what no "
-        f"profile tells and nobody was asked PrefMoE knows something after {longest} steps ({around(ours)}) and after "
-        f"6400 ({around(end)}); names alone have {around(fresh['LoRA'])} after {longest}, an interval that touches its "
-        "own.",
+        f"PrefMoE's AUC over pairs of users is {values} after {steps} steps; after {reference} and {longest} that of "
+        f"the factors without the mixture is {ends[factors]}, of who reads the text {ends[text]}, of names alone "
+        f"{ends['LoRA']}.",
+        f"There is a plateau of the AUC: eight times the default's steps change PrefMoE's by "
+        f"{_said(change['PrefMoE'])}, that of the factors by {_said(change[factors])} and that of who reads the text "
+        f"by {_said(change[text])}, though PrefMoE's answers change overall by {_said(better)} and in whom it "
+        f"recognises by {_said(met)}; names alone, at {around(name)}, stay with the population; and of what no profile "
+        f"tells and nobody was asked PrefMoE knows {around(fresh[reference])} after {reference} steps, "
+        f"{around(fresh[longest])} after {longest}.",
         f"Parameters are no information: LoRA with as many as PrefMoE has an AUC of {around(wide)} beside "
         f"{around(narrow)}; shown the one statement that a question is about, it has {told} about what "
         f"profiles tell and {untold} about what they do not.",
@@ -78,6 +66,10 @@ def _change(t: Tables, experiment: str, variant: str, method: str = "PrefMoE", m
     where = {"backbone": BACKBONE, "turns": 0, "group": "all", "split": "test"}
     found = {"experiment": experiment, "variant": variant, "method": method, "metric": metric}
     return t.row("mini/protocol/differences", **found, **where)
+
+
+def _trained(t: Tables, steps: int, method: str = "PrefMoE", metric: str = "auc_same") -> pd.Series:
+    return t.row("mini/protocol/more_training", **WHERE, method=method, x=steps, metric=metric)
 
 
 def _budget(t: Tables, method: str, metric: str) -> pd.Series:
