@@ -19,7 +19,7 @@ def curves_and_choices(t: Tables) -> list[str]:
     change = {method: _change(t, "more_training", str(longest), method=method) for method in aucs.index}
     holds(not any(map(told_apart, change.values())), "no row's AUC is told apart from that after 800 steps")
     fewer = _change(t, "more_training", str(shortest))
-    holds(told_apart(fewer) and fewer["high"] < 0, "eight passes are better than one")
+    holds(fewer["high"] < 0, "eight passes are better than one, by the interval")
     better, met = (_change(t, "more_training", str(longest), metric=metric) for metric in ("overall", "profile"))
     name, full = (_trained(t, longest, method) for method in ("LoRA", "PrefMoE"))
     holds(name["high"] < full["value"], "names alone stay below PrefMoE for ever")
