@@ -48,7 +48,7 @@ def test_every_notebook_about_results_has_sentences():
 @pytest.fixture
 def clone(tmp_path) -> Path:
     """A copy of the committed tables and notebooks."""
-    shown = ("mini", "preference-mini", "generation-mini", "ladder", "ranking", "rivals", "any_vlm")
+    shown = ("mini", "preference-mini", "generation-mini", "ladder", "ranking", "rivals")
     for name in (*(f"figures/{edition}" for edition in shown), "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.png"))
     return tmp_path

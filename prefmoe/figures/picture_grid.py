@@ -14,8 +14,8 @@ from prefmoe.figures.style import GRID
 
 Picture = str | Path | Image.Image
 
-MOST = 120
-"""Characters of a text in a grid that its alternative text repeats."""
+FEW, MOST = 20, 120
+"""Texts of a grid that its alternative text repeats, and characters of each."""
 
 
 @style.house()
@@ -64,7 +64,8 @@ def pictures(
                 axis.set_xlabel(style.wrapped(text, text_width), fontsize=8, loc="left")
     shown = [cell[1] if isinstance(cell, tuple) else cell for row in rows for cell in row]
     texts = [textwrap.shorten(text, MOST, placeholder=" …") for text in shown if isinstance(text, str)]
-    return style.finish(figure, title, caption, alt=f"Pictures: {'; '.join(texts)}".rstrip(": ") + ".")
+    more = f" and {len(texts) - FEW} texts more" * (len(texts) > FEW)
+    return style.finish(figure, title, caption, alt=f"Pictures: {'; '.join(texts[:FEW])}{more}".rstrip(": ") + ".")
 
 
 def _height(cell: object, width: float, text_width: int) -> float:
