@@ -93,8 +93,8 @@ def test_a_person_is_the_population_moved_to_the_least_loss_of_the_history() -> 
     penalty = 0.3 * differences.shape[1] / 100
     items = items_of([target])
     seen = one._population.scaler.transform(one.features(items))
-    weights = np.linalg.lstsq(seen, one.score(target.user, history, items), rcond=None)[0]
-    assert seen @ weights == pytest.approx(one.score(target.user, history, items)), "the score is linear"
+    found = personal_weights(differences, shared, penalty)
+    assert seen @ found == pytest.approx(one.score(target.user, history, items)), "of this penalty"
     strong = np.abs(one.scored(1e9, target.user, history, items) - seen @ shared).max()
     assert strong < 1e-3 < np.abs(one.score(target.user, history, items) - seen @ shared).max()
 
@@ -102,7 +102,6 @@ def test_a_person_is_the_population_moved_to_the_least_loss_of_the_history() -> 
         moved = shared + along @ differences
         return np.log1p(np.exp(-(differences @ moved))).sum() + penalty / 2 * ((moved - shared) ** 2).sum()
 
-    found = personal_weights(differences, shared, penalty)
     along = np.linalg.lstsq(differences.T, found - shared, rcond=None)[0]
     assert shared + along @ differences == pytest.approx(found, abs=1e-6)
     assert loss(along) < loss(np.zeros(3)) and np.abs(approx_fprime(along, loss, 1e-6)).max() < 1e-2

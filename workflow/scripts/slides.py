@@ -165,7 +165,7 @@ def _sizes(t: Tables) -> str:
 
 def _in_words(name: str, t: Tables) -> str:
     """A picture whose finding its alternative text tells, too."""
-    return f"![{drawn(t)[name].get_label()}]({MADE}/{name}.png)"
+    return f"![{PICTURES[name](t).get_label()}]({MADE}/{name}.png)"
 
 
 SAID: Mapping[str, Callable[[Tables], str]] = {
@@ -294,10 +294,15 @@ def gates(t: Tables) -> Figure:
     )  # fmt: skip
 
 
+PICTURES: Mapping[str, Callable[[Tables], Figure]] = {
+    "scene": lambda t: one_picture.drawn(1.8), "everybody": lambda t: everybody(), "apart": apart,
+    "tokens": lambda t: tokens(), "residuals": lambda t: residuals(), "gates": gates,
+}  # fmt: skip
+
+
 def drawn(t: Tables) -> dict[str, Figure]:
     """Name -> picture."""
-    made = {"scene": one_picture.drawn(1.8), "everybody": everybody(), "apart": apart(t)}
-    return made | {"tokens": tokens(), "residuals": residuals(), "gates": gates(t)}
+    return {name: draw(t) for name, draw in PICTURES.items()}
 
 
 # The build
