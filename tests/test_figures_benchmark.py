@@ -340,7 +340,7 @@ def test_gains_keep_the_paper_and_the_edition_in_panels_of_their_own(tmp_path, t
     measured = cells("12", "measured", edition="tiny", tables_folder=lambda edition: source)["measured"]
     assert set(measured["metric"]) == {"overall", "preference", "profile", "collapse"}
     given = {"differences": printed, "measured": measured, "edition": "tiny"}
-    ids = ("gains-function", "gains-figure", "gains-detail", "gains-talk")
+    ids = ("gains-panel", "gains-function", "gains-figure", "gains-detail", "gains-talk")
     *shown, talk, _ = cells("12", *ids, **given, folder=tmp_path).figures
     for metric, figure in zip(("preference", "collapse", "overall", "profile"), shown, strict=True):
         for axis, table in zip(figure.axes, (printed, measured), strict=True):

@@ -66,7 +66,7 @@ def test_user_space_draws_every_token_and_its_purity():
                 purity.append((stage, tokens, colour, 0.75, 0.7, 0.8, 0.2))
     coordinates = pd.DataFrame(rows, columns=["stage", "tokens", "x", "y", "facet", "group"])
     numbers = pd.DataFrame(purity, columns=["stage", "tokens", "colour", "value", "low", "high", "chance"])
-    draw = cells("09", "space-function", backbone="b", seed=0)["user_space"]
+    draw = cells("09", "panels-function", "space-function", backbone="b", seed=0)["user_space"]
     for colour in ("facet", "group"):
         figure = draw(coordinates, numbers, colour, ["anchors", "residuals"])
         for axis, (tokens, stage) in zip(figure.axes, pd.MultiIndex.from_product(
@@ -91,7 +91,7 @@ def test_tokens_without_neighbours_of_their_group_are_drawn_without_a_number():
     labels = pd.DataFrame({"stage": "after", "tokens": "full token", "facet": FACETS, "group": 0, "x": 0.0, "y": 1.0})
     numbers = pd.DataFrame([("after", "full token", "group", np.nan, np.nan, np.nan, np.nan)],
                            columns=["stage", "tokens", "colour", "value", "low", "high", "chance"])  # fmt: skip
-    draw = cells("09", "space-function", backbone="b", seed=0)["user_space"]
+    draw = cells("09", "panels-function", "space-function", backbone="b", seed=0)["user_space"]
     (axis,) = draw(labels, numbers, "group", ["full token"]).axes
     assert "purity nan" in axis.get_title()
 
@@ -164,7 +164,7 @@ def test_the_same_abovehas_what_every_method_answers_about_each_user(picture):
     pair = [example("Ada", "yes"), example("Bo", "no")]
     answers = {"LoRA": said(("no", 0), ("no", 1)), "PrefMoE": said(("yes", 1), ("no", 1))}
     given = {"answers": answers, "backbone": "b", "seed": 0}
-    (figure,) = cells("15", "figure", questions=[pair], **given).figures
+    (figure,) = cells("15", "figure-function", "figure", questions=[pair], **given).figures
     marks = [line for line in text(figure).splitlines() if line.startswith(("✓", "✗"))]
     assert marks == ["✗ 0.10", "✓ 0.10", "✓ 0.90", "✓ 0.10"]
     above, grid, *_ = figure.axes
@@ -174,7 +174,8 @@ def test_the_same_abovehas_what_every_method_answers_about_each_user(picture):
     assert "most pictures (1 of 1): PrefMoE" in one_line(figure) and "no answer was looked at" in one_line(figure)
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     assert np.array_equal(above.images[0].get_array(), pixels)
-    (alone,) = cells("15", "figure", questions=[pair[:1]], **given | {"answers": {"LoRA": said(("yes", 1))}}).figures
+    given["answers"] = {"LoRA": said(("yes", 1))}
+    (alone,) = cells("15", "figure-function", "figure", questions=[pair[:1]], **given).figures
     assert "nobody is known to hold a preference" in one_line(alone)
 
 

@@ -86,7 +86,7 @@ def test_user_space_has_a_picture_and_a_number_for_every_stage_and_kind():
     assert set(zip(coordinates["stage"], coordinates["tokens"], strict=True)) == panels
     assert len(purity) == 2 * len(panels)
     assert (purity["value"] <= purity["best"] + 1e-9).all() and purity["neighbours"].eq(3).all()
-    draw = cells("09", "space-function", backbone="b", seed=0)["user_space"]
+    draw = cells("09", "panels-function", "space-function", backbone="b", seed=0)["user_space"]
     drawn = draw(coordinates, purity, "group", list(users.KINDS))
     assert len(drawn.axes) == len(panels)
 

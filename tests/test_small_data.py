@@ -86,8 +86,8 @@ def test_users_without_any_preference_are_mapped_and_routed_as_far_as_they_can_b
                            preference_rank=2, user_rank=4, profile_rank=2)  # fmt: skip
     method = build_method(config, tiny_backbone(), small("no preferences"), seed=0)
     assert cells("05", "residual-real", untrained=method)["variants"].empty
-    ids = ("tokens", "purity", "space-function", "facet", "facet-detail", "group", "group-detail", "ceiling", "apart",
-           "apart-words", "seeds")  # fmt: skip
+    ids = ("tokens", "purity", "panels-function", "space-function", "facet", "facet-detail", "group", "group-detail",
+           "ceiling", "apart", "apart-words", "seeds")  # fmt: skip
     shown = cells("09", *ids, folder=tmp_path, backbone="b", seed=0, untrained=method, trained=method)
     assert len(shown.figures) == 5 and all("too few facet tokens" in f.get_label() for f in shown.figures)
     assert tables.read_table(tmp_path / "neighbourhood_purity.csv").columns.tolist() == list(users.PURITY_COLUMNS)
