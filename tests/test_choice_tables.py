@@ -128,6 +128,38 @@ def test_the_difference_is_between_users_who_are_resampled_apart():
     assert (row["high"] - row["low"]) / (2 * 1.96 * error) == pytest.approx(1, abs=0.15)
 
 
+def test_what_a_method_does_to_another_s_gap_is_of_the_same_choices():
+    """The difference of two gaps, with the interval that paired choices have: both rows share their users."""
+    rng = np.random.default_rng(7)
+
+    def both(seen, unseen):
+        other = frame(unseen, split="unseen").assign(index=lambda rows: rows["index"] + 1000)
+        return pd.concat([frame(seen), other])
+
+    seen, unseen = rng.normal(size=(300, 2)), rng.normal(size=(300, 2))
+    other = Ratings("B", "b", (both(seen, unseen),))
+    (same,) = choices.gap_table([(Ratings("A", "a", (both(seen, unseen),)), other)]).to_dict("records")
+    assert (same["difference"], same["low"], same["high"], same["n"]) == (0, 0, 0, 600)
+    better = Ratings("A", "a", (both(seen, unseen + [1, 0]),))
+    (row,) = choices.gap_table([(better, other)]).to_dict("records")
+    gaps = choices.difference_table([better, other]).set_index("method")["difference"]
+    assert row["difference"] == pytest.approx(gaps["A"] - gaps["B"]) and row["low"] > 0
+    assert (row["method"], row["baseline"], row["seen"]) == ("A", "B", 0)
+
+
+def test_the_first_of_four_is_compared_in_a_family_of_its_own():
+    rng = np.random.default_rng(8)
+    mine, theirs, third = (Ratings(name, name, (frame(rng.normal(size=(60, 4))),)) for name in "ABC")
+    table = choices.comparison_table([(mine, theirs), (mine, third)], permutations=99)
+    assert table[["candidates", "k"]].value_counts().to_dict() == {(2, 1): 2, (4, 1): 2}
+    row = table[(table["candidates"] == 4) & (table["baseline"] == "B")].iloc[0]
+    expected = (mine.values(4, 1) - theirs.values(4, 1)).to_numpy().mean()
+    assert row["difference"] == pytest.approx(expected)
+    for _, family in table.groupby("candidates"):
+        least, most = sorted(family["p_users"])
+        assert sorted(family["p_users_holm"]) == pytest.approx([min(1, 2 * least), min(1, max(2 * least, most))])
+
+
 def test_methods_are_compared_on_the_same_choices():
     rng = np.random.default_rng(2)
     first, second = frame(rng.normal(size=(60, 2)) + [1, 0]), frame(rng.normal(size=(60, 2)))

@@ -131,7 +131,22 @@ def test_what_is_left_out_is_counted(folder):
         "users of a part with fewer than 3 liked pictures": 1,
         "targets with a picture of training or a history": 1,
         "users of whom only a history is left": 1,
+        "rows with the same picture under two uids": 0,
     }
+
+
+def test_the_same_bytes_under_two_uids_are_one_picture(tmp_path):
+    """The hub tells pictures apart by uid; an edition refuses to ask about a picture that was trained on."""
+    rows = _rows()
+    trained = rows["train"][0]["jpg_0"]
+    rows["test"][1] |= {"jpg_1": trained}  # a target that shows a picture of training
+    rows["train"][2] |= {"jpg_1": rows["train"][2]["jpg_0"]}  # a choice between a picture and itself
+    folder = pick_a_pic.unpack(FEW, _save(tmp_path / "hub", rows), tmp_path / "data")
+    counted = json.loads((folder / pick_a_pic.LEFT_OUT).read_text())
+    assert counted["rows with the same picture under two uids"] == 1
+    assert counted["targets with a picture of training or a history"] == 2
+    shown = {picture.stem for choice in choice_folder.read(folder).select("test") for picture in choice.candidates}
+    assert not shown & {"test1-1b", "train1-0a"} and "test1-1c" in shown
 
 
 def test_eleven_different_liked_pictures_are_asked_for_by_default(tmp_path):

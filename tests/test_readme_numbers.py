@@ -89,6 +89,7 @@ PAIRS = "+ losses of pairs"
 def against(baseline, method="Prototypes"):
     rows = pd.read_csv(ROOT / "figures" / "preference-mini" / "comparisons.csv")
     rows = rows[(rows["method"] == method) & (rows["baseline"] == baseline) & (rows["n_ref"] == 8)]
+    rows = rows[rows["candidates"] == 2]
     assert len(rows) == 1
     return rows.iloc[0]
 

@@ -243,8 +243,8 @@ def test_choices_of_several_trainings_are_held_to_their_spread(tmp_path):
                    unit("Prototypes", "all")),
         "table2": ({"method": "Prototypes", "n_ref": 8}, "difference",
                    np.hypot(unit("Prototypes", "seen"), unit("Prototypes", "unseen"))),
-        "comparisons": ({"method": "Prototypes", "baseline": "Choices alone", "n_ref": 8}, "difference",
-                        np.hypot(unit("Prototypes", "all"), unit("Choices alone", "all"))),
+        "comparisons": ({"method": "Prototypes", "baseline": "Choices alone", "n_ref": 8, "candidates": 2},
+                        "difference", np.hypot(unit("Prototypes", "all"), unit("Choices alone", "all"))),
     }  # fmt: skip
     for name, (about, column, size) in rows.items():
         for factor, verdict in ((0.95, WITHIN), (1.05, NOT)):

@@ -17,15 +17,17 @@ from scipy.special import expit, log_expit, softmax
 
 from prefmoe.analysis.answers import TableError
 from prefmoe.analysis.choices import COLUMNS, Ratings
-from prefmoe.data.choice_world import GROUP_SHARES, Tastes, features
+from prefmoe.data.choice_world import AGREES, GROUP_SHARES, Tastes, features
 from prefmoe.data.choices import Choice, ChoiceBenchmark
 
-CHANCE, POPULATION, READER, GROUP, BEST = (
-    "Chance", "Population's choice", "Ideal reader of the history", "Group's taste", "Best possible"
+CHANCE, AGREED, POPULATION, READER, GROUP, BEST = (
+    "Chance", "True agreement with the prompt", "Population's choice", "Ideal reader of the history", "Group's taste",
+    "Best possible",
 )  # fmt: skip
 
 KNOWN = {
     CHANCE: "nothing",
+    AGREED: "whether a picture shows what the prompt names",
     POPULATION: "the mean utility of all seen users",
     READER: "the user's history, and how tastes are distributed",
     GROUP: "the mean utility of the user's taste group",
@@ -89,6 +91,7 @@ def references(
     own = world.utilities.loc[candidates["user"]]
     alike = {
         CHANCE: np.zeros(len(candidates)),
+        AGREED: shown[:, world.values.index(AGREES)],
         POPULATION: shown @ world.utilities.loc[benchmark.trained_users, world.values].mean().to_numpy(),
         GROUP: (shown * tastes.groups[own["group"].to_numpy()]).sum(axis=1),
         BEST: (shown * own[world.values].to_numpy()).sum(axis=1),

@@ -28,6 +28,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
     table3: one liked picture among four; table4: the components, one after the other; table5: numbers of prototypes,
     these five with the best possible accuracy beside each row, where it is known; comparisons: the last method of
     table2 minus every other, and (a family of its own for Holm's correction) each of its methods minus the one before;
+    gaps: by how much that last method's gap between unseen and seen users differs from those of the others in table2;
     more_history: the longest history minus the shortest, of whatever was asked after several;
     collapse: what is named where the population's favourite is not the user's (empty where tastes are not known);
     information: what each row is shown.
@@ -63,6 +64,7 @@ def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path =
         "table4": _beside(best, _only(main[one_of_two], steps)),
         "table5": _beside(best, by_number.assign(prototypes=by_number["method"].map(count))),
         "comparisons": pd.concat([choices.comparison_table(pairs) for pairs in families if pairs]),
+        "gaps": choices.gap_table((focus, rated[key]) for key in edition.table2 if rated[key] is not focus),
         "more_history": choices.more_history_table(everything),
         "collapse": choices.collapse_table(everything, known[POPULATION]) if known
         else pd.DataFrame(columns=list(choices.COLLAPSE_COLUMNS)),

@@ -33,10 +33,16 @@ TABLE1_COLUMNS = ("method", "users", "n_ref", "candidates", "k", "value", "low",
 
 SEEDS_COLUMNS = ("method", "users", "n_ref", "candidates", "k", "value", "sd", "minimum", "maximum", "seeds")
 
-DIFFERENCE_COLUMNS = ("method", "n_ref", "difference", "low", "high", "seen", "unseen")
+DIFFERENCE_COLUMNS = ("method", "n_ref", "difference", "low", "high", "seen", "unseen", "n", "seeds")
+
+GAP_COLUMNS = ("method", "baseline", *DIFFERENCE_COLUMNS[1:])
+
+PAIRED = ((2, 1), (4, 1))
+"""The accuracies of which two methods are compared: among how many candidates, and in the first how many places."""
 
 COMPARISON_COLUMNS = (
-    "method", "baseline", "users", "n_ref", "difference", "low", "high", "n", "p_users", "p_users_holm"
+    "method", "baseline", "users", "n_ref", "candidates", "k", "difference", "low", "high", "n", "p_users",
+    "p_users_holm",
 )  # fmt: skip
 
 MORE_HISTORY_COLUMNS = (
@@ -97,10 +103,21 @@ class Ratings:
     def values(self, candidates: int, k: int) -> pd.DataFrame:
         """The mean over draws of `hits` for each choice, (N, S): indexed by n_ref, split, user and index, a column for
         each seed."""
-        tables = [table.dropna(subset=list(range(candidates))) for table in self.cases]
-        if not candidates <= tables[0].shape[1] or tables[0].empty:
+        if (candidates, k) not in self._values:
+            self._values[candidates, k] = self._counted(candidates, k)
+        return self._values[candidates, k]
+
+    @cached_property
+    def _values(self) -> dict[tuple[int, int], pd.DataFrame]:
+        """What `values` has returned: several tables ask for the same."""
+        return {}
+
+    def _counted(self, candidates: int, k: int) -> pd.DataFrame:
+        asked = list(range(candidates))
+        tables = [table.dropna(subset=asked) for table in self.cases if candidates <= table.shape[1]]
+        if not tables or tables[0].empty:
             return pd.DataFrame(index=pd.MultiIndex.from_arrays([[]] * 4, names=GROUPS), dtype=float)
-        each = [hits(table[list(range(candidates))].to_numpy(float), k) for table in tables]
+        each = [hits(table[asked].to_numpy(float), k) for table in tables]
         return pd.DataFrame(np.column_stack(each), tables[0].index).groupby(GROUPS).mean()
 
 
@@ -146,56 +163,82 @@ def seeds_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
 
 
 def difference_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
-    """Unseen minus seen users' accuracy between two candidates: `DIFFERENCE_COLUMNS`. The two groups share no user:
-    they are resampled apart."""
-    rows = []
-    for one in ratings:
-        values = one.values(2, 1)
-        groups = {users: dict(_of(values, USERS[users])) for users in ("seen", "unseen")}
-        for n_ref in groups["seen"].keys() & groups["unseen"].keys():
-            means, drawn = {}, {}
-            for seed, (users, of_n_ref) in enumerate(groups.items()):
-                chosen = of_n_ref[n_ref]
-                counted = np.column_stack([chosen.to_numpy(), np.ones(len(chosen))])
-                _, sums = statistics.cluster_sums(counted, chosen.index.get_level_values("user"))
-                means[users] = float(chosen.to_numpy().mean())
-                drawn[users] = statistics.ratio_bootstrap(sums[:, :-1], sums[:, -1:], seed=seed)  # (B, S)
-            low, high = statistics.percentile_interval(statistics.over_seeds(drawn["unseen"] - drawn["seen"]))
-            difference = {"difference": means["unseen"] - means["seen"], "low": float(low), "high": float(high)}
-            rows.append({"method": one.method, "n_ref": n_ref, **difference, **means})
+    """Unseen minus seen users' accuracy between two candidates: `DIFFERENCE_COLUMNS`, n: choices of both. The two
+    groups share no user: they are resampled apart."""
+    rows = [{"method": one.method, **row, "seeds": one.seeds} for one in ratings for row in _gaps(one.values(2, 1))]
     return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
 
 
+def gap_table(pairs: Iterable[tuple[Ratings, Ratings]]) -> pd.DataFrame:
+    """What the first method of each pair does to the second's gap between unseen and seen users: `GAP_COLUMNS`.
+
+    seen, unseen: the first's accuracy minus the second's on the same choices; difference: unseen minus seen, which is
+    by how much the gap differs. Raises TableError where nothing can be paired.
+    """
+    rows = []
+    for focus, other in pairs:
+        paired = pd.concat([change for _, change in _paired(focus, other, 2, 1)])
+        where = {"method": focus.method, "baseline": other.method}
+        rows += [{**where, **row, "seeds": paired.shape[1]} for row in _gaps(paired)]
+    return pd.DataFrame(rows, columns=list(GAP_COLUMNS))
+
+
+def _gaps(values: pd.DataFrame) -> Iterable[dict[str, float]]:
+    """Unseen minus seen users' mean of some values, as `Ratings.values` indexes them, for each n_ref that both have."""
+    groups = {users: dict(_of(values, USERS[users])) for users in ("seen", "unseen")}
+    for n_ref in groups["seen"].keys() & groups["unseen"].keys():
+        means, drawn, n = {}, {}, 0
+        for seed, (users, of_n_ref) in enumerate(groups.items()):
+            chosen = of_n_ref[n_ref]
+            counted = np.column_stack([chosen.to_numpy(), np.ones(len(chosen))])
+            _, sums = statistics.cluster_sums(counted, chosen.index.get_level_values("user"))
+            means[users] = float(chosen.to_numpy().mean())
+            drawn[users] = statistics.ratio_bootstrap(sums[:, :-1], sums[:, -1:], seed=seed)  # (B, S)
+            n += len(chosen)
+        low, high = statistics.percentile_interval(statistics.over_seeds(drawn["unseen"] - drawn["seen"]))
+        difference = {"difference": means["unseen"] - means["seen"], "low": float(low), "high": float(high)}
+        yield {"n_ref": n_ref, **difference, **means, "n": n}
+
+
+def _paired(focus: Ratings, other: Ratings, candidates: int, k: int) -> Iterable[tuple[int, pd.DataFrame]]:
+    """The first's values minus the second's on the same choices of all users, (N, S), for each n_ref that both have.
+    Seeds are paired; what has only one stands beside each of the other's. Raises TableError where they rated other
+    choices, or have unequal numbers of seeds."""
+    mine, theirs = focus.values(candidates, k), other.values(candidates, k)
+    for n_ref, first in _of(mine, USERS["all"]):
+        lengths = set(theirs.index.get_level_values("n_ref"))
+        if lengths == {0}:  # a method without histories is the same at every length
+            same = theirs.droplevel("n_ref").reindex(first.index.droplevel("n_ref")).set_axis(first.index)
+        elif n_ref in lengths:
+            same = theirs.reindex(first.index)
+        else:
+            continue
+        if same.isna().any(axis=None):
+            raise TableError(f"{other.method} rated other choices than {focus.method}; nothing to pair")
+        check_seeds({focus.method: first.shape[1], other.method: same.shape[1]})
+        yield n_ref, pd.DataFrame(first.to_numpy() - same.to_numpy(), first.index)
+
+
 def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: int = 9999) -> pd.DataFrame:
-    """The first method of each pair minus the second on the same choices, between two candidates.
+    """The first method of each pair minus the second on the same choices, for each of `PAIRED`.
 
     Returns `COMPARISON_COLUMNS`, for all users and the histories that both had; the interval is over users and, where
-    there are several, over seeds, which are paired (what has only one stands beside each of the other's); p_users:
-    permutation test in which users exchange the two methods' results; with Holm's correction over the rows of one
-    length of history. Raises TableError where nothing can be paired.
+    there are several, over seeds; p_users: permutation test in which users exchange the two methods' results; with
+    Holm's correction over the rows of one length of history and of one of `PAIRED`. Raises TableError where nothing
+    can be paired.
     """
-    rows, pairs = [], list(pairs)
-    rated = {one.method: one for pair in pairs for one in pair}
-    values = {name: one.values(2, 1) for name, one in rated.items()}
+    rows = []
     for focus, other in pairs:
-        mine, theirs = values[focus.method], values[other.method]
-        for n_ref, first in _of(mine, USERS["all"]):
-            lengths = set(theirs.index.get_level_values("n_ref"))
-            if lengths == {0}:  # a method without histories is the same at every length
-                same = theirs.droplevel("n_ref").reindex(first.index.droplevel("n_ref")).set_axis(first.index)
-            elif n_ref in lengths:
-                same = theirs.reindex(first.index)
-            else:
-                continue
-            if same.isna().any(axis=None):
-                raise TableError(f"{other.method} rated other choices than {focus.method}; nothing to pair")
-            check_seeds({focus.method: first.shape[1], other.method: same.shape[1]})
-            difference = first.to_numpy() - same.to_numpy()  # (N, S)
-            owners = first.index.get_level_values("user")
-            where = {"method": focus.method, "baseline": other.method, "users": "all", "n_ref": n_ref}
-            rows.append({**where, **statistics.paired_difference(difference, owners, permutations=permutations)})
+        for candidates, k in PAIRED:
+            for n_ref, change in _paired(focus, other, candidates, k):
+                where = {"method": focus.method, "baseline": other.method, "users": "all", "n_ref": n_ref}
+                where |= {"candidates": candidates, "k": k}
+                owners = change.index.get_level_values("user")
+                found = statistics.paired_difference(change.to_numpy(), owners, permutations=permutations)
+                rows.append({**where, **found})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
-    table["p_users_holm"] = table.groupby("n_ref")["p_users"].transform(statistics.holm)
+    family = table.groupby(["n_ref", "candidates", "k"])
+    table["p_users_holm"] = family["p_users"].transform(statistics.holm)
     return table
 
 

@@ -6,6 +6,7 @@ gives the choices of the first prompts for his history and is asked about those 
 """
 
 import csv
+import hashlib
 import logging
 import re
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from prefmoe.system.files import write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same files would be unpacked into another benchmark."""
 
 PARTS = ("train", "validation", "test")
@@ -80,8 +81,9 @@ def _write(config: PickAPicData, files: dict[str, list[Path]], folder: Path) -> 
     if table.empty:
         least, counted = config.minimum_liked, ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise MMPBError(f"{files['train'][0].parent}: expected users who liked {least} pictures; left out: {counted}")
+    where, first = _write_pictures(table, folder)
+    table = _one_uid_each(table, first, left_out)
     table["other_1"], table["other_2"] = _others(table)
-    where = _write_pictures(table, folder)
     rows = (
         [index, row.user, row.caption, *(where.get(uid, "") for uid in _uids(row)), row.split]
         for index, row in enumerate(table.itertuples())
@@ -177,11 +179,24 @@ def _apart(table: pd.DataFrame, left_out: dict[str, int]) -> pd.DataFrame:
     told = table["split"].isin(("train", REFERENCE))
     known = set(table.loc[told, ["liked", "disliked"]].to_numpy().ravel())
     seen = ~told & (table["liked"].isin(known) | table["disliked"].isin(known))
-    left_out["targets with a picture of training or a history"] = int(seen.sum())
+    _count(left_out, "targets with a picture of training or a history", seen.sum())
     table = table[~seen]
     asked = table["user"].isin(table.loc[table["split"] != REFERENCE, "user"])
-    left_out["users of whom only a history is left"] = int(table.loc[~asked, "user"].nunique())
+    _count(left_out, "users of whom only a history is left", table.loc[~asked, "user"].nunique())
     return table[asked].copy()
+
+
+def _one_uid_each(table: pd.DataFrame, first: dict[str, str], left_out: dict[str, int]) -> pd.DataFrame:
+    """Rows that name each picture by one uid, where the same bytes had several, and what that leaves of them.
+    ``first``: uid -> the uid that stands for the picture."""
+    table = table.assign(**{side: table[side].map(first) for side in ("liked", "disliked")})
+    same = table["liked"] == table["disliked"]
+    _count(left_out, "rows with the same picture under two uids", same.sum())
+    return _apart(table[~same], left_out)
+
+
+def _count(left_out: dict[str, int], reason: str, more: int) -> None:
+    left_out[reason] = left_out.get(reason, 0) + int(more)
 
 
 def _others(table: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -195,9 +210,9 @@ def _others(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     return [pair[0] for pair in found], [pair[1] for pair in found]
 
 
-def _write_pictures(table: pd.DataFrame, folder: Path) -> dict[str, str]:
-    """Writes every picture once, and returns uid -> path in the folder. Raises MMPBError naming every picture that is
-    missing or damaged."""
+def _write_pictures(table: pd.DataFrame, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Writes every picture once, and returns uid -> path in the folder, and uid -> the first uid with the same bytes.
+    Raises MMPBError naming every picture that is missing or damaged."""
     sides = {"liked": table["likes_first"], "disliked": ~table["likes_first"]}
     wanted = [
         pd.DataFrame(
@@ -209,7 +224,7 @@ def _write_pictures(table: pd.DataFrame, folder: Path) -> dict[str, str]:
     where = {uid: f"pictures/{uid[:2]}/{uid}.jpg" for uid in places["uid"]}
     for parent in {(folder / path).parent for path in where.values()}:
         parent.mkdir(parents=True, exist_ok=True)
-    mistakes = Mistakes(str(places["file"].iloc[0].parent))
+    mistakes, first, by_digest = Mistakes(str(places["file"].iloc[0].parent)), {}, {}
     for path, own in places.groupby("file"):
         by_row = own.groupby("row")
         for number, pictures in _pictures(path, set(own["row"])):
@@ -218,10 +233,12 @@ def _write_pictures(table: pd.DataFrame, folder: Path) -> dict[str, str]:
                 problem = picture_mistake(data) if data else "expected the bytes of a picture, found none"
                 if problem:
                     mistakes.add(path.name, problem, place=f"row {number}", column=column)
-                else:
+                    continue
+                first[uid] = by_digest.setdefault(hashlib.sha256(data).digest(), uid)
+                if first[uid] == uid:
                     (folder / where[uid]).write_bytes(data)
     mistakes.check()
-    return where
+    return where, first
 
 
 def _pictures(path: Path, rows: set[int]) -> Iterator[tuple[int, dict[str, bytes | None]]]:

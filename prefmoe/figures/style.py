@@ -108,6 +108,7 @@ RATERS = {
     "Prototypes (5)": Look("#D2691E", "d"),
     "Prototypes (20)": Look("#7A3E00", "s"),
     "Chance": Look(MUTED, "o"),
+    "True agreement with the prompt": Look(MUTED, "P"),
     "Population's choice": Look(MUTED, "s"),
     "Ideal reader of the history": Look(INK, "^"),
     "Group's taste": Look(MUTED, "D"),
@@ -163,7 +164,7 @@ SERIES = tuple(
 )
 """Looks of whatever is no method: backbones, facets, splits, measures; after Okabe and Ito, darkened for contrast."""
 
-LINES = ("-", "--", "-.", ":")
+LINES = ("-", "--", "-.", ":", (0, (8, 1.5, 1, 1.5, 1, 1.5)), (0, (3, 3)))
 HATCHES = ("", "////", "....", "xxxx", "----")
 HEAT = "cividis"
 """Colour map of heat maps: monotone in grey and safe for colour-blind readers."""
@@ -226,8 +227,8 @@ def handle(label: str, look: Look = PLAIN, *, filled: bool = True, line: str = "
     return Line2D([], [], color=look.colour, marker=look.marker, markerfacecolor=face, linestyle=line, label=label)
 
 
-def dash(place: int) -> str:
-    """The line of a legend's so many-th entry. Four places apart, where colours may be near, lines are others."""
+def dash(place: int) -> str | tuple:
+    """The line of a legend's so many-th entry; as many places apart as there are lines, it is another one."""
     return LINES[(place + 2 * (place // len(LINES))) % len(LINES)]
 
 
@@ -252,8 +253,9 @@ def finish(
     lines = textwrap.wrap(caption, max(20, int(width * 16.5)), break_on_hyphens=False)
     heading = textwrap.wrap(title, max(20, int(width * 11.3)), break_on_hyphens=False)
     columns, below = len(legend), 0
+    dashed = any(getattr(entry, "get_linestyle", str)() in LINES[1:] for entry in legend)
     if legend:
-        widest = 0.55 + 0.068 * max(len(entry.get_label()) for entry in legend)
+        widest = 0.55 + 0.2 * dashed + 0.068 * max(len(entry.get_label()) for entry in legend)
         columns = legend_columns or max(1, min(columns, int(width / widest)))
         below = -(-len(legend) // columns)
     height += 0.19 * (max(1, len(heading)) - 1) + 0.14 * (max(1, len(lines)) - 1) + 0.19 * (max(1, below) - 1)
@@ -261,9 +263,10 @@ def finish(
     bottom, inset = 0.14 * len(lines) + 0.08, 0.08 / width
     if legend:
         anchor = (inset, bottom / height)
-        broken = any(getattr(entry, "get_linestyle", str)() in LINES[1:] for entry in legend)  # shown at a length
         place = {"loc": "lower left", "bbox_to_anchor": anchor, "ncols": columns, "borderpad": 0.3}
-        figure.legend(handles=list(legend), **place, handlelength=4 if broken else None)
+        if dashed:
+            place |= {"handlelength": 5.5, "markerscale": 0.75}  # so that the dashes can be seen beside the marker
+        figure.legend(handles=list(legend), **place)
         bottom += 0.19 * below + 0.1
     top = 0.19 * len(heading) + 0.06
     figure.get_layout_engine().set(rect=(0, bottom / height, 1, 1 - (bottom + top) / height))

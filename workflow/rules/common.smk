@@ -94,7 +94,7 @@ TABLES = {  # by category of the report
 TABLES["Tables"] += TOLD_TABLE + SHORTENED_TABLE + CONTROLS_TABLE + BESIDE_TABLE + UNSEEN_TABLE + ATTRIBUTES_TABLE
 CHOICE_TABLES = {
     "Tables": ["table1", "table1_seeds", "table2", "table3", "table4", "table5"]
-    + ["comparisons", "more_history", "collapse", "information"],
+    + ["comparisons", "gaps", "more_history", "collapse", "information"],
 }
 PICTURE_TABLES = {
     "Tables": ["table1", "table1_seeds", "probes", "probes_paired", "comparisons", "lengths", "scales", "raters", "information"],

@@ -28,7 +28,7 @@ def known(t: Tables) -> list[str]:
 
 def liked(t: Tables) -> list[str]:
     def against(baseline: str, method: str = "Prototypes") -> pd.Series:
-        return t.row("preference-mini/comparisons", method=method, baseline=baseline, n_ref=8)
+        return t.row("preference-mini/comparisons", method=method, baseline=baseline, n_ref=8, candidates=2)
 
     seen, unseen = (t.choices("Prototypes", users) for users in ("seen", "unseen"))
     holds(abs(seen - unseen) < 0.02, "users who were trained on are not known better")
@@ -57,31 +57,32 @@ def liked(t: Tables) -> list[str]:
 def prototypes(t: Tables) -> list[str]:
     attention = t.rows("preference-mini/prototype_attention").groupby(["user", "order"])["attention"].sum().mean()
     changes = t.rows("preference-mini/order_of_history")["changes"].mean()
-    share, chance = t.printed("20", r"(\d+)% of a liked target's neighbours are the same user's; by chance (\d+)%")
-    variance = r"Between users: ([\d.]+) of the variance; if users did not matter: ([\d.]+)\."
-    between, by_chance = t.printed("20", variance)
-    holds(float(between) > float(by_chance) and int(share) > int(chance), "users differ a little")
+    between, alike, near = (
+        t.row("preference-mini/prototype_measures", measure=name)
+        for name in ("attention between users", "like-minded users look more alike",
+                     "a liked target's neighbours are the same user's")
+    )  # fmt: skip
+    holds(between["value"] > between["chance"] and near["low"] > near["chance"], "users differ a little")
     holds(attention < 0.05, "prototypes get little attention")
-    pattern = r"look more alike in ([\d.]+) of the comparisons; if groups did not matter, in ([\d.]+) to ([\d.]+)"
-    alike, low, high = map(float, t.printed("20", pattern))
-    holds(alike < high, "like-minded users do not look alike")
-    random = t.rows("preference-mini/random_prototypes")
-    least, most = random["learned_minus"].min(), random["learned_minus"].max()
-    holds(random["low"].max() < 0.01 and most < 0.01, "learned prototypes hardly answer better than random ones")
+    holds(alike["value"] < alike["chance_high"], "like-minded users do not look alike")
+    random = t.rows("preference-mini/random_prototypes").query("prototypes != 'learned'")
+    holds((random["low"] < 0).all() and random["high"].max() < 0.02, "random prototypes answer as well, nearly")
+    beside = " and ".join(around(row, 3, "learned_minus") for _, row in random.iterrows())
     return [
         f"In the layer that gives them most, prototypes get {100 * attention:.1f} % of a target picture's attention, "
-        f"of whose variance {dot(float(between))} lies between users, where {dot(float(by_chance))} would if users did "
-        "not matter.",
-        f"Like-minded users do not look more alike than others: in {dot(alike, 3)} of the comparisons, where "
-        f"{dot(low, 3)} to {dot(high, 3)} is what knowing no groups gives, so that the paper's Figure 3 is not found "
-        "again.",
+        f"of whose variance {dot(between['value'])} lies between users, where {dot(between['chance'])} would if users "
+        "did not matter.",
+        f"Like-minded users do not look more alike than others: in {dot(alike['value'], 3)} of the comparisons, where "
+        f"{dot(alike['chance_low'], 3)} to {dot(alike['chance_high'], 3)} is what knowing no groups gives, so that the "
+        "paper's Figure 3 is not found again.",
         f"Random vectors of the same sizes in their place get {100 * random['attention'].min():.1f} to "
         f"{100 * random['attention'].max():.1f} %, of whose variance {dot(random['between_users'].min())} to "
-        f"{dot(random['between_users'].max())} lies between users; the learned ones name the liked picture "
-        f"{dot(least, 3)} to {dot(most, 3)} more often than those.",
-        f"The mere order of a history decides against the majority in {100 * changes:.1f} % of the readings.",
-        f"Of a liked target's ten nearest neighbours {share} % are the same user's, by chance {chance} %: a "
-        f"trace, not a map of tastes.",
+        f"{dot(random['between_users'].max())} lies between users; that the learned ones name the "
+        f"liked picture more often is not shown (one training, two drawings): {beside}.",
+        f"The mere order of a seen user's history decides against the majority in {100 * changes:.1f} % of the "
+        "readings.",
+        f"Of a liked target's ten nearest neighbours {around(near)} are the same user's, by chance "
+        f"{dot(near['chance'])}: a trace, not a map of tastes.",
     ]
 
 

@@ -97,7 +97,8 @@ def two_users(t: Tables) -> list[str]:
 
 def prototypes(t: Tables) -> list[str]:
     def against(baseline: str, method: str) -> pd.Series:
-        return t.row("preference-mini/comparisons", method=method, baseline=baseline, n_ref=8, users="all")
+        where = {"n_ref": 8, "users": "all", "candidates": 2}
+        return t.row("preference-mini/comparisons", method=method, baseline=baseline, **where)
 
     worth, pairs = against("+ losses of pairs", "Prototypes"), against("+ prompts", "+ losses of pairs")
     holds(not told_apart(worth) and not told_apart(pairs), "neither can be told from nothing")
