@@ -66,6 +66,8 @@ def test_the_edition_of_the_paper_has_its_settings():
         (False, False, 0), (True, False, 0), (True, True, 0), (True, True, 10),
     ]  # fmt: skip
     assert viper.objective == "ratings" and not viper.prompts
+    same = {"label", "objective"}
+    assert viper.model_dump(exclude=same) == baseline.model_dump(exclude=same), "trained as ours, objective apart"
 
 
 def test_what_the_paper_s_runs_need_follows_from_what_they_read():

@@ -4,7 +4,7 @@ Tables are long: a row per mark, its number in the column value, its interval in
 form returns a matplotlib Figure whose axes can be added to, `style.show` shows and saves it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -241,6 +241,17 @@ def curves(
     return style.finish(figure, title, caption, legend=[*(handles if len(handles) > 1 else ()), *lines_at], alt=alt)
 
 
+NO_TERMS = ["total", "lr_factor", "gradient_norm"]
+"""Columns of losses.parquet that are no term of the loss."""
+
+
+def _fall(seeds: Iterable[pd.Series]) -> str:
+    """From what to what a term of several seeds goes, the mean of the first and of the last tenth of the steps."""
+    own = pd.concat(seeds).dropna().sort_index()
+    tenth = -(-len(own) // 10)
+    return f"{own.iloc[:tenth].mean():.2g} to {own.iloc[-tenth:].mean():.2g}" if tenth else ""
+
+
 def losses(
     logs: Mapping[str, Sequence[pd.DataFrame]], *, window: int = 20, answer: str = "answer", about: str = "answer",
     together: bool = False,
@@ -254,23 +265,25 @@ def losses(
     parts, fall = [], []
     for method, runs in logs.items():
         for seed, run in enumerate(runs):
-            terms = run.drop(columns=["total", "lr_factor", "gradient_norm"], errors="ignore").set_index("step")
+            terms = run.drop(columns=NO_TERMS, errors="ignore").set_index("step")
             long = terms.rolling(window, min_periods=1).mean().melt(var_name="term", ignore_index=False)
             parts.append(long.reset_index().assign(method=method, seed=seed))
-        own = pd.concat(run.set_index("step").get(about, pd.Series(dtype=float)) for run in runs).dropna().sort_index()
-        if tenth := -(-len(own) // 10):
-            fall.append(f"{method} {own.iloc[:tenth].mean():.2g} to {own.iloc[-tenth:].mean():.2g}")
+        told = _fall(run.set_index("step").get(about, pd.Series(dtype=float)) for run in runs)
+        fall += [f"{method} {told}"] if told else []
     table = pd.concat(parts, ignore_index=True)
     seeds = max(map(len, logs.values()))
     drawn = f"thick: mean of n = {seeds} seeds, thin: single seeds" if seeds > 1 else "n = 1 seed"
     names = {term: term.replace("_", " ") for term in table["term"].unique()} | {"answer": answer}
-    scale = " Logarithmic scale." if together else ""
+    scale, rest = (" Logarithmic scale.", "; all other terms together ") if together else ("", "")
+    if together:
+        left = [*NO_TERMS, "step", about]
+        rest += _fall(run.set_index("step").drop(columns=left, errors="ignore").sum(axis=1) for run in logs[method])
     alone = f"{next(iter(logs))}. " if len(logs) == 1 else ""  # several stand in the legend
     panels = {"series": "method", "panels": "term", "columns": 4, "shared": False, "panel": (2.3, 1.8)}
     figure = curves(
         table, x="step", units="seed", markers=False, labels=names, xlabel="Step", ylabel="Weighted loss",
         caption=f"{alone}Running mean over {window} steps; {drawn}.{scale}",
-        title=f"Loss of the {names[about]}, from the first to the last tenth of the steps: {'; '.join(fall)}",
+        title=f"Loss of the {names[about]}, from the first to the last tenth of the steps: {'; '.join(fall)}{rest}",
         **({"series": "term", "panel": (7.0, 3.2)} if together else panels),
     )  # fmt: skip
     for axis in figure.axes:
@@ -279,6 +292,12 @@ def losses(
         else:
             axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
     return figure
+
+
+def numbers_in_contrast(axis: Axes) -> None:
+    """Turns the numbers in a heat map's cells black or white, whichever is told better from the cell's colour."""
+    for text, face in zip(axis.texts, axis.collections[0].get_facecolors(), strict=False):  # no texts, no numbers
+        text.set_color("black" if relative_luminance(face) > EVEN else "white")
 
 
 @style.house()
@@ -309,8 +328,7 @@ def heat(
             table, ax=axis, cmap=HEAT, vmin=low, vmax=high, cbar=False, annot=bool(numbers), fmt=numbers,
             annot_kws={"fontsize": 7}, xticklabels=True, yticklabels=True,
         )  # fmt: skip
-        for text, face in zip(axis.texts, axis.collections[0].get_facecolors(), strict=False):  # no texts, no numbers
-            text.set_color("black" if relative_luminance(face) > EVEN else "white")
+        numbers_in_contrast(axis)
         axis.set_xticks(axis.get_xticks(), axis.get_xticklabels(), rotation=55, ha="right", rotation_mode="anchor")
         axis.tick_params(length=0)
         axis.set(title=heading, xlabel="", ylabel="")

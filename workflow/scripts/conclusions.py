@@ -65,23 +65,26 @@ def _collapse(t: Tables) -> list[str]:
         f"LoRA answers for the population: from rare to popular things its collapse rises from "
         f"{values['LoRA', 'rare']} to {values['LoRA', 'popular']}, and PrefMoE's, which knows its users in part, from "
         f"{values['PrefMoE', 'rare']} to {values['PrefMoE', 'popular']}.",
-        f"That users are learned beyond their profiles, claim (b), is refuted by the rule that was set: of what no "
+        "Claim (b), that users are learned beyond their profiles, is refuted by the rule that was set: of what no "
         f"profile tells and nobody was asked PrefMoE's AUC is {around(fresh, 3)} on one backbone and "
-        f"{around(other, 3)} on the other, and both intervals include a guess; frozen anchors are not told apart from "
-        f"it ({around(frozen, 3, 'difference')}), and full fine-tuning on names alone has {dot(named['value'], 3)}.",
+        f"{around(other, 3)} on the other, which include a guess; full fine-tuning on names alone has "
+        f"{dot(named['value'], 3)}, and frozen anchors are not told apart ({around(frozen, 3, 'difference')}).",
         f"Of recall at the rare end nothing can be said: {rare} of its questions are about rare things, and "
         f"{int(small['n'])} about preferences that at most four users hold.",
     ]
 
 
 def _training(t: Tables) -> list[str]:
-    first, last = t.printed("06", r"Loss of the answer.*? (\d\.\d+) to (\d\.\d+)")
-    holds(float(last) < float(first) / 2, "the answer loss falls by half")
+    pattern = r"Loss of the answer.*? (\d\.\d+) to (\d\.\d+); all other terms together (\d\.\d+) to (\d\.\d+)"
+    first, last, others, at_last = map(float, t.printed("06", pattern))
+    holds(last < first / 2, "the answer loss falls by half")
+    holds(others < first / 2 and last < at_last, "the other terms are small at first, and not at last")
     full = t.main("PrefMoE", "sensitivity")
     return [
-        f"The loss of the answer falls from {dot(float(first))} to {dot(float(last))}. The other terms, "
-        "weighted, are small beside it at the first step, since anchors nearly meet what the contrasts ask for before "
-        "any training, and together no smaller than it at the last.",
+        f"From the first tenth of the steps to the last the loss of the answer falls from {dot(first)} to "
+        f"{dot(last, 3)}. All other terms together, weighted, go from {dot(others)} to {dot(at_last, 3)}: small "
+        "beside it at first, since anchors nearly meet what the contrasts ask for before any training, and no smaller "
+        "at last.",
         f"After 800 steps PrefMoE's sensitivity is {around(full)} (mean of {int(full['seeds'])} seeds). It is no "
         "measure of knowing users: see notebook 4.",
     ]
@@ -184,13 +187,13 @@ def _attention(t: Tables) -> list[str]:
     plain, other = (t.row("mini/controls", control=c, **where) for c in ("none", "other_user"))
     holds(other["low"] < 0.5 < other["high"] < plain["low"], "another user's prefix takes the AUC to .5")
     return [
-        "In no facet is the answer's attention to the residual of the facet that is asked about told apart as higher "
-        "than to the same token when another facet is asked about.",
+        f"In {above} of 5 facets is the answer's attention to the residual of the facet that is asked about told apart "
+        "as higher than to the same token when another facet is asked about.",
         f"In the map of one picture and eight users the token that gets most, {share} %, is a prototype "
         f"({token.removeprefix('p ')}), the same for all users.",
         f"Yet the prefix decides: with somebody else's the AUC on what profiles tell falls from {around(plain)} "
         f"to {around(other)} "
-        "(notebook 7). Attention would not have told; unit 6 of the course exchanges single residuals.",
+        "(notebook 7); attention would not have told, and unit 6 of the course exchanges single residuals.",
     ]
 
 
@@ -202,6 +205,7 @@ def _routing(t: Tables) -> list[str]:
     (difference,) = t.printed("11", r"own above elsewhere in \d of 5 facets, mean difference ([+-][\d.]+)")
     holds(widest["preference"] < 0.02 and abs(float(difference)) < 0.005, "the preference router does not route")
     holds(widest["task"] < 0.1, "the task router hardly routes")
+    worth = t.paired("+ decorrelation", "overall")
     return [
         "The routers do not route by kind of question: between kinds, no mean gate of the preference router differs by "
         f"more than {dot(widest['preference'], 3)}, of the profile router by {dot(widest['profile'], 3)}, of the task "
@@ -209,8 +213,8 @@ def _routing(t: Tables) -> list[str]:
         f"A question about a facet does not favour the facet's expert: by {dot(float(difference), 3)} on average. "
         "Which expert gets most is another one in every training (entertainment's mean gate "
         f"{', '.join(map(dot, each))}), so that a mean over seeds says little of an expert.",
-        "So what the mixture is worth (notebook 8) does not come from other experts for other kinds of questions. "
-        "Whether gates differ between users was not asked here.",
+        f"So what the mixture is worth (notebook 8: {around(worth, 3, 'difference')} of overall accuracy) does not "
+        "come from other experts for other kinds of questions; whether gates differ between users was not asked here.",
     ]
 
 
@@ -227,8 +231,8 @@ def _audit(t: Tables) -> list[str]:
         f"{int((values['fits'] == 0).sum())} of {len(values)} printed values are no share of their questions, and "
         f"{int((overall['fits'] == 0).sum())} of {len(overall)} Overall values are not the mean of their parts; the "
         f"worst is printed {dot(worst['printed'], 4)} and computed {dot(worst['computed'], 4)}.",
-        f"In {int(constant)} rows all three accuracies change by one and the same amount with small talk. Such "
-        f"rows are read without.",
+        f"In {int(constant)} rows all three accuracies change by one and the same amount with small talk; such "
+        f"rows are read without small talk.",
     ]
 
 
@@ -271,10 +275,13 @@ def _map(t: Tables) -> list[str]:
         f"{len(cells) - len(empty)} of the survey's {len(cells)} cells can be run here; "
         + (f"nothing runs for {' and '.join(empty)}." if empty else "none is empty."),
         f"Of {len(numbers)} methods with a number, the whole interval of {len(above)} lies above what knowing nobody "
-        "is worth. It does not for these, which are not above a guess for everybody (what that is worth stands behind "
-        "the stroke): " + "; ".join(_by_application(below)) + ".",
-        "The whole interval lies below it for: " + "; ".join(_by_application(short)) + ". That takes what is behind "
-        "the stroke as known; paired on the same users, as notebook 29 does, a difference may not be told apart.",
+        f"is worth; it does not for {len(below)}, not all of which are above a guess: "
+        + ", ".join(f"{n} in {of}" for of, n in below["application"].value_counts(sort=False).items())
+        + " (marked in the map).",
+        "The whole interval lies below it for " + "; ".join(_by_application(short)) + ": value, and behind the stroke "
+        "what knowing nobody is worth.",
+        "That takes what is behind the stroke as known; paired on the same users, as notebook 29 does, a difference "
+        f"of {len(short)} may not be told apart.",
     ]
 
 
@@ -285,8 +292,9 @@ def _by_application(numbers: pd.DataFrame) -> Iterator[str]:
 
 
 CONCLUSIONS: dict[str, Callable[[Tables], list[str]]] = {
-    "01": explained.paper, "02": explained.benchmark, "03": explained.backbones, "04": _collapse, "06": _training,
-    "07": _table, "08": _ablation, "09": _space, "10": _attention, "11": _routing, "12": _audit,
+    "01": explained.paper, "02": explained.benchmark, "03": explained.backbones, "04": _collapse,
+    "05": explained.by_hand, "06": _training, "07": _table, "08": _ablation, "09": _space,
+    "10": _attention, "11": _routing, "12": _audit,
     "13": protocol.curves_and_choices, "14": _sure, "15": explained.two_users, "16": choices.known,
     "17": explained.prototypes, "18": explained.one_run, "19": choices.liked, "20": choices.prototypes,
     "21": choices.history, "22": pictures.drawer, "23": pictures.probes, "24": pictures.alignment,

@@ -37,6 +37,25 @@ def paper(t: Tables) -> list[str]:
     ]
 
 
+def by_hand(t: Tables) -> list[str]:
+    cosine = r"mean cosine (-?[\d.]+) if centred, ([\d.]+) as published"
+    centred, published_ = map(float, t.printed("05", cosine))
+    holds(abs(centred) < 0.1 and published_ > 0.9, "published residuals are alike and centred ones are not")
+    least, most = map(float, t.printed("05", r"Corrections use ([\d.]+) to ([\d.]+) of their bound"))
+    holds(most < 0.5, "training uses little of what it may change")
+    fall = r"answer's loss: ([\d.]+) before, ([\d.]+) after\. All other terms together: ([\d.]+) before, ([\d.]+) after"
+    before, after, others, later = map(float, t.printed("05", fall))
+    holds(after < before / 10 and later > others / 2, "what falls is the answer's loss")
+    return [
+        f"As published, the residuals of two users have a mean cosine of {dot(published_)}, since each holds the mean "
+        f"of all; centred ones have {dot(centred)}, and what is left is what tells users apart.",
+        f"Training uses {dot(least)} to {dot(most)} of what corrections may change (rms): a user is what the frozen "
+        "backbone makes of the profile.",
+        f"On sixteen training questions the answer's loss falls from {dot(before, 3)} to {dot(after, 3)}; all other "
+        f"terms together go from {dot(others, 3)} to {dot(later, 3)}, because the anchors nearly meet them already.",
+    ]
+
+
 def backbones(t: Tables) -> list[str]:
     measured = cards.abilities().set_index(["ability", "backbone"])
     low, _ = wilson_interval(measured["value"], measured["n"])
@@ -85,7 +104,12 @@ def two_users(t: Tables) -> list[str]:
     holds(full["low"] > 0.6 and name["low"] < 0.52, "PrefMoE tells two users apart, names alone hardly do")
     crowd = t.rows("mini/table1", method="Popular choice", metric="auc_same", turns=0).iloc[0]
     holds(crowd["value"] == 0.5, "who knows nobody is at .5")
+    pattern = r"the same answer to both users of (\d) of (\d) pictures, right about both users of (\d)"
+    alone, ours, reads = (list(map(int, t.printed("15", rf"\n?{m}: {pattern}"))) for m in ("LoRA", "PrefMoE", TEXT))
+    holds(alone[0] == alone[1] > ours[0], "names alone answer alike about both users")
     return [
+        f"Names alone (LoRA) give both users of {alone[0]} of {alone[1]} pictures the same answer, PrefMoE of "
+        f"{ours[0]}, right about both of {ours[2]}; LoRA that is shown the profile is right about both of {reads[2]}.",
         f"Of all pairs of users who are asked the same ({int(full['n'])} questions stand in one), PrefMoE gives the "
         f"one who likes it the higher probability in {around(full)}; the popular choice, which says the same of both, "
         f"has {dot(crowd['value'])}.",

@@ -26,7 +26,7 @@ def recommendation(t: Tables) -> list[str]:
         above[baseline] = list(rows.loc[rows["difference"] > 0, "method"])
     holds(above == {"Popularity": ["ALS"], "ALS": []}, "ALS alone is told apart above popularity, and nobody above ALS")
     lead = minus(t, "ALS", "Popularity")
-    tuned, tuned_reader = value(t, "ALS"), minus(t, "LoRA with profile", "ALS")
+    tuned_reader = minus(t, "LoRA with profile", "ALS")
     beside, reader = minus(t, "PrefMoE", "Popularity"), minus(t, "LoRA with profile", "Popularity")
     holds(reader["low"] > 0, "the reader is above popularity by its interval")
     holds(beside["difference"] < 0 and told_apart(beside), "PrefMoE is below the popular list")
@@ -41,12 +41,11 @@ def recommendation(t: Tables) -> list[str]:
     covered = [value(t, method, "coverage", k=5)["value"] for method in ("LoRA", "PrefMoE", "True taste")]
     holds(2 * covered[0] < covered[1], "name-only LoRA repeats itself")
     return [
-        f"The popular list is hard to beat: its NDCG is {dot(popular['value'])} (chance {dot(chance['value'])}), and "
-        f"of all rows ALS alone, a recommender that sees answers and is tuned, is told apart above it "
-        f"({dot(tuned['value'])}, {around(lead, name='difference')}), LoRA with the profile's text by its interval "
-        f"({around(reader, name='difference')}, p = {dot(reader['p_users_holm'], 3)}; minus ALS "
-        f"{around(tuned_reader, name='difference')}); PrefMoE has {dot(full['value'])}, which is below "
-        f"({around(beside, name='difference')}).",
+        f"The popular list is hard to beat: its NDCG is {dot(popular['value'])} (chance {dot(chance['value'])}), "
+        f"PrefMoE's {dot(full['value'])}, below it ({around(beside, name='difference')}); ALS alone, a tuned "
+        f"recommender that sees answers, is told apart above it ({around(lead, name='difference')}), LoRA with the "
+        f"profile's text by its interval ({around(reader, name='difference')}, p = {dot(reader['p_users_holm'], 3)}; "
+        f"minus ALS {around(tuned_reader, name='difference')}).",
         f"Who only reads finds what is told (NDCG of told likes {dot(told['value'])}) and little else: NDCG of likes "
         f"that no profile tells is {dot(untold['value'])}, chance {dot(nobody['value'])}, the popular list "
         f"{dot(listed['value'])}.",
