@@ -146,7 +146,7 @@ def test_gates_add_up_and_carry_their_n():
         assert [bar.get_width() for bar in bars] == pytest.approx([0.7, 0.4, 0.3, 0.6])
         assert [bars[k].get_x() + bars[k].get_width() for k in (2, 3)] == pytest.approx([1, 1])
         assert "preference, travel (n = 20)" in one_line(figure) and "mean of 3 seeds" in one_line(figure)
-    assert "profile branch 0.30 in preference, 0.60 in recognition questions" in one_line(first)
+    assert "mean gates differ by at most 0.300 in the task router" in one_line(first)
     assert "between 0.40 and 0.70" in one_line(second)
 
 
