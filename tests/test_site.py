@@ -24,7 +24,8 @@ REPOSITORY = "https://github.com/somebody/fork"
 BUILD = "snakemake --cores 1 site"
 CONTRACTS = (
     "metrics.score", "metrics.summarize", "metrics.collapse_by_bucket", "losses.profile_alignment",
-    "losses.profile_contrast", "losses.residual_contrast", "losses.decorrelation", "models.moe_lora.expert_mixture",
+    "losses.profile_contrast", "losses.residual_contrast", "losses.decorrelation", "losses.mmd",
+    "losses.pairwise_preference", "models.moe_lora.expert_mixture", "models.moe_lora.published_gates",
 )  # fmt: skip
 FETCHED = {
     "script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src", "srcset"), "video": ("src",),
@@ -277,7 +278,7 @@ def test_links_of_the_site_s_pages_lead_somewhere_in_the_repository_too():
     """They stand one folder lower there: whoever came from README to the course found no unit."""
     for page in sorted((ROOT / "site").glob("*.md")):
         links = re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
-        made = ("explorer/", "slides/", "prefmoe-site.zip")  # of the book alone
+        made = ("explorer/", "slides/", "prefmoe-book.zip")  # of the book alone
         gone = [link for link in links if not link.startswith(made) and not (page.parent / link).exists()]
         assert not gone, (page.name, gone)
 

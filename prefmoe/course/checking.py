@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from IPython import get_ipython
 
 
 class NotYet(AssertionError):
@@ -16,6 +17,18 @@ class NotYet(AssertionError):
 
     def _render_traceback_(self) -> list[str]:
         return [f"Not yet. {self}"]
+
+
+def explain_missing_names(shell: Any = None) -> None:
+    """Where a student's cell was emptied or not run, the next one says so, in the place of a NameError's traceback."""
+    if shell := shell or get_ipython():
+        shell.set_custom_exc((NameError,), _missing_name)
+
+
+def _missing_name(shell: Any, kind: type, error: NameError, trace: Any, tb_offset: int | None = None) -> list[str]:
+    told = [f"Not yet. `{error.name}` is not there: run the cells above in order, each with your answer in it."]
+    shell._showtraceback(kind, error, told)
+    return told
 
 
 def right(text: str) -> None:
@@ -28,7 +41,7 @@ def called(function: Any, *arguments: Any, name: str) -> Any:
         raise NotYet(f"{name} is {described(function)}: expected a function.")
     try:
         found = function(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == getattr(function, "__name__", "")]
         line = f", in its line `{frames[-1].line}`" if frames and frames[-1].line else ""
         raise NotYet(f"{name} stops with {type(error).__name__}: {error}{line}.") from None
@@ -51,9 +64,13 @@ def number(found: Any, name: str, expected: str = "a number") -> float:
         found = found.item()
     if isinstance(found, bool | np.bool_) or not isinstance(found, Real):
         raise NotYet(f"{name} is {described(found)}: expected {expected}.")
-    if np.isnan(float(found)):
+    try:
+        value = float(found)
+    except OverflowError:
+        raise NotYet(f"{name} is a whole number of {len(str(abs(found)))} digits: expected {expected}.") from None
+    if np.isnan(value):
         raise NotYet(f"{name} is NaN: expected {expected}. Is something divided by zero?")
-    return float(found)
+    return value
 
 
 def array(

@@ -17,7 +17,7 @@
         asked: "LoRA was trained on these users' answers and is told their names. Look at its row for several pictures and users. What did it learn?",
         options: ["Nothing", "What most users like", "What each user likes"],
         right: 1,
-        because: `Its P(yes) about one picture differs between the ${grid.users.length} users by ${share(spread(place("LoRA")))} at most, on average over pictures (PrefMoE: ${share(spread(place("PrefMoE")))}). ` +
+        because: `Its highest and its lowest P(yes) about one picture, among ${grid.users.length} users, are ${share(spread(place("LoRA")))} apart on average (PrefMoE's: ${share(spread(place("PrefMoE")))}). ` +
           "But it differs much between pictures: popular things get a yes, whoever is asked about.",
       },
       {
