@@ -1,10 +1,12 @@
 """The course: answers that are wrong, and almost right, and answers that are right in another form."""
 
 import importlib
+import sys
 
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 
 from prefmoe.course import answers, checking
 
@@ -219,3 +221,34 @@ def test_a_loop_is_refused_by_the_work_that_its_largest_products_do(form):
 def test_full_products_are_refused_by_their_floating_point_operations(form):
     with pytest.raises(checking.NotYet, match=r"is right .* \d+\.\d times the floating point operations .* expected"):
         importlib.import_module("prefmoe.course.unit5").mixture(WASTE[form])
+
+
+def test_what_a_student_s_cell_may_do_otherwise_is_a_sentence_too():
+    """A number too large for any float, and a function that ends the process."""
+    with pytest.raises(checking.NotYet, match="a whole number of 401 digits: expected a number"):
+        checking.number(10**400, "both_right")
+    with pytest.raises(checking.NotYet, match="mixture stops with SystemExit: 0"):
+        checking.called(lambda: sys.exit(0), name="mixture")
+
+
+def test_a_name_that_an_emptied_cell_no_longer_makes_is_explained():
+    shell = InteractiveShell()
+    checking.explain_missing_names(shell)
+    told = []
+    shell._showtraceback = lambda kind, error, lines: told.extend(lines)
+    result = shell.run_cell("both_right + 1")
+    assert not result.success and told == [
+        "Not yet. `both_right` is not there: run the cells above in order, each with your answer in it."
+    ]
+
+
+def test_predictions_of_single_answers_are_counted(capsys):
+    unit6 = importlib.import_module("prefmoe.course.unit6")
+    before, after = unit6.three(), unit6.three(after=True)
+    assert (before["own"] > 0.5).all() and before["facet"].is_unique and "asked_facet" not in before
+    truth = (after["asked_facet"] <= 0.5).tolist()
+    unit6.turns(truth)
+    unit6.turns([not one for one in truth])
+    assert capsys.readouterr().out.count("Noted: 3 of 3") == 1
+    with pytest.raises(checking.NotYet, match="turns is still empty: expected true or false in shape"):
+        unit6.turns(...)

@@ -190,3 +190,6 @@ def described(value: Any) -> str:
     kind = type(value).__name__
     kind = f"an {kind}" if kind[0] in "aeiouAEIOU" else f"a {kind}"
     return f"{kind}, {value!r}" if len(repr(value)) < 40 else kind
+
+
+explain_missing_names()

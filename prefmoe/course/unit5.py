@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from prefmoe.course import answers, checking
+from prefmoe.inspection.routing import EXPERTS
 
 FREE = 1.5
 """So many times the loop's floating point operations are let pass, for gates that are spread by a product, say."""
@@ -104,7 +105,9 @@ def widest_difference() -> float:
 
 def gate_table() -> pd.DataFrame:
     """Mean gates by router, group of questions and expert, of the default edition."""
-    return answers.table("routing_gates")
+    rows = answers.table("routing_gates")
+    named = [EXPERTS[router][k] for router, k in zip(rows["router"], rows["expert"], strict=True)]
+    return rows.assign(expert=named)
 
 
 def routes(answer: Any) -> None:

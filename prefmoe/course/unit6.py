@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from prefmoe.course import answers, checking
@@ -37,6 +38,21 @@ def guess(answer: Any) -> None:
         raise checking.NotYet(f"guess is {checking.described(answer)}: expected 'asked' or 'others', in quotes.")
     whose = "the asked facet's residual is" if answer == "asked" else "the four other facets' residuals are"
     print(f"Noted: you expect more answers to flip when {whose} exchanged. Now look.")
+
+
+def three(after: bool = False) -> pd.DataFrame:
+    """Three answers that are `likes it`, the first of as many facets; ``after``: what the exchange makes of them."""
+    rows = answers.exchanges()
+    rows = rows[(rows["told"] == "told") & (rows["own"] > 0.5)].drop_duplicates("facet").head(3)
+    shown = ["user", "counterpart", "facet", "item", "own", *(["asked_facet"] if after else [])]
+    return rows[shown].reset_index(drop=True)
+
+
+def turns(answer: Any) -> None:
+    """For each of `three` whether it turns to `does not`: a prediction, before looking."""
+    said = checking.array(answer, (3,), "turns", "true or false")
+    found = int((said == (three(after=True)["asked_facet"] <= 0.5)).sum())
+    print(f"Noted: {found} of 3 do what you expect. Which ones, `check.three(after=True)` shows below.")
 
 
 def flips(function: Callable) -> None:

@@ -14,6 +14,7 @@ import nbformat
 import pandas as pd
 import shipping
 from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
 from publish import with_outputs
 from tqdm.auto import tqdm
 
@@ -220,10 +221,11 @@ def solve(folder: Path = COURSE, units: Sequence[str] = ()) -> list[Path]:
 CHECK = re.compile(r"^check\.(\w+)\(", re.M)
 
 
-def grade(folder: Path, output: Path) -> Path:
+def grade(folder: Path, output: Path, seconds: int = 600) -> Path:
     """Runs every notebook below a folder from top to bottom, past what fails, each in a kernel and a folder of its own,
     and writes a row per check: notebook, check, right (1, or 0), said (the check's sentence). What is handed in stays
-    as it is; it is code of others, and runs with your rights. Returns ``output``. Raises NotebookError without any.
+    as it is; it is code of others, and runs with your rights. A cell is stopped after so many ``seconds``; of a
+    notebook whose kernel dies what had run before counts. Returns ``output``. Raises NotebookError without any.
     """
     paths = sorted(path for path in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
     if not paths:
@@ -232,7 +234,12 @@ def grade(folder: Path, output: Path) -> Path:
     for path in tqdm(paths, desc="graded", disable=None):
         notebook = notebooks.read(path)
         with TemporaryDirectory() as place:
-            NotebookClient(notebook, timeout=600, allow_errors=True, resources={"metadata": {"path": place}}).execute()
+            options = {"timeout": seconds, "interrupt_on_timeout": True, "allow_errors": True}
+            client = NotebookClient(notebook, **options, resources={"metadata": {"path": place}})
+            try:
+                client.execute()
+            except DeadKernelError as error:  # what ran before stays
+                print(f"{path}: {error}", file=sys.stderr)
         for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
             told = "".join(out.get("text", "") for out in cell.outputs if out.output_type == "stream")
             failed = [f"{out.ename}: {out.evalue}" for out in cell.outputs if out.output_type == "error"]
