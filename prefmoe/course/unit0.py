@@ -90,7 +90,7 @@ def whom(answer: Any) -> None:
     reasons = {
         "a": f"It says yes to {yes[shown.truly].mean():.0%} of those who like {shown.item}, and to "
         f"{yes[~shown.truly].mean():.0%} of those who do not.",
-        "b": f"{held} of the users like {shown.item}, and that is its answer whoever is asked about: "
+        "b": f"{held} of {of} users like {shown.item}, and that is its answer whoever is asked about: "
         "group preference collapse.",
         "c": f"It says yes to {int(yes.sum())} of {len(yes)} users here.",
     }

@@ -85,7 +85,8 @@ METHODS = {
     "Profile reader": Look(MUTED, "^"),
     "Group's likes": Look(MUTED, "D"),
 }
-"""Every method's look, in all notebooks, under the label that the editions give it."""
+"""Every method's look, in all notebooks, under the label that the editions give it. Two forms of one method, before a
+frozen model and before a LoRA, share a colour and differ in the marker; so do references, which are lines elsewhere."""
 
 RATERS = {
     "Aesthetic scorer": Look("#7A7A7A", "o"),
