@@ -131,12 +131,13 @@ FRONT_PAGE = {
         table1("PrefMoE", "preference")["value"], table1("Popular choice", "preference", NO_BACKBONE)["value"],
     ],
     rf"unseen users: {NUMBER} \[{NUMBER}, {NUMBER}\]; the population's choice {NUMBER}, a linear reader of the same "
-    rf"histories {NUMBER}, an ideal one {NUMBER} \|": lambda: [
+    rf"histories {NUMBER}, an ideal one {NUMBER}; unseen minus seen users (-\.\d+) \[(-\.\d+), {NUMBER}\] \|": lambda: [
         *interval(choices("Prototypes", "unseen")),
         *(
             choices(name, "unseen")["value"]
             for name in ("Population's choice", "Low rank", "Ideal reader of the history")
         ),
+        *difference(row("../preference-mini/table2", method="Prototypes", n_ref=8)),
     ],
     rf"prototypes (-\.\d+) \[(-\.\d+), {NUMBER}\]; all parts {NUMBER} \[(-\.\d+), {NUMBER}\] above": lambda: [
         *difference(against(PAIRS)), *difference(against("Choices alone"))
