@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from choice_worlds import without_drawing
+from notebook_cells import cells as of_notebook
 from scipy.special import expit
 
 from prefmoe.analysis.answers import TableError
@@ -18,7 +19,6 @@ from prefmoe.analysis.choice_references import (
     KNOWN,
     POPULATION,
     READER,
-    expected_best,
     posterior_means,
     prior_users,
     references,
@@ -40,6 +40,10 @@ def benchmark(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(benchmark):
     return references(benchmark, Tastes.of(SETTINGS.seed), n_refs=(1, 8), draws=2)
+
+
+def _expected_best(found):
+    return of_notebook("16", "best-function")["expected_best"](found)
 
 
 def _accuracy(ratings, n_ref=0):
@@ -158,14 +162,14 @@ def test_the_best_possible_accuracy_is_what_the_rule_expects(benchmark, found):
                 for picture in (target.liked, target.disliked)
             )
             chances.append(1 / (1 + math.exp(-abs(liked - disliked))))
-    assert expected_best(benchmark) == pytest.approx(np.mean(chances), abs=1e-9)
+    assert _expected_best(found) == pytest.approx(np.mean(chances), abs=1e-9)
     spread = math.sqrt(sum(p * (1 - p) for p in chances)) / len(chances)
     assert abs(_accuracy(found[BEST]) - np.mean(chances)) < 4 * spread
 
 
 def test_the_world_is_as_hard_as_it_is_meant_to_be(benchmark, found):
     """Room between what everybody likes and what is possible, and a history tells most of it."""
-    best, population, reader = expected_best(benchmark), _accuracy(found[POPULATION]), _accuracy(found[READER], 8)
+    best, population, reader = _expected_best(found), _accuracy(found[POPULATION]), _accuracy(found[READER], 8)
     assert 0.83 < best < 0.9 and 0.57 < population < 0.68
     assert population + 0.6 * (best - population) < reader < best
 
@@ -186,7 +190,7 @@ def test_without_true_tastes_and_with_short_histories_references_are_refused(ben
     with pytest.raises(TableError, match="true tastes of its users are not known"):
         references(replace(benchmark, utilities=None), Tastes.of(0), n_refs=(1,), draws=1)
     with pytest.raises(TableError, match="true tastes"):
-        expected_best(replace(benchmark, attributes=None))
+        references(replace(benchmark, attributes=None), Tastes.of(0), n_refs=(), draws=0)
     with pytest.raises(HistoryError, match="n_ref = 25"):
         references(benchmark, Tastes.of(0), n_refs=(25,), draws=1)
 

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from choice_worlds import TINY, without_drawing
+from notebook_cells import cells
 from PIL import Image
 from test_docs import DOCS, blocks
 from tiny_benchmark import make_picture
 
-from prefmoe.analysis.choice_references import BEST, KNOWN, POPULATION, READER, expected_best, references
+from prefmoe.analysis.choice_references import BEST, KNOWN, POPULATION, READER, references
 from prefmoe.config import FIGURES, ChoicesData, PickAPicData
 from prefmoe.data import choice_folder, choice_world, pick_a_pic
 from prefmoe.data.choice_world import Tastes
@@ -55,10 +56,14 @@ def test_the_numbers_of_the_drawn_benchmark_are_the_code_s(benchmark, found):
     contradict = (benchmark.attributes["agreement"] == "contradicts").mean()
     assert _row("share of pictures that contradict their prompt") == pytest.approx([contradict], abs=6e-4)
     expected = _row("expected accuracy of whoever knows the utilities")
-    assert expected == pytest.approx([expected_best(benchmark)], abs=6e-4)
+    assert expected == pytest.approx([_expected_best(found)], abs=6e-4)
     scores = found[POPULATION].cases[0].to_numpy()
     differs = _row("share of targets of which the population's favourite of four is not the user's")
     assert differs == pytest.approx([(scores.argmax(axis=1) != 0).mean()], abs=1e-3)
+
+
+def _expected_best(found):
+    return cells("16", "best-function")["expected_best"](found)
 
 
 def test_the_accuracies_of_the_references_are_the_code_s(found):
@@ -90,7 +95,7 @@ def test_the_seeds_that_the_strengths_were_set_on_reach_what_the_page_says(tmp_p
     for seed in range(int(first), int(last) + 1):
         world = without_drawing(DEFAULT.model_copy(update={"seed": seed, **few}), tmp_path / str(seed))
         found = references(world, Tastes.of(seed), n_refs=(), draws=0, splits=("test",))
-        reached.append([expected_best(world), found[POPULATION].values(2, 1).to_numpy().mean()])
+        reached.append([_expected_best(found), found[POPULATION].values(2, 1).to_numpy().mean()])
     assert np.mean(reached, axis=0) == pytest.approx([float(number) for number in expected], abs=0.015)
 
 

@@ -164,7 +164,8 @@ def test_the_same_abovehas_what_every_method_answers_about_each_user(picture):
     pair = [example("Ada", "yes"), example("Bo", "no")]
     answers = {"LoRA": said(("no", 0), ("no", 1)), "PrefMoE": said(("yes", 1), ("no", 1))}
     given = {"answers": answers, "backbone": "b", "seed": 0}
-    (figure,) = cells("15", "figure-function", "figure", questions=[pair], **given).figures
+    ids = ("rule-words", "figure-function", "figure")
+    (figure,) = cells("15", *ids, questions=[pair], **given).figures
     marks = [line for line in text(figure).splitlines() if line.startswith(("✓", "✗"))]
     assert marks == ["✗ 0.10", "✓ 0.10", "✓ 0.90", "✓ 0.10"]
     above, grid, *_ = figure.axes
@@ -175,7 +176,7 @@ def test_the_same_abovehas_what_every_method_answers_about_each_user(picture):
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     assert np.array_equal(above.images[0].get_array(), pixels)
     given["answers"] = {"LoRA": said(("yes", 1))}
-    (alone,) = cells("15", "figure-function", "figure", questions=[pair[:1]], **given).figures
+    (alone,) = cells("15", *ids, questions=[pair[:1]], **given).figures
     assert "nobody is known to hold a preference" in one_line(alone)
 
 

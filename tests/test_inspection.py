@@ -1,6 +1,7 @@
 """Looking inside a method: what is shown is what the model computes."""
 
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,6 @@ from prefmoe.inspection import attention, routing, users
 from prefmoe.inspection.questions import (
     InspectionError,
     answers,
-    loss_logs,
     most_probable_answers,
     prompts,
     same_picture,
@@ -52,6 +52,16 @@ def untouched():
     return build_method(config, small_backbone(), small_benchmark(), seed=0, cache=False).eval()
 
 
+@cache
+def of(notebook: str, *ids: str):
+    """The functions that these cells of a notebook define."""
+    return SimpleNamespace(**cells(notebook, *ids))
+
+
+def space():
+    return of("09", "tsne-function", "purity-function")
+
+
 def questions(count: int = 6):
     return shared_questions(small_benchmark(), 1, count)[0]
 
@@ -81,7 +91,7 @@ def test_the_largest_group_of_a_facet_has_rank_zero():
 
 def test_user_space_has_a_picture_and_a_number_for_every_stage_and_kind():
     stages = {"before": users.facet_tokens(untouched()), "after": users.facet_tokens(moved())}
-    coordinates, purity = users.user_space(stages, neighbours=3)
+    coordinates, purity = space().map_and_purity(stages, neighbours=3)
     panels = {(stage, kind) for stage in stages for kind in users.KINDS}
     assert set(zip(coordinates["stage"], coordinates["tokens"], strict=True)) == panels
     assert len(purity) == 2 * len(panels)
@@ -93,7 +103,7 @@ def test_user_space_has_a_picture_and_a_number_for_every_stage_and_kind():
 
 def test_purity_does_not_depend_on_the_drawing():
     stages = {"after": users.facet_tokens(moved())}
-    (one, first), (other, second) = (users.user_space(stages, perplexity=p) for p in (3, 8))
+    (one, first), (other, second) = (space().map_and_purity(stages, perplexity=p) for p in (3, 8))
     pd.testing.assert_frame_equal(first, second)
     assert not np.allclose(one[["x", "y"]], other[["x", "y"]])
 
@@ -131,13 +141,14 @@ def test_purity_ignores_length_and_matches_sklearn():
 def test_tsne_is_repeatable_and_keeps_bundles_together():
     rng = np.random.default_rng(0)
     X = np.concatenate([rng.normal(size=8) * 5 + rng.normal(size=(12, 8)) * 0.1 for _ in range(3)])
-    first, second = users.tsne(X, 0), users.tsne(X.copy(), 0)
+    tsne = space().tsne
+    first, second = tsne(X, 0), tsne(X.copy(), 0)
     assert np.array_equal(first, second)
     centres = first.reshape(3, 12, 2).mean(axis=1)
     spread = np.linalg.norm(first.reshape(3, 12, 2) - centres[:, None], axis=-1).max()
     assert min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > spread
     with pytest.raises(ValueError, match="at least 5 vectors, got 3"):
-        users.tsne(X[:3])
+        tsne(X[:3])
 
 
 def test_the_axes_that_the_drawing_starts_from_have_fixed_signs():
@@ -164,32 +175,36 @@ def test_similarity_between_users_against_a_loop_over_pairs():
             assert table.loc[("r travel", pairs), "value"] == pytest.approx(np.mean(values), abs=1e-5)
             assert table.loc[("r travel", pairs), "n"] == len(values)
     assert table.loc[("p travel", "all"), "value"] == pytest.approx(1)
-    within = users.prefix_similarity(moved(), trained[:2])
+    within = of("05", "prefix-function").prefix_similarity(moved(), trained[:2])
     np.testing.assert_allclose(np.diagonal(within[trained[0]]), 1, atol=1e-5)
     first, second = (benchmark.users[name] for name in trained[:2])
-    between, tokens = cells("05", "prefix", "prefix-detail", trained=moved(), first=first, second=second).figures
+    given = {"trained": moved(), "first": first, "second": second}
+    between, tokens = cells("05", "prefix", "prefix-function", "prefix-detail", **given).figures
     assert [axis.get_title() for axis in tokens.axes[:2]] == [f"Tokens of {name}" for name in trained[:2]]
     drawn = np.concatenate([c.get_offsets()[:, 0] for c in between.axes[0].collections if len(c.get_offsets()) > 1])
     assert sorted(drawn) == pytest.approx(sorted(table["value"]))
 
 
 def test_corrections_stay_within_the_bound_and_start_at_zero():
-    table = users.corrections(moved())
+    corrections = of("05", "bound-function").corrections
+    table = corrections(moved())
     assert (table["largest"] <= table["bound"]).all() and (table["largest"] > 0).all()
     np.testing.assert_allclose(table["bound"], 0.1 * table["anchor_rms"])
-    assert users.corrections(untouched())["largest"].eq(0).all()
+    assert corrections(untouched())["largest"].eq(0).all()
 
 
 def test_published_residuals_hold_the_mean_and_centred_ones_do_not():
-    table = users.residual_variants(moved()).pivot(index="facet", columns="variant", values="between_users")
+    step = of("05", "anchors-function", "residual-function")
+    table = step.residual_variants(moved()).pivot(index="facet", columns="variant", values="between_users")
     assert (table["published"] > table["centred"]).all()
-    described = users.anchors(moved(), small_benchmark().trained_users[0])
+    described = step.anchor_table(moved(), small_benchmark().trained_users[0])
     assert list(described["anchor"][:3]) == ["name", "image", "description"] and (described["rms"] > 0).all()
 
 
 def test_experts_change_nothing_before_training_and_something_once_moved():
-    assert routing.mixture_effect(untouched(), questions(2)) == 0
-    assert routing.mixture_effect(moved(), questions(2)) > 1e-3
+    mixture_effect = of("05", "zero-function").mixture_effect
+    assert mixture_effect(untouched(), questions(2)) == 0
+    assert mixture_effect(moved(), questions(2)) > 1e-3
 
 
 def test_gates_are_shares_that_start_even():
@@ -227,8 +242,9 @@ def test_attention_is_that_of_the_model(kind):
         np.testing.assert_allclose(seen.image_to_prefix[0, layer], mean[image.numpy(), :13].mean(0), atol=1e-5)
         np.testing.assert_allclose(seen.answer_to_image[0][layer].ravel(), mean[-1, image.numpy()], atol=1e-5)
     assert seen.even[0] == pytest.approx(1 / batch.inputs["input_ids"].shape[1])
-    np.testing.assert_allclose(seen.budget().sum(axis=1), 1, atol=1e-5)
-    long = seen.table(asked).set_index(["user", "origin", "layer", "token"])["share"]
+    made = of("10", "table-function", "budget-function")
+    np.testing.assert_allclose(made.attention_budget(seen).sum(axis=1), 1, atol=1e-5)
+    long = made.attention_table(seen, asked).set_index(["user", "origin", "layer", "token"])["share"]
     assert long[(asked[1].name, "answer", 2, "r travel")] == seen.answer_to_prefix[1, 1, 6]
 
 
@@ -237,9 +253,10 @@ def test_only_the_part_of_a_picture_that_the_processor_keeps_is_visible(tmp_path
     pixels[:, 16:48] = 200  # what is left when the middle is cropped to a square
     path = tmp_path / "wide.png"
     Image.fromarray(pixels).save(path)
-    cropped = attention.visible_part(moved().backbone, path)
+    visible_part = of("10", "visible-function").visible_part
+    cropped = visible_part(moved().backbone, path)
     assert cropped.size == (32, 32) and np.asarray(cropped).min() == 200
-    assert attention.visible_part(small_backbone("qwen2_5_vl"), path).size == (64, 32)
+    assert visible_part(small_backbone("qwen2_5_vl"), path).size == (64, 32)
 
 
 def test_users_of_one_picture_get_their_own_prompts():
@@ -252,12 +269,13 @@ def test_users_of_one_picture_get_their_own_prompts():
 
 def test_attention_by_group_is_the_mean_over_its_questions():
     asked = small_benchmark().select("test")
-    table = attention.attention_by_group(moved(), asked, batch_size=7)
+    made = of("10", "groups-function", "own-function")
+    table = made.attention_by_group(moved(), asked, batch_size=7)
     facet = asked[[e.facet_id >= 0 for e in asked].index(True)].concept
     seen = attention.attention(moved(), [e for e in asked if e.concept == facet and e.facet_id >= 0])
     row = table[(table["origin"] == "image") & (table["group"] == facet)].set_index("token").loc["name"]
     assert row["value"] == pytest.approx(seen.image_to_prefix.mean((0, 1))[0], abs=1e-5)
-    own = attention.own_residual(table).set_index("facet")
+    own = made.own_residual(table).set_index("facet")
     value = seen.answer_to_prefix.mean((0, 1))[users.PREFIX_TOKENS.index(f"r {facet}")]
     assert own.loc[facet, "value"] == pytest.approx(value, abs=1e-5)
 
@@ -268,7 +286,7 @@ def test_gate_tables_by_hand():
         for f, facet in enumerate(FACETS)
         for k in range(5)
     ]
-    own = routing.own_expert(pd.DataFrame(rows))
+    own = of("11", "own-function").own_expert(pd.DataFrame(rows))
     assert list(own["facet"]) == list(FACETS) and own["difference"].tolist() == pytest.approx([0.5] * 5)
     given = {"gates": pd.DataFrame(rows).assign(low=0.1, high=0.6, n=7), "backbone": "b", "frames": [0], "turns": 0}
     figure = cells("11", "gates-function", **given)["draw_gates"](["preference"], "Gates")
@@ -276,7 +294,8 @@ def test_gate_tables_by_hand():
     widths = [bar.get_width() for bar in sorted(bars, key=lambda bar: bar.get_y())]
     assert widths == pytest.approx([0.6, 0.1, 0.1, 0.1, 0.1])
     assert len(figure.axes[0].get_legend().get_texts()) == 5
-    ranges = routing.gate_ranges(pd.DataFrame(rows))
+    ranges = cells("11", "gates-function", "gates-figure", **given)["ranges"]
+    assert list(ranges.columns) == ["router", "expert", "lowest", "highest", "range"]
     assert list(ranges["expert"]) == list(FACETS) and ranges["range"].tolist() == pytest.approx([0.5] * 5)
 
 
@@ -301,12 +320,13 @@ def test_a_missing_run_of_a_miniature_is_made_and_read(tmp_path, monkeypatch):
     lay_out(tmp_path)
     edition = small_edition("tiny-llava", seeds=[0])
     method = trained_method(edition, "tiny-llava", "PrefMoE", 0, results="results")
-    assert routing.mixture_effect(method, questions(2)) > 0
+    assert of("05", "zero-function").mixture_effect(method, questions(2)) > 0
     (frame,) = answers(edition, "tiny-llava", "PrefMoE", results="results")
     assert set(frame["split"]) == {"test"} and set(frame["turns"]) == {0}
-    (losses,) = loss_logs(edition, "tiny-llava", "PrefMoE", results="results")
+    given = {"settings": edition, "backbone": "tiny-llava"}
+    (losses,) = cells("05", "curves-function", **given)["loss_logs"]("PrefMoE", results="results")
     assert len(losses) == edition.training.steps
-    outcome = routing.gates_by_outcome(frame).set_index(["router", "expert", "question"])
+    outcome = of("11", "right-function").gates_by_outcome(frame).set_index(["router", "expert", "question"])
     task = outcome.xs("preference", level="question").loc["task"].dropna(axis=1)
     np.testing.assert_allclose(task.sum(), 1, atol=1e-5)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from notebook_cells import cells
 from safetensors.torch import load_file
 from small_world import lay_out, small_edition
 
@@ -194,7 +195,8 @@ def test_complete_results_are_read_from_a_folder_that_cannot_be_written(finished
         assert run() == finished
         (answers,) = questions.answers(caching, "tiny-llava", "LoRA", results="results")
         assert len(answers)
-        (losses,) = questions.loss_logs(caching, "tiny-llava", "LoRA", results="results")
+        loss_logs = cells("05", "curves-function", settings=caching, backbone="tiny-llava")["loss_logs"]
+        (losses,) = loss_logs("LoRA", results="results")
         assert len(losses) == 4
         # There are neither prepared pictures nor anchors, and none can be kept: this process makes its own.
         workbench = Workbench(caching, "tiny-llava", results="results")

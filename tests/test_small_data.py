@@ -15,7 +15,7 @@ from prefmoe.analysis import tables
 from prefmoe.config import FIGURES, PrefMoEMethod, load_edition
 from prefmoe.data import composition, mmpb
 from prefmoe.data.benchmark import FACETS, Benchmark
-from prefmoe.inspection import attention, users
+from prefmoe.inspection import attention
 from prefmoe.inspection.questions import InspectionError, shared_questions
 from prefmoe.models.base import build_method
 
@@ -76,8 +76,9 @@ def test_prefmoe_with_all_components_is_trained_and_looked_into(small, tiny_back
     seen = attention.attention(method, questions)
     draw = cells("10", "prefix-function", backbone="b", seed=0)["to_prefix"]
     draw({"all": seen.answer_to_prefix.mean(1)}, [e.name for e in questions], "All", "")
-    by_group = attention.attention_by_group(method, benchmark.select("test"))
-    assert attention.own_residual(by_group)["n"].sum() > 0
+    made = cells("10", "groups-function", "own-function")
+    by_group = made["attention_by_group"](method, benchmark.select("test"))
+    assert made["own_residual"](by_group)["n"].sum() > 0
 
 
 def test_users_without_any_preference_are_mapped_and_routed_as_far_as_they_can_be(small, tiny_backbone, tmp_path):
@@ -85,15 +86,15 @@ def test_users_without_any_preference_are_mapped_and_routed_as_far_as_they_can_b
     config = PrefMoEMethod(kind="prefmoe", label="PrefMoE", lr=1e-3, lr_user=1e-2, counterfactual_users=0,
                            preference_rank=2, user_rank=4, profile_rank=2)  # fmt: skip
     method = build_method(config, tiny_backbone(), small("no preferences"), seed=0)
-    assert cells("05", "residual-real", untrained=method)["variants"].empty
-    ids = ("tokens", "purity", "panels-function", "space-function", "facet", "facet-detail", "group", "group-detail",
-           "ceiling", "apart", "apart-words", "seeds")  # fmt: skip
+    assert cells("05", "residual-function", "residual-real", untrained=method)["variants"].empty
+    ids = ("tokens", "tsne-function", "purity-function", "purity", "panels-function", "space-function", "facet",
+           "facet-detail", "group", "group-detail", "ceiling", "apart", "apart-words", "seeds")  # fmt: skip
     shown = cells("09", *ids, folder=tmp_path, backbone="b", seed=0, untrained=method, trained=method)
     assert len(shown.figures) == 5 and all("too few facet tokens" in f.get_label() for f in shown.figures)
-    assert tables.read_table(tmp_path / "neighbourhood_purity.csv").columns.tolist() == list(users.PURITY_COLUMNS)
+    assert tables.read_table(tmp_path / "neighbourhood_purity.csv").columns.tolist() == shown["PURITY_COLUMNS"]
     about = {"group": "recognition, yes/no", "low": 0.4, "high": 0.6, "n": 8}
     gates = [{"router": "preference", "expert": k, "value": 0.2, **about} for k in range(5)]
-    assert cells("11", "own", gates=pd.DataFrame(gates))["own"].empty
+    assert cells("11", "own-function", "own", gates=pd.DataFrame(gates))["own"].empty
 
 
 def test_a_lone_question_stands_for_both_pictures(small):

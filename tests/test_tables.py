@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import cells
 from table_world import EDITION, TEST, TRAIN, UNSEEN, keep, key_of
 
 from prefmoe import metrics
@@ -367,17 +368,18 @@ def test_gates_are_averaged_over_seeds(benchmark, results):
         for seed in (0, 1)
     ]
     runs = [run[(run["split"] == "test") & (run["turns"] == 0)] for run in runs]
-    table = tables.gates_table(runs).set_index(["router", "group", "expert"])
+    gates_table = cells("11", "gates-table-function")["gates_table"]
+    table = gates_table(runs).set_index(["router", "group", "expert"])
     row = table.loc[("task", "preference, travel", 0)]
     assert (row["value"], row["n"]) == (pytest.approx(0.5), 9)
     assert set(table.index.get_level_values("group")) == {"preference, travel", "recognition, yes/no"}
-    alike = tables.gates_table([runs[0], runs[0]]).set_index(["router", "group", "expert"])
+    alike = gates_table([runs[0], runs[0]]).set_index(["router", "group", "expert"])
     moved = runs[0].assign(gate_task_0=runs[0]["gate_task_0"] + 0.3, gate_task_1=runs[0]["gate_task_1"] - 0.3)
-    apart = tables.gates_table([runs[0], moved]).set_index(["router", "group", "expert"])
+    apart = gates_table([runs[0], moved]).set_index(["router", "group", "expert"])
     widths = [(one["high"] - one["low"]).loc[("task", "preference, travel", 0)] for one in (alike, apart)]
     assert widths[1] > widths[0] + 0.2, "trainings that differ widen the interval"
     with pytest.raises(TableError, match="no gates"):
-        tables.gates_table([runs[0].drop(columns=["gate_task_0", "gate_task_1"])])
+        gates_table([runs[0].drop(columns=["gate_task_0", "gate_task_1"])])
 
 
 def test_copies_of_a_reference_are_no_seeds_and_widen_nothing(benchmark, results):

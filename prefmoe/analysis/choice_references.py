@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit, log_expit, softmax
+from scipy.special import log_expit, softmax
 
 from prefmoe.analysis.answers import TableError
 from prefmoe.analysis.choices import COLUMNS, Ratings
@@ -103,19 +103,6 @@ def references(
         frames[READER] = pd.concat([candidates.assign(n_ref=n, draw=d, score=scores[n, d]) for n, d in cases])
     rated = [(name, frames[name][list(COLUMNS)].reset_index(drop=True)) for name in KNOWN if name in frames]
     return {name: Ratings(name, "", (frame,)) for name, frame in rated}
-
-
-def expected_best(benchmark: ChoiceBenchmark, splits: Iterable[str] = ("test", "unseen")) -> float:
-    """The accuracy between two candidates that nobody can beat: the mean of sigma(|u(liked) - u(disliked)|).
-
-    The best possible score's accuracy on the choices that were drawn varies around it.
-
-    Raises TableError if the benchmark does not tell the true tastes.
-    """
-    world = _World.of(benchmark)
-    targets = [target for split in splits for target in benchmark.select(split)]
-    own = world.utilities.loc[[target.user for target in targets], world.values].to_numpy()
-    return float(expit(np.abs((world.differences(targets) * own).sum(axis=1))).mean())
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from prefmoe.analysis.mmpb_tables import attributes_table
 from prefmoe.analysis.references import POPULAR, read_references
 from prefmoe.config import RESULTS, Edition, InjectedMethod
 from prefmoe.config.outputs import made_folder
-from prefmoe.data.benchmark import FACETS, Benchmark
+from prefmoe.data.benchmark import Benchmark
 from prefmoe.system.files import whole_file
 
 TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds", "information")
@@ -233,36 +233,6 @@ def shortened_table(answers: Iterable[Answers]) -> pd.DataFrame:
         row = {**entry.where(), "questions": len(missing), "shortened": int((missing > 0).sum())}
         rows.append({**row, "exchanges_left_out": int(missing.sum())})
     return pd.DataFrame(rows, columns=list(SHORTENED_COLUMNS))
-
-
-def gates_table(runs: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Mean gates of every router by kind of question and facet, with bootstrap intervals over users and seeds.
-
-    ``runs``: predictions of the same questions, one frame per seed, with columns gate_<router>_<position>. Returns
-    columns router, group, expert (position), value, low, high, n (questions); gates are averaged over seeds. Raises
-    TableError if there are no gates.
-    """
-    columns = [column for column in runs[0].columns if column.startswith("gate_")]
-    if not columns:
-        raise TableError("the predictions have no gates; expected those of a method with the mixture (gate_* columns)")
-    first = runs[0].sort_values("index")
-    gates = np.stack([run.sort_values("index")[columns].to_numpy(dtype=float) for run in runs], axis=-1)  # (N, G, S)
-    kind = np.where(first["l2-category"] == "inconsistency", "multiple choice", "yes/no")
-    preference = (first["category"] == "preference").to_numpy()
-    label = np.where(preference, "preference, " + first["concept"].astype(str), "recognition, " + kind.astype(object))
-    order = [
-        *(f"preference, {facet}" for facet in FACETS),
-        *(f"recognition, {k}" for k in ("yes/no", "multiple choice")),
-    ]
-    rows = []
-    for place, column in enumerate(columns):
-        router, position = column.removeprefix("gate_").rsplit("_", 1)
-        for group in order:
-            inside = label == group
-            if inside.any():
-                estimate = statistics.cluster_bootstrap(gates[inside, place], first["name"].to_numpy()[inside])
-                rows.append({"router": router, "group": group, "expert": int(position), **estimate})
-    return pd.DataFrame(rows, columns=["router", "group", "expert", "value", "low", "high", "n"])
 
 
 def build(edition: Edition, benchmark: Benchmark, *, results: str | Path = RESULTS) -> dict[str, Path]:

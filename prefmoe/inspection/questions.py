@@ -79,16 +79,6 @@ def answers(edition: Edition, backbone_name: str, method_name: str, split: str =
     return frames
 
 
-def loss_logs(
-    edition: Edition, backbone_name: str, method_name: str, results: str | Path = RESULTS
-) -> list[pd.DataFrame]:
-    """The loss terms during training, a frame per seed whose run is complete."""
-    folders = [
-        run_folder(results, edition.name, backbone_name, method_name, seed) for seed in edition.seeds_of(method_name)
-    ]
-    return [run_files.read_losses(folder) for folder in folders if (folder / run_files.RUN_FILE).is_file()]
-
-
 def prompts(method: Method, examples: Sequence[Example]) -> Batch:
     """The questions without answers."""
     return method.collator(examples, with_answer=False).to(method.backbone.device)
@@ -112,13 +102,6 @@ def same_picture(example: Example, names: Sequence[str]) -> list[Example]:
         example.model_copy(update={"name": name, "answer": 4 if true else 5})
         for name, true in zip(names, yes, strict=True)
     ]
-
-
-SAME_PICTURE_RULE = (
-    "The first plain yes/no test question of each facet about a preference that some users hold and some do not, asked "
-    "about the first user who holds it and about the first who does not; no answer was looked at."
-)
-"""How `shared_questions` chooses with two users and as many pictures as facets."""
 
 
 def shared_questions(benchmark: Benchmark, pictures: int, users: int, split: str = "test") -> list[list[Example]]:
@@ -191,18 +174,3 @@ def most_probable_answers(method: Method, examples: Sequence[Example]) -> pd.Dat
             "right": [int(a == e.answer_text) for a, e in zip(answers, examples, strict=True)],
         }
     )
-
-
-def answers_of_methods(
-    edition: Edition, backbone_name: str, seed: int, examples: Sequence[Example], *, results: str | Path = RESULTS
-) -> dict[str, pd.DataFrame]:
-    """`most_probable_answers` of every method of Table 1, by label; of a non-tuned one, which has no other, the first
-    seed's.
-    """
-    answers = {}
-    for name in (name for backbone, name in edition.runs() if backbone == backbone_name and name in edition.table1):
-        seeds = edition.seeds_of(name)
-        own = seed if seed in seeds else seeds[0]
-        method = trained_method(edition, backbone_name, name, own, results=results)
-        answers[edition.methods[name].label] = most_probable_answers(method, examples)
-    return answers
