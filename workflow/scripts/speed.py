@@ -252,7 +252,8 @@ def history_rows(request: Request) -> Rows:
     clock, timed = request.work
     edition, method = load_edition(HISTORIES[0]), HISTORIES[1]
     lab = HistoryBench(edition, request.results, method)
-    about = f"{edition.name} with the vision encoder trained, {edition.backbones[0]}, histories of {edition.histories.n_ref}"
+    about = f"{edition.name} with the vision encoder trained, {edition.backbones[0]}"
+    about = f"{about}, histories of {edition.histories.n_ref}"
     made = {
         "a training step": lab.step_variants(),
         f"test choices of {RATED_FOR} users": lab.answer_variants(RATED_FOR),
