@@ -29,6 +29,9 @@ BARE = re.compile(r"(Posix|Windows)Path\(|<[\w.]+[^<>]* at 0x|<Axes|<Figure|<(mo
 """What a reader learns nothing from: where a file was written on somebody's machine, or the name of an object."""
 
 
+LONGEST_CELL = 40
+"""Lines of code that a student reads at once."""
+
 MOST_SAID = 1200
 """Characters of an alternative text: about a minute and a half of a screen reader's time."""
 
@@ -377,10 +380,16 @@ def test_what_shows_readers_nothing_is_recognised():
     assert not BARE.search("users  46\ntrain  1600\n5 < 7 at 0.5")
 
 
-@pytest.mark.parametrize("path", [path for path in SHOWN if not path.name.startswith("28")], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
 def test_a_picture_is_said_in_words_that_somebody_will_listen_to(path: Path) -> None:
-    """Of notebook 28's figures three are older than this measure, until its runs are made again."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     shown = [out.data for cell in cells for out in cell.outputs if "<img" in out.get("data", {}).get("text/html", "")]
     for one in shown:
         assert 20 < len(one["text/plain"]) <= MOST_SAID, one["text/plain"][:200]
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
+def test_a_cell_of_code_is_read_at_once(path: Path) -> None:
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    long = {cell.id: lines for cell in cells if (lines := cell.source.count("\n") + 1) > LONGEST_CELL}
+    assert not long, f"{path.name}: more than {LONGEST_CELL} lines in {long}"

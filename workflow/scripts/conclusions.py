@@ -181,7 +181,7 @@ def _space(t: Tables) -> list[str]:
 def _attention(t: Tables) -> list[str]:
     above = int(t.printed("10", r"The interval lies above the attention elsewhere in (\d) of 5 facets")[0])
     holds(above == 0, "attention to the own facet's residual is no higher in any facet")
-    share, token = t.printed("10", r"most from the answer to (p \w+) \(([\d.]+) %\). In brackets")[::-1]
+    share, token = t.printed("10", r"users: most from the answer to (p \w+) \(([\d.]+) %\)")[::-1]
     holds(token.startswith("p "), "most attention goes to a prototype")
     where = {"method": "PrefMoE", "backbone": "llava-mini", "metric": "auc_told"}
     plain, other = (t.row("mini/controls", control=c, **where) for c in ("none", "other_user"))
