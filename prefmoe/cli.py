@@ -163,11 +163,12 @@ def _notebook(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from prefmoe.config import RESULTS
+    from prefmoe.config import RESULTS, load_edition
     from prefmoe.workflow import reproduction
 
+    name = load_edition(options.edition).name
     found = reproduction.compare_edition(options.edition, made=options.made, committed=options.committed)
-    print(reproduction.write(found, options.edition, options.output or RESULTS / options.edition / "reproduction"))
+    print(reproduction.write(found, name, options.output or RESULTS / name / "reproduction"))
     return int(found.verdict == reproduction.NOT)
 
 

@@ -171,16 +171,22 @@ def test_the_settings_of_the_page_about_clusters_reach_the_jobs(tmp_path):
     assert set(settings["default-resources"]) > set(own["default-resources"])
     profile = {k: v for k, v in own.items() if not k.startswith(("executor", "jobs", "slurm-"))} | settings
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
-    command = [*SNAKEMAKE, "--profile", str(tmp_path), "--dry-run", "--forceall", "--config", "edition=smoke"]
-    result = warm_python.run(command, REPOSITORY, os.environ)
-    planned = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", result.stdout + result.stderr, re.M)
-    assert result.returncode == 0 and planned, result.stdout + result.stderr
-    with_gpus = set()
-    for rule, declared in planned:
-        needs_gpus = "gpus=" in declared
-        assert f"slurm_partition={'gpu' if needs_gpus else 'cpu'}" in declared and "slurm_account=my-acc" in declared
-        with_gpus |= {rule} if needs_gpus else set()
-    assert with_gpus == set(settings["set-resources"])
+    with_gpus, elsewhere = set(), set(settings["set-resources"])
+    for edition in ("smoke", "pick-a-pic", "prefgen", "rivals"):
+        command = [*SNAKEMAKE, "--profile", str(tmp_path), "--dry-run", "--forceall", "--config", f"edition={edition}"]
+        result = warm_python.run(command, REPOSITORY, os.environ)
+        planned = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", result.stdout + result.stderr, re.M)
+        assert result.returncode == 0 and planned, result.stdout + result.stderr
+        for rule, declared in planned:
+            assert ("slurm_partition=gpu" in declared) == (rule in elsewhere) and "slurm_account=my-acc" in declared
+            assert rule in elsewhere or "gpus=" not in declared, (edition, rule)
+            with_gpus |= {rule} if "gpus=" in declared else set()
+    assert with_gpus == elsewhere
+
+
+def test_the_profile_asks_what_answers_with_accounting_and_without():
+    own = yaml.safe_load((REPOSITORY / "profiles/slurm/config.yaml").read_text(encoding="utf-8"))
+    assert own["executor"] == "slurm" and own["slurm-status-command"] == "squeue" and own["restart-times"] >= 1
 
 
 def test_the_linter_has_no_complaint():

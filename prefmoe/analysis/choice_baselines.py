@@ -25,23 +25,28 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 class PopulationScorer:
     """A score for all users, from everybody's choices: w . x, by Bradley and Terry's model (1952). P(liked over
-    disliked) = sigma(w . (x_liked - x_disliked)), with a penalty chosen on other choices."""
+    disliked) = sigma(w . (x_liked - x_disliked)), with a penalty chosen on other choices, and the middle one of those
+    that are tried where there are none."""
 
-    def fit(self, liked: NDArray, disliked: NDArray, validation: tuple[NDArray, NDArray]) -> PopulationScorer:
+    def fit(self, liked: NDArray, disliked: NDArray, validation: tuple[NDArray, NDArray] | None) -> PopulationScorer:
         """
         Args:
-            liked, disliked: (N, D) features of training choices. validation: the same of others.
+            liked, disliked: (N, D) features of training choices. validation: the same of others, where there are any.
         """
         self.scaler = StandardScaler().fit(np.concatenate([liked, disliked]))
         difference = self.scaler.transform(liked) - self.scaler.transform(disliked)
-        held = self.scaler.transform(validation[0]) - self.scaler.transform(validation[1])
         both, side = np.concatenate([difference, -difference]), np.repeat([1, 0], len(difference))
-        tried = []
-        for strength in STRENGTHS:
-            model = LogisticRegression(C=strength, fit_intercept=False, max_iter=2000).fit(both, side)
-            weights = model.coef_[0]
-            tried.append((np.mean(np.sign(held @ weights)), -strength, weights))
-        self.weights = max(tried, key=lambda entry: entry[:2])[2]
+
+        def fitted(strength: float) -> NDArray:
+            return LogisticRegression(C=strength, fit_intercept=False, max_iter=2000).fit(both, side).coef_[0]
+
+        if validation is None:
+            self.weights = fitted(STRENGTHS[len(STRENGTHS) // 2])
+            return self
+        held = self.scaler.transform(validation[0]) - self.scaler.transform(validation[1])
+        tried = {strength: fitted(strength) for strength in STRENGTHS}
+        best = max(STRENGTHS, key=lambda strength: (np.mean(np.sign(held @ tried[strength])), -strength))
+        self.weights = tried[best]
         return self
 
     def score(self, features: NDArray) -> NDArray:
@@ -99,8 +104,10 @@ class TasteFactors:
         Args:
             users: (N,) row of the user of each choice. liked, disliked: (N, D).
         """
-        self.scaler = StandardScaler().fit(np.concatenate([liked, disliked]))
-        self.kinds.fit(self.scaler.transform(np.concatenate([liked, disliked])))
+        both = np.concatenate([liked, disliked])
+        self.scaler = StandardScaler().fit(both)
+        self.kinds.set_params(n_clusters=min(self.kinds.n_clusters, len(np.unique(both, axis=0))))
+        self.kinds.fit(self.scaler.transform(both))
         shape = (max(users) + 1, self.kinds.n_clusters)
         counts = [
             csr_matrix((np.ones(len(users)), (users, self._kind(rows))), shape).toarray() for rows in (liked, disliked)

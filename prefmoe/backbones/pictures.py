@@ -46,7 +46,8 @@ class ProcessedPictures:
 
 def process_pictures(processor: Any, images: Sequence[Image.Image]) -> ProcessedPictures:
     """Prepares the RGB pictures of one conversation with a model's own processor. Raises ValueError if the processor
-    takes no picture of such a size (Qwen's none 200 times as long as wide)."""
+    takes no picture of such a size (Qwen's none 200 times as long as wide), or makes zeros of all of a picture's values
+    where its model takes such a picture for padding (Idefics)."""
     if not images:
         return ProcessedPictures({}, (), ())
     if getattr(processor, "images_kwargs", {}).get("return_row_col_info"):
@@ -60,6 +61,8 @@ def process_pictures(processor: Any, images: Sequence[Image.Image]) -> Processed
         inputs = stack_pictures([ProcessedPictures(part, (), ()) for part in tensors])
     else:
         inputs = processor.image_processor(images=[list(images)], return_tensors="pt")
+        if _fenced(processor) and (zero := ~inputs["pixel_values"][0].flatten(1).any(dim=1)).any():
+            raise ValueError(f"all values of picture {int(zero.nonzero()[0]) + 1} are 0, which this model leaves out")
         if _fenced(processor):  # Idefics2, whose processor has no method for it
             mark = processor.fake_image_token
             replacements = (f"{mark}{processor.image_token * processor.image_seq_len}{mark}",) * len(images)

@@ -186,8 +186,10 @@ _GUESTS: dict[str, BackboneEntry] = {}
 
 
 def introduce(entry: BackboneEntry) -> None:
-    """Makes a backbone known by its name, in this process. Raises BackboneError if the registry has another one, or one
-    from elsewhere was made known by that name: runs of both would go by it."""
+    """Makes a backbone known by its name, in this process. Raises BackboneError if no folder of results may have it,
+    the registry has another one, or one from elsewhere was made known by that name: runs of both would go by it."""
+    if not NAME.fullmatch(entry.name):
+        raise BackboneError(f"the folder's name {entry.name!r:.80} is refused: expected {RULE}")
     if entry.name in read_registry().backbones:
         raise BackboneError(
             f"the name {entry.name!r} is taken by a backbone of the registry; give the folder another one"

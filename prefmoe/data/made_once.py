@@ -7,16 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefmoe.system.file_digests import files_below
-from prefmoe.system.files import FileError, one_at_a_time, read_json, sha256, write_json
+from prefmoe.system.file_digests import FileDigests, files_below
+from prefmoe.system.files import FileError, one_at_a_time, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 MADE = "made"
-"""The marker's entry that lists what was made: the size of each picture, of which there may be very many, and the
-digest of every other file."""
-
-PICTURES = (".png", ".jpg")
+"""The marker's entry that lists what was made: the digest of each file."""
 
 
 def make_once(
@@ -44,8 +41,9 @@ def make_once(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         write(building)
-        made = {path.relative_to(building).as_posix(): _state(path) for path in files_below(building)}
-        write_json(building / marker, {**made_from, MADE: made})
+        made = FileDigests(_memory(folder)).of(files_below(building))
+        noted = {path.relative_to(building).as_posix(): digest for path, digest in made.items()}
+        write_json(building / marker, {**made_from, MADE: noted})
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     return folder
@@ -61,15 +59,16 @@ def _is_made(folder: Path, marker: str, made_from: Mapping[str, Any]) -> bool:
     made = noted.pop(MADE, None)
     if noted != made_from or not isinstance(made, dict):
         return False
-    for name, state in made.items():
-        if _state(folder / name) != state:
+    there = [folder / name for name in made if (folder / name).is_file()]
+    found = FileDigests(_memory(folder)).of(there)
+    for name, digest in made.items():
+        if found.get(folder / name) != digest:
             log.warning("%s: missing or changed, %s is made again", folder / name, folder)
             return False
     return True
 
 
-def _state(path: Path) -> int | str | None:
-    try:
-        return path.stat().st_size if path.suffix in PICTURES else sha256(path)
-    except OSError:
-        return None
+def _memory(folder: Path) -> Path:
+    """Beside a folder, where the digests of its files are kept, of which there may be very many: what has not changed
+    is not read again."""
+    return folder.with_name(f".{folder.name}.digests.json")

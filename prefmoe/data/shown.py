@@ -71,12 +71,12 @@ def _code() -> str:
 
 
 def _state(path: Path) -> list[Any] | None:
-    """Where a file really is, its size and its time of change; None if there is none."""
+    """Where a file really is, its size and all that tells it from another one there; None if there is none."""
     try:
         found = path.stat()
     except (OSError, ValueError):
         return None
-    return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
+    return [os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def _remembered(seen: Path | None) -> Notes:

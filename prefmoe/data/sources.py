@@ -79,16 +79,18 @@ def _choice_folder(edition: Edition, drawn: Path) -> Path:
 
 
 @lru_cache(maxsize=4)
-def _read_choices(folder: Path, files: frozenset[tuple[str, int, int]], *, seen: Path) -> ChoiceBenchmark:
+def _read_choices(folder: Path, files: frozenset[tuple[str, ...]], *, seen: Path) -> ChoiceBenchmark:
     return choice_folder.read(folder, seen=seen)
 
 
 @lru_cache(maxsize=4)
-def _read(folder: Path, files: frozenset[tuple[str, int, int]], **options: str | Path) -> Benchmark:
+def _read(folder: Path, files: frozenset[tuple[str, ...]], **options: str | Path) -> Benchmark:
     return mmpb.read(folder, **options)
 
 
-def _files(folder: Path) -> frozenset[tuple[str, int, int]]:
-    """Name, time of change and size of every file below a folder."""
+def _files(folder: Path) -> frozenset[tuple[str, ...]]:
+    """Name, size and all that tells a file from another one there, of every file below a folder."""
     stats = ((path, path.stat()) for path in folder.rglob("*") if path.exists())  # a dead link is none
-    return frozenset((str(path), found.st_mtime_ns, found.st_size) for path, found in stats)
+    return frozenset(
+        (str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino) for path, found in stats
+    )

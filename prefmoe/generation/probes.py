@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from prefmoe.config import ProbesMethod
-from prefmoe.data.choices import Choice, ChoiceBenchmark
+from prefmoe.data.choices import Choice, ChoiceBenchmark, HistoryError
 from prefmoe.generation.states import History, target_states, user_states
 from prefmoe.models.raters import Rater
 from prefmoe.running.choices import session
@@ -108,4 +108,9 @@ def _inter_users(benchmark: ChoiceBenchmark, count: int) -> dict[str, list[str]]
     """Users of the validation part and, after them, as many others for the test."""
     users = benchmark.trained_users
     count = min(count, len(users) // 2)
+    if count < 2:
+        raise HistoryError(
+            f"{benchmark.root}: expected four users or more in the split train, of whom two are told from one another "
+            f"by their histories and two are tested; found {len(users)}"
+        )
     return {"validation": users[:count], "test": users[count : 2 * count]}

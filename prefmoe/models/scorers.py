@@ -87,7 +87,7 @@ class Scorer(Method):
     def _population(self) -> PopulationScorer:
         """The score for everybody, from all choices of training."""
         trained, held = (self.benchmark.select(split) for split in ("train", "validation"))
-        return PopulationScorer().fit(*self._sides(trained), self._sides(held))
+        return PopulationScorer().fit(*self._sides(trained), self._sides(held) if held else None)
 
     def _sides(self, choices: Sequence[Choice]) -> tuple[NDArray, NDArray]:
         """Features of liked and of disliked pictures, two (N, D)."""
@@ -103,8 +103,10 @@ class Scorer(Method):
     @cached_property
     def _best(self) -> Any:
         """The value tried whose scores are right most often on validation choices, behind their users' whole
-        histories."""
+        histories; the middle one where there are no such choices."""
         by_user = self.benchmark.by_user("validation")
+        if not by_user:
+            return self.tried[len(self.tried) // 2]
 
         def right(value: Any) -> float:
             found = []

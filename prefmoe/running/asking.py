@@ -252,7 +252,8 @@ def assistant(
             raise AskError(f"{source} is a backbone; expected an adapter where a backbone is given beside it")
         used = load_edition(edition or "mini")
         known = load_benchmark(used)
-        return Assistant(build_method(_prefmoe(used), load_backbone(source, **options), known, seed=0).eval())
+        loaded = load_backbone(source, **options)
+        return Assistant(build_method(_prefmoe(used), loaded, known, seed=0, cache=False).eval())
     folder = _adapter_folder(source)
     made_by = _made_by(folder)
     if not edition and made_by not in (names := known_editions()):  # a path might be of a file whose methods are run
@@ -267,7 +268,7 @@ def assistant(
         raise AskError(f"{folder / CONFIG_FILE}: backbone.name: {expected}, found {named!r}")
     known: Benchmark = load_benchmark(load_edition(edition or made_by))
     loaded = load_backbone(named if backbone is None else backbone, **options)
-    return Assistant(Method.from_pretrained(folder, loaded, known))
+    return Assistant(Method.from_pretrained(folder, loaded, known, cache=False))
 
 
 def _prefmoe(edition: Edition) -> PrefMoEMethod:

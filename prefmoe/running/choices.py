@@ -252,6 +252,7 @@ class ChoiceWorkbench(Workbench):
         """Fills a run's folder; run.json comes last."""
         settings, training = self.edition.histories, None
         self.benchmark.check_histories(max(settings.n_ref, *(max(lengths) for lengths in asked.values())))
+        self.check_training(config)
         method = self.method(config, seed)
         if is_trained(config):
             choices = self.benchmark.select("train")

@@ -241,6 +241,13 @@ class Workbench:
             distributed.state().wait_for_everyone()
         return folder
 
+    def check_training(self, config: Method) -> None:
+        """Raises RunError if a method learns, and there is nothing to learn from."""
+        if is_trained(config) and not self.benchmark.splits.get("train"):
+            raise RunError(
+                f"{self.benchmark.root}: expected rows of the split train, of which {config.label} learns; found none"
+            )
+
     def _work(
         self,
         config: Method,
@@ -257,6 +264,7 @@ class Workbench:
                 questions.setdefault(count, []).extend(self.benchmark.select(split))
         if not questions:
             raise RunError(f"{self.benchmark.root}: no questions in the split(s) {', '.join(asked)}")
+        self.check_training(config)
         method = self.method(config, seed, look=True)
         device = method.backbone.device
         if device.type == "cuda":

@@ -78,7 +78,9 @@ def verify(folder: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _remedy(story: Mapping[str, Any]) -> str:
     names = [str(story.get(key, "")) for key in ("edition", "backbone", "method")]
-    return f"; make it again: prefmoe run {' '.join(names)}" if all(names) and "protocol" not in story else ""
+    if not all(names) or "protocol" in story:
+        return ""
+    return f"; make it again: {'PREFMOE_SEEDS=all ' if story.get('seed') else ''}prefmoe run {' '.join(names)}"
 
 
 def is_complete(folder: Path, inputs_digest: str | None = None) -> bool:

@@ -210,6 +210,10 @@ def tune(
         if method not in grid.methods:
             known = ", ".join(grid.methods) + did_you_mean(method, grid.methods)
             raise TuningError(f"{method!r} is not in the grid; it has {known}")
+    for backbone in backbones or ():
+        if backbone not in edition.backbones:
+            known = ", ".join(edition.backbones) + did_you_mean(backbone, edition.backbones)
+            raise TuningError(f"{backbone!r} is no backbone of edition {edition.name!r}; it has {known}")
     trials = []
     for backbone in backbones or edition.backbones:
         if backbone not in (grid.backbones or edition.backbones):
