@@ -131,6 +131,12 @@ def test_a_name_of_the_registry_is_not_given_to_a_folder(tmp_path):
         introduce(find_backbone("llava-mini"))
 
 
+def test_a_folder_whose_name_no_folder_of_results_may_have_is_refused(tmp_path):
+    folder = shutil.copytree(folder_of("internvl"), tmp_path / "-rf $(touch pwned)")
+    with pytest.raises(BackboneError, match=r"the folder's name '-rf \$\(touch pwned\)' is refused: expected letters"):
+        whole.find_any(folder)
+
+
 def test_two_backbones_of_one_name_are_refused(monkeypatch, tmp_path):
     first, second = (shutil.copytree(folder_of("internvl"), tmp_path / place / "model") for place in "ab")
     assert whole.find_any(first) == whole.find_any(first.parent / "." / "model")

@@ -56,6 +56,17 @@ def test_a_question_is_answered_as_the_evaluation_answers_it():
     assert set(chosen.probabilities) == set("ABCD") and chosen.p_yes is None
 
 
+def test_a_picture_that_was_overwritten_is_looked_at_again(tmp_path):
+    """Whoever asks in a notebook saves the next picture under the same name."""
+    model, shown = assistant(model_folder()), tmp_path / "shown.png"
+    user, answers = model.users[0], []
+    for colour in ("black", "orange"):
+        Image.new("RGB", (64, 64), colour).save(shown)
+        answers.append(model.ask(shown, "Does this suit <sks>?", user).p_yes)
+        assert answers[-1] == pytest.approx(assistant(model_folder()).ask(shown, "Does this suit <sks>?", user).p_yes)
+    assert answers[0] != answers[1]
+
+
 def test_somebody_new_is_known_by_name_picture_and_likes():
     model = assistant(model_folder())
     model.add_user("Ada", EXAMPLES / "ada.png", "<sks> is a person.", LIKES, DISLIKES)

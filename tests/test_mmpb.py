@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from notebook_cells import cells
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from synthetic_mmpb import USERS, change_row, make, rows, write_csv, write_split
 
 from prefmoe import metrics
@@ -60,6 +62,20 @@ def test_a_folder_is_read_once_and_again_when_anything_in_it_changed(folder, tmp
     picture.symlink_to(folder / "nowhere.png")
     with pytest.raises(MMPBError, match="000001.png|can be read"):
         load_benchmark(edition, tmp_path)
+
+
+def test_a_picture_of_the_same_size_and_time_is_another_one(folder, tmp_path):
+    """Copied over with its time preserved, as archives and rsync do, it left runs "complete and unchanged"."""
+    seen, path = tmp_path / "complete.json", folder / "mmpb_clean/images/000004.png"
+    picture, digests = Image.open(path).convert("RGB"), []
+    for note in ("aaaa", "bbbb"):
+        told = PngInfo()
+        told.add_text("note", note)
+        picture.save(path, pnginfo=told)
+        os.utime(path, ns=(10**18, 10**18))
+        digests.append(mmpb.read(folder, seen=seen).digest)
+        assert digests[-1] == mmpb.read(folder).digest
+    assert digests[0] != digests[1]
 
 
 def test_a_picture_that_was_complete_is_decoded_again_when_it_changed(folder, tmp_path, monkeypatch):

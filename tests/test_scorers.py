@@ -111,3 +111,15 @@ def test_factors_know_nothing_of_users_who_were_not_trained_on() -> None:
     one, targets = scorer("factors"), benchmark().select("unseen")
     scores = [one.score(user, (), items_of(targets[:2])) for user in {target.user for target in targets}]
     assert len(scores) > 1 and all(np.array_equal(scores[0], other) for other in scores[1:])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_few_choices_and_none_of_validation_are_scored_all_the_same(name: str) -> None:
+    """docs/choices.md asks for no validation split, and three users have fewer pictures than there are kinds to try."""
+    world = benchmark()
+    world = replace(world, splits=world.splits | {"validation": ()})
+    settings = KINDS[name] | {"clusters": [500]} if name == "factors" else KINDS[name]
+    config = TypeAdapter(Method).validate_python({"label": name, **settings})
+    one, targets = build_method(config, backbone(), world, seed=0), world.select("test")
+    history = world.history(targets[0].user, 3, 0, targets[:1])
+    assert np.isfinite(one.score(targets[0].user, history, items_of(targets))).all()

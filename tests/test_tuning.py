@@ -214,6 +214,9 @@ def test_a_missing_grid_is_an_error():
 def test_the_command_says_what_is_wrong_without_a_traceback(capsys):
     assert tuning.main(["mini", "--methods", "LoRa"]) == 1
     assert "error: 'LoRa' is not in the grid; it has" in capsys.readouterr().err
+    assert tuning.main(["mini", "--backbones", "lava-mini"]) == 1
+    said = "error: 'lava-mini' is no backbone of edition 'mini'; it has llava-mini, qwen2.5-vl-mini; did you mean"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["mini", "rivals", "preference-mini"])
