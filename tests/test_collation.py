@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_benchmark import make_picture
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, save_tiny
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Collator, pad
 from prefmoe.backbones.conversations import encode, render
 from prefmoe.backbones.errors import CollationError
+from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.pictures import load_pictures
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Benchmark
@@ -270,6 +272,17 @@ def test_bad_conversations_are_refused(llava: Backbone) -> None:
         pad([answered, asked], llava.pad_token_id)
     with pytest.raises(ValueError, match="at least one"):
         pad([], llava.pad_token_id)
+
+
+def test_a_picture_whose_values_are_all_0_is_no_padding(tmp_path):
+    """Idefics2 leaves out pictures of zeros: beside another one the picture had no tokens, and nothing was said."""
+    folder = save_tiny("idefics2", tmp_path / "tiny", words="Score")
+    idefics = load_backbone(folder)
+    idefics.processor.image_processor.do_normalize = False
+    pictures = [make_picture(1, (32, 32)), Image.new("RGB", (32, 32))]
+    with pytest.raises(CollationError, match="all values of picture 2 are 0, which this model leaves out"):
+        idefics.process_pictures(pictures)
+    assert idefics.process_pictures(pictures[:1])
 
 
 def test_a_picture_that_a_processor_takes_not_is_refused_by_its_size(qwen, tmp_path):

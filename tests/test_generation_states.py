@@ -1,5 +1,7 @@
 """What a rater knows of users, and the probes on it: states one by one, layers that are known to know something."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -126,6 +128,12 @@ def test_probes_judge_pictures_and_histories_that_they_did_not_learn_from(monkey
     assert set(found.loc[found["task"] == "intra", "split"]) == {"validation", "test"}
     seen = {choice.index for choice in benchmark().select("test")} | {c.index for c in benchmark().select("unseen")}
     assert set(found[(found["task"] == "intra") & (found["split"] == "test")]["case"]) == seen
+
+
+def test_too_few_users_to_tell_apart_are_named():
+    few = replace(benchmark(), splits=benchmark().splits | {"train": benchmark().splits["train"][:2]})
+    with pytest.raises(HistoryError, match=r"expected four users or more in the split train.*; found \d"):
+        probes._inter_users(few, 4)
 
 
 def test_a_layer_is_chosen_by_validation_alone():

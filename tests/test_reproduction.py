@@ -11,7 +11,7 @@ import pytest
 
 from prefmoe import cli
 from prefmoe.analysis import tables
-from prefmoe.config import FIGURES, load_edition
+from prefmoe.config import CONFIG_FOLDER, FIGURES, load_edition
 from prefmoe.workflow import reproduction
 from prefmoe.workflow.reproduction import NOT, REPRODUCED, WITHIN, ReproductionError, compare, compare_edition
 
@@ -299,6 +299,7 @@ def test_an_edition_without_committed_tables_or_without_own_ones_is_said(tmp_pat
     with pytest.raises(ReproductionError, match=r"no tables in .*figures/smoke.*\(committed: .*mini, .*small"):
         compare_edition("smoke", made=FIGURES / "mini")
     assert cli.main(["compare", "mini", "--made", str(tmp_path)]) == 1
+    assert cli.main(["compare", str(CONFIG_FOLDER / "mini.yaml"), "--made", str(tmp_path)]) == 1
     assert "make them with `snakemake --cores all --config edition=mini`" in capsys.readouterr().err
 
 

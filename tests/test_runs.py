@@ -1,6 +1,7 @@
 """Runs: complete or absent, untouched when unchanged, continued when interrupted, each from a pristine backbone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from prefmoe.running import answers, runs
 from prefmoe.running.checkpoints import TrainingError
 from prefmoe.running.runs import RunError, Workbench, is_complete, run_all_seeds, run_method
 from prefmoe.running.shortening import TooLongError
+from prefmoe.system.run_files import RunFileError, verify
 
 
 @pytest.fixture(autouse=True)
@@ -203,6 +205,25 @@ def test_a_loss_that_is_not_a_number_leaves_no_run():
     with pytest.raises(TrainingError, match="not finite"):
         run("FFT", edition=edition)
     assert not run_folder("results", EDITION.name, "tiny-llava", "FFT", 0).exists()
+
+
+@pytest.mark.parametrize("method", ["FFT", "LoRA", "PrefMoE"])
+def test_data_that_nothing_can_be_learned_from_are_named(method, tmp_path):
+    """`prefmoe convert` makes them of a table without splits; every method that learns ended in another traceback."""
+    benchmark = Workbench(EDITION, "tiny-llava", results="results").benchmark
+    untold = replace(benchmark, splits=benchmark.splits | {"train": ()})
+    bench = Workbench(EDITION, "tiny-llava", results="results", benchmark=untold)
+    label = EDITION.methods[method].label
+    with pytest.raises(RunError, match=f"expected rows of the split train, of which {label} learns"):
+        bench.run_method(method, 0)
+
+
+def test_a_remedy_makes_the_seed_that_is_damaged():
+    """Only the first seed is made by default, and the sentence named a command that leaves the others as they are."""
+    folder = run("LoRA", seed=1)
+    (folder / "predictions.parquet").write_bytes(b"")
+    with pytest.raises(RunFileError, match="make it again: PREFMOE_SEEDS=all prefmoe run small-world tiny-llava LoRA"):
+        verify(folder)
 
 
 def test_mistakes_are_named(monkeypatch):
