@@ -28,7 +28,7 @@ def benchmark(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(benchmark):
-    return references(benchmark, Tastes.of(DEFAULT.seed), n_refs=(1, 8), draws=3)
+    return references(benchmark, Tastes.of(DEFAULT.seed), n_refs=(1, 8), draws=2)
 
 
 def _row(name: str) -> list[float]:

@@ -110,8 +110,8 @@ def ladder(t: Tables) -> list[str]:
     return [
         f"Who is given the text is as good as the backbone reads: the AUC of LoRA with the profile about what profiles "
         f"tell is {around(low)} where nobody reads (.55 to .85 was expected) and {around(high)} where the backbone "
-        "reads well; the model that is not tuned, where prefixes were practised and nobody reads, has "
-        f"{around(untuned)} (.45 to .65 was expected).",
+        f"reads well; without tuning, where prefixes were practised and nobody reads, it is {around(untuned)} "
+        "(expected: .45 to .65).",
         f"On no rung is the compressed profile told apart as better than the text: PrefMoE minus LoRA with it is "
         f"{around(unread, name='difference')} where nobody reads but prefixes were practised, and "
         f"{around(reader, name='difference')} where the backbone reads well and practised nothing.",
