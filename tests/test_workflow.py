@@ -74,6 +74,13 @@ def test_an_edition_about_choices_is_planned_in_its_stages_without_its_data(plan
     assert all(f"{name}={value}" in declared for name, value in expected.items())
 
 
+def test_what_a_notebook_shows_of_one_method_waits_for_no_other(clone):
+    """A minute and a half of one core was left for the end of the edition about choices."""
+    target = "results/preference-smoke/notebooks/20_prototypes_and_attention.ipynb"
+    planned = jobs_of(snakemake(clone, "--dry-run", "--", target, edition="preference-smoke"))
+    assert planned == {"data": 1, "run_that_others_need": 1, "run_of_a_chain": 1, "prototypes_and_attention": 1}
+
+
 def test_jobs_declare_gpus_memory_and_time_from_the_registry(plans_of):
     text = plans_of("paper").stdout + plans_of("paper").stderr
     jobs = dict(re.findall(r"wildcards: backbone=(\S+), method=PrefMoE\n.*?resources: ([^\n]*)", text, re.DOTALL))

@@ -62,6 +62,7 @@ for name, row in NOTEBOOKS.items():
             code=notebook_code(name, row),
             notebook=f"notebooks/{name}.ipynb",
             edition=EDITION.name,
+        priority: row.get("priority", 0)
         log:
             f"{RESULTS}/logs/{name}.log",
         benchmark:

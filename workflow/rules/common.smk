@@ -65,12 +65,15 @@ METHODS = tuple(dict.fromkeys(method.source() for method in EDITION.methods.valu
 PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
 FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]
 
+COMPLETE_RUNS = [pair for pair in EDITION.runs() if pair[1] in EDITION.table2[-1:]]  # with all that they begin with
+
 NOTEBOOKS = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding="utf-8"))
 ANALYSES = [
     name
     for name, row in NOTEBOOKS.items()
     if row.get("about", "questions") == ABOUT
     and (FULL_RUNS or row.get("runs") != "full")
+    and (COMPLETE_RUNS or row.get("runs") != "complete")
     and (EDITION.table2 or "table2" not in row.get("tables", ()))
     and row.get("data", EDITION.data.kind) == EDITION.data.kind
     and row.get("edition", EDITION.name) == EDITION.name
@@ -180,7 +183,7 @@ def made_by(row):
 
 def notebook_inputs(row):
     """What an analysis notebook reads."""
-    runs = {"all": EDITION.runs(), "full": FULL_RUNS}.get(row.get("runs"), [])
+    runs = {"all": EDITION.runs(), "full": FULL_RUNS, "complete": COMPLETE_RUNS}.get(row.get("runs"), [])
     files = [file.format(results=RESULTS) for file in row.get("files", ())]
     return files + tables(*row.get("tables", ())) + run_notebooks(runs)
 
