@@ -212,8 +212,9 @@ def pairwise_preference(
 def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | Tensor) -> Tensor:
     """Squared maximum mean discrepancy between two samples, unbiased (Gretton et al. 2012, Equation 3).
 
-    With the kernel k(a, b) = mean over s of exp(-|a - b|^2 / (2 s^2)), a mixture of RBF kernels of bandwidths s:
+    With a mixture of RBF kernels of bandwidths s::
 
+        k(a, b) = mean over s of exp(-|a - b|^2 / (2 s^2))
         mmd = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
     It is 0 in expectation where both samples are of one distribution (and may then be negative). Whether x_i and y_i

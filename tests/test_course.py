@@ -280,7 +280,7 @@ def test_a_cell_that_never_ends_and_a_kernel_that_dies_leave_the_rest_of_the_pil
     for name, code in {"a": "while True: pass", "b": "import os; os._exit(1)", "c": "1"}.items():
         cells = [nbformat.v4.new_code_cell(text) for text in (code, *asked)]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
-    table = pd.read_csv(course.grade(tmp_path, tmp_path / "grades.csv", seconds=5)).set_index("notebook")
+    table = pd.read_csv(course.grade(tmp_path, tmp_path / "grades.csv", seconds=3)).set_index("notebook")
     assert (table["check"] == "fits").all() and (table["right"] == 0).all()
     assert table["said"]["a.ipynb"] == table["said"]["c.ipynb"] == "fits is still empty: expected a function."
     assert pd.isna(table["said"]["b.ipynb"])

@@ -77,7 +77,7 @@ def test_the_questions_at_the_end_of_the_first_part_say_at_once_what_is_right_an
             said.append(question.locator(".verdict").inner_text())
         assert sorted(text.partition(". ")[0] for text in said) == ["Not so", "Not so", "Right"]
         assert len({text.partition(". ")[2] for text in said}) == 1
-    assert f"by {spread} at most" in questions.first.inner_text()
+    assert f"are {spread} apart on average" in questions.first.inner_text()
 
 
 def test_what_is_said_of_the_opening_holds_whatever_is_chosen(visit):

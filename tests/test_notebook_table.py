@@ -58,9 +58,9 @@ def test_tables_that_several_kinds_of_edition_have_under_one_name_have_captions_
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_says_what_its_notebook_reads_and_makes(name: str) -> None:
     row = ROWS[name]
-    optional = {"files", "tables", "runs", "model", "cards", "about", "data", "edition", "kinds"}
+    optional = {"files", "tables", "runs", "model", "cards", "about", "data", "edition", "kinds", "priority"}
     assert {"rule", "category", "makes"} <= set(row) <= {"rule", "category", "makes"} | optional
-    assert row.get("runs") in (None, "all", "full") and row.get("model") in (None, "full", "first")
+    assert row.get("runs") in (None, "all", "full", "complete") and row.get("model") in (None, "full", "first")
     assert {"files", "tables", "runs"} & set(row), "it reads something"
     assert set(row.get("tables", ())) <= tables()
     code = (ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8")

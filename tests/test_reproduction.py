@@ -343,8 +343,8 @@ def test_tables_of_one_seed_are_held_to_the_sampling_error_of_two_runs(tmp_path)
     known = {"method": "Best possible", "users": "seen", "n_ref": 0, "candidates": 2, "k": 1}
     other = both(tmp_path / "known", committed, references=moved(committed["references"], known, 0.001))
     assert other.verdict == NOT, "nothing was trained for it"
-    pair = {"method": "Prototypes", "baseline": "Population scorer", "users": "all", "n_ref": 8}
+    pair = {"method": "Prototypes", "baseline": "Population scorer", "users": "all", "n_ref": 8, "candidates": 2}
     turned = committed["comparisons"].copy()
     turned.loc[where(turned, pair), "difference"] *= -1
     (said,) = both(tmp_path / "turned", committed, comparisons=turned).conclusions
-    assert said.startswith("Prototypes against Population scorer, all, 8: better") and said.endswith("worse here")
+    assert said.startswith("Prototypes against Population scorer, all, 8, 2, 1: better") and said.endswith("worse here")
