@@ -284,11 +284,11 @@ def gates(t: Tables) -> Figure:
     table = t.rows("mini/routing_gates", router="preference")
     table = table[table["group"].str.startswith("preference")]
     table = table.assign(
-        group=table["group"].str.removeprefix("preference, "), expert=[f"expert {k}" for k in table["expert"]]
+        group=table["group"].str.removeprefix("preference, "), expert=[f"for {FACETS[k]}" for k in table["expert"]]
     )
     return forms.bars(
         table.drop(columns=["low", "high"]), rows="group", series="expert", stacked=True,
-        xlabel="mean gate, by the facet that is asked about", width=6.4, thickness=0.19, numbers="",
+        xlabel="mean gate of each expert, by the facet that is asked about", width=6.4, thickness=0.19, numbers="",
         title="Whatever is asked about, the experts are mixed alike",
         caption=f"n = {int(table['n'].min())} questions or more about each facet; intervals stand in notebook 11.",
     )  # fmt: skip
