@@ -1,14 +1,13 @@
 """The reader: what it reads is right, and every mistake in a data folder is named by file, line and field."""
 
 import io
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from notebook_cells import cells
 from PIL import Image
-from synthetic_mmpb import USERS, change_row, make, rows, write_csv, write_split
+from synthetic_mmpb import USERS, change_row, rows, write_csv, write_split
 
 from prefmoe import metrics
 from prefmoe.analysis import groupings
@@ -24,15 +23,7 @@ from prefmoe.system.places import data_folder
 REAL = data_folder(None)
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory) -> Path:
-    return make(tmp_path_factory.mktemp("drawn") / "data")
-
-
-@pytest.fixture
-def folder(drawn, tmp_path) -> Path:
-    """A copy that a test may spoil."""
-    return Path(shutil.copytree(drawn, tmp_path / "data"))
+pytest_plugins = ["mmpb_fixtures"]
 
 
 def mistakes(folder: Path) -> list[str]:

@@ -2,27 +2,15 @@
 
 import json
 import os
-import shutil
-from pathlib import Path
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from synthetic_mmpb import make
 
 from prefmoe.data import mmpb, shown
 from prefmoe.data.rows import MMPBError
 
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory) -> Path:
-    return make(tmp_path_factory.mktemp("drawn") / "data")
-
-
-@pytest.fixture
-def folder(drawn, tmp_path) -> Path:
-    """A copy that a test may spoil."""
-    return Path(shutil.copytree(drawn, tmp_path / "data"))
+pytest_plugins = ["mmpb_fixtures"]
 
 
 def test_a_picture_of_the_same_size_and_time_is_another_one(folder, tmp_path):

@@ -177,9 +177,9 @@ def gap_table(pairs: Iterable[tuple[Ratings, Ratings]]) -> pd.DataFrame:
     """
     rows = []
     for focus, other in pairs:
-        paired = pd.concat([change for _, change in _paired(focus, other, 2, 1)])
         where = {"method": focus.method, "baseline": other.method}
-        rows += [{**where, **row, "seeds": paired.shape[1]} for row in _gaps(paired)]
+        for _, change in _paired(focus, other, 2, 1):
+            rows += [{**where, **row, "seeds": change.shape[1]} for row in _gaps(change)]
     return pd.DataFrame(rows, columns=list(GAP_COLUMNS))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefmoe.system.file_digests import FileDigests, files_below
+from prefmoe.system.file_digests import FileDigests, content_digest, files_below
 from prefmoe.system.files import FileError, one_at_a_time, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,8 @@ def make_once(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         write(building)
-        made = FileDigests(_memory(folder)).of(files_below(building))
-        noted = {path.relative_to(building).as_posix(): digest for path, digest in made.items()}
-        write_json(building / marker, {**made_from, MADE: noted})
+        made = {path.relative_to(building).as_posix(): content_digest(path) for path in files_below(building)}
+        write_json(building / marker, {**made_from, MADE: made})
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     return folder

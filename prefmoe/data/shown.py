@@ -12,6 +12,7 @@ from prefmoe.data.columns import IMAGE_COLUMNS
 from prefmoe.data.pictures import picture_mistake
 from prefmoe.data.rows import Row
 from prefmoe.system import provenance
+from prefmoe.system.file_digests import state_of
 from prefmoe.system.files import is_intact, keep, read_json, read_regular
 
 Notes = dict[str, tuple[list[Any], str]]
@@ -73,10 +74,9 @@ def _code() -> str:
 def _state(path: Path) -> list[Any] | None:
     """Where a file really is, its size and all that tells it from another one there; None if there is none."""
     try:
-        found = path.stat()
+        return [os.path.realpath(path), *state_of(path)]
     except (OSError, ValueError):
         return None
-    return [os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def _remembered(seen: Path | None) -> Notes:

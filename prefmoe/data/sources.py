@@ -8,6 +8,7 @@ from prefmoe.data import choice_folder, choice_world, miniature, mmpb, pick_a_pi
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.choices import ChoiceBenchmark
 from prefmoe.system import places
+from prefmoe.system.file_digests import state_of
 
 
 class SourceError(RuntimeError):
@@ -90,7 +91,4 @@ def _read(folder: Path, files: frozenset[tuple[str, ...]], **options: str | Path
 
 def _files(folder: Path) -> frozenset[tuple[str, ...]]:
     """Name, size and all that tells a file from another one there, of every file below a folder."""
-    stats = ((path, path.stat()) for path in folder.rglob("*") if path.exists())  # a dead link is none
-    return frozenset(
-        (str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino) for path, found in stats
-    )
+    return frozenset((str(path), *state_of(path)) for path in folder.rglob("*") if path.exists())  # a dead link is none

@@ -16,6 +16,13 @@ SETTLED = 2.0
 """Seconds after which a change to a file shows in its times for sure; a younger file is not remembered."""
 
 
+def state_of(path: Path) -> list[int]:
+    """All that tells a file from another one in its place without reading it: size, times and inode. A time of change
+    may be set to what it was; that of the inode may not."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
 def content_digest(path: Path) -> str:
     """A hash of a file's bytes."""
     with path.open("rb") as file:
@@ -59,14 +66,13 @@ class FileDigests:
         """The digest of each file."""
         found, news = {}, False
         for path in paths:
-            stat = path.stat()
-            state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+            state = state_of(path)
             known = self._known.get(key := os.path.abspath(path))
             if isinstance(known, list) and known[:-1] == state:
                 found[path] = known[-1]
                 continue
             found[path] = content_digest(path)
-            if time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED:
+            if time.time() - max(state[1:3]) / 1e9 > SETTLED:
                 self._known[key], news = [*state, found[path]], True
         if news:
             self._save()

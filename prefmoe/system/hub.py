@@ -21,6 +21,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from prefmoe.system.file_digests import state_of
+
 log = logging.getLogger(__name__)
 
 NOTES = Path(".cache") / "huggingface" / "download"
@@ -88,8 +90,7 @@ def damaged(folder: Path) -> list[Path]:
 
 def is_published(path: Path, digest: str) -> bool:
     """Whether a file's content has the digest that `published` names."""
-    state = path.stat()
-    return _digest_of(str(path), len(digest), state.st_size, state.st_mtime_ns) == digest
+    return _digest_of(str(path), len(digest), *state_of(path)) == digest
 
 
 def published(folder: Path) -> dict[Path, str]:
@@ -119,7 +120,7 @@ def _note(folder: Path, path: Path) -> Path:
 
 
 @lru_cache(maxsize=4096)
-def _digest_of(path: str, digits: int, size: int, changed: int) -> str:
+def _digest_of(path: str, digits: int, size: int, *changed: int) -> str:
     """A file's digest, computed once a process as long as the file stays: sha256, or git's with its 40 digits."""
     with open(path, "rb") as file:
         if digits == 64:
