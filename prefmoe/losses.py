@@ -29,7 +29,7 @@ def profile_alignment(image: Tensor, description: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 2].
     """
-    return (1 - cosine_similarity(image, description, dim=-1)).mean()
+    return (1 - cosine_similarity(*_single(image, description), dim=-1)).mean()
 
 
 def profile_contrast(
@@ -229,7 +229,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | Tensor) -> Tensor
 
     Raises:
         ValueError: if a sample has fewer than two rows, their widths differ, they are whole numbers, or a bandwidth is
-            not positive (its square is 0).
+            not positive or not finite, in the samples' precision its square included.
     """
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"expected two samples of two rows or more, of one width, found {[*x.shape]} and {[*y.shape]}")
@@ -237,7 +237,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | Tensor) -> Tensor
         raise ValueError(f"expected numbers with a fraction, found {x.dtype} and {y.dtype}")
     x, y = _single(x, y)
     scales = torch.as_tensor(bandwidths, dtype=x.dtype, device=x.device).reshape(-1)
-    if not (len(scales) and bool((scales.square() > 0).all())):
+    if not (len(scales) and bool(((scales > 0) & (scales.square() > 0) & scales.isfinite()).all())):
         raise ValueError(f"expected positive bandwidths, found {scales.tolist()}")
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ def test_resampled_measures_are_those_of_python_for_the_same_draws(visit):
     )
     frames = [answers.scored("PrefMoE", seed) for seed in answers.methods()["PrefMoE"]]
     won, fought = pairs.duels(frames)["auc_same"].by_user
-    expected = [[np.mean([c @ won[..., s] @ c / (c @ fought @ c) for s in range(won.shape[2])]) for c in counts]]
+    expected = [[np.mean([c @ one @ c / (c @ fought @ c) for one in won]) for c in counts]]
     _, numerator, denominator = metrics.user_counts([f.assign(prediction=f["pred"]) for f in frames])
     shares = statistics.ratio(np.tensordot(counts, numerator, 1), np.tensordot(counts, denominator, 1)).mean(1)
     expected += [shares[:, metrics.METRICS.index(name)].tolist() for name in ("recall", "collapse")]

@@ -120,6 +120,16 @@ def test_an_interval_is_that_of_frames_with_resampled_users():
     np.testing.assert_allclose(duels.resampled(resamples=40), values)
 
 
+def test_pairs_of_very_many_users_are_held_as_they_are_and_not_all_against_all():
+    users = 200_000  # all against all: 320 GB
+    rows = np.arange(2 * users)
+    scores = np.random.default_rng(0).random((2 * users, 1))
+    many = pairs.Duels(rows[:users], rows[users:], scores, np.tile(np.arange(users), 2), users)
+    counts = statistics.resample_counts(users, resamples=2)
+    won = scores[:users, 0] > scores[users:, 0]  # both of a pair about one user: drawn twice, it counts four times
+    assert many.resampled(resamples=2) == pytest.approx((counts**2 @ won) / (counts**2).sum(1))
+
+
 def test_who_reads_profiles_is_at_half_in_what_they_do_not_tell_and_who_remembers_answers_in_fresh_pairs():
     frame = questions()
     told = with_scores(frame, lambda row: {"told": float(row["l2-category"] == "awareness")}.get(row["told"], 0.5))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from prefmoe.analysis.answers import NO_BACKBONE, REFERENCE, type_of
-from prefmoe.config import Edition, run_folder
+from prefmoe.config import Edition, is_trained, run_folder
 from prefmoe.config.backbone_files import MINIATURE_CARD
 from prefmoe.system.files import FileError, read_json
 from prefmoe.system.places import known_backbones, weights_folder
@@ -35,11 +35,12 @@ def information_table(
     for backbone, key in edition.runs():
         method = edition.methods[key]
         story = read_story(run_folder(results, edition.name, backbone, key, edition.seeds_of(key)[0]))
+        trainable = story.get("parameters", {}).get("trainable_total", np.nan)
         rows.append({
             "method": method.label, "type": type_of(method), "backbone": backbone,
-            "in_training": method.information_in_training, "at_test": method.information,
+            "in_training": _in_training(edition, key), "at_test": method.information,
             "context_tokens": story.get("context_tokens", np.nan),
-            "trainable_parameters": story.get("parameters", {}).get("trainable_total", np.nan),
+            "trainable_parameters": trainable if is_trained(method) else min(trainable, 0),
             "practice": practice[backbone],
         })  # fmt: skip
     for name, shown in references.items():
@@ -53,6 +54,15 @@ def with_information(table: pd.DataFrame, shown: Mapping[str, str]) -> pd.DataFr
     about = {"method": "information", "condition": "information", "baseline": "baseline_information"}
     new = {column: table[key].map(shown) for key, column in about.items() if key in table and column not in table}
     return table if "at_test" in table else table.assign(**new)
+
+
+def _in_training(edition: Edition, key: str) -> str:
+    """What a method was shown in training, and then what the methods were that it begins with."""
+    shown, before = [], key
+    while before is not None:
+        shown.append(edition.methods[before].information_in_training)
+        before = getattr(edition.methods[before], "begins_with", None)
+    return "; before it: ".join(dict.fromkeys(shown))
 
 
 def _practice(backbone: str) -> str:

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.stats import rankdata
 
 from prefmoe import metrics
@@ -49,13 +50,12 @@ class Duels:
         return beats(self.scores[self.inside], self.scores[self.outside])
 
     @cached_property
-    def by_user(self) -> tuple[NDArray, NDArray]:
-        """(U, U, S) won and (U, U) fought pairs of an inside question of one user and an outside one of another."""
-        won, fought = np.zeros((self.users, self.users, self.won.shape[1])), np.zeros((self.users, self.users))
-        place = (self.user[self.inside], self.user[self.outside])
-        np.add.at(won, place, self.won)
-        np.add.at(fought, place, 1)
-        return won, fought
+    def by_user(self) -> tuple[list[csr_array], csr_array]:
+        """(U, U) of every seed won, and fought, pairs of an inside question of one user and an outside one of another.
+        Sparse: of very many users, few are asked about the same."""
+        place, shape = (self.user[self.inside], self.user[self.outside]), (self.users, self.users)
+        won = [csr_array((values, place), shape) for values in self.won.T]
+        return won, csr_array((np.ones(len(self.won)), place), shape)
 
     @cached_property
     def by_question(self) -> tuple[NDArray, NDArray]:
@@ -94,8 +94,8 @@ class Duels:
         """(B,) the AUC, mean over seeds, when users (both of a pair) and seeds (`statistics.over_seeds`) are drawn."""
         won, fought = self.by_user
         counts = statistics.resample_counts(self.users, resamples=resamples, seed=seed)
-        drawn = np.einsum("bu,uvs,bv->bs", counts, won, counts, optimize=True)
-        each = statistics.ratio(drawn, ((counts @ fought) * counts).sum(axis=1)[:, None])
+        drawn = np.stack([((counts @ one) * counts).sum(axis=1) for one in (*won, fought)], axis=1)
+        each = statistics.ratio(drawn[:, :-1], drawn[:, -1:])
         return statistics.over_seeds(each, seed=seed, copies=copies)
 
     def influences(self) -> NDArray:

@@ -85,6 +85,7 @@ class PreferenceVQAMethod(PrototypesMethod):
     """A rater that learns from questions about several pictures, too: what the liked ones share, which is liked."""
 
     module = "prefmoe.models.preference_vqa"
+    information_in_training: ClassVar[str] = "histories, choices and true attributes of seen users"
     kind: Literal["preference_vqa"]
     shared: float = Field(0.3, ge=0, description="weight of: which value of an attribute do the liked pictures share?")
     which: float = Field(0.3, ge=0, description="weight of: which of two pictures would this user like?")

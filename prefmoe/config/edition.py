@@ -265,6 +265,8 @@ class Edition(Strict):
             raise ValueError(f"methods that draw need the section generation: {', '.join(wrong)}")
         if self.generation is not None and not about:
             raise ValueError(f"data are {self.data.kind}, whose users have no histories: leave generation out")
+        if self.generation is not None and (mistake := self.generation.mistakes(self.methods)):
+            raise ValueError(mistake)
         if not about and self.histories != Histories():
             raise ValueError(f"data are {self.data.kind}, whose users have no histories: leave the setting out")
         if about and self.training.batch_size % self.histories.targets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -14,6 +15,9 @@ from prefmoe.system.names import Name, Once, Some
 Part = Literal["sem", "core", "img"]
 """What user tokens are made of: mapped states of the top layers (e_sem), states of the layer that the probes choose
 (e_core), a liked picture of the history (e_img)."""
+
+BRANCH_SHOWN = "histories, liked pictures and true attributes of seen users"
+"""What a branch is trained on whose e_sem is brought to the texts of the attributes that a history's pictures share."""
 
 
 class Generation(Strict):
@@ -39,6 +43,17 @@ class Generation(Strict):
     scales: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Once] = ()
     at_scales: Annotated[tuple[Name, ...], Once] = ()
     batch_size: int = Field(96, ge=1, description="pictures drawn at once")
+
+    def mistakes(self, methods: Mapping[str, MethodSettings]) -> str:
+        """What is wrong with an edition's methods beside these settings; empty if nothing is."""
+        if not isinstance(methods[self.reward], RaterMethod):
+            return f"generation.reward: {self.reward!r}: expected a rater, whose word is a measure"
+        for name, method in methods.items():
+            if isinstance(method, RewardedMethod) and method.begins_with == self.reward:
+                return f"methods.{name}.begins_with: {self.reward!r} judges (generation.reward): expected another rater"
+            if isinstance(method, WrongUserMethod) and self.users < 2:
+                return f"generation.users: methods.{name} draws for another user of the same group: expected 2 or more"
+        return ""
 
 
 class DrawingMethod(ChoiceMethod):
@@ -106,7 +121,6 @@ class UserTokensMethod(DrawingMethod):
     table_type = "PEFT"
     module = "prefmoe.generation.branch"
     is_guided = True
-    information_in_training: ClassVar[str] = "histories and liked pictures of seen users"
     kind: Literal["user_tokens"]
     begins_with: Name = Field(description="the probes of the rater whose states are used")
     parts: Some[Part] = ("sem", "core", "img")
@@ -130,6 +144,10 @@ class UserTokensMethod(DrawingMethod):
             raise ValueError("only e_sem is aligned; without it, alignment is none")
         return self
 
+    @property
+    def information_in_training(self) -> str:
+        return "histories and liked pictures of seen users" if self.alignment == "none" else BRANCH_SHOWN
+
     def core_layers(self, layers: int) -> range:
         """The layers of a rater with so many, among which that of e_core is chosen: middle ones, below e_sem's."""
         half = max(1, layers // 2)
@@ -145,7 +163,7 @@ class WrongUserMethod(DrawingMethod):
     module = "prefmoe.generation.branch"
     is_guided = True
     information = "history of another user"
-    information_in_training: ClassVar[str] = "histories and liked pictures of seen users"
+    information_in_training: ClassVar[str] = BRANCH_SHOWN
     kind: Literal["wrong_user"]
     begins_with: Name
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch.nn.functional import pad, rms_norm
 
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Batch
@@ -141,9 +141,10 @@ class History(Method, settings=HistoryMethod):
         self.entries = torch.cat([self.entries[:-1], new.to(self.entries), self.entries[-1:]])
         index = torch.tensor([example.index for example in examples], device=self.questions.device)
         self.questions = torch.cat([self.questions[:-1], index, self.questions[-1:]])
-        rows = [[place for place in row if place >= 0] for row in self.places.tolist()]
-        rows[self.benchmark.row(name)] = list(range(first, first + len(examples)))
-        self._set_places(rows)
+        places = pad(self.places, (0, max(0, len(examples) - self.places.shape[1])), value=-1)
+        places[self.benchmark.row(name)] = -1
+        places[self.benchmark.row(name), : len(examples)] = torch.arange(first, first + len(examples))
+        self.places = places
 
     def _append_user(self, groups: list[int], encoded: Any) -> None:
         self.places = with_rows(self, "places", self.places.new_full((1, self.places.shape[1]), -1))

@@ -55,9 +55,12 @@ def expert_mixture(x: Tensor, A: Tensor, B: Tensor, gate: Tensor, context: Tenso
         x: (batch, tokens, in). A: (experts, rank, in). B: (experts, out, rank). gate: (batch, experts).
         context: (batch, experts, rank) or None.
 
-    Returns (batch, tokens, out), by two matrix products in all. Raises ValueError if gate or context has another shape.
+    Returns (batch, tokens, out), by two matrix products in all. Raises ValueError if B, gate or context has another
+    shape.
     """
     wanted = (len(x), len(A), A.shape[1])
+    if B.dim() != 3 or (len(B), B.shape[2]) != wanted[1:]:
+        raise ValueError(f"expected a B of [{wanted[1]}, out, {wanted[2]}], found {[*B.shape]}")
     if gate.shape != wanted[:2] or (context is not None and context.shape != wanted):
         shapes = [*gate.shape], None if context is None else [*context.shape]
         raise ValueError(f"expected a gate of {[*wanted[:2]]} and a context of {[*wanted]} or None, found {shapes}")

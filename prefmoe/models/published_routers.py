@@ -51,11 +51,17 @@ def published_gates(
 
     Returns task_gate (B, 2), preference_gate (B, F), profile_gate (B, 2), user_context (B, rank).
 
-    Raises ValueError if weights are missing, or facet is outside -1 to F - 1 (asked where that waits for no device).
+    Raises ValueError if weights are missing, facet_embedding has not a row for every facet and one more, facet is not
+    (B,) whole numbers, or is outside -1 to F - 1 (asked where that waits for no device).
     """
     if missing := [name for name in PUBLISHED_WEIGHTS if name not in weights]:
         raise ValueError(f"weights: missing {', '.join(missing)} (found {', '.join(weights) or 'none'})")
-    facets, facet = facet_tokens.shape[1], facet.long()
+    facets, table = facet_tokens.shape[1], weights["facet_embedding"]
+    if len(table) != facets + 1:
+        raise ValueError(f"facet_embedding: expected {facets + 1} rows for {facets} facets, found {len(table)}")
+    if facet.shape != facet_tokens.shape[:1] or facet.is_floating_point():
+        raise ValueError(f"facet: expected {len(facet_tokens)} whole numbers, found {[*facet.shape]} of {facet.dtype}")
+    facet = facet.long()
     if facet.device.type == "cpu" and bool(((facet < -1) | (facet >= facets)).any()):
         raise ValueError(f"facet: expected -1 to {facets - 1}, found {facet.tolist()}")
 
@@ -67,7 +73,6 @@ def published_gates(
     profile = apply("profile_encoder", (image + description) / 2)
     task = torch.cat([profile, signature, apply("query_encoder", query)], dim=1)
     about = torch.cat([apply("image_encoder", image), apply("description_encoder", description), profile], dim=1)
-    table = weights["facet_embedding"]
     personal = torch.cat([signature, table[facet.remainder(len(table))], apply("name_encoder", name)], dim=1)
     return {
         "task_gate": apply("task_router", task).softmax(1),
