@@ -160,7 +160,7 @@ def score(frame: pd.DataFrame) -> pd.DataFrame:
     return scored
 
 
-def summarize(scored: pd.DataFrame, *, resamples: int = statistics.RESAMPLES) -> dict[str, dict[str, float]]:
+def summarize(scored: pd.DataFrame, *, resamples: int | None = None) -> dict[str, dict[str, float]]:
     """Every metric of `METRICS` with its n and a 95 % cluster-bootstrap interval over users.
 
     overall, preference and profile (recognition) are accuracies. Collapse (FPout; PrefMoE, Lyu et al. 2026),
@@ -185,7 +185,7 @@ def collapse_by_bucket(scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def collapse_by(
-    scored: pd.DataFrame, groups: Sequence | pd.Series, order: Iterable, *, resamples: int = statistics.RESAMPLES
+    scored: pd.DataFrame, groups: Sequence | pd.Series, order: Iterable, *, resamples: int | None = None
 ) -> pd.DataFrame:
     """Collapse (`question_counts`) within groups of N scored questions, with 95 % intervals.
 
@@ -253,7 +253,7 @@ def with_sensitivity(shares: NDArray) -> NDArray:
 
 
 def estimates(
-    numerator: NDArray, denominator: NDArray, *, resamples: int = statistics.RESAMPLES, copies: bool = False
+    numerator: NDArray, denominator: NDArray, *, resamples: int | None = None, copies: bool = False
 ) -> dict[str, dict[str, float]]:
     """Mean over seeds of every metric, with an interval of that mean: users are resampled, and seeds (`over_seeds`).
 

@@ -9,9 +9,9 @@ from small_choices import benchmark
 
 from prefmoe.analysis import drawings, statistics
 from prefmoe.analysis.answers import TableError
-from prefmoe.analysis.drawings import CARED, Drawn, comparison_table, measure_rows, measured, of_seeds
+from prefmoe.analysis.drawings import Drawn, comparison_table, measure_rows, measured, of_seeds
 from prefmoe.data.choice_drawing import ATTRIBUTES, content_of
-from prefmoe.data.choice_tastes import favourites
+from prefmoe.data.choice_tastes import CARED, favourites
 from prefmoe.data.choice_world import OPEN
 
 PROMPTS = ("two cameras", "one crown")
@@ -124,19 +124,13 @@ def test_rows_have_intervals_over_users_and_means_over_seeds():
     assert "distance" not in {row["measure"] for row in measure_rows(one, benchmark(), one)}
 
 
-def test_pictures_that_all_users_have_are_counted_once():
-    """Four pictures were published as 192 with intervals of no width."""
-    same = frame(lambda user, prompt, noise: {"item": "dogs"} if noise else {})
-    first = same.drop_duplicates(["prompt", "noise"]).set_index(["prompt", "noise"])["picture"]
-    same["picture"] = list(first.reindex(pd.MultiIndex.from_frame(same[["prompt", "noise"]])))
-    one = Drawn("No user", "Nobody", "drawer", (same,))
-    rows = pd.DataFrame(measure_rows(one, benchmark(), drawn("Drawings", "Drawings", "drawings")))
-    own = rows[rows["measure"].isin(drawings.OF_PICTURES)]
-    assert set(own["n"]) == {len(first)} and own[["low", "high"]].isna().all(axis=None)
-    assert (own.loc[own["measure"] == "faithful", "value"] == 0.5).all()
-    liked = rows[rows["measure"] == "liked"]
-    assert (liked["n"] > len(first)).all() and liked[["low", "high"]].notna().all(axis=None)
-    assert "distance" not in set(rows["measure"])
+def test_what_is_liked_counts_for_both_only_where_the_picture_is_of_its_prompt():
+    """Pictures that showed more of what users like were those that had lost the prompt, and neither mean said so."""
+    one = frame(lambda user, prompt, noise: taste(user, prompt, noise) | ({"item": "dogs"} if noise else {}))
+    found = measured(one, benchmark())
+    lost = found.index.get_level_values("noise") == 1
+    assert lost.any() and (found["liked"] == 1).all()
+    assert (found["both"] == found["faithful"]).all() and (found["faithful"] == ~lost).all()
 
 
 def test_a_setting_is_told_from_others_and_a_missing_one_is_named():

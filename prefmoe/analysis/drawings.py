@@ -19,7 +19,7 @@ from prefmoe.analysis.answers import TableError, check_seeds, finished
 from prefmoe.analysis.choices import USERS
 from prefmoe.config import DrawingMethod, Edition
 from prefmoe.data.choice_drawing import ATTRIBUTES, PROMPTED, content_of
-from prefmoe.data.choice_tastes import favourites
+from prefmoe.data.choice_tastes import CARED, favourites
 from prefmoe.data.choice_world import OPEN
 from prefmoe.data.choices import ChoiceBenchmark
 
@@ -30,14 +30,12 @@ SETTING = ["n_ref", "scale"]
 
 VALUES = tuple(value for values in ATTRIBUTES.values() for value in values)
 
-CARED = 3
-"""A user's liked attributes: the favourite values of so many open attributes, those that matter most to the user."""
-
 MEASURES = {
     "liked": "share of the user's liked attributes in the picture",
     "utility": "expected true utility of what the prompt leaves open",
     "reward": "Q of a rater trained apart",
     "faithful": "number and item are those of the prompt",
+    "both": "liked, and 0 where number or item are not those of the prompt",
     "diversity": "distance between pictures of one prompt",
     "own": "the user's favourite value, where the population's is another",
     "population": "the population's favourite value there",
@@ -45,11 +43,8 @@ MEASURES = {
 }  # fmt: skip
 """The measures and what each says. The last is of a whole set of pictures, the others are means over pictures."""
 
-PAIRED = ("liked", "utility", "reward", "faithful")
+PAIRED = ("liked", "utility", "reward", "faithful", "both")
 """What `comparison_table` compares."""
-
-OF_PICTURES = ("faithful", "diversity")
-"""Measures that say nothing of the user: where all users have the same pictures, each of these counts once."""
 
 TABLE1_COLUMNS = ("condition", "users", "measure", "value", "low", "high", "n", "seeds")
 
@@ -79,16 +74,6 @@ class Drawn:
     def settings(self) -> list[tuple[int, float]]:
         """The lengths of history and scales of guidance that were drawn with."""
         return sorted(set(map(tuple, self.frames[0][SETTING].to_numpy().tolist())))
-
-    @cached_property
-    def same_for_all(self) -> bool:
-        """Whether several users have the same pictures, but for a rounding."""
-        for frame in self.frames:
-            images = pixels(frame).astype(np.int16)
-            of_noise = frame.reset_index(drop=True).groupby(["prompt", "noise"]).indices.values()
-            if any(len(rows) < 2 or np.ptp(images[rows], axis=0).max() > 1 for rows in of_noise):
-                return False
-        return True
 
     def at(self, n_ref: int, scale: float) -> Drawn:
         """What was drawn with one setting; a condition without histories or guidance has only one."""
@@ -137,12 +122,14 @@ def measured(frame: pd.DataFrame, benchmark: ChoiceBenchmark) -> pd.DataFrame:
         own.append(np.mean([picture[name] == taste[name] for name in apart]) if apart else np.nan)
         population.append(np.mean([picture[name] == crowd[name] for name in apart]) if apart else np.nan)
     content = pd.DataFrame([content_of(prompt) for prompt in frame["prompt"]], index=frame.index)
+    faithful = (content[list(PROMPTED)] == told[list(PROMPTED)]).all(axis=1).to_numpy(float)
     return pd.DataFrame(
         {
             "liked": liked,
             "utility": (probabilities * utilities[:, columns]).sum(1),
             "reward": frame["reward"].to_numpy(),
-            "faithful": (content[list(PROMPTED)] == told[list(PROMPTED)]).all(axis=1).astype(float).to_numpy(),
+            "faithful": faithful,
+            "both": liked * faithful,
             "diversity": _diversity(frame),
             "own": own,
             "population": population,
@@ -186,20 +173,12 @@ def _groups(table: pd.DataFrame | pd.Series) -> Iterator[tuple[str, pd.DataFrame
 
 
 def measure_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | None) -> list[dict]:
-    """The rows of table1.csv of one condition at one setting; ``reference``: drawings that distance is measured to.
-
-    Where every user has the same pictures (nobody was told of), n of `OF_PICTURES` is how many different ones there
-    are, without an interval over users, and there is no distance: a few pictures are no distribution.
-    """
-    table, rows, alike = of_seeds(drawn, benchmark), [], drawn.same_for_all
+    """The rows of table1.csv of one condition at one setting; ``reference``: drawings that distance is measured to."""
+    table, rows = of_seeds(drawn, benchmark), []
     for users, inside in _groups(table):
         for measure in MEASURES:
             values = inside[measure].dropna() if measure in inside else ()
-            if alike and measure in OF_PICTURES and len(values):
-                once = values.mean(axis=1).groupby(["prompt", "noise"]).first()
-                estimate = {"value": once.mean(), "low": np.nan, "high": np.nan, "n": len(once)}
-                rows.append({"users": users, "measure": measure, **estimate})
-            elif len(values):
+            if len(values):
                 estimate = statistics.cluster_bootstrap(values.to_numpy(), values.index.get_level_values("user"))
                 rows.append({"users": users, "measure": measure, **estimate})
         if found := _distances(drawn, reference, users):
@@ -223,7 +202,7 @@ def seed_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | None)
 
 def _distances(drawn: Drawn, reference: Drawn | None, users: str) -> list[dict[str, float]]:
     """The distance of each seed's pictures from the reference's; none where there is none to tell (`measure_rows`)."""
-    if reference is None or reference.key == drawn.key or drawn.same_for_all:
+    if reference is None or reference.key == drawn.key:
         return []
 
     def of_users(frame: pd.DataFrame) -> tuple[np.ndarray, pd.Series]:

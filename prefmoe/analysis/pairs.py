@@ -90,7 +90,7 @@ class Duels:
         """(S,) the AUC of each seed; NaN without pairs."""
         return statistics.ratio(self.won.sum(axis=0), np.full(self.won.shape[1], len(self.won)))
 
-    def resampled(self, *, resamples: int = statistics.RESAMPLES, seed: int = 0, copies: bool = False) -> NDArray:
+    def resampled(self, *, resamples: int | None = None, seed: int = 0, copies: bool = False) -> NDArray:
         """(B,) the AUC, mean over seeds, when users (both of a pair) and seeds (`statistics.over_seeds`) are drawn."""
         won, fought = self.by_user
         counts = statistics.resample_counts(self.users, resamples=resamples, seed=seed)

@@ -55,7 +55,7 @@ def bin_of(probability: NDArray) -> NDArray:
 
 
 def calibration(
-    answers: Answered, users: NDArray, *, resamples: int = statistics.RESAMPLES, simulations: int = 200
+    answers: Answered, users: NDArray, *, resamples: int | None = None, simulations: int = 200
 ) -> dict[str, float]:
     """Expected calibration error (Guo et al. 2017, eq. 3) of the most probable answers, mean over copies (seeds).
 
@@ -116,7 +116,7 @@ def reliability(answers: Answered, users: NDArray) -> list[dict[str, float]]:
 
 
 def separation(
-    frames: Sequence[pd.DataFrame], *, resamples: int = statistics.RESAMPLES, copies: bool = False
+    frames: Sequence[pd.DataFrame], *, resamples: int | None = None, copies: bool = False
 ) -> dict[str, dict[str, float]]:
     """How far answers about a shared preference follow the user rather than the population; no threshold involved.
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from prefmoe import metrics
-from prefmoe.analysis import pairs, statistics
+from prefmoe.analysis import pairs
 from prefmoe.analysis.groupings import QUESTION_GROUPS, question_groups
 from prefmoe.metrics import ScoringError
 
@@ -131,7 +131,7 @@ def _with_numbers(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**columns, **{column: frame[column].fillna("") for column in ("item",) if column in frame})
 
 
-def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int = statistics.RESAMPLES) -> pd.DataFrame:
+def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int | None = None) -> pd.DataFrame:
     """Every measure of scored predictions, with intervals: the six of the tables, the AUCs (`pairs.duels`) where there
     are probabilities, collapse by size of the group that shares the preference, and accuracy by kind of question. A
     share of one user's questions has no interval.
@@ -167,7 +167,7 @@ def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int = sta
 
 
 def report(
-    path: str | Path, *, by: Sequence[str] | None = None, auc: bool = False, resamples: int = statistics.RESAMPLES
+    path: str | Path, *, by: Sequence[str] | None = None, auc: bool = False, resamples: int | None = None
 ) -> Report:
     """Scores a file of predictions (`read_predictions`).
 

@@ -13,8 +13,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-RESAMPLES = 1000
-"""Bootstrap resamples behind every interval of the tables and figures."""
+RESAMPLES = 20_000
+"""Bootstrap resamples behind every interval of the tables and figures: their bounds move by about .02 standard errors
+from one draw to the next (with a thousand by .08, which turned verdicts). See `resample_counts`."""
 
 LEVEL = 0.95
 """Coverage of the intervals."""
@@ -36,15 +37,17 @@ def cluster_sums(values: ArrayLike, clusters: Sequence | NDArray) -> tuple[NDArr
     return labels, sums
 
 
-def resample_counts(clusters: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray:
+def resample_counts(clusters: int, *, resamples: int | None = None, seed: int = 0) -> NDArray:
     """(resamples, clusters) how often each cluster is drawn when as many are drawn with replacement. The same arguments
-    give the same draws, so statistics of several methods are resampled together."""
+    give the same draws, so statistics of several methods are resampled together. Without ``resamples``: `RESAMPLES`,
+    and of more than a thousand clusters fewer, so that the draws fit into memory, but a thousand at least."""
+    resamples = resamples or max(1000, min(RESAMPLES, 1000 * RESAMPLES // max(clusters, 1)))
     if clusters == 0:
         return np.zeros((resamples, 0))
     return _draws(clusters, resamples, seed)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _draws(clusters: int, resamples: int, seed: int) -> NDArray:
     draws = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
     counts = draws.astype(float)
@@ -58,7 +61,9 @@ def ratio(numerator: NDArray, denominator: NDArray) -> NDArray:
         return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1), np.nan)
 
 
-def ratio_bootstrap(numerator: NDArray, denominator: NDArray, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray:
+def ratio_bootstrap(
+    numerator: NDArray, denominator: NDArray, *, resamples: int | None = None, seed: int = 0
+) -> NDArray:
     """Resampled ratios of sums.
 
     Args:
@@ -112,7 +117,7 @@ def interval(samples: NDArray, clusters: int) -> tuple[float, float]:
 
 
 def cluster_bootstrap(
-    values: ArrayLike, clusters: Sequence | NDArray, *, resamples: int = RESAMPLES, seed: int = 0
+    values: ArrayLike, clusters: Sequence | NDArray, *, resamples: int | None = None, seed: int = 0
 ) -> dict[str, float]:
     """Mean of values with an interval that resamples clusters and, of values (N, S), the S seeds too (`over_seeds`).
 

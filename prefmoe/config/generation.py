@@ -78,7 +78,7 @@ class ProbesMethod(ChoiceMethod):
     kind: Literal["probes"]
     begins_with: Name
     users: int = Field(40, ge=2, description="users that the inter-user probe tells apart")
-    draws: int = Field(4, ge=1, description="histories of each, to learn from")
+    draws: int = Field(4, ge=1, description="histories of each to learn from, and as many to tell apart")
     penalty: float = Field(1.0, gt=0, description="C of the logistic regressions")
 
     def mistakes_of_beginning(self, first: MethodSettings) -> str:

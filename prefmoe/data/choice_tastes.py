@@ -9,6 +9,9 @@ from prefmoe.data.choice_drawing import ATTRIBUTES
 from prefmoe.data.choice_world import OPEN
 from prefmoe.data.choices import Choice, ChoiceBenchmark
 
+CARED = 3
+"""A user's liked attributes: the favourite values of so many open attributes, those that matter most to the user."""
+
 
 class TasteError(ValueError):
     """Choices that cannot tell of a taste: none at all, or of pictures whose attributes nobody knows."""

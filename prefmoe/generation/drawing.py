@@ -1,6 +1,6 @@
 """What every method that draws has in common: which pictures are asked for, from which noise, how they are drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -57,11 +57,12 @@ def requests(edition: Edition, name: str, benchmark: ChoiceBenchmark) -> pd.Data
     return pd.DataFrame(rows, columns=list(REQUEST))
 
 
-def noise_seeds(asked: pd.DataFrame, prompts: Sequence[str]) -> list[int]:
-    """The seed of each picture's noise: the same for one prompt and number, whoever the user, whatever the method and
-    the seed it was trained with, so that all are paired."""
+def noise_seeds(asked: pd.DataFrame, prompts: Sequence[str], users: Mapping[str, int]) -> list[int]:
+    """The seed of each picture's noise: another for every user, prompt and number, and the same whatever the method and
+    the seed it was trained with, so that all are paired. ``users``: the benchmark's, with their rows."""
     where = {prompt: place for place, prompt in enumerate(prompts)}
-    return [1000 * where[prompt] + number for prompt, number in zip(asked["prompt"], asked["noise"], strict=True)]
+    rows = zip(asked["user"], asked["prompt"], asked["noise"], strict=True)
+    return [1000 * (users[user] * len(where) + where[prompt]) + number for user, prompt, number in rows]
 
 
 class Drawing(Method):
@@ -106,7 +107,7 @@ class Drawing(Method):
     def _batch(self, own: pd.DataFrame, start: int, scale: float) -> Tensor:
         settings = self.generation
         some = own.iloc[start : start + settings.batch_size]
-        noise = noise_seeds(some, settings.prompts)
+        noise = noise_seeds(some, settings.prompts, self.benchmark.users)
         pictures = sample(
             self.drawer, self.prompts(some), noise=noise, steps=settings.steps, text_scale=settings.text_scale,
             user_tokens=self.user_tokens(some), user_scale=scale,

@@ -5,10 +5,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from prefmoe.analysis.drawings import CARED
 from prefmoe.config import PlainDrawingMethod
 from prefmoe.data.choice_drawing import content_of, draw_choice_picture, random_attributes
-from prefmoe.data.choice_tastes import TasteError, excess, favourites, words
+from prefmoe.data.choice_tastes import CARED, TasteError, excess, favourites, words
 from prefmoe.generation.captions import caption, reduced
 from prefmoe.generation.drawing import Drawing
 from prefmoe.generation.pictures import small_pictures

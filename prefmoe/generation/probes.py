@@ -89,9 +89,9 @@ def inter(rater: Rater, settings: ProbesMethod, *, n_ref: int, seed: int) -> lis
             order = np.random.default_rng([seed, benchmark.users[user]]).permutation(len(own))
             halves = [tuple(own[k] for k in order[start::2]) for start in (0, 1)]
             length = min(n_ref, *map(len, halves))
-            for half, draws in enumerate((settings.draws, 2)):
-                told += [History(user, length, draw, halves[1 - half]) for draw in range(draws)]
-                kinds += [half] * draws
+            for half in range(2):  # of one half the histories to learn from, of the other those to tell
+                told += [History(user, length, draw, halves[1 - half]) for draw in range(settings.draws)]
+                kinds += [half] * settings.draws
         x = user_states(rater, told).transpose(1, 2).flatten(2).numpy()  # (N, L, 2 H)
         y, kind = np.array([one.user for one in told]), np.array(kinds)
         for layer in range(x.shape[1]):

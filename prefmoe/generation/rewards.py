@@ -4,10 +4,10 @@ Either the best of several noises by the rater's word, or, as ReNO (arXiv 2406.0
 the noise along the reward's gradient, through a sampler of few steps and through the rater's eyes.
 """
 
-from collections.abc import Sequence
-
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prefmoe.config import RewardedMethod
@@ -17,8 +17,8 @@ from prefmoe.generation.sampling import drawn, noise_of, sample
 from prefmoe.models.lora import merged_lora
 from prefmoe.models.raters import Rater
 
-NEXT = 10**6
-"""From the seed of a picture's noise to that of the next noise that is tried for it."""
+NEXT = 10**9
+"""From the seed of a noise to that of a new one, where there are more candidates than users."""
 
 AT_ONCE = 32
 """Pictures whose gradient is kept in memory at once."""
@@ -41,11 +41,11 @@ class Rewarded(Drawing, settings=RewardedMethod):
         return {"like": plus, "dislike": -minus, "displease": minus}[self.config.by]
 
     def _batch(self, own: pd.DataFrame, start: int, scale: float) -> Tensor:
-        some = own.iloc[start : start + self.generation.batch_size]
-        seeds = noise_seeds(some, self.generation.prompts)
+        batch = slice(start, start + self.generation.batch_size)
+        some, seeds = own.iloc[batch], np.array(noise_seeds(own, self.generation.prompts, self.benchmark.users))
         if self.config.how == "best":
-            return self._best(some, seeds)
-        noise = noise_of(self.drawer, seeds)
+            return self._best(some, self._candidates(own, seeds)[:, batch])
+        noise = noise_of(self.drawer, seeds[batch])
         parts = range(0, len(some), AT_ONCE)
         return torch.cat([self._ascent(some.iloc[k : k + AT_ONCE], noise[k : k + AT_ONCE]) for k in parts])
 
@@ -53,15 +53,22 @@ class Rewarded(Drawing, settings=RewardedMethod):
         wanted = {"steps": self.generation.steps, "text_scale": self.generation.text_scale}
         return sample(self.drawer, self.prompts(asked), noise=noise, **wanted)
 
-    def _best(self, asked: pd.DataFrame, seeds: Sequence[int]) -> Tensor:
-        """Of so many pictures, the first from the noise itself, the one that the rater likes most. All users choose
-        among the same, each of which is drawn once."""
-        every = pd.concat(self.config.candidates * [asked], ignore_index=True)
-        others = [seed + NEXT * number for number in range(self.config.candidates) for seed in seeds]
-        tried = self._sample(every, noise_of(self.drawer, others))
+    def _candidates(self, asked: pd.DataFrame, seeds: NDArray) -> NDArray:
+        """(candidates, N) the noises among which each picture is chosen: its own, and those of the users behind its own
+        for the same prompt and number, so that each picture is drawn once. Who has too few behind gets new ones."""
+        tried = np.repeat(seeds[None], self.config.candidates, axis=0)
+        for rows in asked.reset_index(drop=True).groupby(["n_ref", "draw", "prompt", "noise"]).indices.values():
+            for number in range(1, len(tried)):
+                tried[number, rows] = np.roll(seeds[rows], -number) + NEXT * (number // len(rows))
+        return tried
+
+    def _best(self, asked: pd.DataFrame, seeds: NDArray) -> Tensor:
+        """Of the pictures from so many noises, (candidates, N), the one that the rater likes most."""
+        every = pd.concat(len(seeds) * [asked], ignore_index=True)
+        tried = self._sample(every, noise_of(self.drawer, seeds.ravel().tolist()))
         with merged_lora(self._rater[0].model):
-            best = self.said(every, tried).view(-1, len(seeds)).argmax(0)
-        return tried.cpu()[best.cpu() * len(seeds) + torch.arange(len(seeds))]
+            best = self.said(every, tried).view(len(seeds), -1).argmax(0)
+        return tried.cpu()[best.cpu() * seeds.shape[1] + torch.arange(seeds.shape[1])]
 
     @torch.inference_mode(False)
     @torch.enable_grad()

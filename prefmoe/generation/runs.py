@@ -58,7 +58,10 @@ class DrawingWorkbench(ChoiceWorkbench):
         if self.edition.generation is None:
             raise RunError(f"edition {self.edition.name!r} draws nothing: it has no section generation")
         check_prompts(self.edition, self.benchmark)
-        self.drawer().token_ids(self.edition.generation.prompts)
+        drawer, steps = self.drawer(), self.edition.generation.steps
+        drawer.token_ids(self.edition.generation.prompts)
+        if steps > (most := drawer.scheduler.config.num_train_timesteps):
+            raise RunError(f"generation.steps: expected at most {most}, as this drawer's noise has steps; got {steps}")
 
     def drawer(self) -> Drawer:
         """The drawer, without a user branch of an earlier run."""

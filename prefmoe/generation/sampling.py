@@ -110,6 +110,9 @@ def _steps(
         each = [one if len(one) == len(every) else one[back] for one in seen.split([len(own) for own in rows])]
         guided = sum(weight * one for weight, one in zip(weights, each, strict=True))
         noisy = scheduler.step(guided, time, noisy).prev_sample
+    if not noisy.isfinite().all():
+        bad = int((~noisy.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise DrawerError(f"picture {bad} ({prompts[bad]!r}) is not finite: NaN in weights of the drawer or branch")
     return noisy.contiguous().clamp(-1, 1) / 2 + 0.5
 
 

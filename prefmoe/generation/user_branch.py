@@ -9,6 +9,8 @@ bias, so that tokens of zeros are nobody, whatever was learned.
 """
 
 import hashlib
+import json
+from operator import itemgetter
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
@@ -60,8 +62,11 @@ def remove_user_branch(drawer: Drawer) -> None:
 
 
 def drawer_digest(drawer: Drawer) -> str:
-    """Identifies the weights of a drawer, whatever branch it has."""
+    """Identifies a drawer, whatever branch it has: weights, words, scheduler and the size of patches."""
     said = hashlib.blake2b(digest_size=8)
+    words = sorted(drawer.tokenizer.get_vocab().items(), key=itemgetter(1))
+    settings = {key: value for key, value in drawer.scheduler.config.items() if not key.startswith("_")}
+    said.update(json.dumps([drawer.config.patch, words, settings], sort_keys=True, default=str).encode())
     for network in (drawer.unet, drawer.text_encoder):
         for name, tensor in sorted(network.state_dict().items()):
             if "_ip." not in name:
