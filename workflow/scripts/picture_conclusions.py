@@ -29,7 +29,7 @@ def drawer(t: Tables) -> list[str]:
     weak = "; ".join(f"{name} {dot(drawn[name])}, by chance {dot(rows['by chance'][name])}" for name in bad.index)
     return [
         f"The attribute reader is right about {dot(rows['drawings'].min(), 3)} or more of drawings that it has not "
-        "seen, so what it says of the drawer's pictures is mostly the drawer's doing.",
+        "seen. Of pictures that are no drawings its error is not known: it names a value of anything.",
         f"The drawer draws {len(good)} of {len(rows)} attributes as it is told, in {dot(good.min())} to "
         f"{dot(good.max())} of its pictures. It has not learned the others well: {weak}.",
     ]
