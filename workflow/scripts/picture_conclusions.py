@@ -125,6 +125,8 @@ def pictures(t: Tables) -> list[str]:
     holds(more["low"] > 0 and not told_apart(more), "and keep less of the prompt by the interval alone")
     one = t.row(f"{EDITION}/lengths", condition=FULL, n_ref=1, users="all", measure="liked")
     eight = main(t, FULL, "liked")
+    both, plain = (main(t, c, "both") for c in (FULL, NOBODY))
+    joint, other = (minus(t, c, "both", "all") for c in (NOBODY, "Another user's history"))
     own, crowd = (main(t, FULL, name) for name in ("own", "population"))
     return [
         f"Drawn for unseen users, pictures show {around(unseen[FULL])} of what they like; without a user "
@@ -133,14 +135,15 @@ def pictures(t: Tables) -> list[str]:
         f"{around(over_all, 3, 'difference')}; with the true favourites in the prompt {around(unseen[favourites])}.",
         f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in {all_told} with the "
         f"favourites in the prompt ({dot(ceiling[1]['value'])} with the three that liked counts, "
-        f"{dot(ceiling[0]['value'])} of them drawn), beside {dot(told[NOBODY]['value'])} of the "
-        f"{int(told[NOBODY]['n'])} pictures without a user, too few to know how often it is right.",
+        f"{dot(ceiling[0]['value'])} of them drawn), beside {around(told[NOBODY])} without a user.",
+        f"Both at once, what is liked in pictures of their prompt alone (all users), is {around(both)}, without a user "
+        f"{around(plain)}: {around(joint, 3, 'difference')}, {'told' if told_apart(joint) else 'not told'} apart; beside "
+        f"another user's history it is {around(other, 3, 'difference')} more.",
         f"Words of the history, written into the prompt, are not told apart from the branch in what is liked, "
         f"{around(words)}; the branch keeps {around(more, 3, 'difference')} more of the prompt, by the "
         f"interval and not after Holm's correction (p = {dot(more['p_users_holm'])}).",
-        f"One choice of history gives {around(one)}, eight {around(eight)} (all users).",
-        f"Where a user's favourite is not the population's, the user's is drawn in {dot(own['value'])} and the "
-        f"population's in {dot(crowd['value'])}.",
+        f"One choice of history gives {around(one)}, eight {around(eight)} (all users). Where a user's favourite is "
+        f"not the population's, the user's is drawn in {dot(own['value'])}, the population's in {dot(crowd['value'])}.",
     ]
 
 
