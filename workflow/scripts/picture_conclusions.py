@@ -137,8 +137,8 @@ def pictures(t: Tables) -> list[str]:
         f"favourites in the prompt ({dot(ceiling[1]['value'])} with the three that liked counts, "
         f"{dot(ceiling[0]['value'])} of them drawn), beside {around(told[NOBODY])} without a user.",
         f"Both at once, what is liked in pictures of their prompt alone (all users), is {around(both)}, without a user "
-        f"{around(plain)}: {around(joint, 3, 'difference')}, {'told' if told_apart(joint) else 'not told'} apart; beside "
-        f"another user's history it is {around(other, 3, 'difference')} more.",
+        f"{around(plain)}: {around(joint, 3, 'difference')}, {'told' if told_apart(joint) else 'not told'} apart; with "
+        f"another user's history it is {around(other, 3, 'difference')} less.",
         f"Words of the history, written into the prompt, are not told apart from the branch in what is liked, "
         f"{around(words)}; the branch keeps {around(more, 3, 'difference')} more of the prompt, by the "
         f"interval and not after Holm's correction (p = {dot(more['p_users_holm'])}).",
