@@ -24,7 +24,7 @@ from prefmoe.config.backbone_files import files_digest
 from prefmoe.config.registry import BackboneError
 from prefmoe.models.base import build_method
 from prefmoe.running import mmpb
-from prefmoe.running.evaluation import evaluate
+from prefmoe.running.evaluation import EvaluationError, evaluate
 from prefmoe.system.places import data_folder
 
 KINDS = ("llava", "qwen2_5_vl", *UNKNOWN)
@@ -136,6 +136,21 @@ def test_a_processor_that_leaves_open_how_many_tokens_a_picture_has_takes_it_fro
     assert {name: getattr(processor, name) for name in left_out} == expected
     method = build_method(settings(), load_backbone(entry.name), small_benchmark(), seed=0)
     assert evaluate(method, questions(2), turns=0, batch_size=2, max_new_tokens=1)["p_allowed"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"), [("llava", {"num_additional_image_tokens": 5}), ("internvl", {"image_seq_length": 8})]
+)
+def test_a_processor_that_counts_otherwise_than_its_model_is_named_when_it_is_asked(tmp_path, kind, wrong):
+    lay_out(tmp_path)
+    folder = shutil.copytree(folder_of(kind), tmp_path / "model")
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    options = {"edition": small_edition("any"), "results": tmp_path / "results", "splits": ("test",), "turns": (0,)}
+    said = r"backbone 'model': its processor writes another number of image tokens than its model makes .*tokens: \d+"
+    for conditions in ({"conditions": ["pictures"]}, {"switches": {"description": "none", "preferences": False}}):
+        with pytest.raises(EvaluationError, match=said):
+            mmpb.run(folder, **options, **conditions)
 
 
 def test_nothing_can_be_put_on_a_model_whose_parts_are_unknown():

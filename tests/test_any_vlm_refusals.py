@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from any_models import folder_of
 from small_world import lay_out, small_benchmark, small_edition
+from tiny_benchmark import make_picture
 from tiny_models import LLAVA_TEMPLATE
 
 from prefmoe.backbones import whole
@@ -115,6 +116,72 @@ def test_more_pictures_than_it_takes_are_refused(broken):
     assert "take 2" in (text := refused(folder, 2)) and "positions of 20" in text
 
 
+TURNS = "{% for m in messages %}{% for p in m.content %}{{ p.text or '<IMG_CONTEXT>' }} {% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ("messages[-1:]", "shows no words 'somebody' of the user"),
+        ("messages if m.role == 'user'", "shows no words 'I got it.' of the assistant"),
+        ("messages[:-1]", "shows no words 'a question' of the user"),
+    ],
+)
+def test_a_template_that_drops_a_turn_is_refused(broken, shown, said, pictures):
+    folder = broken()
+    (folder / "chat_template.jinja").write_text(TURNS)
+    whole.check(whole.find_any(folder), pictures)
+    (folder / "chat_template.jinja").write_text(TURNS.replace("in messages", f"in {shown}"))
+    assert f"its chat template {said}: " in refused(folder, pictures)
+
+
+def test_a_template_that_takes_no_assistant_or_doubles_a_picture_is_refused(broken):
+    folder = broken()
+    raising = "{% for m in messages if m.role == 'assistant' %}{{ raise_exception('users only') }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(TURNS + raising)
+    assert re.search("its chat template fails on .*: users only$", refused(folder))
+    (folder / "chat_template.jinja").write_text(TURNS.replace("'<IMG_CONTEXT>'", "'<IMG_CONTEXT>' * 2"))
+    assert "its chat template shows one picture 2 times: " in refused(folder, 3)
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "part", "wrong", "said"),
+    [
+        ("internvl", "image_processor", {"size": {"height": -1, "width": 16}}, "height and width must be > 0"),
+        ("qwen2_vl", "image_processor", {"patch_size": 0}, "division by zero"),
+        ("llava", None, {"patch_size": 0}, "integer division or modulo by zero"),
+        ("internvl", None, {"image_seq_length": "many"}, "can't multiply sequence by non-int"),
+        ("internvl", "image_processor", {"image_mean": [0.5, 0.5]}, r"image_mean: expected three .* \(0.5, 0.5\)$"),
+        ("internvl", "image_processor", {"image_mean": "x"}, "image_mean: expected three numbers, found 'x'$"),
+    ],
+)
+def test_a_processor_that_fails_on_one_picture_is_not_said_to_take_fewer(broken, kind, part, wrong, said, pictures):
+    folder = broken(kind)
+    path = folder / "processor_config.json"
+    content = json.loads(path.read_text())
+    (content[part] if part else content).update(wrong)
+    path.write_text(json.dumps(content))
+    text = refused(folder, pictures)
+    assert re.search(f"its \\w+Processor fails on a picture: {said}", text) and "fewer" not in text
+
+
+def test_a_processor_that_takes_one_picture_is_said_to_take_fewer(broken, monkeypatch):
+    processed = whole._processed
+
+    def one_alone(processor, messages, images):
+        if len(images) > 1:
+            raise ValueError("one picture\na prompt")
+        return processed(processor, messages, images)
+
+    folder = broken()
+    monkeypatch.setattr(whole, "_processed", one_alone)
+    whole.check(whole.find_any(folder), 1)
+    said = "more pictures than it takes: of 3 .*, its InternVLProcessor takes fewer: one picture a prompt$"
+    assert re.search(said, refused(folder, 3))
+
+
 def test_code_of_a_repository_is_never_run(broken):
     folder = broken(model_type="odd_vlm", auto_map={"AutoConfig": "odd.OddConfig"}, architectures=["OddVLM"])
     (folder / "odd.py").write_text("raise SystemExit('run')")
@@ -175,7 +242,9 @@ def test_conditions_that_cannot_be_asked_are_named(tmp_path):
     for wrong, message in (
         ({"conditions": ["txt"]}, "no condition 'txt'; there are text, .*did you mean 'text'"),
         ({"switches": {"pictures": 6}}, "pictures: .*less than or equal to 5"),
-        ({"switches": {"portraits": "other"}}, "portraits: other means pictures of somebody else"),
+        ({"switches": {"portraits": "other"}}, "^portraits: other means pictures of somebody else, and pictures is 0$"),
+        ({"switches": {"pictures": 2}, "conditions": ["text"]}, r"^switches \(pictures\) make .*conditions text, too$"),
+        ({"conditions": ["text", "blind", "text"]}, "^conditions: expected each once, found text twice$"),
         ({"edition": "preference-mini"}, "is about choices between pictures"),
         ({"turns": (-1,)}, "turns.0: .*greater than or equal to 0"),
         ({"batch_size": 0}, "batch_size: .*greater than or equal to 1"),
@@ -187,6 +256,10 @@ def test_conditions_that_cannot_be_asked_are_named(tmp_path):
         mmpb.read_switches(["pictures"])
     with pytest.raises(mmpb.ProtocolError, match=r"a setting of .*; did you mean 'pictures'|did you mean 'pictures'"):
         mmpb.read_switches(["picture=2"])
+    with pytest.raises(mmpb.ProtocolError, match="^--switch pictures=3: expected each .* once, found pictures twice"):
+        mmpb.read_switches(["pictures=2", "names=own", "pictures=3"])
+    with pytest.raises(BackboneError, match="expected a backbone's name, a folder or .*, found an empty name"):
+        mmpb.run("", **options)
     assert mmpb.read_switches(["pictures=2", "preferences=false", "names=random"]) == {
         "pictures": 2, "preferences": False, "names": "random"
     }  # fmt: skip
@@ -234,6 +307,37 @@ def test_the_longest_question_of_a_condition_is_encoded_with_its_pictures_and_ta
         with pytest.raises(mmpb.ProtocolError, match=rf"two, question \d+ .*: {tokens:,} tokens with 2 turns .* room"):
             mmpb.check(entry, edition(), benchmark)
         mmpb.check(entry, edition(too_long="drop_small_talk"), benchmark)
+
+
+def test_the_largest_pictures_of_a_condition_are_encoded_too(broken, tmp_path):
+    """A picture of many pixels may take more positions than all that is said beside another one."""
+    folder, benchmark = broken("qwen2_vl"), small_benchmark()
+    first, *others = benchmark.select("test")
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    make_picture(0).save(small)
+    make_picture(0, (64, 64)).save(large)
+    other = next(one for one in others if one.name == first.name)
+    wordy = other.model_copy(update={"image": small, "question": f"{first.question} {'?' * 400}"})
+    examples = {one.index: one.model_copy(update={"image": small}) for one in benchmark.examples.values()}
+    examples |= {first.index: first.model_copy(update={"image": large}), wordy.index: wordy}
+    shown = replace(benchmark, examples=examples)
+    entry = whole.find_any(folder)
+    used = mmpb.edition_for(entry, small_edition("any"), dict([mmpb.condition()]), splits=("test",), turns=(0,))
+    asked, tried = Protocol(used.methods["moderate"], shown), whole.check(entry)
+    tokens, fewer = (tried.tokens(*asked.conversation(examples[one.index], ())) for one in (first, wordy))
+    assert fewer < tokens
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    for missing in (0, 1):
+        room = tokens + used.evaluation.max_new_tokens - missing
+        rewrite(folder / "config.json", text_config=text | {"max_position_embeddings": room})
+        if not missing:
+            mmpb.check(entry, used, shown)
+            continue
+        with pytest.raises(mmpb.ProtocolError, match=rf"^moderate, question {first.index} .*: {tokens} tokens with 0"):
+            mmpb.check(entry, used, shown)
+    large.write_bytes(b"no picture")
+    with pytest.raises(mmpb.ProtocolError, match=rf"question {first.index} .*large.png: expected a picture"):
+        mmpb.check(entry, used, shown)
 
 
 def test_an_image_token_that_the_model_does_not_look_for_is_refused(broken):

@@ -1,6 +1,8 @@
 """Controls at test time: what is exchanged is what they say, of nobody else, and only within them."""
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from small_world import PREFMOE, small_backbone, small_benchmark
 from test_prefix_cache import KINDS, ask, method_of
 
+from prefmoe.backbones.errors import CollationError
 from prefmoe.backbones.pictures import mean_picture
 from prefmoe.data.benchmark import FACETS, Example
 from prefmoe.data.controls import Control
@@ -234,6 +237,13 @@ def test_a_processor_without_a_mean_gives_grey_and_one_with_a_black_mean_no_zero
     processor.image_processor.image_mean = [0.0, 0.5, 1.0]
     picture = mean_picture(processor, (3, 2))
     assert picture.size == (3, 2) and picture.getpixel((2, 1)) == (1, 128, 255)
+
+
+@pytest.mark.parametrize("mean", [(0.5, 0.5), (0.5,) * 4, "x", 0.5, [None] * 3, ["0.5"] * 3, [float("nan")] * 3])
+def test_a_mean_that_is_no_colour_is_named(mean):
+    processor = SimpleNamespace(image_processor=SimpleNamespace(image_mean=mean))
+    with pytest.raises(CollationError, match=re.escape(f"image_mean: expected three numbers, found {mean!r}")):
+        mean_picture(processor, (2, 2))
 
 
 @pytest.mark.parametrize("name", ["E", "soft prompt", "text", "PrefMoE"])

@@ -55,6 +55,25 @@ def test_a_model_is_refused_before_it_is_asked(folders, tmp_path, capsys, kind, 
     assert len(lines) == 1 and re.match(f"error: .*config.json: .*{said}", lines[0]), lines
 
 
+@pytest.mark.parametrize("count", [0, -3])
+@pytest.mark.parametrize("kind", ["llava", "internvl"])
+def test_a_number_of_positions_that_is_none_is_a_wrong_setting(folders, tmp_path, kind, count):
+    folder = shutil.copytree(folders[kind], tmp_path / "model")
+    spoil(folder / "config.json", {"max_position_embeddings": count}, "text_config")
+    said = f"model/config.json, max_position_embeddings: expected a number from 1, found {count}$"
+    with pytest.raises(BackboneError, match=said):
+        whole.check(whole.find_any(folder), 3)
+
+
+def test_settings_that_no_tower_can_be_built_with_are_refused_where_it_is_counted_by(folders, tmp_path):
+    """The processor leaves open how many tokens a picture has."""
+    folder = shutil.copytree(folders["llava"], tmp_path / "model")
+    spoil(folder / "processor_config.json", {"num_additional_image_tokens": None})
+    spoil(folder / "config.json", {"patch_size": 0}, "vision_config")
+    with pytest.raises(BackboneError, match="its processor cannot be loaded from .*model: integer division or modulo"):
+        whole.check(whole.find_any(folder))
+
+
 @pytest.mark.parametrize("part", ["text_config", "vision_config"])
 @pytest.mark.parametrize("nothing", [None, []])
 @pytest.mark.parametrize("kind", ["llava", "internvl"])

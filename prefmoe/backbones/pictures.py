@@ -107,10 +107,14 @@ def pictures_only(processor_class: type) -> type:
 
 
 def mean_picture(processor: Any, size: tuple[int, int]) -> Image.Image:
-    """A picture (width, height) that shows nothing: in the colour that the processor takes for the mean, else grey."""
+    """A picture (width, height) that shows nothing: in the colour that the processor takes for the mean, else grey.
+    Raises CollationError if its mean is no colour."""
     mean = getattr(processor.image_processor, "image_mean", None) or [0.5] * 3
-    # Never black: Idefics3 takes pixels of 0 for padding.
-    return Image.new("RGB", size, tuple(max(1, round(255 * value)) for value in mean))
+    try:  # never black: Idefics3 takes pixels of 0 for padding
+        red, green, blue = (max(1, round(255 * value)) for value in mean)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CollationError(f"image_mean: expected three numbers, found {mean!r}") from error
+    return Image.new("RGB", size, (red, green, blue))
 
 
 def stack_pictures(processed: Sequence[ProcessedPictures]) -> dict[str, Tensor]:

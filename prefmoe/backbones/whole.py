@@ -60,6 +60,8 @@ def find_any(model: str | Path) -> BackboneEntry:
     Raises BackboneError if it is none of these; HubError if the repository cannot be reached.
     """
     name, registry = str(model), read_registry()
+    if not name:  # which Path would take for the folder that Python runs in
+        raise BackboneError("expected a backbone's name, a folder or a repository owner/name, found an empty name")
     if name in registry.backbones:
         return find_backbone(name)
     folder, source = Path(model), {}
@@ -93,14 +95,15 @@ class Tried:
 
 
 def check(entry: BackboneEntry, pictures: int = 1) -> Tried | None:
-    """Tries the processor of a backbone on a conversation of so many pictures, the question's included; no weights.
+    """Tries the processor of a backbone on a conversation of MMPB's shape (somebody is told of, acknowledged, asked
+    about) with the question's picture alone, and with so many, the question's included; no weights.
 
     Returns what was tried; None for a class of this package, which knows its processor.
 
     Raises BackboneError, in words of its own for each: a class that is no image-text-to-text model of transformers,
     code that would come from the repository, no processor of pictures, no chat template, no image token or another than
-    the model looks for, a template that does not show the pictures or the words, more pictures than it takes; HubError
-    if files cannot be downloaded.
+    the model looks for, a template that does not show the pictures or the words of every turn, a processor that fails
+    on a picture, more pictures than it takes, positions of no possible number; HubError if files cannot be downloaded.
     """
     folder = entry.folder or offline_folder(entry)
     if folder is None:
@@ -114,8 +117,13 @@ def check(entry: BackboneEntry, pictures: int = 1) -> Tried | None:
     processor = load_processor(entry, folder)
     if not processor.chat_template:
         raise _refused(entry, "its processor has no chat template, by which it could be asked")
-    count = _tried(entry, processor, pictures, config)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and limit < 1:
+        wrong = f"max_position_embeddings: expected a number from 1, found {limit}"
+        raise _refused(entry, f"{folder / 'config.json'}, {wrong}")
+    count = _tried(entry, processor, 1, config)  # what fails on one picture is not a matter of their number
+    if pictures > 1:
+        count = _tried(entry, processor, pictures, config)
     if limit is not None and count > limit:
         size = "{} x {}".format(*TRIAL_SIZE)
         text = f"{pictures} of {size} pixels, the question's among them, take {count:,} positions of {limit:,}"
@@ -179,9 +187,9 @@ def load_processor(entry: BackboneEntry, folder: Path) -> Any:
                 config = _config(entry, folder)
                 settings |= image_token_settings(settings, accepted, config, lambda: _tower(config))
             processor = pictures_only(kind)(images, tokenizer, **settings)
-    except (OSError, ValueError, TypeError, ImportError, AttributeError, KeyError, StrictDataclassError) as error:
-        if isinstance(error, BackboneError):
-            raise
+    except BackboneError:
+        raise
+    except Exception as error:  # whatever a processor, or the tower that it is counted by, makes of its settings
         raise _refused(entry, f"its processor cannot be loaded from {folder}: {error}") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise _refused(entry, f"a {type(processor).__name__} prepares no pictures, as that of a text-only model")
@@ -229,29 +237,35 @@ def _image_token(entry: BackboneEntry, processor: Any) -> str:
 
 
 def _tried(entry: BackboneEntry, processor: Any, pictures: int, config: Any) -> int:
-    """How many tokens a conversation with so many pictures takes, all but one in its first turn."""
-    token, picture = _image_token(entry, processor), mean_picture(processor, TRIAL_SIZE)
-    messages = [prompts.message("user", "a question", pictures=1)]
-    if pictures > 1:
-        told = prompts.message("user", "somebody", pictures=pictures - 1)
-        messages = [told, prompts.message("assistant", prompts.ACKNOWLEDGEMENT), *messages]
+    """How many tokens a conversation with so many pictures takes, all but one in its first turn. With one picture what
+    fails is named; with more it is their number, since one has been tried."""
+    token, name = _image_token(entry, processor), type(processor).__name__
+    messages = [
+        prompts.message("user", "somebody", pictures=pictures - 1),
+        prompts.message("assistant", prompts.ACKNOWLEDGEMENT),
+        prompts.message("user", "a question", pictures=1),
+    ]
     try:
         prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # whatever somebody else's template raises
         raise _refused(entry, f"its chat template fails on {messages!r}: {error}") from error
-    if "a question" not in prompt or token not in prompt:
-        lost = "picture" if "a question" in prompt else "words"
-        raise _refused(entry, f"its chat template shows no {lost}: {prompt!r}")
+    for message in messages:
+        if (words := parts(message)[-1]["text"]) not in prompt:
+            raise _refused(entry, f"its chat template shows no words {words!r} of the {message['role']}: {prompt!r}")
+    if token not in prompt:
+        raise _refused(entry, f"its chat template shows no picture: {prompt!r}")
     many = f"more pictures than it takes: of {pictures} in a conversation, the question's among them,"
     if (shown := prompt.count(token)) != pictures:
-        raise _refused(entry, f"{many} its chat template shows {shown}; show fewer (pictures)")
+        refused = f"its chat template shows one picture {shown} times: {prompt!r}"
+        if pictures > 1:
+            refused = f"{many} its chat template shows {shown}; show fewer (pictures)"
+        raise _refused(entry, refused)
     try:
-        ids = _processed(processor, messages, [picture] * pictures)["input_ids"][0].tolist()
-    except CollationError:
-        raise
+        shown_pictures = [mean_picture(processor, TRIAL_SIZE)] * pictures
+        ids = _processed(processor, messages, shown_pictures)["input_ids"][0].tolist()
     except Exception as error:  # whatever a processor raises
-        refused = f"{many} its {type(processor).__name__} takes fewer" if pictures > 1 else "it takes no picture"
-        raise _refused(entry, f"{refused}: {error}") from error
+        refused = f"{many} its {name} takes fewer" if pictures > 1 else f"its {name} fails on a picture"
+        raise _refused(entry, f"{refused}: {' '.join(str(error).split())}") from error
     for setting in ("image_token_id", "image_token_index"):
         if (wanted := getattr(config, setting, None)) is not None and wanted not in ids:
             told = f"config.json, {setting} is {wanted}, and no token of a conversation with a picture is that"

@@ -52,6 +52,17 @@ def open_picture(path: str | Path) -> Image.Image:
         raise PictureError(f"{path}: {error}") from error
 
 
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of the picture in a file as its header has them, before it is turned; no pixel is read. Raises
+    PictureError as `picture_bytes`, and if the file begins like no picture in one of FORMATS; it is named."""
+    data = picture_bytes(path)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            return picture.size
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
+        raise PictureError(f"{path}: expected a picture ({', '.join(FORMATS)}), found another file: {error}") from error
+
+
 def decode(data: bytes) -> Image.Image:
     """The picture in these bytes as RGB: turned as its EXIF data say, 16 bits scaled to 8, on white where transparent.
 

@@ -3,7 +3,8 @@
 import hashlib
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,8 +141,9 @@ def generate(
     method: Method, examples: Sequence[Example], prompts: Sequence[Encoded], generation: GenerationConfig, *,
     reuse_prefixes: bool = True,
 ) -> Any:  # fmt: skip
-    """What generate() returns for encoded questions: with what they share computed once, where that can be."""
-    with last_positions_only(method.backbone, 1):
+    """What generate() returns for encoded questions: with what they share computed once, where that can be. Raises
+    EvaluationError if the backbone's processor makes more or fewer image tokens of a picture than its model."""
+    with last_positions_only(method.backbone, 1), _image_tokens_explained(method.backbone.entry.name):
         output = prefix_cache.generate(method, examples, prompts, generation) if reuse_prefixes else None
         if output is not None:
             return output
@@ -149,6 +151,18 @@ def generate(
         options = {"generation_config": generation, "synced_gpus": distributed.sharding()}
         with method.context(batch):
             return method.model.generate(**batch.inputs, **options)
+
+
+@contextmanager
+def _image_tokens_explained(backbone: str) -> Iterator[None]:
+    """Within it, what transformers' models raise of another number of image tokens than theirs names the backbone."""
+    try:
+        yield
+    except ValueError as error:
+        if "image tokens do not match" not in str(error):
+            raise
+        wrong = "its processor writes another number of image tokens than its model makes of the pictures"
+        raise EvaluationError(f"backbone {backbone!r}: {wrong} ({error})") from error
 
 
 def generation_config(method: Method, max_new_tokens: int) -> GenerationConfig:

@@ -3,7 +3,9 @@
 A run is one of an edition, on a backbone that the edition need not name: kept, resumed and read as all others.
 """
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from prefmoe.config import RESULTS, Edition, Evaluation, InjectedMethod, Methods
 from prefmoe.config.registry import BackboneEntry
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.injection import Protocol
+from prefmoe.data.pictures import picture_size
 from prefmoe.data.sources import load_benchmark
 from prefmoe.running.evaluation import small_talk
 from prefmoe.running.runs import Workbench
@@ -43,15 +46,21 @@ def condition(**switches: Any) -> tuple[str, InjectedMethod]:
     try:
         settings = InjectedMethod(kind="injected", label="condition", **switches)
     except ValidationError as error:
-        raise ProtocolError("; ".join(mistakes_of(error))) from error
+        raise ProtocolError(_mistakes(error)) from error
     changed = settings.model_dump(exclude_defaults=True, exclude={"kind", "label"})
     words = [f"{key}-{str(value).lower()}" for key, value in changed.items()]
     name = ".".join(words) or "moderate"
     return name, settings.model_copy(update={"label": name})
 
 
+def _mistakes(error: ValidationError) -> str:
+    """What is wrong with settings that stand in no file."""
+    return "; ".join(line.removeprefix("(file): ").replace("Value error, ", "") for line in mistakes_of(error))
+
+
 def read_switches(words: Sequence[str]) -> dict[str, Any]:
-    """Settings from words such as "pictures=2". Raises ProtocolError if a word has no =, or a setting is unknown."""
+    """Settings from words such as "pictures=2". Raises ProtocolError if a word has no =, or a setting is unknown or
+    given twice."""
     found: dict[str, Any] = {}
     known = [name for name in InjectedMethod.model_fields if name not in ("kind", "label", "answers")]
     for word in words:
@@ -59,6 +68,8 @@ def read_switches(words: Sequence[str]) -> dict[str, Any]:
         if not equals or name not in known:
             near = did_you_mean(name, known)
             raise ProtocolError(f"--switch {word}: expected SETTING=VALUE, a setting of {', '.join(known)}{near}")
+        if name in found:
+            raise ProtocolError(f"--switch {word}: expected each setting once, found {name} twice")
         found[name] = int(value) if value.isdecimal() else {"true": True, "false": False}.get(value.lower(), value)
     return found
 
@@ -74,7 +85,7 @@ def edition_for(
     try:
         asked = Evaluation.model_validate(base.evaluation.model_dump() | {"controls": ()} | evaluation)
     except ValidationError as error:
-        raise ProtocolError("; ".join(mistakes_of(error))) from error
+        raise ProtocolError(_mistakes(error)) from error
     return base.model_copy(
         update={
             "backbones": (entry.name,),
@@ -92,9 +103,9 @@ def edition_for(
 
 def check(entry: BackboneEntry, edition: Edition, benchmark: Benchmark) -> None:
     """Whatever would fail later: the model by its small files, every question that will be asked, and of each condition
-    the question with the most words as the model's processor encodes it, with pictures and small talk. Raises
-    BackboneError about the model; ProtocolError naming condition and question; EvaluationError if there is too little
-    small talk."""
+    the question with the most words and that with the most pixels as the model's processor encodes them, with pictures
+    and small talk. Raises BackboneError about the model; ProtocolError naming condition and question; EvaluationError
+    if there is too little small talk."""
     tried = whole.check(entry, 1 + max(method.pictures for method in edition.methods.values()))
     asked = [example for split in edition.evaluation.splits for example in benchmark.select(split)]
     if not asked:
@@ -103,18 +114,23 @@ def check(entry: BackboneEntry, edition: Edition, benchmark: Benchmark) -> None:
     talks = [small_talk(example, benchmark.transcripts, turns) for example in asked]
     if edition.evaluation.too_long != "refuse":
         turns, talks = 0, [()] * len(asked)  # the talk is what goes
+    area = cache(lambda path: math.prod(picture_size(path)))
     for name, method in edition.methods.items():
-        protocol, most = Protocol(method, benchmark), (-1, "", None)
+        protocol, most = Protocol(method, benchmark), {}
         for example, talk in zip(asked, talks, strict=True):
             where = f"{name}, question {example.index} ({example.name})"
             try:
                 conversation = protocol.conversation(example, talk)
+                if tried is None or tried.positions is None:
+                    continue
+                pixels = sum(map(area, conversation.pictures))
             except ValueError as error:
                 raise ProtocolError(f"{where}: {error}") from error
-            length = sum(len(part.get("text", "")) for one in conversation.messages for part in whole.parts(one))
-            most = max(most, (length, where, conversation), key=lambda one: one[0])
-        if tried is not None and tried.positions is not None:
-            _, where, conversation = most
+            words = sum(len(part.get("text", "")) for one in conversation.messages for part in whole.parts(one))
+            for measure, size in (("words", words), ("pixels", pixels)):
+                if measure not in most or size > most[measure][0]:
+                    most[measure] = size, where, conversation
+        for _, where, conversation in most.values():
             room = tried.positions - edition.evaluation.max_new_tokens
             if (count := tried.tokens(conversation.messages, conversation.pictures)) > room:
                 raise ProtocolError(
@@ -138,7 +154,7 @@ def run(
     Args:
         model: as `whole.find_any` takes it. edition: whose data and evaluation settings are used.
         conditions: names of the edition's (`conditions_of`); by default those of all its backbones.
-        switches: settings of one condition of one's own (`InjectedMethod`) in the place of these.
+        switches: settings of one condition of one's own (`InjectedMethod`), in the place of all these.
         only_check: stop before anything is asked, or weights are downloaded.
         evaluation: settings of the edition's evaluation that differ.
 
@@ -146,12 +162,19 @@ def run(
     MMPBError before anything is asked.
     """
     known, first = conditions_of(edition)
+    if switches and conditions:
+        raise ProtocolError(
+            f"switches ({', '.join(switches)}) make one condition of their own, beside which no other is asked; "
+            f"expected switches or conditions, found the conditions {', '.join(conditions)}, too"
+        )
     if switches:
         chosen = dict([condition(**switches)])
     else:
         if unknown := [name for name in conditions if name not in known]:
             near = did_you_mean(unknown[0], known)
             raise ProtocolError(f"no condition {unknown[0]!r}; there are {', '.join(known)}{near}")
+        if repeated := [name for place, name in enumerate(conditions) if name in conditions[:place]]:
+            raise ProtocolError(f"conditions: expected each once, found {repeated[0]} twice")
         chosen = {name: known[name] for name in conditions or first}
     entry = whole.find_any(model)
     used = edition_for(entry, edition, chosen, **{key: value for key, value in evaluation.items() if value is not None})
