@@ -237,7 +237,8 @@ def test_a_name_with_a_comma_keeps_its_recall_questions(name, others):
         assert summary["collapse"]["n"] == (0 if name == "Ye Wen" else 2)
 
 
-@pytest.mark.parametrize("names", [[], ["Ann"], ["Ann", "Ye Wen"], ["Smith, John"], ["A; B", "C"], ["A|B"]])
+@pytest.mark.parametrize("names", [[], ["Ann"], ["Ann", "Ye Wen"], ["Smith, John"], ["A; B", "C"], ["A|B"], ["A/B"],
+                                   ["A & B"], ["A and B"], ["[A]"]])
 def test_a_cell_of_holders_is_read_back(names):
     assert list(split_holders(join_holders(names))) == names
     assert metrics.holders(pd.DataFrame([question(preference_bucket_names=join_holders(names))])) == [frozenset(names)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from pydantic import ValidationError
-from synthetic_mmpb import make, rows, write_csv, write_split
+from synthetic_mmpb import change_row, make, rows, write_csv, write_split
 
 from prefmoe.data import mmpb
 from prefmoe.data.benchmark import Benchmark, User
@@ -220,6 +220,31 @@ def test_faulty_pictures_in_a_table_are_named(folder):
     assert "field injection_image_2 (index 3): expected a picture (PNG, JPEG, WEBP), found something else" in found
 
 
+@pytest.mark.parametrize("link", ["mmpb_clean/unpacked", "mmpb_clean"])
+def test_pictures_in_a_table_are_not_unpacked_through_a_link_that_leaves_the_folder(folder, link):
+    write_csv(folder, [packed(folder, row) for row in rows()])
+    outside = folder.with_name("outside")
+    if link == "mmpb_clean":
+        (folder / link).rename(outside)
+    else:
+        outside.mkdir()
+    before = sorted(outside.rglob("*"))
+    (folder / link).symlink_to(outside)
+    with pytest.raises(MMPBError, match=r"field image_path \(index 0\): mmpb_clean/unpacked is a link that leaves"):
+        mmpb.read(folder)
+    assert sorted(outside.rglob("*")) == before
+
+
+@pytest.mark.parametrize("file", ["mmpb_clean/split.json", "multi_turn/generic_text/talk.json"])
+def test_a_number_without_end_is_named(folder, file):
+    (folder / file).write_text("[" + "1" * 5000 + "]")
+    with pytest.raises(MMPBError, match=f"{file}: expected numbers of 4300 digits at most, found a longer one"):
+        mmpb.read(folder)
+    write_csv(folder, [rows()[0] | {"index": "1" * 5000}, *rows()[1:]])
+    with pytest.raises(MMPBError, match="line 2, field index: expected a non-negative integer, found '1111"):
+        mmpb.read(folder)
+
+
 NAMES = {
     "Ann\nLee": "line breaks",
     "Ann\tLee\x07": "control characters",
@@ -276,12 +301,40 @@ def test_holders_in_another_form_are_named_and_not_taken_for_strangers(folder, c
     assert f"line 2, field preference_bucket_names (index 0): {expected}" in str(error.value)
 
 
-@pytest.mark.parametrize("cell", ["Ann | Somebody, Else", "Ann | Stranger", "Ann, Stranger"])
+@pytest.mark.parametrize(
+    "cell",
+    ["['Ann', 'Ye Wen']", '["Ann", "Ye Wen"]', "('Ann',)", "[]", "'Ann'", "Ann\nYe Wen", "Ann\r\nBo", "Ann and Bob",
+     "Ann & Bob", "Ann/Bob", "Ann, Ye Wen, Stranger", "Ann;Stranger", "Ann, Stranger"],
+)  # fmt: skip
+def test_a_list_in_another_form_is_no_stranger(folder, cell):
+    change_row(folder, 0, preference_bucket_names=cell)
+    with pytest.raises(MMPBError) as error:
+        mmpb.read(folder)
+    expected = "field preference_bucket_names (index 0): expected names with ' | ' between them"
+    assert f"sample.csv, line 2, {expected}" in str(error.value) and f"found {cell!r}" in str(error.value)
+    change_row(folder, 0, preference_bucket_names="Ann | Bo\nYe Wen")
+    with pytest.raises(MMPBError, match=r"\(index 0\): expected names with ' \| ' between them"):
+        mmpb.read(folder)
+
+
+@pytest.mark.parametrize(
+    "cell", ["Ann | Somebody, Else", "Ann | Stranger", "Stranger", "Anne O'Neil", "Andy Sandberg", "A and B |"]
+)
 def test_holders_who_ask_nothing_may_be_anybody(folder, cell):
+    change_row(folder, 0, preference_bucket_names=cell)
+    names = tuple(name.strip() for name in cell.split("|") if name)
+    assert mmpb.read(folder).examples[0].bucket_names == names
+
+
+def test_a_user_whose_name_is_like_a_list_is_one_holder(folder):
     table = rows()
-    table[0]["preference_bucket_names"] = cell
+    for row in table:
+        row["name"] = {"Ann": "Ann and Bob", "Bo": "Smith, John"}.get(row["name"], row["name"])
+    for row, cell in zip(table, ("Ann and Bob", "Smith, John", "Ann and Bob | Smith, John"), strict=False):
+        row["preference_bucket_names"] = cell
     write_csv(folder, table)
-    assert mmpb.read(folder).examples[0].bucket_names == tuple(cell.split(" | "))
+    found = [mmpb.read(folder).examples[index].bucket_names for index in range(3)]
+    assert found == [("Ann and Bob",), ("Smith, John",), ("Ann and Bob", "Smith, John")]
 
 
 def test_an_empty_cell_says_what_an_absent_column_says(folder):

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from small_world import model_folder
-from synthetic_mmpb import make
+from synthetic_mmpb import make, rows, write_csv
+from test_own_data import packed
 
 from prefmoe.backbones.weights import weights_digest
 from prefmoe.config.backbone_files import registered_identity
 from prefmoe.config.registry import find_backbone
+from prefmoe.data import mmpb
 from prefmoe.system import file_digests
 from prefmoe.system.file_digests import FileDigests, content_digest, content_digests, files_below
-from prefmoe.system.places import known_backbones, made_backbones
+from prefmoe.system.places import ROOT, UNPACKED, known_backbones, made_backbones
 from prefmoe.workflow.workflow_lock import WorkflowLockError, hold
 
 
@@ -101,6 +103,20 @@ def test_every_file_of_a_benchmark_counts(tmp_path):
     for path in (tmp_path / "data").rglob("*"):
         path.touch()
     assert found() in seen
+
+
+def test_pictures_that_reading_takes_out_of_a_table_change_nothing(tmp_path):
+    folder = make(tmp_path / "data")
+    write_csv(folder, [packed(folder, row) for row in rows()])
+    digests = FileDigests(tmp_path / "memory.json")
+    parts = folder, ("mmpb_clean", "multi_turn"), digests
+    before, all_before = file_digests.parts_digest(*parts, UNPACKED), file_digests.parts_digest(*parts)
+    mmpb.read(folder)
+    assert file_digests.parts_digest(*parts, UNPACKED) == before
+    assert file_digests.parts_digest(*parts) != all_before
+    write_csv(folder, rows())
+    assert file_digests.parts_digest(*parts, UNPACKED) != before
+    assert "parts_digest(folder, parts, DIGESTS, UNPACKED)" in (ROOT / "workflow/rules/common.smk").read_text()
 
 
 def test_the_workflow_and_a_run_identify_backbones_alike(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -48,11 +49,20 @@ def split_holders(text: str) -> tuple[str, ...]:
     return tuple(name for name in (part.strip() for part in parts) if name)
 
 
+_LIKE_A_LIST = re.compile(r"""^[\[({'"]|[,;|/&\r\n]| and """, re.IGNORECASE)
+
+
+def like_a_list(name: str) -> bool:
+    """Whether a name that stands alone could be several: in brackets or quotes, or with a comma, a semicolon, a bar, a
+    slash, a line break, "&" or "and"."""
+    return _LIKE_A_LIST.search(name) is not None
+
+
 def join_holders(names: Iterable[str]) -> str:
-    """The cell of these names, which `split_holders` reads back. A single name with a comma, a semicolon or a bar is
-    followed by a separator, so that nobody takes it for a list."""
+    """The cell of these names, which `split_holders` reads back. A single name that is `like_a_list` is followed by a
+    separator, so that nobody takes it for one."""
     names = tuple(names)
-    alone = len(names) == 1 and any(mark in names[0] for mark in ",;|")
+    alone = len(names) == 1 and like_a_list(names[0])
     return HOLDER_SEPARATOR.join((*names, "") if alone else names)
 
 

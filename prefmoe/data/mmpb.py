@@ -17,24 +17,24 @@ from prefmoe.data import prompts
 from prefmoe.data.benchmark import (
     APART,
     FACETS,
+    HOLDER_SEPARATOR,
     OPTION_LETTERS,
     Benchmark,
     Example,
     Turn,
     User,
     join_holders,
+    like_a_list,
     listed_holders,
     name_mistake,
     split_holders,
 )
 from prefmoe.data.columns import COLUMNS, DEFAULTS, IMAGE_COLUMNS, INJECTION_COLUMNS, QUESTIONS
 from prefmoe.data.packed import unpack
-from prefmoe.data.rows import Columns, Mistakes, MMPBError, Row, numbered, read_rows
+from prefmoe.data.rows import Columns, Mistakes, MMPBError, Row, numbered, read_rows, whole_number
 from prefmoe.data.shown import check_pictures
 from prefmoe.data.splits import read_annotations, read_splits, read_transcripts
-
-UNPACKED = "mmpb_clean/unpacked"
-"""Where the pictures lie, from the data folder, that a table held itself."""
+from prefmoe.system.places import UNPACKED
 
 ATTRIBUTES = get_args(User.model_fields["attribute"].annotation)
 CATEGORIES = get_args(Example.model_fields["category"].annotation)
@@ -161,8 +161,8 @@ def _read_users(rows: Sequence[Row], root: Path) -> dict[str, User]:
 
 
 def _check_holders(rows: Sequence[Row], users: Mapping[str, User]) -> None:
-    """Notes holders who are nobody of the table but, read as a list or in another spelling, users of it: taken for
-    strangers, they would leave recall and collapse without a word."""
+    """Notes holders who are nobody of the table and, read as a list or in another spelling, users of it; who are like a
+    list and alone; who have several lines. Taken for strangers, they would leave recall and collapse without a word."""
     known = {_spelling(name): name for name in users}
     for row in rows:
         for holder in split_holders(row["preference_bucket_names"]):
@@ -173,6 +173,9 @@ def _check_holders(rows: Sequence[Row], users: Mapping[str, User]) -> None:
                 row.mistake("preference_bucket_names", f"expected {' | '.join(parts)!r}, found {holder!r}")
             elif near := known.get(_spelling(holder)):
                 row.mistake("preference_bucket_names", f"expected {near!r} as the column name has it, found {holder!r}")
+            elif len(holder.splitlines()) > 1 or ("|" not in row["preference_bucket_names"] and like_a_list(holder)):
+                expected = f"names with {HOLDER_SEPARATOR!r} between them, or behind a single one that is like a list"
+                row.require(False, "preference_bucket_names", expected)
 
 
 def _spelling(name: str) -> str:
@@ -203,10 +206,11 @@ def _read_example(row: Row, root: Path) -> Example | None:
     invert = row.number("preference_semantic_invert", "0 or 1", range(2))
     names = split_holders(row["preference_bucket_names"])
     row.require(not any("|" in name for name in names), "preference_bucket_names", f"names without '|', {APART}")
-    if len(row.mistakes.lines) > before or not row["index"].isdecimal():
+    index = whole_number(row["index"])
+    if len(row.mistakes.lines) > before or index is None:
         return None
     return Example(
-        index=int(row["index"]),
+        index=index,
         name=row["name"],
         category=row["category"],
         l2_category=row["l2-category"],

@@ -38,6 +38,12 @@ def packed_bytes(value: Any) -> bytes | None:
         raise ValueError(f"expected a path or a picture as base64 text ({error}), found {value[:40]!r}...") from None
 
 
+def named_by_content(data: bytes, folder: str) -> str:
+    """The path of a picture in a folder of pictures, by what is in it."""
+    ending = next((ending for start, ending in _ENDINGS.items() if data.startswith(start)), ".picture")
+    return f"{folder}/{hashlib.sha256(data).hexdigest()[:32]}{ending}"
+
+
 def unpack(value: Any, root: Path, folder: str) -> str | None:
     """The path, from root, of a file with the picture that a field holds; None where it holds none.
 
@@ -48,9 +54,10 @@ def unpack(value: Any, root: Path, folder: str) -> str | None:
     data = packed_bytes(value)
     if data is None:
         return value.get("path") or "" if isinstance(value, dict) else None
-    ending = next((ending for start, ending in _ENDINGS.items() if data.startswith(start)), ".picture")
-    relative = f"{folder}/{hashlib.sha256(data).hexdigest()[:32]}{ending}"
+    relative = named_by_content(data, folder)
     target = root / relative
+    if not target.parent.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{folder} is a link that leaves the data folder; expected a folder inside it, or none")
     if not target.is_file() or target.read_bytes() != data:
         try:
             with whole_file(target) as partial:

@@ -85,13 +85,18 @@ class Row:
 
     def number(self, column: str, expected: str, allowed: range | None = None) -> int | None:
         """The column as a non-negative integer (one of ``allowed``), or None and a mistake."""
-        value = int(self[column]) if re.fullmatch(r"[0-9]{1,18}", self[column]) else None
+        value = whole_number(self[column])
         valid = value is not None and (allowed is None or value in allowed)
         return value if self.require(valid, column, expected) else None
 
     def place_for(self, other: Row) -> str:
         """This row's place, as said to somebody who reads about the other row."""
         return self.place if other.file == self.file else f"{self.place} of {self.file}"
+
+
+def whole_number(text: str) -> int | None:
+    """The non-negative integer of 18 digits at most that a text is; None if it is none."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def numbered(rows: Iterable[Row]) -> dict[int, Row]:
@@ -135,7 +140,8 @@ class Columns:
         others = [column for column in header if column not in known and column not in self.instead]
         unexpected, misspelt = others if self.defaults is None else [], []
         for column in others if self.defaults is not None else ():
-            near = difflib.get_close_matches(column, absent, n=1, cutoff=0.85)
+            near = [known for known in absent if known.lower() == column.strip().lower()]
+            near = near or difflib.get_close_matches(column, absent, n=1, cutoff=0.85)
             misspelt += [f"{column} (did you mean {near[0]}?)"] if near else []
         kinds = (("missing", missing), ("unexpected", unexpected), ("misspelt", misspelt), ("repeated", twice))
         return [kind for kind in kinds if kind[1]], not (missing or twice)

@@ -1,6 +1,7 @@
 """Reads the JSON files of a data folder, splits and small talk, and the annotations; notes what is wrong in them."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def load_list(path: Path, name: str, expected: str, mistakes: Mistakes) -> list[
         mistakes.add(name, f"not valid JSON: {error.msg}, column {error.colno}", place=f"line {error.lineno}")
     except KeyError as error:
         mistakes.add(name, f"expected each key once, found {error.args[0]!r} twice in the same mapping")
+    except ValueError:
+        mistakes.add(name, f"expected numbers of {sys.get_int_max_str_digits()} digits at most, found a longer one")
     except RecursionError:
         mistakes.add(name, "not valid JSON: lists within lists without end")
     else:
@@ -60,9 +63,11 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def read_splits(path: Path, names: Mapping[int, str], mistakes: Mistakes) -> dict[str, tuple[int, ...]]:
-    """The four splits (absent ones empty, but not all); ``names``: each index's user, empty if no row was read."""
-    name = "mmpb_clean/split.json"
+def read_splits(
+    path: Path, names: Mapping[int, str], mistakes: Mistakes, name: str = "mmpb_clean/split.json"
+) -> dict[str, tuple[int, ...]]:
+    """The four splits (absent ones empty, but not all); ``names``: each index's user, empty if no row was read;
+    ``name``: of the file, in messages."""
     splits: dict[str, tuple[int, ...]] = {split: () for split in SPLIT_KEYS.values()}
     content = load_list(path, name, _SPLIT_FORM, mistakes)
     if content is None:

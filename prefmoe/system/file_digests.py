@@ -46,9 +46,12 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def parts_digest(folder: Path, parts: Iterable[str], digests: FileDigests) -> str:
-    """A hash of the names and contents of all files below some parts of a folder."""
-    found = digests.of(path for part in parts for path in files_below(folder / part))
+def parts_digest(folder: Path, parts: Iterable[str], digests: FileDigests, without: str | None = None) -> str:
+    """A hash of the names and contents of all files below some parts of a folder, but for those below ``without``."""
+    paths = (path for part in parts for path in files_below(folder / part))
+    if without is not None:
+        paths = (path for path in paths if not path.is_relative_to(folder / without))
+    found = digests.of(paths)
     named = {path.relative_to(folder).as_posix(): digest for path, digest in found.items()}
     return provenance.digest(named)
 

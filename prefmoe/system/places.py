@@ -27,6 +27,10 @@ DRAWER = "drawer-mini"
 DATA_VARIABLE, WEIGHTS_VARIABLE = "PREFMOE_DATA", "PREFMOE_WEIGHTS"
 
 
+UNPACKED = "mmpb_clean/unpacked"
+"""Where reading puts the pictures, from the data folder, that a table holds itself."""
+
+
 def absolute(path: str | Path) -> Path:
     """A path that users gave: ``~`` is their home, and a relative one starts at the clone, wherever a command runs."""
     return ROOT / Path(path).expanduser()

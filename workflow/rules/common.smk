@@ -16,8 +16,8 @@ from prefmoe.config import (CONFIG_FOLDER, DEFAULT_EDITION, KEEP_FREED_MEMORY, R
                             PrefMoEMethod, load_edition)
 from prefmoe.config.backbone_files import cards_digest, registered_identity
 from prefmoe.config.outputs import committed_folder
-from prefmoe.system.places import (CHOICE_MINIATURE, DRAWER, MINIATURES, data_folder, drawer_folder, from_environment,
-                                   is_miniature, made_backbones, weights_folder)
+from prefmoe.system.places import (CHOICE_MINIATURE, DRAWER, MINIATURES, UNPACKED, data_folder, drawer_folder,
+                                   from_environment, is_miniature, made_backbones, weights_folder)
 from prefmoe.experiments.protocol import load_protocol, plans, protocol_path
 
 if Path(workflow.basedir).resolve() != ROOT:
@@ -254,12 +254,13 @@ def data_inputs(wildcards):
 
 @cache
 def real_files():
-    """A digest of a real benchmark's files: questions, splits, annotations, pictures, small talk."""
+    """A digest of a real benchmark's files: questions, splits, annotations, pictures, small talk; not of the pictures
+    that reading takes out of the table, which is watched itself."""
     folder = None if EDITION.drawn else data_folder(EDITION.data.folder)
     if folder is None:
         return "none"
     parts = {"questions": ("mmpb_clean", "multi_turn")}.get(ABOUT, (".",))
-    return file_digests.parts_digest(folder, parts, DIGESTS)
+    return file_digests.parts_digest(folder, parts, DIGESTS, UNPACKED)
 
 
 @cache
