@@ -16,6 +16,7 @@ from prefmoe.data.columns import IMAGE_COLUMNS
 from prefmoe.data.convert import convert
 from prefmoe.data.rows import MMPBError
 from prefmoe.system import hub
+from prefmoe.system.places import UNPACKED
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,146 @@ def test_a_name_that_is_like_no_split_is_for_testing(folder, tmp_path, name):
 def test_a_column_says_the_split_whatever_the_name_is_like(folder, tmp_path):
     table(folder, tmp_path / "source/training.csv", split="train")
     assert convert(tmp_path / "source", tmp_path / "data")["questions"]["train"] == 20
+
+
+def split_json(path: Path, **splits: list[int]) -> None:
+    path.write_text(json.dumps([{"tasks": [{f"{split}_idx": indices for split, indices in splits.items()}]}]))
+
+
+def refused(source: Path, target: Path) -> str:
+    with pytest.raises(MMPBError) as error:
+        convert(source, target)
+    assert not target.exists()
+    return str(error.value)
+
+
+def test_what_says_the_split_twice_must_say_the_same(folder, tmp_path):
+    given = table(folder, tmp_path / "source/test.csv", split="train")
+    expected = "test.csv, line 2, field split (index 0): expected test, as the table's name or its folder's says, found"
+    assert f"{expected} 'train'" in refused(tmp_path / "source", tmp_path / "data")
+    split_json(tmp_path / "source/split.json", train=[*range(19)], validation=[19])
+    message = refused(tmp_path / "source", tmp_path / "data")
+    assert "1 mistake" in message
+    assert "field split (index 19): expected validation, as split.json says, found 'train'" in message
+    split_json(tmp_path / "source/split.json", train=[*range(19)])
+    assert "field split (index 19): expected nothing, as split" in refused(tmp_path / "source", tmp_path / "data")
+    split_json(tmp_path / "source/split.json", train=[*range(20)])
+    assert convert(tmp_path / "source", tmp_path / "data")["questions"]["train"] == 20
+    given.rename(given.with_name("train.csv"))
+    (tmp_path / "source/split.json").unlink()
+    assert convert(tmp_path / "source", tmp_path / "other")["questions"]["train"] == 20
+
+
+@pytest.mark.parametrize("column", ["Split", "splits", " split", "SPLIT"])
+def test_a_column_that_nearly_says_the_split_is_refused(folder, tmp_path, column):
+    table(folder, tmp_path / "source/sample.csv", **{column: "train"})
+    message = refused(tmp_path / "source", tmp_path / "data")
+    assert f"sample.csv, line 1: misspelt column(s): '{column} (did you mean split?)'" in message
+
+
+def test_an_empty_split_beside_filled_ones_is_refused(folder, tmp_path):
+    given = table(folder, tmp_path / "source/sample.csv", split="train")
+    pd.read_csv(given, dtype=str).replace({"split": {"train": None}}).to_csv(given, index=False)
+    assert convert(tmp_path / "source", tmp_path / "data")["questions"]["test"] == 20
+    found = pd.read_csv(given, dtype=str)
+    found.loc[1:, "split"] = "train"
+    found.to_csv(given, index=False)
+    message = refused(tmp_path / "source", tmp_path / "other")
+    assert "field split (index 0): expected one of train, validation, test, unseen, val, dev, found ''" in message
+
+
+def annotated(path: Path, *indices: int, item: str = "tea") -> None:
+    lines = "".join(f"{index},{item},2,0\n" for index in indices)
+    path.write_text(f"index,item,popularity,seen_pair\n{lines}")
+
+
+def test_a_file_at_the_root_counts_where_the_table_is_below_it(folder, tmp_path):
+    table(folder, tmp_path / "source/data/questions.csv")
+    source = tmp_path / "source"
+    split_json(source / "splits.json", train=[*range(9)], test=[*range(9, 20)])
+    assert "\n  splits.json: did you mean split.json?" in refused(source, tmp_path / "data")
+    (source / "splits.json").rename(source / "split.json")
+    annotated(source / "annotations.csv", 3)
+    made = convert(source, tmp_path / "data")["questions"]
+    assert (made["train"], made["test"]) == (9, 11)
+    assert mmpb.read(tmp_path / "data").annotations.index.tolist() == [3]
+
+
+@pytest.fixture
+def two(folder, tmp_path) -> Path:
+    """A folder for each of two splits, with pictures of the same names in both."""
+    source = tmp_path / "source"
+    for split, own in (("train", rows()[:8]), ("test", rows()[8:16])):
+        for row in own:
+            for column, name in zip(IMAGE_COLUMNS, ("img", "face", "b", "c", "d", "e"), strict=True):
+                path = f"{name}/{int(row['index']) % 8}.png"
+                (source / split / path).parent.mkdir(parents=True, exist_ok=True)
+                if not (source / split / path).exists() or column == "image_path":
+                    shutil.copy(folder / row[column], source / split / path)
+                row[column] = path
+        pd.DataFrame(own).to_csv(source / split / "data.csv", index=False)
+    return source
+
+
+def test_pictures_of_one_name_in_two_folders_stay_two(folder, direct, two, tmp_path):
+    convert(two, tmp_path / "data")
+    found = mmpb.read(tmp_path / "data")
+    expected = {index: content for index, content in asked(direct).items() if index < 16}
+    assert asked(found) == expected and [len(found.splits[split]) for split in ("train", "test")] == [8, 8]
+    theirs = faces(direct)
+    assert {name: pictures[0] for name, pictures in faces(found).items()} == {n: theirs[n][0] for n in found.users}
+    convert(tmp_path / "data", tmp_path / "again")
+    assert mmpb.read(tmp_path / "again").digest == found.digest
+
+
+def test_one_path_for_two_pictures_shows_both(folder, tmp_path):
+    source = Path(shutil.copytree(folder, tmp_path / "source"))
+    shutil.copy(source / "mmpb_clean/images/000001.png", source / "x.png")
+    shutil.copy(source / "mmpb_clean/images/000002.png", source / "mmpb_clean/x.png")
+    given = pd.DataFrame(rows())
+    given.loc[[1, 2], "image_path"] = ["x.png", "mmpb_clean/x.png"]
+    given.to_csv(source / "sample.csv", index=False)
+    convert(source / "sample.csv", tmp_path / "data")
+    assert asked(mmpb.read(tmp_path / "data")) == asked(mmpb.read(folder))
+
+
+def test_what_lies_beside_every_table_is_taken(two, tmp_path):
+    annotated(two / "train/annotations.csv", 0, 3)
+    annotated(two / "test/annotations.csv", 3, 9)
+    split_json(two / "train/split.json", train=[5, 1, 0, 2, 3, 4, 6], validation=[7])
+    convert(two, tmp_path / "data")
+    found = mmpb.read(tmp_path / "data")
+    assert found.annotations.index.tolist() == [3, 9, 0]
+    splits = {"train": (5, 1, 0, 2, 3, 4, 6), "validation": (7,), "test": tuple(range(8, 16)), "unseen": ()}
+    assert found.splits == splits
+    annotated(two / "annotations.csv", 0, item="coffee")
+    split_json(two / "split.json", test=[7, 8])
+    message = refused(two, tmp_path / "other")
+    assert "train/split.json, field validation_idx: expected index 7 in test_idx, as in split.json" in message
+    (two / "split.json").unlink()
+    message = refused(two, tmp_path / "other")
+    assert "train/annotations.csv, line 2, field index: expected a row that is there once, or as line 2 of a" in message
+
+
+def test_tables_of_several_kinds_are_all_read(two, folder, tmp_path):
+    pd.read_csv(two / "test/data.csv", dtype=str).to_parquet(two / "test/data.parquet")
+    expected = "test/data.parquet, row 1, field index: expected an index that occurs once (line 2 of test/data.csv"
+    assert expected in refused(two, tmp_path / "data")
+    (two / "test/data.csv").unlink()
+    made = convert(two, tmp_path / "data")["questions"]
+    assert (made["train"], made["test"]) == (8, 8)
+    shutil.copytree(two / "train", tmp_path / "plain")
+    pd.read_csv(two / "train/data.csv", dtype=str).to_parquet(tmp_path / "plain/more.parquet")
+    assert "several named by split, found data.csv, more.parquet" in refused(tmp_path / "plain", tmp_path / "other")
+
+
+def test_a_folder_with_pictures_from_a_table_is_a_source(folder, direct, tmp_path):
+    table(folder, tmp_path / "source/sample.csv")
+    convert(tmp_path / "source", tmp_path / "data")
+    convert(tmp_path / "data", tmp_path / "again")
+    found = mmpb.read(tmp_path / "again")
+    assert found.digest == mmpb.read(tmp_path / "data").digest and asked(found) == asked(direct)
+    assert not (tmp_path / "again" / UNPACKED).exists()
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])

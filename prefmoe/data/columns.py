@@ -32,11 +32,15 @@ DEFAULTS = dict.fromkeys((column for column in COLUMNS if column not in REQUIRED
 IMAGE = "image"
 """A column that may stand in the place of image_path, as in VLMEvalKit's tables."""
 
+SPLIT = "split"
+"""A column that may say a question's split, where a table becomes a data folder."""
+
 QUESTIONS = Columns(REQUIRED, DEFAULTS, {IMAGE: "image_path"})
 
 CONVERTED = Columns(
     tuple(column for column in REQUIRED if column != "injection_image_1"),
     {"injection_image_1": "", **DEFAULTS},
     QUESTIONS.instead,
+    optional=(SPLIT,),
 )
 """What `prefmoe convert` takes: MMPB's script keeps the profile pictures beside its table."""

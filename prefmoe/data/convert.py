@@ -1,5 +1,6 @@
 """Makes a data folder from a table of questions, pictures inside it or beside it, on disk or on the hub."""
 
+import csv as csv_files
 import difflib
 import re
 import shutil
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from prefmoe.data import mmpb
-from prefmoe.data.columns import CONVERTED, IMAGE_COLUMNS, INJECTION_COLUMNS
-from prefmoe.data.rows import PARQUET, TABLES, Mistakes, MMPBError, Row
+from prefmoe.data.columns import CONVERTED, IMAGE_COLUMNS, INJECTION_COLUMNS, SPLIT
+from prefmoe.data.packed import named_by_content
+from prefmoe.data.rows import TABLES, Columns, Mistakes, MMPBError, Row, read_rows, whole_number
+from prefmoe.data.splits import read_splits
 from prefmoe.system import hub
 from prefmoe.system.files import read_regular, seal_of, write_json
 
@@ -24,8 +27,14 @@ ANSWERS = {text: str(code) for code, text in enumerate(mmpb.ANSWER_TEXTS)}
 """An answer as a letter or a word, as MMPB's own script and VLMEvalKit write it, and its code."""
 
 SPLITS = "split.json"
-BESIDE = ("annotations.csv", "pseudo_users.csv", SPLITS)
-"""Files of a data folder that are taken over as they are, from beside the table."""
+KEYS = {"annotations.csv": "index", "pseudo_users.csv": "pseudo_id"}
+"""Tables of a data folder that are taken over as they are, and the column that tells their rows apart."""
+
+BESIDE = (*KEYS, SPLITS)
+"""Files that are taken from beside the tables and from the folders above them, up to the source's root."""
+
+PICTURES = "mmpb_clean/pictures"
+"""Where the pictures go that lie in a table, or whose name another one has: not to what reading unpacks."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -56,8 +65,9 @@ def convert(
 
     Taken are a table (CSV, TSV, parquet), a folder with one or with one per split, a data folder, the folder that
     MMPB's script writes, and dataset repositories of the hub in any of these forms. docs/data.md says which columns a
-    table has. Splits come from a split.json beside the table, the names of files (``train-00000-of-00001.parquet``) or
-    folders, or a column ``split``; without any of them all questions are for testing.
+    table has. Splits come from a split.json beside the table or in a folder above it, the names of files
+    (``train-00000-of-00001.parquet``) or folders, or a column ``split``; without any of them all questions are for
+    testing. A column is never overruled: what contradicts it is a mistake.
 
     Args:
         source: a file, a folder, or ``owner/name`` on the hub.
@@ -118,8 +128,6 @@ def _find(source: str, revision: str | None) -> Source:
         return Source(source, path.parent, (path,), path.parent)
     inner = path / "mmpb_clean"
     tables = sorted(_tables(inner if inner.is_dir() else path))
-    parquet = [table for table in tables if table.suffix.lower() == PARQUET]
-    tables = parquet or tables
     if not tables:
         raise MMPBError(f"{path}: expected a table in it ({', '.join(TABLES)})")
     if len(tables) > 1 and not all(_split_of(table, path) for table in tables):
@@ -158,38 +166,108 @@ def _write(source: Source, building: Path, csv: str, checked: Path) -> None:
     """Fills the folder: table, pictures, splits, and what lies beside them. Raises MMPBError if the table has
     mistakes."""
     mistakes = Mistakes(source.name)
-    rows: list[Row] = []
-    splits: dict[str, list[int]] = {}
+    tables: list[tuple[Path, list[Row]]] = []
     copied: dict[tuple[Path, str], str] = {}
     for table in source.tables:
-        name = table.relative_to(source.root).as_posix()
+        name = _name(table, source)
         own = [
             replace(row, fields=_converted(row, source, table, building, copied))
-            for row in mmpb.question_rows(table, name, mistakes, building, mmpb.UNPACKED, CONVERTED)
+            for row in mmpb.question_rows(table, name, mistakes, building, PICTURES, CONVERTED)
         ]
-        for row in own:
-            word = row.fields.get("split", "").lower()
-            split = _split_of(table, source.root) or SPLIT_WORDS.get(word, "" if word else "test")
-            if row.require(split != "", "split", f"one of {', '.join(SPLIT_WORDS)}") and row["index"].isdecimal():
-                splits.setdefault(f"{split}_idx", []).append(int(row["index"]))
-        told = _split_of(table, source.root) or (table.parent / SPLITS).exists()
-        if not told and _nearly_split(name) and not all(row.fields.get("split") for row in own):
+        told = _split_of(table, source.root) or _beside(source, SPLITS, [table])
+        if not told and _nearly_split(name) and not all(row.fields.get(SPLIT) for row in own):
             known = ", ".join(SPLIT_WORDS)
             mistakes.add(name, f"the name says no split; expected {known}, or a name like none of these")
-        rows += own
+        tables.append((table, own))
+    rows = [row for _, own in tables for row in own]
+    splits = _splits(source, tables, mistakes)
+    target = building / "mmpb_clean"
     mmpb.check_questions(rows, building, checked)
     mistakes.check()
-    target = building / "mmpb_clean"
     mmpb.frame_of(rows).reset_index().to_csv(target / csv, index=False, lineterminator="\n")
     write_json(target / SPLITS, [{"tasks": [splits]}])
-    for file in BESIDE:
-        if (source.tables[0].parent / file).exists():
-            (target / file).write_bytes(_bytes(source.tables[0].parent / file, source.name))
+    for file, key in KEYS.items():
+        _merge(_beside(source, file), key, source, target / file, mistakes)
+    mistakes.check()
     for talk in sorted((source.root / "multi_turn/generic_text").glob("*.json")):
         (building / "multi_turn/generic_text").mkdir(parents=True, exist_ok=True)
         (building / "multi_turn/generic_text" / talk.name).write_bytes(_bytes(talk, source.name))
     if source.commit:
         write_json(target / "origin.json", {"source": source.name, "revision": source.commit})
+
+
+def _name(path: Path, source: Source) -> str:
+    return path.relative_to(source.root).as_posix()
+
+
+def _folders(source: Source, tables: Sequence[Path]) -> list[Path]:
+    """The folders of tables, and those above them up to the source's root; each once."""
+    above = (folder for table in tables for folder in table.parents if folder.is_relative_to(source.root))
+    return list(dict.fromkeys(above))
+
+
+def _beside(source: Source, file: str, tables: Sequence[Path] | None = None) -> list[Path]:
+    """The files of this name that tell something of some tables, or of all."""
+    folders = _folders(source, source.tables if tables is None else tables)
+    return [folder / file for folder in folders if (folder / file).exists()]
+
+
+def _splits(source: Source, tables: Sequence[tuple[Path, list[Row]]], mistakes: Mistakes) -> dict[str, list[int]]:
+    """The indices of each split, by its key in split.json. What a split.json says counts first, then a table's name,
+    then its column; where one contradicts the column, or another split.json, that is noted."""
+    numbered = {whole_number(row["index"]): row["name"] for _, rows in tables for row in rows}
+    names = {index: name for index, name in numbered.items() if index is not None}
+    told: dict[int, tuple[str, str]] = {}
+    for path in _beside(source, SPLITS):
+        name = _name(path, source)
+        for split, indices in read_splits(path, names, mistakes, name).items():
+            for index in indices:
+                said, first = told.setdefault(index, (split, name))
+                if said != split and first != name:
+                    problem = f"expected index {index} in {said}_idx, as in {first}"
+                    mistakes.add(name, problem, column=f"{split}_idx")
+    if not _beside(source, SPLITS):
+        for path in (path for folder in _folders(source, source.tables) for path in sorted(folder.glob("*.json"))):
+            if path.name != SPLITS and path.stem.lower().rstrip("s") == "split":
+                mistakes.add(_name(path, source), f"did you mean {SPLITS}?")
+    splits: dict[str, list[int]] = {}
+    for index, (split, _) in told.items():
+        splits.setdefault(f"{split}_idx", []).append(index)
+    for table, rows in tables:
+        named = _split_of(table, source.root)
+        files = " and ".join(_name(path, source) for path in _beside(source, SPLITS, [table]))
+        filled = any(row.fields.get(SPLIT) for row in rows)
+        for row in rows:
+            index, word = whole_number(row["index"]), row.fields.get(SPLIT, "").lower()
+            split = SPLIT_WORDS.get(word)
+            if index in told or files:
+                home, by = told.get(index, ("nothing", files))
+                row.require(not word or split == home, SPLIT, f"{home}, as {by} says")
+            elif row.require(split or not filled, SPLIT, f"one of {', '.join(SPLIT_WORDS)}"):
+                agree = None in (split, named) or split == named
+                row.require(agree, SPLIT, f"{named}, as the table's name or its folder's says")
+                if index is not None:
+                    splits.setdefault(f"{named or split or 'test'}_idx", []).append(index)
+    return splits
+
+
+def _merge(files: Sequence[Path], key: str, source: Source, target: Path, mistakes: Mistakes) -> None:
+    """Writes the rows of some tables into one, as it is where it is the only one; notes those that contradict."""
+    if len(files) == 1:
+        target.write_bytes(_bytes(files[0], source.name))
+    if len(files) < 2:
+        return
+    found: dict[str, Row] = {}
+    for file in files:
+        for row in read_rows(file, Columns((key,), {}), mistakes, _name(file, source)):
+            first = found.setdefault(row[key], row)
+            same = first is row or (first.file != row.file and first.fields == row.fields)
+            row.require(same, key, f"a row that is there once, or as {first.place_for(row)} has it")
+    with target.open("w", encoding="utf-8", newline="") as merged:
+        columns = dict.fromkeys(column for row in found.values() for column in row.fields)
+        writer = csv_files.DictWriter(merged, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.fields for row in found.values())
 
 
 def _bytes(path: Path, source: str) -> bytes:
@@ -209,7 +287,7 @@ def _converted(
         fields |= dict(zip(INJECTION_COLUMNS, _script_faces(row, source.root), strict=False))
     for column in IMAGE_COLUMNS:
         path = fields[column]
-        if path and not path.startswith(f"{mmpb.UNPACKED}/"):
+        if path:
             known = copied.setdefault((table.parent, path), "")
             copied[table.parent, path] = known or _copy(path, (source.root, table.parent), source.inside, building)
             fields[column] = copied[table.parent, path]
@@ -223,7 +301,8 @@ def _script_faces(row: Row, root: Path) -> Sequence[str]:
 
 
 def _copy(path: str, roots: Sequence[Path], inside: Path, building: Path) -> str:
-    """Copies a picture into the folder, at most where its path says; the path from there, or as it was if it cannot."""
+    """Copies a picture into the folder, where its path says or, if another one is there, to PICTURES; the path from
+    there, or as it was if it cannot."""
     parts = Path(path).parts
     if Path(path).is_absolute() or ".." in parts or "\\" in path or "\0" in path:
         return path
@@ -235,6 +314,8 @@ def _copy(path: str, roots: Sequence[Path], inside: Path, building: Path) -> str
             data = read_regular(root / path)
         except OSError:
             continue
+        if (building / relative).exists() and (building / relative).read_bytes() != data:
+            relative = Path(named_by_content(data, PICTURES))
         (building / relative).parent.mkdir(parents=True, exist_ok=True)
         (building / relative).write_bytes(data)
         return relative.as_posix()
