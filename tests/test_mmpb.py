@@ -157,7 +157,7 @@ def test_a_wrong_field_is_named_with_its_line(folder, index, fields, column, exp
 
 
 @pytest.mark.parametrize(("cell", "names"), [
-    ("Smith, John |", ["Smith, John"]), ("Smith, John | Ann", ["Smith, John", "Ann"]), ("A; B |", ["A; B"]),
+    ("Smith, John", ["Smith, John"]), ("Smith, John | Ann", ["Smith, John", "Ann"]), ("A; B |", ["A; B"]),
 ])  # fmt: skip
 def test_a_name_with_a_comma_is_one_holder_for_questions_and_for_scores(folder, cell, names):
     change_row(folder, 0, preference_bucket_names=cell)

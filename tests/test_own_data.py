@@ -318,8 +318,10 @@ def test_a_list_in_another_form_is_no_stranger(folder, cell):
 
 
 @pytest.mark.parametrize(
-    "cell", ["Ann | Somebody, Else", "Ann | Stranger", "Stranger", "Anne O'Neil", "Andy Sandberg", "A and B |"]
-)
+    "cell",
+    ["Ann | Somebody, Else", "Ann | Stranger", "Stranger", "Anne O'Neil", "Andy Sandberg", "A and B |", "Smith, John",
+     "A & B"],
+)  # fmt: skip
 def test_holders_who_ask_nothing_may_be_anybody(folder, cell):
     change_row(folder, 0, preference_bucket_names=cell)
     names = tuple(name.strip() for name in cell.split("|") if name)

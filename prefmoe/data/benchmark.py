@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -49,20 +49,29 @@ def split_holders(text: str) -> tuple[str, ...]:
     return tuple(name for name in (part.strip() for part in parts) if name)
 
 
-_LIKE_A_LIST = re.compile(r"""^[\[({'"]|[,;|/&\r\n]| and """, re.IGNORECASE)
+_ENCLOSED = re.compile(r"""[\[({"'].*[\])}"']""", re.DOTALL)
+_JOINTS = re.compile(r"[,;/&]| and ", re.IGNORECASE)
 
 
-def like_a_list(name: str) -> bool:
-    """Whether a name that stands alone could be several: in brackets or quotes, or with a comma, a semicolon, a bar, a
-    slash, a line break, "&" or "and"."""
-    return _LIKE_A_LIST.search(name) is not None
+def is_another_list(cell: str, known: Callable[[str], bool]) -> bool:
+    """Whether a cell of holders without `HOLDER_SEPARATOR` lists them in another way: in brackets or quotation marks, a
+    line for each, or a user's name joined to others by a comma, a semicolon, a slash, "&" or "and".
+
+    ``known``: whether a name is that of a user; a stranger's name may have such marks in it.
+    """
+    if HOLDER_SEPARATOR in f"{cell} " or known(cell.strip()):
+        return False
+    if _ENCLOSED.fullmatch(cell.strip()) or len(cell.strip().splitlines()) > 1:
+        return True
+    parts = _JOINTS.split(cell)
+    return len(parts) > 1 and any(known(part.strip()) for part in parts)
 
 
 def join_holders(names: Iterable[str]) -> str:
-    """The cell of these names, which `split_holders` reads back. A single name that is `like_a_list` is followed by a
-    separator, so that nobody takes it for one."""
+    """The cell of these names, which `split_holders` reads back. A single name that could be read as several is
+    followed by a separator, so that nobody takes it for a list."""
     names = tuple(names)
-    alone = len(names) == 1 and like_a_list(names[0])
+    alone = len(names) == 1 and ("|" in names[0] or is_another_list(names[0], lambda part: part != names[0]))
     return HOLDER_SEPARATOR.join((*names, "") if alone else names)
 
 

@@ -23,8 +23,8 @@ from prefmoe.data.benchmark import (
     Example,
     Turn,
     User,
+    is_another_list,
     join_holders,
-    like_a_list,
     listed_holders,
     name_mistake,
     split_holders,
@@ -161,8 +161,8 @@ def _read_users(rows: Sequence[Row], root: Path) -> dict[str, User]:
 
 
 def _check_holders(rows: Sequence[Row], users: Mapping[str, User]) -> None:
-    """Notes holders who are nobody of the table and, read as a list or in another spelling, users of it; who are like a
-    list and alone; who have several lines. Taken for strangers, they would leave recall and collapse without a word."""
+    """Notes holders who are nobody of the table and, read as a list or in another spelling, users of it, and whatever
+    else `is_another_list`. Taken for strangers, they would leave recall and collapse without a word."""
     known = {_spelling(name): name for name in users}
     for row in rows:
         for holder in split_holders(row["preference_bucket_names"]):
@@ -173,9 +173,8 @@ def _check_holders(rows: Sequence[Row], users: Mapping[str, User]) -> None:
                 row.mistake("preference_bucket_names", f"expected {' | '.join(parts)!r}, found {holder!r}")
             elif near := known.get(_spelling(holder)):
                 row.mistake("preference_bucket_names", f"expected {near!r} as the column name has it, found {holder!r}")
-            elif len(holder.splitlines()) > 1 or ("|" not in row["preference_bucket_names"] and like_a_list(holder)):
-                expected = f"names with {HOLDER_SEPARATOR!r} between them, or behind a single one that is like a list"
-                row.require(False, "preference_bucket_names", expected)
+            elif is_another_list(holder, lambda part: _spelling(part) in known):
+                row.require(False, "preference_bucket_names", f"names with {HOLDER_SEPARATOR!r} between them")
 
 
 def _spelling(name: str) -> str:
