@@ -1,6 +1,7 @@
 """Scoring: from free-text answers to hits, and on to accuracy, collapse, recall and sensitivity."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
@@ -45,6 +46,8 @@ _REFUSALS = (
 )
 _FAILURE = "Failed to obtain answer via API"
 _SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_ENCLOSED = re.compile(r"""[\[({"'].*[\])}"']""", re.DOTALL)
+_JOINED = re.compile(r" and | & |/", re.IGNORECASE)
 _COUNTED = ("overall", "preference", "profile", "collapse", "recall")
 
 
@@ -106,16 +109,22 @@ def single_values(frame: pd.DataFrame, columns: Iterable[str] = COLUMNS) -> pd.D
     return frame.assign(**joined) if joined else frame
 
 
+def user_name(value: object) -> str:
+    """A user's name as it is compared: composed (NFC), without blanks at its ends, and a whole number without the
+    decimals that a column with floats gives it."""
+    return _composed(value).strip()
+
+
 def holders(frame: pd.DataFrame) -> list[frozenset[str]]:
-    """The users of each question's ``preference_bucket_names`` cell.
+    """The users of each question's ``preference_bucket_names`` cell, as `user_name` has them.
 
     Names are separated by `HOLDER_SEPARATOR`. A cell without it that is no user's name either is read as other hands
     write lists, separated by ``|``, ``;`` or ``,``: a name may hold a comma, as long as the cell does not consist of
     it alone, or its user is among those who are asked about.
     """
-    known = {str(name).strip() for name in frame["name"].unique()}
-    cells = frame["preference_bucket_names"].tolist()
-    return [frozenset() if _missing(cell) else _names(str(cell), str(cell).strip() in known) for cell in cells]
+    known = {user_name(name) for name in frame["name"].unique()}
+    texts = ["" if _missing(cell) else _composed(cell) for cell in frame["preference_bucket_names"].tolist()]
+    return [_names(text, text.strip() in known) for text in texts]
 
 
 def score(frame: pd.DataFrame) -> pd.DataFrame:
@@ -123,8 +132,8 @@ def score(frame: pd.DataFrame) -> pd.DataFrame:
 
     ``frame``: one row per question with the columns of `COLUMNS`; `answer` holds 0-3 = A-D, 4 = yes, 5 = no, or the
     letter or word itself; `preference_bucket_names` a cell of names or a list of them. Raises ScoringError naming the
-    missing columns, or the first row with an unknown l2-category, category, answer or negation flag, or a list
-    elsewhere, and what was expected.
+    missing columns, or the first row with an unknown l2-category, category, answer or negation flag, an answer whose
+    option has no text, holders listed in another way, or a list elsewhere, and what was expected.
 
     Returns the copy: gt and pred as `parse_answer` writes them ("yes", "no", "a" ... "d", ...), hit 1 where they agree.
     """
@@ -151,8 +160,11 @@ def score(frame: pd.DataFrame) -> pd.DataFrame:
         if gt not in allowed:
             codes = "4 (yes) or 5 (no)" if kind == "yes_no" else "0-3 or A-D"
             _fail(frame, position, "answer", answer, f"{codes} for a question of l2-category {l2_category}")
+        if kind == "multiple_choice" and (_missing(text := texts["abcd".index(gt)]) or not str(text).strip()):
+            _fail(frame, position, "answer", answer, f"an option with a text, and {gt.upper()} has none")
         truth.append(gt)
         parsed.append(parse_answer(prediction, kind, texts))
+    _check_holders(frame)
     scored = frame.copy()
     scored["gt"] = pd.Series(truth, index=frame.index, dtype=object)
     scored["pred"] = pd.Series(parsed, index=frame.index, dtype=object)
@@ -304,12 +316,36 @@ def boundary(scored: pd.DataFrame) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     asked = ((scored["category"] == "preference") & (scored["l2-category"] != "inconsistency")).to_numpy()
     negated = inverted(scored)
     members = holders(scored)
-    names = (str(name).strip() for name in scored["name"].tolist())
+    names = map(user_name, scored["name"].tolist())
     inside = np.array([name in group for name, group in zip(names, members, strict=True)], dtype=bool)
     truly_yes = (scored["gt"] == "yes").to_numpy(dtype=bool) ^ negated
     said_yes, said_no = ((scored["pred"] == word).to_numpy(dtype=bool) for word in ("yes", "no"))
     answered_yes = np.where(negated, said_no, said_yes)
     return asked & ~inside & ~truly_yes, asked & inside & truly_yes, answered_yes, said_yes | said_no
+
+
+def _check_holders(frame: pd.DataFrame) -> None:
+    """Raises ScoringError naming the first preference question whose holders are a list of a kind that is not read."""
+    known = {user_name(name) for name in frame["name"].unique()}
+    categories, read = frame["category"].tolist(), set()
+    for position, cell in enumerate(frame["preference_bucket_names"].tolist()):
+        if categories[position] == "preference" and not _missing(cell) and cell not in read:
+            read.add(cell)
+            if _is_another_list(_composed(cell), known):
+                expected = f"the users' names with {HOLDER_SEPARATOR!r} between them"
+                _fail(frame, position, "preference_bucket_names", cell, expected)
+
+
+def _is_another_list(text: str, known: set[str]) -> bool:
+    """Whether a cell of holders lists them in brackets, quotation marks or lines, or joins a user's name to others by
+    "and", an ampersand or a slash: a stranger's name may have these in it."""
+    cell = text.strip()
+    if HOLDER_SEPARATOR in f"{text} " or cell in known:
+        return False
+    if _ENCLOSED.fullmatch(cell) or len(cell.splitlines()) > 1:
+        return True
+    joined = (name for name in _names(text, False) if name not in known and _JOINED.search(name))
+    return any(part.strip() in known for name in joined for part in _JOINED.split(name))
 
 
 @lru_cache(maxsize=65536)
@@ -359,6 +395,12 @@ def _flag(value: object) -> bool | None:
     if text in ("1", "1.0", "true"):
         return True
     return False if text in ("0", "0.0", "false", "") else None
+
+
+def _composed(value: object) -> str:
+    """A cell as text in composed form (NFC); a whole number without decimals."""
+    whole = isinstance(value, float | np.floating) and value.is_integer()
+    return unicodedata.normalize("NFC", str(int(value) if whole else value))
 
 
 def _missing(value: object) -> bool:

@@ -169,6 +169,13 @@ def test_missing_columns_are_named():
         ),
         ({"category": "profile"}, "category is 'profile', expected preference or recognition"),
         ({"preference_semantic_invert": 7}, "preference_semantic_invert is 7, expected 0, 1 or empty"),
+        ({"l2-category": "inconsistency", "answer": 2, "C": " "}, "answer is 2, expected an option .*, and C has none"),
+        ({"preference_bucket_names": "['ann', 'cid']"}, "preference_bucket_names is .*, expected the users' names"),
+        ({"preference_bucket_names": '"eve"'}, "preference_bucket_names is"),
+        ({"preference_bucket_names": "bob\ncid"}, "preference_bucket_names is"),
+        ({"preference_bucket_names": "ann and cid"}, "preference_bucket_names is 'ann and cid'"),
+        ({"preference_bucket_names": "cid & ann"}, "preference_bucket_names is 'cid & ann'"),
+        ({"preference_bucket_names": "bob, cid/ann"}, "preference_bucket_names is 'bob, cid/ann'"),
     ],
 )
 def test_a_bad_row_is_named(fields, message):
@@ -242,6 +249,14 @@ def test_a_name_with_a_comma_keeps_its_recall_questions(name, others):
 def test_a_cell_of_holders_is_read_back(names):
     assert list(split_holders(join_holders(names))) == names
     assert metrics.holders(pd.DataFrame([question(preference_bucket_names=join_holders(names))])) == [frozenset(names)]
+
+
+@pytest.mark.parametrize("name", ["Tom & Jerry", "AC/DC", "Bonnie and Clyde", "O'Neil", "Bob (the dog)", "[x] & y"])
+def test_a_name_that_looks_like_several_is_one_where_nobody_is_part_of_it(name):
+    """A user's name as it is, and a stranger's that no user's name is part of."""
+    for cell, asked in ((name, name), (name, "ann"), (f"ann, {name}", "ann"), (f"{name} | ann", "Tom")):
+        scored = metrics.score(pd.DataFrame([question(name=asked, preference_bucket_names=cell)]))
+        assert name in metrics.holders(scored)[0]
 
 
 def test_one_user_has_no_interval():

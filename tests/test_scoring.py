@@ -135,12 +135,18 @@ def test_a_column_is_scored_apart_by_once(frame, tmp_path):
     [
         ("a.csv", None, "a.csv: no such file"),
         ("a.xlsx", b"", r"a.xlsx: expected a file named \*.csv, \*.tsv"),
-        ("a.csv", b"", "a.csv: cannot be read as .csv"),
-        ("a.csv", b"name,answer\nAnn,yes,it is\n", "a.csv: cannot be read as .csv: Length of header"),
-        ("a.csv", b"\xff\xfe\x00", "a.csv: cannot be read as .csv"),
+        ("a.csv", b"", "a.csv, line 1: expected a header, found nothing"),
+        ("a.csv", b"name,answer\nAnn,yes,it is\n", "a.csv, line 2: expected 2 fields, found 3"),
+        ("a.csv", b"name,answer\n\nAnn,yes\nBob\n", "a.csv, line 4: expected 2 fields, found 1"),
+        ("a.csv", b"name,answer,name\nAnn,yes,Bob\n", r"a.csv, line 1: repeated column\(s\): 'name'"),
+        ("a.csv", b"\xff\xfe\x00", "a.csv: expected UTF-8 text, byte 0"),
+        ("a.tsv", b'name\tsaid\nAnn\t"Yes, of\nBob\tNo\n', "a.tsv, lines 2 to 3, one record: not well-formed TSV"),
+        ("a.tsv", b'name\tsaid\nAnn\t"Yes\nBob\t"No\n', "a.tsv, lines 2 to 3, one record: not well-formed TSV"),
         ("a.parquet", b"PAR1", "a.parquet: cannot be read as .parquet"),
         ("a.jsonl", b'{"name":', "a.jsonl: cannot be read as .jsonl"),
-        ("a.jsonl", b"null\n", "a.jsonl: "),
+        ("a.jsonl", b'{"a": 1}\nnull\n', "a.jsonl: .*line 2: expected a mapping of columns to values, found null"),
+        ("a.jsonl", b'{"a": 1}\n\n{"a": 1, "a": 2}\n', r"a.jsonl: .*line 3: repeated key\(s\): 'a'"),
+        ("a.jsonl", b'{"a": 1}\n{"a": 1', "a.jsonl: .*line 2, column 8: Expecting ',' delimiter"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, expected):
@@ -148,6 +154,70 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, expected):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ScoringError, match=expected):
         report(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_values_have_the_types_that_pandas_gives_text(tmp_path, suffix):
+    said = ["None", "NA", "say \"yes\"\tor, not", "two\nlines", "1.0", None]
+    table = pd.DataFrame({"said": said, "number": ["1", "2.5", "", "x", "01", None], "answer": range(6)})
+    table = table.assign(share=[0.5, None, 1, 0, 0.25, 0.1], flag=[True, False] * 3)
+    path = save(table, tmp_path / f"mine{suffix}")
+    if suffix == ".jsonl":
+        expected = pd.read_json(path, lines=True, dtype=False)
+    else:
+        text = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+        expected = pd.read_csv(path, sep="\t" if suffix == ".tsv" else ",", **text)
+    pd.testing.assert_frame_equal(scoring.read_predictions(path).reset_index(drop=True), expected)
+
+
+def test_categories_are_read_as_what_they_hold(frame, tmp_path):
+    plain = frame.assign(item=[None, *["tea", "hats"] * 300][: len(frame)], p_yes=0.5, p_no=0.5)
+    coded = plain.astype(dict.fromkeys(set(plain) - {"index"}, "category"))
+    found, expected = (report(save(table, tmp_path / "mine.parquet"), **FAST).table for table in (coded, plain))
+    pd.testing.assert_frame_equal(found, expected)
+
+
+@pytest.mark.parametrize("column", ["measure", "value"])
+def test_a_column_of_the_scores_cannot_be_scored_apart_by(frame, tmp_path, column):
+    path = save(frame.assign(**{column: "x"}), tmp_path / "mine.csv")
+    with pytest.raises(ScoringError, match=f"mine.csv: scored apart by {column}, which the table of scores has too"):
+        report(path, by=[column], **FAST)
+
+
+def test_the_option_that_is_the_answer_has_a_text(frame, tmp_path):
+    choices = frame[frame["l2-category"] == "inconsistency"].reset_index(drop=True)
+    first = choices["answer"].isin(["2", "2.0"]).idxmax() + 1
+    for table in (choices.assign(C=""), choices.drop(columns="C")):
+        with pytest.raises(ScoringError, match=rf"row {first} .*: answer is '2', expected an option with a text"):
+            report(save(table, tmp_path / "mine.csv"), **FAST)
+    with pytest.raises(ScoringError, match=r"mine.csv: misspelt column\(s\): 'c \(did you mean C\?\)'"):
+        report(save(choices.rename(columns={"C": "c"}), tmp_path / "mine.csv"), **FAST)
+
+
+def test_blanks_around_a_name_make_no_other_user(tmp_path):
+    found = report(save(asked_of_two(name=["ann ", "bob", " ann", "bob"]), tmp_path / "mine.csv"), by=["name"], **FAST)
+    assert found.users == 2 and found.table["name"].unique().tolist() == ["ann", "bob"]
+
+
+@pytest.mark.parametrize(
+    ("names", "cell"),
+    [
+        (["Jose\u0301", "Bo"], "Jos\u00e9 | Bo"),
+        (["Jos\u00e9", "Bo"], "Jose\u0301 | Bo"),
+        ([1.0, 2.0], "1 | 2"),
+        (["ann", "bob"], "ann, bob"),
+    ],
+)
+def test_holders_are_known_however_their_names_are_encoded(tmp_path, names, cell):
+    table = asked_of_two(name=names * 2, answer=[4] * 4).assign(preference_bucket_names=cell)
+    found = report(save(table, tmp_path / "mine.parquet"), **FAST)
+    assert found.table.set_index("measure").loc["recall", "n"] == 3 and not any("holder" in n for n in found.notes)
+
+
+def test_the_report_says_when_no_holder_is_a_user(tmp_path):
+    found = report(save(asked_of_two(name=["Ann", "Bob", "Cid", "Dan"]), tmp_path / "mine.csv"), **FAST)
+    assert "'ann' of preference_bucket_names is none of 4 in name, such as 'Ann'" in " ".join(found.notes)
+    assert not [n for n in report(save(asked_of_two(), tmp_path / "mine.csv"), **FAST).notes if "holder" in n]
 
 
 def test_unread_answers_are_counted_and_the_commonest_shown(frame, tmp_path):

@@ -1,10 +1,11 @@
 """Scores anybody's predictions: every measure of the tables from one file, and what could not be read in it."""
 
-import warnings
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pandas as pd
 from prefmoe import metrics
 from prefmoe.analysis import pairs
 from prefmoe.analysis.groupings import QUESTION_GROUPS, question_groups
+from prefmoe.data.rows import MMPBError, read_text
 from prefmoe.metrics import ScoringError
 
 REQUIRED = ("name", "category", "l2-category", "answer", "prediction")
@@ -64,39 +66,70 @@ class Report:
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
     """The rows of a CSV, TSV, JSON Lines or parquet file, numbered from 1; empty cells are missing, and text is kept
-    as it is ("None" and "NA" are answers).
+    as it is ("None" and "NA" are answers). Categories of a parquet file are read as what they hold.
 
-    Raises ScoringError if there is no such file, it is of another kind or damaged, or it has no rows.
+    Raises ScoringError if there is no such file, it is of another kind or damaged, a column or key occurs twice, or it
+    has no rows.
     """
     path = Path(path)
-    text = {"dtype": str, "keep_default_na": False, "na_values": [""], "index_col": False}
-    readers = {
-        ".csv": lambda: pd.read_csv(path, **text),
-        ".tsv": lambda: pd.read_csv(path, sep="\t", **text),
-        ".jsonl": lambda: pd.read_json(path, lines=True, dtype=False),
-        ".parquet": lambda: pd.read_parquet(path),
-    }
+    readers = {".csv": _read_text, ".tsv": _read_text, ".jsonl": _read_lines, ".parquet": pd.read_parquet}
     if path.suffix.lower() not in readers:
         raise ScoringError(f"{path}: expected a file named *{', *'.join(readers)}")
     if not path.is_file():
         raise ScoringError(f"{path}: no such file")
     try:
-        with warnings.catch_warnings():
-            # Without it a comma too many in the first row would move every value into the next column.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = readers[path.suffix.lower()]()
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        frame = readers[path.suffix.lower()](path)
+    except MMPBError as error:
+        raise ScoringError(str(error)) from error
+    except (ValueError, OSError) as error:
         raise ScoringError(f"{path}: cannot be read as {path.suffix}: {error}") from error
     if frame.empty:
         raise ScoringError(f"{path}: no rows")
+    for column in frame.select_dtypes("category"):
+        frame[column] = np.asarray(frame[column])
     return frame.set_axis(range(1, len(frame) + 1))
 
 
+def _read_text(path: Path) -> pd.DataFrame:
+    header, records = read_text(path)
+    return pd.DataFrame(records, columns=header, dtype=str).replace("", np.nan)
+
+
+def _read_lines(path: Path) -> pd.DataFrame:
+    """The rows of a JSON Lines file. Raises ValueError naming the first line that is no mapping, or has a key twice."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line, object_pairs_hook=_without_repetition))
+            except (ValueError, RecursionError) as error:
+                where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+                raise ValueError(f"line {number}{where}: {getattr(error, 'msg', error)}") from error
+            if not isinstance(rows[-1], dict):
+                raise ValueError(f"line {number}: expected a mapping of columns to values, found {line.strip()[:60]}")
+    return pd.DataFrame(rows)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"repeated key(s): {', '.join(map(repr, twice))}")
+    return dict(pairs)
+
+
 def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The frame with empty columns in the place of those that its questions do not need, and notes on them. Raises
-    ScoringError naming the columns that are missing, or the first row without a user's name."""
+    """The frame with empty columns in the place of those that its questions do not need and names as they are compared
+    (`metrics.user_name`), and notes on what is lacking. Raises ScoringError naming the columns that are missing or
+    misspelt, or the first row without a user's name."""
     missing = [column for column in REQUIRED if column not in frame]
     choices = "l2-category" in frame and (frame["l2-category"] == "inconsistency").any()
+    likely = {str(column): str(column).strip().upper() for column in frame} if choices else {}
+    misspelt = [
+        f"{column} (did you mean {letter}?)" for column, letter in likely.items()
+        if letter in tuple("ABCD") and letter not in frame
+    ]  # fmt: skip
+    if misspelt:
+        raise ScoringError(f"misspelt column(s): {', '.join(map(repr, misspelt))}")
     absent = [column for column in OPTIONS if column not in frame] if choices else []
     if missing or absent:
         why = " (the options of multiple-choice questions)" if absent else ""
@@ -114,7 +147,7 @@ def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         if NEGATED not in frame:
             notes.append(f"no column {NEGATED}: no question is taken to be negated")
     added = [column for column in metrics.COLUMNS if column not in frame]
-    return frame.assign(**dict.fromkeys(added)), notes
+    return frame.assign(name=names.map(metrics.user_name), **dict.fromkeys(added)), notes
 
 
 def _with_numbers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -186,6 +219,8 @@ def report(
         apart = [column for column in SEPARATE if column in read] if by is None else list(by)
         if unknown := [column for column in apart if column not in read]:
             raise ScoringError(f"no column {', '.join(unknown)}; there are {', '.join(map(str, read))}")
+        if taken := [column for column in apart if column in SCORE_COLUMNS]:
+            raise ScoringError(f"scored apart by {', '.join(taken)}, which the table of scores has too: rename it")
         if repeated := sorted({column for column in apart if apart.count(column) > 1}):
             raise ScoringError(f"scored apart by {', '.join(repeated)} more than once")
         if auc and HOLDERS not in read:
@@ -204,6 +239,11 @@ def report(
         place = "" if str(error).startswith(str(path)) else f"{path}: "
         raise ScoringError(f"{place}{error}") from error
     holders = not any(HOLDERS in note for note in notes)
+    users = set(scored["name"])
+    named = [group for group in metrics.holders(scored) if group]
+    if holders and named and not any(group & users for group in named):
+        as_found = f"{min(named[0])!r} of {HOLDERS} is none of {len(users)} in name, such as {min(users)!r}"
+        notes.append(f"no holder of any preference is a user of the file ({as_found}): nothing is left for recall")
     tables = []
     if "index" in scored and (again := int(scored.duplicated([*apart, "index"]).sum())):
         notes.append(f"{again} rows repeat a question (column index): are several runs in one file? See --by")

@@ -188,8 +188,24 @@ def read_rows(
         yield row
 
 
+def read_text(path: Path) -> tuple[list[str], list[Sequence[str]]]:
+    """The header and the records of a CSV or TSV, as they stand there.
+
+    Raises MMPBError naming every line with another number of fields than the header, what else is not well-formed, and
+    columns that occur twice.
+    """
+    mistakes = Mistakes(str(path))
+    header, *records = [list(values) for _, values in _text(path, mistakes, path.name)] or [[]]
+    if not (mistakes.lines or header):
+        mistakes.add(path.name, "expected a header, found nothing", place="line 1")
+    if twice := sorted({column for column in header if header.count(column) > 1}):
+        mistakes.add(path.name, f"repeated column(s): {', '.join(map(repr, twice))}", place="line 1")
+    mistakes.check()
+    return header, records
+
+
 def _text(path: Path, mistakes: Mistakes, name: str) -> Iterator[Record]:
-    """The records of a CSV or TSV, the header first."""
+    """The records of a CSV or TSV, the header first. Lines without anything are none."""
     try:
         text = read_regular(path).decode("utf-8-sig")
     except OSError as error:
@@ -201,18 +217,20 @@ def _text(path: Path, mistakes: Mistakes, name: str) -> Iterator[Record]:
     kind = "TSV" if path.suffix.lower() == ".tsv" else "CSV"
     separator = SEPARATORS.get(path.suffix.lower(), ",")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+    line = 1
     try:
         header = next(reader, [])
         yield "line 1", header
         line = reader.line_num + 1
         for values in reader:
-            if len(values) != len(header):
+            if values and len(values) != len(header):
                 mistakes.add(name, f"expected {len(header)} fields, found {len(values)}", place=f"line {line}")
-            else:
+            elif values:
                 yield f"line {line}", values
             line = reader.line_num + 1
     except csv.Error as error:
-        mistakes.add(name, f"not well-formed {kind}: {error}", place=f"line {reader.line_num}")
+        place = f"line {line}" if line == reader.line_num else f"lines {line} to {reader.line_num}, one record"
+        mistakes.add(name, f"not well-formed {kind}: {error}", place=place)
 
 
 def _parquet(path: Path, mistakes: Mistakes, name: str) -> Iterator[Record]:
