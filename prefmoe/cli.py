@@ -142,8 +142,9 @@ def _parser() -> argparse.ArgumentParser:
 def _data(options: argparse.Namespace) -> None:
     from prefmoe.config import load_edition
     from prefmoe.data.sources import load_benchmark, load_choices
-    from prefmoe.system.files import write_json
+    from prefmoe.system.files import require_place, write_json
 
+    require_place(options.output)
     edition = load_edition(options.edition)
     benchmark = load_choices(edition) if edition.about_choices else load_benchmark(edition)
     asked = {split: len(indices) for split, indices in benchmark.splits.items()}
@@ -164,11 +165,14 @@ def _notebook(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> int:
     from prefmoe.config import RESULTS, load_edition
+    from prefmoe.system.files import require_place
     from prefmoe.workflow import reproduction
 
     name = load_edition(options.edition).name
+    output = options.output or RESULTS / name / "reproduction"
+    require_place(output / reproduction.VERDICT)
     found = reproduction.compare_edition(options.edition, made=options.made, committed=options.committed)
-    print(reproduction.write(found, name, options.output or RESULTS / name / "reproduction"))
+    print(reproduction.write(found, name, output))
     return int(found.verdict == reproduction.NOT)
 
 
@@ -255,7 +259,10 @@ def _mmpb(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     from prefmoe.analysis.scoring import report
     from prefmoe.analysis.tables import write_csv
+    from prefmoe.system.files import require_place
 
+    if options.output:
+        require_place(options.output)
     found = report(options.predictions, by=options.by, auc=options.auc)
     print(found)
     if options.output:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from prefmoe.cli import main
 from prefmoe.system.files import FileError, is_intact, open_to_readers, read_json, seal_of, whole_file, write_json
 
 
@@ -97,3 +98,14 @@ def test_json_that_is_no_mapping_is_refused_by_name_with_what_was_expected(tmp_p
         read_json(path, "the story of a run")
     path.write_text(json.dumps({"a": [None]}))
     assert read_json(path, "the story of a run") == {"a": [None]}
+
+
+@pytest.mark.parametrize("command", [["score", "none.csv", "--output"], ["data", "mini"], ["compare", "--output"]])
+def test_an_output_that_cannot_be_made_is_refused_before_anything_is_done(tmp_path, capsys, command):
+    (tmp_path / "file").write_text("")
+    below = [tmp_path / "file/new", tmp_path / "file/further/new"]
+    for output in [tmp_path / "file", *below] if command[0] == "compare" else [tmp_path, *below]:
+        assert main([*command, str(output)]) == 1
+        expected = "a folder, expected the name of a file" if output == tmp_path else f"{tmp_path}/file is no folder"
+        assert expected in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -304,6 +304,44 @@ def test_an_edition_without_committed_tables_or_without_own_ones_is_said(tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("breakdown.csv", b"", "breakdown.csv, line 1: expected a header, found nothing"),
+        ("breakdown.csv", b"method\n\0\0", "breakdown.csv, line 2: expected text, found a NUL byte"),
+        ("breakdown.csv", b"<html>\n<body>, x\n", "breakdown.csv, line 2: expected 1 fields, found 2"),
+        ("breakdown.csv", b"<html>\n<body>\n", "breakdown.csv: expected columns such as method, .*; found '<html>'"),
+        ("breakdown.csv", b"\xff\xfe", "breakdown.csv: expected UTF-8 text"),
+        ("x.csv", None, "x.csv: cannot be read: Is a directory"),
+        ("table1.csv", {"value": "abc"}, "table1.csv, row 1, column value: expected a number, found 'abc'"),
+        ("table1.csv", {"turns": "ten"}, "table1.csv, row 1, column turns: expected a number, found 'ten'"),
+        ("table1.csv", {"value": "0.5,1"}, "table1.csv, line 2: expected 11 fields, found 12"),
+        ("table1_seeds.csv", {"seeds": None}, "table1_seeds.csv: no column seeds; found 'method'"),
+        ("table1_seeds.csv", {"sd": "wide"}, "table1_seeds.csv, row 1, column sd: expected a number, found 'wide'"),
+        ("comparisons.csv", {"p_users_holm": None}, "comparisons.csv: no column p_users_holm; found 'method'"),
+        ("told_statistics.csv", {"fresh": "no"}, "told_statistics.csv, column fresh: numbers in one table, and text"),
+    ],
+)
+def test_a_damaged_table_is_named_with_what_was_expected(tmp_path, capsys, name, content, expected):
+    path = tmp_path / name
+    for table in ("table1.csv", name):
+        if (FIGURES / "mini" / table).exists():
+            shutil.copy(FIGURES / "mini" / table, tmp_path)
+    if content is None:
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        ((column, value),) = content.items()
+        header, first, *rest = path.read_text().splitlines()
+        place = header.split(",").index(column)
+        fields = [header.split(","), first.split(",")]
+        fields[0 if value is None else 1][place] = value or "other"
+        path.write_text("\n".join([*map(",".join, fields), *rest]))
+    assert cli.main(["compare", "mini", "--made", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    assert re.search(expected, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
     "edition", ["generation-mini", "ladder", "mini", "preference-mini", "ranking", "rivals", "small", "small-sample"]
 )
 def test_every_committed_edition_reproduces_itself(edition):

@@ -214,6 +214,8 @@ def test_every_row_says_what_it_is_shown_and_a_main_table_without_that_is_refuse
     folder = tmp_path / "figures" / "tiny"
     shutil.copytree(built[0] / "tiny" / "figures", folder)
     made["table1"].drop(columns="information").to_csv(folder / "table1.csv", index=False)
+    with pytest.raises(TableError, match=r"none.csv: no such file"):
+        tables.read_table(folder / "none.csv")
     with pytest.raises(TableError, match=r"tiny/table1.csv: no column information, .* expected method, type, .*again"):
         tables.read_table(folder / "table1.csv")
 

@@ -23,6 +23,7 @@ from prefmoe.analysis.references import POPULAR, read_references
 from prefmoe.config import RESULTS, Edition, InjectedMethod
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import Benchmark
+from prefmoe.data.rows import MMPBError, read_text
 from prefmoe.system.files import whole_file
 
 TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low", "high", "n", "seeds", "information")
@@ -56,6 +57,12 @@ SHORTENED_COLUMNS = ("method", "type", "backbone", "turns", "questions", "shorte
 SEPARATION_COLUMNS = ("method", "type", "backbone", "turns", "measure", "value", "low", "high", "n", "seeds")
 
 TURNS_COLUMNS = (*TABLE1_COLUMNS, "change", "change_low", "change_high")
+
+NUMBERS = (
+    "turns", "value", "low", "high", "difference", "change", "paired_corrected", "count", "share", "n", "seeds", "sd",
+    "p_users", "p_users_holm",
+)  # fmt: skip
+"""Columns that hold numbers, or nothing, in every table that has them."""
 
 REPORTED_TURNS = (0, 10)
 """Turns of small talk in the paper's tables, and in ours; turns.csv has all that an edition asks after."""
@@ -304,10 +311,22 @@ def write_csv(table: pd.DataFrame, path: str | Path) -> Path:
 def read_table(path: str | Path) -> pd.DataFrame:
     """Reads a table written by `build`; names like "none" stay text.
 
-    Raises TableError if it is a main table that does not say what its rows are shown of users: of two rows with unlike
-    information neither can be called better without it.
+    Raises TableError if there is no such file, it is damaged or no table at all, or one of `NUMBERS` holds text; also
+    if it is a main table that does not say what its rows are shown of users: of two rows with unlike information
+    neither can be called better without it.
     """
+    if not Path(path).exists():
+        raise TableError(f"{path}: no such file")
+    try:
+        read_text(Path(path))
+    except MMPBError as error:
+        raise TableError(str(error)) from error
     table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    for column in (name for name in NUMBERS if name in table):
+        text = table[column].notna() & pd.to_numeric(table[column], errors="coerce").isna()
+        if text.any():
+            row, found = text.idxmax() + 1, table.loc[text.idxmax(), column]
+            raise TableError(f"{path}, row {row}, column {column}: expected a number, found {found!r}")
     if Path(path).name == "table1.csv" and "metric" in table and "information" not in table:
         raise TableError(
             f"{path}: no column information, which says what each row is shown of the user; expected "

@@ -215,6 +215,10 @@ def _text(path: Path, mistakes: Mistakes, name: str) -> Iterator[Record]:
         mistakes.add(name, f"expected UTF-8 text, byte {error.start} is something else")
         return
     kind = "TSV" if path.suffix.lower() == ".tsv" else "CSV"
+    if "\0" in text:
+        before = text.partition("\0")[0].count("\n")
+        mistakes.add(name, "expected text, found a NUL byte", place=f"line {before + 1}")
+        return
     separator = SEPARATORS.get(path.suffix.lower(), ",")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     line = 1

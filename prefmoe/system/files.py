@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class FileError(ValueError):
-    """A file of ours that does not hold what it should; the message names it and says what was expected."""
+    """A file of ours that does not hold what it should, or cannot be where it should; the message names it and says
+    what was expected."""
 
 
 @contextmanager
@@ -125,6 +126,15 @@ def sha256(path: Path) -> str:
     """The digest of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_place(path: Path) -> None:
+    """Raises FileError if no file can have this name: it is a folder's, or lies below what is none."""
+    if path.is_dir():
+        raise FileError(f"{path}: a folder, expected the name of a file to write")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise FileError(f"{path}: cannot be made: {above} is no folder")
 
 
 def write_json(path: Path, content: Any, *, sealed: bool = False) -> None:

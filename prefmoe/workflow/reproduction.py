@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from scipy.stats import t
 
 from prefmoe.analysis import tables
@@ -48,6 +49,9 @@ ESTIMATES = ("value", "difference", "change", "paired_corrected", "count", "shar
 SPREAD, MAPS = "table1_seeds", ("user_space", "liked_targets")
 """The yardstick, and the coordinates of maps, which have no meaning from one run to the next: not compared."""
 
+NEEDED = {SPREAD: ("sd", "seeds"), "comparisons": ("baseline", "difference", "low", "high", "p_users_holm")}
+"""Columns without which the spread over seeds, or what a paired comparison concludes, is not known."""
+
 JUDGED = ("table1", "table2", "comparisons")
 """Tables whose cells have a known spread over seeds. The rest, finer parts of the same answers and measures of their
 own of which nobody knows it, is shown; a blank in the place of a number is too far off in any table."""
@@ -62,6 +66,9 @@ OF_THEIR_OWN = {
 
 ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened", "recommended")
 """Tables that may have other rows without anything being wrong, such as bins that nobody's probability fell into."""
+
+VERDICT = "verdict.txt"
+"""The file of the report, written last."""
 
 NOT_TRAINED = "NT"
 """The type of methods without seeds."""
@@ -109,7 +116,7 @@ def committed_editions(figures: str | Path = FIGURES) -> list[str]:
 
 def compare_edition(edition: str, *, made: Path | None = None, committed: Path | None = None) -> Comparison:
     """`compare` for an edition: its folder under results/ with its folder under figures/, or two others. Raises
-    ReproductionError if either has no tables; ConfigError if there is no such edition."""
+    ReproductionError if either has no tables, and as `compare`; ConfigError if there is no such edition."""
     settings = load_edition(edition)
     methods = {key: settings.methods[key] for key in settings.table2}
     labels = {m.components: m.label for m in methods.values() if isinstance(m, PrefMoEMethod)}
@@ -128,9 +135,12 @@ def compare_edition(edition: str, *, made: Path | None = None, committed: Path |
 
 def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[str, str]] = (None, {})) -> Comparison:
     """Compares every table of one folder with the table of the same name in another. ``ablation``: the backbone of
-    table2.csv, and the method that each of its components stands for."""
+    table2.csv, and the method that each of its components stands for.
+
+    Raises ReproductionError naming a table that cannot be compared, and what was expected; `tables.TableError` naming
+    one that cannot be read."""
     left, right = (
-        {path.stem: tables.read_table(path) for path in sorted(folder.glob("*.csv")) if path.stem != MADE_WITH}
+        {path.stem: _read(path) for path in sorted(folder.glob("*.csv")) if path.stem != MADE_WITH}
         for folder in (committed, made)
     )
     not_asked = {
@@ -157,6 +167,17 @@ def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[
     cells["state"] = _states(cells, limit)
     changed = _changed_conclusions(left.get("comparisons"), right.get("comparisons"))
     return Comparison(cells.drop(columns="keys"), limit, problems, notes, changed)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table. Raises ReproductionError if it lacks columns that it is compared by."""
+    table = tables.read_table(path)
+    found = ", ".join(map(repr, list(table)[:10]))
+    if not any(key in table for key in KEYS):
+        raise ReproductionError(f"{path}: expected columns such as method, turns and metric; found {found}")
+    if missing := [column for column in NEEDED.get(path.stem, ()) if column not in table]:
+        raise ReproductionError(f"{path}: no column {', '.join(missing)}; found {found}")
+    return table
 
 
 class _Scale:
@@ -236,6 +257,11 @@ def _aligned(name: str, committed: pd.DataFrame, made: pd.DataFrame) -> tuple[pd
         if columns and table.duplicated(keys).any():
             twice = table.loc[table.duplicated(keys), keys].iloc[0]
             raise ReproductionError(f"{where} {name}.csv: two rows for {_text(twice.to_dict())}")
+    if not keys:
+        raise ReproductionError(f"{name}.csv: no column says in both tables what a row is about")
+    mixed = [key for key in keys if is_numeric_dtype(committed[key]) != is_numeric_dtype(made[key])]
+    if mixed and len(committed) and len(made):
+        raise ReproductionError(f"{name}.csv, column {mixed[0]}: numbers in one table, and text in the other")
     both = committed.merge(made, on=keys, how="outer", suffixes=("", " here"), indicator="side", sort=False)
     for side, said in (("left_only", "has no row for"), ("right_only", "has a row that is not committed,")):
         places = [_text(row) for row in both.loc[both["side"] == side, keys].to_dict("records")]
@@ -370,6 +396,6 @@ def write(comparison: Comparison, edition: str, folder: Path) -> str:
     tables.write_csv(comparison.cells, folder / "reproduction.csv")
     style.save(draw(comparison.cells, sentence(comparison), edition), folder / "reproduction.png")
     text = report(comparison, edition)
-    with whole_file(folder / "verdict.txt") as partial:
+    with whole_file(folder / VERDICT) as partial:
         partial.write_text(text, encoding="utf-8")
     return text
