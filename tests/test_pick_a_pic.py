@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -190,6 +192,7 @@ def test_an_edition_with_these_data_is_loaded(source, tmp_path, benchmark):
         ({"label_0": 0.7}, r"row 1, field label_0: expected 0, 0\.5 or 1, found 0\.7"),
         ({"label_1": None}, r"row 1, field label_1: expected 0, 0\.5 or 1, found nan"),
         ({"user_id": None}, r"row 1, field user_id: expected the number of a user"),
+        ({"user_id": 1.5}, r"row 1, field user_id: expected the number of a user, or letters, .*found 1\.5"),
         ({"image_1_uid": "train1-0a", "image_0_uid": "train1-0a"}, r"row 1, field image_1_uid: expected another pic"),
         ({"image_0_uid": "../a"}, r"row 1, field image_0_uid: expected letters, digits, - and _, found '\.\./a'"),
         ({"jpg_0": None}, r"train-1-of-2\.parquet, row 1, field jpg_0: expected the bytes of a picture, found none"),
@@ -203,6 +206,55 @@ def test_a_row_that_cannot_be_is_named(tmp_path, change, message):
     with pytest.raises(MMPBError, match=message):
         pick_a_pic.unpack(FEW, _save(tmp_path / "hub", rows), tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("label_0", "1.0", r"row 2, field label_0: expected 0, 0\.5 or 1, found '1\.0'"),
+        ("has_label", "False", r"row 2, field has_label: expected true or false, found 'False'"),
+        ("user_id", "a b", r"row 2, field user_id: expected the number of a user, or letters, .*found 'a b'"),
+        ("caption", b"a cat", r"row 2, field caption: expected a prompt as text, found b'a cat'"),
+        ("jpg_0", {"url": "a"}, r"row 1, field jpg_0: expected a picture as \{bytes, path\}, found fields url"),
+        ("jpg_0", {"bytes": None, "path": "a.jpg"}, r"row 1, field jpg_0: expected the bytes of a picture, found none"),
+    ],
+)
+def test_a_column_of_another_type_is_named_by_row(tmp_path, column, value, message):
+    rows = _rows()
+    rows["train"] = [row | {column: value} for row in rows["train"]]
+    with pytest.raises(MMPBError, match=rf"train-0-of-2\.parquet, {message}"):
+        pick_a_pic.unpack(FEW, _save(tmp_path / "hub", rows), tmp_path / "data")
+
+
+def test_pictures_may_be_structs_as_on_the_hub_and_users_may_be_called_by_letters(tmp_path, benchmark):
+    rows = _rows()
+    for row in (row for own in rows.values() for row in own):
+        row |= {f"jpg_{k}": {"bytes": row[f"jpg_{k}"], "path": None} for k in (0, 1)}
+        row["user_id"] = f"u{row['user_id']}"
+    read = choice_folder.read(pick_a_pic.unpack(FEW, _save(tmp_path / "hub", rows), tmp_path / "data"))
+    assert list(read.users) == [f"u{user}" for user in benchmark.users]
+    shown = [[[picture.name for picture in one.candidates] for one in b.choices.values()] for b in (read, benchmark)]
+    assert shown[0] == shown[1]
+
+
+def test_a_file_that_is_damaged_where_its_pictures_are_is_named_by_row(tmp_path):
+    source = _save(tmp_path / "hub", _rows())
+    path = source / "data/train-0-of-2.parquet"
+    columns = pyarrow.parquet.read_metadata(path).row_group(1).to_dict()["columns"]
+    pictures = next(column for column in columns if column["path_in_schema"] == "jpg_0")
+    start = pictures["dictionary_page_offset"] or pictures["data_page_offset"]
+    data = bytearray(path.read_bytes())
+    data[start + 40 : start + 400] = bytes(byte ^ 0x5A for byte in data[start + 40 : start + 400])
+    path.write_bytes(data)
+    with pytest.raises(MMPBError, match=r"train-0-of-2\.parquet, row 4 or later: not a whole parquet file: "):
+        pick_a_pic.unpack(FEW, source, tmp_path / "data")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    source = _save(tmp_path / "hub", _rows())
+    os.mkfifo(source / "data/validation-1-of-1.parquet")
+    with pytest.raises(MMPBError, match=r"validation-1-of-1\.parquet: cannot be read: Not a regular file"):
+        pick_a_pic.unpack(FEW, source, tmp_path / "data")
 
 
 def test_missing_columns_and_files_are_named(tmp_path):

@@ -21,6 +21,7 @@ import pyarrow.parquet
 from prefmoe.config import PickAPicData
 from prefmoe.data.choice_folder import COLUMNS, REFERENCE, TABLE
 from prefmoe.data.made_once import make_once
+from prefmoe.data.packed import packed_bytes
 from prefmoe.data.pictures import picture_mistake
 from prefmoe.data.rows import Mistakes, MMPBError
 from prefmoe.system.files import write_json
@@ -44,6 +45,7 @@ LEFT_OUT = "left_out.json"
 
 _UID = re.compile(r"[\w-]+")
 _LABELS = (0.0, 0.5, 1.0)
+_DAMAGED = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
 
 
 def unpack(config: PickAPicData, source: Path, folder: Path) -> Path:
@@ -63,13 +65,16 @@ def unpack(config: PickAPicData, source: Path, folder: Path) -> Path:
 
 
 def _files(source: Path) -> dict[str, list[Path]]:
-    """The files of each part. Raises MMPBError if there are none for training or none for the test."""
+    """The files of each part. Raises MMPBError if there are none for training or none for the test, or one is no
+    regular file: a pipe would be waited for."""
     root = source / "data" if (source / "data").is_dir() else source
     files = {part: sorted(root.glob(f"{part}-*.parquet")) for part in PARTS}
     mistakes = Mistakes(str(root))
     for part in ("train", "test"):
         if not files[part]:
             mistakes.add(f"{part}-*.parquet", "no such file; expected the files of the hub's Pick-a-Pic v2")
+    for path in (path for paths in files.values() for path in paths if not path.is_file()):
+        mistakes.add(path.name, "cannot be read: Not a regular file")
     mistakes.check()
     return files
 
@@ -111,13 +116,14 @@ def _read(files: dict[str, list[Path]], left_out: dict[str, int]) -> pd.DataFram
                     mistakes.add(path.name, f"missing column(s): {', '.join(map(repr, missing))}", place="schema")
                     continue
                 table = file.read(columns=list(SAID)).to_pandas()
-        except (pyarrow.ArrowException, OSError) as error:
+        except _DAMAGED as error:
             mistakes.add(path.name, f"not a whole parquet file: {error}")
             continue
         tables.append(table.assign(file=path, row=range(1, len(table) + 1), part=part))
     mistakes.check()
     table = pd.concat(tables, ignore_index=True)
-    labelled, different = (table[column].fillna(False).astype(bool) for column in ("has_label", "are_different"))
+    labelled, different = (_truths(table, column, mistakes) for column in ("has_label", "are_different"))
+    mistakes.check()
     left_out["rows without a label"] = int((~labelled).sum())
     left_out["rows with the same picture twice"] = int((labelled & ~different).sum())
     table = table[labelled & different]
@@ -127,7 +133,7 @@ def _read(files: dict[str, list[Path]], left_out: dict[str, int]) -> pd.DataFram
     table = table[~tied]
     first = table["label_0"] == 1
     return table.assign(
-        user=table["user_id"].astype("int64").astype(str),
+        user=table["user_id"].map(_user),
         caption=table["caption"].fillna(""),
         likes_first=first,
         liked=table["image_0_uid"].where(first, table["image_1_uid"]),
@@ -135,20 +141,44 @@ def _read(files: dict[str, list[Path]], left_out: dict[str, int]) -> pd.DataFram
     )
 
 
+def _note(table: pd.DataFrame, bad: pd.Series, column: str, expected: str, mistakes: Mistakes) -> None:
+    """Notes what these rows say in a column instead of what was expected."""
+    for row in table[bad].to_dict("records"):
+        found = f"expected {expected}, found {row[column]!r:.80}"
+        mistakes.add(row["file"].name, found, place=f"row {row['row']}", column=column)
+
+
+def _truths(table: pd.DataFrame, column: str, mistakes: Mistakes) -> pd.Series:
+    """A column of true and false (or 1 and 0; empty is false); notes whatever is something else."""
+    told = table[column].notna()
+    valid = table[column].map(lambda value: isinstance(value, bool | int | float) and value in (0, 1)).astype(bool)
+    _note(table, told & ~valid, column, "true or false", mistakes)
+    return table[column].where(valid, False).astype(bool)
+
+
+def _user(value: Any) -> str | None:
+    """A user's number, or other letters and digits, as text; None if it is neither."""
+    if isinstance(value, str):
+        return value if _UID.fullmatch(value) else None
+    return str(int(value)) if isinstance(value, int | float) and float(value).is_integer() else None
+
+
 def _check(table: pd.DataFrame, mistakes: Mistakes) -> None:
     """Notes whatever a row with a label says that cannot be, and raises."""
 
     def note(bad: pd.Series, column: str, expected: str) -> None:
-        for row in table[bad].to_dict("records"):
-            found = f"{expected}, found {row[column]!r}"
-            mistakes.add(row["file"].name, f"expected {found}", place=f"row {row['row']}", column=column)
+        _note(table, bad, column, expected, mistakes)
 
-    known = [table[column].isin(_LABELS) for column in ("label_0", "label_1")]
-    for column, right in zip(("label_0", "label_1"), known, strict=True):
-        note(~right, column, "0, 0.5 or 1")
-    contrary = known[0] & known[1] & (table["label_0"] + table["label_1"] != 1)
-    note(contrary, "label_1", "a preference (1 for one picture and 0 for the other, or 0.5 for both)")
-    note(table["user_id"].isna(), "user_id", "the number of a user")
+    labels = table[["label_0", "label_1"]].map(lambda value: isinstance(value, int | float) and value in _LABELS)
+    for column in labels:
+        note(~labels[column].astype(bool), column, "0, 0.5 or 1")
+    both = table[labels.all(axis=1)]
+    contrary = both.index[(both["label_0"] + both["label_1"]).astype(float) != 1]
+    preference = "a preference (1 for one picture and 0 for the other, or 0.5 for both)"
+    note(table.index.isin(contrary), "label_1", preference)
+    note(table["user_id"].map(_user).isna(), "user_id", "the number of a user, or letters, digits, - and _")
+    texts = table["caption"].map(lambda caption: isinstance(caption, str)).astype(bool)
+    note(~texts & table["caption"].notna(), "caption", "a prompt as text")
     for column in ("image_0_uid", "image_1_uid"):
         valid = table[column].map(lambda uid: isinstance(uid, str) and _UID.fullmatch(uid) is not None)
         note(~valid.astype(bool), column, "letters, digits, - and _")
@@ -227,10 +257,13 @@ def _write_pictures(table: pd.DataFrame, folder: Path) -> tuple[dict[str, str], 
     mistakes, first, by_digest = Mistakes(str(places["file"].iloc[0].parent)), {}, {}
     for path, own in places.groupby("file"):
         by_row = own.groupby("row")
-        for number, pictures in _pictures(path, set(own["row"])):
+        for number, pictures in _pictures(path, set(own["row"]), mistakes):
             for uid, column in by_row.get_group(number)[["uid", "column"]].itertuples(index=False):
-                data = pictures[column]
-                problem = picture_mistake(data) if data else "expected the bytes of a picture, found none"
+                try:
+                    data = packed_bytes(pictures[column])
+                    problem = picture_mistake(data) if data else "expected the bytes of a picture, found none"
+                except ValueError as error:
+                    problem = str(error)
                 if problem:
                     mistakes.add(path.name, problem, place=f"row {number}", column=column)
                     continue
@@ -241,17 +274,22 @@ def _write_pictures(table: pd.DataFrame, folder: Path) -> tuple[dict[str, str], 
     return where, first
 
 
-def _pictures(path: Path, rows: set[int]) -> Iterator[tuple[int, dict[str, bytes | None]]]:
-    """Number and pictures of each of these rows of a file, few of which are in memory at once."""
-    with pyarrow.parquet.ParquetFile(path) as file:
-        end = 0
-        for group in range(file.num_row_groups):
-            start, end = end, end + file.metadata.row_group(group).num_rows
-            if not rows.intersection(range(start + 1, end + 1)):
-                continue
-            number = start
-            for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=list(PICTURES)):
-                for pictures in batch.to_pylist():
-                    number += 1
-                    if number in rows:
-                        yield number, pictures
+def _pictures(path: Path, rows: set[int], mistakes: Mistakes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and pictures of each of these rows of a file, few of which are in memory at once. Notes where the file is
+    damaged, and stops there."""
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            end = 0
+            for group in range(file.num_row_groups):
+                start, end = end, end + file.metadata.row_group(group).num_rows
+                if not rows.intersection(range(start + 1, end + 1)):
+                    continue
+                number = start
+                for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=list(PICTURES)):
+                    for pictures in batch.to_pylist():
+                        number += 1
+                        if number in rows:
+                            yield number, pictures
+    except _DAMAGED as error:
+        mistakes.add(path.name, f"not a whole parquet file: {error}", place=f"row {number + 1} or later")
