@@ -21,10 +21,11 @@ from prefmoe.backbones import (
 )
 from prefmoe.backbones.anchor_cache import AnchorCache
 from prefmoe.backbones.backbone import Backbone
-from prefmoe.backbones.pictures import pictures_only
+from prefmoe.backbones.pictures import mean_picture, pictures_only
 from prefmoe.backbones.weights import checked_folder
 from prefmoe.config.registry import BackboneEntry, BackboneError, find_backbone
 from prefmoe.system import distributed, memory
+from prefmoe.system.files import read_json
 from prefmoe.system.finite import not_finite
 
 
@@ -52,9 +53,9 @@ def load_backbone(
             this at once, and load in turn, so that the CPU's memory holds one copy.
         anchors: a folder in which the anchors of users are kept (AnchorCache).
 
-    Raises BackboneError if it is unknown, a file is missing or broken, the class is not the registry's, the weights do
-    not fit the model, memory does not suffice, or something that an option needs is not installed; HubError if it
-    cannot be downloaded.
+    Raises BackboneError if it is unknown, a file is missing or broken, the class is not the registry's, the weights,
+    the tokenizer or the processor do not fit the model, memory does not suffice, or something that an option needs is
+    not installed; HubError if it cannot be downloaded.
     """
     entry = find_backbone(name_or_folder)
     if entry.architecture is None:
@@ -63,12 +64,12 @@ def load_backbone(
     if shard is not None:
         among = distributed.mesh(torch.device(device).type)
         for _ in distributed.in_turn():
-            backbone = _load(entry, folder, dtype, "cpu", attn, None)
+            backbone = _checked(_load(entry, folder, dtype, "cpu", attn, None), folder)
             distributed.shard_layers(backbone.layers, among, shard)
             backbone.to(device)
     else:
         quantization = _four_bit(entry, dtype) if four_bit else None
-        backbone = _load(entry, folder, dtype, device, attn, quantization)
+        backbone = _checked(_load(entry, folder, dtype, device, attn, quantization), folder)
     backbone.freeze()
     if cache_images:
         backbone.cache_images()
@@ -121,6 +122,67 @@ def _load(
         some = ", ".join(damaged[:5])
         raise BackboneError(f"backbone {entry.name!r}: {source} has weights that are NaN or infinite: {some}")
     return Backbone(entry, model, processor)
+
+
+def _checked(backbone: Backbone, folder: Path) -> Backbone:
+    """The backbone, tried: what would stop its first question. Raises BackboneError naming file and field."""
+    _check_tokens(backbone, folder)
+    if backbone.entry.architecture is not None:  # else its processor was tried before
+        _check_pictures(backbone, folder)
+    return backbone
+
+
+def _check_tokens(backbone: Backbone, folder: Path) -> None:
+    """Raises BackboneError unless there are tokens to pad prompts with and to end answers, which the model knows."""
+    place, tokenizer = folder / "tokenizer_config.json", backbone.tokenizer
+    if backbone.pad_token_id is None:
+        raise BackboneError(f"{place}, pad_token: expected the text of a token, found neither it nor eos_token")
+    known = backbone.embed_tokens.weight.shape[0]
+    field = "eos_token" if tokenizer.pad_token_id is None else "pad_token"
+    if backbone.pad_token_id >= known:
+        found = f"{getattr(tokenizer, field)!r:.80}, number {backbone.pad_token_id}"
+        raise BackboneError(f"{place}, {field}: expected one of the model's {known} tokens, found {found}")
+    end = backbone.model.generation_config.eos_token_id
+    if end is not None and not all(isinstance(token, int) for token in (end if isinstance(end, list) else [end])):
+        expected = "expected the number of a token, or a list of such"
+        raise BackboneError(f"{folder / 'generation_config.json'}, eos_token_id: {expected}; found {end!r:.80}")
+
+
+def _check_pictures(backbone: Backbone, folder: Path) -> None:
+    """Tries the processor on a picture. Raises BackboneError if it takes none, or makes another number of tokens of it
+    than the model, where settings say how many; that would show at the first question."""
+    processor, entry = backbone.processor, backbone.entry
+    picture = mean_picture(processor, whole.TRIAL_SIZE)
+    try:
+        text = backbone.process_pictures([picture]).replacements[0]
+        tokens = backbone.tokenizer(text, add_special_tokens=False)["input_ids"].count(backbone.image_token_id)
+        counted = hasattr(processor, "vision_feature_select_strategy")
+        made = len(backbone.image_features([picture])[0]) if counted else tokens
+    except Exception as error:  # whatever a processor raises
+        problem, cause = f"no picture can be shown to the model ({error})", error
+    else:
+        problem, cause = f"a picture becomes {tokens} {entry.image_token} tokens, and the model has {made} for it", None
+        if tokens == made != 0:
+            return
+    names = ("processor_config.json", "preprocessor_config.json")
+    place = next(path for path in (folder / name for name in names) if path.is_file())
+    odd = ", ".join(_odd_settings(backbone, read_json(place, "settings of a processor")))
+    raise BackboneError(f"{place}{f', {odd}' if odd else ' or config.json'}: {problem}") from cause
+
+
+def _odd_settings(backbone: Backbone, content: dict[str, Any]) -> Iterator[str]:
+    """Fields of a processor's file that do not go with the model, each with its value and what was expected."""
+    processor, config = backbone.processor, backbone.model.config
+    accepted = {name for name in whole.IMAGE_TOKEN_SETTINGS if hasattr(processor, name)}
+    expected = whole.image_token_settings({}, accepted, config, lambda: backbone.vision_tower)
+    for name, value in (expected | {"image_token": backbone.entry.image_token}).items():
+        if (found := getattr(processor, name, value)) != value:
+            yield f"{name} {found!r:.80} (expected {value!r})"
+    images = content.get("image_processor", content)
+    for name in ("size", "crop_size", "rescale_factor"):
+        values = found.values() if isinstance(found := images.get(name), dict) else [found]
+        if found is not None and not all(isinstance(value, int | float) and value > 0 for value in values):
+            yield f"{name} {found!r:.80} (expected positive numbers)"
 
 
 def _four_bit(entry: BackboneEntry, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -36,6 +36,7 @@ from prefmoe.config.registry import (
 )
 from prefmoe.data import prompts
 from prefmoe.system import hub
+from prefmoe.system.files import read_json
 
 if TYPE_CHECKING:
     from prefmoe.backbones.backbone import Backbone
@@ -45,6 +46,10 @@ SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 
 IMAGE_TOKEN_SETTINGS = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
 """What processors of LLaVA's kind count a picture's tokens by."""
+
+_PARTS = {"text_config": ("text_config", "language_config", "llm_config"), "vision_config": ("vision_config",)}
+"""Parts of a model in whose place transformers, if config.json says nothing of them, takes its defaults: billions of
+weights; each with the names that it may have there."""
 
 TRIAL_SIZE = (336, 336)
 """Of the pictures that a processor is tried with."""
@@ -137,11 +142,21 @@ def _refused(entry: BackboneEntry, why: str) -> BackboneError:
 
 def read_config(entry: BackboneEntry, folder: Path, kind: Any, **options: Any) -> Any:
     """A folder's configuration, of a class of transformers. Raises BackboneError if config.json has something else than
-    numbers, or numbers that do not go together; whatever else the class raises is passed on."""
+    numbers, or numbers that do not go together, or says nothing of a part; whatever else the class raises is passed
+    on."""
+    path = folder / "config.json"
     try:
-        return kind.from_pretrained(folder, local_files_only=True, **options)
+        config = kind.from_pretrained(folder, local_files_only=True, **options)
     except (StrictDataclassError, TypeError, AttributeError, ArithmeticError) as error:
-        raise _refused(entry, f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+        raise _refused(entry, f"{path}: {' '.join(str(error).split())}") from error
+    said = read_json(path, "the configuration of a model")
+    size = getattr(config.get_text_config(), "hidden_size", None)
+    beside = size is not None and said.get("hidden_size") == size  # as Qwen's text settings stood once
+    for part, names in _PARTS.items():
+        told = any(said.get(name) for name in names) or (beside and part == "text_config")
+        if part in type(config).sub_configs and not told:
+            raise _refused(entry, f"{path}, {part}: expected the settings of this part, found none")
+    return config
 
 
 def _config(entry: BackboneEntry, folder: Path) -> Any:
