@@ -111,6 +111,53 @@ def test_added_users_of_a_strange_adapter_are_refused_by_name(copied, tiny_backb
             Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "<image>"}, "name: expected words without <image>, which stands for a picture"),
+        ({"name": "Ev\u200be"}, "(.|\\n)*a name without"),
+        ({"description": "word " * 100_000}, "description: the text 'word .* takes 100,00. positions, and backbone"),
+        ({"preferences": {"sport": {"likes": ["tea"], "dislikes": []}}}, "unknown facet 'sport', expected one of"),
+        ({"preferences": {"travel": {"likes": ["a, b"], "dislikes": []}}}, "preference item 'a, b' would read as sev"),
+    ],
+)
+def test_an_added_user_of_an_adapter_is_checked_as_one_who_is_added(
+    copied, tiny_backbone, tiny_benchmark, change, message
+):
+    path = copied / CONFIG_FILE
+    user = {"name": "Eve", "attribute": "human", "description": "A person.", "preferences": {}} | change
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"added_users": [user]}))
+    with pytest.raises(MethodError, match=f"{CONFIG_FILE}.*added_users.0.*: {message}"):
+        Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
+
+
+def test_a_key_that_stands_twice_is_refused(copied, tiny_backbone, tiny_benchmark):
+    path = copied / CONFIG_FILE
+    path.write_text(path.read_text().replace('"added_users"', '"added_users": [], "added_users"'))
+    with pytest.raises(MethodError, match=f"{CONFIG_FILE}: .*given twice: 'added_users'"):
+        Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
+
+
+def test_settings_of_larger_tensors_than_the_file_has_are_refused_before_room_is_made(
+    copied, tiny_backbone, tiny_benchmark, monkeypatch
+):
+    path = copied / CONFIG_FILE
+    content = json.loads(path.read_text())
+    content["method"]["user_rank"] = 10**9
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr("prefmoe.models.base.build_method", None)
+    with pytest.raises(MethodError, match=f"{CONFIG_FILE}, method.user_rank: 1000000000, but {WEIGHTS_FILE} has no te"):
+        Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
+
+
+def test_truths_that_are_numbers_are_refused_by_name(copied, tiny_backbone, tiny_benchmark):
+    tensors = load_file(copied / WEIGHTS_FILE)
+    tensors["user_state.known"] = tensors["user_state.known"].long() - 5
+    save_file(tensors, copied / WEIGHTS_FILE)
+    with pytest.raises(MethodError, match=r"user_state.known: torch.int64, expected torch.bool"):
+        Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_by_name(copied, tiny_backbone, tiny_benchmark, value):
     tensors = load_file(copied / WEIGHTS_FILE)

@@ -362,7 +362,14 @@ def test_each_user_costs_the_same_however_many_there_are(build, eve, kind):
         assert places() == before
 
 
-@pytest.mark.parametrize("name", ["", "Eve | Ann", "Eve\nAnn"])
+@pytest.mark.parametrize("name", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937"])
+def test_a_name_may_have_the_joiners_that_its_script_needs(llava, tiny_benchmark, eve, name):
+    plain = config.NonTunedMethod(kind="nontuned", label="plain", profile="none")
+    method = build_method(plain, llava, tiny_benchmark, seed=0)
+    assert method.add_user(eve.model_copy(update={"name": name})) == len(tiny_benchmark.users)
+
+
+@pytest.mark.parametrize("name", ["", "Eve | Ann", "Eve\nAnn", "Ev\u200be"])
 def test_a_name_that_no_saved_adapter_may_hold_is_refused_when_it_is_added(llava, tiny_benchmark, eve, name):
     """A user's model_copy checks nothing, and loading would refuse what was saved."""
     plain = config.NonTunedMethod(kind="nontuned", label="plain", profile="none")

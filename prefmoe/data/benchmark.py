@@ -31,14 +31,18 @@ HOLDER_SEPARATOR = " | "
 APART = f"which stands between the names of those who hold a preference, as {HOLDER_SEPARATOR!r}"
 
 
+_JOINERS = re.compile(r"(?<=[^\x00-\x7f\s\u200c\u200d])[\u200c\u200d]")
+"""Two characters that nobody sees, and that words of several scripts need behind a letter; not those of Latin."""
+
+
 def name_mistake(name: str) -> str | None:
     """What is expected instead of this user's name; None if it can stand in a prompt, a table and a list of holders."""
     if not name.strip():
         return "a user's name"
     if name != name.strip():
         return "a name without blanks at its ends"
-    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs") for character in name):
-        return "a name without line breaks and control characters"
+    if any(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cs") for character in _JOINERS.sub("", name)):
+        return "a name without line breaks, control characters and characters that nobody sees"
     return f"a name without '|', {APART}" if "|" in name else None
 
 

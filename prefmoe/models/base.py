@@ -25,7 +25,7 @@ from prefmoe.config import Profile
 from prefmoe.data.benchmark import Benchmark, Example, GrowingBenchmark, User
 from prefmoe.data.prompts import PLAIN, Wording
 from prefmoe.models import saved
-from prefmoe.models.profiles import check_profile
+from prefmoe.models.profiles import check_profile, check_words
 from prefmoe.models.saved import CONFIG_FILE, WEIGHTS_FILE
 from prefmoe.system import distributed
 from prefmoe.system.files import whole_file, write_json
@@ -212,7 +212,7 @@ class Method(nn.Module):
         """
         self._check_new(user.name)
         try:
-            check_profile(user, self.profile)
+            check_profile(user, self.backbone)
             self._check_prompts(user)
             encoded = self._encode_user(user)
         except ValueError as error:
@@ -255,8 +255,7 @@ class Method(nn.Module):
         return {name: self.get_buffer(name) for name in self.kept}
 
     def _tensors(self) -> dict[str, Tensor]:
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        return trained | self._buffers_to_save()
+        return {name: p for name, p in self.named_parameters() if p.requires_grad} | self._buffers_to_save()
 
     @cached_property
     def _own_users(self) -> saved.SavedUsers:
@@ -328,6 +327,7 @@ class Method(nn.Module):
             path = saved.folder_of(folder, revision)
             files = {name: foreign_file(path, name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
             content = saved.read(files[CONFIG_FILE])
+            saved.check_sizes(files[CONFIG_FILE], content.method, files[WEIGHTS_FILE], backbone.model)
         except ValueError as error:
             raise MethodError(str(error)) from error
         method = build_method(content.method, backbone, benchmark, seed=0, cache=cache)
@@ -348,15 +348,15 @@ class Method(nn.Module):
     def _register_saved(self, user: saved.AddedUser, folder: Path, number: int) -> None:
         """Makes an adapter's added user known; the tensors come afterwards. Raises MethodError if the user is known
         already or cannot be added, or a picture that prompts show is missing."""
-        place = f"{folder / CONFIG_FILE}, added_users.{number}"
         try:
             self._check_new(user.name)
             images = tuple(foreign_file(folder, saved.added_picture(number, k)) for k in range(self._pictures_shown))
             profile = User(**user.model_dump(), images=images)
+            check_words(profile, self.backbone)
             self._check_prompts(profile)
             self._register(profile, None)
         except ValueError as error:
-            raise MethodError(f"{place}: {error}") from error
+            raise MethodError(f"{folder / CONFIG_FILE}, added_users.{number}: {error}") from error
 
     @torch.no_grad()
     def _load_tensors(self, path: Path) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefmoe import config as configuration
 from prefmoe.config.registry import BackboneEntry
@@ -24,6 +25,9 @@ CONFIG_FILE, WEIGHTS_FILE = "method.json", "method.safetensors"
 
 ADDED_PICTURES = "added_user_*.png"
 """Pictures of added users, where prompts show them."""
+
+_SIZES = re.compile(r"(\w+_)?rank|tokens|width|size|side|latents|experts|kinds")
+"""Settings of methods that are a side of their tensors."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -82,7 +86,7 @@ def read(path: Path) -> SavedMethod:
     """The content of a method.json. Raises ValueError if it cannot be read, is no JSON of this form, or was written by
     a version that could not tell whether profiles have changed."""
     expected = "the method.json of a saved method"
-    content = read_json(path, expected)
+    content = read_json(path, expected, once=True)
     users = content.get("users")
     if isinstance(users, dict) and "profiles" not in users:
         raise ValueError(
@@ -135,6 +139,20 @@ def users_mistake(saved: SavedUsers, found: SavedUsers) -> str | None:
     return f"trained with {len(before)} users, found {len(now)}; " + ("; ".join(parts) or "their order is another one")
 
 
+def check_sizes(path: Path, method: configuration.MethodSettings, weights: Path, model: nn.Module) -> None:
+    """Raises ValueError naming the setting, if one asks for tensors with a longer side than any of the adapter's file
+    and of its model: before room is made for them. ``path``: the method.json, for the message."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  it is no mapping
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{weights}: cannot be read: {error}") from error
+    longest = max(side for shape in (*shapes, *(p.shape for p in model.parameters())) for side in shape)
+    for name, value in method:
+        if _SIZES.fullmatch(name) and isinstance(value, int) and value > longest:
+            raise ValueError(f"{path}, method.{name}: {value}, but {weights.name} has no tensor with such a side")
+
+
 def tensor_names(path: Path) -> set[str]:
     """The names of a file's tensors. Raises ValueError naming the file, if it cannot be read."""
     try:
@@ -158,10 +176,15 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
         value = found[name]
         if tensor.shape != value.shape:
             raise ValueError(f"{path}, {name}: shape {tuple(value.shape)}, expected {tuple(tensor.shape)}")
-        if tensor.is_floating_point() != value.is_floating_point():
+        if _sort(tensor) != _sort(value):
             raise ValueError(f"{path}, {name}: {value.dtype}, expected {tensor.dtype}")
     check_finite(found.items(), path)
     return found
+
+
+def _sort(tensor: Tensor) -> str:
+    """What a tensor holds, whatever the precision."""
+    return "numbers" if tensor.is_floating_point() else "truths" if tensor.dtype == torch.bool else "whole numbers"
 
 
 def adapter_card(method: configuration.MethodSettings, backbone: BackboneEntry, users: int) -> str:

@@ -158,11 +158,12 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """The mapping that a JSON file holds. ``expected``: what it should be, for the message. Raises FileError if it
-    cannot be read, is not JSON (a login page, half a file), or is no mapping (null, a list)."""
+def read_json(path: Path, expected: str, *, once: bool = False) -> dict[str, Any]:
+    """The mapping that a JSON file holds. ``expected``: what it should be, for the message; ``once``: whether a key may
+    stand in a mapping no more than once. Raises FileError if it cannot be read, is not JSON (a login page, half a
+    file), or is no mapping (null, a list)."""
     try:
-        content = json.loads(read_regular(path).decode("utf-8"))
+        content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=_mapping if once else None)
     except OSError as error:
         raise FileError(f"{path}: expected {expected}, cannot be read: {error.strerror}") from error
     except ValueError as error:  # undecodable bytes are one, too
@@ -173,3 +174,12 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
         found = "null" if content is None else f"a {type(content).__name__}"
         raise FileError(f"{path}: expected {expected}, a JSON mapping; found {found}")
     return content
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON, of which Python would silently keep the last of several values for a key."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"given twice: {next(name for name in names if names.count(name) > 1)!r}")
+    return found
