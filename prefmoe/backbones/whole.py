@@ -37,6 +37,7 @@ from prefmoe.config.registry import (
 from prefmoe.data import prompts
 from prefmoe.system import hub
 from prefmoe.system.files import read_json
+from prefmoe.system.places import expanded
 
 if TYPE_CHECKING:
     from prefmoe.backbones.backbone import Backbone
@@ -69,7 +70,7 @@ def find_any(model: str | Path) -> BackboneEntry:
         raise BackboneError("expected a backbone's name, a folder or a repository owner/name, found an empty name")
     if name in registry.backbones:
         return find_backbone(name)
-    folder, source = Path(model), {}
+    folder, source = expanded(model), {}
     if folder.is_dir():
         name, source = folder.resolve().name, {"folder": folder.resolve()}
     elif found := re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?", name):

@@ -18,7 +18,7 @@ from prefmoe.config.own_methods import read_own_methods
 from prefmoe.config.strict import ConfigError, Strict
 from prefmoe.system.files import whole_file
 from prefmoe.system.names import NAME, RULE, Name, Once, Some, did_you_mean
-from prefmoe.system.places import ROOT, known_backbones
+from prefmoe.system.places import ROOT, expanded, known_backbones
 from prefmoe.system.yaml_settings import read_checked
 
 CONFIG_FOLDER, RESULTS, FIGURES = ROOT / "config", ROOT / "results", ROOT / "figures"
@@ -207,7 +207,7 @@ class Edition(Strict):
     @classmethod
     def _run(cls, files: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
         """Before the methods are looked at, whose kinds they may define."""
-        paths = tuple((info.context or Path()).parent.joinpath(file).resolve() for file in files)
+        paths = tuple((info.context or Path()).parent.joinpath(expanded(file)).resolve() for file in files)
         for path in paths:
             read_own_methods(path)
         return paths

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prefmoe.config.method_settings import KINDS, OWN_FILES
 from prefmoe.config.strict import ConfigError
+from prefmoe.system.files import read_regular
 from prefmoe.system.provenance import Source
 
 
@@ -19,7 +20,7 @@ def read_own_methods(path: Path) -> None:
     """
     name = f"prefmoe_own_{hashlib.blake2b(bytes(path), digest_size=8).hexdigest()}"
     try:
-        source = Source(path, path.read_text(encoding="utf-8"))
+        source = Source(path, read_regular(path).decode("utf-8").replace("\r\n", "\n"))
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if OWN_FILES.get(name) == source:

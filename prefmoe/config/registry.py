@@ -16,7 +16,7 @@ from prefmoe.system.files import FileError, read_json
 from prefmoe.system.foreign_files import ForeignFileError, check_folder
 from prefmoe.system.frozen import Frozen
 from prefmoe.system.names import NAME, RULE, did_you_mean
-from prefmoe.system.places import PACKAGE, REGISTRY
+from prefmoe.system.places import PACKAGE, REGISTRY, expanded
 from prefmoe.system.yaml_settings import read_checked
 
 
@@ -217,7 +217,7 @@ def find_backbone(name_or_folder: str | Path) -> BackboneEntry:
     if name in registry.backbones:
         entry = registry.backbones[name]
         return entry.model_copy(update={"folder": PACKAGE / entry.folder.expanduser()}) if entry.folder else entry
-    folder = Path(name_or_folder)
+    folder = expanded(name_or_folder)
     if not folder.is_dir():
         raise BackboneError(
             f"backbone {name!r} is unknown and no such folder exists; known backbones: {', '.join(registry.backbones)}"

@@ -21,6 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from prefmoe.system.files import read_regular, whole_file
+from prefmoe.system.places import expanded
 
 REPOSITORY = "wqzhang1030/PrefMoE"
 COMMIT = "b34e56a93ea663f88e3eccec1f86246417020bf5"
@@ -93,7 +94,7 @@ def fetch(folder: str | Path, *, source: str | Path | None = None, release: Rele
 
     Returns ``folder``. Raises FetchError if a file cannot be had, or is not the published one.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     read = _reader(release.url if source is None else source)
     pool = ThreadPoolExecutor(max_workers=8)
     # The table first: whoever gives something else as the source is told before a thousand pictures are asked for.
@@ -137,7 +138,7 @@ def _reader(source: str | Path) -> Reader:
     """How to get files from an address, a zip archive or a folder."""
     if str(source).startswith(("http://", "https://")):
         return lambda path: _download(f"{str(source).rstrip('/')}/{path}")
-    source = Path(source)
+    source = expanded(source)
     if source.is_file() and zipfile.is_zipfile(source):
         try:
             archive = zipfile.ZipFile(source)

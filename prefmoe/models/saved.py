@@ -20,6 +20,7 @@ from prefmoe.system import hub
 from prefmoe.system.files import read_json, read_regular
 from prefmoe.system.finite import check_finite
 from prefmoe.system.frozen import Frozen
+from prefmoe.system.places import expanded
 
 CONFIG_FILE, WEIGHTS_FILE = "method.json", "method.safetensors"
 
@@ -35,7 +36,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 def folder_of(source: str | Path, revision: str | None) -> Path:
     """The folder with an adapter's files, downloaded where the source is a repository of the hub. Raises ValueError if
     it is neither a folder nor the name of a repository; HubError from downloading."""
-    if (path := Path(source)).is_dir():
+    if (path := expanded(source)).is_dir():
         return path
     if not _HUB_ID.fullmatch(str(source)):
         raise ValueError(f"{source}: no such folder, and no name of a hub repository (owner/name)")

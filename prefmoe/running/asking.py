@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -25,7 +25,7 @@ from prefmoe.running.together import score
 from prefmoe.system.files import FileError, read_json
 from prefmoe.system.frozen import Frozen
 from prefmoe.system.names import did_you_mean
-from prefmoe.system.places import known_backbones
+from prefmoe.system.places import expanded, known_backbones
 from prefmoe.system.run_files import METHOD_FOLDER, RUN_FILE, RunFileError, read_story, verify
 from prefmoe.system.yaml_settings import read_checked
 
@@ -75,8 +75,8 @@ class Profile(Frozen):
 
 def read_profile(path: str | Path) -> Profile:
     """Reads a profile from YAML (or JSON). Raises AskError naming the file, and the field and what was expected."""
-    profile = read_checked(Path(path), Profile, AskError)
-    return profile.model_copy(update={"picture": Path(path).parent / profile.picture})
+    profile = read_checked(file := expanded(path), Profile, AskError)
+    return profile.model_copy(update={"picture": file.parent / expanded(profile.picture)})
 
 
 class Assistant:
@@ -111,11 +111,16 @@ class Assistant:
             likes, dislikes: items in words by facet, ``{"travel": ["camping"]}``, of the facets `FACETS`.
             attribute: what the user is: "human", "animal", "object" or "character".
 
-        Raises AskError if the name or a facet is none, or an item cannot be told from two; CollationError if the
-        picture cannot be read; MethodError if there is such a user, or the method needs training questions to know one.
+        Raises AskError if the name, the attribute or a facet is none, something is no text, or an item cannot be told
+        from two; CollationError if the picture cannot be read; MethodError if there is such a user, or the method needs
+        training questions to know one.
         """
+        _check_words("the name", name)
         if mistake := name_mistake(name):
             raise AskError(f"the name {name!r}: expected {mistake}")
+        _check_words(f"{name}, description", description)
+        if attribute not in get_args(Attribute):
+            raise AskError(f"{name}, attribute: expected one of {', '.join(get_args(Attribute))}; found {attribute!r}")
         likes, dislikes = likes or {}, dislikes or {}
         for tastes in (likes, dislikes):
             _check_tastes(name, tastes)
@@ -152,8 +157,8 @@ class Assistant:
         its ``p_yes`` is None for a question with options.
 
         Raises:
-            AskError: if the user is unknown, the question is empty or too long for the backbone, the options are
-                neither none nor four, or the picture is given as something else than a file.
+            AskError: if the user is unknown, the question is empty, no text or too long for the backbone, the options
+                are neither none nor four texts, or the picture is given as something else than a file.
             CollationError: if the picture cannot be read.
 
         Example::
@@ -165,8 +170,14 @@ class Assistant:
             print(answer, answer.choice, answer.p_yes)
         """
         self._check(user, question)
+        if isinstance(options, str) or not isinstance(options, Sequence):
+            raise AskError(f"expected a list of options, found {options!r:.80}")
         if len(options) not in (0, len(OPTION_LETTERS)):
             raise AskError(f"expected no options, or {len(OPTION_LETTERS)}; found {len(options)}")
+        for letter, option in zip(OPTION_LETTERS, options, strict=False):
+            _check_words(f"option {letter}", option)
+            if not option.strip():
+                raise AskError(f"option {letter} is empty")
         _check_file(picture)
         load_pictures([picture])
         example = _example(0, user, question, Path(picture), tuple(options))
@@ -197,8 +208,8 @@ class Assistant:
 
         Returns pairs of a picture, as it was given, and its P(yes) in [0, 1], the highest first.
 
-        Raises AskError if the user is unknown, the question is empty or too long, there is no picture, or one is no
-        file; CollationError if a picture cannot be read.
+        Raises AskError if the user is unknown, the question is empty, no text or too long, there is no picture, or one
+        is no file; CollationError if a picture cannot be read.
         """
         self._check(user, question)
         if isinstance(pictures, str | Path) or not len(pictures):
@@ -214,7 +225,9 @@ class Assistant:
         return sorted(zip(pictures, scores.tolist(), strict=True), key=lambda pair: -pair[1])
 
     def _check(self, user: str, question: str) -> None:
-        """Raises AskError unless the user is known and something is asked."""
+        """Raises AskError unless the user is known and something is asked, in words."""
+        _check_words("the user", user)
+        _check_words("the question", question)
         if user not in self.method.benchmark.users:
             some = ", ".join(self.users[:5])
             raise AskError(
@@ -247,7 +260,7 @@ def assistant(
     Raises AskError if the source is none of these, or a run whose files have changed since it was finished; MethodError
     if an adapter does not fit backbone or users; BackboneError, HubError, SourceError from loading.
     """
-    if str(source) in known_backbones() or (Path(source) / "config.json").is_file():
+    if str(source) in known_backbones() or (expanded(source) / "config.json").is_file():
         if backbone is not None:
             raise AskError(f"{source} is a backbone; expected an adapter where a backbone is given beside it")
         used = load_edition(edition or "mini")
@@ -281,7 +294,7 @@ def _prefmoe(edition: Edition) -> PrefMoEMethod:
 
 def _adapter_folder(source: str | Path) -> Path:
     """The folder with an adapter's files, downloaded if need be."""
-    path = Path(source)
+    path = expanded(source)
     for folder in (path, path / METHOD_FOLDER):
         if (folder / CONFIG_FILE).is_file():
             return folder
@@ -322,6 +335,14 @@ def _check_file(picture: str | Path) -> None:
         raise AskError(f"expected the file of a picture, found {type(picture).__name__}; save it as a file first")
 
 
+def _check_words(what: str, text: Any) -> None:
+    """Raises AskError unless it is text that can be written: half of a surrogate pair cannot."""
+    if not isinstance(text, str):
+        raise AskError(f"{what}: expected words, found {text!r:.80}")
+    if half := next((mark for mark in text if "\ud800" <= mark <= "\udfff"), None):
+        raise AskError(f"{what}: expected words, found {half!r}, which is half a character")
+
+
 def _check_tastes(name: str, tastes: Mapping[str, Sequence[str]]) -> None:
     """Raises AskError unless it is lists of items by facet."""
     if not isinstance(tastes, Mapping):
@@ -338,8 +359,7 @@ def _check_tastes(name: str, tastes: Mapping[str, Sequence[str]]) -> None:
 
 
 def _check_item(name: str, facet: str, item: str) -> None:
-    if not isinstance(item, str):
-        raise AskError(f"{name}, {facet}: expected an item in words, found {item!r}")
+    _check_words(f"{name}, {facet}, item", item)
     try:
         items = prompts.split_items(item)
     except ValueError as error:

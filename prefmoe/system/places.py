@@ -31,9 +31,14 @@ UNPACKED = "mmpb_clean/unpacked"
 """Where reading puts the pictures, from the data folder, that a table holds itself."""
 
 
+def expanded(path: str | Path) -> Path:
+    """A path that users gave, in which ``~`` is their home; as it stands where nobody is called so."""
+    return Path(os.path.expanduser(path))
+
+
 def absolute(path: str | Path) -> Path:
     """A path that users gave: ``~`` is their home, and a relative one starts at the clone, wherever a command runs."""
-    return ROOT / Path(path).expanduser()
+    return ROOT / expanded(path)
 
 
 def from_environment(variable: str) -> Path | None:
