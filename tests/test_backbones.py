@@ -227,54 +227,6 @@ def test_json_of_something_else_is_refused_by_name(tiny_folder, tmp_path: Path, 
         load_backbone(folder)
 
 
-@pytest.mark.parametrize(
-    ("file", "field", "value", "message"),
-    [
-        ("config", "text_config", {}, "text_config: expected the settings of this part, found none"),
-        ("config", "vision_config", None, "vision_config: expected the settings of this part, found none"),
-        ("tokenizer_config", None, {}, "pad_token: expected the text of a token, found neither it nor eos_token"),
-        ("tokenizer_config", "pad_token", "abc", r"pad_token: expected one of the model's \d+ tokens, found 'abc'"),
-        ("generation_config", "eos_token_id", "abc", "eos_token_id: expected the number of a token, .*found 'abc'"),
-        ("processor_config", "num_additional_image_tokens", 2,
-         r"num_additional_image_tokens 2 \(expected 1\): a picture becomes 5 <image> tokens, and the model has 4"),
-        ("processor_config", "patch_size", 4, r"patch_size 4 \(expected 8\): a picture becomes 16 <image> tokens"),
-        ("processor_config", "patch_size", "8", r"patch_size '8' \(expected 8\): no picture can be shown to the model"),
-        ("processor_config", "vision_feature_select_strategy", "full",
-         r"vision_feature_select_strategy 'full' \(expected 'default'\): a picture becomes 5 <image> tokens"),
-        ("processor_config", "image_token", "abc", r"image_token 'abc' \(expected '<image>'\): a picture becomes 0"),
-        ("processor_config", "image_processor.crop_size", -1, r"crop_size -1 \(expected positive numbers\): no"),
-        ("processor_config", "image_processor.rescale_factor", "a", r"rescale_factor 'a' \(expected positive numbers"),
-    ],
-)  # fmt: skip
-def test_what_would_stop_the_first_question_is_refused_by_file_and_field(
-    tiny_folder: Callable[[str], Path], tmp_path: Path, file: str, field: str | None, value: object, message: str
-) -> None:
-    path = shutil.copytree(tiny_folder("llava"), tmp_path / "model") / f"{file}.json"
-    content = json.loads(path.read_text())
-    *parents, name = field.split(".") if field else (None,)
-    inner = content[parents[0]] if parents else content
-    if name is None:
-        content = value
-    elif value is None:
-        del inner[name]
-    else:
-        inner[name] = value
-    path.write_text(json.dumps(content))
-    with pytest.raises(BackboneError, match=rf"/{file}\.json, {message}"):
-        load_backbone(path.parent)
-
-
-def test_settings_that_stand_beside_the_parts_are_read_as_before(
-    tiny_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
-    folder = shutil.copytree(tiny_folder("qwen2_5_vl"), tmp_path / "flat")
-    content = json.loads((folder / "config.json").read_text())
-    text = content.pop("text_config")
-    text.pop("model_type")
-    (folder / "config.json").write_text(json.dumps(text | content))
-    assert load_backbone(folder).hidden_size == 32
-
-
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
 def test_a_processor_without_patch_size_takes_it_from_the_model(
     tiny_folder: Callable[[str], Path], tmp_path: Path, kind: str

@@ -98,6 +98,13 @@ def test_a_folder_is_copied_and_readable(published, release, tmp_path):
     assert mmpb.read(folder).digest == mmpb.read(published).digest
 
 
+def test_folders_may_lie_at_home(published, release, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(published, tmp_path / "copy")
+    assert fetch("~/here", source="~/copy", release=release) == tmp_path / "here"
+    assert contents(tmp_path / "here") == contents(published)
+
+
 @pytest.mark.parametrize("prefix", ["", "data/", "PrefMoE-b34e56a/data/"])
 def test_an_archive_of_the_data_or_of_the_repository_will_do(published, release, tmp_path, prefix):
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:

@@ -54,6 +54,12 @@ def test_every_measure_of_any_table_is_that_of_the_golden_file(frame, tmp_path, 
     assert list(found.table.columns) == list(scoring.SCORE_COLUMNS) and not found.notes
 
 
+def test_a_file_may_lie_at_home(frame, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(frame, tmp_path / "mine.csv")
+    assert len(scoring.read_predictions("~/mine.csv")) == len(frame)
+
+
 def test_only_the_columns_that_the_questions_need_are_asked_for(frame, tmp_path):
     yes_no = frame[frame["l2-category"] != "inconsistency"]
     few = [*scoring.REQUIRED, scoring.HOLDERS, scoring.NEGATED]
