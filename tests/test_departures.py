@@ -70,7 +70,7 @@ def test_the_row_on_the_page_is_the_paper_editions_but_for_the_file_of_counterfa
     (block,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.S | re.M)
     ((name, content),) = yaml.safe_load(block).items()
     row, paper = TypeAdapter(Method).validate_python(content), load_edition("paper").methods["PrefMoE"]
-    assert name == "PrefMoE-published" and row.counterfactual_source == "drawn"
+    assert name == "AsPublished" and row.counterfactual_source == "drawn"
     other = {"label": row.label, "counterfactual_source": "drawn"}
     assert paper.model_copy(update=other) == row
 

@@ -106,6 +106,9 @@ def test_prompts_that_cannot_be_drawn_are_refused_before_anything_is():
         ),
         ({"methods": METHODS | {"Probes": {**METHODS["Probes"], "begins_with": "Nobody"}}}, "expected a rater"),
         ({"methods": METHODS | {"Image": {**METHODS["Image"], "alignment": "mmd"}}}, "only e_sem is aligned"),
+        ({"generation": generation(reward="All")}, "generation.reward: 'All': expected a rater"),
+        ({"generation": generation(reward="Questions")}, "Like.begins_with: 'Questions' judges"),
+        ({"generation": generation(users=1)}, "generation.users: methods.Wrong draws for another user"),
         ({"methods": METHODS | {"Drawings": {**METHODS["Drawings"], "told": "history"}}}, "drawings are of random"),
     ],
 )

@@ -224,6 +224,8 @@ def test_small_losses_keep_their_digits(seed):
         assert other > 0
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=0)
     assert all(one > 0 for one in residual_contrast(clusters.bfloat16(), groups))
+    pair = half, (half + 0.01 * torch.randn_like(half)).bfloat16()
+    torch.testing.assert_close(profile_alignment(*pair).double(), profile_alignment(pair[0].double(), pair[1].double()))
 
 
 def test_a_single_facet_has_no_others_to_repeat():

@@ -90,6 +90,8 @@ def test_median_bandwidths_are_multiples_of_the_median_distance_between_differen
         (torch.zeros(2, 3), torch.zeros(2, 3), (1.0, 0.0), "positive bandwidths"),
         (torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([1.0, 0.0]), "positive bandwidths"),
         (torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([float("nan")]), "positive bandwidths"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), (-1.0,), "positive bandwidths"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), (float("inf"),), "positive bandwidths"),
     ],
 )
 def test_mmd_refuses_what_has_none(x, y, scales, message):

@@ -219,6 +219,14 @@ def test_gates_and_contexts_of_another_shape_are_refused(gate, context):
         expert_mixture(x, A, B, torch.rand(gate), None if context is None else torch.randn(context))
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 5), (5, 6, 1), (4, 6, 2), (6, 10)])
+def test_another_b_is_refused(shape):
+    """As many experts times ranks as A has were multiplied with it, whichever they were."""
+    x, A = torch.randn(2, 3, 4), torch.randn(5, 2, 4)
+    with pytest.raises(ValueError, match=r"expected a B of \[5, out, 2\], found"):
+        expert_mixture(x, A, torch.randn(shape), torch.rand(2, 5))
+
+
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
 def test_gates_may_be_more_precise_than_activations_and_a_batch_empty(kind):
     x, A, B = torch.randn(2, 3, 4, dtype=kind), torch.randn(5, 2, 4, dtype=kind), torch.randn(5, 6, 2, dtype=kind)

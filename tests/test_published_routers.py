@@ -130,6 +130,12 @@ def test_facets_and_weights_that_are_not_there_are_named():
             published_gates(weights, **inputs | {"facet": torch.full_like(inputs["facet"], wrong)})
     small = published_gates(weights, **inputs | {"facet": inputs["facet"].to(torch.int8)})
     torch.testing.assert_close(small["user_context"], published_gates(weights, **inputs)["user_context"])
+    few = weights | {"facet_embedding": weights["facet_embedding"][:3]}
+    with pytest.raises(ValueError, match="facet_embedding: expected 6 rows for 5 facets, found 3"):
+        published_gates(few, **inputs)
+    for wrong in (inputs["facet"][:1], inputs["facet"] + 0.5, inputs["facet"][0]):
+        with pytest.raises(ValueError, match="facet: expected .* whole numbers, found"):
+            published_gates(weights, **inputs | {"facet": wrong})
     some = {name: value for name, value in weights.items() if name != "task_router_1"}
     with pytest.raises(ValueError, match=r"weights: missing task_router_1 \(found "):
         published_gates(some, **inputs)
