@@ -107,14 +107,15 @@ def above_no_user(users="unseen"):
 
 FRONT_PAGE = {
     rf"on names alone reach {NUMBER} to {NUMBER}\.": lambda: [
-        choose(table1(method, "auc_same")["value"] for method in names_alone()) for choose in (min, max)
+        choose(row["value"] for row in [*(table1(method, "auc_same") for method in names_alone()),
+                                        table1("LoRA", "auc_same", QWEN)]) for choose in (min, max)
     ],
     rf"PrefMoE {NUMBER} \[{NUMBER}, {NUMBER}\], {NUMBER} before any training, and {NUMBER} with somebody else's prefix "
     rf".*; LoRA that reads the text itself {NUMBER} \|": lambda: [
         *interval(table1("PrefMoE", "auc_told")), table1("PrefMoE before training", "auc_told")["value"],
         prefixed("other_user"), table1("LoRA with profile", "auc_told")["value"],
     ],
-    rf"never asked: {NUMBER} \[{NUMBER}, {NUMBER}\] and {NUMBER} \[{NUMBER}, {NUMBER}\]; both intervals include .5 "
+    rf"never asked: {NUMBER} \[{NUMBER}, {NUMBER}\], but .* and {NUMBER} \[{NUMBER}, {NUMBER}\], which includes .5 "
     rf"\(after 6,400 steps {NUMBER} \[{NUMBER}, {NUMBER}\]\)": lambda: [
         *(number for where in (LLAVA, QWEN) for number in interval(table1("PrefMoE", "auc_untold_fresh", where))),
         *interval(after(6400, "auc_untold_fresh")),
@@ -184,7 +185,7 @@ AT_LENGTH = {
     rf"the other backbone's {NUMBER} \[{NUMBER}, {NUMBER}\]": lambda: interval(
         table1("PrefMoE", "auc_untold_fresh", QWEN)
     ),
-    rf"told apart from PrefMoE \({NUMBER} \[(-\.\d+), {NUMBER}\]\)": lambda: difference(
+    rf"frozen anchors is not told apart from it \({NUMBER} \[(-\.\d+), {NUMBER}\]\)": lambda: difference(
         frozen_behind()
     ),
     rf"is {NUMBER}, {NUMBER}, {NUMBER}, {NUMBER} and {NUMBER} after 100 to 1,600 steps, and of what is untold "
@@ -207,8 +208,8 @@ AT_LENGTH = {
     rf"full fine-tuning, shown names alone, has {NUMBER};": lambda: [
         table1("Full fine-tuning", "auc_untold_fresh")["value"]
     ],
-    rf"\(names alone reach {NUMBER}, a prefix of zeros leaves {NUMBER}\)": lambda: [
-        table1("LoRA", "auc_told")["value"], prefixed("zero_prefix")
+    rf"\(names alone reach {NUMBER}, somebody else's prefix leaves {NUMBER} where": lambda: [
+        table1("LoRA", "auc_told")["value"], prefixed("other_user")
     ],
     rf"popular choice \({NUMBER}\), which knows nobody, is not told apart from PrefMoE \({NUMBER}\)": lambda: [
         table1("Popular choice", "preference", NO_BACKBONE)["value"], table1("PrefMoE", "preference")["value"]
@@ -244,7 +245,7 @@ def test_the_numbers_of_questions_are_those_of_the_tables():
 
 def test_what_the_sentences_conclude_follows_from_the_tables():
     fresh, other = (table1("PrefMoE", "auc_untold_fresh", backbone) for backbone in (LLAVA, QWEN))
-    assert max(other["low"], fresh["low"]) < 0.5  # "both include a guess"
+    assert fresh["low"] > 0.5 > other["low"]  # "above a guess on the first", "the other backbone's includes a guess"
     tables = [read_table(FIGURES / f"{name}.csv") for name in ("table1", "controls", "comparisons")]
     for where in (LLAVA, QWEN):
         held = claims.claims_table(*tables, backbone=where["backbone"])
@@ -263,7 +264,7 @@ def test_what_the_sentences_conclude_follows_from_the_tables():
         found = [told_apart(one) and better * one["difference"] > 0 for one in asked]
         assert (sum(found), len(found)) == (count, 7)
     lows = [table1(method, "auc_same")["low"] for method in names_alone()]
-    assert (len(lows), sum(low > 0.5 for low in lows)) == (4, 2)  # "two of four name-only rows"
+    assert (len(lows), sum(low > 0.5 for low in lows)) == (4, 1)  # "one of four name-only rows"
     assert not told_apart(frozen_behind())  # "is not told apart from PrefMoE"
     assert table1("LoRA with profile", "auc_told")["value"] > table1("PrefMoE", "auc_told")["value"]  # "is ahead"
     assert not told_apart(compared("LoRA with profile", "auc_told"))  # "not told apart from it"

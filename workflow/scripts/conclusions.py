@@ -35,7 +35,7 @@ def _collapse(t: Tables) -> list[str]:
     reads = t.paired("LoRA with profile", "auc_same")
     holds(reader["value"] > full["value"] and not told_apart(reads), "the reader is ahead, not told apart from PrefMoE")
     fresh, other = (t.main("PrefMoE", "auc_untold_fresh", b) for b in ("llava-mini", "qwen2.5-vl-mini"))
-    holds(fresh["low"] > 0.5 > other["low"], "about what nobody was told one interval leaves .5 out, the other does not")
+    holds(fresh["low"] > 0.5 > other["low"], "of what nobody was told one interval leaves .5 out, the other does not")
     frozen = t.paired("LoRA that reads frozen anchors", "auc_untold_fresh")
     holds(frozen["low"] < 0 < frozen["high"], "frozen anchors are not told apart")
     named = t.main("Full fine-tuning", "auc_untold_fresh")
