@@ -43,7 +43,7 @@ def rivals(t: Tables) -> list[str]:
         f"{around(told.loc['LoRA'])}, {'is not either' if told.loc['LoRA', 'low'] <= 0.5 else 'is'}.",
         f"Of what no profile tells and nobody was asked, where a perfect reader of profiles is at .5, {RETRIEVED} have "
         f"{around(fresh.loc[RETRIEVED], 3)}: the only one of {len(fresh)} rows above a guess, not corrected for their "
-        "number, and nothing that it is shown explains it.",
+        "number: a statement may say of which taste group somebody is, and others' answers what that group likes.",
         f"Users without training questions cost {most} most, in points: from {dot(overall.loc[most, 'value'])} of all "
         f"questions to {dot(unseen[most])}; they are few, and the falls were not tested against one another.",
     ]
