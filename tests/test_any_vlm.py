@@ -139,17 +139,23 @@ def test_a_processor_that_leaves_open_how_many_tokens_a_picture_has_takes_it_fro
 
 
 @pytest.mark.parametrize(
-    ("kind", "wrong"), [("llava", {"num_additional_image_tokens": 5}), ("internvl", {"image_seq_length": 8})]
-)
-def test_a_processor_that_counts_otherwise_than_its_model_is_named_when_it_is_asked(tmp_path, kind, wrong):
+    ("kind", "wrong", "error", "said"),
+    [
+        ("llava", {"num_additional_image_tokens": 5}, BackboneError,
+         r"config.json, num_additional_image_tokens 5 \(expected 1\): a picture becomes \d+ <image> tokens"),
+        ("internvl", {"image_seq_length": 8}, EvaluationError,
+         r"backbone 'model': its processor writes another number of image tokens than its model makes .*tokens: \d+"),
+    ],
+)  # fmt: skip
+def test_a_processor_that_counts_otherwise_than_its_model_is_named_before_an_answer(tmp_path, kind, wrong, error, said):
+    """When it is loaded, of a class of this package, and else when it is asked."""
     lay_out(tmp_path)
     folder = shutil.copytree(folder_of(kind), tmp_path / "model")
     path = folder / "processor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
     options = {"edition": small_edition("any"), "results": tmp_path / "results", "splits": ("test",), "turns": (0,)}
-    said = r"backbone 'model': its processor writes another number of image tokens than its model makes .*tokens: \d+"
     for conditions in ({"conditions": ["pictures"]}, {"switches": {"description": "none", "preferences": False}}):
-        with pytest.raises(EvaluationError, match=said):
+        with pytest.raises(error, match=said):
             mmpb.run(folder, **options, **conditions)
 
 
