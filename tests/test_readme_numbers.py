@@ -99,10 +99,10 @@ def drawn(condition, measure="liked"):
     return rows.loc[(condition, "unseen", measure), "value"]
 
 
-def above_no_user(users="unseen"):
+def above_no_user(users="unseen", measure="liked"):
     rows = pd.read_csv(ROOT / "figures" / "generation-mini" / "comparisons.csv")
     rows = rows.set_index(["condition", "baseline", "users", "measure"])
-    return rows.loc[("All, MMD", "No user", users, "liked")]
+    return rows.loc[("All, MMD", "No user", users, measure)]
 
 
 FRONT_PAGE = {
@@ -144,14 +144,16 @@ FRONT_PAGE = {
         *difference(against(PAIRS)), *difference(against("Choices alone"))
     ],
     rf"\| {NUMBER} \[{NUMBER}, {NUMBER}\] more of what they like than without a user, of unseen users {NUMBER} "
-    rf"\[{NUMBER}, {NUMBER}\]; number and item of the prompt in {NUMBER}, without": lambda: [
-        *difference(above_no_user("all")), *difference(above_no_user()), drawn("All, MMD", "faithful")
+    rf"\[{NUMBER}, {NUMBER}\] \(neither .*\); number and item of the prompt in {NUMBER}, without a user in {NUMBER}; "
+    rf"both at once (-\.\d+) \[(-\.\d+), {NUMBER}\]": lambda: [
+        *difference(above_no_user("all")), *difference(above_no_user()), drawn("All, MMD", "faithful"),
+        drawn("No user", "faithful"), *difference(above_no_user("all", "both"))
     ],
 }  # fmt: skip
 AT_LENGTH = {
     rf"users show {NUMBER} of what they like \(three seeds; no user {NUMBER}, another user's history {NUMBER}, "
-    rf"favourites in the prompt {NUMBER}\), {NUMBER} \[{NUMBER}, {NUMBER}\] more .* over all users {NUMBER} "
-    rf"\[{NUMBER}, {NUMBER}\] it is": lambda: [
+    rf"favourites in the prompt {NUMBER}\), {NUMBER} \[{NUMBER}, {NUMBER}\] more .* over all users, {NUMBER} "
+    rf"\[{NUMBER}, {NUMBER}\]\)": lambda: [
         *map(drawn, ("All, MMD", "No user", "Another user's history", "Favourites in the prompt")),
         *difference(above_no_user()), *difference(above_no_user("all")),
     ],
@@ -269,7 +271,8 @@ def test_what_the_sentences_conclude_follows_from_the_tables():
     assert table1("LoRA with profile", "auc_told")["value"] > table1("PrefMoE", "auc_told")["value"]  # "is ahead"
     assert not told_apart(compared("LoRA with profile", "auc_told"))  # "not told apart from it"
     assert above_no_user()["low"] > 0 and not told_apart(above_no_user())  # "not told apart once corrected"
-    assert told_apart(above_no_user("all"))  # "over all users it is"
+    assert not told_apart(above_no_user("all"))  # "nor over all users"
+    assert above_no_user("all", "both")["low"] < 0 < above_no_user("all", "both")["high"]  # "not shown"
     assert not told_apart(against("Choices alone"))  # "is not told apart from learning by choices alone"
     assert not told_apart(against("+ losses of pairs"))  # "prompts, losses of pairs and prototypes are each nothing"
     assert not told_apart(against("Choices alone", "+ prompts")) and not told_apart(against("+ prompts", PAIRS))

@@ -117,31 +117,33 @@ def pictures(t: Tables) -> list[str]:
     all_told = dot(told[favourites]["value"])
     gain, over_all = (minus(t, NOBODY, "liked", users) for users in ("unseen", "all"))
     holds(gain["low"] > 0 and not told_apart(gain), "for unseen users by the interval alone")
-    holds(told_apart(over_all) and over_all["low"] > 0, "over all users pictures are drawn for users")
+    holds(over_all["low"] > 0 and not told_apart(over_all), "over all users by the interval alone, too")
     holds(told[FULL]["high"] < told[NOBODY]["value"], "and are less of the prompt")
     words = main(t, "Words of the history in the prompt", "liked", "unseen")
     beside, more = (minus(t, "Words of the history in the prompt", m) for m in ("liked", "faithful"))
     holds(not told_apart(beside), "words of the history are not told apart in what is liked")
-    holds(more["low"] > 0 and not told_apart(more), "and keep less of the prompt by the interval alone")
+    holds(not told_apart(more), "nor in what is kept of the prompt")
     one = t.row(f"{EDITION}/lengths", condition=FULL, n_ref=1, users="all", measure="liked")
     eight = main(t, FULL, "liked")
     both, plain = (main(t, c, "both") for c in (FULL, NOBODY))
     joint, other = (minus(t, c, "both", "all") for c in (NOBODY, "Another user's history"))
+    holds(joint["low"] < 0 < joint["high"] and told_apart(other), "both at once: not above no user, above another's")
     own, crowd = (main(t, FULL, name) for name in ("own", "population"))
     return [
         f"Drawn for unseen users, pictures show {around(unseen[FULL])} of what they like; without a user "
         f"{around(unseen[NOBODY])}, a difference of {around(gain, 3, 'difference')}: above 0 by the interval, "
-        f"not after Holm's correction (p = {dot(gain['p_users_holm'])}), and told apart over all users, "
-        f"{around(over_all, 3, 'difference')}; with the true favourites in the prompt {around(unseen[favourites])}.",
+        f"not after Holm's correction (p = {dot(gain['p_users_holm'])}), as over all users, "
+        f"{around(over_all, 3, 'difference')} (p = {dot(over_all['p_users_holm'])}); with the true favourites in the "
+        f"prompt {around(unseen[favourites])}.",
         f"They pay for it: number and item are the prompt's in {dot(told[FULL]['value'])}, and in {all_told} with the "
         f"favourites in the prompt ({dot(ceiling[1]['value'])} with the three that liked counts, "
         f"{dot(ceiling[0]['value'])} of them drawn), beside {around(told[NOBODY])} without a user.",
         f"Both at once, what is liked in pictures of their prompt alone (all users), is {around(both)}, without a user "
-        f"{around(plain)}: {around(joint, 3, 'difference')}, {'told' if told_apart(joint) else 'not told'} apart; with "
-        f"another user's history it is {around(other, 3, 'difference')} less.",
+        f"{around(plain)}: {around(joint, 3, 'difference')}, not told apart; with another user's history it is "
+        f"{around(other, 3, 'difference')} less, told apart.",
         f"Words of the history, written into the prompt, are not told apart from the branch in what is liked, "
-        f"{around(words)}; the branch keeps {around(more, 3, 'difference')} more of the prompt, by the "
-        f"interval and not after Holm's correction (p = {dot(more['p_users_holm'])}).",
+        f"{around(words)}, nor in what is kept of the prompt: the branch minus them is "
+        f"{around(more, 3, 'difference')}.",
         f"One choice of history gives {around(one)}, eight {around(eight)} (all users). Where a user's favourite is "
         f"not the population's, the user's is drawn in {dot(own['value'])}, the population's in {dot(crowd['value'])}.",
     ]
