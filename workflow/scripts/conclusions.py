@@ -65,7 +65,7 @@ def _collapse(t: Tables) -> list[str]:
         f"LoRA answers for the population: from rare to popular things its collapse rises from "
         f"{values['LoRA', 'rare']} to {values['LoRA', 'popular']}, and PrefMoE's, which knows its users in part, from "
         f"{values['PrefMoE', 'rare']} to {values['PrefMoE', 'popular']}.",
-        "Claim (b), that users are learned beyond their profiles, is refuted by the rule that was set: of what no "
+        "Claim (b), that users are learned beyond their profiles, is refuted by its rule: of what no "
         f"profile tells and nobody was asked PrefMoE's AUC is {around(fresh, 3)} on one backbone, where frozen anchors "
         f"are not told apart ({around(frozen, 3, 'difference')}) and full fine-tuning on names alone has "
         f"{dot(named['value'], 3)}, and {around(other, 3)} on the other, which includes a guess.",

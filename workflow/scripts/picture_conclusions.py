@@ -144,7 +144,7 @@ def pictures(t: Tables) -> list[str]:
         f"Words of the history, written into the prompt, are not told apart from the branch in what is liked, "
         f"{around(words)}, nor in what is kept of the prompt: the branch minus them is "
         f"{around(more, 3, 'difference')}.",
-        f"One choice of history gives {around(one)}, eight {around(eight)} (all users). Where a user's favourite is "
+        f"One choice of history gives {around(one)}, eight {around(eight)} (all users); where a user's favourite is "
         f"not the population's, the user's is drawn in {dot(own['value'])}, the population's in {dot(crowd['value'])}.",
     ]
 
