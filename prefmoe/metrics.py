@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefmoe.analysis import statistics
-from prefmoe.data.benchmark import HOLDER_SEPARATOR, listed_holders, split_holders
+from prefmoe.data.benchmark import HOLDER_SEPARATOR, in_brackets_or_lines, listed_holders, split_holders
 
 QuestionKind = Literal["yes_no", "multiple_choice"]
 
@@ -46,7 +46,6 @@ _REFUSALS = (
 )
 _FAILURE = "Failed to obtain answer via API"
 _SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
-_ENCLOSED = re.compile(r"""[\[({"'].*[\])}"']""", re.DOTALL)
 _JOINED = re.compile(r" and | & |/", re.IGNORECASE)
 _COUNTED = ("overall", "preference", "profile", "collapse", "recall")
 
@@ -342,7 +341,7 @@ def _is_another_list(text: str, known: set[str]) -> bool:
     cell = text.strip()
     if HOLDER_SEPARATOR in f"{text} " or cell in known:
         return False
-    if _ENCLOSED.fullmatch(cell) or len(cell.splitlines()) > 1:
+    if in_brackets_or_lines(cell):
         return True
     joined = (name for name in _names(text, False) if name not in known and _JOINED.search(name))
     return any(part.strip() in known for name in joined for part in _JOINED.split(name))

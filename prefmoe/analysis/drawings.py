@@ -201,7 +201,7 @@ def seed_rows(drawn: Drawn, benchmark: ChoiceBenchmark, reference: Drawn | None)
 
 
 def _distances(drawn: Drawn, reference: Drawn | None, users: str) -> list[dict[str, float]]:
-    """The distance of each seed's pictures from the reference's; none where there is none to tell (`measure_rows`)."""
+    """The distance of each seed's pictures from the reference's; none without a reference, or of itself."""
     if reference is None or reference.key == drawn.key:
         return []
 

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from prefmoe.analysis import pairs
 from prefmoe.analysis.groupings import QUESTION_GROUPS, question_groups
 from prefmoe.data.rows import MMPBError, read_text
 from prefmoe.metrics import ScoringError
+from prefmoe.system.files import RepeatedKeyError, once_each
 from prefmoe.system.places import expanded
 
 REQUIRED = ("name", "category", "l2-category", "answer", "prediction")
@@ -102,20 +102,16 @@ def _read_lines(path: Path) -> pd.DataFrame:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line, object_pairs_hook=_without_repetition))
+                rows.append(json.loads(line, object_pairs_hook=once_each))
+            except RepeatedKeyError as error:
+                twice = ", ".join(map(repr, sorted(error.keys)))
+                raise ValueError(f"line {number}: repeated key(s): {twice}") from error
             except (ValueError, RecursionError) as error:
                 where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
                 raise ValueError(f"line {number}{where}: {getattr(error, 'msg', error)}") from error
             if not isinstance(rows[-1], dict):
                 raise ValueError(f"line {number}: expected a mapping of columns to values, found {line.strip()[:60]}")
     return pd.DataFrame(rows)
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ValueError(f"repeated key(s): {', '.join(map(repr, twice))}")
-    return dict(pairs)
 
 
 def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

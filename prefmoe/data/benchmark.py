@@ -57,6 +57,11 @@ _ENCLOSED = re.compile(r"""[\[({"'].*[\])}"']""", re.DOTALL)
 _JOINTS = re.compile(r"[,;/&]| and ", re.IGNORECASE)
 
 
+def in_brackets_or_lines(cell: str) -> bool:
+    """Whether a cell is in brackets or quotation marks, or has several lines, as lists have and names have not."""
+    return _ENCLOSED.fullmatch(cell.strip()) is not None or len(cell.strip().splitlines()) > 1
+
+
 def is_another_list(cell: str, known: Callable[[str], bool]) -> bool:
     """Whether a cell of holders without `HOLDER_SEPARATOR` lists them in another way: in brackets or quotation marks, a
     line for each, or a user's name joined to others by a comma, a semicolon, a slash, "&" or "and".
@@ -65,7 +70,7 @@ def is_another_list(cell: str, known: Callable[[str], bool]) -> bool:
     """
     if HOLDER_SEPARATOR in f"{cell} " or known(cell.strip()):
         return False
-    if _ENCLOSED.fullmatch(cell.strip()) or len(cell.strip().splitlines()) > 1:
+    if in_brackets_or_lines(cell):
         return True
     parts = _JOINTS.split(cell)
     return len(parts) > 1 and any(known(part.strip()) for part in parts)

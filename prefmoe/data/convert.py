@@ -218,7 +218,7 @@ def _splits(source: Source, tables: Sequence[tuple[Path, list[Row]]], mistakes: 
     numbered = {whole_number(row["index"]): row["name"] for _, rows in tables for row in rows}
     names = {index: name for index, name in numbered.items() if index is not None}
     told: dict[int, tuple[str, str]] = {}
-    for path in _beside(source, SPLITS):
+    for path in (saying := _beside(source, SPLITS)):
         name = _name(path, source)
         for split, indices in read_splits(path, names, mistakes, name).items():
             for index in indices:
@@ -226,7 +226,7 @@ def _splits(source: Source, tables: Sequence[tuple[Path, list[Row]]], mistakes: 
                 if said != split and first != name:
                     problem = f"expected index {index} in {said}_idx, as in {first}"
                     mistakes.add(name, problem, column=f"{split}_idx")
-    if not _beside(source, SPLITS):
+    if not saying:
         for path in (path for folder in _folders(source, source.tables) for path in sorted(folder.glob("*.json"))):
             if path.name != SPLITS and path.stem.lower().rstrip("s") == "split":
                 mistakes.add(_name(path, source), f"did you mean {SPLITS}?")

@@ -126,14 +126,13 @@ def _read(files: dict[str, list[Path]], left_out: dict[str, int]) -> pd.DataFram
     mistakes.check()
     left_out["rows without a label"] = int((~labelled).sum())
     left_out["rows with the same picture twice"] = int((labelled & ~different).sum())
-    table = table[labelled & different]
+    table = table[labelled & different].assign(user=lambda rows: rows["user_id"].map(_user))
     _check(table, mistakes)
     tied = table["label_0"] == table["label_1"]
     left_out["ties"] = int(tied.sum())
     table = table[~tied]
     first = table["label_0"] == 1
     return table.assign(
-        user=table["user_id"].map(_user),
         caption=table["caption"].fillna(""),
         likes_first=first,
         liked=table["image_0_uid"].where(first, table["image_1_uid"]),
@@ -176,7 +175,7 @@ def _check(table: pd.DataFrame, mistakes: Mistakes) -> None:
     contrary = both.index[(both["label_0"] + both["label_1"]).astype(float) != 1]
     preference = "a preference (1 for one picture and 0 for the other, or 0.5 for both)"
     note(table.index.isin(contrary), "label_1", preference)
-    note(table["user_id"].map(_user).isna(), "user_id", "the number of a user, or letters, digits, - and _")
+    note(table["user"].isna(), "user_id", "the number of a user, or letters, digits, - and _")
     texts = table["caption"].map(lambda caption: isinstance(caption, str)).astype(bool)
     note(~texts & table["caption"].notna(), "caption", "a prompt as text")
     for column in ("image_0_uid", "image_1_uid"):

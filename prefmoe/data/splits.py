@@ -11,7 +11,7 @@ import pandas as pd
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Turn
 from prefmoe.data.rows import Columns, Mistakes, read_rows
-from prefmoe.system.files import read_regular
+from prefmoe.system.files import RepeatedKeyError, once_each, read_regular
 
 SPLIT_KEYS = {f"{split}_idx": split for split in ("train", "validation", "test", "unseen")}
 
@@ -31,15 +31,15 @@ _TALK_FORM = 'expected a list of pairs {"role": "user", ...}, {"role": "assistan
 def load_list(path: Path, name: str, expected: str, mistakes: Mistakes) -> list[Any] | None:
     """The list in a JSON file; None and a mistake if it cannot be read or holds something else, null for one."""
     try:
-        content = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=_once_each)
+        content = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=once_each)
     except OSError as error:
         mistakes.add(name, f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
         mistakes.add(name, f"expected UTF-8 text, byte {error.start} is something else")
     except json.JSONDecodeError as error:
         mistakes.add(name, f"not valid JSON: {error.msg}, column {error.colno}", place=f"line {error.lineno}")
-    except KeyError as error:
-        mistakes.add(name, f"expected each key once, found {error.args[0]!r} twice in the same mapping")
+    except RepeatedKeyError as error:
+        mistakes.add(name, f"expected each key once, found {error.keys[0]!r} twice in the same mapping")
     except ValueError:
         mistakes.add(name, f"expected numbers of {sys.get_int_max_str_digits()} digits at most, found a longer one")
     except RecursionError:
@@ -50,17 +50,6 @@ def load_list(path: Path, name: str, expected: str, mistakes: Mistakes) -> list[
         found = "null" if content is None else type(content).__name__
         mistakes.add(name, f"{expected}, found {found}")
     return None
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON mapping; json itself would keep the last value of a key that is there twice. Raises KeyError naming such a
-    key."""
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise KeyError(key)
-        content[key] = value
-    return content
 
 
 def read_splits(

@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -163,7 +164,7 @@ def read_json(path: Path, expected: str, *, once: bool = False) -> dict[str, Any
     stand in a mapping no more than once. Raises FileError if it cannot be read, is not JSON (a login page, half a
     file), or is no mapping (null, a list)."""
     try:
-        content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=_mapping if once else None)
+        content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=once_each if once else None)
     except OSError as error:
         raise FileError(f"{path}: expected {expected}, cannot be read: {error.strerror}") from error
     except ValueError as error:  # undecodable bytes are one, too
@@ -176,10 +177,19 @@ def read_json(path: Path, expected: str, *, once: bool = False) -> dict[str, Any
     return content
 
 
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping of JSON, of which Python would silently keep the last of several values for a key."""
+class RepeatedKeyError(ValueError):
+    """A JSON mapping in which keys stand more than once. ``keys``: those keys, in their order."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__(f"given twice: {keys[0]!r}")
+        self.keys = keys
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The ``object_pairs_hook`` for JSON whose keys stand once; json itself would keep the last of several values.
+    Raises RepeatedKeyError."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"given twice: {next(name for name in names if names.count(name) > 1)!r}")
+        counted = Counter(name for name, _ in pairs)
+        raise RepeatedKeyError([name for name, count in counted.items() if count > 1])
     return found
