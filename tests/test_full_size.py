@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_world import data_folder
 
-from prefmoe.config import load_edition
+from prefmoe.config import FIGURES, load_edition
 from prefmoe.config.registry import find_backbone
 from prefmoe.workflow import resources
 
@@ -30,7 +30,10 @@ def test_a_row_per_method_with_and_without_checkpointing(table):
         (kept, method) for kept in (True, False) for method in ("LoRA", "PrefMoE")
     ]
     assert (table["steps"] == 4).all() and table["backbone"].str.endswith("random weights").all()
-    assert (table[["seconds_per_step", "seconds_per_question"]] > 0).all(axis=None)
+    seconds = ["seconds_per_step", "planned_seconds_per_step", "seconds_per_question"]
+    assert (table[seconds] > 0).all(axis=None)
+    assert table["information"].str.startswith(("profile text", "anchors of profile text")).all()
+    assert list(table) == list(pd.read_csv(FIGURES / "speed/full_size.csv")), "the committed table's columns"
     assert (table["training_bytes"] == 0).all() and (table["evaluation_bytes"] == 0).all(), "no accelerator's memory"
 
 

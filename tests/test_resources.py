@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -11,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.cli import main
-from prefmoe.config import load_edition
+from prefmoe.config import FIGURES, load_edition
 from prefmoe.config.registry import find_backbone
 from prefmoe.models.base import Method, build_method
 from prefmoe.workflow import resources
@@ -193,9 +194,33 @@ def test_a_plan_has_a_row_for_every_run_and_needs_no_download(edition, capsys):
     assert set(zip(table["backbone"], table["method"], strict=True)) == set(settings.runs())
     for backbone in settings.backbones:
         assert backbone in printed
-    assert "This machine: " in printed and (table["H100_hours"] >= 0).all()
+    assert "This machine: " in printed
+    assert (table["H100_hours"] == "-").all() if edition == "mini" else (table["H100_hours"] > 0).all()
     assert (table["GPUs"] > 0).all() == (edition == "paper")
     assert table["fits"].str.contains("evaluate").all() == (edition == "mini")
+
+
+def test_planned_seconds_per_step_are_half_to_all_of_the_measured_ones():
+    edition, shape = load_edition("paper"), find_backbone("llava-1.5-7b").shape
+    methods = {method.label: method for method in edition.methods.values()}
+    table = pd.read_csv(FIGURES / "speed/full_size.csv")
+    for row in table.itertuples():
+        kept = {"batch_size": row.batch_size, "gradient_checkpointing": row.gradient_checkpointing}
+        here = edition.model_copy(update={"training": edition.training.model_copy(update=kept)})
+        planned = resources.seconds_per_step(here, methods[row.method], shape)
+        assert planned == pytest.approx(row.planned_seconds_per_step, rel=1e-5), row
+        assert 0.5 * row.seconds_per_step < planned < row.seconds_per_step, row
+    assert {"LoRA", "PrefMoE"} <= {*table["method"]}
+
+
+def test_a_miniatures_steps_are_far_from_the_formula_so_that_its_plan_has_no_hours():
+    edition, shape = load_edition("mini"), resources.shape_of(find_backbone("llava-mini"))
+    table = pd.read_csv(FIGURES / "speed/cpu.csv")
+    steps = table[table["setting"] == "mini, llava-mini, batch 16, processor time"].set_index("variant")["median_ms"]
+    for variant, method in (("LoRA, same layers", "LoRA"), ("PrefMoE", "PrefMoE")):
+        planned = resources.seconds_per_step(edition, edition.methods[method], shape)
+        assert steps[variant] / 1000 > 1000 * planned > 0, variant
+    assert resources.seconds_per_step(edition, edition.methods["NT"], shape) == 0
 
 
 def test_jobs_ask_for_what_their_runs_need():

@@ -290,7 +290,7 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
     if read is not None:
         hours = seeds * read.operations / (USED * H100_FLOPS) / 3600
     else:
-        hours = seeds * _hours(edition, method, shape, length, questions, width, four_bit)
+        hours = seeds * _hours(edition, method, shape, questions, width, four_bit)
     if settings.launch != "one" and gpus > 1:
         hours /= gpus
     trained = trained_parameters(method, shape, users)
@@ -311,24 +311,31 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
     )
 
 
-def _hours(
-    edition: Edition, method: Method, shape: Shape, length: int, questions: int, width: int, four_bit: bool
-) -> float:
+def seconds_per_step(edition: Edition, method: Method, shape: Shape) -> float:
+    """Seconds of one update on an H100, with all that accumulates for it; 0 for what is not trained."""
+    training = edition.training
+    if method.table_type == "NT":
+        return 0.0
+    tokens = training.batch_size * training.gradient_accumulation * prompt_tokens(method, shape, 0)
+    passes = (3 if method.table_type == "FFT" else 2) + (1 if training.gradient_checkpointing else 0)
+    return tokens * passes * _forward(shape) / (USED * H100_FLOPS)
+
+
+def _forward(shape: Shape) -> int:
+    """Operations of a forward pass for each token."""
+    return 2 * ((shape.active or shape.decoder) + shape.vision)
+
+
+def _hours(edition: Edition, method: Method, shape: Shape, questions: int, width: int, four_bit: bool) -> float:
     """Hours of one seed on one H100: operations of the passes, and reading the weights for every generated token."""
-    training, evaluation = edition.training, edition.evaluation
-    forward = 2 * ((shape.active or shape.decoder) + shape.vision)
-    operations = 0.0
-    if method.table_type != "NT":
-        steps = training.steps * getattr(method, "steps_factor", 1.0)
-        examples = steps * training.batch_size * training.gradient_accumulation
-        passes = (3 if method.table_type == "FFT" else 2) + (1 if training.gradient_checkpointing else 0)
-        operations += examples * length * passes * forward
-    reading = 0.0
+    evaluation = edition.evaluation
+    learning = edition.training.steps * getattr(method, "steps_factor", 1.0) * seconds_per_step(edition, method, shape)
+    operations = reading = 0.0
     for turns in (*evaluation.turns, *(0 for _ in evaluation.controls)):
-        operations += questions * prompt_tokens(method, shape, turns) * forward
+        operations += questions * prompt_tokens(method, shape, turns) * _forward(shape)
         reads = math.ceil(questions / evaluation.batch_size) * evaluation.max_new_tokens
         reading += reads * weight_bytes(shape, width, four_bit)
-    return (operations / (USED * H100_FLOPS) + reading / (USED * H100_BANDWIDTH)) / 3600
+    return (learning + operations / (USED * H100_FLOPS) + reading / (USED * H100_BANDWIDTH)) / 3600
 
 
 # --- the workflow and the command ---------------------------------------------------------------------------------
@@ -405,7 +412,7 @@ def table(edition: Edition | str) -> pd.DataFrame:
                     "GPUs": need.gpus,
                     "download_GB": round(need.download / GIGABYTE, 1),
                     "results_GB": round(need.results / GIGABYTE, 2),
-                    "H100_hours": float(f"{need.hours:.2g}"),
+                    "H100_hours": float(f"{need.hours:.2g}") if need.gpus else "-",
                     "fits": " and ".join(fits) or "no",
                 }
             )

@@ -111,10 +111,12 @@ def measured(
         config, shape, users=users, tokens=training.batch_size * tokens, width=width, four_bit=False,
         checkpointing=checkpointing,
     )  # fmt: skip
+    step = resources.seconds_per_step(edition.model_copy(update={"training": training}), config, shape)
     gaps = pd.Series(times).diff().iloc[3:]
     return {
-        "backbone": f"{NAME}, random weights", "method": config.label, "gradient_checkpointing": checkpointing,
-        "batch_size": training.batch_size, "steps": steps, "seconds_per_step": gaps.median(),
+        "backbone": f"{NAME}, random weights", "method": config.label, "information": config.information,
+        "gradient_checkpointing": checkpointing, "batch_size": training.batch_size, "steps": steps,
+        "seconds_per_step": gaps.median(), "planned_seconds_per_step": step,
         "seconds_per_question": answering, "training_bytes": learning, "planned_training_bytes": planned.total,
         "evaluation_bytes": peak(device), "parameters_trained": adapted.describe()["trainable_total"],
         "hardware": hardware_line(torch.device(device)),
