@@ -69,6 +69,18 @@ def test_every_table_can_be_written_from_what_is_committed(name):
     assert len(lines) > 2 or re.search("Nobody has committed|Profiles tell everything", text)
 
 
+NO_ROWS = {"made with", "survey map", "cpu", "ladder skills"}
+"""Tables whose lines are no methods of an edition."""
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in NO_ROWS])
+def test_every_table_of_methods_says_what_they_are_shown(name):
+    text = with_tables(f"<!-- table: {name} -->\n<!-- end -->\n")
+    heads = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line][:1]
+    told = ("information", "what the baseline is shown", "at_test")
+    assert any(f"| {column} |" in head for head in heads for column in told) or "Profiles tell everything" in text
+
+
 @pytest.mark.parametrize(
     ("page", "message"),
     [

@@ -147,6 +147,7 @@ def test_a_method_does_not_differ_from_itself(benchmark, results):
     for row in compare(entry, entry):
         assert (row["difference"], row["low"], row["high"], row["p_users"]) == (0, 0, 0, 1)
         assert row["metric"] in ("sensitivity", "auc_same") or row["p_questions"] == 1
+        assert row["information"] == entry.information != ""
 
 
 @pytest.mark.parametrize("metric", ["preference", "collapse"])

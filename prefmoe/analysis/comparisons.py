@@ -39,7 +39,8 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
     difference is first minus second, mean over seeds, with an interval over users and seeds (both methods are resampled
     together). p_questions: exact sign test on the seed means of single questions (McNemar's with one seed); it takes
     questions as independent. p_users: permutation test that exchanges the two methods' results of whole users; it does
-    not. better and worse count the questions that favour the first and the second.
+    not. better and worse count the questions that favour the first and the second, information says what the first is
+    shown of the user.
 
     AUCs are over pairs of questions (`pairs.duels`), whose users exchange their answers each, and there is no test that
     takes questions as independent. Their intervals are wider than they need be, up to 1.5 times: drawing both users of
@@ -88,7 +89,8 @@ def compare(first: Answers, second: Answers, *, permutations: int = 9999) -> lis
             shares = [r["n"] for r in rows if r["metric"] in ("collapse", "recall")]  # behind sensitivity
             row |= {"n": first.duels[metric].n if metric in first.duels else sum(shares)}
             row |= {"better": np.nan, "worse": np.nan, "p_questions": np.nan}
-        rows.append(row | {"p_users": p_users[column], "seeds": min(first.seeds, second.seeds)})
+        row |= {"p_users": p_users[column], "seeds": min(first.seeds, second.seeds)}
+        rows.append(row | {"information": first.information})
     return rows
 
 

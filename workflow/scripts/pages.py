@@ -56,7 +56,7 @@ def main_tables(table: pd.DataFrame, turns: int, metrics: Sequence[str] | None =
     for backbone in table.loc[~reference, "backbone"].unique():
         rows = pd.concat([table[table["backbone"] == backbone], *([] if written else [table[reference]])])
         above = " References: above." if written and reference.any() else ""
-        grid = _grid(rows, ["method", "information"], shown, digits)
+        grid = _grid(rows, ["method"], shown, digits)
         written.append(f"**{backbone}.** {_sizes(rows, shown)}{above}\n\n{grid}\n")
     return "\n".join(written)
 
@@ -82,13 +82,17 @@ def _ablation(edition: str, turns: int = 0) -> Callable:
 
 def _comparisons(table: pd.DataFrame) -> str:
     words = verdicts(table[table["turns"] == 0]).drop(columns=["profile"], errors="ignore")
-    return _lines(words[auc_first(words)].reset_index()) + "\n"
+    grid = words[auc_first(words)].reset_index()
+    shown = table.drop_duplicates("baseline").set_index("baseline")["baseline_information"]
+    grid.insert(3, "what the baseline is shown", grid["baseline"].map(shown))
+    return _lines(grid) + "\n"
 
 
 def _seeds(table: pd.DataFrame) -> str:
     table = table[(table["turns"] == 0) & (table["seeds"] > 1)]
     cells = [f"{row.value:.3f} (sd {row.sd:.3f}; {row.minimum:.3f} to {row.maximum:.3f})" for row in table.itertuples()]
-    grid = table.assign(cell=cells).pivot(index=["method", "backbone", "seeds"], columns="metric", values="cell")
+    keys = ["method", "information", "backbone", "seeds"]
+    grid = table.assign(cell=cells).pivot(index=keys, columns="metric", values="cell")
     return _lines(grid[[m for m in HEADLINE if m in grid]].reset_index()) + "\n"
 
 
@@ -170,7 +174,7 @@ def _ranking(table: pd.DataFrame) -> str:
         f"Users: {counts['NDCG@10']} who were trained on, {counts['unseen: NDCG@10']} who were not. Means over "
         f"{table['galleries'].max()} galleries; over {table['seeds'].max()} seeds for {repeated}."
     )
-    return f"{sizes}\n\n{_grid(table[table['metric'] != ''], ['method', 'information'], list(wanted))}\n"
+    return f"{sizes}\n\n{_grid(table[table['metric'] != ''], ['method'], list(wanted))}\n"
 
 
 def _ranking_spread(table: pd.DataFrame) -> str:
@@ -182,8 +186,9 @@ def _ranking_spread(table: pd.DataFrame) -> str:
         cells = rows.set_index(["measure", "k"])
         shown = [cells.loc[place] for place in (("ndcg", 10), ("lift", 10), ("coverage", 5))]
         spreads = [[f"{row[name]:.3f}" for name in ("value", "sd_seeds", "sd_galleries")] for row in shown]
-        lines.append([method, *(f"{value} ({seeds}; {galleries})" for value, seeds, galleries in spreads)])
-    columns = ["method", "NDCG@10", "lift of 10", "coverage of 5"]
+        written = (f"{value} ({seeds}; {galleries})" for value, seeds, galleries in spreads)
+        lines.append([method, rows["information"].iloc[0], *written])
+    columns = ["method", "information", "NDCG@10", "lift of 10", "coverage of 5"]
     found = _lines(pd.DataFrame(lines, columns=columns).replace("nan", "–", regex=True))
     return f"Value, and in brackets the standard deviations of seeds and of galleries.\n\n{found}\n"
 
@@ -192,12 +197,14 @@ def _full_size(table: pd.DataFrame) -> str:
     planned, took = table["planned_training_bytes"], table["training_bytes"]
     columns = {
         "method": table["method"],
+        "information": table["information"],
         "gradient checkpointing": table["gradient_checkpointing"].map({True: "yes", False: "no"}),
         "trained parameters": table["parameters_trained"].map("{:,}".format),
         "s per step": table["seconds_per_step"].map("{:.3f}".format),
+        "s planned": table["planned_seconds_per_step"].map("{:.3f}".format),
         "GB measured": (took / 1e9).map("{:.1f}".format),
         "GB planned": (planned / 1e9).map("{:.1f}".format),
-        "planned : measured": (planned / took).map("{:.2f}".format),
+        "GB planned : measured": (planned / took).map("{:.2f}".format),
     }
     first = table.iloc[0]
     where = f"{first['backbone']}; batches of {first['batch_size']}, {first['steps']} steps. {first['hardware']}."
@@ -288,11 +295,11 @@ def _from(name: str, written: Callable[[pd.DataFrame], str]) -> Callable[[Path],
 
 
 def _of_tasks(table: pd.DataFrame) -> pd.DataFrame:
-    """What conditions of MMPB's protocol come to: backbone, condition, turns, then recognition, preference and all with
-    their intervals, and unread."""
+    """What conditions of MMPB's protocol come to: backbone, condition, information, turns, then recognition, preference
+    and all with their intervals, and unread."""
     table = table[(table["attribute"] == "all") & (table["task"] == "all")]
     cells = [f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in table.itertuples()]
-    keys = ["backbone", "method", "turns"]
+    keys = ["backbone", "method", "information", "turns"]
     grid = table.assign(cell=cells).pivot(index=keys, columns="category", values="cell")
     unread = table[table["category"] == "all"].set_index(keys)["unread"]
     order = list(table[keys].drop_duplicates().itertuples(index=False, name=None))
@@ -307,9 +314,10 @@ def _mmpb(table: pd.DataFrame) -> str:
 
 def _mmpb_switches(table: pd.DataFrame) -> str:
     rows = _of_tasks(table[table["turns"] == 0])
-    wide = rows.pivot(index="condition", columns="backbone", values=["recognition", "preference"])
+    keys = ["condition", "information"]
+    wide = rows.pivot(index=keys, columns="backbone", values=["recognition", "preference"])
     columns = [(name, backbone) for backbone in rows["backbone"].unique() for name in ("recognition", "preference")]
-    wide = wide.loc[rows["condition"].unique(), columns]
+    wide = wide.loc[list(dict.fromkeys(zip(*(rows[key] for key in keys), strict=True))), columns]
     wide.columns = [f"{backbone}, {category}" for category, backbone in wide.columns]
     return _lines(wide.reset_index()) + "\n"
 
@@ -365,7 +373,8 @@ def _sizes(rows: pd.DataFrame, metrics: Iterable[str]) -> str:
 
 
 def _grid(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str], digits: int = 3) -> str:
-    lines = []
+    """Rows of one method, condition or component each; what they are shown of the user stands beside their names."""
+    keys, lines = [keys[0], "information", *keys[1:]], []
     for key, group in rows.groupby(keys, sort=False, dropna=False):
         cells = group.set_index("metric")
         values = [_cell(cells.loc[metric], digits) if metric in cells.index else "–" for metric in metrics]
