@@ -75,6 +75,20 @@ def test_the_row_on_the_page_is_the_paper_editions_but_for_the_file_of_counterfa
     assert paper.model_copy(update=other) == row
 
 
+def test_what_the_page_says_of_other_editions_is_theirs():
+    for name in ("mini", "rivals", "ranking", "ladder", "small", "small-sample"):
+        edition = load_edition(name)
+        mixtures = [one for one in edition.methods.values() if isinstance(one, PrefMoEMethod) and "M" in one.components]
+        assert {one.alpha for one in mixtures} <= {8.0 if name.startswith("small") else 10.0}, name
+        assert edition.training.beta2 == 0.98 and edition.training.steps <= 800, name
+        assert edition.evaluation.max_new_tokens == 3, name
+    mini = load_edition("mini")
+    assert mini.training.steps * mini.training.batch_size == 8 * mini.data.users * mini.data.train_per_user
+    assert {one.information for key, one in load_edition("paper").methods.items() if key.startswith("NT")} == {
+        "profile text", "profile picture"
+    }  # fmt: skip
+
+
 def test_prefmoe_as_published_is_compared_where_no_other_is():
     paper, smoke = load_edition("paper"), load_edition("smoke")
     assert focus_method(paper) == "PrefMoE"
