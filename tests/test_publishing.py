@@ -85,9 +85,11 @@ def test_protocol_experiments_are_replaced_once_they_were_made(clone):
 def test_trials_of_settings_and_measurements_of_speed_go_to_their_places(clone):
     trials = outputs.trials_file("mini", clone / "results")
     trials.parent.mkdir()
-    trials.write_text("backbone\nnew\n")
+    tried = (ROOT / "config/tuning/mini.csv").read_bytes()
+    trials.write_bytes(tried)
     publish.publish("mini", root=clone)
-    assert (clone / "config/tuning/mini.csv").read_text() == "backbone\nnew\n"
+    assert (clone / "config/tuning/mini.csv").read_bytes() == tried
+    assert "| mini | LoRA | name | 4 | 4 | 600 |" in (clone / "docs/results.md").read_text(encoding="utf-8")
     assert not (clone / "figures/speed").exists()
     command = "python workflow/scripts/speed.py"
     with pytest.raises(OutputError, match=f"no measurements in .*results/speed; make them with `{command}`"):

@@ -9,10 +9,11 @@ import pytest
 import tune as tuning
 import yaml
 from small_world import lay_out, small_edition
+from trials import TUNED, budgets
 from tune import TuningError, apply_settings, choose, load_grid, run_trial, tune
 
 from prefmoe import metrics
-from prefmoe.config import CONFIG_FOLDER, ConfigError, load_edition
+from prefmoe.config import CONFIG_FOLDER, FIGURES, ConfigError, is_trained, load_edition
 from prefmoe.running import answers as running_answers
 from prefmoe.running import runs
 
@@ -188,6 +189,8 @@ def test_settings_reach_nested_ones_and_are_validated():
         ({"beyond": {"LoRA": [{"lr": 1e-2}]}}, "beyond.LoRA: {'lr': 0.01} is not a new trial of lr"),
         ({"beyond": {"PrefMoE": [{"lr": 1e-2}]}}, "beyond.PrefMoE: .* is not a new trial of lr, losses.alignment"),
         ({"beyond": {"LoRA": [{"lr": -1.0}]}}, "methods.LoRA: lora: refused"),
+        ({"takes": {"fft": "LoRA"}}, "takes.fft: expected a method of edition .* without trials of its own"),
+        ({"takes": {"E": "Lora"}}, "takes.E: 'Lora' has no trials; did you mean 'LoRA'"),
         ({"beyond": {"Lora": [{"lr": 1e-2}]}}, "beyond.Lora: no grid to go beyond; did you mean 'LoRA'"),
     ],
 )
@@ -241,3 +244,28 @@ def test_what_an_edition_uses_is_the_best_of_its_trials_and_has_worse_ones_on_bo
                 line[best[setting]] == max(line.values()) and min(line) < best[setting] < max(line)
                 for line in lines.values() if best[setting] in line
             ), (method, setting, lines)  # fmt: skip
+        for row in (row for row, source in grid.takes.items() if source == method):
+            assert apply_settings(edition.methods[row], best) == edition.methods[row], (row, method)
+    tuned, mini = {*grid.methods, *grid.takes}, load_edition("mini").methods
+    for key, config in edition.methods.items():  # but for those that another edition tuned
+        assert key in tuned or not is_trained(config) or config == mini[key], key
+
+
+def test_the_table_of_budgets_has_a_line_for_every_row_that_was_tuned_or_takes_a_choice():
+    table = budgets(FIGURES).set_index(["edition", "method"])
+    assert {*TUNED} == {path.stem for path in (CONFIG_FOLDER / "tuning").glob("*.csv")}
+    for name in TUNED:
+        edition, recorded = load_edition(name), pd.read_csv(CONFIG_FOLDER / "tuning" / f"{name}.csv")
+        grid = load_grid(edition)
+        assert set(table.loc[name].index) == {edition.methods[key].label for key in (*grid.methods, *grid.takes)}
+        for key in grid.methods:
+            line, own = table.loc[name, edition.methods[key].label], recorded[recorded["method"] == key]
+            assert (line["trials"], line["trainings"]) == (own["settings"].nunique(), len(own)), key
+            assert line["trials"] >= grid.trials and line["information"] == edition.methods[key].information
+        for key, source in grid.takes.items():
+            line = table.loc[name, edition.methods[key].label]
+            assert (line["trials"], line["chosen"]) == (0, f"as {edition.methods[source].label}")
+
+
+def test_without_committed_trials_there_is_no_table_of_budgets(tmp_path):
+    assert budgets(tmp_path / "figures") is None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from trials import budgets
 
 from prefmoe.analysis import survey
 from prefmoe.analysis.answers import REFERENCE, TableError
@@ -269,6 +270,11 @@ def _ladder_skills(table: pd.DataFrame) -> str:
     return _lines(grid[shown].map("{:.2f}".format).reset_index(), numbers=len(shown)) + "\n"
 
 
+def _trials(figures: Path) -> str:
+    found = budgets(figures)
+    return "Nobody has committed `config/tuning/mini.csv` yet.\n" if found is None else _lines(found) + "\n"
+
+
 def _made_with(figures: Path) -> str:
     """What the committed editions were made with, and whether their miniatures are the ones that are shipped now."""
     found = {path.parent.name: read_table(path) for path in sorted(figures.glob(f"*/{MADE_WITH}.csv"))}
@@ -349,6 +355,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ranking spread": _from("ranking/ranking.csv", _ranking_spread),
     "mmpb": _from("any_vlm/mini.csv", _mmpb),
     "mmpb switches": _from("any_vlm/mini.csv", _mmpb_switches),
+    "trials": _trials,
     "made with": _made_with,
     "survey map": _survey,
     "full size": _from(f"{SPEED}/full_size.csv", _full_size),

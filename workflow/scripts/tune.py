@@ -60,6 +60,7 @@ class Grid(Frozen):
             method are the product of its settings' values.
         beyond: method -> further trials for a method whose best one lies at an end of its grid: a step past that end,
             and on until the best trial has worse ones on both sides; and other forms of a method, by further settings.
+        takes: method without trials of its own -> the tuned method whose choice it has.
     """
 
     trials: int = Field(ge=1)
@@ -68,6 +69,7 @@ class Grid(Frozen):
     criterion: str = Field("overall", pattern="^(overall|preference|profile|sensitivity|accuracy)$")
     methods: dict[str, dict[str, Annotated[tuple[Setting, ...], Field(min_length=1), Once]]] = Field(min_length=1)
     beyond: dict[str, tuple[Settings, ...]] = {}
+    takes: dict[str, str] = {}
 
     def trials_of(self, method: str) -> list[Settings]:
         """A method's trials: the product of its settings' values, the last one varying fastest, then those beyond."""
@@ -115,6 +117,11 @@ def _mistakes(grid: Grid, edition: Edition) -> Iterator[str]:
     for name in grid.beyond:
         if name not in grid.methods:
             yield f"beyond.{name}: no grid to go beyond{did_you_mean(name, grid.methods)}"
+    for name, source in grid.takes.items():
+        if name not in edition.methods or name in grid.methods:
+            yield f"takes.{name}: expected a method of edition {edition.name!r} without trials of its own"
+        if source not in grid.methods:
+            yield f"takes.{name}: {source!r} has no trials{did_you_mean(source, grid.methods)}"
 
 
 def apply_settings(config: Method, settings: Mapping[str, Setting]) -> Method:
