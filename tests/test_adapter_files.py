@@ -141,13 +141,16 @@ def test_a_key_that_stands_twice_is_refused(copied, tiny_backbone, tiny_benchmar
 def test_settings_of_larger_tensors_than_the_file_has_are_refused_before_room_is_made(
     copied, tiny_backbone, tiny_benchmark, monkeypatch
 ):
+    """A layer has no more directions than inputs, and the file's widest tensor is no matter of ranks."""
     path = copied / CONFIG_FILE
     content = json.loads(path.read_text())
-    content["method"]["user_rank"] = 10**9
-    path.write_text(json.dumps(content))
+    rank = load_file(copied / WEIGHTS_FILE)["model.model.language_model.layers.0.self_attn.q_proj.A"].shape[0]
     monkeypatch.setattr("prefmoe.models.base.build_method", None)
-    with pytest.raises(MethodError, match=f"{CONFIG_FILE}, method.user_rank: 1000000000, but {WEIGHTS_FILE} has no te"):
-        Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
+    for name in ("preference_rank", "user_rank", "profile_rank"):
+        for value in (rank + 1, 10**9):
+            path.write_text(json.dumps(content | {"method": content["method"] | {name: value}}))
+            with pytest.raises(MethodError, match=f"{CONFIG_FILE}, method.{name}: {value}, but {WEIGHTS_FILE} has no"):
+                Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
 
 
 def test_truths_that_are_numbers_are_refused_by_name(copied, tiny_backbone, tiny_benchmark):

@@ -327,7 +327,7 @@ class Method(nn.Module):
             path = saved.folder_of(folder, revision)
             files = {name: foreign_file(path, name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
             content = saved.read(files[CONFIG_FILE])
-            saved.check_sizes(files[CONFIG_FILE], content.method, files[WEIGHTS_FILE], backbone.model)
+            saved.check_sizes(files[CONFIG_FILE], content.method, files[WEIGHTS_FILE])
         except ValueError as error:
             raise MethodError(str(error)) from error
         method = build_method(content.method, backbone, benchmark, seed=0, cache=cache)

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from prefmoe import config as configuration
 from prefmoe.config.registry import BackboneEntry
@@ -27,8 +27,14 @@ CONFIG_FILE, WEIGHTS_FILE = "method.json", "method.safetensors"
 ADDED_PICTURES = "added_user_*.png"
 """Pictures of added users, where prompts show them."""
 
-_SIZES = re.compile(r"(\w+_)?rank|tokens|width|size|side|latents|experts|kinds")
+_SIZES = re.compile(r"tokens|width|size|side|latents")
 """Settings of methods that are a side of their tensors."""
+
+_RANKS = re.compile(r"(\w+_)?rank|experts")
+"""Those that are the low-rank factors' side between A and B, or a part of it."""
+
+_FACTOR = re.compile(r"(^|[._])A(\.|$)")
+"""In the name of a tensor A (..., rank, inputs): of our layers, and of peft's."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -140,18 +146,20 @@ def users_mistake(saved: SavedUsers, found: SavedUsers) -> str | None:
     return f"trained with {len(before)} users, found {len(now)}; " + ("; ".join(parts) or "their order is another one")
 
 
-def check_sizes(path: Path, method: configuration.MethodSettings, weights: Path, model: nn.Module) -> None:
-    """Raises ValueError naming the setting, if one asks for tensors with a longer side than any of the adapter's file
-    and of its model: before room is made for them. ``path``: the method.json, for the message."""
+def check_sizes(path: Path, method: configuration.MethodSettings, weights: Path) -> None:
+    """Raises ValueError naming the setting, if one asks for tensors with a longer side, or for a higher rank, than any
+    in the adapter's file: before room is made for them. ``path``: the method.json, for the message."""
     try:
         with safe_open(weights, framework="pt") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  it is no mapping
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  it is no mapping
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{weights}: cannot be read: {error}") from error
-    longest = max(side for shape in (*shapes, *(p.shape for p in model.parameters())) for side in shape)
+    longest = max((side for shape in shapes.values() for side in shape), default=0)
+    highest = max((shape[-2] for name, shape in shapes.items() if _FACTOR.search(name) and len(shape) > 1), default=0)
     for name, value in method:
-        if _SIZES.fullmatch(name) and isinstance(value, int) and value > longest:
-            raise ValueError(f"{path}, method.{name}: {value}, but {weights.name} has no tensor with such a side")
+        for kind, limit, side in ((_SIZES, longest, "such a side"), (_RANKS, highest, "such a rank")):
+            if kind.fullmatch(name) and isinstance(value, int) and value > limit:
+                raise ValueError(f"{path}, method.{name}: {value}, but {weights.name} has no tensor of {side}")
 
 
 def tensor_names(path: Path) -> set[str]:
