@@ -2,7 +2,8 @@
 
 import importlib.util
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,26 @@ def _load(
         if loading[kind]:
             some = ", ".join(sorted(map(str, loading[kind]))[:5])
             raise BackboneError(f"backbone {entry.name!r}: {source} has weights with {kind.replace('_', ' ')}: {some}")
+    if uncounted := _uncounted(loading["unexpected_keys"], model):
+        left_out = f"weights of layers that config.json leaves out: {', '.join(uncounted[:5])}"
+        raise BackboneError(f"backbone {entry.name!r}: {source} has {left_out}")
     if damaged := not_finite(model.state_dict().items()):
         some = ", ".join(damaged[:5])
         raise BackboneError(f"backbone {entry.name!r}: {source} has weights that are NaN or infinite: {some}")
     return Backbone(entry, model, processor)
+
+
+def _uncounted(unexpected: Iterable[str], model: nn.Module) -> list[str]:
+    """The layers, by name, of unexpected tensors that would follow those that a model has: with too low a number in
+    config.json it would be built, and answer, without its last ones."""
+    parts = {name for name, _ in model.named_modules()}
+    found = set()
+    for name in map(str, unexpected):
+        for number in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+            above = name[: number.start()]
+            if f"{above}0" in parts and f"{above}{number.group()}" not in parts:
+                found.add(name[: number.end()])
+    return sorted(found)
 
 
 def _checked(backbone: Backbone, folder: Path) -> Backbone:

@@ -1,6 +1,8 @@
 """Where a backbone's files are: found or downloaded, checked before anything is loaded, and identified by a digest."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -19,6 +21,13 @@ _MAPPINGS = (
 
 _PARTS = ("text_config", "vision_config", "language_config", "llm_config", "perceiver_config")
 """Settings of config.json in whose place transformers, if one is null, takes its defaults: billions of weights."""
+
+_COUNTS = (
+    "head_dim", "hidden_size", "image_size", "intermediate_size", "max_position_embeddings", "num_attention_heads",
+    "num_channels", "num_hidden_layers", "num_key_value_heads", "patch_size", "vocab_size",
+)  # fmt: skip
+"""Settings of config.json that count something there is at least one of: transformers builds a model with -1 layers,
+and has no message for others."""
 
 
 def offline_folder(entry: BackboneEntry) -> Path | None:
@@ -80,6 +89,8 @@ def check_mappings(folder: Path) -> None:
         wrong = [part for part in _PARTS if path.name == "config.json" and not isinstance(content.get(part, {}), dict)]
         if wrong:
             raise BackboneError(f"{path}, {wrong[0]}: expected a mapping, found {content[wrong[0]]!r:.80}")
+        if path.name == "config.json":
+            check_counts(path, content)
         if path.name == "chat_template.json" and not isinstance(content.get("chat_template"), str | dict):
             raise BackboneError(f"{path}, chat_template: expected a text, found {content.get('chat_template')!r:.80}")
     if (path := folder / "tokenizer.json").is_file():
@@ -87,6 +98,22 @@ def check_mappings(folder: Path) -> None:
             Tokenizer.from_file(str(path))
         except Exception as error:  # of no kind of its own
             raise BackboneError(f"{path}: expected a tokenizer ({error})") from error
+
+
+def check_counts(path: Path, content: Mapping[str, Any], part: str = "") -> None:
+    """Raises BackboneError if one of `_COUNTS` is below 1, here or in a part, or heads do not go evenly among those
+    whose keys they read."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            check_counts(path, value, f"{part}{name}.")
+        elif name in _COUNTS:
+            for count in value if isinstance(value, list) else [value]:
+                if isinstance(count, int | float) and count < 1:
+                    raise BackboneError(f"{path}, {part}{name}: expected a number from 1, found {value!r:.80}")
+    heads, keys = (content.get(name) for name in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(keys, int) and heads % keys:
+        wrong = f"expected a divisor of num_attention_heads ({heads}), found {keys}"
+        raise BackboneError(f"{path}, {part}num_key_value_heads: {wrong}")
 
 
 def _check_shards(entry: BackboneEntry, folder: Path) -> None:

@@ -109,7 +109,7 @@ def check(entry: BackboneEntry, pictures: int = 1) -> Tried | None:
     Raises BackboneError, in words of its own for each: a class that is no image-text-to-text model of transformers,
     code that would come from the repository, no processor of pictures, no chat template, no image token or another than
     the model looks for, a template that does not show the pictures or the words of every turn, a processor that fails
-    on a picture, more pictures than it takes, positions of no possible number; HubError if files cannot be downloaded.
+    on a picture, more pictures than it takes, counts below 1 in config.json; HubError if files cannot be downloaded.
     """
     folder = entry.folder or offline_folder(entry)
     if folder is None:
@@ -124,9 +124,6 @@ def check(entry: BackboneEntry, pictures: int = 1) -> Tried | None:
     if not processor.chat_template:
         raise _refused(entry, "its processor has no chat template, by which it could be asked")
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and limit < 1:
-        wrong = f"max_position_embeddings: expected a number from 1, found {limit}"
-        raise _refused(entry, f"{folder / 'config.json'}, {wrong}")
     count = _tried(entry, processor, 1, config)  # what fails on one picture is not a matter of their number
     if pictures > 1:
         count = _tried(entry, processor, pictures, config)
