@@ -164,6 +164,15 @@ def test_what_says_the_split_twice_must_say_the_same(folder, tmp_path):
     assert convert(tmp_path / "source", tmp_path / "other")["questions"]["train"] == 20
 
 
+def test_the_log_says_of_how_many_questions_split_json_overrules_the_table_s_name(folder, tmp_path, caplog):
+    table(folder, tmp_path / "source/test.csv")
+    split_json(tmp_path / "source/split.json", train=[*range(15)], test=[15, 16, 17])
+    made = convert(tmp_path / "source", tmp_path / "data")["questions"]
+    assert (made["train"], made["test"]) == (15, 3)
+    overruled = "test.csv: the name says test, but split.json counts: of 20 questions 15 in train, 2 in no split"
+    assert caplog.messages == [overruled]
+
+
 @pytest.mark.parametrize("column", ["Split", "splits", " split", "SPLIT"])
 def test_a_column_that_nearly_says_the_split_is_refused(folder, tmp_path, column):
     table(folder, tmp_path / "source/sample.csv", **{column: "train"})

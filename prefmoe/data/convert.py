@@ -2,8 +2,10 @@
 
 import csv as csv_files
 import difflib
+import logging
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,8 @@ from prefmoe.data.rows import TABLES, Columns, Mistakes, MMPBError, Row, read_ro
 from prefmoe.data.splits import read_splits
 from prefmoe.system import hub
 from prefmoe.system.files import read_regular, seal_of, write_json
+
+log = logging.getLogger(__name__)
 
 SPLIT_WORDS = {split: split for split in ("train", "validation", "test", "unseen")} | {
     "val": "validation",
@@ -214,7 +218,8 @@ def _beside(source: Source, file: str, tables: Sequence[Path] | None = None) -> 
 
 def _splits(source: Source, tables: Sequence[tuple[Path, list[Row]]], mistakes: Mistakes) -> dict[str, list[int]]:
     """The indices of each split, by its key in split.json. What a split.json says counts first, then a table's name,
-    then its column; where one contradicts the column, or another split.json, that is noted."""
+    then its column; where one contradicts the column, or another split.json, that is noted. The log says of how many
+    questions a table's name is overruled."""
     numbered = {whole_number(row["index"]): row["name"] for _, rows in tables for row in rows}
     names = {index: name for index, name in numbered.items() if index is not None}
     told: dict[int, tuple[str, str]] = {}
@@ -237,6 +242,11 @@ def _splits(source: Source, tables: Sequence[tuple[Path, list[Row]]], mistakes: 
         named = _split_of(table, source.root)
         files = " and ".join(_name(path, source) for path in _beside(source, SPLITS, [table]))
         filled = any(row.fields.get(SPLIT) for row in rows)
+        homes = [told.get(whole_number(row["index"]), ("no split",))[0] for row in rows]
+        if named and files and (others := Counter(home for home in homes if home != named)):
+            counted = ", ".join(f"{count} in {home}" for home, count in others.items())
+            name, all_ = _name(table, source), len(rows)
+            log.warning("%s: the name says %s, but %s counts: of %d questions %s", name, named, files, all_, counted)
         for row in rows:
             index, word = whole_number(row["index"]), row.fields.get(SPLIT, "").lower()
             split = SPLIT_WORDS.get(word)
