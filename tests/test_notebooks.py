@@ -214,6 +214,13 @@ def test_a_folder_is_no_output_and_no_cell_runs_for_it(tmp_path):
     assert not list(tmp_path.glob("results*.ipynb"))
 
 
+def test_below_a_file_there_is_no_place_for_an_output_and_no_cell_runs_for_it(tmp_path, capsys):
+    source = _notebook(tmp_path / "source.ipynb", "1")
+    assert main(["notebook", str(source), str(source / "folder/result.ipynb")]) == 1
+    assert f"result.ipynb: cannot be made: {source} is no folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [source]
+
+
 WAITING = "time.sleep(60)"
 HOLDING = "sum(range(10**13))"
 """Computes for hours without letting another thread of the kernel look whether its parent is there."""

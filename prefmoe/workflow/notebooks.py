@@ -12,7 +12,7 @@ from typing import Any
 
 from prefmoe.config import RESULTS, ROOT
 from prefmoe.config.outputs import made_folder
-from prefmoe.system.files import whole_file
+from prefmoe.system.files import require_place, whole_file
 from prefmoe.workflow.kernel_runner import KERNELSPEC, run_in_kernel
 
 # Where this package is installed, nbformat's validator builds a grammar of internationalised addresses when it is
@@ -53,7 +53,7 @@ def execute(
 
     Returns ``output``. Raises NotebookError for an unreadable notebook, an unknown parameter, an output in the place of
     the notebook, a failing cell, or one that never ran because an earlier one left the notebook (sys.exit); the cells
-    executed so far are then kept as ``<output>.failed.ipynb``.
+    executed so far are then kept as ``<output>.failed.ipynb``; FileError for an output below what is no folder.
     """
     from filelock import FileLock
 
@@ -66,6 +66,7 @@ def execute(
 
     if output.is_dir():
         raise NotebookError(f"{output}: a folder, expected the file to write, such as {output / notebook.name}")
+    require_place(output)
     partial, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
     for written in (output, partial, failed):
         if written.exists() and written.samefile(notebook):
