@@ -23,14 +23,18 @@ def call(
     own: Collection[str] = ("prefmoe",),
 ) -> int:
     """Calls what a command is for; returns the exit status. Commands of workflow/scripts end in it, too. ``own``:
-    packages whose errors are printed without a traceback."""
+    packages whose errors are printed without a traceback, as is what the system says of a file by name: that it may
+    not be written, that the disk is full."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         return function(options) or 0
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in own:
+        said = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            said = f"{error.filename}: {error.strerror}"
+        elif type(error).__module__.partition(".")[0] not in own:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 1
 
 

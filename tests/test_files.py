@@ -87,6 +87,7 @@ def test_a_sealed_file_is_intact_until_anything_changes(tmp_path, caplog):
         (b"<!DOCTYPE html><title>Log in</title>", "found no JSON"),
         (b"\xff\xfe{}", "found no JSON"),
         (b"[" * 100_000, "found brackets"),
+        (b'{"a": "\\udc00"}', "found no JSON .half a character, .udc00: line 1 column 8"),
         (None, "cannot be read: No such file"),
     ],
 )
@@ -109,3 +110,10 @@ def test_an_output_that_cannot_be_made_is_refused_before_anything_is_done(tmp_pa
         expected = "a folder, expected the name of a file" if output == tmp_path else f"{tmp_path}/file is no folder"
         assert expected in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", [["check"], ["score"], ["convert", "none.csv"]])
+def test_what_the_system_says_of_a_file_is_one_line_with_its_name(tmp_path, capsys, command):
+    path = tmp_path / f"{'x' * 300}.csv"
+    assert main([*command, str(path)]) == 1
+    assert capsys.readouterr().err.strip().endswith(f"{path}: File name too long")

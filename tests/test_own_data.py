@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -242,6 +243,14 @@ def test_a_number_without_end_is_named(folder, file):
         mmpb.read(folder)
     write_csv(folder, [rows()[0] | {"index": "1" * 5000}, *rows()[1:]])
     with pytest.raises(MMPBError, match="line 2, field index: expected a non-negative integer, found '1111"):
+        mmpb.read(folder)
+
+
+def test_half_a_character_is_named(folder):
+    """No tokenizer takes it."""
+    talk = [{"role": "user", "content": "Hello \ud800"}, {"role": "assistant", "content": "Hello \U0001f600"}]
+    (folder / "multi_turn/generic_text/talk.json").write_text(json.dumps(talk))
+    with pytest.raises(MMPBError, match=r"talk.json, line 1: not valid JSON: half a character, .ud800, column 37$"):
         mmpb.read(folder)
 
 

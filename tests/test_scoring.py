@@ -152,6 +152,7 @@ def test_a_column_is_scored_apart_by_once(frame, tmp_path):
         ("a.jsonl", b'{"name":', "a.jsonl: cannot be read as .jsonl"),
         ("a.jsonl", b'{"a": 1}\nnull\n', "a.jsonl: .*line 2: expected a mapping of columns to values, found null"),
         ("a.jsonl", b'{"a": 1}\n\n{"a": 1, "a": 2}\n', r"a.jsonl: .*line 3: repeated key\(s\): 'a'"),
+        ("a.jsonl", b'{"a": "\\ud83d\\ude00"}\n{"a": "\\ud83d"}', "line 2, column 8: half a character, .ud83d"),
         ("a.jsonl", b'{"a": 1}\n{"a": 1', "a.jsonl: .*line 2, column 8: Expecting ',' delimiter"),
     ],
 )

@@ -14,7 +14,7 @@ from prefmoe.analysis import pairs
 from prefmoe.analysis.groupings import QUESTION_GROUPS, question_groups
 from prefmoe.data.rows import MMPBError, read_text
 from prefmoe.metrics import ScoringError
-from prefmoe.system.files import RepeatedKeyError, once_each
+from prefmoe.system.files import RepeatedKeyError, parsed_json
 from prefmoe.system.places import expanded
 
 REQUIRED = ("name", "category", "l2-category", "answer", "prediction")
@@ -102,7 +102,7 @@ def _read_lines(path: Path) -> pd.DataFrame:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line, object_pairs_hook=once_each))
+                rows.append(parsed_json(line, once=True))
             except RepeatedKeyError as error:
                 twice = ", ".join(map(repr, sorted(error.keys)))
                 raise ValueError(f"line {number}: repeated key(s): {twice}") from error

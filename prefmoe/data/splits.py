@@ -11,7 +11,7 @@ import pandas as pd
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import Turn
 from prefmoe.data.rows import Columns, Mistakes, read_rows
-from prefmoe.system.files import RepeatedKeyError, once_each, read_regular
+from prefmoe.system.files import RepeatedKeyError, parsed_json, read_regular
 
 SPLIT_KEYS = {f"{split}_idx": split for split in ("train", "validation", "test", "unseen")}
 
@@ -31,7 +31,7 @@ _TALK_FORM = 'expected a list of pairs {"role": "user", ...}, {"role": "assistan
 def load_list(path: Path, name: str, expected: str, mistakes: Mistakes) -> list[Any] | None:
     """The list in a JSON file; None and a mistake if it cannot be read or holds something else, null for one."""
     try:
-        content = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=once_each)
+        content = parsed_json(read_regular(path).decode("utf-8-sig"), once=True)
     except OSError as error:
         mistakes.add(name, f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:

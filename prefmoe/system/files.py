@@ -164,7 +164,7 @@ def read_json(path: Path, expected: str, *, once: bool = False) -> dict[str, Any
     stand in a mapping no more than once. Raises FileError if it cannot be read, is not JSON (a login page, half a
     file), or is no mapping (null, a list)."""
     try:
-        content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=once_each if once else None)
+        content = parsed_json(read_regular(path).decode("utf-8"), once=once)
     except OSError as error:
         raise FileError(f"{path}: expected {expected}, cannot be read: {error.strerror}") from error
     except ValueError as error:  # undecodable bytes are one, too
@@ -174,6 +174,19 @@ def read_json(path: Path, expected: str, *, once: bool = False) -> dict[str, Any
     if not isinstance(content, dict):
         found = "null" if content is None else f"a {type(content).__name__}"
         raise FileError(f"{path}: expected {expected}, a JSON mapping; found {found}")
+    return content
+
+
+def parsed_json(text: str, *, once: bool = False) -> Any:
+    """What JSON says. ``once``: as of `read_json`. Raises ValueError (RepeatedKeyError for a key that stands twice) for
+    what is none, and for half a character (an escape such as \\ud800 alone): no file and no prompt can hold it."""
+    content = json.loads(text, object_pairs_hook=once_each if once else None)
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise json.JSONDecodeError(f"half a character, {half}", text, text.lower().index(half)) from error
     return content
 
 
