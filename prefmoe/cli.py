@@ -211,14 +211,14 @@ def _ask(options: argparse.Namespace) -> None:
     from prefmoe.running.asking import AskError, assistant, device_options, read_profile
 
     profile = read_profile(options.profile) if options.profile else None
-    user = options.user or (profile.name if profile else None)
-    if user is None:
+    user = profile.name if profile and options.user is None else options.user
+    if not user:
         raise AskError("for whom? --user NAME, or --profile FILE for somebody new")
     chosen = {"edition": options.edition, **device_options(options.device, options.dtype)}
-    if options.adapter:
+    if options.adapter is not None:
         model = assistant(options.adapter, backbone=options.backbone, **chosen)
     else:
-        model = assistant(options.backbone or "llava-mini", **chosen)
+        model = assistant("llava-mini" if options.backbone is None else options.backbone, **chosen)
     if profile:
         model.add_user(**dict(profile))
     print(model.ask(options.picture, options.question, user, options.options))

@@ -269,6 +269,22 @@ def test_the_command_asks_for_known_and_for_new_users(tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--adapter", ""], "error: : expected a folder with method.json"),
+        (["--backbone", ""], "error: : expected a folder with method.json"),
+        (["--device", "gpu"], "error: device 'gpu': expected one of this machine, such as cpu, cuda or auto (Expected"),
+        (["--device", "meta"], "error: device 'meta': expected one of this machine"),
+    ],
+)
+def test_a_word_that_means_nothing_is_refused_and_no_other_model_is_asked(capsys, words, expected):
+    """Such as that of a variable which the shell does not know."""
+    known = next(iter(small_benchmark().users))
+    assert main(["ask", str(EXAMPLES / "camping.png"), "Is it?", "--user", known, *words]) == 1
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [
         ("name: Ada", r"ada.yaml has 1 mistake.*\n +picture: Field required"),

@@ -221,6 +221,11 @@ def test_below_a_file_there_is_no_place_for_an_output_and_no_cell_runs_for_it(tm
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_a_kernel_has_a_thread(tmp_path):
+    with pytest.raises(NotebookError, match="threads: expected a number from 1, found 0"):
+        execute(_notebook(tmp_path / "source.ipynb", "1"), tmp_path / "result.ipynb", threads=0)
+
+
 WAITING = "time.sleep(60)"
 HOLDING = "sum(range(10**13))"
 """Computes for hours without letting another thread of the kernel look whether its parent is there."""

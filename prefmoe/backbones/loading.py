@@ -54,10 +54,11 @@ def load_backbone(
             this at once, and load in turn, so that the CPU's memory holds one copy.
         anchors: a folder in which the anchors of users are kept (AnchorCache).
 
-    Raises BackboneError if it is unknown, a file is missing or broken, the class is not the registry's, the weights,
-    the tokenizer or the processor do not fit the model, memory does not suffice, or something that an option needs is
-    not installed; HubError if it cannot be downloaded.
+    Raises BackboneError if it or the device is unknown, a file is missing or broken, the class is not the registry's,
+    the weights, the tokenizer or the processor do not fit the model, memory does not suffice, or something that an
+    option needs is not installed; HubError if it cannot be downloaded.
     """
+    _check_device(device)
     entry = find_backbone(name_or_folder)
     if entry.architecture is None:
         whole.check(entry)
@@ -77,6 +78,17 @@ def load_backbone(
     if anchors is not None:
         backbone.anchor_cache = AnchorCache(anchors)
     return backbone
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Raises BackboneError if this machine has no such device."""
+    if device == "auto":
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        expected = "expected one of this machine, such as cpu, cuda or auto"
+        raise BackboneError(f"device {str(device)!r}: {expected} ({str(error).partition(chr(10))[0]:.80})") from error
 
 
 def _load(

@@ -263,13 +263,14 @@ def assistant(
     if str(source) in known_backbones() or (expanded(source) / "config.json").is_file():
         if backbone is not None:
             raise AskError(f"{source} is a backbone; expected an adapter where a backbone is given beside it")
-        used = load_edition(edition or "mini")
+        used = load_edition("mini" if edition is None else edition)
         known = load_benchmark(used)
         loaded = load_backbone(source, **options)
         return Assistant(build_method(_prefmoe(used), loaded, known, seed=0, cache=False).eval())
     folder = _adapter_folder(source)
     made_by = _made_by(folder)
-    if not edition and made_by not in (names := known_editions()):  # a path might be of a file whose methods are run
+    names = known_editions()
+    if edition is None and made_by not in names:  # a path might be of a file whose methods are run
         expected = f"expected one of config/, {', '.join(names)}; say with --edition whose users are known"
         raise AskError(f"{folder.parent / RUN_FILE}, edition: {expected}; found {made_by!r:.80}")
     try:
@@ -279,7 +280,7 @@ def assistant(
     if backbone is None and not (isinstance(named, str) and named in known_backbones()):
         expected = f"expected one of {', '.join(known_backbones())}; say with --backbone which backbone it belongs to"
         raise AskError(f"{folder / CONFIG_FILE}: backbone.name: {expected}, found {named!r}")
-    known: Benchmark = load_benchmark(load_edition(edition or made_by))
+    known: Benchmark = load_benchmark(load_edition(made_by if edition is None else edition))
     loaded = load_backbone(named if backbone is None else backbone, **options)
     return Assistant(Method.from_pretrained(folder, loaded, known, cache=False))
 

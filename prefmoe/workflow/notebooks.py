@@ -51,9 +51,10 @@ def execute(
         parameters: values for names that the cell tagged "parameters" assigns.
         threads: CPU threads the kernel may use; all when absent.
 
-    Returns ``output``. Raises NotebookError for an unreadable notebook, an unknown parameter, an output in the place of
-    the notebook, a failing cell, or one that never ran because an earlier one left the notebook (sys.exit); the cells
-    executed so far are then kept as ``<output>.failed.ipynb``; FileError for an output below what is no folder.
+    Returns ``output``. Raises NotebookError for an unreadable notebook, an unknown parameter, no threads, an output in
+    the place of the notebook, a failing cell, or one that never ran because an earlier one left the notebook
+    (sys.exit); the cells executed so far are then kept as ``<output>.failed.ipynb``; FileError for an output below what
+    is no folder.
     """
     from filelock import FileLock
 
@@ -64,6 +65,8 @@ def execute(
         expected = f"it has {', '.join(known)}" if known else "it has no cell tagged 'parameters'"
         raise NotebookError(f"{notebook}: unknown parameter {', '.join(map(repr, unknown))}; {expected}")
 
+    if threads is not None and threads < 1:
+        raise NotebookError(f"threads: expected a number from 1, found {threads}")
     if output.is_dir():
         raise NotebookError(f"{output}: a folder, expected the file to write, such as {output / notebook.name}")
     require_place(output)
