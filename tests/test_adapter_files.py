@@ -170,6 +170,21 @@ def test_weights_that_are_not_finite_are_refused_by_name(copied, tiny_backbone, 
         Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_an_adapter_and_what_is_kept_of_users_have_the_mode_of_the_umask(
+    tiny_backbone, tiny_benchmark, tmp_path, umask, mode
+):
+    settings, before = config.PrefMoEMethod(kind="prefmoe", label="PrefMoE", lr=1e-3, lr_user=1e-2), os.umask(umask)
+    try:
+        method = build_method(settings, tiny_backbone(anchors=tmp_path / "anchors"), tiny_benchmark, seed=0)
+        method.save_pretrained(tmp_path / "adapter")
+    finally:
+        os.umask(before)
+    made = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parent.name for path in made} == {"anchors", "adapter"}
+    assert {path.stat().st_mode & 0o777 for path in made} == {mode}
+
+
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
 def test_an_adapters_files_are_regular_files_in_its_folder(copied, tiny_backbone, tiny_benchmark, tmp_path, name):
     def refused(message: str) -> None:

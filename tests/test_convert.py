@@ -336,7 +336,7 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 def test_a_repository_of_the_hub_is_taken_from_its_cache(folder, direct, tmp_path, monkeypatch):
-    """The cache's files are links to another folder, as huggingface_hub makes them."""
+    """The cache's files are links to another folder, as huggingface_hub makes them; the command is that of the page."""
     snapshot, asked_for = tmp_path / "cache/snapshots" / COMMIT, {}
     plain = parquet(folder, tmp_path / "plain")
     snapshot.mkdir(parents=True)
@@ -344,12 +344,13 @@ def test_a_repository_of_the_hub_is_taken_from_its_cache(folder, direct, tmp_pat
     for number, path in enumerate(sorted(plain.iterdir())):
         path.rename(tmp_path / f"cache/blobs/{number}")
         (snapshot / path.name).symlink_to(Path(f"../../blobs/{number}"))
-    monkeypatch.setattr(hub, "snapshot_download", lambda repo, **options: asked_for.update(options) or str(snapshot))
-    made = convert("somebody/MMPB-clean", tmp_path / "data", revision=COMMIT)
-    assert made["revision"] == COMMIT and (asked_for["revision"], asked_for["repo_type"]) == (COMMIT, "dataset")
-    same(mmpb.read(tmp_path / "data"), direct, "train", "test", "unseen")
-    origin = json.loads((tmp_path / "data/mmpb_clean/origin.json").read_text())
-    assert origin == {"source": "somebody/MMPB-clean", "revision": COMMIT}
+    found = lambda repo, **more: asked_for.update(more, repo=repo) or str(snapshot)  # noqa: E731
+    monkeypatch.setattr(hub, "snapshot_download", found)
+    name, target = "12123bskbc/MMPB-clean", tmp_path / "data"
+    assert cli.main(["convert", name, str(target), "--csv", "full.csv", "--revision", COMMIT]) == 0
+    assert [asked_for[key] for key in ("repo", "revision", "repo_type")] == [name, COMMIT, "dataset"]
+    same(mmpb.read(target, csv="full.csv"), direct, "train", "test", "unseen")
+    assert json.loads((target / "mmpb_clean/origin.json").read_text()) == {"source": name, "revision": COMMIT}
 
 
 def test_mistakes_name_the_source_s_file_row_and_field_and_leave_nothing(folder, tmp_path):
