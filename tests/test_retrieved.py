@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from method_checks import batch_of
@@ -9,6 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from small_world import data_folder, small_edition
 from torch.nn.functional import cosine_similarity
 
+from prefmoe.analysis.statistics import resample_counts
 from prefmoe.config import ConfigError, RetrievedMethod
 from prefmoe.data import prompts
 from prefmoe.data.benchmark import FACETS
@@ -87,9 +89,26 @@ def test_its_accuracy_is_counted_from_the_gold_labels(tiny_backbone, tiny_benchm
     order = [[ENTRIES[k] for k in method.index.scores(e).argsort(descending=True, stable=True)] for e in examples]
     found = method.describe()["retrieval"]
     assert found.keys() == {"train", "test"}
-    first = sum(one[0] == right for one, right in zip(order, gold, strict=True)) / len(examples)
-    shown = sum(right in one[:2] for one, right in zip(order, gold, strict=True)) / len(examples)
-    assert found["test"] == {"n": len(examples), "first": pytest.approx(first), "shown": pytest.approx(shown)}
+    expected = {"n": len(examples)}
+    names = sorted(tiny_benchmark.users)
+    for name, k in (("first", 1), ("shown", 2)):
+        right = [entry in one[:k] for one, entry in zip(order, gold, strict=True)]
+        by_user = [[hit for hit, e in zip(right, examples, strict=True) if e.name == user] for user in names]
+        shares = []
+        for draw in resample_counts(len(names)).astype(int).tolist():  # whole users, each as often as drawn
+            drawn = [hit for times, own in zip(draw, by_user, strict=True) for hit in times * own]
+            shares.append(sum(drawn) / len(drawn))
+        low, high = np.percentile(shares, [2.5, 97.5])
+        expected |= {name: pytest.approx(sum(right) / len(right)), f"{name}_low": pytest.approx(low)}
+        expected[f"{name}_high"] = pytest.approx(high)
+    assert found["test"] == expected and found["test"]["first_low"] < found["test"]["first"]
+
+
+def test_of_one_user_s_questions_its_accuracy_has_no_interval(tiny_backbone, tiny_benchmark):
+    method = build(tiny_backbone(), tiny_benchmark)
+    own = tuple(e.index for e in tiny_benchmark.select("test") if e.name == "Ann")
+    method.benchmark = replace(tiny_benchmark, splits={**tiny_benchmark.splits, "test": own}, digest="Ann's alone")
+    assert method.retrieval("test").keys() == {"n", "first", "shown"}
 
 
 def test_on_the_miniature_it_finds_the_right_statement():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from prefmoe.analysis.statistics import cluster_bootstrap
 from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.batches import Collator
 from prefmoe.backbones.pictures import Picture
@@ -179,11 +181,16 @@ class RetrievedLoRA(Method, settings=RetrievedMethod):
         return self.adapted
 
     def retrieval(self, split: str) -> dict[str, float]:
-        """Of a split's questions: n, the share whose entry is found first, and that whose entry is shown at all."""
+        """Of a split's questions: n, the share whose entry is found ``first``, and that whose entry is ``shown`` at all,
+        each with the bounds (``_low``, ``_high``) of an interval that resamples users; of one user there is none."""
         examples, count = self.benchmark.select(split), self.config.statements
         found = [(entry_of(example), self.index.entries(example, count)) for example in examples]
-        first, shown = (sum(entry in entries[:k] for entry, entries in found) for k in (1, count))
-        return {"n": len(found), "first": first / len(found), "shown": shown / len(found)}
+        told: dict[str, float] = {"n": len(found)}
+        for name, k in (("first", 1), ("shown", count)):
+            share = cluster_bootstrap([entry in entries[:k] for entry, entries in found], [e.name for e in examples])
+            bounds = {f"{name}_{end}": share[end] for end in ("low", "high") if not math.isnan(share[end])}
+            told |= {name: share["value"], **bounds}
+        return told
 
     def describe(self) -> dict[str, Any]:
         splits = [split for split, indices in self.benchmark.splits.items() if indices]
