@@ -63,6 +63,17 @@ def test_every_command_can_be_given_and_every_notebook_opened():
         assert not entry.notebook or len(list((ROOT / "notebooks").glob(f"{entry.notebook}_*.ipynb"))) == 1
 
 
+def test_every_entry_leads_to_what_came_out():
+    """A row of a table, or a heading of a page, which the page of the map links to."""
+    shown = (ROOT / "docs/map.md").read_text(encoding="utf-8")
+    for _, _, entry in survey.entries(survey.read_map()):
+        assert bool(entry.table) != bool(entry.page), entry.name
+        if entry.page:
+            file, _, place = entry.page.partition("#")
+            heads = re.findall(r"^#+ (.+)$", (ROOT / "docs" / file).read_text(encoding="utf-8"), re.M)
+            assert place in [head.lower().replace(" ", "-") for head in heads] and f"]({entry.page})" in shown
+
+
 def test_every_rival_has_a_place_with_its_own_row():
     """The edition rivals is the default one's methods, which stand on the map by other tables, and the rivals."""
     rivals, usual = load_edition("rivals"), load_edition("mini")

@@ -29,7 +29,7 @@ class Here(Strict):
     Attributes:
         name: as pages call it.
         command: what makes it.
-        notebook: the two digits of the one that explains it.
+        notebook: the two digits of the one that explains it. page: of docs, where it has tables of its own.
         table: a committed table, figures/<table>.csv, and where: its row.
         measure: what the row's value is, in words.
         chance: the value of whoever knows nobody, or the row of the same table that has it.
@@ -38,6 +38,7 @@ class Here(Strict):
     name: str
     command: str
     notebook: str = Field("", pattern=r"^(\d\d)?$")
+    page: str = ""
     table: str = ""
     where: Where = {}
     measure: str = ""
@@ -101,14 +102,14 @@ def _differences(what: str, expected: tuple[str, ...], found: Mapping[str, objec
 def numbers(found: SurveyMap, figures: str | Path = FIGURES) -> pd.DataFrame:
     """What of the map came out as a number: a row per entry of a cell, in the map's order.
 
-    Columns: application, mechanism, name, command, notebook, measure, value, low, high (95 %), n, chance; those from
+    Columns: application, mechanism, name, command, notebook, page, measure, value, low, high (95 %), n, chance; those from
     measure on are missing where an entry has no number. A cell without entries has no row. Raises TableError if a
     table is not committed, or does not have exactly one such row.
     """
     rows = []
     for application, mechanism, entry in entries(found):
         row = {"application": application, "mechanism": mechanism} | entry.model_dump(
-            include={"name", "command", "notebook"}
+            include={"name", "command", "notebook", "page"}
         )
         if entry.table:
             result = _one(entry.table, entry.where, figures)

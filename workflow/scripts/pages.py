@@ -242,7 +242,7 @@ def _survey(figures: Path) -> str:
             here = numbers[(numbers["application"] == application) & (numbers["mechanism"] == mechanism)]
             for entry in here.itertuples():
                 link = f"[{entry.notebook}](../notebooks/{notebooks[entry.notebook]})" if entry.notebook else "–"
-                value = "–"
+                value = f"[tables of its own]({entry.page})" if entry.page else "–"
                 if pd.notna(entry.value):
                     interval = f"{entry.value:.2f} [{entry.low:.2f}, {entry.high:.2f}]"
                     value = f"{entry.measure}: {interval} (nobody known: {entry.chance:.2f}; n {entry.n:.0f})"
