@@ -301,6 +301,8 @@ def _plan(options: argparse.Namespace) -> None:
     from prefmoe.workflow import resources
 
     print(resources.table(options.edition).to_string(index=False))
+    for line in resources.warnings(options.edition):
+        print(f"\nwarning: {line}")
     print(f"\nThis machine: {resources.machine()[0]}. Formulas and their accuracy: docs/scale.md.")
 
 

@@ -1,5 +1,6 @@
 """The memory model against measurements on small models, and what plans and jobs make of it."""
 
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from published_deepseek import PUBLISHED
 from small_world import METHODS, PREFMOE, model_folder, small_benchmark, small_edition
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -164,6 +166,32 @@ def test_the_registrys_shapes_are_those_of_the_published_configurations():
         newline = [p for part, p in model.named_parameters() if part.endswith("image_newline")]
         fixed = sum(p.numel() for p in [*tower.parameters(), *newline])
         assert fixed - sum(p.numel() for p in merger) == shape.vision
+
+
+def test_positions_are_those_of_the_published_configurations_and_of_folders():
+    for name, language in PUBLISHED.items():
+        shape = find_backbone(name.replace("_", "-")).shape
+        assert shape.positions == language["max_position_embeddings"]
+        # Of three and more pictures each is one tile, seen twice: 14 rows of 14 tokens and an end; a token between.
+        assert shape.image_tokens_of_many == 14 * 15 + 1 + 14 * 15
+    assert resources.shape_of(find_backbone("llava-mini")).positions == 1024
+
+
+def test_a_plan_warns_of_prompts_that_a_backbone_may_have_no_positions_for(monkeypatch, capsys):
+    edition = load_edition("mmpb").model_copy(update={"backbones": ("llava-mini",), "ablation_backbone": "llava-mini"})
+    monkeypatch.setattr(resources, "load_edition", lambda _: edition)
+    table = resources.table("mmpb").set_index("method")
+    assert table["tokens"].idxmax() == "super-detailed" and set(table["positions"]) == {1024}
+    assert main(["plan", "mmpb"]) == 0
+    said = capsys.readouterr().out
+    warned = re.findall(r"^warning: (\S+) on llava-mini: up to ([\d,]+) tokens, .* 1,024 pos", said, re.M)
+    long = table[table["tokens"] > 1024]
+    assert warned == [(name, f"{tokens:,}") for name, tokens in long["tokens"].items()] and 0 < len(warned) < len(table)
+    drops = edition.evaluation.model_copy(update={"too_long": "drop_small_talk"})
+    edition = edition.model_copy(update={"evaluation": drops})  # ten turns of 40 tokens
+    assert (resources.table("mmpb").set_index("method")["tokens"] == table["tokens"] - 400).all()
+    edition = edition.model_copy(update={"backbones": ("llava-next-34b",), "ablation_backbone": "llava-next-34b"})
+    assert not resources.warnings("mmpb") and set(resources.table("mmpb")["positions"]) == {"?"}
 
 
 def test_settings_that_save_memory_do_and_the_expensive_methods_cost_more():

@@ -5,6 +5,7 @@ and optimiser are exact, activations are within a factor of 1.5, hours are a gui
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,6 @@ import psutil
 from prefmoe.config import (
     Edition,
     GraphExpertsMethod,
-    InjectedMethod,
     LoRAMethod,
     Method,
     MiniatureData,
@@ -27,6 +27,7 @@ from prefmoe.config.registry import Shape, find_backbone
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH, Ranks, published_router_shapes
 from prefmoe.workflow import drawers, rivals
+from prefmoe.workflow.lengths import longest, prompt_tokens, too_long
 from prefmoe.workflow.sessions import learns_to_see, reading, tower_activations
 from prefmoe.workflow.shapes import ResourceError, shape_of
 
@@ -42,10 +43,6 @@ H100_FLOPS, H100_BANDWIDTH = 989e12, 3.35e12
 USED = 0.35
 """Share of them that a run is assumed to reach."""
 
-QUESTION_TOKENS, PROFILE_TOKENS, TURN_TOKENS = 100, 250, 40
-"""Text tokens of a question with its template, of a profile, and of one exchange of small talk: rounded up."""
-DESCRIPTION_TOKENS = {"none": 0, "simple": 50, "moderate": 100, "detailed": 250, "super_detailed": 800}
-"""Text tokens of each of MMPB's descriptions, rounded up."""
 MMPB_USERS, MMPB_QUESTIONS = 111, 2145
 """Users of MMPB-clean, and its test questions (the paper's tables)."""
 
@@ -235,16 +232,6 @@ def _users_and_questions(edition: Edition) -> tuple[int, int]:
     return (MMPB_USERS, MMPB_QUESTIONS) if data.csv == "full.csv" else (MMPB_USERS, 40)
 
 
-def prompt_tokens(method: Method, shape: Shape, turns: int) -> int:
-    """An upper estimate of a prompt's length."""
-    prefix = PREFIX_LENGTH if isinstance(method, PrefMoEMethod) else 0
-    profile, pictures = PROFILE_TOKENS if getattr(method, "profile", "none") != "none" else 0, 1
-    if isinstance(method, InjectedMethod):
-        profile, pictures = DESCRIPTION_TOKENS[method.description], 1 + method.pictures
-        profile += PROFILE_TOKENS if method.preferences else 0
-    return prefix + profile + pictures * shape.image_tokens + QUESTION_TOKENS + turns * TURN_TOKENS
-
-
 def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
     """What the runs of a method on a backbone, all seeds one after the other, need. Raises ResourceError if the
     registry does not know the backbone's shape."""
@@ -378,7 +365,8 @@ def _trained(edition: Edition, method: Method, shape: Shape, users: int) -> int:
 
 
 def table(edition: Edition | str) -> pd.DataFrame:
-    """One row per backbone and method of an edition's tables; gigabytes (1e9 bytes), hours on an H100."""
+    """One row per backbone and method of an edition's tables; gigabytes (1e9 bytes), hours on an H100; tokens of the
+    longest prompt at most, and the positions that the backbone has for them, "?" where the registry has no number."""
     edition = load_edition(edition)
     has, room = machine()
     on_cpu = has.startswith("no GPU")
@@ -405,6 +393,8 @@ def table(edition: Edition | str) -> pd.DataFrame:
                 {
                     "backbone": backbone,
                     "method": name,
+                    "tokens": "-" if edition.about_choices else longest(edition, method, shape),
+                    "positions": shape.positions or "?",
                     "parameters": f"{shape.parameters / 1e9:.3g}e9",
                     "trained": f"{_trained(edition, method, shape, users) / 1e6:.4g}e6",
                     "train_GB": round(need.training / GIGABYTE, 2) if need.training else "-",
@@ -417,3 +407,15 @@ def table(edition: Edition | str) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def warnings(edition: Edition | str) -> list[str]:
+    """A line for each row whose prompts may be longer than its backbone has positions for."""
+    edition = load_edition(edition)
+    if edition.about_choices:
+        return []
+    found = []
+    for backbone, name in edition.runs():
+        with suppress(ResourceError):
+            found.append(too_long(edition, backbone, name, shape_of(find_backbone(backbone))))
+    return [line for line in found if line]
