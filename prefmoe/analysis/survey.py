@@ -102,8 +102,8 @@ def _differences(what: str, expected: tuple[str, ...], found: Mapping[str, objec
 def numbers(found: SurveyMap, figures: str | Path = FIGURES) -> pd.DataFrame:
     """What of the map came out as a number: a row per entry of a cell, in the map's order.
 
-    Columns: application, mechanism, name, command, notebook, page, measure, value, low, high (95 %), n, chance; those from
-    measure on are missing where an entry has no number. A cell without entries has no row. Raises TableError if a
+    Columns: application, mechanism, name, command, notebook, page, measure, value, low, high (95 %), n, chance; those
+    from measure on are missing where an entry has no number. A cell without entries has no row. Raises TableError if a
     table is not committed, or does not have exactly one such row.
     """
     rows = []

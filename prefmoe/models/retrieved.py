@@ -181,8 +181,9 @@ class RetrievedLoRA(Method, settings=RetrievedMethod):
         return self.adapted
 
     def retrieval(self, split: str) -> dict[str, float]:
-        """Of a split's questions: n, the share whose entry is found ``first``, and that whose entry is ``shown`` at all,
-        each with the bounds (``_low``, ``_high``) of an interval that resamples users; of one user there is none."""
+        """Of a split's questions: n, the share whose entry is found ``first``, and that whose entry is ``shown`` at
+        all, each with the bounds (``_low``, ``_high``) of an interval that resamples users; of one user there is none.
+        """
         examples, count = self.benchmark.select(split), self.config.statements
         found = [(entry_of(example), self.index.entries(example, count)) for example in examples]
         told: dict[str, float] = {"n": len(found)}

@@ -116,6 +116,12 @@ def check(entry: BackboneEntry, edition: Edition, benchmark: Benchmark) -> None:
         turns, talks = 0, [()] * len(asked)  # the talk is what goes
     area = cache(lambda path: math.prod(picture_size(path)))
     for name, method in edition.methods.items():
+        shorter = {
+            "tell a shorter description": method.description not in ("none", "simple"),
+            "show fewer pictures": method.pictures,
+            "ask after fewer turns or set evaluation.too_long": turns,
+        }
+        advice = "".join(f"; {words}" for words, helps in shorter.items() if helps)
         protocol, most = Protocol(method, benchmark), {}
         for example, talk in zip(asked, talks, strict=True):
             where = f"{name}, question {example.index} ({example.name})"
@@ -135,7 +141,7 @@ def check(entry: BackboneEntry, edition: Edition, benchmark: Benchmark) -> None:
             if (count := tried.tokens(conversation.messages, conversation.pictures)) > room:
                 raise ProtocolError(
                     f"{where}: {count:,} tokens with {turns} turns of small talk, and backbone {entry.name!r} has room "
-                    f"for {room:,} beside the answer; show fewer pictures or turns, or set evaluation.too_long"
+                    f"for {room:,} beside the answer{advice}"
                 )
 
 
