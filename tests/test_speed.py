@@ -165,6 +165,7 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
     monkeypatch.setattr("growth.ROUNDS", 1)
     monkeypatch.setattr(speed, "DRAWN", 2)
     monkeypatch.setattr(speed, "RANKED", 4)
+    monkeypatch.setattr(speed, "CALLED", ())
     measure, wide_llava = speed.measure, speed.wide_llava
     monkeypatch.setattr(speed, "measure", lambda *given, rounds=2, **more: measure(*given, rounds=2, **more))
     monkeypatch.setattr(speed, "wide_llava", lambda *given, **more: wide_llava(*given, width=64, **more))
@@ -196,6 +197,8 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
 
 def test_rows_of_what_is_not_measured_again_stay(tiny_edition, monkeypatch):
     monkeypatch.setattr(speed, "RANKED", 2)
+    monkeypatch.setattr(speed, "CALLED", ("LoRA",))
+    monkeypatch.setattr(speed, "CALLS", 2)
     options = {"output": tiny_edition / "speed", "seconds": 0.0, "folder": tiny_edition, "hidden": 16}
     first = pd.read_csv(speed.bench("small-world", only=["residual terms"], **options))  # beside the published rows
     published = pd.read_csv(FIGURES / "speed/cpu.csv")
@@ -205,9 +208,27 @@ def test_rows_of_what_is_not_measured_again_stay(tiny_edition, monkeypatch):
     }
     second = pd.read_csv(speed.bench("small-world", only=["ranking"], **options))  # beside those of the file
     pd.testing.assert_frame_equal(without(second, "ranking"), without(first, "ranking"))
-    rows = second[second["benchmark"] == "ranking"].set_index("variant")["median_ms"]
-    assert list(rows.index) == ["LoRA, together", "LoRA, one by one", "PrefMoE, together", "PrefMoE, one by one"]
+    rows = second[second["benchmark"] == "ranking"]
+    few = ["LoRA, together", "LoRA, one by one", "PrefMoE, together", "PrefMoE, one by one"]
+    assert list(rows["variant"]) == [*few, "together", "a call each"]
     assert list(second["benchmark"]) == sorted(second["benchmark"], key=list(speed.BENCHMARKS).index)
+
+
+def test_the_time_of_some_calls_is_extrapolated_to_a_call_for_each_question(tiny_edition, monkeypatch):
+    """The clock counts calls."""
+    calls: list = []
+    monkeypatch.setattr("whole_methods.evaluate", lambda _, asked, **__: calls.append(asked))
+    monkeypatch.setattr("whole_methods.score", lambda _, asked: calls.append(asked))
+    monkeypatch.setattr(speed.time, "process_time", lambda: float(len(calls)))
+    monkeypatch.setattr(speed, "CALLED", ("LoRA", "no method of this edition"))
+    options = {"output": tiny_edition / "speed", "seconds": 0.0, "folder": tiny_edition, "only": ["ranking"]}
+    table = pd.read_csv(speed.bench("small-world", **options)).query("benchmark == 'ranking'").iloc[-2:]
+    together, *single = calls[-1 - speed.CALLS :]
+    assert len(together) == 60 * len({one.name for one in together}) and len({one.name for (one,) in single}) > 1
+    assert len({one.index for (one,) in single}) == 60 and all(one in together for (one,) in single)
+    assert table["median_ms"].tolist() == [1000, 1000 * len(together)]
+    assert table["ratio"].tolist() == [1, len(together)]
+    assert table["setting"].str.contains(f", LoRA, {len(together)} questions, of which 60 in calls of their own").all()
 
 
 def without(table: pd.DataFrame, benchmark: str) -> pd.DataFrame:

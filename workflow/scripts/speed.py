@@ -45,6 +45,9 @@ RATED_FOR = 8
 RANKED = 240
 """Questions that are asked together and one by one: all items for four users."""
 
+CALLED, CALLS = ("NT-profile", "LoRA", "Anchors", "PrefMoE"), 60
+"""Methods that rank all items for all users, and how many of these questions are asked in calls of their own."""
+
 PUBLISHED_RANKS = {"preference_rank": 8, "user_rank": 64, "profile_rank": 8, "last_layers": 8}
 
 
@@ -242,10 +245,17 @@ def beginning_rows(request: Request) -> Rows:
 
 
 def ranking_rows(request: Request) -> Rows:
+    """Rankings for few users together and one by one; for all users together, and a call for each question: the time of
+    some calls, extrapolated to all."""
     clock, timed = request.work
     variants = request.lab.ranking_variants(RANKED)
     rows = measure(variants, request.device, seconds=request.seconds, rounds=10, clock=clock)
     yield f"{request.about}, {RANKED} questions{timed}", rows
+    for name in (name for name in CALLED if name in request.settings.methods):
+        variants, count = request.lab.call_variants(name, CALLS)
+        rows = measure(variants, request.device, seconds=request.seconds, rounds=10, clock=clock)
+        rows.loc[1, ["median_ms", "low_ms", "high_ms", "ratio"]] *= count / CALLS  # as if all had been asked so
+        yield f"{request.about}, {name}, {count} questions, of which {CALLS} in calls of their own{timed}", rows
 
 
 def history_rows(request: Request) -> Rows:

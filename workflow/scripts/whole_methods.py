@@ -14,6 +14,7 @@ from torch import Tensor
 from prefmoe.backbones.histories import HistoryBatch
 from prefmoe.config import Edition, LoRAMethod, PrefMoEMethod, UserLoRAMethod
 from prefmoe.config.registry import find_backbone
+from prefmoe.data.benchmark import Example
 from prefmoe.losses import pairwise_preference
 from prefmoe.models.base import Method
 from prefmoe.models.moe_lora import Ranks
@@ -133,11 +134,14 @@ class Bench:
             for reuse in (True, False)
         }
 
+    def _rankings(self) -> list[Example]:
+        """All items for one user after the other."""
+        pictures = item_pictures(self.workbench.results / self.edition.name / "items" / "0")
+        return questions(list(self.workbench.benchmark.users), pictures)
+
     def ranking_variants(self, count: int) -> dict[str, Variant]:
         """All items for one user after the other, ``count`` questions: asked together, and one at a time."""
-        benchmark, settings = self.workbench.benchmark, self.edition.evaluation
-        pictures = item_pictures(self.workbench.results / self.edition.name / "items" / "0")
-        asked = questions(list(benchmark.users), pictures)[:count]
+        settings, asked = self.edition.evaluation, self._rankings()[:count]
         built = {
             "LoRA": self.workbench.method(self.plain_lora(), seed=0),
             "PrefMoE": self.workbench.method(self.prefmoe, seed=0),
@@ -154,6 +158,19 @@ class Bench:
             for name, method in built.items()
             for how, made in (("together", together), ("one by one", single))
         }
+
+    def call_variants(self, name: str, calls: int) -> tuple[dict[str, Variant], int]:
+        """All items for all users asked together by a method of the edition, and so many of these questions each in a
+        call of its own, as `prefmoe ask` asks; and how many questions there are."""
+        method, settings = self.workbench.method(self.edition.methods[name], seed=0), self.edition.evaluation
+        asked = self._rankings()
+        some = asked[:: len(asked) // calls][:calls]
+
+        def each() -> None:
+            for one in some:
+                evaluate(method, [one], turns=0, batch_size=1, max_new_tokens=settings.max_new_tokens)
+
+        return {"together": lambda: score(method, asked), "a call each": each}, len(asked)
 
 
 class HistoryBench:
