@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 import transformers
 from any_models import UNKNOWN, folder_of, wordy
 from small_world import lay_out, model_folder, small_benchmark, small_edition
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from prefmoe.analysis.answers import read_runs
 from prefmoe.analysis.mmpb_tables import TASKS, as_printed, attributes_table, differences_table
@@ -222,6 +225,34 @@ def test_real_photographs_and_words_are_asked_about(kind, real_results):
         read_runs(used, real_results, "test")[0].information
         == "name, super detailed description, preferences, 2 pictures"
     )
+
+
+# --- torchvision ---
+
+
+def torchvision_alone() -> list[str]:
+    """Classes whose image processor is there for torchvision and not for Pillow, by model_type."""
+    return [name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+            if list(IMAGE_PROCESSOR_MAPPING_NAMES.get(name, {})) == ["torchvision"]]  # fmt: skip
+
+
+def test_the_page_counts_the_classes_that_need_torchvision():
+    page = (ROOT / "docs/any_vlm.md").read_text(encoding="utf-8")
+    counted = f"{len(torchvision_alone())} of the {len(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)} kinds"
+    assert counted in page and "llama4" in torchvision_alone()
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_a_model_whose_pictures_need_torchvision_is_refused_with_the_extra(tmp_path):
+    folder = shutil.copytree(folder_of("internvl"), tmp_path / "model")
+    path = folder / "processor_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["image_processor"]["image_processor_type"] = "Llama4ImageProcessor"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    entry = whole.find_any(folder)
+    used = mmpb.edition_for(entry, small_edition("any"), dict([mmpb.condition()]), splits=("test",), turns=(0,))
+    with pytest.raises(BackboneError, match=r"; its pictures need torchvision: .* -e '\.\[torchvision\]'$"):
+        mmpb.check(entry, used, small_benchmark())
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import site_book
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from prefmoe.config import ROOT
 
@@ -134,6 +135,14 @@ def test_the_lock_holds_whatever_the_required_packages_require():
 def test_what_decides_numbers_is_pinned_tightly():
     pins = {r.name: str(r.specifier) for r in map(Requirement, REQUIRED)}
     assert (pins["torch"], pins["transformers"], pins["peft"]) == ("==2.13.0", "<5.24,>=5.23", "<0.22,>=0.21")
+
+
+def test_the_extra_for_pictures_belongs_to_the_torch_that_is_pinned():
+    """A torchvision requires one torch: 0.15 was of torch 2.0, and both have counted alike since."""
+    (extra,) = map(Requirement, PROJECT["optional-dependencies"]["torchvision"])
+    (torch,) = (r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "torch")
+    (own,), (other,) = ([Version(one.version) for one in r.specifier] for r in (extra, torch))
+    assert (other.major, own.release) == (2, (0, 15 + other.minor, other.micro))
 
 
 # Continuous integration, with programs in the place of the real ones that write down how they are called

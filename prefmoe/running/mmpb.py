@@ -6,6 +6,7 @@ A run is one of an edition, on a backbone that the edition need not name: kept, 
 import math
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from prefmoe.backbones import whole
 from prefmoe.config import RESULTS, Edition, Evaluation, InjectedMethod, Methods, load_edition
-from prefmoe.config.registry import BackboneEntry
+from prefmoe.config.registry import BackboneEntry, BackboneError
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.data.injection import Protocol
 from prefmoe.data.pictures import picture_size
@@ -106,7 +107,13 @@ def check(entry: BackboneEntry, edition: Edition, benchmark: Benchmark) -> None:
     the question with the most words and that with the most pixels as the model's processor encodes them, with pictures
     and small talk. Raises BackboneError about the model; ProtocolError naming condition and question; EvaluationError
     if there is too little small talk."""
-    tried = whole.check(entry, 1 + max(method.pictures for method in edition.methods.values()))
+    try:
+        tried = whole.check(entry, 1 + max(method.pictures for method in edition.methods.values()))
+    except BackboneError as error:
+        if "torchvision" not in str(error).lower() or find_spec("torchvision"):
+            raise
+        extra = "its pictures need torchvision: python -m pip install -e '.[torchvision]'"
+        raise BackboneError(f"{str(error).rstrip('.')}; {extra}") from error
     asked = [example for split in edition.evaluation.splits for example in benchmark.select(split)]
     if not asked:
         raise ProtocolError(f"{benchmark.root}: no questions in the split(s) {', '.join(edition.evaluation.splits)}")
