@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from prefmoe.config import GraphExpertsMethod
 from prefmoe.data.benchmark import Benchmark
 from prefmoe.models.anchors import encode_users
-from prefmoe.models.base import build_method
+from prefmoe.models.base import MethodError, build_method
 from prefmoe.models.graph_experts import LIKENESS, GraphExperts, edges, normalised, verdict
 from prefmoe.models.moe_lora import MixtureOfLoRA, expert_mixture
 
@@ -60,15 +60,15 @@ def test_edges_are_what_training_answers_say_more_often_than_not(tiny_backbone, 
     first = next(e for e in tiny_benchmark.select("train") if verdict(e))
     examples[first.index] = first.model_copy(update={"semantic_invert": True})
     benchmark = replace(tiny_benchmark, examples=examples, digest="one asked the other way")
-    found = edges(tiny_backbone(), benchmark, 100, 0)  # as many kinds as pictures: each question has its own
+    found, _ = edges(tiny_backbone(), benchmark, 100, 0)  # as many kinds as pictures: each question has its own
     judged = [e for e in benchmark.select("train") if e.category == "preference" and not e.options]
     assert found.shape == (4, len({e.image for e in judged})) and judged
     for name, row in zip(benchmark.users, found, strict=True):
         own = [e for e in judged if e.name == name]
         likes = sum((e.answer == 4) != e.semantic_invert for e in own)
         assert (int((row > 0).sum()), int((row < 0).sum())) == (likes, len(own) - likes)
-    few = edges(tiny_backbone(), benchmark, 2, 0)
-    assert few.shape == (4, 2) and set(few.unique().tolist()) <= {-1.0, 0.0, 1.0}
+    few, centres = edges(tiny_backbone(), benchmark, 2, 0)
+    assert few.shape == (4, 2) and len(centres) == 2 and set(few.unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
 def test_no_test_answer_is_an_edge(tiny_backbone, tiny_benchmark):
@@ -148,3 +148,59 @@ def test_an_unseen_user_is_made_of_those_with_the_most_alike_profiles(tiny_backb
     asked = dense_shares(method) @ people
     expected = method.gate(asked / asked.square().mean(1, keepdim=True).sqrt()).softmax(1)
     torch.testing.assert_close(method.user_gates(torch.arange(5)), expected, rtol=1e-4, atol=1e-5)
+
+
+def answers_as(benchmark: Benchmark, name: str, other: str, *, turned: bool = False) -> list:
+    """The training answers of somebody, or their opposites, as another user's."""
+    judged = [e for e in benchmark.select("train") if e.name == other and verdict(e)]
+    return [e.model_copy(update={"name": name, "answer": 9 - e.answer if turned else e.answer}) for e in judged]
+
+
+@torch.no_grad()
+def test_a_user_s_answers_make_it_of_those_who_answer_alike_and_change_nobody_else(tiny_backbone, tiny_benchmark):
+    benchmark = without(tiny_benchmark, "Bob")
+    method = build(tiny_backbone(), benchmark)
+    method.add_user(benchmark.users["Bob"].model_copy(update={"name": "Eve"}))
+    method.gate.weight.mul_(20)
+    for module in method.model.modules():
+        if isinstance(module, MixtureOfLoRA):
+            module.B.normal_(generator=torch.Generator().manual_seed(1))
+    others = [e for e in benchmark.select("test") if e.name != "Bob"]
+    eve = [e.model_copy(update={"name": "Eve"}) for e in benchmark.select("test")[:3]]
+
+    def gates() -> torch.Tensor:
+        return method.user_gates(torch.arange(5))
+
+    before, said, of_eve = gates(), logits(method, others[::4]), logits(method, eve)
+    assert dense_shares(method)[4].argmax() == 0  # Ann, whose profile it is
+    method.give_answers("Eve", answers_as(benchmark, "Eve", "Cid"))
+    shares, cid = dense_shares(method)[4], list(benchmark.trained_users).index("Cid")
+    assert shares.argmax() == cid and float(shares.sum()) == pytest.approx(1)
+    cosines = [float(cosine_similarity(method.signs[cid], one, dim=0)) for one in method.signs]
+    best = sorted(range(3), key=lambda place: -cosines[place])[:2]
+    torch.testing.assert_close(shares[best], torch.tensor([cosines[k] for k in best]).div(LIKENESS).softmax(0))
+    after = gates()
+    assert torch.equal(after[:4], before[:4]) and torch.equal(logits(method, others[::4]), said)
+    assert (after[4] - before[2]).norm() < (before[4] - before[2]).norm()  # nearer to Cid, in row 2
+    assert not torch.allclose(logits(method, eve), of_eve)
+    method.give_answers("Eve", answers_as(benchmark, "Eve", "Cid", turned=True))
+    assert dense_shares(method)[4, cid] < 0.5
+
+
+def test_answers_that_say_nothing_of_an_unseen_user_are_refused(tiny_backbone, tiny_benchmark):
+    benchmark = without(tiny_benchmark, "Bob")
+    method = build(tiny_backbone(), benchmark)
+    own = answers_as(benchmark, "Bob", "Cid")
+    recognised = [e for e in tiny_benchmark.select("train") if e.name == "Bob" and not verdict(e)]
+    for name, examples, said in (
+        ("Zoe", own, "'Zoe' is unknown"),
+        ("Ann", answers_as(benchmark, "Ann", "Cid"), "'Ann' has training questions"),
+        ("Bob", answers_as(benchmark, "Eve", "Cid"), "is not about 'Bob'"),
+        ("Bob", recognised, "expected yes/no answers"),
+        ("Bob", [], "expected yes/no answers"),
+    ):
+        with pytest.raises(MethodError, match=said):
+            method.give_answers(name, examples)
+    method.signs = -method.signs
+    with pytest.raises(MethodError, match="other answers than this benchmark's"):
+        method.give_answers("Bob", own)

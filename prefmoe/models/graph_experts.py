@@ -15,7 +15,7 @@ from prefmoe.backbones.batches import Batch
 from prefmoe.config import GraphExpertsMethod
 from prefmoe.data.benchmark import Benchmark, Example, User
 from prefmoe.models.anchors import encode_users
-from prefmoe.models.base import Method
+from prefmoe.models.base import Method, MethodError
 from prefmoe.models.free_users import trained_rows
 from prefmoe.models.growing import with_rows
 from prefmoe.models.likeness import most_alike
@@ -37,11 +37,13 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
     one that everybody has; and the vectors are to tell liked from disliked kinds (the term ``graph``).
 
     A user without training questions is no part of the graph. The vector is then that of the trained users whose
-    profiles are most alike: a mean weighed by the softmax of the cosines of facet anchors.
+    profiles are most alike: a mean weighed by the softmax of the cosines of facet anchors. With answers of their own
+    (`give_answers`) it is that of the trained users who judge the same kinds alike.
 
     Departures: the paper first learns the graph and then the experts, here all learns at once; its items are responses
     of models, its edges pairs of a preferred and another one; it adapts to an unseen user by a few judgements of this
-    user, here by the profile; the answer of a training question is among the edges that its own user is made of.
+    user, here by the profile unless there are such answers; the answer of a training question is among the edges that
+    its own user is made of.
     """
 
     auxiliary = frozenset({"graph"})
@@ -52,7 +54,7 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
         super().__init__(config, backbone, benchmark, **options)
         device, users = backbone.device, list(benchmark.users.values())
         trained = trained_rows(benchmark, device)
-        signs = edges(backbone, benchmark, config.kinds, self.seed)[trained.cpu()].to(device)  # (T, K)
+        signs = edges(backbone, benchmark, config.kinds, self.seed)[0][trained.cpu()].to(device)  # (T, K)
         self.register_buffer("signs", signs, persistent=False)
         self.register_buffer("adjacency", normalised(signs), persistent=False)  # (T, K)
         profiles = self._profiles(users)
@@ -137,6 +139,34 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
 
     # --- users
 
+    @torch.no_grad()
+    def give_answers(self, name: str, examples: Sequence[Example]) -> None:
+        """Makes a user without training questions of the trained users who judge the same kinds of pictures alike, by
+        the cosines of their edges, in the place of those with alike profiles. Nobody else changes.
+
+        Raises MethodError if the user is unknown or has training questions, a question is about somebody else, none
+        says what the user likes, or this graph is not of the benchmark's training answers.
+        """
+        if name not in self.benchmark.users:
+            raise MethodError(f"user {name!r} is unknown; add_user makes somebody known")
+        if name in self.benchmark.trained_users:
+            raise MethodError(f"user {name!r} has training questions, which are the graph's")
+        if wrong := [example.index for example in examples if example.name != name]:
+            raise MethodError(f"question {wrong[0]} is not about {name!r}")
+        signs, centres = edges(self.backbone, self.benchmark, self.config.kinds, self.seed)
+        if not torch.equal(signs[trained_rows(self.benchmark, signs.device)].to(self.signs), self.signs):
+            raise MethodError("the graph was trained on other answers than this benchmark's, and has other kinds")
+        own = self.signs.new_zeros(1, len(centres))
+        if judged := [example for example in examples if verdict(example)]:
+            kinds = torch.cdist(_seen(self.backbone, judged), centres).argmin(1).to(own.device)
+            own[0].index_add_(0, kinds, own.new_tensor([verdict(example) for example in judged]))
+        if not own.any():
+            raise MethodError(f"user {name!r}: expected yes/no answers that say what is liked and what is not")
+        most = self.made_of.shape[1]
+        likeness, rows = most_alike(normalize(own.sign(), dim=1), normalize(self.signs, dim=1), most)
+        row = self.benchmark.row(name)
+        self.made_of[row], self.shares[row] = rows[0], (likeness / LIKENESS).softmax(1)[0]
+
     def _encode_user(self, user: User) -> tuple[Tensor, Tensor]:
         return self._alike(self._profiles([user]))
 
@@ -152,21 +182,26 @@ def verdict(example: Example) -> int:
     return 1 if (example.answer == 4) != example.semantic_invert else -1
 
 
-def edges(backbone: Backbone, benchmark: Benchmark, kinds: int, seed: int) -> Tensor:
+def edges(backbone: Backbone, benchmark: Benchmark, kinds: int, seed: int) -> tuple[Tensor, Tensor]:
     """(U, K) the signed edges between users and kinds of pictures, of the training questions alone; K is ``kinds``, or
-    how many different pictures there are where these are fewer."""
+    how many different pictures there are where these are fewer. And (K, H) the kinds' centres."""
     judged = [example for example in benchmark.select("train") if verdict(example)]
-    counts = torch.zeros(len(benchmark.users), 1)
+    counts, centres = torch.zeros(len(benchmark.users), 1), torch.zeros(1, backbone.hidden_size)
     if judged:
-        means = [tokens.float().mean(0).cpu() for tokens in backbone.image_features([e.image for e in judged])]
-        pictures = torch.stack(means)
+        pictures = _seen(backbone, judged)
         count = min(kinds, len(pictures.unique(dim=0)))
-        found = KMeans(count, n_init=4, random_state=seed).fit_predict(pictures.numpy())
+        found = KMeans(count, n_init=4, random_state=seed).fit(pictures.numpy())
         users = torch.tensor([benchmark.row(example.name) for example in judged])
         values = torch.tensor([float(verdict(example)) for example in judged])
-        counts = torch.zeros(len(benchmark.users), count)
-        counts.index_put_((users, torch.from_numpy(found).long()), values, accumulate=True)
-    return counts.sign()
+        counts, centres = torch.zeros(len(benchmark.users), count), torch.from_numpy(found.cluster_centers_)
+        counts.index_put_((users, torch.from_numpy(found.labels_).long()), values, accumulate=True)
+    return counts.sign(), centres
+
+
+def _seen(backbone: Backbone, examples: Sequence[Example]) -> Tensor:
+    """(N, H) the mean token of each question's picture."""
+    features = backbone.image_features([example.image for example in examples])
+    return torch.stack([tokens.float().mean(0).cpu() for tokens in features])
 
 
 def normalised(signs: Tensor) -> Tensor:
