@@ -17,7 +17,7 @@ from prefmoe.cli import main
 from prefmoe.config import FIGURES, load_edition
 from prefmoe.config.registry import find_backbone
 from prefmoe.models.base import Method, build_method
-from prefmoe.workflow import resources
+from prefmoe.workflow import lengths, resources
 
 CONFIGS = small_edition(
     "tiny",
@@ -169,12 +169,19 @@ def test_the_registrys_shapes_are_those_of_the_published_configurations():
 
 
 def test_positions_are_those_of_the_published_configurations_and_of_folders():
-    for name, language in PUBLISHED.items():
-        shape = find_backbone(name.replace("_", "-")).shape
-        assert shape.positions == language["max_position_embeddings"]
-        # Of three and more pictures each is one tile, seen twice: 14 rows of 14 tokens and an end; a token between.
-        assert shape.image_tokens_of_many == 14 * 15 + 1 + 14 * 15
-    assert resources.shape_of(find_backbone("llava-mini")).positions == 1024
+    published = {name.replace("_", "-"): language["max_position_embeddings"] for name, language in PUBLISHED.items()}
+    assert lengths.POSITIONS == published
+    assert {name: lengths.positions_of(find_backbone(name)) for name in published} == published
+    assert lengths.positions_of(find_backbone("llava-mini")) == 1024
+    assert lengths.positions_of(find_backbone("llava-next-34b")) is None
+
+
+def test_three_pictures_are_not_cut_into_tiles_by_a_class_that_cuts_two_at_most():
+    edition, entry = load_edition("mmpb"), find_backbone("deepseek-vl2")
+    one, three = (lengths.longest(edition, edition.methods[name], entry) for name in ("text", "pictures"))
+    tile = 14 * 15 + 1 + 14 * 15  # 14 rows of 14 tokens and an end, of the whole and of its only tile; one between
+    described = lengths.DESCRIPTION_TOKENS["moderate"]
+    assert three - one == 3 * tile - entry.shape.image_tokens - described
 
 
 def test_a_plan_warns_of_prompts_that_a_backbone_may_have_no_positions_for(monkeypatch, capsys):

@@ -58,8 +58,6 @@ class Shape(Frozen):
         heads, key_value_heads, head_size: of the decoder's attention; head_size is hidden / heads when absent.
         intermediate: of the MLP; with routed experts, of those that one token meets.
         image_tokens: of a picture of about a megapixel; the most there can be where that is fixed.
-        image_tokens_of_many: of each of three or more pictures in one prompt, where it then has fewer.
-        positions: of the decoder, where its published configuration is known.
         tied: whether input and output share one vocabulary.
         adapted: inputs plus outputs of the adapted projections of a late layer, where they are not q, v, o, gate,
             up and down of these sizes. active: decoder parameters that one token meets, where it does not meet all.
@@ -74,8 +72,6 @@ class Shape(Frozen):
     key_value_heads: int
     vocabulary: int
     image_tokens: int
-    image_tokens_of_many: int = 0
-    positions: int | None = None
     head_size: int = 0
     adapted: int = 0
     active: int = 0

@@ -27,7 +27,7 @@ from prefmoe.config.registry import Shape, find_backbone
 from prefmoe.data.benchmark import FACETS
 from prefmoe.data.sizes import ANCHORS, PREFIX_LENGTH, Ranks, published_router_shapes
 from prefmoe.workflow import drawers, rivals
-from prefmoe.workflow.lengths import longest, prompt_tokens, too_long
+from prefmoe.workflow.lengths import longest, positions_of, prompt_tokens, too_long
 from prefmoe.workflow.sessions import learns_to_see, reading, tower_activations
 from prefmoe.workflow.shapes import ResourceError, shape_of
 
@@ -366,7 +366,7 @@ def _trained(edition: Edition, method: Method, shape: Shape, users: int) -> int:
 
 def table(edition: Edition | str) -> pd.DataFrame:
     """One row per backbone and method of an edition's tables; gigabytes (1e9 bytes), hours on an H100; tokens of the
-    longest prompt at most, and the positions that the backbone has for them, "?" where the registry has no number."""
+    longest prompt at most, and the positions that the backbone has for them, "?" where nobody wrote it down."""
     edition = load_edition(edition)
     has, room = machine()
     on_cpu = has.startswith("no GPU")
@@ -393,8 +393,8 @@ def table(edition: Edition | str) -> pd.DataFrame:
                 {
                     "backbone": backbone,
                     "method": name,
-                    "tokens": "-" if edition.about_choices else longest(edition, method, shape),
-                    "positions": shape.positions or "?",
+                    "tokens": "-" if edition.about_choices else longest(edition, method, entry),
+                    "positions": positions_of(entry) or "?",
                     "parameters": f"{shape.parameters / 1e9:.3g}e9",
                     "trained": f"{_trained(edition, method, shape, users) / 1e6:.4g}e6",
                     "train_GB": round(need.training / GIGABYTE, 2) if need.training else "-",
@@ -417,5 +417,5 @@ def warnings(edition: Edition | str) -> list[str]:
     found = []
     for backbone, name in edition.runs():
         with suppress(ResourceError):
-            found.append(too_long(edition, backbone, name, shape_of(find_backbone(backbone))))
+            found.append(too_long(edition, find_backbone(backbone), name))
     return [line for line in found if line]

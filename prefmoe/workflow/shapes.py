@@ -48,6 +48,5 @@ def shape_of(entry: BackboneEntry) -> Shape:
         head_size=text.get("head_dim") or 0,
         vocabulary=text["vocab_size"],
         image_tokens=latents or side * side or MEGAPIXEL_TOKENS,
-        positions=text.get("max_position_embeddings"),
         tied=content.get("tie_word_embeddings", False),
     )
