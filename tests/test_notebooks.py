@@ -95,6 +95,20 @@ def test_nothing_that_differs_between_two_equal_runs_is_stored(executed):
     assert "seen in the log only" not in text and "papermill" not in text and "start_time" not in text
 
 
+def test_what_a_cell_prints_is_one_output_however_many_pieces_arrived(tmp_path):
+    code = "import time\nfor piece in 'abc':\n    print(piece, flush=True)\n    time.sleep(0.4)\n'd'"
+    source = _notebook(tmp_path / "source.ipynb", code)
+    (cell,) = notebooks.code_cells(notebooks.read(execute(source, tmp_path / "out.ipynb")))
+    printed, value = cell.outputs
+    assert printed.text == "a\nb\nc\n" and value.data["text/plain"] == "'d'"
+    pieces = [nbformat.v4.new_output("stream", name="stdout", text=piece) for piece in "ab"]
+    _edit(tmp_path / "out.ipynb", lambda content: content.cells[1].update(outputs=[*pieces, value]))
+    _edit(tmp_path / "out.ipynb", lambda content: notebooks.record(content, {}))
+    notebooks.write(with_outputs(tmp_path / "out.ipynb", source), source)
+    check_outputs(source, executed=True)
+    assert _printed(source) == "ab"
+
+
 def test_only_the_result_is_left_beside_a_finished_notebook(executed):
     _, result = executed
     assert not list(result.parent.glob("*.running.ipynb")) and not list(result.parent.glob("*.failed.ipynb"))

@@ -218,11 +218,17 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if INJECTED_TAG in cell.metadata.get("tags", []):
             cell["id"] = INJECTED_TAG
         if cell.cell_type == "code":
-            cell.outputs = [
+            kept = [
                 _shorten(output, folders)
                 for output in cell.outputs
                 if output.get("name") != "stderr" and not any("widget" in k for k in output.get("data", {}))
             ]
+            cell.outputs = []
+            for output in kept:
+                if "text" in output and cell.outputs and "text" in cell.outputs[-1]:
+                    cell.outputs[-1].text += output.text  # a busy machine sends what one cell prints in pieces
+                else:
+                    cell.outputs.append(output)
     return notebook
 
 

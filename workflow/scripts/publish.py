@@ -185,8 +185,8 @@ def with_outputs(executed: Path, notebook: Path) -> NotebookNode:
             raise NotebookError(f"{executed}: ran with {name}={value!r}, the default is {usual.get(name)!r}")
     for mine, other in zip(cells, theirs, strict=True):
         mine.outputs, mine.execution_count = other.outputs, other.execution_count
-    notebooks.record(source, {})
-    return notebooks.normalise(source)
+    notebooks.record(notebooks.normalise(source), {})
+    return source
 
 
 def _names(folder: Path, edition: Edition) -> Iterator[str]:
