@@ -221,13 +221,17 @@ def protocol(rows: list[dict]) -> dict:
     return {"differences": table, "questions": {"it": asked}, "BARS": "Bars: what they are.", "OLDER": {}}
 
 
+CHANGE = ("verdict-functions", "functions", "function-change")
+"""Cells of notebook 13 that draw what an experiment's variants change."""
+
+
 def test_variants_stand_beside_one_another_a_row_per_metric():
     rows = [
         {"variant": v, "metric": m, "difference": d, "low": d - 0.05, "high": d + 0.05,
          "p_users_holm": 0.01 if d else 1.0}
         for m in metrics.METRICS for v, d in (("0", 0.0), ("50", -0.2))
     ]  # fmt: skip
-    figure = cells("13", "functions", "function-change", **protocol(rows))["change"]("it")
+    figure = cells("13", *CHANGE, **protocol(rows))["change"]("it")
     (axis,) = figure.axes
     assert values(axis) == pytest.approx([-0.2] * 6 + [0] * 6) and filled(axis) == pytest.approx([-0.2] * 6)
     assert len(axis.get_yticklabels()) == 6 and upright(axis)[0] == 0
@@ -243,7 +247,7 @@ def test_without_a_paired_test_a_mark_is_filled_where_the_interval_leaves_out_0(
         for m in ("preference", "collapse") for method, low in (("LoRA", 0.05), ("PrefMoE", -0.01))
         for g in ("all", PAIR_GROUPS[0])
     ]  # fmt: skip
-    figure = cells("13", "functions", "function-change", **protocol(rows))["change"]("it")
+    figure = cells("13", *CHANGE, **protocol(rows))["change"]("it")
     assert len(figure.axes) == 2
     assert all(filled(axis) == pytest.approx([0.1, 0.1]) for axis in figure.axes)
     assert "hence no paired test" in one_line(figure) and style.METHODS["LoRA"].colour in {
@@ -252,7 +256,7 @@ def test_without_a_paired_test_a_mark_is_filled_where_the_interval_leaves_out_0(
     nothing = protocol(
         [{"variant": "v", "metric": "recall", "difference": 0.0, "low": -1, "high": 1, "p_users_holm": 1}]
     )
-    assert "Nothing is told apart" in one_line(cells("13", "functions", "function-change", **nothing)["change"]("it"))
+    assert "Nothing is told apart" in one_line(cells("13", *CHANGE, **nothing)["change"]("it"))
 
 
 def test_curves_along_an_axis_hold_the_tables_values():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import cells as of_notebook
 from small_world import small_benchmark
 
 from prefmoe import config, metrics
@@ -51,12 +52,13 @@ def test_variants_on_the_same_questions_are_paired_and_their_tests_corrected():
             column = cell.answers.metrics.index(metric)
             values = [one.answers.seed_values[:, column].mean() for one in (cell, cells[0])]
             assert difference == pytest.approx(values[0] - values[1], nan_ok=True)
-    words = protocol_tables.verdicts(table)
+    verdicts = of_notebook("13", "verdict-functions")["verdicts"]
+    words = verdicts(table)
     assert words.index.get_level_values("variant").tolist() == ["b", "c"]
     assert set(words) == set(cells[0].answers.metrics)
     half = table["difference"].abs() / 2
     sure = table.assign(p_users_holm=0.01, low=table["difference"] - half, high=table["difference"] + half)
-    better = protocol_tables.verdicts(sure).loc[("e", "llava-mini", "PrefMoE", "b", 0, "all")]
+    better = verdicts(sure).loc[("e", "llava-mini", "PrefMoE", "b", 0, "all")]
     signs = sure[sure["variant"] == "b"].set_index("metric")["difference"] > 0
     assert {m: better[m] == "better" for m in metrics.METRICS} == {
         m: signs[m] != (m == "collapse") for m in metrics.METRICS
@@ -73,7 +75,8 @@ def test_a_verdict_needs_test_and_interval_where_there_is_a_test_and_the_interva
         where | {"variant": name, "difference": 0.3, "low": low, "high": 0.5, "paired": paired, "p_users_holm": p}
         for name, paired, low, p in cases
     ]
-    words = protocol_tables.verdicts(pd.DataFrame(rows))["overall"].droplevel([0, 1, 2, 4, 5])
+    table = of_notebook("13", "verdict-functions")["verdicts"](pd.DataFrame(rows))
+    words = table["overall"].droplevel([0, 1, 2, 4, 5])
     assert words[words == "better"].index.tolist() == ["both", "other users"]
     assert set(words.drop(["both", "other users"])) == {"not told apart"}
 

@@ -21,7 +21,6 @@ from prefmoe.analysis.groupings import (
     popularity_groups,
     told_groups,
 )
-from prefmoe.analysis.text import told_apart, verdict_grid, verdict_words, without_zero
 from prefmoe.config import CONFIG_FOLDER, RESULTS, Edition, load_edition
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
@@ -299,18 +298,3 @@ def trend_rows(cells: Sequence[Cell], experiment: Experiment) -> Iterator[dict[s
                     found = {"slope": slope[column], "low": low[column], "high": high[column]}
                     size = {"variants": len(parts), "seeds": parts[0].seeds}
                     yield {**where, "grouping": grouping, "group": group, "metric": metric, **found, **size}
-
-
-def verdicts(differences: pd.DataFrame) -> pd.DataFrame:
-    """What differences.csv allows to say of every variant against its reference, in words.
-
-    Returns a line per experiment, backbone, method, variant, turns and group, a column per metric: "better" or "worse"
-    where the difference is `clear`, else "not told apart"; "–" where there is nothing to compare.
-    """
-    keys = ["experiment", "backbone", "method", "variant", "turns", "group"]
-    return verdict_grid(differences, verdict_words(differences, clear(differences)), keys).fillna("–")
-
-
-def clear(differences: pd.DataFrame) -> NDArray:
-    """(N,) whether a row of differences.csv is `told_apart` or, without a paired test, its interval is without 0."""
-    return np.where(differences["paired"] == 1, told_apart(differences), without_zero(differences))
