@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from notebook_cells import cells
 
 from prefmoe.backbones import cards
 from prefmoe.backbones.loading import load_backbone
@@ -24,7 +25,8 @@ def card(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", cards.shipped())
 def test_parts_of_a_backbone_add_up_to_the_whole(name):
     backbone = load_backbone(name)
-    assert cards.part_sizes(backbone).sum() == sum(p.numel() for p in backbone.model.parameters())
+    sizes = cells("03", "part-sizes")["part_sizes"](backbone)
+    assert sizes.name == name and sizes.sum() == sum(p.numel() for p in backbone.model.parameters())
 
 
 def test_abilities_come_with_their_level_of_chance(card):

@@ -1,12 +1,10 @@
-"""What backbones are made of, and what those that have a card can do: sizes of parts, measured abilities."""
+"""What backbones that have a card can do: their measured abilities."""
 
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
-from prefmoe.backbones.backbone import Backbone
 from prefmoe.backbones.weights import offline_folder
 from prefmoe.config.backbone_files import MINIATURE_CARD as CARD
 from prefmoe.config.registry import BackboneError, find_backbone, read_registry
@@ -59,23 +57,3 @@ def abilities(names: Iterable[str] | None = None) -> pd.DataFrame:
             chance = next((level for word, level in CHANCE.items() if word in ability), np.nan)
             rows.append((name, ability, measured["accuracy"], measured["n"], chance))
     return pd.DataFrame(rows, columns=["backbone", "ability", "value", "n", "chance"])
-
-
-def part_sizes(backbone: Backbone) -> pd.Series:
-    """Parameters of each part of a backbone; what two parts share is counted once, for the first of them."""
-    layers = backbone.layers
-    parts: dict[str, nn.Module] = {
-        "projector": backbone.projector,
-        "vision tower": backbone.vision_tower,
-        "token embeddings": backbone.embed_tokens,
-        f"language model, {len(layers)} layers of width {backbone.hidden_size}": layers,
-        "output head": backbone.lm_head,
-        "other": backbone.model,
-    }
-    seen: set[int] = set()
-    sizes = {}
-    for part, module in parts.items():
-        new = [p for p in module.parameters() if id(p) not in seen]
-        seen.update(map(id, new))
-        sizes[part] = sum(p.numel() for p in new)
-    return pd.Series(sizes, name=backbone.entry.name)
