@@ -122,21 +122,21 @@ def test_differences_pair_every_backbone_with_its_own_baselines(table1):
 
 
 def test_steps_subtract_the_row_before():
-    steps = audit.steps(published.read("table2"))
+    steps = cells("12", "step-differences", table2=published.read("table2"))["steps"]
     assert list(dict.fromkeys(steps["step"])) == ["+P", "+I", "+C", "+D", "+M"] and len(steps) == 5 * 2 * 4
     row = steps.query("step == '+C' and turns == 0 and metric == 'collapse'").iloc[0]
     assert row["difference"] == pytest.approx(0.2283 - 0.3288) and row["components"] == "EPIC"
 
 
 def test_small_talk_compares_a_row_with_itself(table1):
-    talk = audit.small_talk(table1)
+    talk = cells("12", "talk-differences", table1=table1)["talk"]
     assert len(talk) == 31 * 4
     row = talk.query("method == 'Qwen2.5-VL-7B' and type == 'FFT' and metric == 'preference'").iloc[0]
     assert row["difference"] == pytest.approx(0.3707 - 0.3013)
 
 
 def test_detectable_differences_shrink_with_the_root_of_n():
-    table = audit.detectable()
+    table = cells("12", "detectable")["detectable"]
     scaled = (table["detectable"] ** 2 * table["questions"]).to_numpy()
     assert scaled == pytest.approx(np.full(4, 2 * 0.25 * (1.959964 + 0.841621) ** 2), rel=1e-5)
     assert table.loc["collapse", "half_interval"] == pytest.approx(0.0656, abs=5e-4)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from notebook_cells import cells
 from PIL import Image
 from synthetic_mmpb import make
 
@@ -37,13 +38,13 @@ def test_a_question_is_printed_with_its_options_and_its_answer(benchmark):
 
 
 def test_a_transcript_pairs_what_is_said_with_what_is_answered(benchmark):
-    table = composition.transcript(benchmark)
+    table = cells("02", "transcript", benchmark=benchmark)["conversation"]
     said = [text for _, text in benchmark.transcripts[0]]
     assert table.to_numpy().ravel().tolist() == said and table.index.tolist() == list(range(1, len(said) // 2 + 1))
 
 
 def test_without_small_talk_the_table_says_so(benchmark):
-    table = composition.transcript(replace(benchmark, transcripts=()))
+    table = cells("02", "transcript", benchmark=replace(benchmark, transcripts=()))["conversation"]
     assert table.columns.tolist() == ["user", "assistant"] and table.empty and "no small talk" in table.index.name
 
 

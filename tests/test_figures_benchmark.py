@@ -85,15 +85,14 @@ def test_popularity_is_drawn_by_rank(monkeypatch):
     items = pd.DataFrame({"facet": ["travel"] * 3, "item": list("abc"), "users": [1, 5, 2]})
     groups = pd.DataFrame({"facet": ["travel"] * 2, "users": [5, 3]})
     given = {"held": [1] * 8, "benchmark": None}
-    monkeypatch.setattr("prefmoe.analysis.groupings.item_popularity", lambda benchmark: items)
     monkeypatch.setattr("prefmoe.analysis.groupings.group_sizes", lambda benchmark: groups)
-    (figure,) = cells("02", "skew-figure", **given).figures
+    (figure,) = cells("02", "skew-figure", **given, items=items).figures
     drawn = [(list(axis.lines[0].get_xdata()), list(axis.lines[0].get_ydata())) for axis in figure.axes]
     assert drawn == [([1, 2, 3], [5, 2, 1]), ([1, 2], [5, 3])]
     assert "n = 8 users with preferences, 3 items, 2 preference groups" in one_line(figure)
     assert "The most liked item has 5 users, the median one 2" in one_line(figure)
     items = groups = items.head(0)
-    (nothing,) = cells("02", "skew-figure", **given).figures
+    (nothing,) = cells("02", "skew-figure", **given, items=items).figures
     assert "Nobody has a preference" in one_line(nothing)
 
 
@@ -255,7 +254,7 @@ def test_groups_have_a_mark_per_method_and_group(tmp_path):
     table = pd.DataFrame(
         rows("bucket", metrics.BUCKETS, 0.02) + rows("popularity", ("rare", "middle", "popular"), 0.001)
     )
-    ids = ("groups-function", "by-popularity", "recall-by-popularity", "by-size")
+    ids = ("rises-function", "groups-function", "by-popularity", "recall-by-popularity", "by-size")
     given = {"breakdown": table, "backbone": "b", "turns": 0}
     popular, recall, size = cells("04", *ids, **given, folder=tmp_path).figures
     expected = table[(table["grouping"] == "bucket") & (table["metric"] == "collapse")]
@@ -308,12 +307,14 @@ def test_rows_that_change_by_one_amount_are_named():
 
 
 def test_published_differences_have_their_intervals_and_are_filled_where_clear(tmp_path):
-    ids = ("differences-function", "differences-figure", "differences-detail", "steps", "steps-detail")
+    ids = ("differences-function", "differences-figure", "differences-detail")
+    ids += ("step-differences", "steps", "steps-detail")
     given = {"table1": published.read("table1"), "table2": published.read("table2")}
-    shown = cells("12", *ids, **given, folder=tmp_path).figures
+    found = cells("12", *ids, **given, folder=tmp_path)
+    shown = found.figures
     assert sorted(p.name for p in tmp_path.iterdir()) == ["published_differences.png", "published_steps.png"]
     axes = [axis for figure in shown for axis in figure.axes]
-    tables = [audit.differences(given["table1"]).query("turns == 0")] * 4 + [audit.steps(given["table2"])] * 4
+    tables = [audit.differences(given["table1"]).query("turns == 0")] * 4 + [found["steps"]] * 4
     for axis, metric, table in zip(axes, ("preference", "collapse", "overall", "profile") * 2, tables, strict=True):
         rows = table[table["metric"] == metric]
         assert values(axis) == pytest.approx(sorted(rows["difference"]))

@@ -12,7 +12,7 @@ from synthetic_mmpb import USERS, change_row, rows, write_csv, write_split
 from prefmoe import metrics
 from prefmoe.analysis import groupings
 from prefmoe.config import MMPBData, load_edition
-from prefmoe.data import composition, mmpb
+from prefmoe.data import mmpb
 from prefmoe.data.benchmark import FACETS, Preference
 from prefmoe.data.columns import COLUMNS
 from prefmoe.data.pictures import picture_mistake
@@ -343,19 +343,18 @@ def test_missing_files_are_named_without_a_traceback(tmp_path, folder):
     assert "mmpb_clean/sample.csv: cannot be read" in mistakes(folder)[0]
 
 
-def test_composition_counts_questions_users_groups_and_items(drawn, monkeypatch):
+def test_questions_users_groups_and_items_are_counted(drawn, monkeypatch):
     monkeypatch.setenv("PREFMOE_DATA", str(drawn))
     benchmark = mmpb.read(drawn)
-    counts = composition.question_counts(benchmark).set_index(["task_family", "split"])["n"]
+    counts = groupings.dataset_statistics(benchmark).set_index(["question_type", "split"])["count"]
     assert counts["preference_yesno", "train"] == 4 and counts["recognition_mcq", "test"] == 2
     assert counts.sum() == 18
-    concepts = composition.question_counts(benchmark, "concept")
-    assert set(concepts["concept"]) <= set(FACETS)
+    assert set(benchmark.frame["concept"]) <= {*FACETS, ""}
     counts = cells("02", "split-figure", "real-rows", benchmark=benchmark).displayed[0]
     assert counts.T.to_dict("list") == {"human": [4, 4], "object": [1, 0]}
     sizes = groupings.group_sizes(benchmark)
     assert sizes.groupby("facet", sort=False)["users"].apply(list).to_dict() == {f: [2, 1, 1] for f in FACETS}
-    items = groupings.item_popularity(benchmark).set_index("item")
+    items = cells("02", "item-likes", benchmark=benchmark)["items"].set_index("item")
     assert (items.loc["travel a", "users"], items.loc["travel e", "users"]) == (3, 2)
     sharing = cells("02", "sharing-sizes", benchmark=benchmark)["sharing"]
     assert sharing.value_counts().to_dict() == {("train", 2): 4, ("unseen", 2): 1}
@@ -365,9 +364,10 @@ def test_composition_counts_questions_users_groups_and_items(drawn, monkeypatch)
 def test_the_public_subset_reads_with_its_published_counts():
     benchmark = mmpb.read(REAL)
     manifest = {"preference_mcq": 40, "preference_yesno": 80, "recognition_mcq": 30, "recognition_yesno": 50}
-    assert composition.question_counts(benchmark).groupby("task_family")["n"].sum().to_dict() == manifest
+    assert benchmark.frame["task_family"].value_counts().to_dict() == manifest
     assert [len(benchmark.splits[s]) for s in ("train", "validation", "test", "unseen")] == [160, 0, 40, 0]
-    assert composition.question_counts(benchmark, "concept").groupby("concept")["n"].sum().to_dict() == {
+    asked = benchmark.frame.query("concept != ''")["concept"]
+    assert asked.value_counts().to_dict() == {
         "entertainment": 24, "fashion": 24, "lifestyle": 25, "shopping": 24, "travel": 23
     }  # fmt: skip
     assert len(benchmark.users) == 78 and "Ye Wen" in benchmark.users

@@ -5,19 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import cells
 from table_world import DISLIKES, EDITION, LIKES, TEST, TRAIN, UNSEEN, keep, key_of
 
 from prefmoe import metrics
 from prefmoe.analysis import statistics, tables
 from prefmoe.analysis.answers import read_runs
-from prefmoe.analysis.groupings import (
-    dataset_statistics,
-    depicted_items,
-    group_sizes,
-    item_popularity,
-    popularity_groups,
-    questions,
-)
+from prefmoe.analysis.groupings import dataset_statistics, depicted_items, group_sizes, popularity_groups, questions
 from prefmoe.analysis.references import (
     CHANCE,
     GROUP,
@@ -155,8 +149,8 @@ def test_popularity_groups_are_thirds_of_the_items(benchmark):
 
 
 def test_popularity_and_group_sizes(benchmark):
-    popularity = item_popularity(benchmark)
-    assert popularity.set_index("item")["users"].to_dict() == {"tea": 3, "jam": 2, "kites": 2, "ice": 1, "maps": 0}
+    items = cells("02", "item-likes", benchmark=benchmark)["items"]
+    assert items.set_index("item")["users"].to_dict() == {"tea": 3, "jam": 2, "kites": 2, "ice": 1, "maps": 0}
     sizes = group_sizes(benchmark)
     assert sizes["users"].tolist() == [2, 1, 1] and sizes["rank"].tolist() == [0, 1, 2]
 

@@ -13,7 +13,7 @@ from synthetic_mmpb import make, rows, write_csv, write_split
 
 from prefmoe.analysis import tables
 from prefmoe.config import FIGURES, PrefMoEMethod, load_edition
-from prefmoe.data import composition, mmpb
+from prefmoe.data import mmpb
 from prefmoe.data.benchmark import FACETS, Benchmark
 from prefmoe.inspection import attention
 from prefmoe.inspection.questions import InspectionError, shared_questions
@@ -52,12 +52,12 @@ def small(tmp_path_factory) -> Callable[[str], Benchmark]:
 def test_what_a_benchmark_is_made_of_is_shown(small, case):
     """The figures and tables of notebook 02, and none of them warns of being empty."""
     benchmark = small(case)
-    ids = ("portraits", "question-pictures", "recognition-pictures", "skew-figure", "split-figure")
+    ids = ("portraits", "question-pictures", "recognition-pictures", "item-likes", "skew-figure", "split-figure")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         shown = cells("02", *ids, benchmark=benchmark, picture=lambda path: path).figures
-    assert len(shown) == len(ids) and all(figure.get_label() for figure in shown)
-    assert composition.transcript(benchmark).empty
+    assert len(shown) == 5 and all(figure.get_label() for figure in shown)
+    assert cells("02", "transcript", benchmark=benchmark)["conversation"].empty
 
 
 @EVERY

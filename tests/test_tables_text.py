@@ -5,13 +5,13 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_cells import cells
 from table_world import EDITION, TRAIN, keep, key_of
 
 from prefmoe.analysis import tables
 from prefmoe.analysis.answers import TableError, read_runs
 from prefmoe.analysis.text import (
     counted,
-    group_rises,
     listed,
     mean_of_seeds,
     readable,
@@ -69,6 +69,7 @@ def test_group_rises_compares_intervals_of_the_outer_groups():
         for metric, shift in (("collapse", 0.0), ("recall", 0.05))
         for group, (low, high) in (ends | {"rare": (0.1, 0.2 + shift)}).items()
     ]  # fmt: skip
+    group_rises = cells("04", "rises-function")["group_rises"]
     words = group_rises(pd.DataFrame(rows)).loc["LoRA"]
     assert words["rare → popular items"].to_dict() == {"collapse": "rises", "recall": "not told apart"}
     assert set(words["small → large groups"]) == {"–"}

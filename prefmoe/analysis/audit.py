@@ -122,49 +122,17 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
             pairs = ours.merge(theirs, on=["turns", "metric"], suffixes=("", "_baseline"))
             rows.append(pairs.assign(backbone=backbone, baseline=baseline))
     pairs = pd.concat(rows, ignore_index=True)
-    return _tested(pairs, ["backbone", "baseline", "turns", "metric"])
+    return tested(pairs, ["backbone", "baseline", "turns", "metric"])
 
 
-def small_talk(table: pd.DataFrame) -> pd.DataFrame:
-    """Ten turns of small talk minus none, row by row: the columns of `differences` with method and type first."""
-    keys = ["method", "type", "metric"]
-    pairs = table[table["turns"] == 10].merge(table[table["turns"] == 0], on=keys, suffixes=("", "_baseline"))
-    return _tested(pairs, keys)
+def tested(pairs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Differences of the columns value and value_baseline of pairs of rows of a published table.
 
-
-def steps(table: pd.DataFrame) -> pd.DataFrame:
-    """Each row of the published ablation minus the row before it. ``table``: published/table2.csv. Returns components,
-    step (the component added, "+P"), turns, metric and the further columns of `differences`."""
-    order = list(dict.fromkeys(table["components"]))
-    before = dict(zip(order[1:], order, strict=False))
-    later = table[table["components"] != order[0]].assign(previous=lambda t: t["components"].map(before))
-    pairs = later.merge(
-        table, left_on=["previous", "turns", "metric"], right_on=["components", "turns", "metric"],
-        suffixes=("", "_baseline"),
-    )  # fmt: skip
-    pairs["step"] = "+" + pairs["components"].str[-1]
-    return _tested(pairs, ["components", "step", "turns", "metric"])
-
-
-def _tested(pairs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Differences of the columns value and value_baseline of pairs of rows."""
+    Returns the keys, of which one is metric, and the columns difference to clear of `differences`.
+    """
     first, second, n = pairs["value"], pairs["value_baseline"], pairs["metric"].map(QUESTIONS)
     low, high = statistics.newcombe_interval(first, second, n)
     result = pairs[keys].assign(difference=first - second, low=low, high=high, n=n)
     result["p"] = statistics.two_proportions_p(first, second, n)
     result["p_holm"] = result.groupby("metric")["p"].transform(statistics.holm)
     return result.assign(clear=(result["p_holm"] < 0.05).astype(int))
-
-
-def detectable() -> pd.DataFrame:
-    """The smallest true difference that two rows of the published tables would show with probability .8, at p < .05.
-
-    From a share of .5, where the noise is largest. Returns one line per metric: questions, half_interval (half the
-    width of the interval of one share) and detectable; both for independent questions.
-    """
-    n = np.array(list(QUESTIONS.values()))
-    low, high = statistics.wilson_interval(np.full(len(n), 0.5), n)
-    error = np.sqrt(0.5 / n)
-    smallest = statistics.detectable_difference(error)
-    columns = {"questions": n, "half_interval": (high - low) / 2, "detectable": smallest}
-    return pd.DataFrame(columns, index=pd.Index(QUESTIONS, name="metric"))

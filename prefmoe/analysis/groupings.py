@@ -118,17 +118,6 @@ def told_statistics(benchmark: Benchmark) -> pd.DataFrame:
     return pd.concat(parts).value_counts(sort=False).rename("count").reset_index()
 
 
-def item_popularity(benchmark: Benchmark) -> pd.DataFrame:
-    """How many users like each item that any profile mentions, as profiles tell it: columns facet, item, users."""
-    likes: Counter[tuple[str, str]] = Counter()
-    for user in benchmark.users.values():
-        for facet, preference in user.preferences.items():
-            likes.update({(facet, item): 1 for item in preference.likes})
-            likes.update({(facet, item): 0 for item in preference.dislikes})
-    rows = [(facet, item, users) for (facet, item), users in sorted(likes.items(), key=lambda x: (-x[1], x[0]))]
-    return pd.DataFrame(rows, columns=["facet", "item", "users"])
-
-
 def group_sizes(benchmark: Benchmark) -> pd.DataFrame:
     """How many users share each preference annotation: columns facet, group (id in benchmark.groups), users, rank.
 

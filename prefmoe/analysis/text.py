@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prefmoe import metrics
 from prefmoe.analysis.answers import REFERENCE
-from prefmoe.analysis.groupings import POPULARITY_GROUPS
 from prefmoe.metrics import LOWER_IS_BETTER
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not told apart"
+
+ENOUGH = 20
+"""Questions of each of two groups from which on it is said whether a metric rises between them."""
 
 
 def readable(table: pd.DataFrame, *, rows: str | Sequence[str] = "method", columns: str = "metric") -> pd.DataFrame:
@@ -119,34 +120,3 @@ def verdict_grid(differences: pd.DataFrame, words: NDArray, keys: list[str]) -> 
     grid = differences.assign(word=words).pivot(index=keys, columns="metric", values="word")
     order = list(differences[keys].drop_duplicates().itertuples(index=False, name=None))
     return grid.loc[order, differences["metric"].unique()].rename_axis(columns=None)
-
-
-ENOUGH, FEW = 20, "too few questions"
-"""Of how many questions of each group `group_rises` concludes anything, and what it says of fewer."""
-
-
-def group_rises(breakdown: pd.DataFrame) -> pd.DataFrame:
-    """Whether a metric rises from rare to popular items, and from small to large sharing groups.
-
-    ``breakdown``: rows of breakdown.csv for one backbone and number of turns. Returns one line per method; "rises" or
-    "falls" where the 95 % intervals of the two groups do not touch, else "not told apart"; `FEW` where one of the
-    groups has fewer than `ENOUGH` questions, "–" where it has none.
-    """
-    groupings = {"popularity": POPULARITY_GROUPS, "bucket": metrics.BUCKETS}
-    names = {"popularity": "rare → popular items", "bucket": "small → large groups"}
-    cells = {}
-    for grouping, (first, *_, last) in groupings.items():
-        for metric in ("collapse", "recall"):
-            rows = breakdown[(breakdown["grouping"] == grouping) & (breakdown["metric"] == metric)]
-            low, high = (rows[rows["group"] == group].set_index("method") for group in (first, last))
-            words = [_change(low.loc[method], high.loc[method]) for method in low.index]
-            cells[names[grouping], metric] = pd.Series(words, index=low.index, dtype=object)
-    return pd.DataFrame(cells).reindex(breakdown["method"].unique()).fillna("–")
-
-
-def _change(before: pd.Series, after: pd.Series) -> str:
-    if before[["low", "high"]].isna().any() or after[["low", "high"]].isna().any():
-        return "–"
-    if min(before["n"], after["n"]) < ENOUGH:
-        return FEW
-    return "rises" if after["low"] > before["high"] else "falls" if after["high"] < before["low"] else UNDECIDED
