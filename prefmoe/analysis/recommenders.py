@@ -1,4 +1,4 @@
-"""Recommenders that see nothing but who liked what in training: popularity, and implicit's ALS and BPR."""
+"""Recommenders that see nothing but training answers: popularity, implicit's ALS and cornac's BPR."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from implicit.als import AlternatingLeastSquares
-from implicit.bpr import BayesianPersonalizedRanking
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.metrics import roc_auc_score
 
 POPULARITY, ALS, BPR = "Popularity", "ALS", "BPR"
 
-KNOWN = {POPULARITY: "population's answers", ALS: "every user's answers", BPR: "every user's answers"}
+KNOWN = {POPULARITY: "population's answers", ALS: "every user's answers", BPR: "every user's likes"}
 """What each is shown of users."""
 
 KNOWN_UNSEEN = "population's answers"
@@ -27,11 +26,17 @@ SEEDS = (0, 1, 2)
 """Of the factors' first values: a row is the mean over these, as a trained method's is over its seeds."""
 
 GRIDS = {
-    ALS: {"factors": (4, 8, 16, 32), "regularization": (0.3, 1.0, 3.0, 10.0, 30.0), "alpha": (1.0, 5.0, 20.0)},
-    BPR: {
+    ALS: {
         "factors": (4, 8, 16, 32),
-        "regularization": (1e-4, 1e-3, 1e-2, 1e-1),
-        "learning_rate": (3e-3, 1e-2, 3e-2, 1e-1),
+        "regularization": (10.0, 30.0, 100.0, 300.0),
+        "alpha": (5.0, 20.0, 80.0, 320.0),
+        "dislikes": (0.0, 1.0, 2.0, 4.0),
+    },
+    BPR: {
+        "k": (2, 4, 8),
+        "lambda_reg": (0.03, 0.1, 0.3),
+        "learning_rate": (0.03, 0.1, 0.3),
+        "max_iter": (300, 1000, 3000),
     },
 }
 """What is chosen on validation answers: all of it is tried, as a fit takes a moment."""
@@ -47,8 +52,8 @@ def fit(
     """Scores (S, U, I) of every recommender by its name, and what was tried: the columns of `TRIAL_COLUMNS`.
 
     Args:
-        training: (U, I) 1 where an answer says that the user likes the item; -1 (does not) and 0 (not asked) are one
-            to recommenders, which learn from likes alone.
+        training: (U, I) 1 where an answer says that the user likes the item, -1 where one says the opposite, 0 where
+            nobody asked. Popularity and BPR see likes alone; ALS both, if that is better on validation.
         validation: the same of other answers, by which settings are chosen where training did not ask about the item,
             too: by the mean over seeds of the AUC within a user (auc; of popularity as well, to be compared).
         grids: what is tried, by name; `GRIDS` when absent.
@@ -65,7 +70,7 @@ def fit(
         trials = []
         for values in product(*grid.values()):
             settings = dict(zip(grid, values, strict=True))
-            scores = np.stack([_scores(_model(name, settings, seed), liked) for seed in seeds])
+            scores = np.stack([_SCORES[name](training, seed, **settings) for seed in seeds])
             trials.append((float(np.mean([_told_apart(one, validation) for one in scores])), settings, scores))
         best = max(trials, key=lambda trial: trial[0])  # of equals the first
         found[name] = np.where(known[:, None], best[2], popularity)
@@ -73,21 +78,32 @@ def fit(
     return found, pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
 
 
-def _model(
-    name: str, settings: Mapping[str, float], seed: int
-) -> AlternatingLeastSquares | BayesianPersonalizedRanking:
-    common = {**settings, "random_state": seed, "num_threads": 1}
-    if name == ALS:
-        return AlternatingLeastSquares(iterations=30, dtype=np.float64, **common)
-    return BayesianPersonalizedRanking(iterations=100, **common)
-
-
-def _scores(model: AlternatingLeastSquares | BayesianPersonalizedRanking, liked: NDArray) -> NDArray:
-    """(U, I) from factors, and not from recommend(), which fills short lists up with items that it was to leave out."""
+def _als(training: NDArray, seed: int, *, dislikes: float, **settings: float) -> NDArray:
+    """(U, I) products of factors, and not recommend(), which fills short lists up with items that it was to leave out.
+    ``dislikes``: confidence in a dislike beside that in a like; 0 leaves dislikes out, as if nobody had been asked."""
+    answers = np.where(training > 0, 1.0, np.where(training < 0, -dislikes, 0.0))
+    model = AlternatingLeastSquares(iterations=30, dtype=np.float64, random_state=seed, num_threads=1, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the threads of BLAS
-        model.fit(csr_matrix(liked.astype(np.float32)), show_progress=False)
-    return np.asarray(model.user_factors, dtype=float) @ np.asarray(model.item_factors, dtype=float).T
+        model.fit(csr_matrix(answers), show_progress=False)
+    return np.asarray(model.user_factors) @ np.asarray(model.item_factors).T
+
+
+def _bpr(training: NDArray, seed: int, **settings: float) -> NDArray:
+    """(U, I) scores; what nobody liked is not in cornac's data, and stands last, where drawn evenly it would go."""
+    from cornac.data import Dataset  # here, as importing it imports all of its models
+    from cornac.models import BPR as PairwiseRanking
+
+    likes = [(int(user), int(item), 1.0) for user, item in np.argwhere(training > 0)]
+    model = PairwiseRanking(num_threads=1, seed=seed, verbose=False, **settings).fit(Dataset.from_uir(likes))
+    users, items = (np.array(list(known), dtype=int) for known in (model.train_set.uid_map, model.train_set.iid_map))
+    found = np.stack([model.score(row) for row in range(len(users))])
+    scores = np.full(training.shape, found.min() - 1)
+    scores[np.ix_(users, items)] = found
+    return scores
+
+
+_SCORES = {ALS: _als, BPR: _bpr}
 
 
 def _told_apart(scores: NDArray, answers: NDArray) -> float:
