@@ -100,3 +100,6 @@ def test_prefmoe_as_published_is_compared_where_no_other_is():
     default = load_edition("mini")
     assert list(default.table1).index("PrefMoE-published") < list(default.table1).index("PrefMoE")
     assert focus_method(default) == "PrefMoE", "the ablation's, with other complete ones beside it"
+    ranking = load_edition("ranking")
+    assert not ranking.table2 and ranking.table1.index("PrefMoE-published") < ranking.table1.index("PrefMoE")
+    assert focus_method(ranking) == "PrefMoE", "routers of ours before the published ones, whatever their order"

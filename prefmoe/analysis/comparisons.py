@@ -122,13 +122,16 @@ def _against(first: Duels, second: Duels) -> NDArray:
 
 def focus_method(edition: Edition) -> str | None:
     """The complete PrefMoE of an edition (all components, trained), the ablation's before others, and one without facet
-    label if there is; or None."""
-    found = {}
-    for key in (*edition.table2, *edition.table1):
-        method = edition.methods[key]
-        if isinstance(method, PrefMoEMethod) and method.components == COMPONENTS and is_trained(method):
-            found.setdefault(method.facet_label, key)
-    return found.get("none", found.get("oracle"))
+    label and with routers of ours if there is; or None."""
+    methods = edition.methods
+
+    def others(key: str) -> tuple[bool, bool]:
+        return methods[key].facet_label != "none", methods[key].routers != "own"
+
+    named = (key for key in (*edition.table2, *edition.table1) if isinstance(methods[key], PrefMoEMethod))
+    complete = [key for key in named if methods[key].components == COMPONENTS and is_trained(methods[key])]
+    return min(complete, key=others, default=None)  # of equals the first
+
 
 
 def compared(edition: Edition, answers: Sequence[Answers]) -> list[tuple[Answers, Answers]]:
