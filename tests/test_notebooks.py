@@ -28,7 +28,6 @@ SHOWN = [*COMMITTED, *sorted((REPOSITORY / "course/solutions").glob("*.ipynb"))]
 BARE = re.compile(r"(Posix|Windows)Path\(|<[\w.]+[^<>]* at 0x|<Axes|<Figure|<(module|function|class) ")
 """What a reader learns nothing from: where a file was written on somebody's machine, or the name of an object."""
 
-
 LONGEST_CELL = 40
 """Lines of code that a student reads at once."""
 

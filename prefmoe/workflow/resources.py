@@ -380,13 +380,11 @@ def table(edition: Edition | str) -> pd.DataFrame:
                 rows.append({"backbone": backbone, "method": name, "fits": "shape not in the registry"})
                 continue
             method = edition.methods[name]
-            in_float32 = (
-                2 if on_cpu and entry.hub_id and method.table_type != "FFT" else 1
-            )  # the CPU computes in float32
+            doubled = on_cpu and entry.hub_id and method.table_type != "FFT"  # the CPU computes in float32
             fits = [
                 word
                 for word, size in (("train", need.training), ("evaluate", need.evaluation))
-                if size and size * in_float32 <= room
+                if size and size * (1 + bool(doubled)) <= room
             ]
             users = 0 if edition.about_choices else _users_and_questions(edition)[0]
             rows.append(
