@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import pytest
 import yaml
 from logits import PROMPTS, fixed_picture
 from pydantic import TypeAdapter
@@ -14,6 +15,7 @@ from prefmoe.config.registry import Registry
 from prefmoe.system.places import REGISTRY
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -67,3 +69,17 @@ def test_the_script_for_the_published_code_draws_and_writes_what_a_record_needs(
     )
     fields = {"input_ids", "pixel_sum", "pixel_squares", "ids", "values", "log_total", "answer"}
     assert {keyword.arg for keyword in update.keywords} == fields
+
+
+def headings(page: Path) -> set[str]:
+    """What a link may name of a page: its headings, as the site and code hosts write them."""
+    found = re.findall(r"(?m)^#+ (.*)$", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_to_one(page) -> None:
+    """The site is built after the tests, minutes later."""
+    links = re.findall(r"\]\(([^)#\s:]*\.md)?#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    places = {(page.parent / name if name else page, heading) for name, heading in links}
+    assert not [(place.name, heading) for place, heading in places if heading not in headings(place)]
