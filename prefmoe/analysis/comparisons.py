@@ -133,7 +133,6 @@ def focus_method(edition: Edition) -> str | None:
     return min(complete, key=others, default=None)  # of equals the first
 
 
-
 def compared(edition: Edition, answers: Sequence[Answers]) -> list[tuple[Answers, Answers]]:
     """PrefMoE beside every other method of the same backbone and turns, and every reference among the answers."""
     focus = focus_method(edition)

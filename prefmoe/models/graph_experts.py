@@ -17,6 +17,7 @@ from prefmoe.data.benchmark import Benchmark, Example, User
 from prefmoe.models.anchors import encode_users
 from prefmoe.models.base import Method, MethodError
 from prefmoe.models.free_users import trained_rows
+from prefmoe.models.given_answers import check_given
 from prefmoe.models.growing import with_rows
 from prefmoe.models.likeness import most_alike
 from prefmoe.models.moe_lora import install_mixture
@@ -54,7 +55,9 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
         super().__init__(config, backbone, benchmark, **options)
         device, users = backbone.device, list(benchmark.users.values())
         trained = trained_rows(benchmark, device)
-        signs = edges(backbone, benchmark, config.kinds, self.seed)[0][trained.cpu()].to(device)  # (T, K)
+        signs, self.centres = edges(backbone, benchmark, config.kinds, self.seed)
+        signs = signs[trained.cpu()].to(device)  # (T, K)
+        self.drawn = signs.clone()  # of this benchmark; an adapter's file may put others into the graph
         self.register_buffer("signs", signs, persistent=False)
         self.register_buffer("adjacency", normalised(signs), persistent=False)  # (T, K)
         profiles = self._profiles(users)
@@ -147,18 +150,12 @@ class GraphExperts(Method, settings=GraphExpertsMethod):
         Raises MethodError if the user is unknown or has training questions, a question is about somebody else, none
         says what the user likes, or this graph is not of the benchmark's training answers.
         """
-        if name not in self.benchmark.users:
-            raise MethodError(f"user {name!r} is unknown; add_user makes somebody known")
-        if name in self.benchmark.trained_users:
-            raise MethodError(f"user {name!r} has training questions, which are the graph's")
-        if wrong := [example.index for example in examples if example.name != name]:
-            raise MethodError(f"question {wrong[0]} is not about {name!r}")
-        signs, centres = edges(self.backbone, self.benchmark, self.config.kinds, self.seed)
-        if not torch.equal(signs[trained_rows(self.benchmark, signs.device)].to(self.signs), self.signs):
+        check_given(self.benchmark, name, examples, "the graph's")
+        if not torch.equal(self.drawn.to(self.signs), self.signs):
             raise MethodError("the graph was trained on other answers than this benchmark's, and has other kinds")
-        own = self.signs.new_zeros(1, len(centres))
+        own = self.signs.new_zeros(1, len(self.centres))
         if judged := [example for example in examples if verdict(example)]:
-            kinds = torch.cdist(_seen(self.backbone, judged), centres).argmin(1).to(own.device)
+            kinds = torch.cdist(_seen(self.backbone, judged), self.centres).argmin(1).to(own.device)
             own[0].index_add_(0, kinds, own.new_tensor([verdict(example) for example in judged]))
         if not own.any():
             raise MethodError(f"user {name!r}: expected yes/no answers that say what is liked and what is not")

@@ -17,6 +17,7 @@ from prefmoe.config import HistoryMethod
 from prefmoe.data.benchmark import Benchmark, Example
 from prefmoe.data.prompts import fill, question_text
 from prefmoe.models.base import Method, MethodError
+from prefmoe.models.given_answers import check_given
 from prefmoe.models.growing import with_rows
 from prefmoe.models.lora import pooled_lora
 from prefmoe.models.prefix import masked_mean
@@ -129,12 +130,7 @@ class History(Method, settings=HistoryMethod):
 
         Raises MethodError if the user is unknown or has training questions, or a question is about somebody else.
         """
-        if name not in self.benchmark.users:
-            raise MethodError(f"user {name!r} is unknown; add_user makes somebody known")
-        if name in self.benchmark.trained_users:
-            raise MethodError(f"user {name!r} has training questions, which are the history")
-        if wrong := [example.index for example in examples if example.name != name]:
-            raise MethodError(f"question {wrong[0]} is not about {name!r}")
+        check_given(self.benchmark, name, examples, "the history")
         if not examples:
             raise MethodError(f"user {name!r}: expected at least one answered question")
         new, first = features(self.backbone, examples), len(self.entries) - 1
