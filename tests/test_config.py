@@ -103,6 +103,25 @@ def test_the_rivals_are_asked_what_the_default_edition_asks():
     }
 
 
+def test_every_published_setting_in_miniature_is_the_paper_editions():
+    edition, mini, paper = (load_edition(name) for name in ("published-mini", "mini", "paper"))
+    assert edition.data == mini.data
+    assert edition.evaluation == mini.evaluation.model_copy(update={"max_new_tokens": paper.evaluation.max_new_tokens})
+    size = ("steps", "batch_size", "checkpoint_every", "gradient_checkpointing")
+    own_size = {name: getattr(edition.training, name) for name in size}
+    assert edition.training == paper.training.model_copy(update=own_size)
+    tuned, ranks = ("label", "lr", "lr_user"), ("last_layers", "preference_rank", "user_rank", "profile_rank")
+    for ours, theirs, own in (
+        ("AsPublished", "PrefMoE", (*tuned, *ranks, "counterfactual_users", "counterfactual_source")),
+        ("LoRA-profile", "LoRA", ("label", "lr", "rank")),
+    ):
+        one = edition.methods[ours]
+        assert one == paper.methods[theirs].model_copy(update={name: getattr(one, name) for name in own}), ours
+    assert edition.methods["PrefMoE"].with_settings(
+        {name: getattr(mini.methods["PrefMoE"], name) for name in ("lr", "lr_user")}
+    ) == mini.methods["PrefMoE"]  # fmt: skip
+
+
 def test_the_ladder_is_asked_what_the_default_edition_asks_in_the_same_way():
     edition, mini = load_edition("ladder"), load_edition("mini")
     assert (edition.data, edition.training, edition.seeds) == (mini.data, mini.training, mini.seeds)

@@ -51,8 +51,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "edition",
-    ["any_vlm", "generation-mini", "ladder", "mini", "preference-mini", "ranking", "rivals", "small", "small-sample",
-     "speed"],
+    ["any_vlm", "generation-mini", "ladder", "mini", "preference-mini", "published-mini", "ranking", "rivals", "small",
+     "small-sample", "speed"],
 )  # fmt: skip
 def test_what_pages_show_is_no_file_that_git_ignores(edition):
     shown, other = FIGURES / edition / "table1.csv", FIGURES / "somebody-s-own" / "table1.csv"

@@ -342,8 +342,10 @@ def test_a_damaged_table_is_named_with_what_was_expected(tmp_path, capsys, name,
 
 
 @pytest.mark.parametrize(
-    "edition", ["generation-mini", "ladder", "mini", "preference-mini", "ranking", "rivals", "small", "small-sample"]
-)
+    "edition",
+    ["generation-mini", "ladder", "mini", "preference-mini", "published-mini", "ranking", "rivals", "small",
+     "small-sample"],
+)  # fmt: skip
 def test_every_committed_edition_reproduces_itself(edition):
     assert compare_edition(edition, made=FIGURES / edition).verdict == REPRODUCED
 

@@ -222,7 +222,7 @@ def test_the_command_says_what_is_wrong_without_a_traceback(capsys):
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["mini", "rivals", "preference-mini"])
+@pytest.mark.parametrize("name", ["mini", "published-mini", "rivals", "preference-mini"])
 def test_what_an_edition_uses_is_the_best_of_its_trials_and_has_worse_ones_on_both_sides(name):
     edition, recorded = load_edition(name), pd.read_csv(CONFIG_FOLDER / "tuning" / f"{name}.csv")
     grid = load_grid(edition)

@@ -344,6 +344,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "small": _main("small"),
     "small ablation": _ablation("small"),
     "small controls": _from("small/controls.csv", _controls),
+    "as published": _main("published-mini"),
     "rivals": _main("rivals"),
     "unseen rivals": _from("rivals/unseen.csv", _unseen),
     "ladder": _from("ladder/table1.csv", _ladder),

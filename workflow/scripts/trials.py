@@ -10,7 +10,7 @@ from prefmoe.analysis.tables import read_table
 from prefmoe.config import CONFIG_FOLDER, Edition, load_edition
 from prefmoe.system.yaml_settings import read_settings
 
-TUNED = ("mini", "rivals", "preference-mini")
+TUNED = ("mini", "published-mini", "rivals", "preference-mini")
 """Editions with a grid, in the order in which they are shown."""
 
 
