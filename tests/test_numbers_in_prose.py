@@ -32,6 +32,7 @@ ABOUT = {
         "": ("mini",),
         "Does it hold?": ("mini", "mini/protocol", "ranking", "preference-mini", "generation-mini"),
         "Longer and shorter training": ("mini", "mini/protocol"),
+        "Every published setting at once": ("published-mini",),
         "The ladder of readers": ("ladder",),
         "Rivals: other ways of knowing a user": ("rivals",),
         "The rivals, ranked": ("rivals",),
