@@ -293,7 +293,7 @@ def test_differences_between_conditions_are_of_the_same_questions(tmp_path):
         conditions=["text", "blind", "pictures"],
     )  # fmt: skip
     answers = read_runs(used, tmp_path / "results", "test")
-    table = differences_table(answers, permutations=199)
+    table = differences_table(answers)
     assert len(table) == 2 * 2 * 3 and set(table["baseline"]) == {"Text"}
     assert (table["low"] <= table["difference"]).all() and (table["difference"] <= table["high"]).all()
     keys = ["index", "turns"]
@@ -310,7 +310,7 @@ def test_differences_between_conditions_are_of_the_same_questions(tmp_path):
         expected = {min(1, 2 * least), min(1, max(2 * least, most))}
         assert set(family["p_users_holm"].round(9)) == {round(p, 9) for p in expected}
     fewer = [one for one in answers if one.turns == 0 or one.method == "Text"]
-    assert set(differences_table(fewer, permutations=99)["turns"]) == {0}
+    assert set(differences_table(fewer)["turns"]) == {0}
 
 
 def test_the_page_s_script_asks_and_reads_what_was_answered(tmp_path, monkeypatch):

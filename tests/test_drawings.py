@@ -152,7 +152,7 @@ def test_pictures_without_guidance_are_no_part_of_those_with_it():
 
 def test_comparisons_pair_pictures_and_correct_for_how_many_they_are():
     focus, good, poor = drawn(), drawn("Good", shown=taste), drawn("Poor", shown=lambda *_: {"palette": "grey"})
-    table = comparison_table([(focus, good), (focus, poor)], benchmark(), permutations=999)
+    table = comparison_table([(focus, good), (focus, poor)], benchmark())
     assert list(table.columns) == list(drawings.COMPARISON_COLUMNS) and len(table) == 2 * 3 * len(drawings.PAIRED)
     rows = table[(table["users"] == "all") & (table["measure"] == "liked")].set_index("baseline")
     mine = of_seeds(focus, benchmark())["liked"]
@@ -167,7 +167,7 @@ def test_trainings_that_differ_widen_the_interval_of_a_difference_and_are_paired
     mine = Drawn("Mine", "Mine", "drawer", tuple(frame(one) for one in taken))
     same = Drawn("Same", "Same", "drawer", mine.frames)
     other = drawn("Other", shown=lambda *_: {})
-    table = comparison_table([(mine, same), (mine, other)], benchmark(), permutations=99)
+    table = comparison_table([(mine, same), (mine, other)], benchmark())
     liked = table[(table["users"] == "all") & (table["measure"] == "liked")].set_index("baseline")
     assert (liked.loc["Same", ["difference", "low", "high"]] == 0).all(), "each seed beside its own"
     each = [measured(f, benchmark())["liked"].mean() for f in mine.frames]
@@ -220,7 +220,7 @@ def test_probes_are_means_over_seeds_and_their_intervals_hold_both(monkeypatch):
     assert own["low"] < 0.7 - error and own["high"] > 0.7 + error
     alone = table.loc["Untuned backbone"]
     assert (alone["value"], alone["low"], alone["high"], alone["seeds"]) == (pytest.approx(0.5), 0.5, 0.5, 1)
-    paired = generation_tables.paired_probes(edition, "results", permutations=199).iloc[0]
+    paired = generation_tables.paired_probes(edition, "results").iloc[0]
     assert (paired["rater"], paired["baseline"]) == ("Preference VQA", "Untuned backbone")
     assert paired["difference"] == pytest.approx(0.2) and paired["n"] == 80 and paired["low"] < 0.2 < paired["high"]
     assert paired["p_users"] <= paired["p_users_holm"] < 0.05, "all eight users have the same difference"

@@ -219,7 +219,7 @@ def _paired(focus: Ratings, other: Ratings, candidates: int, k: int) -> Iterable
         yield n_ref, pd.DataFrame(first.to_numpy() - same.to_numpy(), first.index)
 
 
-def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: int = 9999) -> pd.DataFrame:
+def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]]) -> pd.DataFrame:
     """The first method of each pair minus the second on the same choices, for each of `PAIRED`.
 
     Returns `COMPARISON_COLUMNS`, for all users and the histories that both had; the interval is over users and, where
@@ -234,15 +234,14 @@ def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]], *, permutations: 
                 where = {"method": focus.method, "baseline": other.method, "users": "all", "n_ref": n_ref}
                 where |= {"candidates": candidates, "k": k}
                 owners = change.index.get_level_values("user")
-                found = statistics.paired_difference(change.to_numpy(), owners, permutations=permutations)
-                rows.append({**where, **found})
+                rows.append({**where, **statistics.paired_difference(change.to_numpy(), owners)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
     family = table.groupby(["n_ref", "candidates", "k"])
     table["p_users_holm"] = family["p_users"].transform(statistics.holm)
     return table
 
 
-def more_history_table(ratings: Iterable[Ratings], *, permutations: int = 9999) -> pd.DataFrame:
+def more_history_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
     """Each method's accuracy behind its longest history minus that behind its shortest, on the same choices, between
     two candidates: `MORE_HISTORY_COLUMNS`, baseline_n_ref: the shortest. Holm's correction is over the methods, for
     each group of users; what was asked after one length only has no row."""
@@ -255,11 +254,9 @@ def more_history_table(ratings: Iterable[Ratings], *, permutations: int = 9999) 
                 continue
             short, long = (lengths[pick(lengths)].droplevel("n_ref") for pick in (min, max))
             difference = long - short.reindex(long.index)
-            paired = statistics.paired_difference(
-                difference.to_numpy(), difference.index.get_level_values("user"), permutations=permutations
-            )
+            owners = difference.index.get_level_values("user")
             where = {"method": one.method, "users": users, "n_ref": max(lengths), "baseline_n_ref": min(lengths)}
-            rows.append({**where, **paired})
+            rows.append({**where, **statistics.paired_difference(difference.to_numpy(), owners)})
     table = pd.DataFrame(rows, columns=list(MORE_HISTORY_COLUMNS))
     table["p_users_holm"] = table.groupby("users")["p_users"].transform(statistics.holm)
     return table

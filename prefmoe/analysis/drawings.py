@@ -214,9 +214,7 @@ def _distances(drawn: Drawn, reference: Drawn | None, users: str) -> list[dict[s
     return [distances.mmd(here, there, owners, scales) for here, owners in map(of_users, drawn.frames)]
 
 
-def comparison_table(
-    pairs: Sequence[tuple[Drawn, Drawn]], benchmark: ChoiceBenchmark, *, permutations: int = 9999
-) -> pd.DataFrame:
+def comparison_table(pairs: Sequence[tuple[Drawn, Drawn]], benchmark: ChoiceBenchmark) -> pd.DataFrame:
     """One condition minus another, picture by picture (same user, prompt and noise), for every pair of them.
 
     Returns `COMPARISON_COLUMNS`; the interval is over users and, where there are several, over seeds, which are paired
@@ -239,7 +237,7 @@ def comparison_table(
                 values = inside[measure].dropna()
                 owners = values.index.get_level_values("user")
                 where = {"condition": focus.condition, "baseline": other.condition, "users": users, "measure": measure}
-                rows.append({**where, **statistics.paired_difference(values, owners, permutations=permutations)})
+                rows.append({**where, **statistics.paired_difference(values, owners)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
     family = table.groupby(["users", "measure"])["p_users"]
     table["p_users_holm"] = family.transform(statistics.holm)

@@ -105,7 +105,7 @@ def probe_table(edition: Edition, results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(PROBE_COLUMNS))
 
 
-def paired_probes(edition: Edition, results: str | Path, *, permutations: int = 9999) -> pd.DataFrame:
+def paired_probes(edition: Edition, results: str | Path) -> pd.DataFrame:
     """Test accuracies of each rater's probes minus those of the first one's, on the same cases: `PAIRED_PROBE_COLUMNS`,
     Holm's correction over all rows. What has one seed stands beside each of the other's. Raises TableError as
     `probe_table`, and if the two were not asked about the same."""
@@ -115,9 +115,7 @@ def paired_probes(edition: Edition, results: str | Path, *, permutations: int = 
         if not too.equals(asked):
             raise TableError(f"{edition.name}: probes of {rater} and {first} were not asked about the same")
         for (layer, task), own in asked[asked["split"] == "test"].groupby(["layer", "task"]):
-            paired = statistics.paired_difference(
-                values[own.index] - base[own.index], own["user"], permutations=permutations
-            )
+            paired = statistics.paired_difference(values[own.index] - base[own.index], own["user"])
             rows.append({"layer": layer, "task": task, "rater": rater, "baseline": first, **paired})
     table = pd.DataFrame(rows, columns=list(PAIRED_PROBE_COLUMNS))
     return table.assign(p_users_holm=statistics.holm(table["p_users"]))

@@ -95,7 +95,7 @@ def _estimate(entry: Answers, inside: NDArray, before: Answers | None) -> dict[s
     }  # fmt: skip
 
 
-def differences_table(answers: Sequence[Answers], *, permutations: int = 9999) -> pd.DataFrame:
+def differences_table(answers: Sequence[Answers]) -> pd.DataFrame:
     """Each condition's accuracy minus the first one's, in the same questions after as many turns: `DIFFERENCE_COLUMNS`.
 
     Intervals resample users, in the test they exchange the two conditions' answers; Holm's correction is over the
@@ -114,8 +114,7 @@ def differences_table(answers: Sequence[Answers], *, permutations: int = 9999) -
         for name in ("all", "recognition", "preference"):
             inside = (category == name) | (name == "all")
             if inside.any():
-                users = entry.users[inside]
-                paired = statistics.paired_difference(difference[inside], users, permutations=permutations)
+                paired = statistics.paired_difference(difference[inside], entry.users[inside])
                 rows.append({**entry.where(), **about, "category": name, **paired})
     return corrected(pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS)))
 

@@ -228,16 +228,14 @@ def permutation_p(observed: ArrayLike, permuted: NDArray) -> NDArray:
     return np.where(np.isnan(observed), np.nan, (extreme + 1) / (defined + 1))
 
 
-def paired_difference(
-    differences: ArrayLike, clusters: Sequence | NDArray, *, permutations: int = 9999
-) -> dict[str, float]:
+def paired_difference(differences: ArrayLike, clusters: Sequence | NDArray) -> dict[str, float]:
     """The mean of paired differences, (N,) or (N, S) of S seeds, with the interval of `cluster_bootstrap`, and p_users
     of the test in which whole clusters exchange the two sides (of the trainings that there are: it knows of no others).
     Returns difference, n, low, high and p_users."""
     values = np.asarray(differences, dtype=float)
     estimate = cluster_bootstrap(values, clusters)
     _, sums = cluster_sums(values.mean(axis=1) if values.ndim > 1 else values, clusters)
-    swap = 1 - 2 * swap_masks(len(sums), permutations=permutations)
+    swap = 1 - 2 * swap_masks(len(sums))
     p = float(permutation_p(sums.sum(), swap @ sums))
     return {"difference": estimate.pop("value"), **estimate, "p_users": p}
 
