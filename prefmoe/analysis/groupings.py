@@ -70,16 +70,25 @@ def breakdowns(benchmark: Benchmark, split: str) -> list[tuple[str, pd.Series, t
         ("facet", frame["concept"], FACETS, ("preference",)),
         ("question", question_groups(frame), QUESTION_GROUPS, ("overall",)),
     ]
+    measured = {
+        "popularity": ("collapse", "recall", "preference"),
+        "pair": ("preference", "collapse"),
+        "told": ("preference", "recall"),
+    }
+    return groupings + [(name, *found, measured[name]) for name, found in annotated_groups(benchmark).items()]
+
+
+def annotated_groups(benchmark: Benchmark) -> dict[str, tuple[pd.Series, tuple[str, ...]]]:
+    """By name, the label of each question (by index) and the labels in their order, of what annotations and profiles
+    tell of a question: popularity, pair, told; those that the benchmark knows."""
+    found = {}
     if benchmark.annotations is not None:
         shown = benchmark.annotations[benchmark.annotations["item"].fillna("") != ""]
-        pairs = shown["seen_pair"].map(dict(enumerate(PAIR_GROUPS)))
-        groupings += [
-            ("popularity", popularity_groups(benchmark), POPULARITY_GROUPS, ("collapse", "recall", "preference")),
-            ("pair", pairs, PAIR_GROUPS, ("preference", "collapse")),
-        ]
+        found["popularity"] = popularity_groups(benchmark), POPULARITY_GROUPS
+        found["pair"] = shown["seen_pair"].map(dict(enumerate(PAIR_GROUPS))), PAIR_GROUPS
     if (told := told_groups(benchmark)) is not None:
-        groupings.append(("told", told, TOLD_GROUPS, ("preference", "recall")))
-    return groupings
+        found["told"] = told, TOLD_GROUPS
+    return found
 
 
 def dataset_statistics(benchmark: Benchmark) -> pd.DataFrame:

@@ -261,21 +261,16 @@ def budget(edition: Edition, protocol: Protocol) -> pd.DataFrame:
     return pd.concat([table, table.sum().to_frame("total").T])
 
 
-def data_edition(edition: Edition, original: Edition, results: str | Path) -> tuple[Edition, Path]:
-    """An edition's name and results folder under which its benchmark is kept. A benchmark like the original edition's
-    is that one; any other is drawn below the protocol's results."""
-    if edition.data == original.data:
-        return edition, Path(results)
-    name = provenance.digest(edition.data.model_dump(mode="json"), 4)
-    folder = Path(results) / original.name / "protocol" / "benchmarks"
-    return edition.model_copy(update={"name": name}), folder
-
-
 def read_benchmark(edition: Edition, original: Edition, results: str | Path) -> Benchmark:
-    """The benchmark of a variant, drawn when it is not there; processes that want the same one wait."""
-    named, folder = data_edition(edition, original, results)
-    with one_at_a_time(folder / named.name):
-        return load_benchmark(named, folder)
+    """The benchmark of a variant, drawn when it is not there; processes that want the same one wait. One like the
+    original edition's is that one; any other is drawn below the protocol's results."""
+    folder = Path(results)
+    if edition.data != original.data:
+        name = provenance.digest(edition.data.model_dump(mode="json"), 4)
+        edition = edition.model_copy(update={"name": name})
+        folder = folder / original.name / "protocol" / "benchmarks"
+    with one_at_a_time(folder / edition.name):
+        return load_benchmark(edition, folder)
 
 
 def run(

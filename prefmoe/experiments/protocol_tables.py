@@ -13,14 +13,7 @@ from prefmoe import metrics
 from prefmoe.analysis import statistics, tables
 from prefmoe.analysis.answers import Answers, type_of
 from prefmoe.analysis.comparisons import compare
-from prefmoe.analysis.groupings import (
-    PAIR_GROUPS,
-    POPULARITY_GROUPS,
-    TOLD_GROUPS,
-    group_sizes,
-    popularity_groups,
-    told_groups,
-)
+from prefmoe.analysis.groupings import PAIR_GROUPS, annotated_groups, group_sizes
 from prefmoe.config import CONFIG_FOLDER, RESULTS, Edition, load_edition
 from prefmoe.config.outputs import made_folder
 from prefmoe.data.benchmark import FACETS, Benchmark
@@ -121,15 +114,9 @@ def own_groups(benchmark: Benchmark) -> pd.Series:
 
 def question_labels(benchmark: Benchmark) -> Labels:
     """What a benchmark's questions are broken down by: who is asked, and, where annotated, about what."""
-    labels: Labels = {"own group": (own_groups(benchmark), OWN_GROUPS)}
-    if benchmark.annotations is not None:
-        shown = benchmark.annotations[benchmark.annotations["item"].fillna("") != ""]
-        pairs = shown["seen_pair"].map(dict(enumerate(PAIR_GROUPS)))
-        labels["item"] = (popularity_groups(benchmark), POPULARITY_GROUPS)
-        labels["pair"] = (pairs, PAIR_GROUPS)
-    if (told := told_groups(benchmark)) is not None:
-        labels["told"] = (told, TOLD_GROUPS)
-    return labels
+    known = annotated_groups(benchmark)
+    names = {"item" if name == "popularity" else name: found for name, found in known.items()}
+    return {"own group": (own_groups(benchmark), OWN_GROUPS), **names}
 
 
 def read_cells(edition: Edition, protocol: Protocol, experiment: str, results: str | Path = RESULTS) -> list[Cell]:
