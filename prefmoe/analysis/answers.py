@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -176,12 +176,14 @@ def finished(
     *,
     optional: Sequence[str] = (),
     kind: type[MethodSettings] = MethodSettings,
-) -> Iterator[tuple[str, str, dict[Path, pd.DataFrame]]]:
+    read: Callable[..., Any] | None = None,
+) -> Iterator[tuple[str, str, dict[Path, Any]]]:
     """Backbone and method of every run of an edition, with the predictions of each seed by the run's folder, in the
     order of the configuration.
 
     Args:
         columns, optional: as of `read_predictions`. kind: only runs of such methods.
+        read: what is read of a run, in the place of its predictions.
 
     Raises TableError, behind the last one, naming every run that is missing, incomplete or damaged.
     """
@@ -194,7 +196,7 @@ def finished(
             folder = run_folder(results, edition.name, backbone, key, seed)
             told = {"edition": edition.name, "backbone": backbone, "method": key, "seed": seed}
             try:
-                frames[folder] = read_predictions(folder, columns, optional=optional, **told)
+                frames[folder] = (read or read_predictions)(folder, columns, optional=optional, **told)
             except RunFileError as error:
                 missing.append(str(error))
         if len(frames) == len(edition.seeds_of(key)):

@@ -7,9 +7,9 @@ from typing import get_args
 import pandas as pd
 
 from prefmoe import metrics
-from prefmoe.analysis.answers import Answers, TableError, type_of
-from prefmoe.config import ControlKind, Edition, run_folder
-from prefmoe.system.run_files import RunFileError, read_controls
+from prefmoe.analysis.answers import Answers, TableError, finished, type_of
+from prefmoe.config import ControlKind, Edition
+from prefmoe.system.run_files import read_controls
 
 CONTROLS_COLUMNS = ("method", "backbone", "control", "metric", "value", "low", "high", "n", "seeds")
 
@@ -26,17 +26,13 @@ def controls_table(edition: Edition, results: str | Path, answers: Sequence[Answ
     """
     plain = {(a.backbone, a.key): a for a in answers if a.split == "test" and a.turns == 0}
     rows = []
-    for backbone, key in edition.runs():
-        method = edition.methods[key]
-        seeds = edition.seeds_of(key)
-        frames = [_read(edition, results, backbone, key, seed) for seed in seeds]
-        asked = {seed: frame is not None for seed, frame in zip(seeds, frames, strict=True)}
-        if not any(asked.values()):
+    for backbone, key, found in finished(edition, results, read=read_controls):
+        method, frames = edition.methods[key], list(found.values())
+        without = [folder for folder, frame in found.items() if frame is None]
+        if len(without) == len(found):
             continue
-        if not all(asked.values()):
-            without = next(seed for seed, found in asked.items() if not found)
-            folder = run_folder(results, edition.name, backbone, key, without)
-            raise TableError(f"{folder}: no answers under controls, which the method's other seeds have")
+        if without:
+            raise TableError(f"{without[0]}: no answers under controls, which the method's other seeds have")
         where = {"backbone": backbone, "key": key, "method": method.label, "type": type_of(method)}
         kinds = [kind for kind in get_args(ControlKind) if (frames[0]["control"] == kind).any()]
         under = {NO_CONTROL: plain[backbone, key]} if (backbone, key) in plain else {}
@@ -48,11 +44,3 @@ def controls_table(edition: Edition, results: str | Path, answers: Sequence[Answ
                 row = {"method": method.label, "backbone": backbone, "control": kind, "metric": metric}
                 rows.append({**row, **estimate, "seeds": entry.seeds})
     return pd.DataFrame(rows, columns=list(CONTROLS_COLUMNS))
-
-
-def _read(edition: Edition, results: str | Path, backbone: str, key: str, seed: int) -> pd.DataFrame | None:
-    folder = run_folder(results, edition.name, backbone, key, seed)
-    try:
-        return read_controls(folder, edition=edition.name, backbone=backbone, method=key, seed=seed)
-    except RunFileError as error:
-        raise TableError(str(error)) from error

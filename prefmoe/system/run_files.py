@@ -128,11 +128,11 @@ def read_predictions(
     return pd.read_parquet(path, columns=[*columns, *(column for column in optional if column in there)])
 
 
-def read_controls(folder: Path, **told: Any) -> pd.DataFrame | None:
+def read_controls(folder: Path, columns: Sequence[str] | None = None, **told: Any) -> pd.DataFrame | None:
     """A finished run's answers under controls (column control); None where it was asked under none. See
     `read_predictions`."""
     there = CONTROLS_FILE in read_story(folder)["files"]
-    return read_predictions(folder, file=CONTROLS_FILE, **told) if there else None
+    return read_predictions(folder, columns, file=CONTROLS_FILE, **told) if there else None
 
 
 def read_losses(folder: Path) -> pd.DataFrame:
