@@ -182,8 +182,7 @@ def summarize(scored: pd.DataFrame, *, resamples: int | None = None) -> dict[str
     leave them out of their n, every other metric counts them as wrong. Without questions value, low and high are NaN,
     and with fewer than two users low and high are.
     """
-    _, numerator, denominator = user_counts([scored])
-    rows = estimates(numerator, denominator, resamples=resamples)
+    rows = estimates(*user_counts([scored]), resamples=resamples)
     unparsed = unparsed_counts(scored)
     return {metric: {**rows[metric], "unparsed": unparsed[metric]} for metric in METRICS}
 
@@ -244,17 +243,12 @@ def question_counts(scored: pd.DataFrame) -> tuple[NDArray, NDArray]:
     return right, counted.astype(float)
 
 
-def user_counts(runs: Sequence[pd.DataFrame]) -> tuple[NDArray, NDArray, NDArray]:
-    """Sums of `question_counts` per user and run (seed). Returns (U,) users of all runs, numerator and denominator,
-    each (U, runs, 5)."""
-    names = np.unique(np.concatenate([run["name"].to_numpy(dtype=object).astype(str) for run in runs]))
-    numerator, denominator = np.zeros((2, len(names), len(runs), len(_COUNTED)))
-    for position, run in enumerate(runs):
-        right, counted = question_counts(run)
-        users, sums = statistics.cluster_sums(np.stack([right, counted], axis=-1), run["name"].to_numpy())
-        rows = np.searchsorted(names, users)
-        numerator[rows, position], denominator[rows, position] = sums[..., 0], sums[..., 1]
-    return names, numerator, denominator
+def user_counts(runs: Sequence[pd.DataFrame]) -> tuple[NDArray, NDArray]:
+    """Sums of `question_counts` per user and run (seed), of runs with the same questions in the same order. Returns
+    numerator and denominator, each (U, runs, 5)."""
+    counts = np.stack([np.stack(question_counts(run), axis=-1) for run in runs], axis=1)  # (N, runs, 5, 2)
+    _, sums = statistics.cluster_sums(counts, runs[0]["name"])
+    return sums[..., 0], sums[..., 1]
 
 
 def with_sensitivity(shares: NDArray) -> NDArray:

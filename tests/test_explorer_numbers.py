@@ -181,7 +181,7 @@ def test_collapse_recall_and_auc_are_those_of_python_at_every_threshold(visit):
                 literal = np.where(likes ^ metrics.inverted(frame), "yes", "no")
                 yes_no = frame["l2-category"] != "inconsistency"
                 said.append(metrics.score(frame.assign(prediction=np.where(yes_no, literal, frame["prediction"]))))
-            expected = metrics.estimates(*metrics.user_counts(said)[1:], resamples=2)
+            expected = metrics.estimates(*metrics.user_counts(said), resamples=2)
             for name in ("collapse", "recall", "sensitivity"):
                 assert point[name] == pytest.approx(expected[name]["value"], abs=1e-9), (one["label"], threshold, name)
 
@@ -200,7 +200,7 @@ def test_resampled_measures_are_those_of_python_for_the_same_draws(visit):
     frames = [answers.scored("PrefMoE", seed) for seed in answers.methods()["PrefMoE"]]
     won, fought = pairs.duels(frames)["auc_same"].by_user
     expected = [[np.mean([c @ one @ c / (c @ fought @ c) for one in won]) for c in counts]]
-    _, numerator, denominator = metrics.user_counts([f.assign(prediction=f["pred"]) for f in frames])
+    numerator, denominator = metrics.user_counts([f.assign(prediction=f["pred"]) for f in frames])
     shares = statistics.ratio(np.tensordot(counts, numerator, 1), np.tensordot(counts, denominator, 1)).mean(1)
     expected += [shares[:, metrics.METRICS.index(name)].tolist() for name in ("recall", "collapse")]
     np.testing.assert_allclose(found, expected, atol=1e-9)

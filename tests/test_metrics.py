@@ -278,5 +278,5 @@ def test_bucket_edges(size, bucket):
 def test_seeds_are_averaged_after_the_ratio():
     first = metrics.score(pd.DataFrame([question(prediction="yes"), question(name="dan", prediction="no")]))
     second = metrics.score(pd.DataFrame([question(prediction="yes"), question(name="dan", prediction="hm")]))
-    _, numerator, denominator = metrics.user_counts([first, second])
-    assert metrics.estimates(numerator, denominator)["collapse"]["value"] == pytest.approx((1 / 2 + 1 / 1) / 2)
+    counts = metrics.user_counts([first, second])
+    assert metrics.estimates(*counts)["collapse"]["value"] == pytest.approx((1 / 2 + 1 / 1) / 2)

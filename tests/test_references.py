@@ -58,8 +58,7 @@ def test_chance_is_the_exact_expectation(benchmark):
     copies = [metrics.score(copy) for copy in chance(test)]
     expected = np.array([1 / 2] * 6 + [1 / 3, 1 / 4, 1 / 4] + [1 / 2])
     assert np.mean([copy["hit"] for copy in copies], axis=0) == pytest.approx(expected)
-    _, numerator, denominator = metrics.user_counts(copies)
-    estimates = metrics.estimates(numerator, denominator)
+    estimates = metrics.estimates(*metrics.user_counts(copies))
     values = [estimates[metric]["value"] for metric in ("collapse", "recall", "sensitivity")]
     assert values == pytest.approx([0.5, 0.5, 0])
 

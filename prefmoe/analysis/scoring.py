@@ -173,7 +173,7 @@ def measures(scored: pd.DataFrame, *, holders: bool = True, resamples: int | Non
         for measure, row in metrics.summarize(scored, resamples=resamples).items()
         if holders or measure in ("overall", "preference", "profile")
     ]
-    asked_about = (metrics.user_counts([scored])[2] > 0).sum(axis=(0, 1))  # users behind each share
+    asked_about = (metrics.user_counts([scored])[1] > 0).sum(axis=(0, 1))  # users behind each share
     users = dict(zip(metrics.METRICS, asked_about, strict=False))
     users["sensitivity"] = min(users["recall"], users["collapse"])
     rows = [row if users[row["measure"]] > 1 else row | {"low": np.nan, "high": np.nan} for row in rows]
