@@ -109,11 +109,6 @@ class Comparison:
         return REPRODUCED if (self.cells["state"] == EQUAL).all() else WITHIN
 
 
-def committed_editions(figures: str | Path = FIGURES) -> list[str]:
-    """Editions whose tables are committed."""
-    return sorted(path.parent.name for path in Path(figures).glob("*/table1.csv"))
-
-
 def compare_edition(edition: str, *, made: Path | None = None, committed: Path | None = None) -> Comparison:
     """`compare` for an edition: its folder under results/ with its folder under figures/, or two others. Raises
     ReproductionError if either has no tables, and as `compare`; ConfigError if there is no such edition."""
@@ -122,7 +117,7 @@ def compare_edition(edition: str, *, made: Path | None = None, committed: Path |
     labels = {m.components: m.label for m in methods.values() if isinstance(m, PrefMoEMethod)}
     made, committed = made or made_folder(settings.name), committed or committed_folder(settings.name)
     if not (committed / "table1.csv").is_file():
-        known = ", ".join(committed_editions()) or "none"
+        known = ", ".join(sorted(path.parent.name for path in FIGURES.glob("*/table1.csv"))) or "none"
         raise ReproductionError(
             f"there are no tables in {committed} to compare edition {settings.name!r} with (committed: {known})"
         )

@@ -198,7 +198,7 @@ def training_memory(
 
 
 def evaluation_memory(
-    method: Method, shape: Shape, *, users: int, tokens: int, width: int = 2, four_bit: bool = False
+    method: Method, shape: Shape, *, users: int, tokens: int, width: int, four_bit: bool
 ) -> Memory:
     """Memory of answering prompts of ``tokens`` tokens in all: weights, key-value cache, and one layer's states."""
     whole = method.table_type == "FFT"
@@ -251,20 +251,12 @@ def needs(edition: Edition, backbone: str, method_name: str) -> Needs:
         users, questions = _users_and_questions(edition)
         asked = edition.evaluation.batch_size * prompt_tokens(method, shape, max(edition.evaluation.turns))
         learned = training.batch_size * length
-    answering = evaluation_memory(method, shape, users=users, tokens=asked, width=width, four_bit=four_bit)
-    learning = Memory(0, 0, 0, 0)
+    weights, again = {"users": users, "width": width, "four_bit": four_bit}, training.gradient_checkpointing
+    answering, learning = evaluation_memory(method, shape, tokens=asked, **weights), Memory(0, 0, 0, 0)
     if method.table_type != "NT":
-        learning = training_memory(
-            method,
-            shape,
-            users=users,
-            tokens=learned,
-            width=width,
-            four_bit=four_bit,
-            checkpointing=training.gradient_checkpointing,
-        )
+        learning = training_memory(method, shape, tokens=learned, checkpointing=again, **weights)
         if read is not None and learns_to_see(method):
-            pictures = tower_activations(shape, read.learned_pictures, checkpointing=training.gradient_checkpointing)
+            pictures = tower_activations(shape, read.learned_pictures, checkpointing=again)
             learning = replace(learning, activations=learning.activations + pictures)
     most = FRAGMENTATION * max(learning.total, answering.total)
     usable = settings.gpu_gigabytes * GIGABYTE - WORKSPACE
