@@ -7,7 +7,8 @@ import pytest
 from choice_worlds import TINY
 from tiny_benchmark import make_picture
 
-from prefmoe.config import ChoiceFolderData, ChoicesData, load_edition
+from prefmoe.config import ChoicesData, load_edition
+from prefmoe.config.benchmarks import ChoiceFolderData
 from prefmoe.data import choice_folder
 from prefmoe.data.choice_folder import COLUMNS
 from prefmoe.data.rows import MMPBError

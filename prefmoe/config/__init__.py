@@ -1,8 +1,6 @@
 """What a person may set: editions, the registry of backbones, where results lie (without torch)."""
 
 from prefmoe.config.benchmarks import (
-    ChoiceFolderData,
-    Choices,
     ChoicesData,
     MiniatureData,
     MMPBData,
@@ -30,10 +28,8 @@ from prefmoe.config.edition import (
     ControlKind,
     Edition,
     Evaluation,
-    Hardware,
     Histories,
     Methods,
-    Split,
     TooLong,
     Training,
     Turns,
@@ -52,12 +48,11 @@ from prefmoe.config.generation import (
     WrongUserMethod,
 )
 from prefmoe.config.injection import InjectedMethod
-from prefmoe.config.method_settings import KINDS, Label, Method, MethodSettings, is_trained
+from prefmoe.config.method_settings import KINDS, Method, MethodSettings, is_trained
 from prefmoe.config.methods import (
     COMPONENTS,
     FullFineTuningMethod,
     LoRAMethod,
-    Losses,
     LOVA3Method,
     NonTunedMethod,
     PrefMoEMethod,
