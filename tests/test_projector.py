@@ -18,6 +18,7 @@ from prefmoe.backbones.conversations import encode
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.smollm2_lite import AssemblyError
 from prefmoe.data.drawing import ATTRIBUTES, ITEM_FACET
+from prefmoe.system.files import write_json
 
 
 def test_places_of_a_drawing_are_named_by_what_is_drawn_there() -> None:
@@ -45,7 +46,7 @@ def lite_folder(tmp_path_factory) -> Path:
     words = " ".join([f"{lesson.question} {lesson.answer}" for lesson in lessons])
     words += " ".join(word for column in projector.COLUMNS for word in column)
     folder = save_tiny("llava_lite", tmp_path_factory.mktemp("lite") / "model", words=words)
-    smollm2_lite.write_card(folder, {"language_model": "tiny", "vision_tower": "tiny", "projector": "random"})
+    write_json(folder / smollm2_lite.CARD, {"language_model": "tiny", "vision_tower": "tiny", "projector": "random"})
     return folder
 
 

@@ -20,6 +20,7 @@ from prefmoe.backbones.conversations import encode
 from prefmoe.backbones.loading import load_backbone
 from prefmoe.backbones.smollm2_lite import AssemblyError
 from prefmoe.data.prompts import message
+from prefmoe.system.files import write_json
 
 RECIPE = {
     "drawings": {"items": 60, "quarters": 3, "people": 0},
@@ -33,7 +34,7 @@ RECIPE = {
 def lite_folder(tmp_path_factory) -> Path:
     """A tiny model of the small edition's class that knows the words of conversations, with a card."""
     folder = save_tiny("llava_lite", tmp_path_factory.mktemp("lite") / "model", words=" ".join(vocabulary()))
-    smollm2_lite.write_card(folder, {"language_model": "tiny", "vision_tower": "tiny", "projector": "random"})
+    write_json(folder / smollm2_lite.CARD, {"language_model": "tiny", "vision_tower": "tiny", "projector": "random"})
     return folder
 
 

@@ -143,7 +143,7 @@ def fetch(
             "reading": f"sha256 {sha256(READING)}" if reading else None,
             "sha256": {name: sha256(path) for name, path in loaded_files(model).items()},
         }
-        write_card(model, card)
+        write_json(model / CARD, card)
         os.replace(model, folder)
         shutil.rmtree(work)
     return folder
@@ -160,11 +160,6 @@ def _check_finished(folder: Path) -> None:
 def read_card(folder: Path) -> dict[str, Any]:
     """What a folder was made of. Raises FileError if the card is none."""
     return read_json(folder / CARD, "the card of a finished folder")
-
-
-def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """Writes it, under a temporary name first."""
-    write_json(folder / CARD, dict(card))
 
 
 # --- sources ------------------------------------------------------------------------------------------------------

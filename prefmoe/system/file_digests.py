@@ -83,7 +83,5 @@ class FileDigests:
 
     def _save(self) -> None:
         self._known = {path: entry for path, entry in self._known.items() if os.path.exists(path)}
-        try:
+        with suppress(OSError):  # a folder that cannot be written to: everything is read again next time
             write_json(self.memory, self._known)
-        except OSError:
-            pass  # a folder that cannot be written to: everything is read again next time

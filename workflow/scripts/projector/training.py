@@ -61,7 +61,7 @@ def note(folder: Path, part: str, card: dict[str, Any]) -> None:
     """Writes into a model folder's card how a part was made, and the digest of the weights that hold it now."""
     origin = smollm2_lite.read_card(folder)
     digests = {**origin.get("sha256", {}), WEIGHTS: smollm2_lite.sha256(folder / WEIGHTS)}
-    smollm2_lite.write_card(folder, {**origin, part: card, "sha256": digests})
+    write_json(folder / smollm2_lite.CARD, {**origin, part: card, "sha256": digests})
 
 
 def ship_part(tensors: dict[str, Tensor], card: dict[str, Any], path: Path) -> Path:
