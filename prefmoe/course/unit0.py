@@ -34,16 +34,12 @@ def guess(answer: Any) -> None:
 
 def both_right(answer: Any) -> None:
     """How many methods are right about both."""
-    expected = _right_about_both()
+    yes = _yes()
+    expected = int((yes.loc[chosen().likes] & ~yes.loc[chosen().other]).sum())
     value = checking.number(answer, "both_right", "a number of methods")
     hint = f"Right about both: above .5 for {chosen().likes}, who likes {chosen().item}, and not for {chosen().other}."
     checking.close(value, expected, "both_right", hint)
     checking.right(f"{expected} of {len(answers.methods())} methods tell these two apart by what they answer.")
-
-
-def _right_about_both() -> int:
-    yes = _yes()
-    return int((yes.loc[chosen().likes] & ~yes.loc[chosen().other]).sum())
 
 
 def alike(answer: Any) -> None:
