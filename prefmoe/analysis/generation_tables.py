@@ -21,9 +21,6 @@ PAIRED_PROBE_COLUMNS = (
     "layer", "task", "rater", "baseline", "difference", "low", "high", "n", "p_users", "p_users_holm"
 )  # fmt: skip
 
-LENGTH_COLUMNS = ("condition", "n_ref", *drawings.TABLE1_COLUMNS[1:])
-SCALE_COLUMNS = ("condition", "scale", *drawings.TABLE1_COLUMNS[1:])
-
 
 def build(edition: Edition, benchmark: ChoiceBenchmark, *, results: str | Path = RESULTS) -> dict[str, Path]:
     """Reads all runs of an edition that draws and writes its tables to ``<results>/<edition>/figures/``.
@@ -87,7 +84,7 @@ def _by_setting(
         for value in values if len(values) > 1 else ():
             at = one.at(**{**usual, varied: value})
             rows += [{**row, varied: value} for row in drawings.measure_rows(at, benchmark, reference)]
-    return pd.DataFrame(rows, columns=list(LENGTH_COLUMNS if varied == "n_ref" else SCALE_COLUMNS))
+    return pd.DataFrame(rows, columns=["condition", varied, *drawings.TABLE1_COLUMNS[1:]])
 
 
 def probe_table(edition: Edition, results: str | Path) -> pd.DataFrame:

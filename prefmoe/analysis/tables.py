@@ -160,37 +160,29 @@ def turns_table(answers: Sequence[Answers]) -> pd.DataFrame:
 
 def calibration_table(answers: Sequence[Answers]) -> pd.DataFrame:
     """Expected calibration error of every method whose probabilities are known (`probabilities.calibration`)."""
-    rows = [
-        {
-            **entry.where(),
-            "metric": metric,
-            **probabilities.calibration([(p[inside], r[inside]) for p, r in entry.confidences], entry.users[inside]),
-            "seeds": entry.seeds,
-        }
-        for entry, metric, inside in _with_probabilities(answers)
-    ]
+    rows = [where | probabilities.calibration(known, users) for where, known, users in _with_probabilities(answers)]
     return pd.DataFrame(rows, columns=list(CALIBRATION_COLUMNS))
 
 
 def reliability_table(answers: Sequence[Answers]) -> pd.DataFrame:
     """Accuracy within bins of confidence, a row per bin; n counts the answers of all seeds."""
     rows = [
-        {**entry.where(), "metric": metric, **row, "seeds": entry.seeds}
-        for entry, metric, inside in _with_probabilities(answers)
-        for row in probabilities.reliability(
-            [(p[inside], r[inside]) for p, r in entry.confidences], entry.users[inside]
-        )
+        where | row
+        for where, known, users in _with_probabilities(answers)
+        for row in probabilities.reliability(known, users)
     ]
     return pd.DataFrame(rows, columns=list(RELIABILITY_COLUMNS))
 
 
-def _with_probabilities(answers: Sequence[Answers]) -> Iterable[tuple[Answers, str, NDArray]]:
+def _with_probabilities(answers: Sequence[Answers]) -> Iterable[tuple[dict, probabilities.Answered, NDArray]]:
+    """Whose answers to a metric's questions they are, their confidences, and the users who were asked about."""
     for entry in answers:
         if entry.type != REFERENCE:
             for metric, categories in CATEGORIES.items():
                 inside = entry.frames[0]["category"].isin(categories).to_numpy()
                 if inside.any():
-                    yield entry, metric, inside
+                    where = {**entry.where(), "metric": metric, "seeds": entry.seeds}
+                    yield where, [(p[inside], r[inside]) for p, r in entry.confidences], entry.users[inside]
 
 
 def unparsed_table(answers: Sequence[Answers]) -> pd.DataFrame:
