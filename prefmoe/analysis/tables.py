@@ -30,31 +30,25 @@ TABLE1_COLUMNS = ("method", "type", "backbone", "turns", "metric", "value", "low
 
 TABLE2_COLUMNS = ("components", "turns", "metric", "value", "low", "high", "n", "seeds", "information")
 
-SEEDS_COLUMNS = (
-    "method", "type", "backbone", "turns", "metric", "value", "sd", "minimum", "maximum", "seeds", "unparsed"
-)  # fmt: skip
+WHERE = ("method", "type", "backbone", "turns")
+"""Columns that say whose values a row holds, first in most tables."""
 
-BREAKDOWN_COLUMNS = (
-    "method", "type", "backbone", "turns", "metric", "grouping", "group", "value", "low", "high", "n", "seeds"
-)  # fmt: skip
+ESTIMATE = ("value", "low", "high", "n", "seeds")
+"""Columns of a mean over seeds with its interval, last in many."""
 
-CALIBRATION_COLUMNS = (
-    "method", "type", "backbone", "turns", "metric", "value", "low", "high", "floor", "confidence", "accuracy", "n",
-    "seeds",
-)  # fmt: skip
+SEEDS_COLUMNS = (*WHERE, "metric", "value", "sd", "minimum", "maximum", "seeds", "unparsed")
 
-RELIABILITY_COLUMNS = (
-    "method", "type", "backbone", "turns", "metric", "bin_low", "bin_high", "confidence", "value", "low", "high", "n",
-    "seeds",
-)  # fmt: skip
+BREAKDOWN_COLUMNS = (*WHERE, "metric", "grouping", "group", *ESTIMATE)
 
-UNPARSED_COLUMNS = (
-    "method", "type", "backbone", "turns", "group", "value", "low", "high", "allowed_mass", "n", "seeds"
-)  # fmt: skip
+CALIBRATION_COLUMNS = (*WHERE, "metric", "value", "low", "high", "floor", "confidence", "accuracy", "n", "seeds")
 
-SHORTENED_COLUMNS = ("method", "type", "backbone", "turns", "questions", "shortened", "exchanges_left_out")
+RELIABILITY_COLUMNS = (*WHERE, "metric", "bin_low", "bin_high", "confidence", *ESTIMATE)
 
-SEPARATION_COLUMNS = ("method", "type", "backbone", "turns", "measure", "value", "low", "high", "n", "seeds")
+UNPARSED_COLUMNS = (*WHERE, "group", "value", "low", "high", "allowed_mass", "n", "seeds")
+
+SHORTENED_COLUMNS = (*WHERE, "questions", "shortened", "exchanges_left_out")
+
+SEPARATION_COLUMNS = (*WHERE, "measure", *ESTIMATE)
 
 TURNS_COLUMNS = (*TABLE1_COLUMNS, "change", "change_low", "change_high")
 
