@@ -53,6 +53,13 @@ def chromium() -> Iterator:
             browser.close()
 
 
+def patient_page(browser, **options: object):
+    """A new page that waits long enough for a machine which others use, too; ``options``: of Playwright's new_page."""
+    page = browser.new_page(**options)
+    page.set_default_timeout(PATIENCE)
+    return page
+
+
 class Visit:
     """A page that was opened, with what it asked for and what went wrong in it.
 
@@ -64,8 +71,7 @@ class Visit:
         self, browser, address: str, *, width: int = 1200, touch: bool = False, script: str = "", page=None
     ) -> None:
         """``page``: one that another visit has left; a new one costs the browser more than the page itself."""
-        self.page = page or browser.new_page(viewport={"width": width, "height": 800}, has_touch=touch)
-        self.page.set_default_timeout(PATIENCE)
+        self.page = page or patient_page(browser, viewport={"width": width, "height": 800}, has_touch=touch)
         self.requests: list[str] = []
         self.errors: list[str] = []
         self.heard = {

@@ -15,7 +15,7 @@ import pytest
 import site_zip
 import warm_python
 import yaml
-from explorer_browser import PATIENCE, chromium
+from explorer_browser import chromium, patient_page
 from site_book import NEEDED, assemble, sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,7 +188,7 @@ def test_no_page_scrolls_sideways_on_a_phone(book, pages, tmp_path):
     assert len(shown) > 60 and {book / "index.html", book / "notebooks/07_main_table.html"} < set(shown)
     found = {}
     with chromium() as browser:
-        page = browser.new_page(viewport=PHONE)
+        page = patient_page(browser, viewport=PHONE)
         for path in (wide, apart, *shown):
             page.goto(path.as_uri())
             found[path] = page.evaluate(WIDER)
@@ -199,7 +199,7 @@ def test_no_page_scrolls_sideways_on_a_phone(book, pages, tmp_path):
 def test_figures_have_the_room_of_a_wide_screen_and_lines_of_text_stay_short(book):
     widest = "parts => Math.max(...[...document.querySelectorAll(parts)].map((part) => part.clientWidth))"
     with chromium() as browser:
-        page = browser.new_page(viewport={"width": 1920, "height": 1000})
+        page = patient_page(browser, viewport={"width": 1920, "height": 1000})
         page.goto((book / "notebooks/07_main_table.html").as_uri())
         figure, text = (page.evaluate(widest, parts) for parts in (".cell_output img", ".bd-article section > p"))
     assert figure > 1000 and text < 800
@@ -208,7 +208,7 @@ def test_figures_have_the_room_of_a_wide_screen_and_lines_of_text_stay_short(boo
 @pytest.mark.parametrize(("place", "cell"), [("docs/results.html", "td"), ("notebooks/07_main_table.html", "th")])
 def test_a_wide_table_says_that_it_goes_on_and_keeps_the_names_of_its_rows_while_it_is_scrolled(book, place, cell):
     with chromium() as browser:
-        page = browser.new_page(viewport=LAPTOP)
+        page = patient_page(browser, viewport=LAPTOP)
         page.goto((book / place).as_uri())
         hint = page.locator("p.scroll-hint:visible").first
         table = page.locator("p.scroll-hint:visible + *").first
@@ -224,7 +224,7 @@ def test_a_wide_table_says_that_it_goes_on_and_keeps_the_names_of_its_rows_while
 
 def test_whether_users_are_told_apart_is_seen_without_scrolling_and_hardware_comes_last(book):
     with chromium() as browser:
-        page = browser.new_page(viewport=LAPTOP)
+        page = patient_page(browser, viewport=LAPTOP)
         page.goto((book / "docs/results.html").as_uri())
         hidden = page.evaluate(
             """() => [...document.querySelectorAll("th")].filter((th) => th.innerText === "auc_same").map((head) => {
@@ -245,8 +245,8 @@ def test_axe_finds_nothing_serious_on_a_page_of_every_kind(book):
     found = {}
     with chromium() as browser:
         for name in shown:
-            page = browser.new_page(viewport=LAPTOP)
-            page.goto((book / f"{name}.html").as_uri(), timeout=PATIENCE)
+            page = patient_page(browser, viewport=LAPTOP)
+            page.goto((book / f"{name}.html").as_uri())
             page.add_script_tag(path=modules / "axe-core/axe.min.js")
             for rule in page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]:
                 if rule["impact"] in ("serious", "critical"):
