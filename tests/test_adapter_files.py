@@ -153,6 +153,17 @@ def test_settings_of_larger_tensors_than_the_file_has_are_refused_before_room_is
                 Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
 
 
+def test_more_counterfactual_users_than_anybody_draws_are_refused_before_any_is_drawn(
+    copied, tiny_backbone, tiny_benchmark, monkeypatch
+):
+    path = copied / CONFIG_FILE
+    content = json.loads(path.read_text())
+    monkeypatch.setattr("prefmoe.data.counterfactual.generate", None)
+    path.write_text(json.dumps(content | {"method": content["method"] | {"counterfactual_users": 10**9}}))
+    with pytest.raises(MethodError, match=f"{CONFIG_FILE}: (.|\\n)*counterfactual_users: .*less than or equal to 100000"):
+        Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
+
+
 def test_truths_that_are_numbers_are_refused_by_name(copied, tiny_backbone, tiny_benchmark):
     tensors = load_file(copied / WEIGHTS_FILE)
     tensors["user_state.known"] = tensors["user_state.known"].long() - 5

@@ -87,21 +87,21 @@ def mean_of_seeds(count: int) -> str:
     return "one seed" if count == 1 else f"mean of {counted(count, 'seed')}"
 
 
-def verdicts(comparisons: pd.DataFrame, *, alpha: float = 0.05) -> pd.DataFrame:
+def verdicts(comparisons: pd.DataFrame) -> pd.DataFrame:
     """What the paired tests of comparisons.csv allow to say, in words.
 
     Returns one line per backbone, method and baseline, a column per metric: the method is "better" or "worse" than the
     baseline where they are `told_apart`, else "not told apart"; "–" where there is nothing to test.
     """
-    words = verdict_words(comparisons, told_apart(comparisons, alpha=alpha))
+    words = verdict_words(comparisons, told_apart(comparisons))
     words = np.where(comparisons["p_users_holm"].isna(), "–", words)
     return verdict_grid(comparisons, words, ["backbone", "method", "baseline"])
 
 
-def told_apart(comparisons: pd.DataFrame | pd.Series, *, alpha: float = 0.05) -> pd.Series | bool:
-    """(N,), or of one row, whether both say so: the corrected p of the permutation test over users, and the interval,
-    without 0."""
-    return without_zero(comparisons) & (comparisons["p_users_holm"] < alpha)
+def told_apart(comparisons: pd.DataFrame | pd.Series) -> pd.Series | bool:
+    """(N,), or of one row, whether both say so: the corrected p of the permutation test over users, below .05, and the
+    interval, without 0."""
+    return without_zero(comparisons) & (comparisons["p_users_holm"] < 0.05)
 
 
 def without_zero(differences: pd.DataFrame | pd.Series) -> pd.Series | bool:

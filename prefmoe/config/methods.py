@@ -181,7 +181,7 @@ class PrefMoEMethod(MethodSettings):
     user_updates: Literal["dense", "sparse"] = Field(
         "dense", description="AdamW over all users, or SparseAdam over those of the batch: time independent of users"
     )
-    counterfactual_users: int = Field(20, ge=0, description="how many are drawn; 0 for none")
+    counterfactual_users: int = Field(20, ge=0, le=100_000, description="how many are drawn; 0 for none")
     counterfactual_source: Literal["drawn", "file"] = Field(
         "drawn", description="or those of the benchmark's pseudo_users.csv (published), however many they are"
     )
