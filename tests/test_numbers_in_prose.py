@@ -42,7 +42,7 @@ ABOUT = {
         "The small edition": ("small",),
     },
     "docs/small.md": {"": ("small",)},
-    "README.md": {"": ("mini", "preference-mini", "generation-mini")},
+    "README.md": {"": ("mini", "preference-mini", "generation-mini", "published-mini")},
 }
 """Page -> heading -> the folders of figures/ whose tables are meant there; "" of sections that are not named. With all
 tables for every sentence, a number that was mistyped is found in one of them too often."""
