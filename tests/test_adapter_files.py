@@ -160,7 +160,8 @@ def test_more_counterfactual_users_than_anybody_draws_are_refused_before_any_is_
     content = json.loads(path.read_text())
     monkeypatch.setattr("prefmoe.data.counterfactual.generate", None)
     path.write_text(json.dumps(content | {"method": content["method"] | {"counterfactual_users": 10**9}}))
-    with pytest.raises(MethodError, match=f"{CONFIG_FILE}: (.|\\n)*counterfactual_users: .*less than or equal to 100000"):
+    message = f"{CONFIG_FILE}: (.|\\n)*counterfactual_users: .*less than or equal to 100000"
+    with pytest.raises(MethodError, match=message):
         Method.from_pretrained(copied, tiny_backbone(), tiny_benchmark)
 
 
