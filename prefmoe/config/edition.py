@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -386,7 +387,12 @@ def claim_results(edition: Edition, results: str | Path) -> None:
 
 
 def run_folder(results: str | Path, edition: str, backbone: str, method: str, seed: int) -> Path:
-    """Where a run of an edition is, or will be: <results>/<edition>/runs/<backbone>/<method>/seed<k>."""
+    """Where a run of an edition is, or will be: <results>/<edition>/runs/<backbone>/<method>/seed<k>.
+
+    Raises ConfigError for a seed that is no whole number from 0: "0" would take the place of 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ConfigError(f"seed: expected a whole number from 0, found {seed!r:.80}")
     return Path(results) / edition / "runs" / backbone / method / f"seed{seed}"
 
 

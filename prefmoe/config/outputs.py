@@ -4,7 +4,7 @@ import os
 import warnings
 from pathlib import Path
 
-from prefmoe.config import FIGURES, RESULTS
+from prefmoe.config import FIGURES, RESULTS, load_edition
 
 NOTEBOOK_FIGURES = "PREFMOE_FIGURES"
 """Environment variable by which the runner tells a notebook where its figures go."""
@@ -45,8 +45,9 @@ def figures_folder(edition: str) -> Path:
     """Where the running notebook saves what it draws: the edition's folder if the workflow runs it.
 
     One that is run by hand, perhaps with parameters of its own, has a folder of its own, so that it never takes the
-    place of a figure that the edition's settings made.
+    place of a figure that the edition's settings made. Raises ConfigError as `load_edition`.
     """
+    edition = load_edition(edition).name
     return Path(os.environ.get(NOTEBOOK_FIGURES) or RESULTS / edition / "by_hand")
 
 
@@ -54,8 +55,9 @@ def tables_folder(edition: str, part: str = "") -> Path:
     """Where to read an edition's tables: this machine's if it has made them, or else, with a warning, the committed.
 
     ``part``: a key of `PARTS`. Tables of one part never come from both places. Raises OutputError if there are none in
-    either place.
+    either place; ConfigError as `load_edition`.
     """
+    edition = load_edition(edition).name
     made, committed = made_folder(edition, RESULTS) / part, committed_folder(edition, FIGURES) / part
     if (made / PARTS[part]).is_file():
         return made

@@ -69,8 +69,15 @@ def answers(edition: Edition, backbone_name: str, method_name: str, split: str =
 
     Runs on a miniature backbone that are absent, or older than their settings, are made first.
 
-    Raises InspectionError if a run of a large backbone is absent.
+    Raises InspectionError if the edition does not ask that split after so many turns, or a run of a large backbone is
+    absent.
     """
+    asked = edition.evaluation.asked
+    if (split, turns) not in [(name, after) for name in asked for after in asked[name]]:
+        known = "; ".join(f"{name} after {', '.join(map(str, after))}" for name, after in asked.items())
+        raise InspectionError(
+            f"split {split!r:.80} after {turns!r:.80} turns of small talk: edition {edition.name!r} asks {known}"
+        )
     frames = []
     for seed in edition.seeds_of(method_name):
         folder = _run(edition, backbone_name, method_name, seed, results)

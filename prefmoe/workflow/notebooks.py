@@ -10,10 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prefmoe.config import RESULTS, ROOT
+from prefmoe.config import RESULTS, ROOT, ConfigError
 from prefmoe.config.outputs import made_folder
 from prefmoe.system.files import require_place, whole_file
 from prefmoe.workflow.kernel_runner import KERNELSPEC, run_in_kernel
+from prefmoe.workflow.parameters import ParameterError, check
 
 # Where this package is installed, nbformat's validator builds a grammar of internationalised addresses when it is
 # imported: two seconds for every notebook, of which none has such a field.
@@ -51,7 +52,8 @@ def execute(
         parameters: values for names that the cell tagged "parameters" assigns.
         threads: CPU threads the kernel may use; all when absent.
 
-    Returns ``output``. Raises NotebookError for an unreadable notebook, an unknown parameter, no threads, an output in
+    Returns ``output``. Raises NotebookError for an unreadable notebook, an unknown parameter or a value
+    that it cannot have (`prefmoe.workflow.parameters`), no threads, an output in
     the place of the notebook, a failing cell, or one that never ran because an earlier one left the notebook
     (sys.exit); the cells executed so far are then kept as ``<output>.failed.ipynb``; FileError for an output below what
     is no folder.
@@ -64,6 +66,10 @@ def execute(
     if unknown := [name for name in parameters if name not in known]:
         expected = f"it has {', '.join(known)}" if known else "it has no cell tagged 'parameters'"
         raise NotebookError(f"{notebook}: unknown parameter {', '.join(map(repr, unknown))}; {expected}")
+    try:
+        check(parameters, known)
+    except (ParameterError, ConfigError) as error:
+        raise NotebookError(f"{notebook}: parameter {error}") from error
 
     if threads is not None and threads < 1:
         raise NotebookError(f"threads: expected a number from 1, found {threads}")

@@ -1,0 +1,70 @@
+"""What a notebook's parameters may be: looked at before its kernel starts, and before minutes of work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefmoe.config import Edition, load_edition
+from prefmoe.system.names import did_you_mean
+
+SHAPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+"""Kinds of values that a cell of parameters has, in words."""
+
+
+class ParameterError(ValueError):
+    """A parameter with a value that its notebook cannot use."""
+
+
+def check(given: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Refuses values that a notebook cannot use.
+
+    A value is of the kind that the notebook's own is of; beside a parameter called edition, those called backbone,
+    method, split and turns are something that this edition has, the notebook's own values, too. Other parameters may
+    have any value of their kind.
+
+    Args:
+        given: values by the parameters' names, all of which the notebook has.
+        usual: every parameter's own value.
+
+    Raises ParameterError, in one line that holds the parameter, its value and what was expected; ConfigError for an
+    edition that is unknown or has mistakes.
+    """
+    for name, value in given.items():
+        _check_kind(name, value, usual[name])
+    if "edition" not in usual or not {"edition", "backbone", "method", "split", "turns"} & given.keys():
+        return
+    edition = load_edition(given.get("edition", usual["edition"]))
+    if "edition" in given:
+        own = load_edition(usual["edition"])
+        if _about(own) != _about(edition):
+            raise ParameterError(
+                f"edition: expected one about {_about(own)}, as {own.name!r} is; {edition.name!r} is about "
+                f"{_about(edition)}"
+            )
+    known = {
+        "backbone": edition.backbones,
+        "method": tuple(edition.methods),
+        "split": edition.evaluation.splits,
+        "turns": edition.evaluation.turns,
+    }
+    for name, choices in known.items():
+        value = given.get(name, usual.get(name))
+        if name in usual and value not in choices and not (value is None and usual[name] is None):
+            raise ParameterError(
+                f"{name}: expected one of {', '.join(map(str, choices))}, which edition {edition.name!r} has, found "
+                f"{value!r:.80}{did_you_mean(value, map(str, choices))}"
+            )
+
+
+def _check_kind(name: str, value: Any, usual: Any) -> None:
+    """A whole number may stand for any number, and truths for none; None, a notebook's own value, says nothing."""
+    kinds = {float: (int, float)}.get(type(usual), (type(usual),))
+    if usual is not None and type(value) not in kinds:
+        kind = SHAPES.get(type(usual), f"a {type(usual).__name__}")
+        raise ParameterError(f"{name}: expected {kind}, such as {usual!r}, found {value!r:.80}")
+    if name == "seed" and type(value) is int and not 0 <= value < 2**32:
+        raise ParameterError(f"seed: expected a whole number from 0 to {2**32 - 1}, found {value}")
+
+
+def _about(edition: Edition) -> str:
+    """What an edition's notebooks are about, as workflow/notebooks.yaml says it."""
+    return "pictures" if edition.generation else "choices" if edition.about_choices else "questions"
