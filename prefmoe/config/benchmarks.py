@@ -10,6 +10,15 @@ from prefmoe.config.strict import Strict
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
+MOST_DRAWN = 10_000_000
+"""Questions, choices or pictures of a miniature: more than memory holds is refused before anything is drawn."""
+
+
+def require_size(count: int, things: str) -> None:
+    """Raises ValueError if a miniature would have more than `MOST_DRAWN` of something."""
+    if count > MOST_DRAWN:
+        raise ValueError(f"expected at most {MOST_DRAWN} {things}, found {count}")
+
 
 class MiniatureData(Strict):
     """The embedded miniature benchmark, drawn from a seed."""
@@ -23,6 +32,12 @@ class MiniatureData(Strict):
     test_per_user: int = Field(25, ge=5)
     full_names: bool = Field(False, description="names of two words, of which there are thousands")
     untold: int = Field(0, ge=0, le=6, description="liked items per facet and preference group that no profile tells")
+
+    @model_validator(mode="after")
+    def _of_a_size(self) -> MiniatureData:
+        each = self.train_per_user + self.validation_per_user + self.test_per_user
+        require_size((self.users + self.unseen_users) * each, "questions, users times those of each")
+        return self
 
 
 class MMPBData(Strict):
@@ -54,6 +69,10 @@ class ChoicesData(Strict):
 
     @model_validator(mode="after")
     def _enough_prompts(self) -> ChoicesData:
+        seen = self.train_per_user + self.validation_per_user + self.test_per_user
+        unseen = self.unseen_per_user + self.unseen_references
+        require_size(self.users * seen + self.unseen_users * unseen, "choices, users times those of each")
+        require_size(4 * (self.train_prompts + self.test_prompts), "pictures, four for each prompt")
         if self.train_per_user > self.train_prompts:
             raise ValueError(
                 f"a user chooses once per prompt: train_per_user is more than {self.train_prompts} prompts"

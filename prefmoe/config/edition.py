@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from prefmoe.config.benchmarks import Choices, Data, Seed
 from prefmoe.config.generation import Generation
 from prefmoe.config.method_settings import OWN_FILES, Method, is_trained
+from prefmoe.config.mistakes import mistakes_in
 from prefmoe.config.own_methods import read_own_methods
 from prefmoe.config.strict import ConfigError, Strict
 from prefmoe.system.files import whole_file
@@ -367,7 +367,7 @@ def load_edition(name: Edition | str | Path, *, seeds: str | None = None) -> Edi
             f"{path}: the name {path.stem!r} is taken by {own}, whose results are in results/{path.stem}; give the "
             "file and its setting `name` another one"
         )
-    edition = read_checked(path, Edition, ConfigError, said=lambda error: map(_mistake, error.errors()))
+    edition = read_checked(path, Edition, ConfigError, said=mistakes_in)
     edition._file = None if own.is_file() else path.resolve()
     return edition.with_seeds(seeds or os.environ.get(SEEDS) or None)
 
@@ -394,19 +394,3 @@ def run_folder(results: str | Path, edition: str, backbone: str, method: str, se
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ConfigError(f"seed: expected a whole number from 0, found {seed!r:.80}")
     return Path(results) / edition / "runs" / backbone / method / f"seed{seed}"
-
-
-def _mistake(entry: Mapping[str, Any]) -> str:
-    """One line for one of pydantic's errors; an unknown setting gets the nearest known name beside it."""
-    place = ".".join(map(str, entry["loc"])) or "(file)"
-    if entry["type"] == "extra_forbidden":
-        known = sorted({name for part in _parts(Strict) for name in part.model_fields})
-        near = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
-        return f"{place}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
-    return f"{place}: {entry['msg'].removeprefix('Value error, ')} (got {entry['input']!r:.80})"
-
-
-def _parts(part: type[Strict]) -> Iterator[type[Strict]]:
-    for inner in part.__subclasses__():
-        yield inner
-        yield from _parts(inner)

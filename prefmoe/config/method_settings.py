@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, TypeAdapter
 
 from prefmoe.config.strict import ConfigError, Strict
 from prefmoe.system.names import did_you_mean
@@ -28,7 +28,16 @@ INFORMATION = {
 OF_OTHERS = "mean of other users' tokens"
 """What tokens that are learned from a user's answers are, of whom there are none."""
 
-Label = Annotated[str, Field(min_length=1, description="a method's name in tables and figures")]
+
+def _one_line(label: str) -> str:
+    if not label.isprintable():
+        raise ValueError("expected one line that can be printed")
+    return label
+
+
+Label = Annotated[
+    str, Field(min_length=1, description="a method's name in tables and figures"), AfterValidator(_one_line)
+]
 
 
 class MethodSettings(Strict):
