@@ -210,6 +210,21 @@ def test_tables_are_this_machines_or_all_committed_ones(monkeypatch, clone):
         assert tables_folder("mini") == clone / "figures/mini", "never a mixture of both"
 
 
+def test_tables_that_an_earlier_version_made_are_named_with_what_they_lack(monkeypatch, tmp_path):
+    monkeypatch.setattr(outputs, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(outputs, "FIGURES", tmp_path / "figures")
+    made, committed = tmp_path / "results/mini/figures", tmp_path / "figures/mini"
+    for folder, header in ((made, "method,value,new"), (committed, "method,turns,value")):
+        folder.mkdir(parents=True)
+        (folder / "table1.csv").write_text("method,value\n")
+        (folder / "comparisons.csv").write_text(f"{header}\n")
+    said = "results/mini/figures/comparisons.csv: no column turns, which .*/comparisons.csv has; .*make it again with"
+    with pytest.raises(OutputError, match=said):
+        tables_folder("mini")
+    (made / "comparisons.csv").write_text('"method","value","turns","new"\n')
+    assert tables_folder("mini") == made
+
+
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_no_notebook_knows_where_figures_are_committed(notebook):
     code = "\n".join(cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code")

@@ -1,5 +1,6 @@
 """Where an edition's tables and figures are: made by the workflow, drawn by hand, or committed."""
 
+import csv
 import os
 import warnings
 from pathlib import Path
@@ -55,16 +56,29 @@ def tables_folder(edition: str, part: str = "") -> Path:
     """Where to read an edition's tables: this machine's if it has made them, or else, with a warning, the committed.
 
     ``part``: a key of `PARTS`. Tables of one part never come from both places. Raises OutputError if there are none in
-    either place; ConfigError as `load_edition`.
+    either place, or this machine's lack columns that the committed ones have: an earlier version made them; ConfigError
+    as `load_edition`.
     """
     edition = load_edition(edition).name
     made, committed = made_folder(edition, RESULTS) / part, committed_folder(edition, FIGURES) / part
+    make = f"`snakemake --cores all {part} --config edition={edition}`".replace("  ", " ")
     if (made / PARTS[part]).is_file():
+        for ours in sorted(made.glob("*.csv")):
+            if missing := [name for name in _columns(committed / ours.name) if name not in _columns(ours)]:
+                raise OutputError(
+                    f"{ours}: no column {', '.join(missing)}, which {committed / ours.name} has; an earlier version "
+                    f"made it: make it again with {make}"
+                )
         return made
     if (committed / PARTS[part]).is_file():
         warnings.warn(f"no tables in {made}: this machine has not made them. Reading {committed}", stacklevel=2)
         return committed
-    raise OutputError(
-        f"there are no tables in {made}, nor committed ones in {committed}; make them with "
-        f"`snakemake --cores all {part} --config edition={edition}`".replace("  ", " ")
-    )
+    raise OutputError(f"there are no tables in {made}, nor committed ones in {committed}; make them with {make}")
+
+
+def _columns(table: Path) -> list[str]:
+    """The names in the first row of a CSV file; none if there is no such file. What is no text is left to readers."""
+    if not table.is_file():
+        return []
+    with table.open(encoding="utf-8", errors="replace", newline="") as file:
+        return next(csv.reader(file), [])
