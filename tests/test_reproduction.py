@@ -183,6 +183,8 @@ def test_missing_and_additional_rows_columns_and_tables_are_named(tmp_path, comm
     assert added.verdict == REPRODUCED and added.notes == ["new_table.csv is not committed"]
     with pytest.raises(ReproductionError, match="this machine's table1.csv: two rows for Non-tuned with profile"):
         both(tmp_path / "twice", committed, table1=pd.concat([table, table.head(1)]))
+    with pytest.raises(ReproductionError, match="^this machine's table1.csv: no column metric, which tells its rows"):
+        both(tmp_path / "key", committed, table1=table.drop(columns="metric"))
 
 
 def test_a_blank_equals_a_blank_and_nothing_else(tmp_path, committed):

@@ -248,8 +248,13 @@ def _aligned(name: str, committed: pd.DataFrame, made: pd.DataFrame) -> tuple[pd
     problems += [f"{name}.csv has a column {c} that is not committed" for c in made if c not in committed]
     keys = [key for key in KEYS if key in committed and key in made]
     columns = [c for c in ESTIMATES if c in committed and c in made]
-    for table, where in ((committed, "committed"), (made, "this machine's")):
+    both = ((committed, "committed"), (made, "this machine's"))
+    every = [key for key in KEYS if key in committed or key in made]
+    lacking = [f"{where} {name}.csv: no column {key}" for table, where in both for key in every if key not in table]
+    for table, where in both:
         if columns and table.duplicated(keys).any():
+            if lacking:
+                raise ReproductionError(f"{'; '.join(lacking)}, which tells its rows apart")
             twice = table.loc[table.duplicated(keys), keys].iloc[0]
             raise ReproductionError(f"{where} {name}.csv: two rows for {_text(twice.to_dict())}")
     if not keys:
