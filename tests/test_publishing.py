@@ -314,3 +314,21 @@ def test_tables_of_fewer_seeds_than_the_edition_has_are_not_published(clone):
     with pytest.raises(OutputError, match=r"table1_seeds.csv: .* has 1 of 3 seeds; published are all .*seeds=all"):
         publish.publish("mini", root=clone)
     assert contents(clone) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.drop(columns="seeds"), "no column seeds; make the table again with `prefmoe tables`"),
+        (lambda table: table.drop(columns="method"), "no column method; make"),
+        (lambda table: table.head(0), "no rows; make"),
+        (lambda table: table.assign(method="Old"), "edition 'mini' has no method with the label 'Old'; make"),
+    ],
+)
+def test_a_table_of_seeds_that_an_older_version_left_is_not_published(clone, change, said):
+    made, committed = clone / "results/mini/figures/table1_seeds.csv", clone / "figures/mini/table1.csv"
+    tables.write_csv(change(tables.read_table(FIGURES / "mini/table1_seeds.csv")), made)
+    before = committed.read_bytes()
+    with pytest.raises(OutputError, match=f"table1_seeds.csv: {said}"):
+        publish.publish("mini", root=clone)
+    assert committed.read_bytes() == before

@@ -104,13 +104,20 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
 
 
 def _too_few_seeds(edition: Edition, path: Path) -> str:
-    """What a table says of fewer seeds than the edition has; empty if it says nothing such, or does not exist."""
+    """What a table says of fewer seeds than the edition has; empty if it says nothing such, or does not
+    exist. Raises OutputError if it has no rows, lacks a column or has a row of no method of the edition."""
     if not path.is_file():
         return ""
-    table = tables.read_table(path)
-    counts = table.set_index("condition" if "condition" in table else "method")["seeds"]
+    table, again = tables.read_table(path), "make the table again with `prefmoe tables`"
+    who = "condition" if "condition" in table else "method"
+    if lacking := [column for column in (who, "seeds") if column not in table]:
+        raise OutputError(f"{path}: no column {', '.join(lacking)}; {again}")
+    if table.empty:
+        raise OutputError(f"{path}: no rows; {again}")
     wanted = {method.label: len(edition.seeds_of(key)) for key, method in edition.methods.items()}
-    for label, count in counts.items():
+    for label, count in table.set_index(who)["seeds"].items():
+        if label not in wanted:
+            raise OutputError(f"{path}: edition {edition.name!r} has no method with the label {label!r}; {again}")
         if count < wanted[label]:
             return f"{label} has {count} of {wanted[label]} seeds"
     return ""
