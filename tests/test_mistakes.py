@@ -19,8 +19,12 @@ def _said(tmp_path, change, name: str = "smoke") -> list[str]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c["methods"]["LoRA"].pop("kind"), "methods.LoRA: kind is missing (got {'"),
-        (lambda c: c["data"].pop("kind"), "data: kind is missing (got {'"),
+        (lambda c: c["methods"]["LoRA"].pop("kind"), "methods.LoRA: kind is missing beside "),
+        (lambda c: c["data"].pop("kind"), "data: kind is missing beside seed, "),
+        (
+            lambda c: c["methods"]["FFT"].update(rank=3),
+            "methods.FFT.fft.rank: unknown setting; 'rank' is one of other sections or kinds",
+        ),
         (lambda c: c.pop("seeds"), "seeds: Field required"),
         (lambda c: c.update(backbones="llava-mini"), "backbones: expected a list, such as [a, b] (got 'llava-mini')"),
         (

@@ -26,6 +26,8 @@ GIVEN = [
     ("07", {"edition": None}, "parameter edition: expected a text, such as 'mini', found None"),
     ("07", {"edition": "preference-mini"}, "edition: expected one about questions, as 'mini' is; .*is about choices"),
     ("19", {"edition": "generation-mini"}, "expected one about choices, as 'preference-mini' is; .*about pictures"),
+    ("08", {"edition": "ranking"}, "edition: expected one with table2, its ablation, which 'ranking' has not"),
+    ("28", {"edition": "mini"}, "edition: expected one with methods of kind .*retrieved.*, which 'mini' has not"),
     ("06", {"edition": "ladder"}, "backbone: expected one of .*which edition 'ladder' has, found 'llava-mini'"),
 ]
 

@@ -332,3 +332,20 @@ def test_a_table_of_seeds_that_an_older_version_left_is_not_published(clone, cha
     with pytest.raises(OutputError, match=f"table1_seeds.csv: {said}"):
         publish.publish("mini", root=clone)
     assert committed.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.drop(columns="value"), "value"),
+        (lambda table: table.drop(columns="turns"), "turns"),
+        (lambda table: table.head(0), "table"),
+    ],
+)
+def test_tables_that_pages_cannot_show_are_refused_before_any_file_is_changed(clone, change, said):
+    made = clone / "results/mini/figures/table1.csv"
+    tables.write_csv(change(tables.read_table(made)), made)
+    before = contents(clone)
+    with pytest.raises(OutputError, match=f"results/mini/figures: the pages' tables cannot be made of these: .*{said}"):
+        publish.publish("mini", root=clone)
+    assert contents(clone) == before

@@ -24,17 +24,21 @@ def _mistake(entry: Mapping[str, Any]) -> str:
     match entry["type"]:
         case "extra_forbidden":
             known = sorted({name for part in _parts(Strict) for name in part.model_fields})
-            near = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
+            name = str(entry["loc"][-1])
+            if name in known:
+                return f"{place}: unknown setting; {name!r} is one of other sections or kinds"
+            near = difflib.get_close_matches(name, known, n=1)
             return f"{place}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
         case "missing":
             return f"{place}: Field required"
         case "union_tag_not_found":
-            said = "kind is missing"
+            return f"{place}: kind is missing beside {', '.join(map(str, entry['input'])) or 'nothing'}"
         case "tuple_type":
             said = "expected a list, such as [a, b]"
         case _:
             said = entry["msg"].removeprefix("Value error, ")
-    return f"{place}: {said} (got {entry['input']!r:.80})"
+    found = entry["input"]  # a whole section shows nothing of what is wrong in it
+    return f"{place}: {said}" + ("" if isinstance(found, dict) else f" (got {found!r:.80})")
 
 
 def _parts(part: type[Strict]) -> Iterator[type[Strict]]:

@@ -67,7 +67,7 @@ def execute(
         expected = f"it has {', '.join(known)}" if known else "it has no cell tagged 'parameters'"
         raise NotebookError(f"{notebook}: unknown parameter {', '.join(map(repr, unknown))}; {expected}")
     try:
-        check(parameters, known)
+        check(parameters, known, notebook.stem)
     except (ParameterError, ConfigError) as error:
         raise NotebookError(f"{notebook}: parameter {error}") from error
 

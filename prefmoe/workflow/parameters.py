@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prefmoe.config import Edition, load_edition
+import yaml
+
+from prefmoe.config import ROOT, Edition, load_edition
 from prefmoe.system.names import did_you_mean
 
 SHAPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list"}
@@ -14,7 +16,7 @@ class ParameterError(ValueError):
     """A parameter with a value that its notebook cannot use."""
 
 
-def check(given: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+def check(given: Mapping[str, Any], usual: Mapping[str, Any], notebook: str = "") -> None:
     """Refuses values that a notebook cannot use.
 
     A value is of the kind that the notebook's own is of; beside a parameter called edition, those called backbone,
@@ -24,6 +26,7 @@ def check(given: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
     Args:
         given: values by the parameters' names, all of which the notebook has.
         usual: every parameter's own value.
+        notebook: its name without .ipynb; what it needs of an edition stands in workflow/notebooks.yaml.
 
     Raises ParameterError, in one line that holds the parameter, its value and what was expected; ConfigError for an
     edition that is unknown or has mistakes.
@@ -40,6 +43,8 @@ def check(given: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
                 f"edition: expected one about {_about(own)}, as {own.name!r} is; {edition.name!r} is about "
                 f"{_about(edition)}"
             )
+        if lacking := _lacking(notebook, edition):
+            raise ParameterError(f"edition: expected one with {lacking}, which {edition.name!r} has not")
     known = {
         "backbone": edition.backbones,
         "method": tuple(edition.methods),
@@ -53,6 +58,15 @@ def check(given: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
                 f"{name}: expected one of {', '.join(map(str, choices))}, which edition {edition.name!r} has, found "
                 f"{value!r:.80}{did_you_mean(value, map(str, choices))}"
             )
+
+
+def _lacking(notebook: str, edition: Edition) -> str:
+    """What a notebook needs of an edition that this one has not; empty if nothing, or nobody knows."""
+    needs = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding="utf-8")).get(notebook, {})
+    if "table2" in needs.get("tables", ()) and not edition.table2:
+        return "table2, its ablation"
+    kinds = set(needs.get("kinds", ())) - {method.kind for method in edition.methods.values()}
+    return f"methods of kind {', '.join(sorted(kinds))}" if kinds else ""
 
 
 def _check_kind(name: str, value: Any, usual: Any) -> None:

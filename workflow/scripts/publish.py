@@ -6,9 +6,11 @@ notebooks alone.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -76,8 +78,8 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
             `prefmoe mmpb`.
         root: the clone.
 
-    Returns the files that were written. Raises OutputError if there is nothing to publish; NotebookError if a notebook
-    was not executed as it is now. Then nothing has been changed.
+    Returns the files that were written. Raises OutputError if there is nothing to publish, or the pages' tables cannot
+    be made of it; NotebookError if a notebook was not executed as it is now. Then nothing has been changed.
     """
     results, figures = root / RESULTS.name, root / FIGURES.name
     if what == SPEED:
@@ -94,13 +96,38 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
         raise OutputError(f"there is no {made / PARTS['']}; make it with `{command}`")
     if short := _too_few_seeds(edition, made / "table1_seeds.csv"):
         raise OutputError(f"{made / 'table1_seeds.csv'}: {short}; published are all (snakemake --config seeds=all)")
+    parts = {
+        part: sorted(_names(made / part, edition)) for part, last in PARTS.items() if (made / part / last).is_file()
+    }
+    _try_pages(made, committed, parts, root)
     written = publish_notebooks(results / edition.name / "notebooks", root / "notebooks", edition.name)
-    for part, last in PARTS.items():
-        if (made / part / last).is_file():
-            written += _replace(made / part, committed / part, sorted(_names(made / part, edition)))
+    for part, names in parts.items():
+        written += _replace(made / part, committed / part, names)
     if (trials := trials_file(edition.name, results)).is_file():
         written.append(_copy(trials, root / CONFIG_FOLDER.name / "tuning" / f"{edition.name}.csv"))
     return [*written, *update_pages(root=root)]
+
+
+def _try_pages(made: Path, committed: Path, parts: Mapping[str, list[str]], root: Path) -> None:
+    """Makes the pages' tables of what would be published, elsewhere. Raises OutputError if that fails."""
+    with tempfile.TemporaryDirectory() as place:
+        tried = Path(place, FIGURES.name)
+        tried.mkdir()
+        Path(place, CONFIG_FOLDER.name).symlink_to(root / CONFIG_FOLDER.name)
+        for other in committed.parent.iterdir() if committed.parent.is_dir() else ():
+            if other != committed:
+                (tried / other.name).symlink_to(other)
+        if committed.is_dir():
+            shutil.copytree(committed, tried / committed.name, ignore=shutil.ignore_patterns("*.png"))
+        for part, names in parts.items():
+            tables_alone = [name for name in names if name.endswith(".csv")]
+            _replace(made / part, tried / committed.name / part, tables_alone)
+        try:
+            for page in PAGES:
+                with_tables((root / page).read_text(encoding="utf-8"), figures=tried)
+        except (KeyError, tables.TableError) as error:
+            what = f"no column or value {error}" if isinstance(error, KeyError) else error
+            raise OutputError(f"{made}: the pages' tables cannot be made of these: {what}") from error
 
 
 def _too_few_seeds(edition: Edition, path: Path) -> str:
