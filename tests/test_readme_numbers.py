@@ -19,9 +19,9 @@ NO_BACKBONE = {"backbone": "none", "turns": 0}
 NUMBER = r"(\.\d+)"
 
 
-def row(table, **where):
+def row(table, edition="mini", **where):
     """The one row of a committed table."""
-    rows = pd.read_csv(FIGURES / f"{table}.csv")
+    rows = pd.read_csv(ROOT / "figures" / edition / f"{table}.csv")
     for column, value in where.items():
         rows = rows[rows[column] == value]
     assert len(rows) == 1, (table, where)
@@ -106,11 +106,7 @@ def above_no_user(users="unseen", measure="liked"):
 
 
 def as_published(method, metric="auc_same", table="table1", **where):
-    rows = pd.read_csv(ROOT / "figures" / "published-mini" / f"{table}.csv").query("turns == 0")
-    for column, value in {"method": method, "metric": metric, **where}.items():
-        rows = rows[rows[column] == value]
-    assert len(rows) == 1, (method, metric)
-    return rows.iloc[0]
+    return row(table, "published-mini", method=method, metric=metric, turns=0, **where)
 
 
 def behind_ours():

@@ -296,6 +296,11 @@ class Edition(Strict):
         return tuple(dict.fromkeys(name for name in (before, reward) if name is not None))
 
     @property
+    def about(self) -> Literal["questions", "choices", "pictures"]:
+        """What its notebooks are about, as workflow/notebooks.yaml says it."""
+        return "pictures" if self.generation else "choices" if self.about_choices else "questions"
+
+    @property
     def about_choices(self) -> bool:
         """Whether it is about choices between pictures, and not about questions."""
         return isinstance(self.data, Choices)

@@ -29,8 +29,6 @@ def _mistake(entry: Mapping[str, Any]) -> str:
                 return f"{place}: unknown setting; {name!r} is one of other sections or kinds"
             near = difflib.get_close_matches(name, known, n=1)
             return f"{place}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
-        case "missing":
-            return f"{place}: Field required"
         case "union_tag_not_found":
             return f"{place}: kind is missing beside {', '.join(map(str, entry['input'])) or 'nothing'}"
         case "tuple_type":

@@ -64,7 +64,8 @@ def tables_folder(edition: str, part: str = "") -> Path:
     make = f"`snakemake --cores all {part} --config edition={edition}`".replace("  ", " ")
     if (made / PARTS[part]).is_file():
         for ours in sorted(made.glob("*.csv")):
-            if missing := [name for name in _columns(committed / ours.name) if name not in _columns(ours)]:
+            there = _columns(ours)
+            if missing := [name for name in _columns(committed / ours.name) if name not in there]:
                 raise OutputError(
                     f"{ours}: no column {', '.join(missing)}, which {committed / ours.name} has; an earlier version "
                     f"made it: make it again with {make}"

@@ -38,10 +38,10 @@ def check(given: Mapping[str, Any], usual: Mapping[str, Any], notebook: str = ""
     edition = load_edition(given.get("edition", usual["edition"]))
     if "edition" in given:
         own = load_edition(usual["edition"])
-        if _about(own) != _about(edition):
+        if own.about != edition.about:
             raise ParameterError(
-                f"edition: expected one about {_about(own)}, as {own.name!r} is; {edition.name!r} is about "
-                f"{_about(edition)}"
+                f"edition: expected one about {own.about}, as {own.name!r} is; {edition.name!r} is about "
+                f"{edition.about}"
             )
         if lacking := _lacking(notebook, edition):
             raise ParameterError(f"edition: expected one with {lacking}, which {edition.name!r} has not")
@@ -77,8 +77,3 @@ def _check_kind(name: str, value: Any, usual: Any) -> None:
         raise ParameterError(f"{name}: expected {kind}, such as {usual!r}, found {value!r:.80}")
     if name == "seed" and type(value) is int and not 0 <= value < 2**32:
         raise ParameterError(f"seed: expected a whole number from 0 to {2**32 - 1}, found {value}")
-
-
-def _about(edition: Edition) -> str:
-    """What an edition's notebooks are about, as workflow/notebooks.yaml says it."""
-    return "pictures" if edition.generation else "choices" if edition.about_choices else "questions"

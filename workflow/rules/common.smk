@@ -50,7 +50,6 @@ PYTHON_FOR_LONG = " ".join(
 # All cores that snakemake was given; where every job is given its own, on a cluster, some.
 ALL_CORES = workflow.resource_settings.cores or 8
 HOURS = 720  # of a cluster's job that goes on where a killed one stopped, in minutes
-ABOUT = "pictures" if EDITION.generation else "choices" if EDITION.about_choices else "questions"
 DATA_NEEDED = {
     "mmpb": "MMPB-clean (mmpb_clean/)",
     "pick_a_pic": "the parquet files of Pick-a-Pic v2",
@@ -60,7 +59,7 @@ RUN_NOTEBOOK = {
     "questions": "06_train_and_evaluate",
     "choices": "18_train_and_choose",
     "pictures": "25_train_and_draw",
-}[ABOUT]
+}[EDITION.about]
 METHODS = tuple(dict.fromkeys(method.source() for method in EDITION.methods.values()))  # their code
 PREFMOE_RUNS = [pair for pair in EDITION.runs() if isinstance(EDITION.methods[pair[1]], PrefMoEMethod)]
 FULL_RUNS = [pair for pair in PREFMOE_RUNS if EDITION.methods[pair[1]].components == "EPICDM"]
@@ -71,7 +70,7 @@ NOTEBOOKS = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding
 ANALYSES = [
     name
     for name, row in NOTEBOOKS.items()
-    if row.get("about", "questions") == ABOUT
+    if row.get("about", "questions") == EDITION.about
     and (FULL_RUNS or row.get("runs") != "full")
     and (COMPLETE_RUNS or row.get("runs") != "complete")
     and (EDITION.table2 or "table2" not in row.get("tables", ()))
@@ -102,9 +101,9 @@ CHOICE_TABLES = {
 PICTURE_TABLES = {
     "Tables": ["table1", "table1_seeds", "probes", "probes_paired", "comparisons", "lengths", "scales", "raters", "information"],
 }
-if ABOUT == "choices":
+if EDITION.about == "choices":
     TABLES = CHOICE_TABLES
-if ABOUT == "pictures":
+if EDITION.about == "pictures":
     TABLES = PICTURE_TABLES
 TABLES["Tables"].append("made_with")
 
@@ -169,7 +168,7 @@ def shown(path, category, name=None):
     """A file that the report shows, with the caption of its name; of a table that has a figure of its name, its own."""
     name = name or Path(path).stem
     own = f"{name}_table" if path.endswith(".csv") else name
-    captions = [f"{ABOUT}/{name}", own, name]  # what pairs of pictures or drawings say under a name that answers have, too
+    captions = [f"{EDITION.about}/{name}", own, name]  # what pairs of pictures or drawings say under a name that answers have, too
     caption = next((known for known in captions if (ROOT / f"workflow/report/{known}.rst").is_file()), name)
     return report(path, caption=f"../report/{caption}.rst", category=category)
 
@@ -198,12 +197,12 @@ def code(name, methods=METHODS):
 
 def run_inputs(wildcards):
     """A digest of what a run depends on besides the data; runs of equal inputs are not repeated."""
-    about = {"choices": {"histories"}, "pictures": {"histories", "generation"}, "questions": {"evaluation"}}[ABOUT]
+    about = {"choices": {"histories"}, "pictures": {"histories", "generation"}, "questions": {"evaluation"}}[EDITION.about]
     settings = EDITION.model_dump(mode="json", include={"training", "cache_images"} | about)
     settings["seeds"] = EDITION.seeds_of(wildcards.method)
     method = EDITION.methods[wildcards.method]
     code_behind = code(RUN_NOTEBOOK, (method.source(),))
-    loaded = [weights(wildcards.backbone), *([drawer()] if ABOUT == "pictures" else [])]
+    loaded = [weights(wildcards.backbone), *([drawer()] if EDITION.about == "pictures" else [])]
     return provenance.digest([code_behind, settings, method.model_dump(mode="json"), *loaded])
 
 
@@ -215,7 +214,7 @@ def table_inputs(wildcards):
         "pictures": "prefmoe.analysis.generation_tables",
         "questions": "prefmoe.analysis.tables",
     }
-    return provenance.digest([settings, provenance.code_digest((makers[ABOUT],), ()), *map(cards, EDITION.backbones)])
+    return provenance.digest([settings, provenance.code_digest((makers[EDITION.about],), ()), *map(cards, EDITION.backbones)])
 
 
 def plan_inputs(wildcards):
@@ -259,7 +258,7 @@ def real_files():
     folder = None if EDITION.drawn else data_folder(EDITION.data.folder)
     if folder is None:
         return "none"
-    parts = {"questions": ("mmpb_clean", "multi_turn")}.get(ABOUT, (".",))
+    parts = {"questions": ("mmpb_clean", "multi_turn")}.get(EDITION.about, (".",))
     return file_digests.parts_digest(folder, parts, DIGESTS, UNPACKED)
 
 

@@ -123,8 +123,7 @@ def _try_pages(made: Path, committed: Path, parts: Mapping[str, list[str]], root
             tables_alone = [name for name in names if name.endswith(".csv")]
             _replace(made / part, tried / committed.name / part, tables_alone)
         try:
-            for page in PAGES:
-                with_tables((root / page).read_text(encoding="utf-8"), figures=tried)
+            _page_texts(root, tried)
         except (KeyError, tables.TableError) as error:
             what = f"no column or value {error}" if isinstance(error, KeyError) else error
             raise OutputError(f"{made}: the pages' tables cannot be made of these: {what}") from error
@@ -174,12 +173,17 @@ def publish_any_vlm(results: Path, folder: Path, editions: Sequence[str] = ("min
 def update_pages(*, root: Path = ROOT) -> list[Path]:
     """Brings the tables of README.md and docs/results.md up to date with the committed CSV files; returns their paths.
     Raises TableError: see `with_tables`."""
-    pages = [root / name for name in PAGES]
-    texts = [with_tables(page.read_text(encoding="utf-8"), figures=root / FIGURES.name) for page in pages]
-    for page, text in zip(pages, texts, strict=True):
+    texts = _page_texts(root, root / FIGURES.name)
+    for page, text in texts.items():
         with whole_file(page) as partial:
             partial.write_text(text, encoding="utf-8")
-    return pages
+    return list(texts)
+
+
+def _page_texts(root: Path, figures: Path) -> dict[Path, str]:
+    """Each page of a clone with the tables of a folder of figures. Raises TableError: see `with_tables`."""
+    pages = [root / name for name in PAGES]
+    return {page: with_tables(page.read_text(encoding="utf-8"), figures=figures) for page in pages}
 
 
 def publish_notebooks(executed: Path, folder: Path, edition: str) -> list[Path]:
