@@ -171,13 +171,13 @@ def _notebook(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from prefmoe.config import RESULTS, load_edition
     from prefmoe.system.files import require_place
-    from prefmoe.workflow import reproduction
+    from prefmoe.workflow import reproduction, reproduction_report
 
     name = load_edition(options.edition).name
     output = options.output or RESULTS / name / "reproduction"
-    require_place(output / reproduction.VERDICT)
+    require_place(output / reproduction_report.VERDICT)
     found = reproduction.compare_edition(options.edition, made=options.made, committed=options.committed)
-    print(reproduction.write(found, name, output))
+    print(reproduction_report.write(found, name, output))
     return int(found.verdict == reproduction.NOT)
 
 

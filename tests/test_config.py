@@ -57,7 +57,7 @@ def test_the_editions_of_the_design_are_there():
 
 @pytest.mark.parametrize("name", ["smoke", "mini", "paper"])
 def test_the_ablation_adds_one_component_at_a_time(name):
-    edition = load_edition(name)
+    edition = load_edition(name, seeds="all")
     components = [edition.methods[method].components for method in edition.table2]
     assert components == [COMPONENTS[: n + 1] for n in range(len(COMPONENTS))]
 
@@ -72,7 +72,7 @@ def test_the_ablation_changes_nothing_else(name):
 
 
 def test_smoke_has_every_kind_of_method_and_both_tables_of_the_default_edition():
-    smoke, mini = load_edition("smoke"), load_edition("mini")
+    smoke, mini = load_edition("smoke"), load_edition("mini", seeds="all")
     assert (smoke.backbones, smoke.table2) == (mini.backbones, mini.table2)
     assert smoke.evaluation.turns == mini.evaluation.turns
     assert {method.kind for method in smoke.methods.values()} == {method.kind for method in mini.methods.values()}
@@ -151,7 +151,7 @@ def test_the_paper_edition_has_the_published_hyper_parameters():
 
 
 def test_every_pair_is_run_once():
-    edition = load_edition("mini")
+    edition = load_edition("mini", seeds="all")
     assert len(edition.runs()) == len(set(edition.runs())) == 2 * len(edition.table1) - len(edition.rivals) + 4
 
 
@@ -196,6 +196,25 @@ def test_a_short_run_has_the_first_seeds_and_all_of_them_where_all_are_asked_for
     for wrong in ("0", "-1", "two", "1.5"):
         with pytest.raises(ConfigError, match=f"seeds: expected a number from 1, or all, got '{wrong}'"):
             load_edition(path, seeds=wrong)
+
+
+def test_methods_that_are_made_later_are_left_out_unless_seeds_are_asked_for(tmp_path):
+    later = "seeds: [0, 1]\nat_first: 1\nlater: [EPI, FFT, LOVA3]\nrivals: [LOVA3, NT]"
+    path = _changed(tmp_path, ("seeds: [0]", later))
+    first, whole = load_edition(path), load_edition(path, seeds="all")
+    assert set(whole.table1) - set(first.table1) == {"FFT", "LOVA3"} and first.rivals == ("NT",)
+    assert [name for name in whole.table2 if name not in first.table2] == ["EPI"]
+    left_out = [("llava-mini", "FFT"), ("llava-mini", "LOVA3"), ("llava-mini", "EPI"), ("qwen2.5-vl-mini", "FFT")]
+    assert [pair for pair in whole.runs() if pair not in first.runs()] == sorted(left_out, key=whole.runs().index)
+    assert first.methods == whole.methods, "other commands know them all"
+    assert load_edition(path, seeds="1").runs() == whole.runs()
+
+
+def test_the_default_edition_makes_every_row_of_the_papers_table_at_first():
+    first = load_edition("mini")
+    trained = {"LoRA-profile", "LoRA", "FFT-profile", "SoftPrompt", "YoLLaVA", "LOVA3", "TG-LLaVA", "PrefMoE"}
+    assert {*trained, "NT-profile", "NT-image", "NT"} <= {*first.table1}
+    assert first.later and first.table2[0] == "E" and first.table2[-1] == "PrefMoE", "what is tested of the ablation"
 
 
 def test_an_unknown_edition_lists_the_known_ones():
@@ -256,6 +275,8 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
         ("table1:", "rivals: [Lora]\ntable1:", "rivals names methods that are not defined: Lora.*did you mean 'LoRA'"),
         ("table1:", "rivals: [EP]\ntable1:", "rivals names methods that table1 does not: EP"),
         ("table1:", "rivals: [FFT, FFT]\ntable1:", "rivals: given more than once: FFT"),
+        ("seeds: [0]", "seeds: [0]\nlater: [Lora]", "later names methods that are not defined: Lora.*mean 'LoRA'"),
+        ("table1: ", "later: [FFT, LoRA, E]\ntable1: [FFT, LoRA]\n# ", "later names all methods of table1"),
         ("seeds: [0]", "seeds: [0]\nmore_seeds: {Lora: [0, 1]}", "more_seeds names methods that are not defined: Lora"),
         ("seeds: [0]", "seeds: [0]\nmore_seeds: {LoRA: [1, 2]}",
          "more_seeds has to hold the edition's seeds too, for LoRA"),

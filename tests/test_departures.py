@@ -97,7 +97,7 @@ def test_prefmoe_as_published_is_compared_where_no_other_is():
         update={"methods": {"told": told, **smoke.methods}, "table1": ("told", *smoke.table1), "table2": ()}
     )
     assert focus_method(both) == "PrefMoE"
-    default = load_edition("mini")
+    default = load_edition("mini", seeds="all")
     assert list(default.table1).index("PrefMoE-published") < list(default.table1).index("PrefMoE")
     assert focus_method(default) == "PrefMoE", "the ablation's, with other complete ones beside it"
     ranking = load_edition("ranking")

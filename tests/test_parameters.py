@@ -17,6 +17,8 @@ GIVEN = [
     ("04", {"backbone": "lava-mini"}, "parameter backbone: expected one of llava-mini.*; did you mean 'llava-mini'"),
     ("04", {"backbone": []}, r"parameter backbone: expected one of .*, found \[\]"),
     ("05", {"method": "Prefmoe"}, "parameter method: expected one of .*found 'Prefmoe'; did you mean 'PrefMoE'"),
+    ("05", {"method": "LoRA"}, "parameter method: expected one with tokens of users, .*PrefMoE.*; found 'LoRA'"),
+    ("09", {"edition": "smoke", "method": "FFT"}, "method: expected one with tokens of users, E, EP, .*'FFT'"),
     ("17", {"method": ""}, "parameter method: expected one of .*which edition 'preference-mini' has, found ''"),
     ("09", {"seed": -1}, "parameter seed: expected a whole number from 0 to 4294967295, found -1"),
     ("09", {"seed": 1.5}, "parameter seed: expected a whole number, such as 0, found 1.5"),

@@ -305,13 +305,18 @@ def test_what_tables_say_that_rows_are_shown_is_what_the_edition_shows_them(edit
                 assert known in (None, row[f"{ROW[key]}information"]), (path, row)
 
 
-def test_tables_of_fewer_seeds_than_the_edition_has_are_not_published(clone):
-    """The first seed alone is what the default command makes."""
+def test_tables_of_fewer_seeds_or_methods_than_the_edition_has_are_not_published(clone):
+    """The first seed alone, and not of every method, is what the default command makes."""
     made = clone / "results/mini/figures/table1_seeds.csv"
     table = tables.read_table(FIGURES / "mini/table1_seeds.csv")
     tables.write_csv(table.assign(seeds=1), made)
     before = contents(clone)
     with pytest.raises(OutputError, match=r"table1_seeds.csv: .* has 1 of 3 seeds; published are all .*seeds=all"):
+        publish.publish("mini", root=clone)
+    assert contents(clone) == before
+    tables.write_csv(table[table["method"] != "Full fine-tuning"], made)
+    before = contents(clone)
+    with pytest.raises(OutputError, match=r"table1_seeds.csv: no row of Full fine-tuning; published are all"):
         publish.publish("mini", root=clone)
     assert contents(clone) == before
 

@@ -14,6 +14,7 @@ from prefmoe.analysis import tables
 from prefmoe.config import CONFIG_FOLDER, FIGURES, load_edition
 from prefmoe.workflow import reproduction
 from prefmoe.workflow.reproduction import NOT, REPRODUCED, WITHIN, ReproductionError, compare, compare_edition
+from prefmoe.workflow.reproduction_report import sentence, summary
 
 NAMES = ("table1", "table2", "table1_seeds", "comparisons", "breakdown", "dataset_statistics", "user_space")
 SENSITIVITY = {"method": "PrefMoE", "backbone": "llava-mini", "turns": 0, "metric": "sensitivity"}
@@ -36,7 +37,7 @@ def committed(whole) -> dict[str, pd.DataFrame]:
 
 @cache
 def ablation() -> tuple[str, dict[str, str]]:
-    edition = load_edition("mini")
+    edition = load_edition("mini", seeds="all")
     return edition.ablation_backbone, {edition.methods[k].components: edition.methods[k].label for k in edition.table2}
 
 
@@ -87,7 +88,26 @@ def test_equal_tables_are_reproduced_whatever_the_order_of_their_rows(tmp_path, 
     found = both(tmp_path, committed, **shuffled)
     assert found.verdict == REPRODUCED and not found.problems and not found.conclusions
     numbers = sum(len(committed[name]) for name in NAMES if name not in ("table1_seeds", "user_space"))
-    assert f"all {numbers} numbers of 5 tables" in reproduction.sentence(found)
+    assert f"all {numbers} numbers of 5 tables" in sentence(found)
+
+
+def test_rows_that_are_not_made_at_first_are_compared_where_they_are_made(tmp_path, committed):
+    later = ["+ imbalance-aware term", "PrefMoE with published routers"]
+    fewer = {}
+    for name, table in committed.items():
+        about = [column for column in ("method", "baseline", "components") if column in table]
+        said = [table[column].isin([*later, "EPI"]) for column in about]
+        fewer |= {name: table[~np.any(said, axis=0)]} if said else {}
+    assert all(len(fewer[name]) < len(committed[name]) for name in ("table1", "table2", "comparisons"))
+    both(tmp_path, committed, **fewer)
+    folders = tmp_path / "made", tmp_path / "committed"
+    found = compare(*folders, ablation=ablation(), later=later)
+    assert found.verdict == REPRODUCED and not found.problems
+    assert found.notes == [f"not made at first, and not compared: {', '.join(later)}"]
+    assert compare(*folders, ablation=ablation(), later=later[:1]).verdict == NOT, "one of them is made at first"
+    moved_away = moved(committed["table1"], SENSITIVITY | {"method": later[1], "backbone": "llava-mini"}, 0.5)
+    assert both(tmp_path / "all", committed, table1=moved_away).verdict == NOT
+    assert compare(tmp_path / "all/made", tmp_path / "all/committed", ablation=ablation(), later=later).verdict == NOT
 
 
 def test_the_last_printed_decimal_is_no_difference(tmp_path, committed):
@@ -107,7 +127,7 @@ def test_what_other_seeds_would_give_is_reproduced_within_seeds(tmp_path, commit
     assert found.verdict == WITHIN
     (cell,) = found.cells[found.cells["state"] == "within"].to_dict("records")
     assert cell["units"] == pytest.approx(2, rel=1e-3) and cell["scale"] == "seeds"
-    assert "1 of " in reproduction.sentence(found) and "at most 2.0 times the spread" in reproduction.sentence(found)
+    assert "1 of " in sentence(found) and "at most 2.0 times the spread" in sentence(found)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +143,7 @@ def test_a_number_that_is_too_far_is_named(tmp_path, committed, table, about, co
     assert found.verdict == NOT
     (cell,) = found.cells[found.cells["state"] == "too far"].to_dict("records")
     assert cell["table"] == table and cell["units"] > found.limit > 3
-    assert f"{table}: {cell['cell']}" in reproduction.sentence(found)
+    assert f"{table}: {cell['cell']}" in sentence(found)
     assert set(map(str, about.values())) <= set(re.split(r", | turns", cell["cell"]))
 
 
@@ -161,9 +181,9 @@ def test_finer_tables_are_shown_and_not_judged(tmp_path, whole):
     table = whole["breakdown"].assign(value=whole["breakdown"]["value"].mask(whole["breakdown"]["value"].notna(), 0.5))
     found = both(tmp_path, whole, breakdown=table, user_space=whole["user_space"].assign(x=0.0))
     assert found.verdict == WITHIN
-    line = reproduction.summary(found).loc["breakdown"]
+    line = summary(found).loc["breakdown"]
     assert line["not judged"] > 1000 and line["too far"] == 0 and line["outside committed interval"] > 100
-    assert reproduction.summary(found)["not judged"].drop("breakdown").sum() == 0
+    assert summary(found)["not judged"].drop("breakdown").sum() == 0
 
 
 def test_missing_and_additional_rows_columns_and_tables_are_named(tmp_path, committed):
@@ -192,7 +212,7 @@ def test_a_blank_equals_a_blank_and_nothing_else(tmp_path, committed):
     assert both(tmp_path / "equal", committed | {"table1": blank}).verdict == REPRODUCED
     for name, before, after in (("gone", committed["table1"], blank), ("new", blank, committed["table1"])):
         found = both(tmp_path / name, committed | {"table1": before}, table1=after)
-        assert found.verdict == NOT and "sensitivity" in reproduction.sentence(found)
+        assert found.verdict == NOT and "sensitivity" in sentence(found)
 
 
 def test_a_blank_in_the_place_of_a_number_is_too_far_off_in_a_finer_table_too(tmp_path, whole):
@@ -200,7 +220,7 @@ def test_a_blank_in_the_place_of_a_number_is_too_far_off_in_a_finer_table_too(tm
     first = table["value"].first_valid_index()
     found = both(tmp_path, whole, breakdown=table.assign(value=table["value"].mask(table.index == first)))
     assert (
-        found.verdict == NOT and "1 of" in reproduction.sentence(found) and "breakdown" in reproduction.sentence(found)
+        found.verdict == NOT and "1 of" in sentence(found) and "breakdown" in sentence(found)
     )
 
 
@@ -374,7 +394,7 @@ def test_tables_of_one_seed_are_held_to_the_sampling_error_of_two_runs(tmp_path)
     assert 3 < limit < 5
     near = both(tmp_path / "near", committed, table1=moved(table, about, 0.95 * limit * error))
     assert near.verdict == WITHIN and set(near.cells["metric"]) >= {"accuracy, 1 of 2", "accuracy, 2 of 4"}
-    assert "sampling error of a difference, as one seed has no spread" in reproduction.sentence(near)
+    assert "sampling error of a difference, as one seed has no spread" in sentence(near)
     assert both(tmp_path / "far", committed, table1=moved(table, about, 1.05 * limit * error)).verdict == NOT
     rng, alarms = np.random.default_rng(0), 0
     errors = (2**0.5 * (table["high"] - table["low"]) / 3.92).fillna(0)

@@ -1,6 +1,7 @@
 """Tables against sums made another way, on a benchmark small enough to answer by hand."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from notebook_cells import cells
+from notebook_cells import NOTEBOOKS, cells
 from table_world import EDITION, TEST, TRAIN, UNSEEN, keep, key_of
 
 from prefmoe import metrics
@@ -219,6 +220,21 @@ def test_every_row_says_what_it_is_shown_and_a_main_table_without_that_is_refuse
         tables.read_table(folder / "none.csv")
     with pytest.raises(TableError, match=r"tiny/table1.csv: no column information, .* expected method, type, .*again"):
         tables.read_table(folder / "table1.csv")
+
+
+def test_values_that_no_row_has_are_named_beside_those_that_there_are():
+    table = pd.DataFrame({"turns": [0, 10, 0], "backbone": ["a", "b", "a"]})
+    tables.require_rows(table, turns=10, backbone="a")
+    with pytest.raises(TableError, match="^turns: expected one of 0, 10, which the table has, found 3$"):
+        tables.require_rows(table, backbone="b", turns=3)
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem[:2])
+def test_a_notebook_that_picks_rows_by_a_number_says_which_numbers_there_are(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    for name in re.findall(r"^(turns|k) = \d+", code, re.MULTILINE):
+        assert re.search(rf"^tables\.require_rows\(.*{name}={name}", code, re.MULTILINE)
 
 
 def test_information_has_sizes_from_runs_and_practice_from_cards(benchmark, results):

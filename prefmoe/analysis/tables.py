@@ -4,7 +4,7 @@ Nothing here needs a model. Values are means over seeds; intervals are cluster b
 that mean; the spread over seeds stands apart in table1_seeds.csv.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -319,3 +319,11 @@ def read_table(path: str | Path) -> pd.DataFrame:
             f"{', '.join(TABLE1_COLUMNS)}: make the table again with `prefmoe tables`"
         )
     return table
+
+
+def require_rows(table: pd.DataFrame, **values: Hashable) -> None:
+    """Raises TableError if a table has no rows with one of these values of its columns, naming those that it has."""
+    for column, value in values.items():
+        if value not in (known := list(table[column].unique())):
+            has = ", ".join(map(str, known))
+            raise TableError(f"{column}: expected one of {has}, which the table has, found {value!r}")

@@ -37,6 +37,9 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOL
 """Environment in which glibc keeps the memory of a large tensor for the next one, instead of giving it back and getting
 it again page by page."""
 
+TABLES = ("table1", "table2", "rivals", "beside")
+"""Settings of an edition that list its methods."""
+
 Split = Literal["train", "validation", "test", "unseen"]
 Turns = Some[Annotated[int, Field(ge=0)]]
 """Numbers of exchanges of small talk."""
@@ -160,6 +163,7 @@ class Edition(Strict):
         seeds: of every trained method, but those of which more_seeds names others.
         at_first: so many of them are made unless more are asked for (`with_seeds`): tables in less time, to be held to
             the committed ones of all.
+        later: methods that are not made at first either.
         rivals: methods of table1 that run on ablation_backbone alone, as most of the paper's competitors do on one.
         beside: methods that every other one is compared with, too: table beside.csv, with a correction of its own.
         own_methods: Python files, relative to the edition's, with methods that are not in the package.
@@ -171,6 +175,7 @@ class Edition(Strict):
     backbones: Some[Name]
     more_seeds: dict[Name, Some[Seed]] = {}
     at_first: int | None = Field(None, ge=1)
+    later: Annotated[tuple[Name, ...], Once] = ()
     ablation_backbone: str | None = None
     data: Annotated[Data, Field(discriminator="kind")]
     training: Training
@@ -226,7 +231,7 @@ class Edition(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Edition:
-        named = {table: getattr(self, table) for table in ("table1", "table2", "rivals", "beside", "more_seeds")}
+        named = {table: getattr(self, table) for table in (*TABLES, "more_seeds", "later")}
         named["histories.at_lengths"] = self.histories.at_lengths
         if self.generation:
             named |= {"generation.reward": (self.generation.reward,), "generation.at_scales": self.generation.at_scales}
@@ -246,6 +251,8 @@ class Edition(Strict):
             raise ValueError(f"ablation_backbone must be one of {', '.join(self.backbones)}")
         if elsewhere := [name for name in self.rivals if name not in self.table1]:
             raise ValueError(f"rivals names methods that table1 does not: {', '.join(elsewhere)}")
+        if set(self.table1) <= set(self.later):
+            raise ValueError("later names all methods of table1: nothing would be made at first")
         if missing := [name for name, seeds in self.more_seeds.items() if not set(self.seeds) <= set(seeds)]:
             raise ValueError(f"more_seeds has to hold the edition's seeds too, for {', '.join(missing)}")
         self._check_choices()
@@ -327,13 +334,15 @@ class Edition(Strict):
         yield backbone, method
 
     def with_seeds(self, count: str | None) -> Edition:
-        """With the first so many seeds of every method: a number, "all", or None for those of `at_first`. Raises
-        ConfigError if it is neither."""
+        """With the first so many seeds of every method: a number, "all", or None for those of `at_first`, without the
+        methods of `later`. Raises ConfigError if it is neither."""
         if count not in (None, "all") and not (count.isdecimal() and int(count)):
             raise ConfigError(f"seeds: expected a number from 1, or all, got {count!r}")
         most = self.at_first if count is None else None if count == "all" else int(count)
+        later = self.later if count is None else ()
+        kept = {table: tuple(name for name in getattr(self, table) if name not in later) for table in TABLES}
         more = {name: seeds[:most] for name, seeds in self.more_seeds.items()}
-        return self.model_copy(update={"seeds": self.seeds[:most], "more_seeds": more})
+        return self.model_copy(update={"seeds": self.seeds[:most], "more_seeds": more, **kept})
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """The seeds a method is run with; the first of the edition's alone when nothing in it is random: neither

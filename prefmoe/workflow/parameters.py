@@ -8,6 +8,9 @@ import yaml
 from prefmoe.config import ROOT, Edition, load_edition
 from prefmoe.system.names import did_you_mean
 
+PREFMOE = "prefmoe"
+"""The kind of methods that notebooks about tokens of users can show."""
+
 SHAPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list"}
 """Kinds of values that a cell of parameters has, in words."""
 
@@ -58,15 +61,24 @@ def check(given: Mapping[str, Any], usual: Mapping[str, Any], notebook: str = ""
                 f"{name}: expected one of {', '.join(map(str, choices))}, which edition {edition.name!r} has, found "
                 f"{value!r:.80}{did_you_mean(value, map(str, choices))}"
             )
+    method = given.get("method", usual.get("method"))
+    with_tokens = [name for name, one in edition.methods.items() if one.kind == PREFMOE]
+    if method is not None and method not in with_tokens and _needs_of(notebook).get("model") == "full":
+        raise ParameterError(f"method: expected one with tokens of users, {', '.join(with_tokens)}; found {method!r}")
 
 
 def _lacking(notebook: str, edition: Edition) -> str:
     """What a notebook needs of an edition that this one has not; empty if nothing, or nobody knows."""
-    needs = yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding="utf-8")).get(notebook, {})
+    needs = _needs_of(notebook)
     if "table2" in needs.get("tables", ()) and not edition.table2:
         return "table2, its ablation"
     kinds = set(needs.get("kinds", ())) - {method.kind for method in edition.methods.values()}
     return f"methods of kind {', '.join(sorted(kinds))}" if kinds else ""
+
+
+def _needs_of(notebook: str) -> dict[str, Any]:
+    """A notebook's row of workflow/notebooks.yaml; empty for any other notebook."""
+    return yaml.safe_load((ROOT / "workflow/notebooks.yaml").read_text(encoding="utf-8")).get(notebook, {})
 
 
 def _check_kind(name: str, value: Any, usual: Any) -> None:

@@ -11,7 +11,7 @@ has no spread over seeds at all. The error of its intervals stands in for it (in
 of that, root mean square over cells).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from prefmoe.analysis.made_with import MADE_WITH
 from prefmoe.analysis.text import told_apart, verdict_words
 from prefmoe.config import FIGURES, PrefMoEMethod, load_edition
 from prefmoe.config.outputs import committed_folder, made_folder
-from prefmoe.system.files import whole_file
 
 TOLERANCE = 1.5e-6
 """Tables have six decimals; equal up to rounding means no more than one and a half of the last."""
@@ -42,6 +41,9 @@ KEYS = (
 
 PLACE = ("method", "backbone", "turns", "metric", "condition", "users", "measure", "n_ref", "candidates", "k")
 """Columns that say whose spread over seeds, and of what, a row is about."""
+
+WHO = ("method", "baseline", "condition", "recommender")
+"""Columns that name methods by their labels."""
 
 ESTIMATES = ("value", "difference", "change", "paired_corrected", "count", "share")
 """Columns that are compared; intervals and tests follow from the same answers."""
@@ -67,9 +69,6 @@ OF_THEIR_OWN = {
 ROWS_DEPEND_ON_ANSWERS = ("reliability", "attention_prefix", "shortened", "recommended")
 """Tables that may have other rows without anything being wrong, such as bins that nobody's probability fell into."""
 
-VERDICT = "verdict.txt"
-"""The file of the report, written last."""
-
 NOT_TRAINED = "NT"
 """The type of methods without seeds."""
 
@@ -78,6 +77,10 @@ BY_CHANCE = ("seeds", "one seed")
 """Scales of cells that another seed would change, whose limit is that of many cells."""
 
 EQUAL, ALLOWED, FAR, SHOWN = "equal", "within", "too far", "not judged"
+
+
+Ablation = tuple[str | None, Mapping[str, str]]
+"""The backbone of table2.csv, and the method (label) that each of its components stands for."""
 
 
 class ReproductionError(ValueError):
@@ -112,7 +115,7 @@ class Comparison:
 def compare_edition(edition: str, *, made: Path | None = None, committed: Path | None = None) -> Comparison:
     """`compare` for an edition: its folder under results/ with its folder under figures/, or two others. Raises
     ReproductionError if either has no tables, and as `compare`; ConfigError if there is no such edition."""
-    settings = load_edition(edition)
+    settings = load_edition(edition, seeds="all")
     methods = {key: settings.methods[key] for key in settings.table2}
     labels = {m.components: m.label for m in methods.values() if isinstance(m, PrefMoEMethod)}
     made, committed = made or made_folder(settings.name), committed or committed_folder(settings.name)
@@ -125,12 +128,15 @@ def compare_edition(edition: str, *, made: Path | None = None, committed: Path |
         raise ReproductionError(
             f"there are no tables in {made}: make them with `snakemake --cores all --config edition={settings.name}`"
         )
-    return compare(made, committed, ablation=(settings.ablation_backbone, labels))
+    later = [settings.methods[key].label for key in settings.later]
+    return compare(made, committed, ablation=(settings.ablation_backbone, labels), later=later)
 
 
-def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[str, str]] = (None, {})) -> Comparison:
-    """Compares every table of one folder with the table of the same name in another. ``ablation``: the backbone of
-    table2.csv, and the method that each of its components stands for.
+def compare(
+    made: Path, committed: Path, *, ablation: Ablation = (None, {}), later: Sequence[str] = ()
+) -> Comparison:
+    """Compares every table of one folder with the table of the same name in another. ``later``: methods (labels) whose
+    committed rows are left out of it where this run has none of them.
 
     Raises ReproductionError naming a table that cannot be compared, and what was expected; `tables.TableError` naming
     one that cannot be read."""
@@ -138,6 +144,9 @@ def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[
         {path.stem: _read(path) for path in sorted(folder.glob("*.csv")) if path.stem != MADE_WITH}
         for folder in (committed, made)
     )
+    spread = left.get(SPREAD)
+    if not_made := _not_made(right, later):
+        left = {name: _without(table, not_made, ablation) for name, table in left.items()}
     not_asked = {
         name: command
         for command, names in OF_THEIR_OWN.items() if not right.keys() & set(names)
@@ -147,7 +156,8 @@ def compare(made: Path, committed: Path, *, ablation: tuple[str | None, Mapping[
     problems = [f"{name}.csv is missing" for name in absent]
     notes = [f"{name}.csv is not committed" for name in right if name not in left]
     notes += [f"{name}.csv was not made ({command})" for name, command in not_asked.items()]
-    scale = _Scale(left.get(SPREAD), right.get(SPREAD), ablation)
+    notes += [f"not made at first, and not compared: {', '.join(not_made)}"] * bool(not_made)
+    scale = _Scale(spread, right.get(SPREAD), ablation)
     parts = []
     for name in left:
         if name in right and name not in (SPREAD, *MAPS):
@@ -173,6 +183,20 @@ def _read(path: Path) -> pd.DataFrame:
     if missing := [column for column in NEEDED.get(path.stem, ()) if column not in table]:
         raise ReproductionError(f"{path}: no column {', '.join(missing)}; found {found}")
     return table
+
+
+def _not_made(tables: Mapping[str, pd.DataFrame], later: Sequence[str]) -> list[str]:
+    """Those of some methods (labels) of which no table has a row."""
+    there = {label for table in tables.values() for name in WHO if name in table for label in table[name].unique()}
+    return [label for label in later if label not in there]
+
+
+def _without(table: pd.DataFrame, methods: Sequence[str], ablation: Ablation) -> pd.DataFrame:
+    """A table without the rows that are about any of these methods (labels)."""
+    components = [key for key, label in ablation[1].items() if label in methods]
+    about = [table[name].isin(methods) for name in WHO if name in table]
+    about += [table["components"].isin(components)] if "components" in table else []
+    return table[~np.any(about, axis=0)] if about else table
 
 
 class _Scale:
@@ -320,82 +344,3 @@ def _changed_conclusions(committed: pd.DataFrame | None, made: pd.DataFrame | No
         for row, was, now in zip(both[keys].to_dict("records"), *words, strict=True)
         if was != now
     ]
-
-
-def summary(comparison: Comparison) -> pd.DataFrame:
-    """A line per table: how many of its numbers are compared, equal, allowed for, too far, and outside the interval."""
-    cells = comparison.cells
-    outside = (cells["here"] < cells["low"] - TOLERANCE) | (cells["here"] > cells["high"] + TOLERANCE)
-    counts = pd.crosstab(cells["table"], cells["state"]).reindex(columns=[EQUAL, ALLOWED, FAR, SHOWN], fill_value=0)
-    counts.insert(0, "numbers", counts.sum(axis=1))
-    counts["outside committed interval"] = (outside & (cells["state"] != EQUAL)).groupby(cells["table"]).sum()
-    judged = [name for name in (*JUDGED, *EXACT) if name in counts.index]
-    return counts.loc[judged + [name for name in counts.index if name not in judged]].rename_axis(None)
-
-
-def sentence(comparison: Comparison) -> str:
-    """The verdict with its reasons, in one sentence or two."""
-    cells, verdict = comparison.cells, comparison.verdict
-    judged = cells[(cells["scale"] != "unknown") | (cells["state"] == FAR)]
-    differing = judged[judged["state"] != EQUAL]
-    if verdict == REPRODUCED:
-        return f"{verdict}: all {len(cells)} numbers of {cells['table'].nunique()} tables are the committed ones."
-    if verdict == NOT:
-        far = differing[differing["state"] == FAR]
-        reasons = _first(comparison.problems)
-        if len(far):
-            places = _first([f"{row.table}: {row.cell}" for row in far.itertuples()])
-            reasons.insert(0, f"{len(far)} of {len(judged)} judged numbers are too far off ({'; '.join(places)})")
-        return f"{verdict}: {'; '.join(reasons)}."
-    if differing.empty:
-        return f"{verdict}: all {len(judged)} judged numbers are the committed ones, and only finer ones differ."
-    begin = f"{verdict}: {len(differing)} of {len(judged)} judged numbers differ"
-    spread = differing[differing["scale"].isin(BY_CHANCE)]
-    if spread.empty:
-        return f"{begin}, all within the committed intervals."
-    usual = np.sqrt((cells.loc[cells["scale"].isin(BY_CHANCE), "units"] ** 2).mean())
-    most, limit = f"{spread['units'].max():.1f}", f"{comparison.limit:.1f}"
-    unit = "spread between two sets of seeds"
-    if (spread["scale"] == "one seed").any():
-        unit = "sampling error of a difference, as one seed has no spread"
-    return (
-        f"{begin}, none by more than other seeds would give (typically {usual:.1f}, at most {most} times the {unit}; "
-        f"the limit is {limit})."
-    )
-
-
-def _first(lines: list[str], count: int = 5) -> list[str]:
-    """A few of many, and how many more there are."""
-    return lines[:count] + ([f"and {len(lines) - count} more"] if len(lines) > count else [])
-
-
-def report(comparison: Comparison, edition: str) -> str:
-    """All of it to read: a line per table, the cells that differ most, changed conclusions, and last the verdict."""
-    cells = comparison.cells
-    parts = [f"Edition {edition}: this machine's tables beside the committed ones", summary(comparison).to_string()]
-    differing = cells[cells["state"].isin([ALLOWED, FAR])]
-    worst = differing.sort_values(["state", "units"], key=lambda c: c if c.name == "units" else c != FAR,
-                                  ascending=[True, False]).head(8)  # fmt: skip
-    if len(worst):
-        shown = worst[["table", "cell", "committed", "low", "high", "here", "units", "scale"]]
-        parts += ["The largest differences:", shown.to_string(index=False, float_format=lambda x: f"{x:.3f}")]
-    if comparison.conclusions:
-        head = f"Paired comparisons that come out differently ({len(comparison.conclusions)}):"
-        parts.append("\n  ".join([head, *_first(comparison.conclusions, 10)]))
-    for title, lines in (("Missing or additional:", comparison.problems), ("Noted:", comparison.notes)):
-        if lines:
-            parts.append("\n  ".join([title, *_first(lines, 10)]))
-    return "\n\n".join([*parts, f"Verdict: {sentence(comparison)}"]) + "\n"
-
-
-def write(comparison: Comparison, edition: str, folder: Path) -> str:
-    """Writes reproduction.csv, reproduction.png and, last, verdict.txt, which is `report`; returns that text."""
-    from prefmoe.figures import style
-    from prefmoe.figures.reproduction import draw
-
-    tables.write_csv(comparison.cells, folder / "reproduction.csv")
-    style.save(draw(comparison.cells, sentence(comparison), edition), folder / "reproduction.png")
-    text = report(comparison, edition)
-    with whole_file(folder / VERDICT) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return text

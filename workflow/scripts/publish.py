@@ -130,8 +130,8 @@ def _try_pages(made: Path, committed: Path, parts: Mapping[str, list[str]], root
 
 
 def _too_few_seeds(edition: Edition, path: Path) -> str:
-    """What a table says of fewer seeds than the edition has; empty if it says nothing such, or does not
-    exist. Raises OutputError if it has no rows, lacks a column or has a row of no method of the edition."""
+    """What a table says of fewer seeds than the edition has, or of methods without any; empty if it says nothing such,
+    or does not exist. Raises OutputError if it has no rows, lacks a column or has a row of no method of the edition."""
     if not path.is_file():
         return ""
     table, again = tables.read_table(path), "make the table again with `prefmoe tables`"
@@ -146,7 +146,8 @@ def _too_few_seeds(edition: Edition, path: Path) -> str:
             raise OutputError(f"{path}: edition {edition.name!r} has no method with the label {label!r}; {again}")
         if count < wanted[label]:
             return f"{label} has {count} of {wanted[label]} seeds"
-    return ""
+    absent = [edition.methods[key].label for key in edition.later if edition.methods[key].label not in {*table[who]}]
+    return f"no row of {', '.join(absent)}" if absent else ""
 
 
 def publish_any_vlm(results: Path, folder: Path, editions: Sequence[str] = ("mini", "sample")) -> list[Path]:
