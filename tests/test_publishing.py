@@ -15,6 +15,7 @@ from pages import PAGES, with_tables
 from prefmoe.analysis import tables
 from prefmoe.config import DEFAULT_EDITION, FIGURES, ROOT, load_edition, outputs
 from prefmoe.config.outputs import OutputError, figures_folder, made_folder, tables_folder
+from prefmoe.system.files import FileError
 from prefmoe.workflow import notebooks
 from prefmoe.workflow.notebooks import NotebookError
 
@@ -319,6 +320,13 @@ def test_tables_of_fewer_seeds_or_methods_than_the_edition_has_are_not_published
     with pytest.raises(OutputError, match=r"table1_seeds.csv: no row of Full fine-tuning; published are all"):
         publish.publish("mini", root=clone)
     assert contents(clone) == before
+
+
+def test_a_file_in_the_place_of_the_committed_tables_is_named(clone):
+    shutil.rmtree(clone / "figures/mini")
+    (clone / "figures/mini").write_text("")
+    with pytest.raises(FileError, match=r"figures/mini/table1.csv: cannot be made: .*figures/mini is no folder"):
+        publish.publish("mini", root=clone)
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,7 @@ def test_an_edition_without_committed_tables_or_without_own_ones_is_said(tmp_pat
         ("table1.csv", {"value": "abc"}, "table1.csv, row 1, column value: expected a number, found 'abc'"),
         ("table1.csv", {"turns": "ten"}, "table1.csv, row 1, column turns: expected a number, found 'ten'"),
         ("table1.csv", {"value": "0.5,1"}, "table1.csv, line 2: expected 11 fields, found 12"),
+        ("table1_seeds.csv", {"method": None}, "table1_seeds.csv: no column method; found 'other'"),
         ("table1_seeds.csv", {"seeds": None}, "table1_seeds.csv: no column seeds; found 'method'"),
         ("table1_seeds.csv", {"sd": "wide"}, "table1_seeds.csv, row 1, column sd: expected a number, found 'wide'"),
         ("comparisons.csv", {"p_users_holm": None}, "comparisons.csv: no column p_users_holm; found 'method'"),

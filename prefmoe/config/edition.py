@@ -41,7 +41,7 @@ TABLES = ("table1", "table2", "rivals", "beside")
 """Settings of an edition that list its methods."""
 
 Split = Literal["train", "validation", "test", "unseen"]
-Turns = Some[Annotated[int, Field(ge=0)]]
+Turns = Some[Annotated[int, Field(ge=0, le=10_000)]]
 """Numbers of exchanges of small talk."""
 
 
@@ -86,7 +86,7 @@ class Evaluation(Strict):
     batch_size: int = Field(64, ge=1)
     turns: Turns = (0, 10)
     unseen_turns: Turns = (0,)
-    max_new_tokens: int = Field(3, ge=1)
+    max_new_tokens: int = Field(3, ge=1, le=10_000)
     splits: Some[Split] = ("test", "unseen")
     controls: Annotated[tuple[ControlKind, ...], Once] = ()
     reuse_prefixes: bool = Field(True, description="compute the beginning that prompts share once per batch")

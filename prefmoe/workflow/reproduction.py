@@ -35,7 +35,7 @@ KEYS = (
     "stage", "tokens", "colour", "neighbours", "router", "expert", "question_type", "bin_low", "bin_high", "index",
     "user", "question", "origin", "layer", "token", "liked", "told", "fresh", "control", "users", "n_ref", "candidates",
     "k", "prototypes", "prototype", "order", "condition", "scale", "task", "rater", "attribute",
-    "items", "place", "ability", "recommender", "settings",
+    "items", "place", "ability", "recommender", "settings", "pictures",
 )  # fmt: skip
 """Columns that say what a row is about; rows are matched by those that a table has, never by position."""
 
@@ -145,7 +145,7 @@ def compare(
         for folder in (committed, made)
     )
     spread = left.get(SPREAD)
-    if not_made := _not_made(right, later):
+    if not_made := _not_made(right.get(SPREAD), later):
         left = {name: _without(table, not_made, ablation) for name, table in left.items()}
     not_asked = {
         name: command
@@ -180,14 +180,15 @@ def _read(path: Path) -> pd.DataFrame:
     found = ", ".join(map(repr, list(table)[:10]))
     if not any(key in table for key in KEYS):
         raise ReproductionError(f"{path}: expected columns such as method, turns and metric; found {found}")
-    if missing := [column for column in NEEDED.get(path.stem, ()) if column not in table]:
+    needed = [*NEEDED.get(path.stem, ()), *(() if path.stem != SPREAD or "condition" in table else ("method",))]
+    if missing := [column for column in needed if column not in table]:
         raise ReproductionError(f"{path}: no column {', '.join(missing)}; found {found}")
     return table
 
 
-def _not_made(tables: Mapping[str, pd.DataFrame], later: Sequence[str]) -> list[str]:
-    """Those of some methods (labels) of which no table has a row."""
-    there = {label for table in tables.values() for name in WHO if name in table for label in table[name].unique()}
+def _not_made(seeds: pd.DataFrame | None, later: Sequence[str]) -> list[str]:
+    """Those of some methods (labels) that have no row in a run's table of seeds, which has one for every method."""
+    there = set() if seeds is None else {label for name in WHO if name in seeds for label in seeds[name].unique()}
     return [label for label in later if label not in there]
 
 

@@ -24,6 +24,8 @@ if Path(workflow.basedir).resolve() != ROOT:
     raise WorkflowError(f"the installed prefmoe belongs to another clone, {ROOT}; run pip install -e . in this one")
 if unknown := set(config) - {"edition", "seeds"}:
     raise WorkflowError(f"unknown --config {', '.join(sorted(unknown))}; expected edition=<name>, seeds=<number or all>")
+if empty := [name for name, value in config.items() if value in (None, "")]:
+    raise WorkflowError(f"--config {empty[0]}= has no value; expected edition=<name>, seeds=<number or all>")
 if "seeds" in config:
     os.environ[SEEDS] = str(config["seeds"])  # for this and for every job
 try:

@@ -22,7 +22,7 @@ def minus(t: Tables, baseline: str, measure: str, users: str = "unseen", conditi
 
 
 def drawer(t: Tables) -> list[str]:
-    rows = t.rows(f"{EDITION}/drawer_abilities").set_index("attribute")
+    rows = t.rows(f"{EDITION}/drawer_abilities").pivot(index="attribute", columns="pictures", values="value")
     drawn = rows["the drawer's pictures"]
     good, bad = drawn[drawn >= LEARNT], drawn[drawn < LEARNT]
     holds(rows["drawings"].min() > 0.98, "the reader reads drawings")

@@ -25,7 +25,7 @@ from prefmoe.analysis.mmpb_tables import DIFFERENCES, corrected
 from prefmoe.cli import call
 from prefmoe.config import CONFIG_FOLDER, FIGURES, RESULTS, ROOT, Edition, load_edition
 from prefmoe.config.outputs import PARTS, SPEED, OutputError, committed_folder, made_folder, speed_folder, trials_file
-from prefmoe.system.files import whole_file
+from prefmoe.system.files import require_place, whole_file
 from prefmoe.workflow import notebooks
 from prefmoe.workflow.notebooks import NotebookError
 
@@ -94,6 +94,7 @@ def publish(what: str, *, root: Path = ROOT) -> list[Path]:
     if not (made / PARTS[""]).is_file():
         command = f"snakemake --cores all --config edition={edition.name}"
         raise OutputError(f"there is no {made / PARTS['']}; make it with `{command}`")
+    require_place(committed / PARTS[""])
     if short := _too_few_seeds(edition, made / "table1_seeds.csv"):
         raise OutputError(f"{made / 'table1_seeds.csv'}: {short}; published are all (snakemake --config seeds=all)")
     parts = {
