@@ -145,6 +145,9 @@ def test_recommenders_find_groups_of_taste_and_give_strangers_what_is_popular():
     assert trials["recommender"].value_counts().to_dict() == {recommenders.ALS: 2, recommenders.BPR: 2, "Popularity": 1}
     for name, rows in trials.groupby("recommender"):
         assert rows.loc[rows["chosen"] == 1, "auc"].item() == rows["auc"].max(), name
+    both = int(((answers * ~asked > 0).any(axis=1) & (answers * ~asked < 0).any(axis=1)).sum())
+    assert (trials["n"] == both).all() and (trials["seeds"] == [1, 2, 2, 2, 2]).all()
+    assert (trials["low"] <= trials["auc"]).all() and (trials["auc"] <= trials["high"]).all()
     assert all(fitted[name].shape == (2, *likes.shape) for name in FEW)
     assert all((fitted[name][0] != fitted[name][1]).any() for name in FEW)  # other first values
     found = {name: scores[0] for name, scores in fitted.items()}
@@ -399,6 +402,7 @@ def test_the_committed_recommenders_are_the_best_of_their_trials_with_worse_ones
     """Four trials with the best at an end had put ALS below the popular list."""
     trials = pd.read_csv(FIGURES / f"{edition}/recommender_trials.csv")
     assert list(trials) == list(recommenders.TRIAL_COLUMNS)
+    assert ((trials["low"] < trials["auc"]) & (trials["auc"] < trials["high"]) & (trials["n"] == 40)).all()
     for name, rows in trials.groupby("recommender"):
         assert rows.loc[rows["chosen"] == 1, "auc"].item() == rows["auc"].max(), name
     popularity = trials.loc[trials["recommender"] == recommenders.POPULARITY, "auc"].item()

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.metrics import roc_auc_score
 
+from prefmoe.analysis import statistics
+
 POPULARITY, ALS, BPR = "Popularity", "ALS", "BPR"
 
 KNOWN = {POPULARITY: "population's answers", ALS: "every user's answers", BPR: "every user's likes"}
@@ -41,7 +43,7 @@ GRIDS = {
 }
 """What is chosen on validation answers: all of it is tried, as a fit takes a moment."""
 
-TRIAL_COLUMNS = ("recommender", "settings", "seeds", "auc", "chosen")
+TRIAL_COLUMNS = ("recommender", "settings", "seeds", "auc", "low", "high", "n", "chosen")
 
 Grids = Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -55,7 +57,8 @@ def fit(
         training: (U, I) 1 where an answer says that the user likes the item, -1 where one says the opposite, 0 where
             nobody asked. Popularity and BPR see likes alone; ALS both, if that is better on validation.
         validation: the same of other answers, by which settings are chosen where training did not ask about the item,
-            too: by the mean over seeds of the AUC within a user (auc; of popularity as well, to be compared).
+            too: by the mean over seeds of the AUC within a user (auc; of popularity as well, to be compared), with its
+            interval over users and seeds, of n users.
         grids: what is tried, by name; `GRIDS` when absent.
 
     Popularity has one score for all seeds, S = 1. Users without a training answer have no factors, and are given what
@@ -65,16 +68,18 @@ def fit(
     validation = np.where(training == 0, validation, 0)  # what is asked again would reward remembering alone
     popularity = np.broadcast_to(liked.sum(axis=0).astype(float), training.shape)
     found, known = {POPULARITY: popularity[None]}, liked.any(axis=1)
-    rows = [(POPULARITY, "", 1, _told_apart(popularity, validation), 1)]
+    rows = [{"recommender": POPULARITY, "settings": "", "chosen": 1} | _told_apart(popularity[None], validation)]
     for name, grid in (grids or GRIDS).items():
         trials = []
         for values in product(*grid.values()):
             settings = dict(zip(grid, values, strict=True))
             scores = np.stack([_SCORES[name](training, seed, **settings) for seed in seeds])
-            trials.append((float(np.mean([_told_apart(one, validation) for one in scores])), settings, scores))
-        best = max(trials, key=lambda trial: trial[0])  # of equals the first
+            trials.append((_told_apart(scores, validation), settings, scores))
+        best = max(trials, key=lambda trial: trial[0]["auc"])  # of equals the first
         found[name] = np.where(known[:, None], best[2], popularity)
-        rows += [(name, json.dumps(one[1]), len(seeds), one[0], int(one is best)) for one in trials]
+        for trial in trials:
+            told = {"recommender": name, "settings": json.dumps(trial[1]), "chosen": int(trial is best)}
+            rows.append(told | trial[0])
     return found, pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
 
 
@@ -106,8 +111,12 @@ def _bpr(training: NDArray, seed: int, **settings: float) -> NDArray:
 _SCORES = {ALS: _als, BPR: _bpr}
 
 
-def _told_apart(scores: NDArray, answers: NDArray) -> float:
-    """The AUC of liked over disliked items within a user, mean over users with both; -inf without any."""
-    both = [row for row in range(len(scores)) if {1, -1} <= set(answers[row].tolist())]
-    aucs = [roc_auc_score(answers[row][answers[row] != 0], scores[row][answers[row] != 0]) for row in both]
-    return float(np.mean(aucs)) if aucs else -np.inf
+def _told_apart(scores: NDArray, answers: NDArray) -> dict[str, float]:
+    """auc: of liked over disliked items within a user, mean over seeds (scores are (S, U, I)) and users with both (n),
+    -inf without any; low, high: its interval."""
+    both = [row for row in range(len(answers)) if {1, -1} <= set(answers[row].tolist())]
+    asked = [(row, answers[row] != 0) for row in both]
+    aucs = [[roc_auc_score(answers[row][where], one[row][where]) for one in scores] for row, where in asked]
+    mean = statistics.cluster_bootstrap(np.array(aucs).reshape(len(both), len(scores)), both)
+    auc = mean["value"] if both else -np.inf
+    return {"seeds": len(scores), "auc": auc, **{name: mean[name] for name in ("low", "high", "n")}}
