@@ -51,3 +51,11 @@ def test_a_mistake_is_said_once_in_words_of_the_file(tmp_path, change, said):
 def test_a_miniature_of_more_than_memory_holds_is_refused_before_it_is_drawn(tmp_path, edition, setting):
     (line,) = _said(tmp_path, lambda content: content["data"].update({setting: 10**9}), edition)
     assert line.startswith("data.") and ": expected at most 10000000 " in line and "found " in line, line
+
+
+def test_what_methods_that_are_made_at_first_begin_with_is_not_left_for_later(tmp_path):
+    def all_for_later(content):
+        content.update(table2=["Image"], later=["All"])  # another user's history is given to its branch
+
+    (line,) = _said(tmp_path, all_for_later, "generation-smoke")
+    assert "later names what methods that are made at first need: All" in line

@@ -163,7 +163,7 @@ class Edition(Strict):
         seeds: of every trained method, but those of which more_seeds names others.
         at_first: so many of them are made unless more are asked for (`with_seeds`): tables in less time, to be held to
             the committed ones of all.
-        later: methods that are not made at first either.
+        later: methods of the tables that are not made at first either.
         rivals: methods of table1 that run on ablation_backbone alone, as most of the paper's competitors do on one.
         beside: methods that every other one is compared with, too: table beside.csv, with a correction of its own.
         own_methods: Python files, relative to the edition's, with methods that are not in the package.
@@ -251,11 +251,10 @@ class Edition(Strict):
             raise ValueError(f"ablation_backbone must be one of {', '.join(self.backbones)}")
         if elsewhere := [name for name in self.rivals if name not in self.table1]:
             raise ValueError(f"rivals names methods that table1 does not: {', '.join(elsewhere)}")
-        if set(self.table1) <= set(self.later):
-            raise ValueError("later names all methods of table1: nothing would be made at first")
         if missing := [name for name, seeds in self.more_seeds.items() if not set(self.seeds) <= set(seeds)]:
             raise ValueError(f"more_seeds has to hold the edition's seeds too, for {', '.join(missing)}")
         self._check_choices()
+        self._check_later()
         if self.training.batch_size % (self.hardware.processes or 1):
             raise ValueError(
                 f"training.batch_size {self.training.batch_size} cannot be shared equally among "
@@ -295,6 +294,17 @@ class Edition(Strict):
                 chain.append(before)
             if missing := set(self.seeds_of(name)) - set(self.seeds_of(chain[-1])):
                 raise ValueError(f"methods.{name} begins with {chain[-1]}, which has no seed {min(missing)}")
+
+    def _check_later(self) -> None:
+        later = set(self.later)
+        for what, wrong in (
+            ("every method of table1", later if set(self.table1) <= later else ()),
+            ("what neither table1 nor table2 does", later - {*self.table1, *self.table2}),
+            ("what the rest of table2 is compared with", later & {*self.table2[-1:]}),
+            ("what methods that are made at first need", later & {name for _, name in self.with_seeds(None).runs()}),
+        ):
+            if wrong:
+                raise ValueError(f"later names {what}: {', '.join(sorted(wrong))}")
 
     def needs(self, method: str) -> tuple[str, ...]:
         """The methods whose runs have to be finished before this one's begin."""
