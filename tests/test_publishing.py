@@ -320,6 +320,10 @@ def test_tables_of_fewer_seeds_or_methods_than_the_edition_has_are_not_published
     with pytest.raises(OutputError, match=r"table1_seeds.csv: no row of Full fine-tuning; published are all"):
         publish.publish("mini", root=clone)
     assert contents(clone) == before
+    settings = load_edition("mini", seeds="all")
+    shown = pd.DataFrame({"method": [settings.methods[key].label for key in settings.later]})
+    tables.write_csv(shown, made.with_name("information.csv"))
+    assert not publish._too_few_seeds(settings, made), "one seed of choices has no row in the table of seeds"
 
 
 def test_a_file_in_the_place_of_the_committed_tables_is_named(clone):

@@ -105,6 +105,13 @@ def test_rows_that_are_not_made_at_first_are_compared_where_they_are_made(tmp_pa
     assert found.verdict == REPRODUCED and not found.problems
     assert found.notes == [f"not made at first, and not compared: {', '.join(later)}"]
     assert compare(*folders, ablation=ablation(), later=later[:1]).verdict == NOT, "one of them is made at first"
+    (tmp_path / "made/table1_seeds.csv").unlink()
+    against = committed["comparisons"]["baseline"].isin(later)
+    put(committed["comparisons"][against], tmp_path / "committed/beside.csv")  # of nothing else, and not made
+    assert compare(*folders, ablation=ablation(), later=later).problems == ["table1_seeds.csv is missing"]
+    put(committed["table1"], tmp_path / "made/table1.csv")
+    half_made = compare(*folders, ablation=ablation(), later=later)
+    assert any("table2.csv has no row for EPI," in line for line in half_made.problems) and not half_made.notes
     moved_away = moved(committed["table1"], SENSITIVITY | {"method": later[1], "backbone": "llava-mini"}, 0.5)
     assert both(tmp_path / "all", committed, table1=moved_away).verdict == NOT
     assert compare(tmp_path / "all/made", tmp_path / "all/committed", ablation=ablation(), later=later).verdict == NOT

@@ -136,7 +136,7 @@ def compare(
     made: Path, committed: Path, *, ablation: Ablation = (None, {}), later: Sequence[str] = ()
 ) -> Comparison:
     """Compares every table of one folder with the table of the same name in another. ``later``: methods (labels) whose
-    committed rows are left out of it where this run has none of them.
+    committed rows are left out of it where this run has no row of any of them.
 
     Raises ReproductionError naming a table that cannot be compared, and what was expected; `tables.TableError` naming
     one that cannot be read."""
@@ -145,8 +145,9 @@ def compare(
         for folder in (committed, made)
     )
     spread = left.get(SPREAD)
-    if not_made := _not_made(right.get(SPREAD), later):
-        left = {name: _without(table, not_made, ablation) for name, table in left.items()}
+    if not_made := _not_made(right, later, ablation):
+        fewer = {name: _without(table, not_made, ablation) for name, table in left.items()}
+        left = {name: table for name, table in fewer.items() if len(table) or name in right or not len(left[name])}
     not_asked = {
         name: command
         for command, names in OF_THEIR_OWN.items() if not right.keys() & set(names)
@@ -186,10 +187,13 @@ def _read(path: Path) -> pd.DataFrame:
     return table
 
 
-def _not_made(seeds: pd.DataFrame | None, later: Sequence[str]) -> list[str]:
-    """Those of some methods (labels) that have no row in a run's table of seeds, which has one for every method."""
-    there = set() if seeds is None else {label for name in WHO if name in seeds for label in seeds[name].unique()}
-    return [label for label in later if label not in there]
+def _not_made(made: Mapping[str, pd.DataFrame], later: Sequence[str], ablation: Ablation) -> Sequence[str]:
+    """All of some methods (labels) if none of them has a row in a run's tables; otherwise none: where one is made all
+    are, and a row that is missing is a problem."""
+    whole = [made[name] for name in ("table1", SPREAD, "information") if name in made]
+    there = {label for table in whole for name in WHO if name in table for label in table[name].unique()}
+    steps = made["table2"]["components"].unique() if "components" in made.get("table2", ()) else ()
+    return later if there.union(map(ablation[1].get, steps)).isdisjoint(later) else ()
 
 
 def _without(table: pd.DataFrame, methods: Sequence[str], ablation: Ablation) -> pd.DataFrame:

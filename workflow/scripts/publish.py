@@ -147,7 +147,9 @@ def _too_few_seeds(edition: Edition, path: Path) -> str:
             raise OutputError(f"{path}: edition {edition.name!r} has no method with the label {label!r}; {again}")
         if count < wanted[label]:
             return f"{label} has {count} of {wanted[label]} seeds"
-    absent = [edition.methods[key].label for key in edition.later if edition.methods[key].label not in {*table[who]}]
+    shown = path.with_name("information.csv")  # choices have rows of several seeds alone in the other
+    there = {*table[who], *(tables.read_table(shown)["method"] if shown.is_file() else ())}
+    absent = [edition.methods[key].label for key in edition.later if edition.methods[key].label not in there]
     return f"no row of {', '.join(absent)}" if absent else ""
 
 
