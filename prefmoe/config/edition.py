@@ -34,8 +34,7 @@ SEEDS = "PREFMOE_SEEDS"
 """The environment's variable that says how many seeds an edition has: a number, or all."""
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**29)}
-"""Environment in which glibc keeps the memory of a large tensor for the next one, instead of giving it back and getting
-it again page by page."""
+"""Environment in which glibc keeps a large tensor's memory for the next one, and does not get it again page by page."""
 
 TABLES = ("table1", "table2", "rivals", "beside")
 """Settings of an edition that list its methods."""
@@ -296,12 +295,12 @@ class Edition(Strict):
                 raise ValueError(f"methods.{name} begins with {chain[-1]}, which has no seed {min(missing)}")
 
     def _check_later(self) -> None:
-        later = set(self.later)
+        later, at_first = set(self.later), {name for _, name in self.with_seeds(None).runs()}
         for what, wrong in (
             ("every method of table1", later if set(self.table1) <= later else ()),
             ("what neither table1 nor table2 does", later - {*self.table1, *self.table2}),
             ("what the rest of table2 is compared with", later & {*self.table2[-1:]}),
-            ("what methods that are made at first need", later & {name for _, name in self.with_seeds(None).runs()}),
+            ("what methods that are made at first need", later & at_first),
         ):
             if wrong:
                 raise ValueError(f"later names {what}: {', '.join(sorted(wrong))}")
@@ -344,15 +343,16 @@ class Edition(Strict):
         yield backbone, method
 
     def with_seeds(self, count: str | None) -> Edition:
-        """With the first so many seeds of every method: a number, "all", or None for those of `at_first`, without the
-        methods of `later`. Raises ConfigError if it is neither."""
+        """With the first so many seeds of every method: a number, "all", or None for those of `at_first`, without those
+        of `later` (then empty). Raises ConfigError if it is neither."""
         if count not in (None, "all") and not (count.isdecimal() and int(count)):
             raise ConfigError(f"seeds: expected a number from 1, or all, got {count!r}")
         most = self.at_first if count is None else None if count == "all" else int(count)
-        later = self.later if count is None else ()
-        kept = {table: tuple(name for name in getattr(self, table) if name not in later) for table in TABLES}
+        left = self.later if count is None else ()
+        kept = {table: tuple(name for name in getattr(self, table) if name not in left) for table in TABLES}
         more = {name: seeds[:most] for name, seeds in self.more_seeds.items()}
-        return self.model_copy(update={"seeds": self.seeds[:most], "more_seeds": more, **kept})
+        first = {"seeds": self.seeds[:most], "more_seeds": more, "later": () if left else self.later}
+        return self.model_copy(update=first | kept)
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """The seeds a method is run with; the first of the edition's alone when nothing in it is random: neither
