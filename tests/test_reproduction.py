@@ -226,9 +226,7 @@ def test_a_blank_in_the_place_of_a_number_is_too_far_off_in_a_finer_table_too(tm
     table = whole["breakdown"]
     first = table["value"].first_valid_index()
     found = both(tmp_path, whole, breakdown=table.assign(value=table["value"].mask(table.index == first)))
-    assert (
-        found.verdict == NOT and "1 of" in sentence(found) and "breakdown" in sentence(found)
-    )
+    assert found.verdict == NOT and "1 of" in sentence(found) and "breakdown" in sentence(found)
 
 
 def test_pictures_of_several_trainings_are_held_to_their_spread(tmp_path):

@@ -74,12 +74,11 @@ def fit(
         for values in product(*grid.values()):
             settings = dict(zip(grid, values, strict=True))
             scores = np.stack([_SCORES[name](training, seed, **settings) for seed in seeds])
-            trials.append((_told_apart(scores, validation), settings, scores))
-        best = max(trials, key=lambda trial: trial[0]["auc"])  # of equals the first
-        found[name] = np.where(known[:, None], best[2], popularity)
-        for trial in trials:
-            told = {"recommender": name, "settings": json.dumps(trial[1]), "chosen": int(trial is best)}
-            rows.append(told | trial[0])
+            row = {"recommender": name, "settings": json.dumps(settings)} | _told_apart(scores, validation)
+            trials.append((row, scores))
+        best, chosen = max(trials, key=lambda trial: trial[0]["auc"])  # of equals the first
+        found[name] = np.where(known[:, None], chosen, popularity)
+        rows += [row | {"chosen": int(row is best)} for row, _ in trials]
     return found, pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
 
 

@@ -5,11 +5,8 @@ from typing import Any
 
 import yaml
 
-from prefmoe.config import ROOT, Edition, load_edition
+from prefmoe.config import ROOT, Edition, PrefMoEMethod, load_edition
 from prefmoe.system.names import did_you_mean
-
-PREFMOE = "prefmoe"
-"""The kind of methods that notebooks about tokens of users can show."""
 
 SHAPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list"}
 """Kinds of values that a cell of parameters has, in words."""
@@ -38,7 +35,7 @@ def check(given: Mapping[str, Any], usual: Mapping[str, Any], notebook: str = ""
         _check_kind(name, value, usual[name])
     if "edition" not in usual or not {"edition", "backbone", "method", "split", "turns"} & given.keys():
         return
-    edition = load_edition(given.get("edition", usual["edition"]))
+    edition, needs = load_edition(given.get("edition", usual["edition"])), _needs_of(notebook)
     if "edition" in given:
         own = load_edition(usual["edition"])
         if own.about != edition.about:
@@ -46,7 +43,7 @@ def check(given: Mapping[str, Any], usual: Mapping[str, Any], notebook: str = ""
                 f"edition: expected one about {own.about}, as {own.name!r} is; {edition.name!r} is about "
                 f"{edition.about}"
             )
-        if lacking := _lacking(notebook, edition):
+        if lacking := _lacking(needs, edition):
             raise ParameterError(f"edition: expected one with {lacking}, which {edition.name!r} has not")
     known = {
         "backbone": edition.backbones,
@@ -62,14 +59,13 @@ def check(given: Mapping[str, Any], usual: Mapping[str, Any], notebook: str = ""
                 f"{value!r:.80}{did_you_mean(value, map(str, choices))}"
             )
     method = given.get("method", usual.get("method"))
-    with_tokens = [name for name, one in edition.methods.items() if one.kind == PREFMOE]
-    if method is not None and method not in with_tokens and _needs_of(notebook).get("model") == "full":
+    with_tokens = [name for name, one in edition.methods.items() if isinstance(one, PrefMoEMethod)]
+    if method is not None and method not in with_tokens and needs.get("model") == "full":
         raise ParameterError(f"method: expected one with tokens of users, {', '.join(with_tokens)}; found {method!r}")
 
 
-def _lacking(notebook: str, edition: Edition) -> str:
-    """What a notebook needs of an edition that this one has not; empty if nothing, or nobody knows."""
-    needs = _needs_of(notebook)
+def _lacking(needs: Mapping[str, Any], edition: Edition) -> str:
+    """What a notebook with these needs does not find in an edition; empty if nothing, or nobody knows."""
     if "table2" in needs.get("tables", ()) and not edition.table2:
         return "table2, its ablation"
     kinds = set(needs.get("kinds", ())) - {method.kind for method in edition.methods.values()}

@@ -181,8 +181,8 @@ def _read(path: Path) -> pd.DataFrame:
     found = ", ".join(map(repr, list(table)[:10]))
     if not any(key in table for key in KEYS):
         raise ReproductionError(f"{path}: expected columns such as method, turns and metric; found {found}")
-    needed = [*NEEDED.get(path.stem, ()), *(() if path.stem != SPREAD or "condition" in table else ("method",))]
-    if missing := [column for column in needed if column not in table]:
+    who = ["condition" if "condition" in table else "method"] if path.stem == SPREAD else []
+    if missing := [column for column in (*NEEDED.get(path.stem, ()), *who) if column not in table]:
         raise ReproductionError(f"{path}: no column {', '.join(missing)}; found {found}")
     return table
 
