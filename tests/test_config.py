@@ -193,8 +193,8 @@ def test_a_short_run_has_the_first_seeds_and_all_of_them_where_all_are_asked_for
     assert load_edition(path, seeds="1").seeds_of("LoRA") == (1,), "what is said in words comes first"
     monkeypatch.setenv("PREFMOE_SEEDS", "")
     assert load_edition(path).seeds == (3, 1)
-    for wrong in ("0", "-1", "two", "1.5"):
-        with pytest.raises(ConfigError, match=f"seeds: expected a number from 1, or all, got '{wrong}'"):
+    for wrong in ("0", "-1", "two", "1.5", "5", "99"):
+        with pytest.raises(ConfigError, match=f"seeds: expected a number from 1 to 4, or all, got '{wrong}'"):
             load_edition(path, seeds=wrong)
 
 

@@ -207,7 +207,7 @@ def test_the_linter_has_no_complaint():
         ("editon=mini", r"unknown --config editon; expected edition=<name>, seeds=<number or all>"),
         ("edition=", r"--config edition= has no value; expected edition=<name>, seeds=<number or all>"),
         ("seeds=", r"--config seeds= has no value; expected edition=<name>, seeds=<number or all>"),
-        ("seeds=two", r"seeds: expected a number from 1, or all, got 'two'"),
+        ("seeds=two", r"seeds: expected a number from 1 to 3, or all, got 'two'"),
         ("edition=$(touch pwned)", r"the name '\$\(touch pwned\)' of an edition is refused: expected letters, digits"),
         ("edition=../elsewhere/mine.yaml", r"elsewhere/mine.yaml: the workflow makes editions of config/; put the"),
     ],

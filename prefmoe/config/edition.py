@@ -344,15 +344,15 @@ class Edition(Strict):
 
     def with_seeds(self, count: str | None) -> Edition:
         """With the first so many seeds of every method: a number, "all", or None for those of `at_first`, without those
-        of `later` (then empty). Raises ConfigError if it is neither."""
-        if count not in (None, "all") and not (count.isdecimal() and int(count)):
-            raise ConfigError(f"seeds: expected a number from 1, or all, got {count!r}")
+        of `later` (then empty). Raises ConfigError if it is neither, or more than there are."""
+        known = max(len(seeds) for seeds in (self.seeds, *self.more_seeds.values()))
+        if count not in (None, "all") and not (count.isdecimal() and 0 < int(count) <= known):
+            raise ConfigError(f"seeds: expected a number from 1 to {known}, or all, got {count!r:.80}")
         most = self.at_first if count is None else None if count == "all" else int(count)
-        left = self.later if count is None else ()
-        kept = {table: tuple(name for name in getattr(self, table) if name not in left) for table in TABLES}
+        table = {key: tuple(one for one in getattr(self, key) if count or one not in self.later) for key in TABLES}
         more = {name: seeds[:most] for name, seeds in self.more_seeds.items()}
-        first = {"seeds": self.seeds[:most], "more_seeds": more, "later": () if left else self.later}
-        return self.model_copy(update=first | kept)
+        fewer = {"seeds": self.seeds[:most], "more_seeds": more, "later": self.later if count else ()}
+        return self.model_copy(update=table | fewer)
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """The seeds a method is run with; the first of the edition's alone when nothing in it is random: neither
