@@ -180,7 +180,11 @@ def test_the_script_measures_everything_and_names_the_hardware(tiny_edition, mon
         "ranking", "histories", "many users", "user state",
     ]  # fmt: skip
     steps = table[table["benchmark"] == "training step"]
-    assert steps["setting"].nunique() == 2 and steps["variant"].nunique() == 5  # fmt: skip
+    assert steps["setting"].nunique() == 2 and steps["variant"].nunique() == 5
+    for _, rows in steps.groupby("setting"):
+        products = rows.set_index("variant")["note"].str.extract(r"^([\d.]+) billion operations")[0].astype(float)
+        assert products["PrefMoE"] == pytest.approx(products["prefix, losses and LoRA (EPICD)"], rel=0.03)
+        assert products["LoRA, same layers"] < products["PrefMoE"]
     too_large = table["users"] == 10**9
     assert table.loc[too_large, "note"].str.contains("GB are free").all() and too_large.sum() == 2
     assert (table.loc[~too_large, ["median_ms", "ratio", "rounds"]] > 0).all(axis=None)

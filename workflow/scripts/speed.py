@@ -17,6 +17,7 @@ import psutil
 import torch
 from growth import growth
 from loops import Variant, drawing_variants, layer_variants, loss_variants
+from torch.utils.flop_counter import FlopCounterMode
 from whole_methods import Bench, HistoryBench, wide_llava
 
 from prefmoe.cli import call
@@ -219,7 +220,8 @@ def step_rows(request: Request) -> Rows:
     settings, (clock, timed) = request.settings, request.work
     timing, batch = {"seconds": 2 * request.seconds, "clock": clock}, settings.training.batch_size
     variants = request.lab.training_variants(batch)
-    yield f"{request.about}, batch {batch}{timed}", measure(variants, request.device, **timing)
+    found = _with_products(measure(variants, request.device, **timing), variants)
+    yield f"{request.about}, batch {batch}{timed}", found
     with TemporaryDirectory() as temporary:
         model = wide_llava(Path(temporary) / "wide-llava", side=request.side)
         methods = {"PrefMoE": request.lab.prefmoe.model_copy(update=PUBLISHED_RANKS)}
@@ -227,7 +229,18 @@ def step_rows(request: Request) -> Rows:
         variants = Bench(wide, request.lab.workbench.results).training_variants(4)
         tokens = request.side * request.side
         about = f"random LLaVA, width 256, 8 layers, {tokens} image tokens, ranks 8/64/8, batch 4{timed}"
-        yield about, measure(variants, request.device, **timing)
+        yield about, _with_products(measure(variants, request.device, **timing), variants)
+
+
+def _with_products(table: pd.DataFrame, variants: Mapping[str, Variant]) -> pd.DataFrame:
+    """Notes how many operations the matrix products of each variant are (torch's counter, which leaves out attention on
+    a CPU): no clock and no machine changes these."""
+    notes = []
+    for variant in variants.values():
+        with FlopCounterMode(display=False) as counted:
+            variant()
+        notes.append(f"{counted.get_total_flops() / 1e9:.3g} billion operations in matrix products")
+    return table.assign(note=notes)
 
 
 def evaluation_rows(request: Request) -> Rows:
