@@ -20,7 +20,7 @@ from safetensors.torch import load_model, save_model
 
 from prefmoe.running.record import hardware
 from prefmoe.system.files import is_intact, whole_file
-from pretraining.abilities import measure_abilities
+from pretraining.abilities import WANTED, judge, measure_abilities
 from pretraining.drawings import pool_without_users
 from pretraining.errors import PretrainingError
 from pretraining.language import LESSONS, train_joint, train_text
@@ -102,14 +102,14 @@ def pretrain(
         seed: of the first weights and of everything that is drawn but the pictures, which all seeds share.
 
     Returns ``folder``. Raises PretrainingError if the backbone is not one of the two, llava-mini has not come so far,
-    or its text stage has not learned to read (`train_text`).
+    its text stage has not learned to read (`train_text`), or worse weights would replace the package's (`judge`).
     """
     kinds = {name: kind for kind, name in FOLDERS.items()}
     if backbone not in kinds:
         raise PretrainingError(f"there is no recipe for {backbone!r}, only for {', '.join(kinds)}")
     kind = kinds[backbone]
     recipe = recipe or RECIPES[kind]
-    folder = folder or WEIGHTS / backbone
+    replaces, folder = folder is None, folder or WEIGHTS / backbone
     work = work or work_folder(backbone, seed)
     work.mkdir(parents=True, exist_ok=True)
     model, image_processor, tokenizer = build_model(kind, seed)
@@ -147,6 +147,9 @@ def pretrain(
     features = pool_features(model, image_processor, pool)
     stage("joint", lambda place: train_joint(model, kind, image_processor, tokenizer, pool, features, **talking,
                                              seed=seed, path=place, keep=keep))  # fmt: skip
+    abilities = measure_abilities(model.half().float(), kind, image_processor, tokenizer)
+    if recipe is RECIPES[kind]:
+        judge(abilities, WANTED, backbone, seed=seed, replaces=replaces)
     card = {
         "backbone": backbone,
         "made_by": f"python workflow/scripts/pretrain.py {backbone} --seed {seed}" if seed else MADE_BY,
@@ -155,7 +158,7 @@ def pretrain(
         "parameters": sum(p.numel() for p in model.parameters()),
         "minutes": round(seconds / 60, 1),
         "hardware": hardware(model.device),
-        "abilities": measure_abilities(model.half().float(), kind, image_processor, tokenizer),
+        "abilities": abilities,
     }
     save(model, image_processor, tokenizer, kind, folder, card)
     return folder
