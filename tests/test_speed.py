@@ -245,3 +245,15 @@ def without(table: pd.DataFrame, benchmark: str) -> pd.DataFrame:
 def test_the_page_about_speed_has_a_row_for_each_benchmark():
     page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| ([a-z ]+) \| ", page, re.M) == ["benchmark", *speed.BENCHMARKS]
+
+
+def test_the_products_of_a_step_are_those_that_the_page_tells():
+    table = pd.read_csv(FIGURES / "speed/cpu.csv").query("benchmark == 'training step'")
+    page = " ".join((ROOT / "docs/speed.md").read_text(encoding="utf-8").split())
+    said = re.search(r"products alone are ([\d.]+) times as many \(([\d.]+) and ([\d.]+) billion", page)
+    long = re.search(r"for ([\d.]+) times the products \(([\d.]+) and ([\d.]+) billion\)", page)
+    for (_, rows), found in zip(table.groupby("setting", sort=False), (said, long), strict=True):
+        counted = rows.set_index("variant")["note"].str.partition(" ")[0].astype(float)
+        ours, plain = counted["PrefMoE"], counted["LoRA, same layers"]
+        ratio, *both = map(float, found.groups())
+        assert both == [ours, plain] and ratio == pytest.approx(ours / plain, abs=0.006)
