@@ -20,9 +20,10 @@ from safetensors.torch import load_model, save_model
 
 from prefmoe.running.record import hardware
 from prefmoe.system.files import is_intact, whole_file
-from pretraining.abilities import WANTED, judge, measure_abilities
+from pretraining.abilities import WANTED, measure_abilities
 from pretraining.drawings import pool_without_users
 from pretraining.errors import PretrainingError
+from pretraining.judging import judge
 from pretraining.language import LESSONS, train_joint, train_text
 from pretraining.miniatures import FOLDERS, WEIGHTS, adopt_language_model, build_model, save
 from pretraining.place import finished, work_folder

@@ -1,18 +1,14 @@
 """What a miniature can do, measured on people and pictures that no stage has seen."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from pretraining.conversations import Conversations, Encoder, Introduced, Say
 from pretraining.drawings import unseen_pictures
-from pretraining.errors import PretrainingError
 from pretraining.reading import learned_tokens, soft_prefix
 from pretraining.vision import pool_features
-
-log = logging.getLogger(__name__)
 
 WANTED = {
     "naming an item": 0.9, "preference yes/no": 0.9, "preference choice": 0.9,
@@ -20,26 +16,6 @@ WANTED = {
 }  # fmt: skip
 """Accuracies that a miniature is made for: some .1 below what the shipped ones have. One run of the recipe has read
 profiles and recognised nobody."""
-
-
-def judge(found: Mapping[str, Mapping[str, float]], wanted: Mapping[str, float], name: str, *, seed: int,
-          replaces: bool) -> None:  # fmt: skip
-    """Says which of the wanted abilities weights do not have.
-
-    Args:
-        found: ability -> its accuracy and n. wanted: ability -> accuracy. name: of the backbone, made with this seed.
-        replaces: whether the package's weights are to be replaced.
-
-    Raises PretrainingError if they are, by what can do less; else it is a warning.
-    """
-    short = [f"{ability} {found[ability]['accuracy']:.2f} ({goal:.2f} was wanted)" for ability, goal in wanted.items()
-             if found[ability]["accuracy"] < goal]  # fmt: skip
-    if not short:
-        return
-    said = f"{name} has learned too little: {', '.join(short)}; another seed may learn it: --seed {seed + 1}"
-    if replaces:
-        raise PretrainingError(f"{said}. The shipped weights stay; what was made is kept, --folder puts it elsewhere")
-    log.warning("%s", said)
 
 
 @torch.no_grad()

@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from prefmoe.running.record import hardware
-from pretraining.abilities import judge
 from pretraining.episodes import NAMES, Episodes, PoolEpisodes, repeated, ruled
 from pretraining.errors import PretrainingError
 from pretraining.idefics2 import FOLDER, NAME, build_model
+from pretraining.judging import judge
 from pretraining.miniatures import write
 from pretraining.place import Place, finished, work_folder
 from pretraining.sorting import EpisodeReader, answered, questions_about

@@ -32,10 +32,10 @@ from prefmoe.generation.sampling import STEPS, TEXT_SCALE
 from prefmoe.running.record import hardware
 from prefmoe.system.files import open_to_readers, write_json
 from prefmoe.system.places import DRAWER
-from pretraining.abilities import judge
 from pretraining.attribute_reader import train_reader
 from pretraining.drawer_abilities import measure_drawing, measure_reading, unseen_captions
 from pretraining.drawer_training import train_drawer
+from pretraining.judging import judge
 from pretraining.place import finished, work_folder
 from pretraining.small_drawings import draw_item_masks, draw_small_pool
 

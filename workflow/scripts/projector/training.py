@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pretraining.judging import judge
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from prefmoe.backbones.smollm2_lite import WEIGHTS
 from prefmoe.backbones.tower_layout import tower_states
 from prefmoe.system.files import is_intact, whole_file, write_json
 from prefmoe.system.finite import check_finite
+from prefmoe.system.places import PACKAGE
 from projector.lessons import COLUMNS, Lesson, asked
 
 
@@ -64,8 +66,10 @@ def note(folder: Path, part: str, card: dict[str, Any]) -> None:
     write_json(folder / smollm2_lite.CARD, {**origin, part: card, "sha256": digests})
 
 
-def ship_part(tensors: dict[str, Tensor], card: dict[str, Any], path: Path) -> Path:
-    """Puts what a part learned into the package, with its card beside it."""
+def ship_part(tensors: dict[str, Tensor], card: dict[str, Any], path: Path, wanted: Mapping[str, float]) -> Path:
+    """Puts what a part learned into the package, with its card beside it. Raises PretrainingError if it can less than
+    it is made for, in the ``wanted`` abilities of its card (`judge`); of a path elsewhere, that is a warning."""
+    judge(card["abilities"], wanted, path.stem, replaces=path.is_relative_to(PACKAGE))
     path.parent.mkdir(parents=True, exist_ok=True)
     save(tensors, path)
     write_json(path.with_suffix(".json"), {**card, "sha256": smollm2_lite.sha256(path)})
