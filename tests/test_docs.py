@@ -38,6 +38,12 @@ def test_the_page_of_baselines_has_every_method() -> None:
     assert [kind for kind, s in KINDS.items() if f"`{s.module.rpartition('.')[2]}.py`" not in text] == []
 
 
+def test_every_find_has_a_line_in_the_table_of_finds() -> None:
+    folder = DOCS.parent / "findings"
+    told = re.findall(r"^\| `(\w+\.sh)` \| .+ \|$", (folder / "README.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(told) == sorted(script.name for script in folder.glob("*.sh"))
+
+
 def test_the_rows_on_the_page_of_baselines_are_rows_that_can_be_made() -> None:
     (block,) = blocks("baselines.md", "yaml")
     methods = {name: TypeAdapter(Method).validate_python(content) for name, content in yaml.safe_load(block).items()}
