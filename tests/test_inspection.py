@@ -1,5 +1,7 @@
 """Looking inside a method: what is shown is what the model computes."""
 
+import ast
+import json
 from functools import cache
 from types import SimpleNamespace
 
@@ -7,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from notebook_cells import cells
+from notebook_cells import NOTEBOOKS, cells
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
@@ -307,6 +309,20 @@ def test_what_cannot_be_looked_at_is_named():
         routing.gates(plain, questions(2))
     with pytest.raises(InspectionError, match="attn='eager'"):
         attention.attention(plain, questions(2))
+
+
+@pytest.mark.parametrize(("notebook", "message"), [("05", "component P"), ("09", "component P"), ("10", "no prefix")])
+def test_what_a_notebook_cannot_show_is_refused_before_it_is_trained(tmp_path, monkeypatch, notebook, message):
+    monkeypatch.chdir(tmp_path)
+    lay_out(tmp_path)
+    given = {"settings": small_edition("tiny-llava", seeds=[0]), "backbone": "tiny-llava", "method": "LoRA", "seed": 0}
+    names = cells(notebook, **given, trained_method=lambda *_, **__: pytest.fail("it was trained"))
+    (path,) = NOTEBOOKS.glob(f"{notebook}_*.ipynb")
+    sources = ["".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"]]
+    (source,) = [source for source in sources if "\ntrained = " in source]
+    lines = ast.parse(source[source.index("untrained = ") :]).body
+    with pytest.raises(InspectionError, match=message):
+        exec(compile(ast.Module(lines, []), path.name, "exec"), names)
 
 
 def test_a_missing_run_of_a_large_backbone_names_the_command(tmp_path):

@@ -34,6 +34,13 @@ class Attention:
     p_yes: NDArray
 
 
+def with_prefix(method: Method) -> Method:
+    """The method itself. Raises InspectionError if it puts no soft tokens before a question."""
+    if not method.prefix_length:
+        raise InspectionError(f"{method.config.label!r} has no prefix to attend to")
+    return method
+
+
 @torch.no_grad()
 def attention(method: Method, examples: Sequence[Example]) -> Attention:
     """Runs the questions through a method with a prefix and keeps the attention to prefix and picture.
@@ -41,9 +48,7 @@ def attention(method: Method, examples: Sequence[Example]) -> Attention:
     Raises InspectionError if the method has no prefix, the backbone was not loaded with attn="eager", or the picture's
     tokens are no grid of patches.
     """
-    if not method.prefix_length:
-        raise InspectionError(f"{method.config.label!r} has no prefix to attend to")
-    backbone = method.backbone
+    backbone = with_prefix(method).backbone
     if backbone.model.config.get_text_config()._attn_implementation != "eager":
         raise InspectionError(f"attention maps need load_backbone({backbone.entry.name!r}, attn='eager')")
     batch = prompts(method, examples)

@@ -15,7 +15,8 @@ EXPERTS = {"task": ("preference branch", "profile branch"), "preference": FACETS
 """What each router chooses between, in the order of its gates."""
 
 
-def _prefmoe(method: Method) -> PrefMoE:
+def routed(method: Method) -> PrefMoE:
+    """A method with component M, as what it is. Raises InspectionError for another one."""
     if not isinstance(method, PrefMoE) or method.router is None:
         raise InspectionError(f"{method.config.label!r} has no routers (component M)")
     return method
@@ -25,7 +26,7 @@ def _prefmoe(method: Method) -> PrefMoE:
 def gates(method: Method, examples: Sequence[Example]) -> pd.DataFrame:
     """The gates that each question gets: user, question, router, expert, gate. Raises InspectionError if the method has
     no routers."""
-    method, batch = _prefmoe(method), prompts(method, examples)
+    method, batch = routed(method), prompts(method, examples)
     with method.context(batch):
         method.model.base_model(**batch.inputs, use_cache=False)
         found = {name: gate.float().cpu().numpy() for name, gate in method.gates().items()}
