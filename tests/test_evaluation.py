@@ -241,7 +241,7 @@ def test_a_damaged_shard_is_named_and_its_questions_are_asked_again(tmp_path, mo
     method = method_of("LoRA")
     whole = ask(method, batch_size=4)
     with monkeypatch.context() as patch:  # every shard is kept, as after a kill
-        patch.setattr("prefmoe.running.evaluation._Shards.clear", lambda self: None)
+        patch.setattr("prefmoe.running.evaluation.shutil.rmtree", lambda *_, **__: None)
         ask(method, batch_size=4, folder=tmp_path, shard_batches=2)
     first, second, *_ = sorted(tmp_path.glob("*.parquet"))
     content = bytearray(first.read_bytes())

@@ -236,9 +236,7 @@ def comparison_table(pairs: Iterable[tuple[Ratings, Ratings]]) -> pd.DataFrame:
                 owners = change.index.get_level_values("user")
                 rows.append({**where, **statistics.paired_difference(change.to_numpy(), owners)})
     table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
-    family = table.groupby(["n_ref", "candidates", "k"])
-    table["p_users_holm"] = family["p_users"].transform(statistics.holm)
-    return table
+    return statistics.corrected(table, ["n_ref", "candidates", "k"])
 
 
 def more_history_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
@@ -257,9 +255,7 @@ def more_history_table(ratings: Iterable[Ratings]) -> pd.DataFrame:
             owners = difference.index.get_level_values("user")
             where = {"method": one.method, "users": users, "n_ref": max(lengths), "baseline_n_ref": min(lengths)}
             rows.append({**where, **statistics.paired_difference(difference.to_numpy(), owners)})
-    table = pd.DataFrame(rows, columns=list(MORE_HISTORY_COLUMNS))
-    table["p_users_holm"] = table.groupby("users")["p_users"].transform(statistics.holm)
-    return table
+    return statistics.corrected(pd.DataFrame(rows, columns=list(MORE_HISTORY_COLUMNS)), ["users"])
 
 
 def collapse_table(ratings: Iterable[Ratings], population: Ratings) -> pd.DataFrame:

@@ -168,10 +168,8 @@ def beside_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:
 
 def _tested(pairs: Sequence[tuple[Answers, Answers]]) -> pd.DataFrame:
     rows = [row for first, second in pairs for row in compare(first, second)]
-    table = pd.DataFrame(rows, columns=[c for c in COMPARISON_COLUMNS if not c.endswith("_holm")])
-    for test in ("p_questions", "p_users"):
-        table[f"{test}_holm"] = table.groupby("metric")[test].transform(statistics.holm)
-    return table[list(COMPARISON_COLUMNS)]
+    table = statistics.corrected(pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)), ["metric"], "p_questions")
+    return statistics.corrected(table, ["metric"])
 
 
 def forest_table(edition: Edition, answers: Sequence[Answers]) -> pd.DataFrame:

@@ -238,10 +238,7 @@ def comparison_table(pairs: Sequence[tuple[Drawn, Drawn]], benchmark: ChoiceBenc
                 owners = values.index.get_level_values("user")
                 where = {"condition": focus.condition, "baseline": other.condition, "users": users, "measure": measure}
                 rows.append({**where, **statistics.paired_difference(values, owners)})
-    table = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
-    family = table.groupby(["users", "measure"])["p_users"]
-    table["p_users_holm"] = family.transform(statistics.holm)
-    return table
+    return statistics.corrected(pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS)), ["users", "measure"])
 
 
 def read_drawn(edition: Edition, results: str | Path) -> dict[str, Drawn]:

@@ -252,6 +252,11 @@ def holm(p: ArrayLike) -> NDArray:
     return adjusted
 
 
+def corrected(table: pd.DataFrame, family: Sequence[str], test: str = "p_users") -> pd.DataFrame:
+    """The table with a column of p values corrected (`holm`) among the rows that agree in these columns."""
+    return table.assign(**{f"{test}_holm": table.groupby(list(family))[test].transform(holm)})
+
+
 def seed_spread(values: ArrayLike) -> float:
     """Sample standard deviation over seeds (NaN with fewer than two)."""
     values = np.asarray(values, dtype=float)

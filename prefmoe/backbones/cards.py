@@ -9,7 +9,7 @@ from prefmoe.backbones.weights import offline_folder
 from prefmoe.config.backbone_files import MINIATURE_CARD as CARD
 from prefmoe.config.registry import BackboneError, find_backbone, read_registry
 from prefmoe.data.drawing import ITEM_FACET
-from prefmoe.system.files import FileError, read_json
+from prefmoe.system.files import read_json
 from prefmoe.system.places import CHOICE_MINIATURE
 
 CHANCE = {"choice": 1 / 4, "place": 1 / 4, "yes/no": 1 / 2, "presence": 1 / 2, "naming": 1 / len(ITEM_FACET)}
@@ -36,10 +36,7 @@ def read_card(name: str) -> dict:
     path = folder / CARD
     if not path.is_file():
         raise BackboneError(f"backbone {name!r}: {path} is missing")
-    try:
-        card = read_json(path, "the card of a backbone")
-    except FileError as error:
-        raise BackboneError(str(error)) from error
+    card = read_json(path, "the card of a backbone", kind=BackboneError)
     if not isinstance(card.get("abilities"), dict) or not card["abilities"]:
         raise BackboneError(f"{path}, abilities: expected name -> accuracy and n, found none")
     return card

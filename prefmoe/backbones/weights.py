@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from prefmoe.config.backbone_files import LOADED, identity, noted_revision
 from prefmoe.config.registry import BackboneEntry, BackboneError, check_plain_folder, model_class_of
 from prefmoe.system import hub, places
-from prefmoe.system.files import FileError, read_json
+from prefmoe.system.files import read_json
 from prefmoe.system.foreign_files import ForeignFileError, MissingFileError, foreign_file
 
 _MAPPINGS = (
@@ -82,10 +82,7 @@ def checked_folder(entry: BackboneEntry) -> Path:
 def check_mappings(folder: Path) -> None:
     """Raises BackboneError naming the file where a folder's settings are no JSON mapping, or its tokenizer is none."""
     for path in (folder / name for name in _MAPPINGS if (folder / name).is_file()):
-        try:
-            content = read_json(path, "a part of the backbone")
-        except FileError as error:
-            raise BackboneError(str(error)) from error
+        content = read_json(path, "a part of the backbone", kind=BackboneError)
         wrong = [part for part in _PARTS if path.name == "config.json" and not isinstance(content.get(part, {}), dict)]
         if wrong:
             raise BackboneError(f"{path}, {wrong[0]}: expected a mapping, found {content[wrong[0]]!r:.80}")
@@ -122,9 +119,8 @@ def _check_shards(entry: BackboneEntry, folder: Path) -> None:
     if not index.is_file():
         return
     try:
-        named = sorted(set(read_json(index, "JSON with a mapping `weight_map`")["weight_map"].values()))
-    except FileError as error:
-        raise BackboneError(str(error)) from error
+        files = read_json(index, "JSON with a mapping `weight_map`", kind=BackboneError)["weight_map"].values()
+        named = sorted(set(files))
     except (KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{index}: expected JSON with a mapping `weight_map` ({error!r})") from error
     missing = []

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import model_validator
 
 from prefmoe.config.backbone_files import LOADED
-from prefmoe.system.files import FileError, read_json
+from prefmoe.system.files import read_json
 from prefmoe.system.foreign_files import ForeignFileError, check_folder
 from prefmoe.system.frozen import Frozen
 from prefmoe.system.names import NAME, RULE, did_you_mean
@@ -251,8 +251,6 @@ def model_class_of(folder: Path) -> str:
     if not path.is_file():
         raise BackboneError(f"{folder} is no model folder: config.json is missing")
     try:
-        return str(read_json(path, "JSON with a list `architectures`")["architectures"][0])
-    except FileError as error:
-        raise BackboneError(str(error)) from error
+        return str(read_json(path, "JSON with a list `architectures`", kind=BackboneError)["architectures"][0])
     except (LookupError, TypeError) as error:
         raise BackboneError(f"{path}: expected JSON with a list `architectures` ({error!r})") from error

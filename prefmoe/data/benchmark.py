@@ -105,13 +105,18 @@ class Preference(Frozen):
         return (*self.likes, *self.dislikes)
 
 
-class User(Frozen):
+class Described(Frozen):
     """A user: a name, a face and a description (profile), and up to five preferences (one per facet)."""
 
     name: str
     attribute: Literal["human", "animal", "object", "character"]
     description: str
     preferences: dict[str, Preference]
+
+
+class User(Described):
+    """Somebody with pictures, of whom questions are asked."""
+
     images: tuple[Path, ...]
 
     @field_validator("name")

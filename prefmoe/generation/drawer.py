@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from prefmoe.generation.saved_networks import check_files, check_weights
-from prefmoe.system.files import FileError, open_to_readers, read_json
+from prefmoe.system.files import open_to_readers, read_json
 from prefmoe.system.places import DRAWER, PACKAGE
 
 FOLDER = PACKAGE / "weights" / DRAWER
@@ -54,10 +54,7 @@ class Drawer(DiffusionPipeline):
         index = Path(folder) / INDEX
         if not index.is_file():
             raise DrawerError(f"{index} is missing: expected a folder that Drawer.save_pretrained wrote")
-        try:
-            kind = read_json(index, "a drawer's index").get("_class_name")
-        except FileError as error:
-            raise DrawerError(str(error)) from error
+        kind = read_json(index, "a drawer's index", kind=DrawerError).get("_class_name")
         if kind != cls.__name__:
             raise DrawerError(f"{index}: expected a {cls.__name__}, found a pipeline of the kind {kind}")
         options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, **options}

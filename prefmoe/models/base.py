@@ -22,18 +22,14 @@ from prefmoe.backbones.batches import Batch, Collator
 from prefmoe.backbones.last_positions import last_positions_only
 from prefmoe.backbones.pictures import load_pictures
 from prefmoe.config import Profile
-from prefmoe.data.benchmark import Benchmark, Example, GrowingBenchmark, User
+from prefmoe.data.benchmark import Benchmark, Described, Example, GrowingBenchmark, User
 from prefmoe.data.prompts import PLAIN, Wording
 from prefmoe.models import saved
 from prefmoe.models.profiles import check_profile, check_words
-from prefmoe.models.saved import CONFIG_FILE, WEIGHTS_FILE
+from prefmoe.models.saved import CONFIG_FILE, WEIGHTS_FILE, MethodError
 from prefmoe.system import distributed
 from prefmoe.system.files import whole_file, write_json
 from prefmoe.system.foreign_files import foreign_file
-
-
-class MethodError(ValueError):
-    """A method that does not fit its backbone, its benchmark, or the files it is loaded from."""
 
 
 class Method(nn.Module):
@@ -290,7 +286,7 @@ class Method(nn.Module):
             method=self.config,
             backbone=saved.SavedBackbone(**self.identity()["backbone"]),
             users=self._own_users,
-            added_users=tuple(saved.AddedUser(**user.model_dump(exclude={"images"})) for user in self.added_users),
+            added_users=tuple(Described(**user.model_dump(exclude={"images"})) for user in self.added_users),
         )
         for number, user in enumerate(self.added_users):
             for k, picture in enumerate(user.images[: self._pictures_shown]):
@@ -345,7 +341,7 @@ class Method(nn.Module):
         method._load_tensors(files[WEIGHTS_FILE])
         return method.eval()
 
-    def _register_saved(self, user: saved.AddedUser, folder: Path, number: int) -> None:
+    def _register_saved(self, user: Described, folder: Path, number: int) -> None:
         """Makes an adapter's added user known; the tensors come afterwards. Raises MethodError if the user is known
         already or cannot be added, or a picture that prompts show is missing."""
         try:
@@ -359,12 +355,9 @@ class Method(nn.Module):
             raise MethodError(f"{folder / CONFIG_FILE}, added_users.{number}: {error}") from error
 
     @torch.no_grad()
-    def _load_tensors(self, path: Path) -> None:
-        expected = self._tensors()
-        try:
-            found = saved.read_tensors(path, expected)
-        except ValueError as error:
-            raise MethodError(str(error)) from error
+    def _load_tensors(self, path: Path, expected: Mapping[str, Tensor] | None = None) -> None:
+        expected = self._tensors() if expected is None else expected
+        found = saved.read_tensors(path, expected)
         for name, tensor in expected.items():
             distributed.put(tensor, found[name])
 

@@ -315,10 +315,7 @@ class PrefMoE(Method, settings=PrefMoEMethod):
 
     def _load_tensors(self, path: Path) -> None:
         """Says which routers an adapter's tensors are of, before their names and shapes are said to differ."""
-        try:
-            names = saved.tensor_names(path)
-        except ValueError as error:
-            raise MethodError(str(error)) from error
+        names = saved.tensor_names(path)
         kinds = {"own": "router.task.weight", "published": "router.weights.task_router_0"}
         found = next((kind for kind, name in kinds.items() if name in names), None)
         if self.router is not None and found not in (None, self.config.routers):

@@ -34,7 +34,7 @@ from prefmoe.config import PrototypesMethod, RaterMethod, ZeroShotMethod
 from prefmoe.data.choices import ChoiceBenchmark
 from prefmoe.losses import pairwise_preference
 from prefmoe.models import saved
-from prefmoe.models.base import Method, MethodError
+from prefmoe.models.base import Method
 from prefmoe.models.lora import install_lora
 from prefmoe.models.prefix import PrefixHook
 
@@ -222,17 +222,10 @@ class Prototypes(Rater, settings=PrototypesMethod):
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"begins_with": self.config.begins_with}
 
-    @torch.no_grad()
     def begin_with(self, folder: Path) -> None:
         """Takes what a finished stage 1 has trained, from its saved method. Raises MethodError if a file is damaged, or
         was saved by another method than one with just these parts."""
-        expected = self._buffers_to_save()
-        try:
-            found = saved.read_tensors(folder / saved.WEIGHTS_FILE, expected)
-        except ValueError as error:
-            raise MethodError(str(error)) from error
-        for name, tensor in expected.items():
-            tensor.copy_(found[name])
+        self._load_tensors(folder / saved.WEIGHTS_FILE, self._buffers_to_save())
         self._seen.clear()
 
 

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import ValidationError
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from prefmoe import config as configuration
 from prefmoe.config.registry import BackboneEntry
-from prefmoe.data.benchmark import Preference, User
+from prefmoe.data.benchmark import Described, User
 from prefmoe.system import hub
 from prefmoe.system.files import read_json, read_regular
 from prefmoe.system.finite import check_finite
@@ -37,6 +36,10 @@ _FACTOR = re.compile(r"(^|[._])A(\.|$)")
 """In the name of a tensor A (..., rank, inputs): of our layers, and of peft's."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+class MethodError(ValueError):
+    """A method that does not fit its backbone, its benchmark, or the files it is loaded from."""
 
 
 def folder_of(source: str | Path, revision: str | None) -> Path:
@@ -71,22 +74,13 @@ class SavedUsers(Frozen):
     profiles: dict[str, str]
 
 
-class AddedUser(Frozen):
-    """A user who came later: all of a profile but the pictures, of which the tensors hold what was read from them."""
-
-    name: str
-    attribute: Literal["human", "animal", "object", "character"]
-    description: str
-    preferences: dict[str, Preference]
-
-
 class SavedMethod(Frozen):
     """The content of method.json."""
 
     method: configuration.Method
     backbone: SavedBackbone
     users: SavedUsers
-    added_users: tuple[AddedUser, ...]
+    added_users: tuple[Described, ...]
 
 
 def read(path: Path) -> SavedMethod:
@@ -163,31 +157,31 @@ def check_sizes(path: Path, method: configuration.MethodSettings, weights: Path)
 
 
 def tensor_names(path: Path) -> set[str]:
-    """The names of a file's tensors. Raises ValueError naming the file, if it cannot be read."""
+    """The names of a file's tensors. Raises MethodError naming the file, if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return set(file.keys())
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+        raise MethodError(f"{path}: cannot be read: {error}") from error
 
 
 def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, of just these names and shapes, and finite. Raises ValueError naming the file and the
+    """The tensors of a file, of just these names and shapes, and finite. Raises MethodError naming the file and the
     tensor, if they are not."""
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+        raise MethodError(f"{path}: cannot be read: {error}") from error
     different = sorted(found.keys() ^ expected.keys())
     if different:
-        raise ValueError(f"{path}: tensors missing or unknown: {', '.join(different[:5])}")
+        raise MethodError(f"{path}: tensors missing or unknown: {', '.join(different[:5])}")
     for name, tensor in expected.items():
         value = found[name]
         if tensor.shape != value.shape:
-            raise ValueError(f"{path}, {name}: shape {tuple(value.shape)}, expected {tuple(tensor.shape)}")
+            raise MethodError(f"{path}, {name}: shape {tuple(value.shape)}, expected {tuple(tensor.shape)}")
         if _sort(tensor) != _sort(value):
-            raise ValueError(f"{path}, {name}: {value.dtype}, expected {tensor.dtype}")
-    check_finite(found.items(), path)
+            raise MethodError(f"{path}, {name}: {value.dtype}, expected {tensor.dtype}")
+    check_finite(found.items(), path, MethodError)
     return found
 
 

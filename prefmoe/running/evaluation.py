@@ -213,24 +213,6 @@ def _answer(
     return rows
 
 
-class _Shards:
-    """Answers of finished batches, kept so that an interrupted evaluation goes on where it stopped."""
-
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder = folder
-        self.pattern = f"{provenance.digest(identity, 8)}-{{:05d}}.parquet"
-
-    def read(self, number: int) -> pd.DataFrame | None:
-        path = self.folder / self.pattern.format(number)
-        return pd.read_parquet(path) if is_intact(path) else None
-
-    def write(self, number: int, rows: pd.DataFrame) -> None:
-        write_parquet(self.folder / self.pattern.format(number), rows, sealed=True)
-
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
 def evaluate(
     method: Method,
     examples: Sequence[Example],
@@ -317,12 +299,13 @@ def evaluate(
         "too_long": too_long,
         "shard_batches": shard_batches,
     }
-    shards = _Shards(Path(folder), identity) if folder is not None else None
+    shards = None if folder is None else Path(folder) / f"{provenance.digest(identity, 8)}-{{:05d}}.parquet"
     method.eval()
     bar = progress_bar(len(batches), f"evaluate {method.backbone.entry.name} {method.config.kind}, {turns} turns")
     pieces = []
     for number, start in enumerate(range(0, len(batches), shard_batches)):
-        piece = shards.read(number) if shards else None
+        path = shards and shards.with_name(shards.name.format(number))
+        piece = pd.read_parquet(path) if path and is_intact(path) else None
         if not (distributed.agreed(piece is not None) if sharded else piece is not None):
             rows = []
             with merged_lora(method.model):
@@ -334,8 +317,8 @@ def evaluate(
                     rows.append(answers.assign(place=batch))
                     bar.update()
             piece = pd.concat(rows, ignore_index=True)
-            if shards:
-                shards.write(number, piece)
+            if path:
+                write_parquet(path, piece, sealed=True)
         else:
             bar.update(len(batches[start : start + shard_batches]))
         pieces.append(piece)
@@ -350,5 +333,5 @@ def evaluate(
     unread = metrics.unreadable(metrics.score(frame)).tolist()
     frame.insert(frame.columns.get_loc("prediction") + 1, "unparsed", unread)
     if shards and state.is_main_process:
-        shards.clear()
+        shutil.rmtree(shards.parent, ignore_errors=True)
     return frame

@@ -2,7 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heappop, heappush
 from itertools import count as count_up
 from itertools import islice
 
@@ -68,40 +68,6 @@ def _stream(
 # --- pairs --------------------------------------------------------------------------------------------------------
 
 
-class _Waiting:
-    """The examples of one preference group and form that have no partner yet, first come, first served. ``queues``: for
-    each user the ranks of the user's examples, in rising order."""
-
-    def __init__(self, queues: dict[int, deque[int]]) -> None:
-        self.queues = queues
-        self.heap = [(queue[0], user) for user, queue in queues.items()]  # one entry per user: the first rank left
-        heapify(self.heap)
-
-    def partner(self, user: int, used: Sequence[bool]) -> int | None:
-        """The lowest rank that is not used and not of this user; None if there is none."""
-        found = self._first(used)
-        if found is not None and found[1] == user:
-            own = heappop(self.heap)
-            found = self._first(used)
-            heappush(self.heap, own)
-        return None if found is None else found[0]
-
-    def _first(self, used: Sequence[bool]) -> tuple[int, int] | None:
-        """The entry of the lowest rank that is not used; what is used is forgotten on the way."""
-        while self.heap:
-            rank, user = self.heap[0]
-            if not used[rank]:
-                return rank, user
-            queue = self.queues[user]
-            while queue and used[queue[0]]:
-                queue.popleft()
-            if queue:
-                heapreplace(self.heap, (queue[0], user))
-            else:
-                heappop(self.heap)
-        return None
-
-
 def _pairs(examples: Sequence[Example], benchmark: Benchmark, rng: np.random.Generator) -> list[list[int]]:
     """One epoch as units: two examples of one form whose different users share a preference group, or a single one.
 
@@ -120,18 +86,23 @@ def _pairs(examples: Sequence[Example], benchmark: Benchmark, rng: np.random.Gen
     for rank, position in enumerate(order):
         if (key := keys[position]) is not None:
             queues[key][users[position]].append(rank)
-    waiting = {key: _Waiting(of_users) for key, of_users in queues.items()}
+    # Of each user of a group the first rank left; in rising order, which is a heap.
+    heaps = {key: [(ranks[0], user) for user, ranks in of_users.items()] for key, of_users in queues.items()}
     used = [False] * len(order)  # by rank, the place in the order
     units = []
     for rank, position in enumerate(order):
         if used[rank]:
             continue
-        used[rank] = True
-        unit = [position]
-        if (key := keys[position]) is not None and (found := waiting[key].partner(users[position], used)) is not None:
-            used[found] = True
-            unit.append(order[found])
-        units.append(unit)
+        units.append([position])
+        if (key := keys[position]) is not None:
+            heap, own = heaps[key], queues[key]
+            for found, user in [heappop(heap) for _ in heap[:2]]:  # this one, and the first of somebody else
+                own[user].popleft()
+                used[found] = True
+                if own[user]:
+                    heappush(heap, (own[user][0], user))
+                if found != rank:
+                    units[-1].append(order[found])
     return [units[i] for i in rng.permutation(len(units))]
 
 

@@ -19,6 +19,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -37,31 +38,13 @@ def sharding() -> bool:
     return processes() > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
-class _RowsOfAll(torch.autograd.Function):
-    """Concatenates the rows of all processes; every process uses all of them, so gradients are summed over them."""
-
-    @staticmethod
-    def forward(ctx, own: Tensor) -> Tensor:
-        ctx.count = len(own)
-        parts = [torch.empty_like(own) for _ in range(processes())]
-        dist.all_gather(parts, own.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        first = state().process_index * ctx.count
-        return gradient[first : first + ctx.count]
-
-
 def rows_of_all(own: Tensor) -> Tensor:
     """The rows (B, ...) of all processes, in the order of the processes: (processes * B, ...); differentiable.
 
     A loss that every process computes from them is the loss of the whole batch; the mean over processes of its
     gradients, which `average_gradients` takes, is that loss's gradient. B must be equal in all processes.
     """
-    return own if processes() == 1 else _RowsOfAll.apply(own)
+    return own if processes() == 1 else torch.cat(all_gather(own))
 
 
 def share_of_all(count: int, device: torch.device) -> float | Tensor:

@@ -112,15 +112,12 @@ def sole_process(folder: Path, otherwise: Exception) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
-        lock.acquire(timeout=0)
-    except Timeout as held:
-        raise otherwise from held
-    try:
+        held = FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=0)
+    except Timeout as error:
+        raise otherwise from error
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def sha256(path: Path) -> str:
@@ -159,21 +156,21 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: Path, expected: str, *, once: bool = False) -> dict[str, Any]:
+def read_json(path: Path, expected: str, *, once: bool = False, kind: type[ValueError] = FileError) -> dict[str, Any]:
     """The mapping that a JSON file holds. ``expected``: what it should be, for the message; ``once``: whether a key may
-    stand in a mapping no more than once. Raises FileError if it cannot be read, is not JSON (a login page, half a
-    file), or is no mapping (null, a list)."""
+    stand in a mapping no more than once; ``kind``: of error, which is raised if it cannot be read, is not JSON (a login
+    page, half a file), or is no mapping (null, a list)."""
     try:
         content = parsed_json(read_regular(path).decode("utf-8"), once=once)
     except OSError as error:
-        raise FileError(f"{path}: expected {expected}, cannot be read: {error.strerror}") from error
+        raise kind(f"{path}: expected {expected}, cannot be read: {error.strerror}") from error
     except ValueError as error:  # undecodable bytes are one, too
-        raise FileError(f"{path}: expected {expected}, found no JSON ({error})") from error
+        raise kind(f"{path}: expected {expected}, found no JSON ({error})") from error
     except RecursionError as error:
-        raise FileError(f"{path}: expected {expected}, found brackets without end") from error
+        raise kind(f"{path}: expected {expected}, found brackets without end") from error
     if not isinstance(content, dict):
         found = "null" if content is None else f"a {type(content).__name__}"
-        raise FileError(f"{path}: expected {expected}, a JSON mapping; found {found}")
+        raise kind(f"{path}: expected {expected}, a JSON mapping; found {found}")
     return content
 
 

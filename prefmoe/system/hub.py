@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.sha import git_hash
 
 from prefmoe.system.file_digests import state_of
 
@@ -125,10 +126,7 @@ def _digest_of(path: str, digits: int, size: int, *changed: int) -> str:
     with open(path, "rb") as file:
         if digits == 64:
             return hashlib.file_digest(file, "sha256").hexdigest()
-        git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        while piece := file.read(2**20):
-            git.update(piece)
-        return git.hexdigest()
+        return git_hash(file.read())
 
 
 def _snapshot(repo_id: str, options: dict[str, Any], otherwise: str) -> Path:

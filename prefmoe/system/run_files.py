@@ -40,10 +40,7 @@ def read_story(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     if not path.is_file():
         raise RunFileError(f"{folder}: no finished run ({RUN_FILE} is missing)")
-    try:
-        content = read_json(path, "the story of a run")
-    except FileError as error:
-        raise RunFileError(str(error)) from error
+    content = read_json(path, "the story of a run", kind=RunFileError)
     noted = content.pop("digest", None)
     if noted is None:
         raise RunFileError(f"{path}: expected the digests of the run's files, found none")

@@ -5,7 +5,7 @@ import math
 from safetensors import safe_open
 
 from prefmoe.config.registry import BackboneEntry, Shape
-from prefmoe.system.files import FileError, read_json
+from prefmoe.system.files import read_json
 
 MEGAPIXEL_TOKENS = 1369
 """Of a picture of 1036 x 1036 pixels, where 28 x 28 make a token."""
@@ -30,10 +30,7 @@ def shape_of(entry: BackboneEntry) -> Shape:
                 count = math.prod(file.get_slice(name).get_shape())
                 total += count
                 vision += count if (tower in name and projector not in name) or "image_newline" in name else 0
-    try:
-        content = read_json(entry.folder / "config.json", "the configuration of a backbone")
-    except FileError as error:
-        raise ResourceError(str(error)) from error
+    content = read_json(entry.folder / "config.json", "the configuration of a backbone", kind=ResourceError)
     text, picture = content.get("text_config", content), content["vision_config"]
     side = picture.get("image_size", 0) // picture["patch_size"]
     latents = content.get("perceiver_config", {}).get("resampler_n_latents", 0)

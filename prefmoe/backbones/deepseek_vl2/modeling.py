@@ -23,7 +23,14 @@ from transformers import DeepseekV2Model, DeepseekV3Model, GenerationMixin, PreT
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Chunk, ConversionOps, MergeModulelist, WeightConverter, WeightRenaming
+from transformers.core_model_loading import (
+    Chunk,
+    Concatenate,
+    ConversionOps,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2TextModel
 
@@ -113,12 +120,6 @@ class DeepseekVLV2Model(DeepseekVLV2PreTrainedModel):
         self.language_model = LANGUAGE_MODELS[config.text_config.model_type](config.text_config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.embed_tokens = value
-
     def get_image_features(
         self, pixel_values: Tensor, image_tiles: Tensor, return_dict: bool = True
     ) -> BaseModelOutputWithPooling:
@@ -158,18 +159,12 @@ class DeepseekVLV2Model(DeepseekVLV2PreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             inputs_embeds = self._show(inputs_embeds, input_ids, pixel_values, image_tiles)
-        outputs = self.language_model(
+        return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             **(options | {"return_dict": True}),
-        )
-        return BaseModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
         )
 
     def _show(self, embeddings: Tensor, ids: Tensor | None, pixel_values: Tensor, image_tiles: Tensor | None) -> Tensor:
@@ -191,12 +186,6 @@ class DeepseekVLV2ForCausalLM(DeepseekVLV2PreTrainedModel, GenerationMixin):
         self.model = DeepseekVLV2Model(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
 
     def get_image_features(
         self, pixel_values: Tensor, image_tiles: Tensor, **options: Any
@@ -261,35 +250,13 @@ class _DropBatch(ConversionOps):
         return _DropBatch(not self.back)
 
 
-class _JoinExperts(ConversionOps):
-    """Two matrices per expert in the file, all experts as one tensor (experts, 2 * inner, H) in the model. Where a file
-    lacks one the tensor comes out too small, which loading reports by name."""
+class _JoinExperts(Concatenate):
+    """Both matrices of all experts as one tensor (experts, 2 * inner, H). Where a file lacks one the tensor comes out
+    too small, which loading reports by name."""
 
-    def convert(self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str],
-                **kwargs: Any) -> dict[str, Tensor]:  # fmt: skip
-        pairs = zip(*(input_dict.get(pattern, ()) for pattern in source_patterns), strict=False)
-        return {target_patterns[0]: torch.stack([torch.cat(pair) for pair in pairs])}
-
-    @property
-    def reverse_op(self) -> ConversionOps:
-        return _PartExperts()
-
-
-class _PartExperts(ConversionOps):
-    """The way back."""
-
-    def convert(self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str],
-                **kwargs: Any) -> dict[str, Tensor]:  # fmt: skip
-        parts = zip(target_patterns, _only(input_dict).chunk(len(target_patterns), dim=1), strict=True)
-        return {
-            pattern.replace("*", str(expert)): own.contiguous()
-            for pattern, part in parts
-            for expert, own in enumerate(part)
-        }
-
-    @property
-    def reverse_op(self) -> ConversionOps:
-        return _JoinExperts()
+    def convert(self, input_dict: dict[str, Tensor], *patterns: list[str], **kwargs: Any) -> dict[str, Tensor]:
+        fewest = min(map(len, input_dict.values()))
+        return super().convert({name: one[:fewest] for name, one in input_dict.items()}, *patterns, **kwargs)
 
 
 def _only(tensors: dict[str, Any]) -> Tensor:
@@ -311,7 +278,7 @@ register_checkpoint_conversion_mapping(
         WeightConverter(
             [".mlp.experts.*.gate_proj.weight", ".mlp.experts.*.up_proj.weight"],
             ".mlp.experts.gate_up_proj",
-            [_JoinExperts()],
+            [MergeModulelist(dim=0), _JoinExperts(dim=1)],
         ),
         WeightConverter(".mlp.experts.*.down_proj.weight", ".mlp.experts.down_proj", [MergeModulelist(dim=0)]),
     ],
