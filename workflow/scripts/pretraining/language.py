@@ -10,12 +10,13 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from prefmoe.system.files import is_intact
 from pretraining.abilities import measure_abilities
 from pretraining.conversations import Conversations, Encoder, Say
 from pretraining.drawings import Pictures
 from pretraining.errors import PretrainingError
 from pretraining.miniatures import BLANK, of_language_model
-from pretraining.place import Place
+from pretraining.place import Place, forget, read
 from pretraining.reading import CIRCLE, FreePeople, learned_in_one_pass, learned_tokens, soft_prefix
 from pretraining.vision import word_ids
 
@@ -82,9 +83,13 @@ LESSONS = (
 """Stage 1: level, the accuracy at which the next level begins, and the most steps a level may take."""
 
 
+RATES = (2e-3, 1e-3, 5e-4)
+"""Stage 1 begins with the first of these learning rates, and from its first weights again with the next one where it
+has not learned to read (docs/miniatures.md says how often)."""
+
 SHORT_OF_GOAL = 0.1
 """How far below its goal the first lesson and the last may end. A model further below has not learned to read, and what
-follows does not teach it (docs/miniatures.md)."""
+follows does not teach it."""
 
 Snapshot = Callable[[str], object]
 """Keeps the model as it is, under a name."""
@@ -93,13 +98,33 @@ Practice = Literal["anchors", "free", "none"]
 """What the last phases practise: prefixes of PrefMoE's form, learned tokens of a circle of invented people, nothing."""
 
 
-def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, lessons=LESSONS,
+class NotLearnedError(PretrainingError):
+    """A model that has not learned to read."""
+
+
+def train_text(model, kind: str, tokenizer, *, seed: int = 0, rates: Sequence[float] = RATES, lessons=LESSONS,
                path: Path | None = None, keep: Snapshot | None = None) -> float:  # fmt: skip
     """Stage 1; every fourth conversation repeats an earlier level. ``path`` keeps its `Place`.
 
     ``keep``: called after each lesson with its name, "lesson0" and so on. Returns the last level's accuracy. Raises
-    PretrainingError after the first lesson or the last if it ends more than `SHORT_OF_GOAL` below its goal.
+    PretrainingError if at each of the rates the first lesson or the last ends more than `SHORT_OF_GOAL` below its goal.
     """
+    untrained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    at = read(path)[0]["at"].get("rate") if path is not None and is_intact(path) else None
+    for rate in rates[rates.index(at) if at in rates else 0 :]:
+        try:
+            return _train_text(model, kind, tokenizer, seed, rate, lessons, path, keep)
+        except NotLearnedError as error:
+            if rate == rates[-1]:
+                raise NotLearnedError(f"{error}; another seed may: --seed {seed + 1}") from None
+            log.warning("at a rate of %g, %s; the stage begins again at the next lower rate", rate, error)
+            model.load_state_dict(untrained)
+            if path is not None:
+                forget(path)
+
+
+def _train_text(model, kind: str, tokenizer, seed: int, lr: float, lessons: Sequence, path: Path | None,
+                keep: Snapshot | None) -> float:  # fmt: skip
     rng = np.random.default_rng([seed, 31])
     conversations = Conversations(None, rng)
     fixed = torch.cat([*word_ids(tokenizer), torch.tensor([tokenizer.convert_tokens_to_ids(BLANK)])])
@@ -125,14 +150,14 @@ def train_text(model, kind: str, tokenizer, *, seed: int = 0, lr: float = 2e-3, 
             trainer.step(loss, rate)
             hits.append(accuracy)
             if place.due(done):
-                place.keep(lesson=number, step=k + 1, done=done, hits=hits[-25:])
+                place.keep(lesson=number, step=k + 1, done=done, hits=hits[-25:], rate=lr)
         reached = float(np.mean(hits[-25:]))
         log.info("lesson %d: accuracy %.3f, %d steps so far", level, reached, done)
         if number in (0, len(lessons) - 1) and reached < goal - SHORT_OF_GOAL:
-            raise PretrainingError(
+            raise NotLearnedError(
                 f"lesson {level}, the {'first' if number < len(lessons) - 1 else 'last'} one, ended at an accuracy of "
                 f"{reached:.3f} where {goal} was wanted: this model has not learned to read, and nothing that follows "
-                f"would teach it; another seed may: --seed {seed + 1}"
+                "would teach it"
             )
         if keep:
             keep(f"lesson{number}")
