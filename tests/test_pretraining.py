@@ -221,14 +221,14 @@ def test_a_backbone_that_is_no_miniature_is_refused():
         pretraining.pretrain("llava-1.5-7b")
 
 
-@pytest.mark.parametrize(("goals", "named"), [((1.05, 0.0), "0, the first"), ((0.0, 1.05), "1, the last")])
-def test_a_text_stage_that_has_learned_nothing_begins_again_at_lower_rates(tmp_path, monkeypatch, caplog, goals, named):
+@pytest.mark.parametrize("goals", [(1.05, 0.0), (0.0, 1.05)])
+def test_a_text_stage_that_has_learned_nothing_begins_again_at_lower_rates(tmp_path, monkeypatch, caplog, goals):
     monkeypatch.setattr(Place, "EVERY", 1)
     lessons = [(level, goal, 1) for level, goal in enumerate(goals)]
 
     def weights(*rates: float, path: Path | None = None) -> torch.Tensor:
         model, _, tokenizer = miniatures.build_model("llava")
-        with pytest.raises(pretraining.PretrainingError, match=rf"lesson {named} .* of 0\.\d+ where 1.05 .* --seed 8"):
+        with pytest.raises(pretraining.PretrainingError, match=r"lesson \d ended at .* 0\.\d+ where 1.05 .* --seed 8"):
             language.train_text(model, "llava", tokenizer, lessons=lessons, seed=7, rates=rates, path=path)
         return torch.cat([parameter.flatten() for parameter in model.parameters()])
 
@@ -238,7 +238,7 @@ def test_a_text_stage_that_has_learned_nothing_begins_again_at_lower_rates(tmp_p
         assert torch.equal(weights(3e-3, 2e-3, path=tmp_path / "text.place"), alone)
         assert caplog.text.count("at a rate of 0.003, lesson") == 1
     model, _, tokenizer = miniatures.build_model("llava")
-    assert 0 <= language.train_text(model, "llava", tokenizer, lessons=((0, 0.0, 1), (1, 9.0, 1), (2, 0.1, 1))) <= 1
+    assert 0 <= language.train_text(model, "llava", tokenizer, lessons=((0, 0.0, 1), (1, 0.1, 1))) <= 1
 
 
 def test_another_seed_is_another_model_with_stages_of_its_own():
