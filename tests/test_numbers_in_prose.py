@@ -27,6 +27,7 @@ NOT_COMMITTED = {
 
 ABOUT = {
     "docs/any_vlm.md": {"": ("any_vlm",)},
+    "docs/departures.md": {"": ("published-mini",)},
     "docs/map.md": {"": tuple("any_vlm generation-mini ladder mini preference-mini ranking rivals small".split())},
     "docs/results.md": {
         "": ("mini",),

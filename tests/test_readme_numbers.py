@@ -135,9 +135,11 @@ FRONT_PAGE = {
     ],
     rf"AUC {NUMBER} \[{NUMBER}, {NUMBER}\] higher \(p = {NUMBER}, corrected for all rows\) and {NUMBER} "
     rf"\[{NUMBER}, {NUMBER}\] \(p = {NUMBER}\)": beside_names,
-    rf"AUC {NUMBER} \[{NUMBER}, {NUMBER}\] higher; accuracy about preferences {NUMBER} beside {NUMBER} \|": lambda: [
+    rf"AUC {NUMBER} \[{NUMBER}, {NUMBER}\] higher; accuracy about preferences {NUMBER} beside {NUMBER} "
+    rf"\({NUMBER} \[(-\.\d+), {NUMBER}\]\) \|": lambda: [
         *difference(compared("Popular choice", "auc_same")),
         table1("PrefMoE", "preference")["value"], table1("Popular choice", "preference", NO_BACKBONE)["value"],
+        *difference(compared("Popular choice", "preference")),
     ],
     rf"as published {NUMBER} \[{NUMBER}, {NUMBER}\], with our settings under the same training {NUMBER} "
     rf"\[{NUMBER}, {NUMBER}\] \({NUMBER} \[{NUMBER}, {NUMBER}\] higher\)": lambda: [
